@@ -131,7 +131,10 @@ class CosineVP(Process):
         return -math.pi / 2 / (1 + self.offset) * torch.tan(self._angle(t))
 
     def sigma2(self, t: Tensor) -> Tensor:
-        return -torch.expm1(2 * self.log_alpha(t))
+        # sin(a - a0) sin(a + a0)/cos^2 a0: exactly 0 at t = 0
+        apart = torch.sin(math.pi / 2 * t / (1 + self.offset))
+        together = torch.sin(math.pi / 2 * (t + 2 * self.offset) / (1 + self.offset))
+        return apart * together / math.cos(math.pi / 2 * self.offset / (1 + self.offset)) ** 2
 
     def sigma2_rate(self, t: Tensor) -> Tensor:
         scale = math.cos(math.pi / 2 * self.offset / (1 + self.offset)) ** 2
@@ -143,7 +146,8 @@ class TableVP(Process):
     """Variance preserving, through a table of cumulative alphas such as Stable Diffusion's, continuous in t.
 
     `log alpha` is the cubic through the table's nodes at `t = i/(N-1)`; at the nodes it equals the table.
-    Does **not** reach data at t = 0: sigma_0 is the table's first sigma (0.029 for Stable Diffusion).
+    A table that does not begin with 1 does **not** reach data at t = 0: sigma_0 is its first sigma (0.029 for
+    Stable Diffusion).
     """
 
     alphas_cumprod: tuple[float, ...]
@@ -153,6 +157,17 @@ class TableVP(Process):
         """Stable Diffusion's table: betas linear in their square root (Rombach et al. 2022)."""
         betas = torch.linspace(beta_start**0.5, beta_end**0.5, steps, dtype=torch.float64) ** 2
         return cls(tuple(torch.cumprod(1 - betas, 0).tolist()))
+
+    @classmethod
+    def from_scheduler(cls, alphas_cumprod: Tensor, *, ends_at_data: bool) -> TableVP:
+        """A diffusers scheduler's `alphas_cumprod`; with `ends_at_data` (its `set_alpha_to_one`) t = 0 is clean data."""
+        head = [1.0] if ends_at_data else []
+        return cls(tuple(head + alphas_cumprod.double().tolist()))
+
+    def timestep(self, t: Tensor) -> Tensor:
+        """The index into the scheduler's table (real-valued, at least 0) that a diffusers network takes for t."""
+        offset = 1 if self.alphas_cumprod[0] == 1.0 else 0
+        return (t * (len(self.alphas_cumprod) - 1) - offset).clamp(min=0)
 
     @cached_property
     def _nodes(self) -> tuple[Tensor, Tensor]:
