@@ -251,18 +251,21 @@ class ScalarLQ:
             h, Pi = A * (h - Pi * b) / D, A**2 * Pi / D
         return self._shifted_chain(steps, pulls[::-1], ratios[::-1], start or self.marginal(times[0]))
 
-    def sqdf_fixed_point(self, times: Tensor, gamma: float = 1.0, start: tuple[float, float] | None = None) -> ChainOptimum:
-        """Where SQDF with its training-free soft Q ends: the chain shifted by `gamma^j grad r(x0_hat(x_s))`.
+    def sqdf_fixed_point(
+        self, times: Tensor, *, gamma: float = 1.0, rho: float = 0.0, start: tuple[float, float] | None = None
+    ) -> ChainOptimum:
+        """Where SQDF with its training-free soft Q ends: the chain shifted by the discounted `grad r(x0_hat(x_s))`.
 
-        arXiv 2512.04559. `Phi = alpha_s v/P_s`, `c0 = m - Phi alpha_s m`, j = steps left after x_s:
-        `Pi -> gamma^j q Phi^2`, `h -> gamma^j Phi (l - q (c0 - mu))`.
+        arXiv 2512.04559. `Phi = alpha_s v/P_s`, `c0 = m - Phi alpha_s m`; the discount w is `gamma^j`, j the steps left
+        after x_s, times `exp(-rho s)`, which does not depend on the grid:
+        `Pi -> w q Phi^2`, `h -> w Phi (l - q (c0 - mu))`.
         """
         steps = self.steps(times)
         alpha, sigma2 = self.process.alpha(times[1:]).tolist(), self.process.sigma2(times[1:]).tolist()
         pulls, ratios = [], []
         for i, (a, s2) in enumerate(zip(alpha, sigma2, strict=True)):
             Phi = a * self.v / (a**2 * self.v + s2)
-            discount = gamma ** (len(steps) - 1 - i)
+            discount = gamma ** (len(steps) - 1 - i) * math.exp(-rho * float(times[i + 1]))
             c0 = self.m - Phi * a * self.m
             pulls.append((discount * Phi * (self.l - self.q * (c0 - self.mu)), discount * self.q * Phi**2))
             ratios.append(-(steps[i][2] ** 2) * pulls[-1][1] / self.beta)
