@@ -15,7 +15,7 @@ def f64(value: Any) -> torch.Tensor:
     return torch.as_tensor(value, dtype=F64)
 
 
-def accepts(check: Callable[..., None], right: Any, **wrong: Any) -> None:
+def accepts(check: Callable[..., None], right: Any, /, **wrong: Any) -> None:
     """`check(right)` passes, and raises AssertionError for every named wrong variant."""
     check(right)
     for name, variant in wrong.items():
@@ -26,11 +26,11 @@ def accepts(check: Callable[..., None], right: Any, **wrong: Any) -> None:
         pytest.fail(f"the check also accepts its twin {name!r}")
 
 
-def close(actual: Any, truth: Any, *, atol: float = 1e-6, rtol: float = 0.0, **wrong: Any) -> None:
+def close(actual: Any, truth: Any, /, *, atol: float = 1e-6, rtol: float = 0.0, **wrong: Any) -> None:
     """`actual` equals `truth` and no wrong variant does; an infinite or undefined number equals nothing."""
 
     def check(value: Any) -> None:
-        value, expected = f64(value), f64(truth).expand(f64(value).shape)
+        value, expected = torch.broadcast_tensors(f64(value), f64(truth))
         assert bool(torch.isfinite(value).all()), f"not finite: {value}"
         apart = (value - expected).abs()
         assert bool((apart <= atol + rtol * expected.abs()).all()), f"{value} is not {expected}"

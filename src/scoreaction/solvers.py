@@ -135,7 +135,7 @@ SOLVERS: dict[str, Solver] = {
     "euler_maruyama": Solver(_euler_maruyama, 1, 1, True, 1, "Euler-Maruyama in the clock t, any eta"),
     "heun": Solver(_heun, 2, 0, True, 2, "Heun's second-order ODE solver (EDM), eta 0"),
     "dpmpp_2m": Solver(_multistep, 2, 0, False, 1, "DPM-Solver++(2M), second-order ODE solver, eta 0"),
-    "sde_dpmpp": Solver(_multistep, 0, 1, False, 1, "SDE-DPM-Solver++(2M), eta > 0"),
+    "sde_dpmpp": Solver(_multistep, 0, 2, False, 1, "SDE-DPM-Solver++(2M), eta > 0"),
 }
 
 

@@ -1,0 +1,142 @@
+"""Truth: autograd of the defining functions, the forward moment equation, the table itself, an independent float64 alpha."""
+
+import math
+
+import pytest
+import torch
+from twins import F64, accepts, close, f64
+
+from scoreaction.processes import VE, VP, CosineVP, Flow, TableVP
+
+SD = TableVP.scaled_linear()
+PROCESSES = [VP(), CosineVP(), SD, VE(), Flow()]
+INNER = torch.tensor([0.0123, 0.1, 0.25, 0.5037, 0.77, 0.95, 0.985], dtype=F64)
+every = pytest.mark.parametrize("process", PROCESSES, ids=lambda p: type(p).__name__)
+
+
+def derivative(function, t=INNER):
+    t = t.clone().requires_grad_()
+    y = function(t).sum()
+    return torch.autograd.grad(y, t)[0] if y.requires_grad else torch.zeros_like(t)
+
+
+@every
+def test_rates_are_the_derivatives(process):
+    t = INNER
+    close(
+        process.f(t),
+        derivative(process.log_alpha),
+        atol=1e-10,
+        rtol=1e-9,
+        of_alpha=derivative(process.alpha) + (process.alpha(t) == 1),
+    )
+    close(process.sigma2_rate(t), derivative(process.sigma2), atol=1e-9, rtol=1e-9, of_sigma=process.sigma_rate(t))
+    close(
+        process.alpha_rate(t),
+        derivative(process.alpha),
+        atol=1e-10,
+        rtol=1e-9,
+        of_log_alpha=process.f(t) + (process.alpha(t) == 1),
+    )
+    close(process.sigma_rate(t), derivative(process.sigma), atol=1e-9, rtol=1e-9, of_variance=process.sigma2_rate(t))
+    close(
+        process.alpha(t) ** 2 / process.sigma2(t),
+        torch.exp(process.log_snr(t)),
+        rtol=1e-10,
+        root=torch.exp(process.log_snr(t) / 2),
+    )
+
+
+@every
+def test_noise_rate_is_the_fall_of_log_snr(process):
+    ratio = process.g2(INNER) / process.sigma2(INNER)
+    close(ratio, -derivative(process.log_snr), rtol=1e-8, drift_forgotten=process.sigma_rate(INNER) / process.sigma2(INNER))
+
+
+@every
+def test_forward_sde_has_the_marginals(process):
+    """`dP/dt = 2 f P + g^2` keeps `P = alpha^2 v + sigma^2`, for any data variance v."""
+    for v in (0.0, 0.7):
+        P = process.alpha(INNER) ** 2 * v + process.sigma2(INNER)
+        rate = derivative(lambda t, v=v: process.alpha(t) ** 2 * v + process.sigma2(t))
+        f, g2 = process.f(INNER), process.g2(INNER)
+        close(2 * f * P + g2, rate, atol=1e-9, rtol=1e-9, g_not_squared=2 * f * P + g2.sqrt())
+
+
+@every
+def test_ends_and_prior(process):
+    start, end = f64(0.0), f64(1.0)
+    reaches = {"VP": True, "CosineVP": True, "TableVP": False, "VE": False, "Flow": True}[type(process).__name__]
+    assert process.reaches_data is reaches
+    close(process.alpha(start), 1.0 if process is not SD else math.sqrt(1 - 0.00085), atol=1e-12, end=process.alpha(end) + 2)
+    accepts(lambda sigma: _zero_iff(sigma, reaches), process.sigma(start), at_the_other_end=0.5 if reaches else 0.0)
+    prior = {"VE": math.sqrt(1 + 50.0**2)}.get(type(process).__name__, 1.0)
+    close(process.prior_std, prior, atol=1e-9, signal_twice=math.sqrt(prior**2 + 1))
+
+
+def _zero_iff(sigma, expected):
+    assert (float(sigma) == 0) is expected
+
+
+def test_known_values():
+    close(VP().alpha(f64(1.0)), math.exp(-10.05 / 2), atol=1e-14, squared=math.exp(-10.05))
+    close(
+        VP().alpha(f64(0.3)) ** 2 + VP().sigma2(f64(0.3)),
+        1.0,
+        atol=1e-14,
+        not_squared=VP().alpha(f64(0.3)) + VP().sigma2(f64(0.3)),
+    )
+    close(Flow().g2(f64(0.25)), 2 * 0.25 / 0.75, atol=1e-14, half=0.25 / 0.75)
+    close(VE().sigma(f64(0.5)), math.sqrt(0.01 * 50), atol=1e-12, arithmetic=25.005)
+    t = f64(0.4)
+    cosine = math.cos(math.pi / 2 * 0.408 / 1.008) / math.cos(math.pi / 2 * 0.008 / 1.008)
+    close(CosineVP().alpha(t), cosine, atol=1e-14, no_offset=math.cos(math.pi / 2 * 0.4))
+    close(CosineVP().alpha(f64(1.0)), 0.0, atol=0.0, rounding=math.cos(math.pi / 2))
+    close(
+        CosineVP().sigma2(INNER),
+        1 - CosineVP().alpha(INNER) ** 2,
+        atol=1e-14,
+        unscaled=torch.sin(CosineVP()._angle(INNER)) ** 2,
+    )
+
+
+def test_small_times_keep_their_digits():
+    t = f64(1e-12)
+    close(VP().sigma2(t), 1e-13, rtol=1e-6, atol=0, cancelled=1 - VP().alpha(t) ** 2)
+    slope = math.pi / 1.008 * math.tan(math.pi / 2 * 0.008 / 1.008)
+    close(CosineVP().sigma2(t), slope * 1e-12, rtol=1e-6, atol=0, cancelled=1 - CosineVP().alpha(t) ** 2)
+    assert math.isfinite(float(VP().sigma2_rate(f64(0.0))))
+
+
+def test_table_is_met_at_its_nodes():
+    betas = torch.linspace(0.00085**0.5, 0.012**0.5, 1000, dtype=F64) ** 2
+    table = torch.cumprod(1 - betas, 0)
+    t = torch.arange(1000, dtype=F64) / 999
+    close(SD.alpha(t) ** 2, table, atol=1e-13, shifted=table.roll(1))
+    close(SD.sigma(f64(0.0)), 0.0291548, atol=1e-6, data=0.0)
+    clean = TableVP.from_scheduler(table, ends_at_data=True)
+    assert clean.reaches_data
+    t = torch.arange(1001, dtype=F64) / 1000
+    close(clean.timestep(t), (torch.arange(1001) - 1).clamp(min=0), atol=1e-9, no_offset=1000 * t)
+    close(clean.alpha(t)[1:] ** 2, table, atol=1e-13, shifted=clean.alpha(t)[:-1] ** 2)
+    fine = torch.linspace(0, 1, 5001, dtype=F64)
+    for process in (SD, clean):
+        assert bool((process.log_alpha(fine).diff() < 0).all())
+        assert bool((process.g2(fine) > 0).all())
+
+
+def test_table_agrees_with_diffusers():
+    from diffusers import DDIMScheduler
+
+    scheduler = DDIMScheduler(beta_start=0.00085, beta_end=0.012, beta_schedule="scaled_linear")
+    other = DDIMScheduler(beta_start=0.00085, beta_end=0.012, beta_schedule="linear")
+    ours = SD.alpha(torch.arange(1000, dtype=F64) / 999) ** 2
+    close(ours, scheduler.alphas_cumprod.double(), atol=1e-5, linear_betas=other.alphas_cumprod.double())
+
+
+@every
+def test_time_at_inverts_log_snr(process):
+    t = INNER
+    close(process.time_at(process.log_snr(t)), t, atol=1e-9, half=process.time_at(process.log_snr(t) / 2))
+    assert process.time_at(f64(1e9)) < 1e-12
+    assert process.time_at(f64(-1e9)) > 1 - 1e-12
