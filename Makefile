@@ -1,0 +1,34 @@
+# make demo: a first look, `report: PATH` is its last line.  make test: the whole suite.  make check: before a commit.
+PYTHON ?= python3
+PY := .venv/bin/python
+STAMP := .venv/.installed
+DEMO := runs/demo
+
+export OMP_NUM_THREADS ?= 1
+
+.PHONY: demo test check format
+
+$(STAMP): pyproject.toml constraints.txt
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10) and "scoreaction needs Python 3.10 or newer; make PYTHON=python3.11 ...")'
+	test -x $(PY) || $(PYTHON) -m venv .venv
+	$(PY) -m pip install --disable-pip-version-check --quiet -c constraints.txt -e ".[dev]"
+	@touch $(STAMP)
+
+demo: $(STAMP)
+	@rm -rf $(DEMO)
+	$(PY) -m scoreaction compare mixture --algorithms score_action,ddpo --output $(DEMO)/mixture
+	$(PY) -m scoreaction train digits --output $(DEMO)/digits
+	@$(PY) -m scoreaction report $(DEMO)
+
+test: $(STAMP)
+	$(PY) -m pytest -n 2
+
+check: $(STAMP)
+	$(PY) -m ruff format --check .
+	$(PY) -m ruff check .
+	$(PY) -m mypy
+	$(PY) -m pytest -n 2 -m "not slow"
+
+format: $(STAMP)
+	$(PY) -m ruff format .
+	$(PY) -m ruff check --fix .
