@@ -1,0 +1,1 @@
+"""The scripts that made the models which the package ships."""

@@ -1,0 +1,42 @@
+"""How surely the shipped classifier reads the digit that the prompt asked for."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+from pydantic import BaseModel
+from torch import Tensor, nn
+
+from scoreaction.models._digits_nets import reward_classifier
+from scoreaction.rewards._images import check_images, class_ids
+from scoreaction.types import Conditions
+
+
+class Config(BaseModel, frozen=True, extra="forbid"):
+    """`r(x, c) = log p(c | x)` in nats, at most 0.
+
+    Images (batch, 1, 16, 16) in [0, 1], conditions class ids (batch,) or prompts. Differentiable. A high
+    value is not legibility: that is what the held-out `legibility` measures.
+    """
+
+    name: Literal["classifier"] = "classifier"
+
+
+@dataclass(frozen=True, eq=False)
+class Classifier:
+    """Log probability of the prompt's digit."""
+
+    net: nn.Module
+    differentiable: bool = True
+
+    def __call__(self, samples: Tensor, conditions: Conditions) -> Tensor:
+        check_images(samples, name="classifier", channels=(1,))
+        ids = class_ids(conditions, samples, name="classifier")
+        weight = next(self.net.to(samples.device).parameters())
+        return self.net(samples.to(weight)).log_softmax(1).gather(1, ids[:, None])[:, 0].to(samples)
+
+
+def build(config: Config) -> Classifier:
+    """The reward, with the shipped weights."""
+    return Classifier(reward_classifier())

@@ -1,0 +1,28 @@
+"""The linear reward `r(x) = scale <direction, x>` on vectors."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import torch
+from pydantic import BaseModel, Field, FiniteFloat
+
+from scoreaction.exact import Quadratic
+from scoreaction.rewards._closed_form import QuadraticReward
+
+
+class Config(BaseModel, frozen=True, extra="forbid"):
+    """`r(x) = scale <direction, x>`, x (batch, d). Differentiable; the optimum is known where the data is a mixture.
+
+    >>> float(build(Config(direction=[1.0, 0.5], scale=2.0))(torch.tensor([[1.0, 2.0]]), None))
+    4.0
+    """
+
+    name: Literal["linear"] = "linear"
+    direction: list[FiniteFloat] = Field(min_length=1, description="one number per dimension of the samples")
+    scale: FiniteFloat = Field(1.0, description="multiplies the direction")
+
+
+def build(config: Config) -> QuadraticReward:
+    """The reward; its attribute `quadratic` has Q = 0 and l = scale * direction."""
+    return QuadraticReward(Quadratic.linear(config.scale * torch.tensor(config.direction, dtype=torch.float64)))
