@@ -31,8 +31,9 @@ class Transition:
 
     def sample(self, generator: torch.Generator | None = None) -> Tensor:
         """A draw, in the dtype of the mean, so that what is stored is what is scored."""
-        noise = torch.randn(self.mean.shape, generator=generator, dtype=self.mean.dtype, device=self.mean.device)
-        return self.mean + expand(self.std, self.mean) * noise
+        source = generator.device if generator is not None else self.mean.device  # a CPU seed draws the same on every device
+        noise = torch.randn(self.mean.shape, generator=generator, dtype=self.mean.dtype, device=source)
+        return self.mean + expand(self.std, self.mean) * noise.to(self.mean.device)
 
     def log_prob(self, x: Tensor) -> Tensor:
         """Log density in nats, summed over event dimensions: (batch,). Needs std > 0."""

@@ -9,8 +9,10 @@ All methods take t as a float64 tensor of any shape and return float64 of that s
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
+from typing import Literal
 
 import torch
 from torch import Tensor
@@ -253,3 +255,14 @@ class Flow(Process):
 
     def g2(self, t: Tensor) -> Tensor:
         return 2 * t / (1 - t)
+
+
+ProcessName = Literal["vp", "cosine", "stable_diffusion", "ve", "flow"]
+PROCESSES: dict[str, Callable[[], Process]] = {
+    "vp": VP,
+    "cosine": CosineVP,
+    "stable_diffusion": TableVP.scaled_linear,
+    "ve": VE,
+    "flow": Flow,
+}
+"""The processes a recipe can name."""

@@ -1,0 +1,57 @@
+"""Rewards: one file a reward. Here is what they are to a run: checked and counted."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from scoreaction.types import RewardFunction
+
+
+class RewardError(RuntimeError):
+    """The reward raised, or gave what is not one finite number a sample."""
+
+
+class Reward:
+    """A function as a reward: `fn(samples, conditions) -> (batch,)`, higher is better.
+
+    conditions are the samples' prompts, None without. `differentiable=True` promises that gradients flow from the result to
+    the samples; a plain function given where a reward is asked for is taken as black-box.
+
+    >>> Reward(lambda samples, conditions: samples.sum(1), differentiable=True)(torch.ones(2, 3), None)
+    tensor([3., 3.])
+    """
+
+    def __init__(self, fn: Callable[[Tensor, Any], Tensor], *, differentiable: bool = False) -> None:
+        self.fn, self.differentiable = fn, differentiable
+
+    def __call__(self, samples: Tensor, conditions: Any) -> Tensor:
+        return self.fn(samples, conditions)
+
+
+class CountedReward:
+    """A reward as a run uses it: every row is counted in `queries`, every answer is checked (RewardError)."""
+
+    def __init__(self, reward: RewardFunction | Callable[[Tensor, Any], Tensor], *, name: str = "reward") -> None:
+        self.reward: RewardFunction = reward if hasattr(reward, "differentiable") else Reward(reward)
+        self.name, self.queries = name, 0
+        self.differentiable = self.reward.differentiable
+
+    def __call__(self, samples: Tensor, prompts: list[Any] | None) -> Tensor:
+        self.queries += len(samples)
+        try:
+            scores = self.reward(samples, prompts)
+        except Exception as error:
+            raise RewardError(f"{self.name}: raised {type(error).__name__}: {error}") from error
+        if not isinstance(scores, Tensor):
+            scores = torch.as_tensor(scores, dtype=torch.float32, device=samples.device)
+        if scores.shape != (len(samples),):
+            wanted, got = f"({len(samples)},)", tuple(scores.shape)
+            raise RewardError(f"{self.name}: must return one number a sample, shape {wanted}, got shape {got}")
+        if not bool(torch.isfinite(scores).all()):
+            bad = int((~torch.isfinite(scores)).sum())
+            raise RewardError(f"{self.name}: {bad} of {len(scores)} values are NaN or infinite; return finite numbers")
+        return scores.to(samples.device, torch.float32)

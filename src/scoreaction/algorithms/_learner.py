@@ -1,0 +1,146 @@
+"""What every algorithm is: a validated configuration that builds a learner, and a learner that yields losses."""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field, replace
+from functools import partial
+from typing import Any
+
+import torch
+from pydantic import BaseModel, ConfigDict, Field
+from torch import Tensor, nn
+
+from scoreaction.model import Model
+from scoreaction.rollout import Experience, Rollout, Sampler, over_rows, roll_out
+from scoreaction.solvers import noise_std
+from scoreaction.types import Conditions, Predict, Prediction
+
+
+@dataclass(frozen=True)
+class Judge:
+    """The run's reward as an algorithm may ask it: every row is counted as a query.
+
+    `score(x0, rows) -> (batch,)`: x0 (batch, *shape) before decoding, rows (batch,) which trajectory each belongs to (it
+    says the prompt). Gradients flow to x0 where `differentiable`.
+    """
+
+    score: Callable[[Tensor, Tensor], Tensor]
+    differentiable: bool
+
+
+@dataclass(frozen=True)
+class Update:
+    """One backward pass: the loss, the network it trains, what to log; `step` says the optimiser steps after it."""
+
+    loss: Tensor
+    network: str
+    metrics: dict[str, float] = field(default_factory=dict)
+    step: bool = True
+
+
+@dataclass(frozen=True)
+class Setting:
+    """What a run gives its algorithm: the parts it works on, the size of a batch, all prompts' conditions (or None)."""
+
+    model: Model
+    sampler: Sampler
+    judge: Judge
+    batch: int
+    max_rows: int
+    conditions: Conditions
+
+
+class Algorithm(BaseModel):
+    """Base of the algorithms' configurations: validated, frozen, no unknown keys."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
+
+    @abstractmethod
+    def build(self, setting: Setting) -> Learner:
+        """The learner; ValueError with a remedy where sampler or reward cannot give what it needs."""
+
+
+class Regularised(Algorithm):
+    """An algorithm with a KL to the pretrained model: beta in reward units per nat of path KL.
+
+    kl_target: path KL in nats that beta is adapted to reach, starting from `beta`.
+    """
+
+    beta: float = Field(0.5, gt=0)
+    kl_target: float | None = Field(None, gt=0)
+
+
+class Learner:
+    """An algorithm at work.
+
+    networks: what it trains beside the policy, each at its rate in `lr`; state: plain values that change, kept in
+    checkpoints, of which the numbers are logged.
+    """
+
+    def __init__(self, setting: Setting, *, beta: float = 0.0, kl_target: float | None = None) -> None:
+        self.setting, self.kl_target = setting, kl_target
+        self.networks = nn.ModuleDict()
+        self.lr: dict[str, float] = {}
+        self.state: dict[str, Any] = {"beta": beta}
+        self.reference_rows: int | None = None  # trajectories whose KL is measured; None is all
+
+    @property
+    def beta(self) -> float:
+        """The weight of the KL now."""
+        return self.state["beta"]
+
+    def adapt_beta(self, kl_nats: float) -> None:
+        """Moves beta towards the KL target: `beta *= 1 + clip(KL/target - 1, -0.2, 0.2)/10` an iteration.
+
+        The proportional rule of Ziegler et al. 2019 (arXiv 1909.08593), section 2.2.
+        """
+        if self.kl_target is not None:
+            self.state["beta"] *= 1 + 0.1 * min(max(kl_nats / self.kl_target - 1, -0.2), 0.2)
+
+    def policy(self, conditions: Conditions) -> Predict:
+        """The policy under these conditions."""
+        model, guidance = self.setting.model, self.setting.sampler.guidance
+        return lambda x, t: model.predict(x, t, conditions, guidance=guidance)
+
+    def reference(self, conditions: Conditions) -> Predict:
+        """The pretrained model under these conditions."""
+        model, guidance = self.setting.model, self.setting.sampler.guidance
+        return lambda x, t: model.reference(x, t, conditions, guidance=guidance)
+
+    @abstractmethod
+    def explore(self, conditions: Conditions, n: int, generator: torch.Generator) -> Rollout:
+        """n trajectories to learn from."""
+
+    def prepare(self, experience: Experience, generator: torch.Generator) -> Experience:
+        """Asks the reference at the visited states, without a graph."""
+        rows = min(self.reference_rows or experience.size[1], experience.size[1])
+        model, guidance = self.setting.model, self.setting.sampler.guidance
+        with torch.no_grad():
+            flat = over_rows(partial(model.reference, guidance=guidance), experience.points(rows), self.setting.max_rows)
+        return replace(experience, reference=unflattened(flat, experience.size[0]))
+
+    @abstractmethod
+    def updates(self, experience: Experience, generator: torch.Generator) -> Iterator[Update]:
+        """The losses of one iteration, one after another; the caller has stepped before it asks for the next."""
+
+
+def roll_out_chain(learner: Learner, conditions: Conditions, n: int, generator: torch.Generator) -> Rollout:
+    """Trajectories on the sampler's own grid; the reference acts in a step without noise, which has no density."""
+    setting = learner.setting
+    process, eta = setting.model.process, setting.sampler.eta
+    times = setting.sampler.times(process)
+    silent = noise_std(process, times[:-1], times[1:], eta) == 0
+    acts_at = {float(t): bool(quiet) for t, quiet in zip(times[:-1], silent, strict=True)}
+    policy, reference = learner.policy(conditions), learner.reference(conditions)
+
+    def predict(x: Tensor, t: Tensor) -> Prediction:
+        return reference(x, t) if acts_at[float(t)] else policy(x, t)
+
+    return roll_out(setting.model, setting.sampler, predict, n, generator, times=times)
+
+
+def unflattened(flat: Prediction, steps: int) -> Prediction:
+    """(N * rows, *shape) back to (N, rows, *shape)."""
+    return Prediction(flat.x0.unflatten(0, (steps, -1)), flat.eps.unflatten(0, (steps, -1)))

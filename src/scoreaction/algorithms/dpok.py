@@ -1,0 +1,36 @@
+"""DPOK: policy gradient with the KL to the pretrained model in the loss (Fan et al. 2023, arXiv 2305.16381)."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from pydantic import Field
+
+from scoreaction.algorithms._learner import Regularised, Setting
+from scoreaction.algorithms._likelihood import refuse_without_density
+from scoreaction.algorithms.ddpo import DDPO, Baseline, DDPOLearner
+
+
+class DPOK(Regularised):
+    """DDPO's clipped policy gradient plus `beta E sum_steps KL(p_theta(x_s|x_t) || p_pre(x_s|x_t))` (its eq. 8).
+
+    The KL's gradient is taken at the visited states only, as published; beta is in reward units per nat.
+
+    >>> DPOK(beta=0.5).beta
+    0.5
+    """
+
+    name: Literal["dpok"] = "dpok"
+    baseline: Baseline = "prompt"
+    clip: float = Field(0.2, gt=0)
+    advantage_clip: float = Field(5.0, gt=0)
+    epochs: int = Field(1, ge=1)
+    minibatches: int = Field(4, ge=1)
+
+    def build(self, setting: Setting) -> DDPOLearner:
+        refuse_without_density(setting, self.name)
+        ppo = DDPO(estimator="ppo", **self.model_dump(exclude={"name", "beta", "kl_target"}))
+        return DDPOLearner(ppo, setting, beta=self.beta, kl_target=self.kl_target)
+
+
+Config = DPOK

@@ -1,0 +1,117 @@
+"""Run folders and their state on disk: safetensors for numbers, JSON for the rest, written whole or not at all."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+
+class RunFolder:
+    """The folder of a run and the names in it."""
+
+    def __init__(self, path: str | os.PathLike[str]) -> None:
+        self.path = Path(path)
+        self.recipe_path = self.path / "recipe.yaml"
+        self.metrics_path = self.path / "metrics.jsonl"
+        self.summary_path = self.path / "summary.json"
+        self.checkpoints = self.path / "checkpoints"
+        self.samples = self.path / "samples"
+        self.tensorboard = self.path / "tensorboard"
+        self.model = self.path / "model"
+
+    @property
+    def exists(self) -> bool:
+        """Whether a run is there."""
+        return self.recipe_path.exists() or self.metrics_path.exists()
+
+    @contextmanager
+    def lock(self) -> Iterator[None]:
+        """Holds the folder for this process; ValueError where a living process holds it."""
+        self.path.mkdir(parents=True, exist_ok=True)
+        file = self.path / ".lock"
+        if file.exists():
+            holder = file.read_text().strip()
+            if holder.isdigit() and int(holder) != os.getpid() and _alive(int(holder)):
+                raise ValueError(f"--output: {self.path} is in use by process {holder}; wait for it or choose another folder")
+        file.write_text(str(os.getpid()))
+        try:
+            yield
+        finally:
+            file.unlink(missing_ok=True)
+
+    def newest_checkpoint(self) -> Path | None:
+        """The checkpoint of the highest iteration."""
+        found = sorted(self.checkpoints.glob("[0-9]*"), key=lambda path: int(path.name))
+        return found[-1] if found else None
+
+    def cut_metrics(self, iteration: int) -> None:
+        """Drops the lines of metrics.jsonl that come after this many iterations."""
+        if self.metrics_path.exists():
+            lines = self.metrics_path.read_text().splitlines(keepends=True)
+            write_whole(self.metrics_path, "".join(lines[:iteration]))
+
+
+def _alive(pid: int) -> bool:
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    except PermissionError:
+        return True
+    return True
+
+
+def write_whole(path: Path, text: str) -> None:
+    """Writes a text file so that a crash leaves the old one or the new one."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    part = path.with_name(path.name + ".part")
+    part.write_text(text, encoding="utf-8")
+    os.replace(part, path)
+
+
+def save_tree(path: Path, tree: dict[str, Any]) -> None:
+    """A tree of dicts, lists, tensors and plain values as `tensors.safetensors` and `tree.json` in a new folder."""
+    part = path.with_name(path.name + ".part")
+    shutil.rmtree(part, ignore_errors=True)
+    part.mkdir(parents=True)
+    tensors: dict[str, Tensor] = {}
+    plain = _plain(tree, "", tensors)
+    save_file({name: value.detach().cpu().contiguous().clone() for name, value in tensors.items()}, part / "tensors.safetensors")
+    (part / "tree.json").write_text(json.dumps(plain))
+    shutil.rmtree(path, ignore_errors=True)
+    os.replace(part, path)
+
+
+def load_tree(path: Path) -> dict[str, Any]:
+    """What `save_tree` wrote."""
+    tensors = load_file(path / "tensors.safetensors")
+    return _whole(json.loads((path / "tree.json").read_text()), tensors)
+
+
+def _plain(value: Any, name: str, tensors: dict[str, Tensor]) -> Any:
+    if isinstance(value, Tensor):
+        tensors[name] = value
+        return {"tensor": name}
+    if isinstance(value, dict):
+        return {"items": [[key, _plain(item, f"{name}/{key}", tensors)] for key, item in value.items()]}
+    if isinstance(value, list | tuple):
+        return {"list": [_plain(item, f"{name}/{i}", tensors) for i, item in enumerate(value)]}
+    return {"value": value}
+
+
+def _whole(value: dict[str, Any], tensors: dict[str, Tensor]) -> Any:
+    if "tensor" in value:
+        return tensors[value["tensor"]]
+    if "items" in value:
+        return {key: _whole(item, tensors) for key, item in value["items"]}
+    if "list" in value:
+        return [_whole(item, tensors) for item in value["list"]]
+    return value["value"]

@@ -1,0 +1,244 @@
+"""Measuring a policy: samples, reward, KL, diversity, and on exact tasks the distance to the optimum."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+import torch
+from pydantic import BaseModel, ConfigDict, Field
+from torch import Tensor
+
+from scoreaction.conditions import take
+from scoreaction.exact import Mixture, Optimum, Quadratic, sliced_w2
+from scoreaction.kl import chain_kl, path_kl
+from scoreaction.model import Model
+from scoreaction.rewards import CountedReward
+from scoreaction.rewards._closed_form import QuadraticReward
+from scoreaction.rollout import Experience, Sampler, initial_noise, over_rows, roll_out, trajectory
+from scoreaction.solvers import SolverName
+from scoreaction.types import Conditions, Predict, Prediction
+
+
+class Evaluation(BaseModel):
+    """What a run is measured with: n samples, their sampler and seed; rewards that are only reported.
+
+    beta: that of the optimum to which distances are measured, by default the algorithm's.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
+    n: int = Field(8192, ge=2)
+    solver: SolverName = "ddim"
+    steps: int = Field(200, ge=1)
+    eta: float = Field(1.0, ge=0, le=1)
+    seed: int = Field(1234, ge=0)
+    beta: float | None = Field(None, gt=0)
+    held_out: list[dict[str, Any]] = []
+
+    def sampler(self, training: Sampler) -> Sampler:
+        """The sampler to measure with: grid and guidance as in training."""
+        return Sampler(**{**training.model_dump(), "solver": self.solver, "steps": self.steps, "eta": self.eta})
+
+
+def spread_prompts(prompts: list[Any] | None, n: int) -> list[Any] | None:
+    """n prompts, each as often as the others."""
+    return None if prompts is None else [prompts[i % len(prompts)] for i in range(n)]
+
+
+@torch.no_grad()
+def draw_x0(
+    model: Model,
+    sampler: Sampler,
+    n: int,
+    prompts: list[Any] | None,
+    seed: int,
+    *,
+    reference: bool = False,
+    chunk: int = 8192,
+) -> Tensor:
+    """n samples before decoding, of the averaged weights or the reference; prompts (n,) or None. Same seed, same noise."""
+    conditions = model.conditions(prompts)
+    predict = model.reference if reference else model.predict
+    parts = []
+    generator = torch.Generator().manual_seed(seed)
+    with model.averaged(), model.uncounted():
+        for start in range(0, n, chunk):
+            rows = torch.arange(start, min(start + chunk, n))
+            ask = partial(_ask, predict, take(conditions, rows), sampler.guidance)
+            parts.append(_run(model, sampler, ask, len(rows), generator))
+    return torch.cat(parts)
+
+
+def _ask(predict: Callable[..., Prediction], conditions: Conditions, guidance: float, x: Tensor, t: Tensor) -> Prediction:
+    return predict(x, t, conditions, guidance=guidance)
+
+
+def _run(model: Model, sampler: Sampler, predict: Predict, n: int, generator: torch.Generator) -> Tensor:
+    x = initial_noise(model, n, generator)
+    times = sampler.times(model.process)
+    for visit in trajectory(predict, model.process, x, times, solver=sampler.find(), eta=sampler.eta, generator=generator):
+        x = visit.x_next
+    return x
+
+
+def draw(
+    model: Model, sampler: Sampler, n: int, prompts: list[Any] | None, seed: int, *, reference: bool = False, chunk: int = 8192
+) -> Tensor:
+    """n samples as rewards see them (decoded)."""
+    with torch.no_grad():
+        return model.decode(draw_x0(model, sampler, n, prompts, seed, reference=reference, chunk=chunk))
+
+
+def sample(
+    model: Model,
+    *,
+    n: int,
+    steps: int = 50,
+    eta: float = 1.0,
+    solver: SolverName = "ddim",
+    seed: int = 0,
+    guidance: float = 1.0,
+    prompts: list[Any] | None = None,
+    reference: bool = False,
+) -> Tensor:
+    """n samples of the tuned model (its averaged weights), or with `reference` of the base; same seed, same noise.
+
+    prompts are repeated over the n samples. Returns (n, *shape), decoded where the model decodes.
+
+    >>> import scoreaction as sa
+    >>> model = sa.models.gaussian_mixture.build(sa.models.gaussian_mixture.Config())
+    >>> sample(model, n=3, steps=5).shape
+    torch.Size([3, 2])
+    """
+    sampler = Sampler(solver=solver, steps=steps, eta=eta, guidance=guidance)
+    return draw(model, sampler, n, spread_prompts(prompts, n), seed, reference=reference)
+
+
+def standard_error(values: Tensor) -> float:
+    """`std/sqrt(n)`."""
+    return float(values.double().std() / math.sqrt(len(values)))
+
+
+@torch.no_grad()
+def measure_kl(
+    model: Model, sampler: Sampler, n: int, prompts: list[Any] | None, seed: int, *, max_rows: int = 4096
+) -> dict[str, float]:
+    """Path and chain KL of the averaged policy to its reference on this sampler's grid, with standard errors.
+
+    Where the sampler is deterministic (or looks back) the KL is that of DDIM on the same grid, at eta 1 where eta is 0.
+    """
+    noisy = sampler.model_copy(update={"solver": "ddim", "eta": sampler.eta or 1.0})
+    n = max(2, min(n, 2**23 // (sampler.steps * math.prod(model.shape))))
+    prompts = spread_prompts(prompts, n)
+    conditions = model.conditions(prompts)
+    generator = torch.Generator().manual_seed(seed)
+    with model.averaged(), model.uncounted():
+        policy = partial(_ask, model.predict, conditions, noisy.guidance)
+        rollout = roll_out(model, noisy, policy, n, generator, times=noisy.times(model.process))
+        nothing = torch.zeros(n)
+        experience = Experience(rollout, nothing, conditions, nothing.long())
+        flat = over_rows(partial(model.reference, guidance=noisy.guidance), experience.points(), max_rows)
+    shape = (noisy.steps, n)
+    reference = Prediction(flat.x0.unflatten(0, shape), flat.eps.unflatten(0, shape))
+    difference = Prediction(rollout.prediction.x0 - reference.x0, rollout.prediction.eps - reference.eps)
+    path = path_kl(model.process, rollout.times, difference, noisy.eta)
+    chain = chain_kl(model.process, rollout.times, difference, noisy.eta)
+    return {"kl_nats": float(path.mean()), "kl_nats_se": standard_error(path), "kl_chain_nats": float(chain.mean())}
+
+
+@torch.no_grad()
+def diversity(model: Model, samples: Tensor, groups: Tensor, *, at_most: int = 256) -> tuple[float, float]:
+    """Mean pairwise feature distance, and Vendi score, of samples of one prompt, averaged over prompts.
+
+    The Vendi score is `exp(-sum l log l)` over the eigenvalues l of K/n, K the cosine similarities of features: the
+    effective number of different samples, at most 256 a prompt (Friedman and Dieng 2023, arXiv 2210.02410).
+    """
+    distances, scores = [], []
+    for group in groups.unique():
+        features = model.features(samples[groups == group][:at_most]).double()
+        if len(features) < 2:
+            continue
+        distances.append(float(torch.pdist(features).mean()))
+        unit = features / features.norm(dim=1, keepdim=True).clamp(min=1e-12)
+        spectrum = torch.linalg.eigvalsh(unit @ unit.T / len(unit)).clamp(min=1e-15)
+        scores.append(float(torch.exp(-(spectrum * spectrum.log()).sum())))
+    if not distances:
+        return 0.0, 1.0
+    return sum(distances) / len(distances), sum(scores) / len(scores)
+
+
+@dataclass(frozen=True)
+class ExactTask:
+    """A data law and a reward whose tilted law is known: what distances are measured to."""
+
+    law: Mixture
+    optimum: Optimum
+
+    @classmethod
+    def of(cls, model: Model, reward: object, beta: float | None) -> ExactTask | None:
+        """The task, where model, reward and beta make one."""
+        if model.law is None or not isinstance(reward, QuadraticReward) or not beta:
+            return None
+        quadratic: Quadratic = reward.quadratic
+        return cls(model.law, model.law.optimum(quadratic, beta))
+
+    def distance(self, draws: Callable[[int], Tensor], n: int, seed: int, *, repeats: int = 5) -> float:
+        """Sliced W2 of n samples to the optimum, mean over draws with different seeds."""
+        generator = torch.Generator().manual_seed(seed + 1)
+        return sum(sliced_w2(draws(seed + i), self.optimum.law.sample(n, generator)) for i in range(repeats)) / repeats
+
+    def floor(self, n: int, seed: int, *, repeats: int = 20) -> float:
+        """The mean distance of two samples of the optimum itself: what no method can beat."""
+        generator = torch.Generator().manual_seed(seed + 2)
+        law = self.optimum.law
+        return sum(sliced_w2(law.sample(n, generator), law.sample(n, generator)) for _ in range(repeats)) / repeats
+
+    def oracle(self, model: Model, sampler: Sampler, n: int, seed: int) -> float:
+        """The distance of the exact score of the tilted law, run through this sampler at eta 1."""
+        noisy = sampler.model_copy(update={"eta": 1.0, "solver": "ddim"} if sampler.eta == 0 else {})
+
+        def drawn(seed: int) -> Tensor:
+            predict = partial(self.optimum.law.prediction, model.process)
+            with torch.no_grad():
+                return _run(model, noisy, predict, n, torch.Generator().manual_seed(seed))
+
+        return self.distance(drawn, n, seed)
+
+    def figures(self, model: Model, sampler: Sampler, n: int, seed: int) -> dict[str, float]:
+        """Optimum, distance of the averaged policy, floor and oracle, under this sampler."""
+        return {
+            "optimum_reward": self.optimum.reward,
+            "optimum_kl_nats": self.optimum.kl_nats,
+            "distance_to_optimum": self.distance(lambda s: draw_x0(model, sampler, n, None, s), n, seed),
+            "distance_floor": self.floor(n, seed),
+            "distance_oracle": self.oracle(model, sampler, n, seed),
+        }
+
+
+def measure(
+    model: Model,
+    sampler: Sampler,
+    reward: CountedReward,
+    held_out: dict[str, CountedReward],
+    *,
+    n: int,
+    prompts: list[Any] | None,
+    seed: int,
+    reference: bool = False,
+    chunk: int = 8192,
+) -> tuple[dict[str, float], Tensor]:
+    """Reward, held-out rewards and diversity of the averaged policy (or the reference), and the decoded samples."""
+    asked = spread_prompts(prompts, n)
+    samples = draw(model, sampler, n, asked, seed, reference=reference, chunk=chunk)
+    groups = torch.arange(n) % (len(prompts) if prompts else 1)
+    with torch.no_grad():
+        rewards = reward(samples, asked)
+        judged = {name: judge(samples, asked) for name, judge in held_out.items()}
+    distance, vendi = diversity(model, samples, groups)
+    figures = {"reward": float(rewards.mean()), "reward_se": standard_error(rewards), "diversity": distance, "vendi": vendi}
+    for name, values in judged.items():
+        figures |= {f"held_out.{name}": float(values.mean()), f"held_out.{name}_se": standard_error(values)}
+    return figures, samples

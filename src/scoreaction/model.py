@@ -1,0 +1,201 @@
+"""A network, its reference, its conditions, and guidance: the policy that is fine-tuned."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor, nn
+
+from scoreaction.conditions import concatenate, map_conditions, take
+from scoreaction.predictions import Predicts, to_prediction
+from scoreaction.processes import Process
+from scoreaction.types import Conditions, Prediction
+
+if TYPE_CHECKING:
+    from scoreaction.exact import Mixture
+
+
+@dataclass
+class Evaluations:
+    """Network evaluations, in rows: forwards of policy and reference (guidance counts two), and backwards."""
+
+    forward: int = 0
+    backward: int = 0
+
+
+class Model:
+    """A pretrained network with its process, as a policy and its frozen reference.
+
+    `net(x, t, cond) -> tensor`: x (batch, *shape), t (batch,) in [0, 1] with 0 data and 1 noise, cond None or what
+    `encode` gives. `predicts` names what comes out: x0, eps, score, v or velocity. Without `lora_rank` all parameters
+    train and the reference is a frozen copy; with it LoRA layers train and the reference is the net with them off.
+
+    `encode(prompts) -> conditions`; `null` one row of the unconditional condition, for guidance; `decode(x0) ->
+    samples` maps to what rewards see (images in [0, 1]); `features(samples) -> (batch, F)` is what diversity is measured
+    in; `law` is the exact data law where it is known. ValueError for an unknown `predicts` or a bad LoRA target.
+
+    >>> net = lambda x, t, cond: x
+    >>> class Identity(nn.Module):
+    ...     def forward(self, x, t, cond): return x
+    >>> from scoreaction.processes import VP
+    >>> model = Model(Identity(), process=VP(), predicts="eps", shape=(2,))
+    >>> model.predict(torch.zeros(4, 2), torch.tensor(0.5)).x0.shape
+    torch.Size([4, 2])
+    """
+
+    def __init__(
+        self,
+        net: nn.Module,
+        *,
+        process: Process,
+        predicts: Predicts,
+        shape: Sequence[int],
+        lora_rank: int | None = None,
+        lora_alpha: float | None = None,
+        lora_targets: Sequence[str] | None = None,
+        encode: Callable[[list[Any]], Conditions] | None = None,
+        null: Conditions = None,
+        decode: Callable[[Tensor], Tensor] | None = None,
+        features: Callable[[Tensor], Tensor] | None = None,
+        law: Mixture | None = None,
+    ) -> None:
+        to_prediction(process, predicts, torch.zeros(1), torch.full((), 0.5, dtype=torch.float64), torch.zeros(1))
+        self.net, self.process, self.predicts, self.shape = net, process, predicts, tuple(shape)
+        self.encode, self.null, self.law = encode, null, law
+        self.decode = decode or (lambda x0: x0)
+        self.features = features or (lambda samples: samples.flatten(1))
+        self.lora = None if lora_rank is None else _Lora(net, lora_rank, lora_alpha or lora_rank, lora_targets)
+        self._reference_net = net if self.lora else copy.deepcopy(net).requires_grad_(False).eval()
+        self.parameters = {name: p for name, p in net.named_parameters() if p.requires_grad}
+        """The trained parameters by name."""
+        self.average: dict[str, Tensor] | None = None
+        self.evaluations = Evaluations()
+        self.autocast: Callable[[], AbstractContextManager[None]] = nullcontext
+
+    @property
+    def device(self) -> torch.device:
+        """Where the network is."""
+        tensors = [*self.net.parameters(), *self.net.buffers()]
+        return tensors[0].device if tensors else torch.device("cpu")
+
+    def to(self, device: torch.device | str) -> Model:
+        """Moves network, reference and averages; returns itself."""
+        self.net.to(device)
+        self._reference_net.to(device)
+        if self.average is not None:
+            self.average = {name: value.to(device) for name, value in self.average.items()}
+        return self
+
+    def predict(self, x: Tensor, t: Tensor, conditions: Conditions = None, *, guidance: float = 1.0) -> Prediction:
+        """The policy's (x0, eps) at (x, t): x (batch, *shape), t () or (batch,).
+
+        With guidance w the output is `y_null + w (y_cond - y_null)` (Ho and Salimans 2022, arXiv 2207.12598), both
+        halves in one batch. The guided prediction is the policy.
+        """
+        return self._predict(self.net, x, t, conditions, guidance)
+
+    def reference(self, x: Tensor, t: Tensor, conditions: Conditions = None, *, guidance: float = 1.0) -> Prediction:
+        """The pretrained model's (x0, eps) at (x, t): gradients reach x, never a parameter."""
+        if self.lora is None:
+            return self._predict(self._reference_net, x, t, conditions, guidance)
+        with self.lora.off():
+            return self._predict(self.net, x, t, conditions, guidance)
+
+    def _predict(self, net: nn.Module, x: Tensor, t: Tensor, conditions: Conditions, guidance: float) -> Prediction:
+        t = torch.as_tensor(t, dtype=torch.float64, device=x.device).expand(x.shape[0])
+        guided = guidance != 1.0 and conditions is not None
+        rows = x.shape[0] * (2 if guided else 1)
+        self.evaluations.forward += rows
+        if torch.is_grad_enabled():
+            self.evaluations.backward += rows
+        if guided:
+            if self.null is None:
+                raise ValueError("sampler.guidance: this model has no unconditional condition; set guidance to 1 or pass null=")
+            null = map_conditions(lambda n, c: n.to(c).expand_as(c), self.null, conditions)
+            with self.autocast():
+                both = net(torch.cat([x, x]), torch.cat([t, t]).to(x.dtype), concatenate(null, conditions))
+            unconditional, conditional = both.chunk(2)
+            y = unconditional + guidance * (conditional - unconditional)
+        else:
+            with self.autocast():
+                y = net(x, t.to(x.dtype), conditions)
+        if y.shape != x.shape:
+            raise ValueError(f"the network returned shape {tuple(y.shape)} for x of shape {tuple(x.shape)}; they must be equal")
+        return to_prediction(self.process, self.predicts, x, t, y.to(x.dtype))
+
+    def conditions(self, prompts: list[Any] | None) -> Conditions:
+        """The network's conditions for these prompts, on its device (None without prompts)."""
+        if prompts is None:
+            return None
+        if self.encode is None:
+            raise ValueError("prompts: this model takes no prompts; leave them out, or pass encode= to Model")
+        return map_conditions(lambda c: c.to(self.device), self.encode(prompts))
+
+    def average_weights(self, decay: float) -> None:
+        """One step of the exponential moving average of the trained weights: `a <- decay a + (1 - decay) w`."""
+        with torch.no_grad():
+            if self.average is None:
+                self.average = {name: p.detach().clone() for name, p in self.parameters.items()}
+            names = list(self.average)
+            torch._foreach_lerp_([self.average[n] for n in names], [self.parameters[n].detach() for n in names], 1 - decay)
+
+    @contextmanager
+    def averaged(self) -> Iterator[None]:
+        """Within it the policy has its averaged weights (its own where there is no average)."""
+        own = {name: p.data for name, p in self.parameters.items()}
+        try:
+            for name, value in (self.average or {}).items():
+                self.parameters[name].data = value
+            yield
+        finally:
+            for name, p in self.parameters.items():
+                p.data = own[name]
+
+    @contextmanager
+    def uncounted(self) -> Iterator[None]:
+        """Within it network evaluations are not counted: measuring is not training."""
+        kept, self.evaluations = self.evaluations, Evaluations()
+        try:
+            yield
+        finally:
+            self.evaluations = kept
+
+
+class _Lora:
+    """LoRA layers (Hu et al. 2022, arXiv 2106.09685) put into a network by peft; the network's own weights are frozen."""
+
+    def __init__(self, net: nn.Module, rank: int, alpha: float, targets: Sequence[str] | None) -> None:
+        from peft import LoraConfig, inject_adapter_in_model
+        from peft.tuners.tuners_utils import BaseTunerLayer
+
+        net.requires_grad_(False)
+        chosen = list(targets) if targets else [n for n, m in net.named_modules() if isinstance(m, nn.Linear)]
+        if not chosen:
+            raise ValueError("lora_targets: the network has no linear layer; name the modules that LoRA should change")
+        self.config = LoraConfig(r=rank, lora_alpha=alpha, target_modules=chosen, init_lora_weights="gaussian")
+        try:
+            inject_adapter_in_model(self.config, net)
+        except ValueError as error:
+            raise ValueError(f"lora_targets: no module of the network matches {chosen}; see net.named_modules()") from error
+        self.layers = [m for m in net.modules() if isinstance(m, BaseTunerLayer)]
+
+    @contextmanager
+    def off(self) -> Iterator[None]:
+        """Within it the network is the pretrained one."""
+        try:
+            for layer in self.layers:
+                layer._disable_adapters = True
+            yield
+        finally:
+            for layer in self.layers:
+                layer._disable_adapters = False
+
+
+def select(prompts: list[Any] | None, conditions: Conditions, rows: Tensor) -> tuple[list[Any] | None, Conditions]:
+    """These rows of prompts and their conditions."""
+    return (None if prompts is None else [prompts[int(i)] for i in rows]), take(conditions, rows)

@@ -1,0 +1,192 @@
+"""Running the sampler: a trajectory is a generator of visits; a rollout keeps what an update needs, and no graph."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+
+import torch
+from pydantic import BaseModel, ConfigDict, Field
+from torch import Tensor
+
+from scoreaction.conditions import map_conditions, repeat, take
+from scoreaction.gaussians import Transition
+from scoreaction.model import Model
+from scoreaction.processes import Process
+from scoreaction.solvers import GridName, Past, Solver, SolverName, find_solver, time_grid
+from scoreaction.types import Conditions, Predict, Prediction
+
+
+class Sampler(BaseModel):
+    """How samples are drawn: solver, number of steps, noise level eta, time grid, guidance.
+
+    >>> Sampler(steps=10, eta=1.0).solver
+    'ddim'
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+    solver: SolverName = "ddim"
+    steps: int = Field(50, ge=1)
+    eta: float = Field(1.0, ge=0, le=1)
+    grid: GridName = "power"
+    guidance: float = Field(1.0, ge=0)
+    negative_prompt: str | None = None
+
+    def find(self) -> Solver:
+        """The solver, refused where it cannot step at this eta."""
+        return find_solver(self.solver, self.eta)
+
+    def times(self, process: Process) -> Tensor:
+        """The time grid, (steps + 1,) float64."""
+        return time_grid(process, self.steps, name=self.grid)
+
+
+@dataclass(frozen=True)
+class Visit:
+    """One step of a trajectory: at (t, x) the network said `prediction`, and `transition` led to `x_next` at s."""
+
+    t: Tensor
+    s: Tensor
+    x: Tensor
+    prediction: Prediction
+    transition: Transition
+    x_next: Tensor
+
+
+def trajectory(
+    predict: Predict,
+    process: Process,
+    x: Tensor,
+    times: Tensor,
+    *,
+    solver: Solver,
+    eta: float,
+    generator: torch.Generator | None = None,
+) -> Iterator[Visit]:
+    """Steps from any stored x at times[0] down the grid, one `Visit` a step.
+
+    x (batch, *shape); times decreasing float64. Nothing is kept between steps but what the solver looks back on.
+    """
+    past: Past | None = None
+    for t, s in zip(times[:-1], times[1:], strict=True):
+        prediction = predict(x, t)
+        transition = solver.step(process, predict, prediction, x, t, s, eta, past)
+        x_next = transition.sample(generator) if float(transition.std) > 0 else transition.mean
+        yield Visit(t, s, x, prediction, transition, x_next)
+        x, past = x_next, Past(t, prediction)
+
+
+@dataclass(frozen=True)
+class Rollout:
+    """A batch of trajectories: times (N+1,), x (N+1, batch, *shape), predictions (N, batch, *shape).
+
+    prediction is the policy's own; action is what was done, the same but for exploration.
+    """
+
+    times: Tensor
+    x: Tensor
+    prediction: Prediction
+    action: Prediction
+
+    @property
+    def x0(self) -> Tensor:
+        """Where the trajectories ended."""
+        return self.x[-1]
+
+
+def initial_noise(model: Model, n: int, generator: torch.Generator) -> Tensor:
+    """x at t = 1: (n, *shape) float32 noise of the process's prior std, drawn on the CPU so that seeds travel."""
+    return (model.process.prior_std * torch.randn(n, *model.shape, generator=generator)).to(model.device)
+
+
+@torch.no_grad()
+def roll_out(
+    model: Model,
+    sampler: Sampler,
+    predict: Predict,
+    n: int,
+    generator: torch.Generator,
+    *,
+    times: Tensor,
+    explore: Callable[[Tensor, Tensor, Prediction], Prediction] | None = None,
+) -> Rollout:
+    """n trajectories under `predict` on the grid `times`, without a graph; `explore` changes what is done with it."""
+    x = initial_noise(model, n, generator)
+    states, said, done = [x], [], []
+
+    def act(x: Tensor, t: Tensor) -> Prediction:
+        said.append(predict(x, t))
+        return said[-1] if explore is None else explore(x, t, said[-1])
+
+    for visit in trajectory(act, model.process, x, times, solver=sampler.find(), eta=sampler.eta, generator=generator):
+        states.append(visit.x_next)
+        done.append(visit.prediction)
+    prediction = stacked(done)
+    return Rollout(times, torch.stack(states), prediction if explore is None else stacked(said[: len(done)]), prediction)
+
+
+def stacked(predictions: list[Prediction]) -> Prediction:
+    """One prediction with a new first dimension."""
+    return Prediction(torch.stack([p.x0 for p in predictions]), torch.stack([p.eps for p in predictions]))
+
+
+def over_rows(predict: Callable[[Tensor, Tensor, Conditions], Prediction], points: Points, max_rows: int) -> Prediction:
+    """`predict` at many points, at most `max_rows` of them in one network call."""
+    parts = [
+        predict(points.x[i : i + max_rows], points.t[i : i + max_rows], _slice(points.conditions, i, max_rows))
+        for i in range(0, len(points.x), max_rows)
+    ]
+    return parts[0] if len(parts) == 1 else Prediction(torch.cat([p.x0 for p in parts]), torch.cat([p.eps for p in parts]))
+
+
+def _slice(conditions: Conditions, start: int, rows: int) -> Conditions:
+    return map_conditions(lambda c: c[start : start + rows], conditions)
+
+
+@dataclass(frozen=True)
+class Points:
+    """Places where networks are asked: x (rows, *shape), t (rows,) float64, conditions (rows, ...)."""
+
+    x: Tensor
+    t: Tensor
+    conditions: Conditions
+
+    def take(self, rows: Tensor) -> Points:
+        """The points with these indices."""
+        return Points(self.x[rows.to(self.x.device)], self.t[rows.to(self.t.device)], take(self.conditions, rows))
+
+
+@dataclass(frozen=True)
+class Experience:
+    """What one iteration of sampling brought home: trajectories, their rewards (batch,) and prompts.
+
+    groups (batch,) numbers the prompts; reference is the pretrained model's prediction at the visited states,
+    (N, rows, *shape) for the first `rows` trajectories, None before it was asked.
+    """
+
+    rollout: Rollout
+    rewards: Tensor
+    conditions: Conditions
+    groups: Tensor
+    reference: Prediction | None = None
+
+    @property
+    def size(self) -> tuple[int, int]:
+        """(steps, trajectories)."""
+        return len(self.rollout.times) - 1, self.rollout.x.shape[1]
+
+    def points(self, trajectories: int | None = None) -> Points:
+        """The visited states of the first trajectories (all by default), steps outermost: (N * trajectories, *shape)."""
+        steps, batch = self.size
+        n = trajectories or batch
+        x = self.rollout.x[:-1, :n].flatten(0, 1)
+        conditions = map_conditions(lambda c: c[:n], self.conditions)
+        return Points(x, self.rollout.times[:-1].repeat_interleave(n), repeat(conditions, steps))
+
+    def difference(self) -> Prediction:
+        """Policy minus reference at the visited states, (N, rows, *shape)."""
+        if self.reference is None:
+            raise ValueError("the reference has not been asked yet")
+        rows = self.reference.eps.shape[1]
+        policy = self.rollout.prediction
+        return Prediction(policy.x0[:, :rows] - self.reference.x0, policy.eps[:, :rows] - self.reference.eps)
