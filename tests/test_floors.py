@@ -13,7 +13,8 @@ FLOORS = {
     0: ["types", "shelf"],
     1: ["processes", "predictions", "gaussians", "conditions"],
     2: ["solvers", "exact", "linear_quadratic", "models._digits_nets"],
-    3: ["model", "value", "kl", "rewards", "models"],
+    3: ["model", "value", "kl"],
+    3.5: ["rewards", "models"],  # the open shelves of floor 3: they may use its modules, not one another
     4: ["rollout", "replay"],
     5: ["algorithms"],
     6: ["finetuner", "evaluation", "checkpoints", "export", "_checking"],
@@ -27,7 +28,7 @@ HEAVY = {"diffusers", "transformers", "peft", "sklearn", "matplotlib", "torchvis
 Edge = tuple[str, str]
 
 
-def floor(module: str) -> int | None:
+def floor(module: str) -> float | None:
     return FLOOR_OF.get(module, FLOOR_OF.get(module.split(".", maxsplit=1)[0]))
 
 
