@@ -1,0 +1,225 @@
+"""The command `scoreaction`: train, sample, evaluate, compare, report, list.
+
+Exit codes: 0 done; 2 the input is wrong; 1 it failed; 130 interrupted. Whatever goes wrong is one line on stderr; `--debug`
+shows the traceback.
+"""
+
+from __future__ import annotations
+
+import sys
+import traceback
+from collections.abc import Sequence
+from datetime import datetime
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from scoreaction.shelf import SHELVES, Kind, UserError, files, nearest, recipes, summary
+
+# Commands import what they need themselves, so that --help and list answer at once.
+
+UsageError: Any = typer.BadParameter.__base__  # typer brings its own copy of click or uses click, by version
+
+app = typer.Typer(
+    name="scoreaction",
+    help="Fine-tune diffusion and flow models with reinforcement learning in continuous time.",
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode=None,
+)
+
+RecipeName = Annotated[str, typer.Argument(metavar="RECIPE", help="A shipped recipe (see: list recipes) or a YAML file.")]
+Overrides = Annotated[list[str] | None, typer.Argument(metavar="KEY=VALUE", help="For example algorithm.beta=0.2")]
+Output = Annotated[Path | None, typer.Option(help="Folder to write to.")]
+RunPath = Annotated[Path, typer.Argument(metavar="RUN", help="The folder of a run.")]
+
+
+@app.callback()
+def options(debug: Annotated[bool, typer.Option("--debug", help="Show the traceback of an error.")] = False) -> None:
+    """`--debug` is taken off by `main`, wherever it stands."""
+
+
+@app.command()
+def train(
+    recipe: RecipeName,
+    overrides: Overrides = None,
+    output: Annotated[Path | None, typer.Option(help="Run folder; default runs/RECIPE-ALGORITHM-TIME.")] = None,
+    resume: Annotated[bool, typer.Option("--resume", help="Go on with the run in --output.")] = False,
+) -> None:
+    """Fine-tune a model by a recipe."""
+    from scoreaction.config import load_recipe
+    from scoreaction.tables import show_summary
+    from scoreaction.training import Interrupted, run
+
+    chosen = load_recipe(recipe, overrides or [])
+    if resume and output is None:
+        raise UserError("--resume: say which run with --output DIR")
+    folder = output or default_folder(recipe, chosen.algorithm.name)
+    try:
+        figures = run(chosen, folder, resume=resume)
+    except Interrupted as stop:
+        again = f"scoreaction train {folder / 'recipe.yaml'} --output {folder} --resume"
+        raise Interrupted(f"{stop}; go on with: {again}") from stop
+    show_summary(figures)
+    print(f"run: {folder}")
+
+
+@app.command()
+def sample(
+    run: RunPath,
+    n: Annotated[int, typer.Option("--n", min=1, help="How many.")] = 64,
+    prompt: Annotated[list[str] | None, typer.Option(help="May be given several times; default the run's own.")] = None,
+    steps: Annotated[int | None, typer.Option(min=1, help="Default that of the evaluation.")] = None,
+    solver: Annotated[str | None, typer.Option(help="See: list solvers.")] = None,
+    eta: Annotated[float | None, typer.Option(help="Noise level from 0 (ODE) to 1.")] = None,
+    seed: Annotated[int, typer.Option(min=0)] = 0,
+    base: Annotated[bool, typer.Option("--base", help="The pretrained model instead of the tuned one.")] = False,
+    output: Annotated[Path | None, typer.Option(help="Folder for samples.npz and samples.png; default RUN.")] = None,
+) -> None:
+    """Draw from the tuned model: samples.npz and samples.png."""
+    from scoreaction.measuring import draw_samples, open_run
+
+    opened = open_run(run, tuned=not base)
+    where = draw_samples(opened, output or run, n=n, prompts=prompt, steps=steps, solver=solver, eta=eta, seed=seed, base=base)
+    print(f"samples: {where}")
+
+
+@app.command()
+def evaluate(
+    run: RunPath,
+    steps: Annotated[str, typer.Option(help="Step counts, for example 10,25,50.")] = "10,25,50",
+    solver: Annotated[str, typer.Option(help="Solvers, for example ddim,heun.")] = "ddim",
+    eta: Annotated[str, typer.Option(help="Noise levels, for example 0,1.")] = "1",
+    n: Annotated[int | None, typer.Option("--n", min=2, help="Samples each; default the recipe's.")] = None,
+    seed: Annotated[int | None, typer.Option(min=0)] = None,
+) -> None:
+    """Reward, held-out rewards, KL and diversity over a grid of samplers: evaluation.json."""
+    from scoreaction.measuring import evaluate_grid, open_run
+    from scoreaction.tables import show_grid
+
+    grid = [numbers(steps, int, "--steps"), names(solver, "--solver"), numbers(eta, float, "--eta")]
+    opened = open_run(run, tuned=True)
+    show_grid(evaluate_grid(opened, *grid, n=n, seed=seed))
+    print(f"evaluation: {run / 'evaluation.json'}")
+
+
+@app.command()
+def compare(
+    recipe: RecipeName,
+    overrides: Overrides = None,
+    algorithms: Annotated[str, typer.Option(help="For example score_action,ddpo.")] = ...,  # type: ignore[assignment]
+    seeds: Annotated[str, typer.Option(help="For example 0,1,2.")] = "0",
+    sweep: Annotated[str | None, typer.Option(help="For example algorithm.beta=0.1,0.3.")] = None,
+    output: Annotated[Path | None, typer.Option(help="Folder; what is finished in it is kept.")] = None,
+) -> None:
+    """Run algorithms with the same budget: comparison.json, plots and a report."""
+    from scoreaction.comparing import compare as run_all
+    from scoreaction.report import write_report
+    from scoreaction.tables import show_comparison
+
+    chosen = names(algorithms, "--algorithms")
+    folder = output or default_folder(recipe, "-".join(chosen))
+    show_comparison(run_all(recipe, overrides or [], chosen, numbers(seeds, int, "--seeds"), sweep, folder))
+    print(f"comparison: {folder}")
+    print(f"report: {write_report(folder)}")
+
+
+@app.command()
+def report(
+    folder: Annotated[Path, typer.Argument(metavar="RUN_OR_COMPARISON", help="The folder of a run or of a comparison.")],
+) -> None:
+    """Write one self-contained HTML page about a run or a comparison."""
+    from scoreaction.report import write_report
+
+    print(f"report: {write_report(folder)}")
+
+
+@app.command("list")
+def list_(
+    what: Annotated[str | None, typer.Argument(help="algorithms, rewards, models, solvers or recipes; default all.")] = None,
+) -> None:
+    """What there is, one line each."""
+    shelves = ["algorithms", "rewards", "models", "solvers", "recipes"]
+    if what is not None and what not in shelves:
+        raise UserError(f"list: there is no list of {what!r}; {nearest(what, shelves)}")
+    for shelf in shelves if what is None else [what]:
+        if what is None:
+            print(f"{shelf}:")
+        found = listed(shelf)
+        width = max(map(len, found), default=0)
+        for name, line in found.items():
+            print(f"{'  ' if what is None else ''}{name:<{width}}  {line}".rstrip())
+
+
+def listed(what: str) -> dict[str, str]:
+    """Name and one line of everything of a kind."""
+    if what == "solvers":
+        from scoreaction.solvers import SOLVERS
+
+        return {name: solver.summary for name, solver in SOLVERS.items()}
+    if what == "recipes":
+        first = {name: path.read_text(encoding="utf-8").partition("\n")[0] for name, path in recipes().items()}
+        return {name: line.removeprefix("#").strip() if line.startswith("#") else "" for name, line in first.items()}
+    kinds: dict[str, Kind] = {folder: kind for kind, folder in SHELVES.items()}
+    return {name: summary(path) for name, path in files(kinds[what]).items()}
+
+
+def default_folder(recipe: str, what: str) -> Path:
+    """runs/RECIPE-WHAT-TIME."""
+    return Path("runs") / f"{Path(recipe).stem}-{what.replace('.', '_')}-{datetime.now():%Y%m%d-%H%M%S}"
+
+
+def names(text: str, option: str) -> list[str]:
+    """`a,b` to a list without repeats."""
+    found = list(dict.fromkeys(part.strip() for part in text.split(",") if part.strip()))
+    if not found:
+        raise UserError(f"{option}: name at least one")
+    return found
+
+
+def numbers(text: str, kind: type[int] | type[float], option: str) -> list[Any]:
+    """`0,1` to a list of numbers."""
+    try:
+        return [kind(part) for part in names(text, option)]
+    except ValueError as error:
+        what = "whole numbers" if kind is int else "numbers"
+        raise UserError(f"{option}: must be {what} with commas between them (got {text!r})") from error
+
+
+def one_line(text: object) -> str:
+    """The text without line breaks."""
+    return " ".join(str(text).split())
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Runs a command and returns its exit code; errors are one line on stderr."""
+    arguments = list(sys.argv[1:] if argv is None else argv)
+    debug = "--debug" in arguments
+    try:
+        command = typer.main.get_command(app)
+        result = command.main([a for a in arguments if a != "--debug"], prog_name="scoreaction", standalone_mode=False)
+        return result if isinstance(result, int) else 0
+    except (Exception, KeyboardInterrupt) as error:
+        if debug:
+            traceback.print_exc()
+        code, message = explained(error)
+        print(one_line(message), file=sys.stderr)
+        return code
+
+
+def explained(error: BaseException) -> tuple[int, str]:
+    """Exit code and message of what ended a command."""
+    if isinstance(error, UserError):
+        return 2, str(error)
+    if isinstance(error, UsageError):
+        return 2, f"{error.format_message()} See scoreaction --help"
+    if isinstance(error, KeyboardInterrupt | typer.Abort):
+        return 130, "interrupted"
+    from scoreaction.training import Failed, Interrupted
+
+    if isinstance(error, Interrupted):
+        return 130, str(error)
+    if isinstance(error, Failed):
+        return 1, str(error)
+    return 1, f"{type(error).__name__}: {error} (--debug shows where)"

@@ -1,0 +1,133 @@
+"""Several algorithms, seeds and settings on one recipe with the same budget, and their figures with standard errors."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from scoreaction.checkpoints import RunFolder, write_whole
+from scoreaction.config import Recipe, load_recipe, parse_override, parse_yaml
+from scoreaction.shelf import UserError
+from scoreaction.training import Interrupted, run
+
+Values = dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Entry:
+    """One run of a comparison."""
+
+    label: str
+    algorithm: str
+    value: str | None
+    seed: int
+    folder: str
+    recipe: Recipe
+
+
+def parse_sweep(text: str | None) -> tuple[str | None, list[str]]:
+    """`algorithm.beta=0.1,0.3` to its key and values; a value may be a list in brackets.
+
+    >>> parse_sweep("algorithm.beta=0.1,0.3")
+    ('algorithm.beta', ['0.1', '0.3'])
+    """
+    if text is None:
+        return None, []
+    key, _, values = text.partition("=")
+    if not key or not values:
+        raise UserError(f"--sweep: must be key=value,value, for example algorithm.beta=0.1,0.3 (got {text!r})")
+    parse_override(text)
+    parsed = parse_yaml(f"[{values}]", where="--sweep")
+    return key, [json.dumps(value) if not isinstance(value, str) else value for value in parsed]
+
+
+def planned(
+    recipe: str, overrides: Sequence[str], algorithms: Sequence[str], seeds: Sequence[int], sweep: str | None
+) -> list[Entry]:
+    """All runs, every one of them checked before the first begins."""
+    key, values = parse_sweep(sweep)
+    entries = []
+    for algorithm in algorithms:
+        for value in values or [None]:
+            swept = [] if value is None else [f"{key}={value}"]
+            for seed in seeds:
+                changes = [*overrides, f"algorithm.name={algorithm}", *swept, f"train.seed={seed}"]
+                label = algorithm if value is None else f"{algorithm}, {str(key).rpartition('.')[2]} {value}"
+                folder = "/".join([algorithm, *(part.replace("/", "_") for part in swept), f"seed{seed}"])
+                entries.append(Entry(label, algorithm, value, seed, folder, load_recipe(recipe, changes)))
+    return entries
+
+
+def compare(
+    recipe: str, overrides: Sequence[str], algorithms: Sequence[str], seeds: Sequence[int], sweep: str | None, folder: Path
+) -> Values:
+    """Runs what is not finished yet in `folder/ALGORITHM[/KEY=VALUE]/seedK`, writes comparison.json and the plots."""
+    if folder.is_file() or RunFolder(folder).exists:
+        raise UserError(f"--output: {folder} is a {'file' if folder.is_file() else 'run'}; name another folder")
+    entries = planned(recipe, overrides, algorithms, seeds, sweep)
+    runs = []
+    for entry in entries:
+        try:
+            summary = run(entry.recipe, folder / entry.folder, resume=True, title=f"{entry.label}, seed {entry.seed}")
+        except Interrupted as stop:
+            raise Interrupted(f"{stop}; the same command with --output {folder} goes on") from stop
+        runs.append({**vars(entry), "recipe": None, "summary": summary})
+    for record in runs:
+        del record["recipe"]
+    found = {
+        "recipe": recipe,
+        "overrides": list(overrides),
+        "algorithms": list(algorithms),
+        "seeds": list(seeds),
+        "sweep": sweep,
+        "runs": runs,
+        "groups": grouped(runs),
+    }
+    write_whole(folder / "comparison.json", json.dumps(found, indent=2) + "\n")
+    draw_plots(found, folder)
+    return found
+
+
+def grouped(runs: Sequence[Values]) -> list[Values]:
+    """Mean and standard error (over seeds; null for one seed) of every figure, for each label.
+
+    >>> runs = [{"label": "a", "algorithm": "a", "value": None, "summary": {"x": x}} for x in (1.0, 3.0)]
+    >>> grouped(runs)[0]["mean"], grouped(runs)[0]["standard_error"]
+    ({'x': 2.0}, {'x': 1.0})
+    """
+    groups = []
+    for label in dict.fromkeys(record["label"] for record in runs):
+        mine = [record for record in runs if record["label"] == label]
+        keys = [key for key, value in mine[0]["summary"].items() if isinstance(value, int | float)]
+        columns = {key: [float(record["summary"][key]) for record in mine if key in record["summary"]] for key in keys}
+        groups.append(
+            {
+                "label": label,
+                "algorithm": mine[0]["algorithm"],
+                "value": mine[0]["value"],
+                "n": len(mine),
+                "mean": {key: sum(column) / len(column) for key, column in columns.items()},
+                "standard_error": {key: _standard_error(column) for key, column in columns.items()},
+            }
+        )
+    return groups
+
+
+def _standard_error(values: Sequence[float]) -> float | None:
+    n = len(values)
+    if n < 2:
+        return None
+    mean = sum(values) / n
+    return math.sqrt(sum((value - mean) ** 2 for value in values) / (n - 1) / n)
+
+
+def draw_plots(found: Values, folder: Path) -> None:
+    """reward.png, kl.png and so on beside comparison.json: curves with bands of one standard error."""
+    from scoreaction.pictures import comparison_figures
+
+    for name, figure in comparison_figures(found, folder).items():
+        figure.savefig(folder / f"{name}.png", dpi=110)

@@ -1,0 +1,386 @@
+"""Recipes: what a run is made of, read from YAML and overrides, checked key by key, and built into a `Finetuner`.
+
+Values come from, each over the one before: the defaults in the code, the model's `DEFAULTS`, the recipe file, the
+overrides. Whatever is wrong is a `UserError`: one line that names the dotted key.
+"""
+
+from __future__ import annotations
+
+import copy
+import re
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import torch
+import yaml
+from pydantic import BaseModel, ConfigDict, Field
+from torch import Tensor
+
+from scoreaction import shelf
+from scoreaction._checking import Key, Values, check, check_finite, dotted, fields_of, refuse_unknown
+from scoreaction.evaluation import Evaluation
+from scoreaction.finetuner import Finetuner, Train
+from scoreaction.model import Model
+from scoreaction.rollout import Sampler
+from scoreaction.shelf import Kind, UserError, nearest
+from scoreaction.types import Conditions, RewardFunction
+
+
+@dataclass(frozen=True)
+class Block:
+    """A named part of a recipe: its module, its checked settings and, for a reward in a list, its weight in the sum."""
+
+    name: str
+    module: ModuleType
+    config: BaseModel
+    weight: float | None = None
+
+    def dump(self) -> Values:
+        """The block as it stands in a recipe, every setting written out."""
+        weight = {} if self.weight is None else {"weight": self.weight}
+        return {"name": self.name, **self.config.model_dump(mode="json", exclude={"name"}), **weight}
+
+
+class EarlyStop(BaseModel):
+    """Stop when `metric` (higher is better) has not risen for `patience` iterations."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+    metric: str = "reward_mean"
+    patience: int = Field(50, ge=1)
+
+
+class Recipe(BaseModel):
+    """What a run is made of, resolved: every key has its value."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", arbitrary_types_allowed=True)
+    model: Block
+    reward: Block | tuple[Block, ...]
+    algorithm: Block
+    sampler: Sampler
+    train: Train
+    prompts: str | list[str] | None
+    evaluation: Evaluation
+    held_out: tuple[Block, ...]
+    early_stop: EarlyStop | None
+
+    def values(self) -> Values:
+        """The recipe as plain values, every default written out."""
+        reward = self.reward.dump() if isinstance(self.reward, Block) else [block.dump() for block in self.reward]
+        return {
+            "model": self.model.dump(),
+            "reward": reward,
+            "algorithm": self.algorithm.dump(),
+            "sampler": self.sampler.model_dump(mode="json"),
+            "train": self.train.model_dump(mode="json"),
+            "prompts": self.prompts,
+            "evaluation": {**self.evaluation.model_dump(mode="json"), "held_out": [b.dump() for b in self.held_out]},
+            "early_stop": None if self.early_stop is None else self.early_stop.model_dump(mode="json"),
+        }
+
+
+_SECTIONS: dict[str, type[BaseModel]] = {"sampler": Sampler, "train": Train, "evaluation": Evaluation, "early_stop": EarlyStop}
+_KEYS = ["model", "reward", "algorithm", "sampler", "train", "prompts", "evaluation", "early_stop"]
+
+
+def load_recipe(name_or_path: str, overrides: Sequence[str] = ()) -> Recipe:
+    """The recipe of that shipped name or YAML file with `key=value` overrides, checked and resolved.
+
+    UserError, one line that names the key or the file, for whatever is wrong.
+
+    >>> load_recipe("mixture", ["algorithm.beta=0.2"]).algorithm.config.beta
+    0.2
+    """
+    values, folder = read_recipe(name_or_path)
+    assignments = [parse_override(text) for text in overrides]
+    for key, value in sorted(assignments, key=lambda pair: pair[0][-1] != "name"):  # names first: they say what is known
+        assign(values, key, value)
+    return resolve(values, folder=folder)
+
+
+def dump(recipe: Recipe) -> str:
+    """The recipe as YAML, every default written out; `load_recipe` gives the same recipe back.
+
+    >>> recipe = load_recipe("mixture")
+    >>> resolve(parse_yaml(dump(recipe), where="here")) == recipe
+    True
+    """
+    return yaml.safe_dump(recipe.values(), sort_keys=False, default_flow_style=None, width=110, allow_unicode=True)
+
+
+# Reading
+
+
+class _Loader(yaml.SafeLoader):
+    """Safe YAML in which 1e-3 is a number and a key given twice is an error."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+        seen = set()
+        for key, _ in node.value:
+            if key.value in seen:
+                raise yaml.constructor.ConstructorError(None, None, f"{key.value} is given twice", key.start_mark)
+            seen.add(key.value)
+        return super().construct_mapping(node, deep)
+
+
+_Loader.add_implicit_resolver(
+    "tag:yaml.org,2002:float", re.compile(r"^[-+]?[0-9]+(\.[0-9]*)?[eE][-+]?[0-9]+$"), list("-+0123456789")
+)
+
+
+def parse_yaml(text: str, *, where: str) -> Any:
+    """Safe YAML; a UserError names `where` and the line.
+
+    >>> parse_yaml("1e-3", where="here")
+    0.001
+    """
+    try:
+        return yaml.load(text, Loader=_Loader)
+    except yaml.MarkedYAMLError as error:
+        line = f" line {error.problem_mark.line + 1}" if error.problem_mark else ""
+        raise UserError(f"{where}{line}: not valid YAML: {error.problem}") from error
+    except (yaml.YAMLError, RecursionError) as error:
+        raise UserError(f"{where}: not valid YAML") from error
+
+
+def read_recipe(name_or_path: str) -> tuple[Values, Path]:
+    """The unchecked values of a shipped recipe or a YAML file, and the folder it lies in."""
+    path = shelf.recipes().get(name_or_path, Path(name_or_path))
+    if not path.is_file():
+        looks_like_path = path.suffix in (".yaml", ".yml") or len(path.parts) > 1
+        hint = "give a shipped name or a YAML file" if looks_like_path else nearest(name_or_path, shelf.recipes())
+        raise UserError(f"{name_or_path}: no such recipe; {hint}")
+    values = parse_yaml(read_text(path), where=str(path))
+    if not isinstance(values, dict) or not all(isinstance(key, str) for key in values):
+        raise UserError(f"{path}: a recipe is a mapping with the keys {', '.join(_KEYS)}")
+    return values, path.parent
+
+
+def read_text(path: Path) -> str:
+    """A UTF-8 file; UserError that names it."""
+    try:
+        return path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise UserError(f"{path}: cannot be read as UTF-8 text ({type(error).__name__})") from error
+
+
+def parse_override(text: str) -> tuple[list[str], Any]:
+    """`algorithm.beta=0.2` to its key and value, which is YAML.
+
+    >>> parse_override("model.means=[[1, 0]]")
+    (['model', 'means'], [[1, 0]])
+    """
+    key, equals, value = text.partition("=")
+    parts = key.strip().split(".")
+    if not equals or not all(parts):
+        raise UserError(f"{text}: an override is key=value, for example algorithm.beta=0.2")
+    return parts, parse_yaml(value, where=key)
+
+
+def assign(values: Values, key: list[str], value: Any) -> None:
+    """Sets a dotted key. A new name for a block drops the settings of the old one that the new one does not know."""
+    place: Any = values
+    for depth, part in enumerate(key):
+        at = dotted(key[:depth])
+        if isinstance(place, list):
+            if not part.isdecimal() or int(part) >= len(place):
+                raise UserError(f"{at}.{part}: {at} is a list; use {at}.0 to {at}.{len(place) - 1}")
+            index: int | str = int(part)
+        elif isinstance(place, dict):
+            index = part
+        else:
+            raise UserError(f"{dotted(key)}: {at} is {place!r}, which has no keys")
+        if depth == len(key) - 1:
+            if part == "name":
+                _rename(place, key, value)
+            place[index] = value
+        else:
+            if isinstance(place, dict) and place.get(part) is None:
+                place[part] = {}
+            place = place[index]
+
+
+def _rename(block: Values, key: list[str], name: Any) -> None:
+    kinds: dict[str, Kind] = {"model": "model", "reward": "reward", "algorithm": "algorithm", "evaluation": "reward"}
+    kind = kinds.get(key[0])
+    if kind is None or block.get("name") in (None, name):
+        return
+    known = {"weight", *fields_of(shelf.find(kind, name, key=dotted(key)).Config)}
+    for setting in [setting for setting in block if setting not in known]:
+        del block[setting]
+
+
+# Checking
+
+
+def resolve(values: Values, *, folder: Path = Path()) -> Recipe:
+    """Checks a recipe's values and writes every default out; text files are looked for in `folder` too."""
+    values = copy.deepcopy(values)
+    refuse_unknown(values, _KEYS, sections=_SECTIONS)
+    check_finite(values, ())
+    for key in ("model", "reward", "algorithm"):
+        if values.get(key) is None:
+            raise UserError(f"{key}: is required, for example {key}: {{name: {next(iter(shelf.files(key)), 'x')}}}")
+    model = _block("model", values["model"], ("model",))
+    defaults = copy.deepcopy(vars(model.module).get("DEFAULTS", {}))
+    sections = {name: _overlay(defaults.get(name), values.get(name), name) for name in ("sampler", "train", "evaluation")}
+    held_out = _rewards(sections["evaluation"].pop("held_out", None) or [], ("evaluation", "held_out"))
+    stop = values.get("early_stop")
+    return Recipe(
+        model=model,
+        reward=_rewards(values["reward"], ("reward",)) if isinstance(values["reward"], list) else _one_reward(values["reward"]),
+        algorithm=_algorithm(values["algorithm"], defaults.get("algorithm", {})),
+        sampler=check(Sampler, sections["sampler"], ("sampler",)),
+        train=check(Train, sections["train"], ("train",)),
+        prompts=_prompts(values["prompts"] if "prompts" in values else defaults.get("prompts"), folder),
+        evaluation=check(Evaluation, sections["evaluation"], ("evaluation",)),
+        held_out=held_out,
+        early_stop=None if stop is None else check(EarlyStop, stop, ("early_stop",)),
+    )
+
+
+def _overlay(below: Values | None, above: Any, key: str) -> Values:
+    if not isinstance(above, dict | None):
+        raise UserError(f"{key}: must be a mapping of settings (got {above!r})")
+    return {**(below or {}), **(above or {})}
+
+
+def _block(kind: Kind, values: Any, at: Key, *, weighted: bool = False) -> Block:
+    """Finds the module a block names and checks its settings."""
+    if isinstance(values, str):
+        values = {"name": values}
+    if not isinstance(values, dict) or "name" not in values:
+        raise UserError(f"{dotted(at)}: must be a mapping with a name, for example {{name: {next(iter(shelf.files(kind)))}}}")
+    name, settings = values["name"], {key: value for key, value in values.items() if key != "name"}
+    module = shelf.find(kind, name, key=dotted((*at, "name")))
+    weight = check(_Weight, {"weight": settings.pop("weight", 1.0)}, at).weight if weighted else None
+    return Block(name, module, check(module.Config, settings, at, name=name), weight)
+
+
+class _Weight(BaseModel):
+    weight: float
+
+
+def _one_reward(values: Any) -> Block:
+    if isinstance(values, dict) and "weight" in values:
+        raise UserError("reward.weight: a single reward has no weight; make reward a list of blocks to weigh them")
+    return _block("reward", values, ("reward",))
+
+
+def _rewards(values: Any, at: Key) -> tuple[Block, ...]:
+    if not isinstance(values, list) or (at == ("reward",) and not values):
+        raise UserError(f"{dotted(at)}: must be a list of rewards, for example [{{name: {next(iter(shelf.files('reward')))}}}]")
+    weighted = at == ("reward",)
+    return tuple(_block("reward", value, (*at, i), weighted=weighted) for i, value in enumerate(values))
+
+
+def _algorithm(values: Any, defaults: Values) -> Block:
+    """A model's defaults count for the algorithms that know them."""
+    name = values.get("name") if isinstance(values, dict) else values
+    if isinstance(name, str):
+        known = fields_of(shelf.find("algorithm", name, key="algorithm.name").Config)
+        given = values if isinstance(values, dict) else {"name": name}
+        values = {**{key: value for key, value in defaults.items() if key in known}, **given}
+    return _block("algorithm", values, ("algorithm",))
+
+
+def _prompts(value: Any, folder: Path) -> str | list[str] | None:
+    """null; a shipped set by name; the lines of a text file; or a list. A file's lines are kept, so that runs stand alone."""
+    if value is None or (isinstance(value, str) and value in shelf.prompt_sets()):
+        return value
+    if isinstance(value, str):
+        path = next((p for p in (Path(value), folder / value) if p.is_file()), None)
+        if path is None:
+            raise UserError(
+                f"prompts: {value!r} is neither a shipped set nor a text file; {nearest(value, shelf.prompt_sets())}"
+            )
+        value = [line.strip() for line in read_text(path).splitlines() if line.strip()]
+        if not value:
+            raise UserError(f"prompts: {path} holds no prompt; write one a line")
+    if not isinstance(value, list) or not value:
+        raise UserError(f"prompts: must be null, the name of a shipped set, a text file or a list of texts (got {value!r})")
+    for i, prompt in enumerate(value):
+        if isinstance(prompt, bool) or not isinstance(prompt, str | int):
+            raise UserError(f"prompts.{i}: must be a text; put it in quotes (got {prompt!r})")
+    return [str(prompt) for prompt in value]
+
+
+# Building
+
+
+@dataclass(frozen=True)
+class WeightedSum:
+    """`sum_i w_i r_i(samples, conditions)`; differentiable where every part is."""
+
+    parts: tuple[tuple[float, RewardFunction], ...]
+
+    @property
+    def differentiable(self) -> bool:
+        return all(reward.differentiable for _, reward in self.parts)
+
+    def __call__(self, samples: Tensor, conditions: Conditions) -> Tensor:
+        values = [weight * reward(samples, conditions) for weight, reward in self.parts]
+        return sum(values[1:], start=values[0])
+
+
+def prompt_list(prompts: str | list[str] | None) -> list[str] | None:
+    """The prompts themselves."""
+    if isinstance(prompts, str):
+        return [line.strip() for line in read_text(shelf.prompt_sets()[prompts]).splitlines() if line.strip()]
+    return prompts
+
+
+def _made(block: Block, key: str) -> Any:
+    """What a block builds; its refusals are the user's errors."""
+    try:
+        return block.module.build(block.config)
+    except ImportError as error:
+        package = (error.name or str(error)).partition(".")[0]
+        raise UserError(f'{key}: {block.name} needs the package {package}: pip install "scoreaction[all]"') from error
+    except (ValueError, OSError) as error:
+        raise UserError(named(str(error), key)) from error
+
+
+def named(message: str, key: str) -> str:
+    """The message with the key it is about in front, unless it begins with a key of the recipe."""
+    first = message.partition(":")[0].partition(".")[0]
+    return message if first in _KEYS or message.startswith("--") else f"{key}: {message}"
+
+
+def names_of(blocks: Sequence[Block]) -> Iterator[str]:
+    """The blocks' names, numbered where one comes twice."""
+    seen: dict[str, int] = {}
+    for block in blocks:
+        seen[block.name] = seen.get(block.name, 0) + 1
+        yield block.name if seen[block.name] == 1 else f"{block.name}_{seen[block.name]}"
+
+
+def build(recipe: Recipe, output: str | Path | None = None) -> Finetuner:
+    """The run that a recipe describes. UserError where its parts do not fit one another, with the remedy."""
+    with torch.random.fork_rng(devices=[]):  # a run's networks begin the same whatever was drawn before
+        torch.manual_seed(recipe.train.seed)
+        model: Model = _made(recipe.model, "model")
+    if isinstance(recipe.reward, Block):
+        reward = _made(recipe.reward, "reward")
+    else:
+        reward = WeightedSum(tuple((b.weight or 0.0, _made(b, f"reward.{i}")) for i, b in enumerate(recipe.reward)))
+    held_out = [_made(block, f"evaluation.held_out.{i}") for i, block in enumerate(recipe.held_out)]
+    if recipe.prompts is not None and model.encode is None:
+        raise UserError(f"prompts: the model {recipe.model.name} takes no prompts; leave them out (prompts: null)")
+    try:
+        return Finetuner(
+            model,
+            reward=reward,
+            algorithm=recipe.algorithm.config,
+            sampler=recipe.sampler,
+            train=recipe.train,
+            prompts=prompt_list(recipe.prompts),
+            output=output,
+            evaluation=recipe.evaluation,
+            held_out=dict(zip(names_of(recipe.held_out), held_out, strict=True)),
+            recipe=dump(recipe),
+        )
+    except ValueError as error:
+        raise UserError(named(str(error), "recipe")) from error

@@ -1,0 +1,142 @@
+"""What is done with a finished run: drawing from it, and measuring it over a grid of samplers."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from torch import Tensor
+
+from scoreaction.checkpoints import RunFolder, load_tree, write_whole
+from scoreaction.config import Recipe, build, load_recipe
+from scoreaction.evaluation import ExactTask, draw, measure, measure_kl, spread_prompts
+from scoreaction.finetuner import Finetuner
+from scoreaction.rollout import Sampler
+from scoreaction.shelf import UserError, nearest
+from scoreaction.solvers import SOLVERS
+
+Values = dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Opened:
+    """A run read back from its folder."""
+
+    folder: Path
+    recipe: Recipe
+    tuner: Finetuner
+
+
+def open_run(folder: Path, *, tuned: bool) -> Opened:
+    """Builds the run of a folder and, for the tuned model, loads its newest checkpoint; nothing in the folder changes."""
+    place = RunFolder(folder)
+    if not place.recipe_path.is_file():
+        raise UserError(f"{folder}: not a run folder (no recipe.yaml in it); give what train printed after run:")
+    recipe = load_recipe(str(place.recipe_path))
+    tuner = build(recipe)
+    newest = place.newest_checkpoint()
+    if newest is not None:
+        tuner.load_state(load_tree(newest))
+    elif tuned:
+        raise UserError(f"{folder}: no checkpoint yet; train it first, or take --base where there is that option")
+    return Opened(folder, recipe, tuner)
+
+
+def sampler_with(opened: Opened, *, steps: int | None, solver: str | None, eta: float | None) -> Sampler:
+    """The evaluation's sampler with some settings replaced; a solver that takes one eta only gets it."""
+    sampler = opened.tuner.evaluation.sampler(opened.tuner.sampler)
+    if solver is not None and solver not in SOLVERS:
+        raise UserError(f"--solver: unknown solver {solver!r}; {nearest(solver, SOLVERS)}")
+    if eta is not None and not 0 <= eta <= 1:
+        raise UserError(f"--eta: must be between 0 and 1 (got {eta})")
+    if steps is not None and steps < 1:
+        raise UserError(f"--steps: must be at least 1 (got {steps})")
+    chosen = SOLVERS[solver or sampler.solver]
+    if eta is None:
+        eta = sampler.eta if chosen.takes(sampler.eta) else (0.0 if chosen.noises == "zero" else 1.0)
+    changes = {"steps": steps or sampler.steps, "solver": solver or sampler.solver, "eta": eta}
+    if not chosen.takes(eta):
+        raise UserError(
+            f"--solver: {changes['solver']} takes only eta {'0' if chosen.noises == 'zero' else 'above 0'} (got {eta})"
+        )
+    return sampler.model_copy(update=changes)
+
+
+def draw_samples(
+    opened: Opened,
+    output: Path,
+    *,
+    n: int,
+    prompts: Sequence[str] | None,
+    steps: int | None,
+    solver: str | None,
+    eta: float | None,
+    seed: int,
+    base: bool,
+) -> Path:
+    """Writes samples.npz (`samples`, and `prompts` where there are any) and samples.png; gives the first's path."""
+    from scoreaction.pictures import save_samples
+
+    tuner = opened.tuner
+    sampler = sampler_with(opened, steps=steps, solver=solver, eta=eta)
+    if prompts and tuner.model.encode is None:
+        raise UserError(f"--prompt: the model {opened.recipe.model.name} takes no prompts; leave it out")
+    asked = spread_prompts(list(prompts) if prompts else tuner.prompts, n)
+    try:
+        tuner.model.conditions(None if asked is None else asked[:1] if not prompts else list(prompts))
+    except ValueError as error:
+        raise UserError(f"--prompt: {error}") from error
+    samples = draw(tuner.model, sampler, n, asked, seed, reference=base).cpu().numpy()
+    output.mkdir(parents=True, exist_ok=True)
+    named = {} if asked is None else {"prompts": np.array(asked)}
+    np.savez_compressed(output / "samples.npz", samples=samples, **named)
+    save_samples(output / "samples.png", samples, asked)
+    return output / "samples.npz"
+
+
+def evaluate_grid(
+    opened: Opened, steps: list[int], solvers: list[str], etas: list[float], *, n: int | None, seed: int | None
+) -> Values:
+    """Measures the tuned model for every solver, eta and step count that go together; writes evaluation.json."""
+    tuner = opened.tuner
+    n = n or tuner.evaluation.n
+    seed = tuner.evaluation.seed if seed is None else seed
+    rows: list[Values] = []
+    skipped: list[Values] = []
+    for solver in solvers:
+        for eta in etas:
+            for count in steps:
+                cell = {"solver": solver, "eta": eta, "steps": count}
+                try:
+                    rows.append(cell | _cell(tuner, sampler_with(opened, steps=count, solver=solver, eta=eta), n, seed))
+                except UserError as error:
+                    if solver not in SOLVERS or not 0 <= eta <= 1 or count < 1:
+                        raise
+                    skipped.append({"solver": solver, "eta": eta, "why": str(error).removeprefix("--solver: ")})
+                    break
+                except ValueError as error:
+                    skipped.append({"solver": solver, "eta": eta, "why": str(error).removeprefix("solver ")})
+                    break
+    if not rows:
+        raise UserError(f"--solver: nothing to measure: {skipped[0]['why']}")
+    found = {"n": n, "seed": seed, "iteration": tuner.iteration, "grid": rows, "skipped": skipped}
+    write_whole(opened.folder / "evaluation.json", json.dumps(found, indent=2) + "\n")
+    return found
+
+
+def _cell(tuner: Finetuner, sampler: Sampler, n: int, seed: int) -> Values:
+    model, prompts = tuner.model, tuner.prompts
+    figures, _ = measure(model, sampler, tuner.reward, tuner.held_out, n=n, prompts=prompts, seed=seed)
+    figures |= measure_kl(model, sampler, n, prompts, seed, max_rows=tuner.train.max_rows)
+    task = ExactTask.of(model, tuner.reward.reward, tuner.evaluation.beta or tuner.learner.beta)
+    if task is not None:
+
+        def drawn(seed: int) -> Tensor:
+            return draw(model, sampler, n, None, seed)
+
+        figures |= {"distance_to_optimum": task.distance(drawn, n, seed), "distance_floor": task.floor(n, seed)}
+    return figures

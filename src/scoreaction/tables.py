@@ -1,0 +1,90 @@
+"""The tables that commands print."""
+
+from __future__ import annotations
+
+import shutil
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+
+Values = dict[str, Any]
+
+
+def _console() -> Console:
+    """A console wide enough that figures are not cut where the output is a file."""
+    return Console(width=max(shutil.get_terminal_size().columns, 100), highlight=False)
+
+
+def number(value: Any) -> str:
+    """Four significant digits, without an exponent where it is readable.
+
+    >>> number(0.123456), number(1234567), number(None)
+    ('0.1235', '1,234,567', '')
+    """
+    if value is None:
+        return ""
+    if isinstance(value, bool | str):
+        return str(value)
+    if isinstance(value, int) or (abs(value) >= 10000 and abs(value) < 1e15):
+        return f"{round(value):,}"
+    return f"{value:.4g}"
+
+
+def with_error(value: Any, error: Any) -> str:
+    """`value +- error`."""
+    return number(value) if error is None else f"{number(value)} ± {error:.2g}"
+
+
+def show_summary(figures: Values) -> None:
+    """Base and tuned side by side, and what it took."""
+    table = Table(title="before and after fine-tuning")
+    for column in ("", "base", "tuned"):
+        table.add_column(column, justify="left" if not column else "right")
+    for key in [key.removesuffix("_base") for key in figures if key.endswith("_base")]:
+        cells = [with_error(figures.get(f"{key}_{kind}"), figures.get(f"{key}_{kind}_se")) for kind in ("base", "tuned")]
+        table.add_row(key.replace("_", " "), *cells)
+    table.add_row("KL (nats)", "0", with_error(figures.get("kl_nats"), figures.get("kl_nats_se")))
+    if "distance_to_optimum" in figures:
+        table.add_row("optimum's reward, KL", "", f"{number(figures['optimum_reward'])}, {number(figures['optimum_kl_nats'])}")
+        floor, oracle = number(figures["distance_floor"]), number(figures["distance_oracle"])
+        table.add_row(f"distance to the optimum (floor {floor}, oracle {oracle})", "", number(figures["distance_to_optimum"]))
+    for key, name in (("reward_queries", "reward queries"), ("model_evaluations", "model evaluations"), ("seconds", "seconds")):
+        table.add_row(name, "", number(figures.get(key)))
+    _console().print(table)
+
+
+def show_grid(found: Values) -> None:
+    """The cells of an evaluation, one a row, and what was left out."""
+    leave_out = {key for row in found["grid"] for key in row if key.endswith("_se")}
+    keys = [key for key in found["grid"][0] if key not in leave_out]
+    table = Table(title=f"{found['n']} samples each")
+    for key in keys:
+        table.add_column(key.replace("_", " "), justify="left" if key == "solver" else "right")
+    for row in found["grid"]:
+        table.add_row(*(with_error(row[key], row.get(f"{key}_se")) for key in keys))
+    _console().print(table)
+    for note in found["skipped"]:
+        print(f"left out: {note['solver']} at eta {note['eta']:g}: {note['why']}")
+
+
+def show_comparison(found: Values) -> None:
+    """A row for each algorithm (and value of the sweep), means over seeds with standard errors."""
+    keys = comparison_keys(found)
+    table = Table(title=f"mean ± standard error over {len(found['seeds'])} seed{'s' if len(found['seeds']) > 1 else ''}")
+    table.add_column("")
+    for key in keys:
+        table.add_column(key.replace("_", " "), justify="right")
+    for group in found["groups"]:
+        cells = [with_error(group["mean"].get(key), group["standard_error"].get(key)) for key in keys]
+        table.add_row(group["label"], *cells)
+    _console().print(table)
+
+
+def comparison_keys(found: Values) -> list[str]:
+    """The figures worth a column: those of the tuned model, KL, distances and costs."""
+    present = {key for group in found["groups"] for key in group["mean"]}
+    held_out = sorted(k for k in present if k.startswith("held_out.") and k.endswith("_tuned"))
+    wanted = ["reward_base", "reward_tuned", "kl_nats", "diversity_tuned", *held_out]
+    wanted += ["distance_to_optimum", "distance_floor", "distance_oracle", "model_evaluations", "seconds"]
+    return [key for key in wanted if key in present]
