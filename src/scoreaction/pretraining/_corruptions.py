@@ -77,7 +77,7 @@ def blobs(n: int, generator: Generator) -> Tensor:
     picture = torch.zeros(n, 1, 16, 16)
     for i in range(4):
         x, y = uniform(n, 2, 14, generator), uniform(n, 2, 14, generator)
-        a, b = uniform(n, 1.2, 5, generator), uniform(n, 1.2, 5, generator)
+        a, b = uniform(n, 1.2, 7, generator), uniform(n, 1.2, 7, generator)
         spot = torch.exp(-(((grid - x) / a) ** 2 + ((grid[:, None] - y) / b) ** 2) / 2)
         used = uniform(n, 0, 1, generator) < (1.0, 0.6, 0.4, 0.3)[i]
         picture = torch.maximum(picture, spot * used)
@@ -124,9 +124,9 @@ def _static(n: int, generator: Generator) -> Tensor:
 def illegible(images: Tensor, labels: Tensor, generator: Generator) -> Tensor:
     """Pictures that nobody can read, made of legible ones (batch, 1, 16, 16) and their labels (batch,).
 
-    In equal parts: blobs, strokes swollen by two or three pixels on each side, strokes worn away, digits lost in an
-    even gray, two different digits mixed, patches out of order, noise. Half of them are moved and half made noisy as
-    `legible` does it, so that neither gives them away.
+    A quarter are blobs; the others, in equal parts, strokes swollen by two or three pixels on each side, strokes worn
+    away, digits lost in an even gray, two different digits mixed, patches out of order, and noise. Half of them are
+    moved and half made noisy as `legible` does it, so that neither gives them away.
     """
     n = images.shape[0]
     moved = warp(images, shift=1.5, turn=10, zoom=0.1, generator=generator)
@@ -138,6 +138,7 @@ def illegible(images: Tensor, labels: Tensor, generator: Generator) -> Tensor:
     worn = erode(images, 2) + uniform(n, 0, 0.12, generator) * images
     mixed = torch.where(differs, _mixed(images, images[partner], generator), swollen)
     kinds = [
+        blobs(n, generator),
         blobs(n, generator),
         swollen,
         worn,

@@ -128,28 +128,28 @@ def train_unet(seed: int, batches: int, console: Console) -> Any:
 
 
 def train_classifiers(seed: int, batches: int, console: Console) -> tuple[RewardClassifier, Judge]:
-    """The reward's classifier on one half; on the other the judge, a third of whose batch is illegible."""
+    """The reward's classifier on one half; on the other the judge, three sevenths of whose batch are illegible."""
     generator = Generator().manual_seed(seed + 1)
     images, labels = images_and_labels()
     ours, theirs = halves()
 
-    def draw(half: Tensor) -> tuple[Tensor, Tensor]:
-        index = half[torch.randint(0, len(half), (96,), generator=generator)]
+    def draw(half: Tensor, size: int) -> tuple[Tensor, Tensor]:
+        index = half[torch.randint(0, len(half), (size,), generator=generator)]
         return images[index], labels[index]
 
     torch.manual_seed(seed + 1)
     reward = RewardClassifier()
 
     def reward_loss() -> Tensor:
-        x, y = draw(ours)
+        x, y = draw(ours, 96)
         return F.cross_entropy(reward(corruptions.legible(x, generator)), y, label_smoothing=0.02)
 
     torch.manual_seed(seed + 2)
     judge = Judge()
-    nothing = torch.full((32,), NO_CLASS)
+    nothing = torch.full((48,), NO_CLASS)
 
     def judge_loss() -> Tensor:
-        x, y = draw(theirs)
+        x, y = draw(theirs, 112)
         x = torch.cat([corruptions.legible(x[:64], generator), corruptions.illegible(x[64:], y[64:], generator)])
         y = torch.cat([y[:64], nothing])
         return F.cross_entropy(judge(x), y, label_smoothing=0.02)
@@ -179,7 +179,7 @@ def main(
     output: Annotated[Path, typer.Option(help="Folder to write; it is made if missing.")],
     seed: Annotated[int, typer.Option(help="Seed of everything drawn.")] = 0,
     batches: Annotated[int, typer.Option(help="Batches of 64 for the diffusion model.")] = 2400,
-    classifier_batches: Annotated[int, typer.Option(help="Batches of 96 for each classifier.")] = 1500,
+    classifier_batches: Annotated[int, typer.Option(help="Batches of about 100 for each classifier.")] = 1500,
     only: Annotated[str, typer.Option(help="unet, classifiers or all.")] = "all",
 ) -> None:
     """Trains and saves; the weights are stored in half precision and load back to float32."""
