@@ -1,0 +1,91 @@
+"""Every trainer on the exact tasks: distance to the optimum beside floor and oracle, over training step counts and seeds.
+
+    python benchmarks/exact.py            # results/exact.json and a table; resumes
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from _harness import arguments, cell, mean_and_error, run_jobs, table
+
+ITERATIONS = {10: 400, 25: 400, 50: 800}
+TRAINERS: dict[str, dict[str, Any]] = {
+    "score_action": {"name": "score_action"},
+    "dpok": {"name": "dpok"},
+    "ddpo": {"name": "ddpo"},
+}
+SEEDS = {"score_action": range(5), "dpok": range(3), "ddpo": range(3)}
+GRID = [(solver, eta, steps) for steps in (5, 10, 25, 50, 100, 200) for solver, eta in
+        (("ddim", 1.0), ("ddim", 0.0), ("heun", 0.0), ("dpmpp_2m", 0.0), ("sde_dpmpp", 1.0))]  # fmt: skip
+
+
+def train(task: str, trainer: str, steps: int, seed: int, iterations: int, grid: bool) -> dict[str, Any]:
+    """One run: its summary, how training went, and the distance and reward over samplers."""
+    from scoreaction.config import build, load_recipe
+    from scoreaction.evaluation import ExactTask, draw_x0
+    from scoreaction.rollout import Sampler
+
+    settings = [f"algorithm.name={trainer}", f"sampler.steps={steps}", f"train.seed={seed}", f"train.iterations={iterations}"]
+    tuner = build(load_recipe(task, settings))
+    history = [metrics for metrics in tuner]
+    found = tuner.summary()
+    curve = [{key: m[key] for key in ("iteration", "reward_mean", "kl_nats", "model_evaluations")} for m in history[::20]]
+    out: dict[str, Any] = {"summary": found, "curve": curve}
+    if grid:
+        exact = ExactTask.of(tuner.model, tuner.reward.reward, found["beta"])
+        assert exact is not None
+        out["grid"] = []
+        for solver, eta, count in GRID:
+            sampler = Sampler(solver=solver, eta=eta, steps=count, grid=tuner.sampler.grid)
+            x = draw_x0(tuner.model, sampler, 8192, None, 77)
+            out["grid"].append(
+                {
+                    "solver": solver, "eta": eta, "steps": count, "reward": float(tuner.reward.reward(x, None).mean()),
+                    "distance": exact.distance(lambda s, q=sampler: draw_x0(tuner.model, q, 8192, None, s), 8192, 77, repeats=2),
+                }
+            )  # fmt: skip
+    return out
+
+
+def jobs() -> dict[str, dict[str, Any]]:
+    """All runs by name."""
+    return {
+        f"{task}/{trainer}/{steps}/seed{seed}": {
+            "task": task, "trainer": trainer, "steps": steps, "seed": seed, "iterations": ITERATIONS[steps], "grid": seed < 3,
+        }
+        for task in ("mixture", "mixture16")
+        for trainer in TRAINERS
+        for steps in ITERATIONS
+        for seed in SEEDS[trainer]
+    }  # fmt: skip
+
+
+def main() -> None:
+    options = arguments(__doc__ or "", "exact.json").parse_args()
+    results = run_jobs(train, jobs(), options)
+    groups: dict[tuple[str, str, int], list[dict[str, Any]]] = {}
+    for result in results.values():
+        job = result["job"]
+        groups.setdefault((job["task"], job["trainer"], job["steps"]), []).append(result)
+    rows = []
+    for (task, trainer, steps), runs in groups.items():
+        found = [run["summary"] for run in runs]
+        bar = [max(s["distance_floor"], s["distance_oracle"]) for s in found]
+        distance = [s["distance_to_optimum"] for s in found]
+        rows.append(
+            [
+                task, trainer, str(steps), str(len(runs)), cell(distance), f"{mean_and_error(bar)[0]:.3f}",
+                f"{mean_and_error(distance)[0] / mean_and_error(bar)[0]:.2f} x", cell([s["reward_tuned"] for s in found]),
+                f"{found[0]['optimum_reward']:.3f}", cell([s["kl_nats"] for s in found]),
+                f"{found[0]['optimum_kl_nats']:.3f}", f"{mean_and_error([s['model_evaluations'] for s in found])[0] / 1e6:.1f} M",
+                f"{mean_and_error([s['seconds'] for s in found])[0]:.0f}",
+            ]
+        )  # fmt: skip
+    header = ["task", "trainer", "steps", "seeds", "distance", "max(floor, oracle)", "ratio", "reward", "optimum", "KL", "optimum KL",
+              "evaluations", "seconds"]  # fmt: skip
+    print(table(header, rows))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,100 @@
+"""Wall time of a training iteration against the network work in it, on the digits model.
+
+    python benchmarks/overhead.py         # results/overhead.json; the median ratio of one run
+
+Bare is the time inside forwards of policy, reference, critic, surrogate and reward, and inside backwards, summed within the
+same iterations, so that a noisy machine slows both alike. What is left is sampler, bookkeeping and optimiser.
+"""
+
+from __future__ import annotations
+
+import json
+import statistics
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from _harness import arguments
+
+WARM_UP, COUNTED = 2, 9
+
+
+class Stopwatch:
+    """Adds up the time inside wrapped calls; a call inside another is not counted twice."""
+
+    def __init__(self) -> None:
+        self.seconds, self.depth = 0.0, 0
+
+    def wrap(self, function: Callable[..., Any]) -> Callable[..., Any]:
+        """The same function, timed."""
+
+        def timed(*args: Any, **kwargs: Any) -> Any:
+            self.depth += 1
+            began = time.perf_counter()
+            try:
+                return function(*args, **kwargs)
+            finally:
+                self.depth -= 1
+                if self.depth == 0:
+                    self.seconds += time.perf_counter() - began
+
+        return timed
+
+
+@contextmanager
+def watched(tuner: Any) -> Iterator[Stopwatch]:
+    """Times every network and reward of a tuner, and autograd."""
+    watch = Stopwatch()
+    backward, grad = torch.autograd.backward, torch.autograd.grad
+    networks = [tuner.model.net, tuner.model._reference_net, *tuner.learner.networks.values()]
+    for network in {id(network): network for network in networks}.values():
+        network.forward = watch.wrap(network.forward)
+    tuner.reward.reward = _Timed(tuner.reward.reward, watch)
+    torch.autograd.backward, torch.autograd.grad = watch.wrap(backward), watch.wrap(grad)
+    try:
+        yield watch
+    finally:
+        torch.autograd.backward, torch.autograd.grad = backward, grad
+
+
+class _Timed:
+    def __init__(self, reward: Any, watch: Stopwatch) -> None:
+        self.differentiable, self.score = reward.differentiable, watch.wrap(reward.__call__)
+
+    def __call__(self, samples: torch.Tensor, conditions: Any) -> torch.Tensor:
+        return self.score(samples, conditions)
+
+
+def measure(settings: list[str]) -> list[float]:
+    """Wall time over bare time of each counted iteration."""
+    from scoreaction.config import build, load_recipe
+
+    tuner = build(load_recipe("digits", [*settings, f"train.iterations={WARM_UP + COUNTED}"]))
+    ratios = []
+    with watched(tuner) as watch:
+        steps = iter(tuner)
+        for iteration in range(WARM_UP + COUNTED):
+            watch.seconds = 0.0
+            began = time.perf_counter()
+            next(steps)
+            if iteration >= WARM_UP:
+                ratios.append((time.perf_counter() - began) / watch.seconds)
+    return ratios
+
+
+def main() -> None:
+    options = arguments(__doc__ or "", "overhead.json").parse_args()
+    torch.set_num_threads(1)
+    out = {}
+    for name in ("score_action", "ddpo", "dpok"):
+        ratios = measure([f"algorithm.name={name}", "evaluation.held_out=[]"])
+        out[name] = {"ratio_median": statistics.median(ratios), "ratios": ratios}
+        print(f"{name}: {out[name]['ratio_median']:.3f} x the bare forwards and backwards")
+    options.output.parent.mkdir(parents=True, exist_ok=True)
+    options.output.write_text(json.dumps(out, indent=1) + "\n")
+
+
+if __name__ == "__main__":
+    main()

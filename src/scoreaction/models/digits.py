@@ -1,0 +1,51 @@
+"""Handwritten digits: a small class-conditional diffusion model trained on scikit-learn's digits, 16x16, prompts like "7"."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from pydantic import BaseModel, Field
+from torch import Tensor
+
+from scoreaction.model import Model
+from scoreaction.models._digits_nets import NO_CLASS, PROMPTS, judge, load_net, parse_digit_prompt
+
+DEFAULTS: dict[str, Any] = {
+    "sampler": {"steps": 10, "eta": 1.0, "guidance": 2.0},
+    "train": {"iterations": 78, "batch": 64, "lr": 1e-4, "max_rows": 512},
+    "evaluation": {"n": 500, "steps": 50, "held_out": [{"name": "legibility"}]},
+    "prompts": PROMPTS,
+}
+
+
+class Config(BaseModel, frozen=True, extra="forbid"):
+    """path: a folder in diffusers format written by the retraining command, None for the shipped weights."""
+
+    name: Literal["digits"] = "digits"
+    path: Path | None = None
+    lora_rank: int | None = Field(None, ge=1)
+
+
+def to_unit(x0: Tensor) -> Tensor:
+    """Pixels from [-1, 1] to [0, 1], clipped as when an image is saved."""
+    return ((x0 + 1) / 2).clamp(0, 1)
+
+
+def build(config: Config) -> Model:
+    """The model: eps-prediction on the scheduler's own table, diversity in the held-out classifier's features."""
+    net = load_net(config.path)
+    judging = judge().requires_grad_(False)
+    return Model(
+        net,
+        process=net.process,
+        predicts="eps",
+        shape=(1, 16, 16),
+        lora_rank=config.lora_rank,
+        lora_targets=["to_q", "to_k", "to_v", "to_out.0", "conv1", "conv2"] if config.lora_rank else None,
+        encode=lambda prompts: torch.tensor([parse_digit_prompt(str(prompt)) for prompt in prompts]),
+        null=torch.tensor([NO_CLASS]),
+        decode=to_unit,
+        features=judging.features,
+    )

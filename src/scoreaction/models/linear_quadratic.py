@@ -1,0 +1,43 @@
+"""One Gaussian, whose optimum under a quadratic reward is a Gaussian: the linear-quadratic case of control theory."""
+
+from __future__ import annotations
+
+from typing import Any, Literal
+
+import torch
+from pydantic import BaseModel, Field, model_validator
+
+from scoreaction.exact import Mixture
+from scoreaction.model import Model
+from scoreaction.models import gaussian_mixture
+from scoreaction.processes import PROCESSES, ProcessName
+
+DEFAULTS: dict[str, Any] = gaussian_mixture.DEFAULTS
+
+
+class Config(BaseModel, frozen=True, extra="forbid", allow_inf_nan=False):
+    """mean (d,) and variance, one for all directions or (d,) of them; process vp, cosine, stable_diffusion, ve or flow."""
+
+    name: Literal["linear_quadratic"] = "linear_quadratic"
+    mean: list[float] = [0.3]
+    variance: float | list[float] = 0.8
+    process: ProcessName = "vp"
+    hidden: int = Field(64, ge=1)
+    depth: int = Field(2, ge=1)
+
+    @model_validator(mode="after")
+    def _shapes(self) -> Config:
+        variances = self.variance if isinstance(self.variance, list) else [self.variance]
+        if not self.mean or min(variances, default=0) <= 0 or len(variances) not in (1, len(self.mean)):
+            raise ValueError(f"variance must be positive, one number or {len(self.mean)} of them")
+        return self
+
+
+def build(config: Config) -> Model:
+    """The model, with its law for measuring distances."""
+    d = len(config.mean)
+    variance = torch.as_tensor(config.variance, dtype=torch.float64).expand(d)
+    law = Mixture(torch.ones(1), torch.tensor([config.mean], dtype=torch.float64), torch.diag(variance)[None])
+    process = PROCESSES[config.process]()
+    net = gaussian_mixture.ExactPlusNet(law, process, config.hidden, config.depth)
+    return Model(net, process=process, predicts="eps", shape=(d,), law=law)
