@@ -15,7 +15,7 @@ from twins import accepts, close, f64
 from scoreaction.models import _digits_nets as digits
 from scoreaction.predictions import to_prediction
 
-N = 60
+N = 40
 
 
 @pytest.fixture(scope="module")
@@ -89,6 +89,7 @@ def test_the_network_is_the_unet_on_our_clock() -> None:
         close(y, truth, atol=1e-5, late=late, unconditional=net(x, t, None))
         close(net(x, t, None)[2], truth[2], atol=1e-5, conditional=net(x, t, 0 * cond)[2])
     ours = to_prediction(net.process, net.predicts, x, t, y)
+    scheduler.set_timesteps(1000)
     theirs = [scheduler.step(truth[i], index[i], x[i], eta=0.0).pred_original_sample for i in range(4)]
     as_eps = to_prediction(net.process, "eps", x, t, y)
     close(ours.x0, torch.stack(theirs).double(), atol=1e-4, eps=as_eps.x0, noise=ours.eps)
@@ -247,7 +248,7 @@ def test_training_repeats_itself(tmp_path: Path) -> None:
     from scoreaction.pretraining.digits import main
 
     def weights(folder: str, seed: int) -> Tensor:
-        main(tmp_path / folder, seed=seed, batches=2, classifier_batches=2)
+        main(tmp_path / folder, seed=seed, batches=1, classifier_batches=1)
         nets = [
             digits.load_unet(tmp_path / folder),
             digits.judge(tmp_path / folder),
