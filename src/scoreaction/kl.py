@@ -28,8 +28,8 @@ def path_kl_steps(process: Process, times: Tensor, difference: Prediction, eta: 
     """Path KL (Girsanov) of each interval: `1/2 (c/eta)^2 integral g^2 ||score difference||^2`, (N, batch).
 
     Trapezoid in log SNR, `1/4 (lambda_s - lambda_t)(||d eps_t||^2 + ||d eps_s||^2)`; from alpha = 0 in the x0 form; in the
-    last interval the score difference is held constant down to t_min. t_min is fixed so that the figure does not
-    depend on the number of steps. Oksendal, Stochastic Differential Equations, theorem 8.6.
+    interval that holds t_min, and in the last, the score difference is held constant down to t_min. Nothing below t_min
+    counts, so that the figure does not depend on the number of steps. Oksendal, Stochastic Differential Equations, theorem 8.6.
     """
     if eta == 0:
         raise ValueError("the path KL of a deterministic sampler is infinite or zero: measure it at eta > 0")
@@ -39,11 +39,11 @@ def path_kl_steps(process: Process, times: Tensor, difference: Prediction, eta: 
     snr_s = torch.exp(log_snr[1:])
     steps = []
     for i in range(len(t)):
-        if i == len(t) - 1:
+        if i == len(t) - 1 or float(s[i]) < t_min:
             end = max(float(s[i]), t_min)
             grid = torch.linspace(end, max(float(t[i]), end), 65, dtype=torch.float64)
-            integral = torch.trapezoid(process.g2(grid), grid) if float(process.alpha(t[i])) > 0 else snr_s[i] * 0
-            steps.append(0.5 * eps[i] * float(integral / process.sigma2(t[i])))
+            integral = float(torch.trapezoid(process.g2(grid), grid)) if float(process.alpha(t[i])) > 0 else 0.0
+            steps.append(0.5 * eps[i] * integral / float(process.sigma2(t[i])))
         elif float(process.alpha(t[i])) == 0:
             steps.append(0.25 * float(snr_s[i]) * (x0[i] + x0[i + 1]))
         else:
