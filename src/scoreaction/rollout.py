@@ -113,16 +113,19 @@ def roll_out(
     """n trajectories under `predict` on the grid `times`, without a graph; `explore` changes what is done with it."""
     x = initial_noise(model, n, generator)
     states, said, done = [x], [], []
+    asked: list[Prediction] = []
 
     def act(x: Tensor, t: Tensor) -> Prediction:
-        said.append(predict(x, t))
-        return said[-1] if explore is None else explore(x, t, said[-1])
+        asked.append(predict(x, t))
+        return asked[-1] if explore is None else explore(x, t, asked[-1])
 
     for visit in trajectory(act, model.process, x, times, solver=sampler.find(), eta=sampler.eta, generator=generator):
         states.append(visit.x_next)
         done.append(visit.prediction)
-    prediction = stacked(done)
-    return Rollout(times, torch.stack(states), prediction if explore is None else stacked(said[: len(done)]), prediction)
+        said.append(asked[0])  # a solver may ask again within its step
+        asked.clear()
+    action = stacked(done)
+    return Rollout(times, torch.stack(states), action if explore is None else stacked(said), action)
 
 
 def stacked(predictions: list[Prediction]) -> Prediction:
