@@ -48,7 +48,8 @@ class ImageNet(nn.Module):
         self.process = process
         sizes = [channels, width, width * 2, width * 2]
         self.convolutions = nn.ModuleList(
-            nn.Conv2d(a, b, 3, stride=2 if i else 1, padding=1) for i, (a, b) in enumerate(zip(sizes[:-1], sizes[1:], strict=True))
+            nn.Conv2d(a, b, 3, stride=2 if i else 1, padding=1)
+            for i, (a, b) in enumerate(zip(sizes[:-1], sizes[1:], strict=True))
         )
         self.modulations = nn.ModuleList(nn.Linear(9 + condition, 2 * b) for b in sizes[1:])
         self.head = nn.Sequential(nn.Linear(width * 2 + 9 + condition, 64), nn.SiLU(), nn.Linear(64, 1))
@@ -66,21 +67,26 @@ class ImageNet(nn.Module):
 
 
 class RewardScale(nn.Module):
-    """Mean and spread of the first rewards seen, so that networks work on numbers of order one. Fixed once taken."""
+    """Mean and spread of the first rewards that differ, so that networks work on numbers of order one. Fixed once taken."""
 
     mean: Tensor
     spread: Tensor
+    taken: Tensor
 
     def __init__(self) -> None:
         super().__init__()
         self.register_buffer("mean", torch.zeros(()))
-        self.register_buffer("spread", torch.zeros(()))
+        self.register_buffer("spread", torch.ones(()))
+        self.register_buffer("taken", torch.zeros((), dtype=torch.bool))
 
     def calibrate(self, rewards: Tensor) -> None:
-        """Takes mean and spread from the first rewards; later calls change nothing."""
-        if float(self.spread) == 0:
-            self.mean.copy_(rewards.mean())
-            self.spread.copy_(rewards.std(correction=0).clamp(min=1e-6 * float(rewards.abs().max()) + 1e-12))
+        """Takes mean and spread from the first rewards that are not all equal; later calls change nothing."""
+        if bool(self.taken):
+            return
+        self.mean.copy_(rewards.mean())
+        if float(rewards.max() - rewards.min()) > 1e-6 * float(rewards.abs().max()):
+            self.spread.copy_(rewards.std(correction=0))
+            self.taken.fill_(True)
 
 
 def default_network(process: Process, shape: Sequence[int], condition: int) -> nn.Module:
@@ -162,8 +168,9 @@ class Surrogate(nn.Module):
         """Adds samples with their rewards, over the oldest where full."""
         self.scale.calibrate(rewards)
         slots = (self.seen + torch.arange(len(x0), device=self.seen.device)) % len(self.samples)
-        self.samples[slots], self.groups[slots], self.rewards[slots] = x0, groups.to(self.groups), rewards.to(self.rewards)
         self.seen += len(x0)
+        slots, x0, groups, rewards = (part[-len(self.samples) :] for part in (slots, x0, groups, rewards))
+        self.samples[slots], self.groups[slots], self.rewards[slots] = x0, groups.to(self.groups), rewards.to(self.rewards)
 
     def loss(self, rows: int, generator: torch.Generator) -> Tensor:
         """Mean squared error on random remembered samples, in units of the rewards' variance."""
