@@ -65,6 +65,11 @@ class Model:
         law: Mixture | None = None,
     ) -> None:
         to_prediction(process, predicts, torch.zeros(1), torch.full((), 0.5, dtype=torch.float64), torch.zeros(1))
+        if predicts in ("eps", "score") and float(process.alpha(torch.ones((), dtype=torch.float64))) == 0:
+            raise ValueError(
+                f"predicts: {predicts} says nothing of the sample at t = 1, where alpha of {type(process).__name__} is 0;"
+                " use a network that predicts velocity, v or x0"
+            )
         self.net, self.process, self.predicts, self.shape = net, process, predicts, tuple(shape)
         self.encode, self.null, self.law = encode, null, law
         self.decode = decode or (lambda x0: x0)
