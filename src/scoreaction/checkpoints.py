@@ -47,9 +47,15 @@ class RunFolder:
         finally:
             file.unlink(missing_ok=True)
 
+    def saved_checkpoints(self) -> list[Path]:
+        """Whole checkpoints, oldest first; one whose writing was cut off is not among them."""
+        return sorted(
+            (path for path in self.checkpoints.glob("[0-9]*") if path.name.isdigit()), key=lambda path: int(path.name)
+        )
+
     def newest_checkpoint(self) -> Path | None:
         """The checkpoint of the highest iteration."""
-        found = sorted(self.checkpoints.glob("[0-9]*"), key=lambda path: int(path.name))
+        found = self.saved_checkpoints()
         return found[-1] if found else None
 
     def cut_metrics(self, iteration: int) -> None:
@@ -84,7 +90,9 @@ def save_tree(path: Path, tree: dict[str, Any]) -> None:
     part.mkdir(parents=True)
     tensors: dict[str, Tensor] = {}
     plain = _plain(tree, "", tensors)
-    save_file({name: value.detach().cpu().contiguous().clone() for name, value in tensors.items()}, part / "tensors.safetensors")
+    save_file(
+        {name: value.detach().cpu().contiguous().clone() for name, value in tensors.items()}, part / "tensors.safetensors"
+    )
     (part / "tree.json").write_text(json.dumps(plain))
     shutil.rmtree(path, ignore_errors=True)
     os.replace(part, path)

@@ -7,6 +7,8 @@ import json
 import math
 import time
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import nullcontext
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
@@ -23,9 +25,11 @@ from scoreaction.evaluation import Evaluation, ExactTask, diversity, measure, me
 from scoreaction.export import save_model
 from scoreaction.kl import chain_kl, path_kl
 from scoreaction.model import Model
-from scoreaction.rewards import CountedReward
+from scoreaction.rewards import CountedReward, RewardError
 from scoreaction.rollout import Experience, Sampler
 from scoreaction.types import RewardFunction
+
+NO_GRADIENT = "check that the network's output depends on them, and that nothing detaches it"
 
 
 class TrainingError(RuntimeError):
@@ -86,13 +90,15 @@ class Finetuner:
     ) -> None:
         self.sampler, self.train, self.evaluation = sampler or Sampler(), train or Train(), evaluation or Evaluation()
         self.algorithm, self.recipe = algorithm, recipe
-        self.accelerator = Accelerator(
-            cpu=self.train.device == "cpu", mixed_precision={"fp32": "no"}.get(self.train.precision, self.train.precision)
-        )
+        self.accelerator = Accelerator(cpu=self.train.device == "cpu")
         if self.accelerator.num_processes > 1:
             raise ValueError("train.device: one process trains; start scoreaction without a distributed launcher")
         self.model = model.to(self.accelerator.device if self.train.device == "auto" else self.train.device)
-        self.model.autocast = self.accelerator.autocast
+        device = self.model.device.type
+        # not accelerate's: its precision is one for the whole process, and a second tuner may want another
+        dtype = {"fp32": None, "bf16": torch.bfloat16, "fp16": torch.float16}[self.train.precision]
+        self.model.autocast = nullcontext if dtype is None else partial(torch.autocast, device, dtype=dtype)
+        self.scaler = torch.amp.GradScaler(device, enabled=dtype == torch.float16)
         self.reward = CountedReward(reward)
         self.held_out = {name: CountedReward(judge, name=f"held_out.{name}") for name, judge in (held_out or {}).items()}
         self.prompts = list(prompts) if prompts is not None else None
@@ -119,7 +125,13 @@ class Finetuner:
     def _score(self, x0: Tensor, rows: Tensor) -> Tensor:
         """The reward of x0 for the trajectories `rows` of this iteration."""
         prompts = None if self.prompts is None else [self.prompts[int(self._groups[int(i)])] for i in rows]
-        return self.reward(self.model.decode(x0), prompts)
+        scores = self.reward(self.model.decode(x0), prompts)
+        if torch.is_grad_enabled() and self.reward.differentiable and not scores.requires_grad:
+            raise RewardError(
+                f"{self.reward.name}: says it is differentiable, and no gradient reaches the samples; keep the graph in it, or"
+                " leave differentiable out"
+            )
+        return scores
 
     def __iter__(self) -> Iterator[dict[str, Any]]:
         while self.iteration < self.train.iterations:
@@ -179,26 +191,28 @@ class Finetuner:
         for update in updates:
             for name, value in update.metrics.items():
                 seen.setdefault(name, []).append(value)
-            self.accelerator.backward(update.loss)
+            if not update.loss.requires_grad:
+                raise TrainingError(f"iteration {self.iteration + 1}: the {update.network} received no gradient; {NO_GRADIENT}")
+            self.scaler.scale(update.loss).backward()
             if update.step:
                 norm = self._step(update.network)
                 if update.network == "policy":
                     seen.setdefault("grad_norm", []).append(norm)
         if "grad_norm" not in seen:  # nothing to learn from, all rewards equal: said in the log, not an error
             return {"grad_norm": 0.0, "skipped": 1.0}
+        if not any(seen["grad_norm"]):
+            raise TrainingError(f"iteration {self.iteration + 1}: the trained parameters received no gradient; {NO_GRADIENT}")
         return {name: sum(values) / len(values) for name, values in seen.items()}
 
     def _step(self, name: str) -> float:
         optimiser = self.optimisers[name]
         parameters = [p for group in optimiser.param_groups for p in group["params"]]
+        self.scaler.unscale_(optimiser)
         norm = float(torch.nn.utils.clip_grad_norm_(parameters, self.train.max_grad_norm if name == "policy" else 1e9))
-        if not math.isfinite(norm):
+        if not math.isfinite(norm) and not self.scaler.is_enabled():
             raise TrainingError(f"iteration {self.iteration + 1}: the gradient of the {name} is not finite; lower train.lr")
-        if name == "policy" and norm == 0:
-            raise TrainingError(
-                f"iteration {self.iteration + 1}: the trained parameters received no gradient; check that the network uses them"
-            )
-        optimiser.step()
+        self.scaler.step(optimiser)  # with fp16 a step whose gradient overflowed is left out, and the scale lowered
+        self.scaler.update()
         optimiser.zero_grad(set_to_none=True)
         return norm
 
@@ -256,6 +270,7 @@ class Finetuner:
             "optimisers": {name: optimiser.state_dict() for name, optimiser in self.optimisers.items()},
             "learner": self.learner.state,
             "generator": self.generator.get_state(),
+            "scaler": self.scaler.state_dict(),
             "queries": self.reward.queries,
             "evaluations": [self.model.evaluations.forward, self.model.evaluations.backward],
         }
@@ -273,6 +288,7 @@ class Finetuner:
             optimiser.load_state_dict(state["optimisers"][name])
         self.learner.state = state["learner"]
         self.generator.set_state(state["generator"])
+        self.scaler.load_state_dict(state["scaler"])
         self.reward.queries = state["queries"]
         self.model.evaluations.forward, self.model.evaluations.backward = state["evaluations"]
 
@@ -284,7 +300,7 @@ class Finetuner:
         save_tree(self.folder.checkpoints / f"{self.iteration:06d}", self.state())
         from shutil import rmtree
 
-        for old in sorted(self.folder.checkpoints.glob("[0-9]*"))[:-2]:
+        for old in self.folder.saved_checkpoints()[:-2]:
             rmtree(old)
         return True
 
@@ -338,7 +354,11 @@ class Finetuner:
         assert self.folder is not None
         self.folder.samples.mkdir(parents=True, exist_ok=True)
         kept = samples[: 4096 if samples.ndim == 2 else 100].cpu().numpy()
-        named = {} if self.prompts is None else {"prompts": np.array([str(self.prompts[i % len(self.prompts)]) for i in range(len(kept))])}
+        named = (
+            {}
+            if self.prompts is None
+            else {"prompts": np.array([str(self.prompts[i % len(self.prompts)]) for i in range(len(kept))])}
+        )
         np.savez_compressed(self.folder.samples / f"{kind}.npz", samples=kept, **named)
 
 

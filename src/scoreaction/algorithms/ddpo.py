@@ -91,11 +91,12 @@ class DDPOLearner(Learner):
 
     def updates(self, experience: Experience, generator: torch.Generator) -> Iterator[Update]:
         advantage = self.advantages(experience)
-        if self.beta == 0 and bool((advantage == 0).all()):
+        if bool((advantage == 0).all()):
             return
         steps = steps_taken(self.setting, experience)
         # rewards were divided by their std, so beta is too: it stays in reward units per nat
-        weight = self.beta / max(float(experience.rewards.std(correction=0)), 1e-6)
+        flat = spread_is_rounding(experience.rewards)
+        weight = self.beta if flat else self.beta / float(experience.rewards.std(correction=0))
         reinforce = self.config.estimator == "reinforce"
         yield from ratio_updates(
             self,
