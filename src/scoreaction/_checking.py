@@ -62,7 +62,7 @@ def refuse_unknown(values: Values, known: Sequence[str], *, sections: Mapping[st
         if key in known:
             continue
         home = next((section for section, config in sections.items() if key in config.model_fields), None)
-        if home is None and key in ("beta", "name"):
+        if key == "beta":
             home = "algorithm"
         raise UserError(f"{key}: unknown key; {f'did you mean {home}.{key}?' if home else nearest(key, known)}")
 

@@ -9,9 +9,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from scoreaction import shelf
+from scoreaction._checking import fields_of
 from scoreaction.checkpoints import RunFolder, write_whole
 from scoreaction.config import Recipe, load_recipe, parse_override, parse_yaml
-from scoreaction.shelf import UserError
+from scoreaction.shelf import UserError, nearest
 from scoreaction.training import Interrupted, run
 
 Values = dict[str, Any]
@@ -48,18 +50,48 @@ def parse_sweep(text: str | None) -> tuple[str | None, list[str]]:
 def planned(
     recipe: str, overrides: Sequence[str], algorithms: Sequence[str], seeds: Sequence[int], sweep: str | None
 ) -> list[Entry]:
-    """All runs, every one of them checked before the first begins."""
+    """All runs, every one of them checked before the first begins.
+
+    An `algorithm.` setting goes to the algorithms that know it, and one of them must; the others run without it. Distances
+    are to one optimum: that of the recipe's own beta, for algorithms that have none.
+    """
     key, values = parse_sweep(sweep)
+    known = {name: fields_of(shelf.find("algorithm", name, key="--algorithms").Config) for name in algorithms}
+    own = [text.partition("=")[0] for text in overrides] + ([key] if key else [])
+    for setting in [setting for setting in own if setting.startswith("algorithm.") and setting != "algorithm.name"]:
+        if not any(_knows(known[name], setting) for name in algorithms):
+            raise UserError(f"{setting}: no setting of {' or '.join(algorithms)}; {_nearest(known, setting)}")
+    beta = _beta(recipe, [text for text in overrides if _knows(known[algorithms[0]], text)])
     entries = []
-    for algorithm in algorithms:
-        for value in values or [None]:
-            swept = [] if value is None else [f"{key}={value}"]
+    for name in algorithms:
+        changes = [text for text in overrides if _knows(known[name], text)] + [f"algorithm.name={name}"]
+        if "beta" not in known[name] and beta:
+            changes.insert(0, f"evaluation.beta={beta}")
+        swept: list[str | None] = [*values] if key and _knows(known[name], key) else [None]
+        for value in swept:
+            own_value = [] if value is None else [f"{key}={value}"]
+            label = name if value is None else f"{name}, {str(key).rpartition('.')[2]} {value}"
             for seed in seeds:
-                changes = [*overrides, f"algorithm.name={algorithm}", *swept, f"train.seed={seed}"]
-                label = algorithm if value is None else f"{algorithm}, {str(key).rpartition('.')[2]} {value}"
-                folder = "/".join([algorithm, *(part.replace("/", "_") for part in swept), f"seed{seed}"])
-                entries.append(Entry(label, algorithm, value, seed, folder, load_recipe(recipe, changes)))
+                chosen = load_recipe(recipe, [*changes, *own_value, f"train.seed={seed}"])
+                folder = "/".join([name, *(part.replace("/", "_") for part in own_value), f"seed{seed}"])
+                entries.append(Entry(label, name, value, seed, folder, chosen))
     return entries
+
+
+def _knows(known: Sequence[str], override: str) -> bool:
+    """Whether an algorithm knows the setting of an override; those of other sections concern everyone."""
+    section, _, setting = override.partition("=")[0].partition(".")
+    return section != "algorithm" or setting.partition(".")[0] in known
+
+
+def _nearest(known: dict[str, list[str]], setting: str) -> str:
+    return nearest(setting.removeprefix("algorithm."), {key for keys in known.values() for key in keys if key != "name"})
+
+
+def _beta(recipe: str, overrides: Sequence[str]) -> float | None:
+    """The recipe's own price of KL."""
+    beta = load_recipe(recipe, overrides).algorithm.dump().get("beta")
+    return beta if isinstance(beta, float) else None
 
 
 def compare(

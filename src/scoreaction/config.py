@@ -21,6 +21,7 @@ from torch import Tensor
 
 from scoreaction import shelf
 from scoreaction._checking import Key, Values, check, check_finite, dotted, fields_of, refuse_unknown
+from scoreaction.algorithms._learner import Algorithm
 from scoreaction.evaluation import Evaluation
 from scoreaction.finetuner import Finetuner, Train
 from scoreaction.model import Model
@@ -80,6 +81,9 @@ class Recipe(BaseModel):
             "early_stop": None if self.early_stop is None else self.early_stop.model_dump(mode="json"),
         }
 
+
+LOCAL = ("linear", "quadratic", "ink", "classifier", "legibility", "jpeg", "shapes")
+"""Our rewards that answer at once, on this machine."""
 
 _SECTIONS: dict[str, type[BaseModel]] = {"sampler": Sampler, "train": Train, "evaluation": Evaluation, "early_stop": EarlyStop}
 _KEYS = ["model", "reward", "algorithm", "sampler", "train", "prompts", "evaluation", "early_stop"]
@@ -369,11 +373,15 @@ def build(recipe: Recipe, output: str | Path | None = None) -> Finetuner:
     held_out = [_made(block, f"evaluation.held_out.{i}") for i, block in enumerate(recipe.held_out)]
     if recipe.prompts is not None and model.encode is None:
         raise UserError(f"prompts: the model {recipe.model.name} takes no prompts; leave them out (prompts: null)")
+    _check_device(recipe.train.device)
+    algorithm = recipe.algorithm.config
+    if not isinstance(algorithm, Algorithm):
+        raise UserError(f"algorithm.name: Config of {recipe.algorithm.name} is no scoreaction.algorithms._learner.Algorithm")
     try:
-        return Finetuner(
+        tuner = Finetuner(
             model,
             reward=reward,
-            algorithm=recipe.algorithm.config,
+            algorithm=algorithm,
             sampler=recipe.sampler,
             train=recipe.train,
             prompts=prompt_list(recipe.prompts),
@@ -384,3 +392,31 @@ def build(recipe: Recipe, output: str | Path | None = None) -> Finetuner:
         )
     except ValueError as error:
         raise UserError(named(str(error), "recipe")) from error
+    _probe(tuner, recipe)
+    return tuner
+
+
+def _check_device(name: str) -> None:
+    if name == "auto":
+        return
+    try:
+        torch.zeros((), device=name)
+    except (RuntimeError, AssertionError, NotImplementedError) as error:
+        raise UserError(f"train.device: {name!r} cannot be used here; take auto, cpu or, with a GPU, cuda") from error
+
+
+def _probe(tuner: Finetuner, recipe: Recipe) -> None:
+    """Asks our own rewards, which refuse samples of the wrong kind with a ValueError, before anything is run."""
+    model, prompts = tuner.model, None if tuner.prompts is None else tuner.prompts[:1] * 2
+    blocks = (recipe.reward,) if isinstance(recipe.reward, Block) else recipe.reward
+    asked = {"reward": tuner.reward.reward} if all(b.name in LOCAL for b in blocks) else {}
+    for i, (block, judge) in enumerate(zip(recipe.held_out, tuner.held_out.values(), strict=True)):
+        if block.name in LOCAL:
+            asked[f"evaluation.held_out.{i}"] = judge.reward
+    with torch.no_grad():
+        samples = model.decode(torch.zeros(2, *model.shape, device=model.device)) if asked else torch.zeros(2)
+        for key, reward in asked.items():
+            try:
+                reward(samples, prompts)
+            except ValueError as error:
+                raise UserError(f"{key}: does not fit the model {recipe.model.name}: {error}") from error

@@ -40,7 +40,10 @@ def open_run(folder: Path, *, tuned: bool) -> Opened:
     tuner = build(recipe)
     newest = place.newest_checkpoint()
     if newest is not None:
-        tuner.load_state(load_tree(newest))
+        try:
+            tuner.load_state(load_tree(newest))
+        except (RuntimeError, KeyError, ValueError, OSError) as error:
+            raise UserError(f"{newest}: cannot be read: damaged, or written by another version; train again") from error
     elif tuned:
         raise UserError(f"{folder}: no checkpoint yet; train it first, or take --base where there is that option")
     return Opened(folder, recipe, tuner)
@@ -92,8 +95,8 @@ def draw_samples(
         raise UserError(f"--prompt: {error}") from error
     samples = draw(tuner.model, sampler, n, asked, seed, reference=base).cpu().numpy()
     output.mkdir(parents=True, exist_ok=True)
-    named = {} if asked is None else {"prompts": np.array(asked)}
-    np.savez_compressed(output / "samples.npz", samples=samples, **named)
+    arrays = {"samples": samples} if asked is None else {"samples": samples, "prompts": np.array(asked)}
+    np.savez_compressed(output / "samples.npz", **arrays)  # type: ignore[arg-type]
     save_samples(output / "samples.png", samples, asked)
     return output / "samples.npz"
 

@@ -16,8 +16,8 @@ def _console() -> Console:
     return Console(width=max(shutil.get_terminal_size().columns, 100), highlight=False)
 
 
-def number(value: Any) -> str:
-    """Four significant digits, without an exponent where it is readable.
+def number(value: Any, digits: int = 4) -> str:
+    """Significant digits, without an exponent where it is readable.
 
     >>> number(0.123456), number(1234567), number(None)
     ('0.1235', '1,234,567', '')
@@ -26,14 +26,14 @@ def number(value: Any) -> str:
         return ""
     if isinstance(value, bool | str):
         return str(value)
-    if isinstance(value, int) or (abs(value) >= 10000 and abs(value) < 1e15):
+    if isinstance(value, int) or (abs(value) >= 10 ** (digits - 1) and abs(value) < 1e15):
         return f"{round(value):,}"
-    return f"{value:.4g}"
+    return f"{value:.{digits}g}"
 
 
-def with_error(value: Any, error: Any) -> str:
+def with_error(value: Any, error: Any, digits: int = 4) -> str:
     """`value +- error`."""
-    return number(value) if error is None else f"{number(value)} ± {error:.2g}"
+    return f"{number(value, digits)} ± {number(error, 2)}" if error else number(value, digits)
 
 
 def show_summary(figures: Values) -> None:
@@ -69,15 +69,15 @@ def show_grid(found: Values) -> None:
 
 
 def show_comparison(found: Values) -> None:
-    """A row for each algorithm (and value of the sweep), means over seeds with standard errors."""
+    """A column for each algorithm (and value of the sweep), means over seeds with standard errors."""
     keys = comparison_keys(found)
     table = Table(title=f"mean ± standard error over {len(found['seeds'])} seed{'s' if len(found['seeds']) > 1 else ''}")
     table.add_column("")
-    for key in keys:
-        table.add_column(key.replace("_", " "), justify="right")
     for group in found["groups"]:
-        cells = [with_error(group["mean"].get(key), group["standard_error"].get(key)) for key in keys]
-        table.add_row(group["label"], *cells)
+        table.add_column(group["label"], justify="right")
+    for key in keys:
+        cells = [with_error(group["mean"].get(key), group["standard_error"].get(key)) for group in found["groups"]]
+        table.add_row(key.removeprefix("held_out.").replace("_", " "), *cells)
     _console().print(table)
 
 

@@ -1,0 +1,154 @@
+"""The report's section about one run."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from numpy.typing import NDArray
+
+from scoreaction._report_parts import (
+    Grid,
+    Part,
+    Picture,
+    Values,
+    change,
+    display_name,
+    exact_laws,
+    objectives,
+    picture,
+    reward_name,
+    samples_of,
+)
+from scoreaction.checkpoints import RunFolder
+from scoreaction.config import Recipe, load_recipe, prompt_list
+from scoreaction.shelf import UserError
+from scoreaction.tables import number, with_error
+from scoreaction.training import read_json_lines, read_summary
+
+
+def run_part(folder: Path) -> Part:
+    """The section about one run, finished or not."""
+    from scoreaction.pictures import run_figure
+
+    recipe = load_recipe(str(RunFolder(folder).recipe_path))
+    records, summary = read_json_lines(RunFolder(folder).metrics_path), read_summary(folder)
+    if not records:
+        raise UserError(f"{folder}: no iteration is logged yet; train it first")
+    part = Part(
+        title=f"{display_name('algorithm', recipe.algorithm.name)} on {recipe.model.name}",
+        headline=run_headline(recipe, records, summary),
+        recipe=RunFolder(folder).recipe_path.read_text(encoding="utf-8"),
+    )
+    panels = {title: samples_of(folder, kind) for title, kind in (("before", "base"), ("after", "tuned"))}
+    if summary is not None and all(value is not None for value in panels.values()):
+        part.pictures.append(_samples_picture(recipe, summary, {k: v for k, v in panels.items() if v is not None}))
+    caption = "Each iteration's own samples, against the number of network evaluations. Reward should rise, KL stay moderate."
+    part.pictures.append(picture("How training went", caption, run_figure(records, summary)))
+    if summary is not None:
+        part.cards = run_cards(summary)
+        part.tables = run_tables(summary)
+    return part
+
+
+def run_headline(recipe: Recipe, records: list[Values], summary: Values | None) -> list[str]:
+    """What was trained and what came of it, in plain words."""
+    model, reward = recipe.model.name, reward_name(recipe)
+    name = display_name("algorithm", recipe.algorithm.name)
+    if summary is None:
+        last = records[-1]
+        return [
+            f"{name} is fine-tuning the model {model} on the reward {reward}: iteration {last['iteration']} of"
+            f" {recipe.train.iterations}, mean reward {change(records[0]['reward_mean'], last['reward_mean'])} so far."
+            " The run is not finished, so nothing is measured yet."
+        ]
+    said = [
+        f"{name} fine-tuned the model {model} on the reward {reward}. Its mean reward went"
+        f" {change(summary['reward_base'], summary['reward_tuned'])}."
+    ]
+    kept = 100 * summary["diversity_tuned"] / summary["diversity_base"] if summary["diversity_base"] else 0.0
+    said.append(
+        f"For that it moved {number(summary['kl_nats'], 3)} nats (KL) away from the pretrained model, and its samples are"
+        f" {kept:.0f} % as diverse as before."
+    )
+    for key in [key for key in summary if key.startswith("held_out.") and key.endswith("_base")]:
+        title = key.removeprefix("held_out.").removesuffix("_base")
+        after = summary[key.removesuffix("_base") + "_tuned"]
+        said.append(f"The held-out reward {title}, which was not trained on, went {change(summary[key], after)}.")
+    if "distance_to_optimum" in summary:
+        goal, best = (number(value, 3) for value in objectives(summary))
+        said.append(f"What it maximises, reward - {summary['beta']:g} x KL, came to {goal}; the best possible is {best}.")
+        away, oracle, floor = (number(summary[f"distance_{name}"], 3) for name in ("to_optimum", "oracle", "floor"))
+        said.append(
+            f"Its samples are at distance {away} from the known optimum; the exact optimal policy reaches {oracle} with the"
+            f" same sampler, and {floor} is the smallest that this many samples can show."
+        )
+    said.append(
+        f"It took {summary['seconds']:.0f} seconds, {summary['reward_queries']:,} questions to the reward and"
+        f" {summary['model_evaluations']:,} evaluations of the network."
+    )
+    return said
+
+
+def run_cards(summary: Values) -> list[tuple[str, str, str]]:
+    """The figures to see first: label, value, small print."""
+    cards = [
+        ("reward", f"{number(summary['reward_base'], 3)} → {number(summary['reward_tuned'], 3)}", "base → tuned"),
+        ("KL", f"{number(summary['kl_nats'], 3)} nats", "from the pretrained model"),
+        ("diversity", f"{number(summary['diversity_base'], 3)} → {number(summary['diversity_tuned'], 3)}", "base → tuned"),
+    ]
+    for key in [key for key in summary if key.startswith("held_out.") and key.endswith("_base")]:
+        after = summary[key.removesuffix("_base") + "_tuned"]
+        title = key.removeprefix("held_out.").removesuffix("_base")
+        cards.append((title, f"{number(summary[key], 3)} → {number(after, 3)}", "held out: not trained on"))
+    if "distance_to_optimum" in summary:
+        small = f"floor {number(summary['distance_floor'], 3)}, oracle {number(summary['distance_oracle'], 3)}"
+        cards.append(("distance to the optimum", number(summary["distance_to_optimum"], 3), small))
+    return cards
+
+
+def run_tables(summary: Values) -> list[Grid]:
+    """Everything that was measured; on exact tasks also the optimum."""
+    rows = [
+        [key.removeprefix("held_out.").replace("_", " ")]
+        + [with_error(summary.get(f"{key}_{kind}"), summary.get(f"{key}_{kind}_se")) for kind in ("base", "tuned")]
+        for key in [key.removesuffix("_base") for key in summary if key.endswith("_base")]
+    ]
+    rows.append(["KL (nats)", "0", with_error(summary["kl_nats"], summary.get("kl_nats_se"))])
+    tables = [Grid("Before and after", "Means with their standard errors over samples.", ["", "base", "tuned"], rows)]
+    if "distance_to_optimum" in summary:
+        goal, best = (number(value) for value in objectives(summary))
+        tuned = [number(summary[key]) for key in ("reward_tuned", "kl_nats")]
+        optimum = [number(summary[key]) for key in ("optimum_reward", "optimum_kl_nats")]
+        away, oracle, floor = (number(summary[f"distance_{name}"]) for name in ("to_optimum", "oracle", "floor"))
+        tables.append(
+            Grid(
+                "Against the optimum",
+                "On this task the best possible result is known in closed form.",
+                ["", "reward", "KL (nats)", f"reward - {summary['beta']:g} x KL", "distance to the optimum"],
+                [
+                    ["tuned", *tuned, goal, away],
+                    ["optimum", *optimum, best, f"{floor} (floor)"],
+                    ["exact policy, same sampler (oracle)", "", "", "", oracle],
+                ],
+            )
+        )
+    return tables
+
+
+def _samples_picture(recipe: Recipe, summary: Values, panels: dict[str, NDArray[Any]]) -> Picture:
+    from scoreaction.pictures import is_pictures, samples_figure
+
+    data, optimum = exact_laws(recipe, summary.get("beta"))
+    laws = {"before": data, "after": optimum}
+    caption = "The same random noise turned into samples by the base model (left) and by the tuned model (right)."
+    first = next(iter(panels.values()))
+    if data is not None and first[0].size == 2:
+        caption += " Red contours: the data law (left) and the optimum (right). A good run fills the contours and nothing else."
+    elif not is_pictures(first) and first[0].size > 2:
+        caption += f" Shown are the first two of {first[0].size} coordinates."
+    prompts = prompt_list(recipe.prompts)
+    if prompts:
+        asked = "; ".join(dict.fromkeys(prompts[:10]))
+        caption += f" Prompts, in this order and again from the start: {asked}{' ...' if len(prompts) > 10 else ''}."
+    return picture("Before and after", caption, samples_figure(panels, laws))
