@@ -64,7 +64,7 @@ def sampler_with(opened: Opened, *, steps: int | None, solver: str | None, eta: 
     changes = {"steps": steps or sampler.steps, "solver": solver or sampler.solver, "eta": eta}
     if not chosen.takes(eta):
         raise UserError(
-            f"--solver: {changes['solver']} takes only eta {'0' if chosen.noises == 'zero' else 'above 0'} (got {eta})"
+            f"--solver: {changes['solver']} takes only eta {'0' if chosen.noises == 'zero' else 'above 0'} (got {eta:g})"
         )
     return sampler.model_copy(update=changes)
 

@@ -13,7 +13,7 @@ Values = dict[str, Any]
 
 def _console() -> Console:
     """A console wide enough that figures are not cut where the output is a file."""
-    return Console(width=max(shutil.get_terminal_size().columns, 100), highlight=False)
+    return Console(width=max(shutil.get_terminal_size().columns, 120), highlight=False)
 
 
 def number(value: Any, digits: int = 4) -> str:
@@ -57,15 +57,16 @@ def show_summary(figures: Values) -> None:
 def show_grid(found: Values) -> None:
     """The cells of an evaluation, one a row, and what was left out."""
     leave_out = {key for row in found["grid"] for key in row if key.endswith("_se")}
-    keys = [key for key in found["grid"][0] if key not in leave_out]
+    keys = [key for key in found["grid"][0] if key not in leave_out | {"vendi"}]
     table = Table(title=f"{found['n']} samples each")
     for key in keys:
-        table.add_column(key.replace("_", " "), justify="left" if key == "solver" else "right")
+        header = key.removeprefix("held_out.").replace("_", " ")
+        table.add_column(header, justify="left" if key == "solver" else "right", no_wrap=key == "solver")
     for row in found["grid"]:
-        table.add_row(*(with_error(row[key], row.get(f"{key}_se")) for key in keys))
+        table.add_row(*(with_error(row[key], row.get(f"{key}_se"), 3) for key in keys))
     _console().print(table)
     for note in found["skipped"]:
-        print(f"left out: {note['solver']} at eta {note['eta']:g}: {note['why']}")
+        print(f"left out: {note['why']}")
 
 
 def show_comparison(found: Values) -> None:

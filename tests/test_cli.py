@@ -1,0 +1,331 @@
+"""The command line: exit codes, one line for every fault, run folders, resuming, interruption, comparing."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from scoreaction import shelf
+from scoreaction.cli import listed, main
+from scoreaction.comparing import grouped
+from scoreaction.config import load_recipe
+from scoreaction.finetuner import Finetuner
+from scoreaction.solvers import SOLVERS
+from scoreaction.training import Stopper, read_json_lines
+from tests.twins import close
+
+TINY = ["algorithm.name=ddpo", "train.batch=8", "evaluation.n=16", "evaluation.steps=3", "sampler.steps=4", "model.hidden=8"]
+CONTRACT = [
+    "iteration",
+    "reward_mean",
+    "reward_std",
+    "kl_nats",
+    "kl_chain_nats",
+    "grad_norm",
+    "reward_queries",
+    "model_evaluations",
+    "seconds",
+]
+
+
+def train(folder: Path, *more: str, iterations: int = 4) -> int:
+    return main(["train", "mixture", *TINY, f"train.iterations={iterations}", "--output", str(folder), *more])
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("finished") / "run"
+    assert train(folder) == 0
+    return folder
+
+
+@pytest.fixture
+def refused(capsys: pytest.CaptureFixture[str]) -> Callable[..., str]:
+    """Runs a command that must fail with this code and gives the one line it says on stderr."""
+
+    def command(*arguments: object, code: int = 2) -> str:
+        capsys.readouterr()
+        assert main([str(argument) for argument in arguments]) == code
+        said = capsys.readouterr().err
+        assert said.count("\n") == 1, said
+        assert "Traceback" not in said
+        return said.strip()
+
+    return command
+
+
+# Running
+
+
+def test_a_run_leaves_what_the_contract_names(run: Path) -> None:
+    records = read_json_lines(run / "metrics.jsonl")
+    assert [record["iteration"] for record in records] == [1, 2, 3, 4]
+    assert set(CONTRACT) <= set(records[0])
+    summary = json.loads((run / "summary.json").read_text())
+    assert {"reward_base", "reward_tuned", "kl_nats", "diversity_base", "diversity_tuned", "seconds"} <= set(summary)
+    assert load_recipe(str(run / "recipe.yaml")) == load_recipe("mixture", [*TINY, "train.iterations=4"])
+    assert load_recipe(str(run / "recipe.yaml")) != load_recipe("mixture", [*TINY, "train.iterations=5"])
+
+
+def test_the_module_and_its_exit_code_from_a_shell(tmp_path: Path) -> None:
+    def shell(*arguments: str) -> subprocess.CompletedProcess[str]:
+        return subprocess.run(
+            [sys.executable, "-m", "scoreaction", *arguments], cwd=tmp_path, text=True, capture_output=True, check=False
+        )
+
+    wrong = shell("train", "mixture", "algorithm.bata=" + "9" * 200)
+    assert (wrong.returncode, wrong.stderr) == (2, "algorithm.bata: unknown key; did you mean beta?\n")
+    assert list(tmp_path.iterdir()) == [], "a refused run writes nothing"
+    debug = shell("train", "mixture", "algorithm.bata=1", "--debug")
+    assert debug.returncode == 2
+    assert "Traceback" in debug.stderr
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        ([], "Missing command"),
+        (["trian"], "No such command 'trian'"),
+        (["train"], "Missing argument 'RECIPE'"),
+        (["train", "mixture", "--outptu", "x"], "No such option"),
+        (["train", "mixture", "--resume"], "--resume: say which run with --output DIR"),
+        (["train", "mixtrue"], "mixtrue: no such recipe; did you mean mixture?"),
+        (["train", "mixture", "algorithm.beta=-1"], "algorithm.beta: must be greater than 0"),
+        (["train", "mixture", "reward.direction=[1]"], "reward: does not fit"),
+        (["sample", "nowhere"], "nowhere: not a run folder"),
+        (["evaluate", "nowhere"], "nowhere: not a run folder"),
+        (["report", "nowhere"], "nowhere: neither a run nor a comparison"),
+        (["list", "algoritms"], "list: there is no list of 'algoritms'; did you mean algorithms?"),
+        (["compare", "mixture"], "Missing option '--algorithms'"),
+        (["compare", "mixture", "--algorithms", "ddop"], "--algorithms: unknown algorithm 'ddop'; did you mean ddpo?"),
+        (["compare", "mixture", "--algorithms", ","], "--algorithms: name at least one"),
+        (["compare", "mixture", "--algorithms", "ddpo", "--seeds", "a"], "--seeds: must be whole numbers"),
+        (["compare", "mixture", "--algorithms", "ddpo", "--sweep", "beta"], "--sweep: must be key=value,value"),
+        (["compare", "mixture", "--algorithms", "ddpo", "--sweep", "algorithm.beta=1"], "algorithm.beta: no setting of ddpo"),
+    ],
+)
+def test_wrong_input_is_one_line_and_code_2(
+    arguments: list[str], said: str, refused: Callable[..., str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert refused(*arguments).startswith(said)
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["sample", "--n", "x"], "Invalid value for '--n'"),
+        (["sample", "--n", "0"], "Invalid value for '--n'"),
+        (["sample", "--solver", "heum"], "--solver: unknown solver 'heum'; did you mean heun?"),
+        (["sample", "--solver", "heun", "--eta", "1"], "--solver: heun takes only eta 0"),
+        (["sample", "--eta", "2"], "--eta: must be between 0 and 1"),
+        (["sample", "--prompt", "cat"], "--prompt: the model gaussian_mixture takes no prompts"),
+        (["evaluate", "--steps", "ten"], "--steps: must be whole numbers"),
+        (["evaluate", "--steps", "0"], "--steps: must be at least 1"),
+        (["evaluate", "--solver", "dimm"], "--solver: unknown solver 'dimm'; did you mean ddim?"),
+        (["evaluate", "--eta", "-1"], "--eta: must be between 0 and 1"),
+        (["evaluate", "--solver", "heun", "--eta", "1"], "--solver: nothing to measure"),
+    ],
+)
+def test_wrong_options_on_a_run(arguments: list[str], said: str, run: Path, refused: Callable[..., str]) -> None:
+    assert refused(arguments[0], run, *arguments[1:]).startswith(said)
+
+
+def test_a_failing_reward_is_code_1(tmp_path: Path, refused: Callable[..., str], monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "failing.py").write_text(
+        "from pydantic import BaseModel\nclass Config(BaseModel):\n    pass\n"
+        "def build(config): return lambda samples, conditions: 1 / 0\n"
+    )
+    (tmp_path / "failing").mkdir()
+    (tmp_path / "failing.py").rename(tmp_path / "failing" / "now.py")
+    monkeypatch.chdir(tmp_path)
+    said = refused("train", "mixture", *TINY, "reward={name: failing.now}", "--output", tmp_path / "out", code=1)
+    assert "ZeroDivisionError" in said
+    assert not (tmp_path / "out" / "summary.json").exists()
+
+
+# Resuming
+
+
+def weights(folder: Path) -> bytes:
+    return (folder / "model" / "weights.safetensors").read_bytes()
+
+
+class Stop:
+    """Raises or signals after some iterations of any run, once."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch, after: int, act: Callable[[], None]) -> None:
+        iterate = Finetuner._iterate
+
+        def counted(tuner: Finetuner) -> dict[str, Any]:
+            metrics = iterate(tuner)
+            if tuner.iteration == after:
+                monkeypatch.setattr(Finetuner, "_iterate", iterate)
+                act()
+            return metrics
+
+        monkeypatch.setattr(Finetuner, "_iterate", counted)
+
+
+def _raise() -> None:
+    raise KeyboardInterrupt
+
+
+def test_an_existing_run_is_refused_and_a_finished_one_is_left_alone(run: Path, refused: Callable[..., str]) -> None:
+    before = {path: path.read_bytes() for path in run.rglob("*") if path.is_file()}
+    command = ["train", "mixture", *TINY, "train.iterations=4", "--output", run]
+    assert refused(*command).startswith(f"--output: {run} already holds a run")
+    assert train(run, "--resume") == 0
+    assert {path: path.read_bytes() for path in run.rglob("*") if path.is_file()} == before
+    said = refused("train", "mixture", *TINY, "train.iterations=4", "train.lr=0.5", "--output", run, "--resume")
+    assert said.startswith("train.lr: this run has 0.001, not 0.5")
+    assert refused("train", "mixture", *TINY, "train.iterations=3", "--output", run, "--resume").startswith("train.iterations")
+
+
+def test_resume_starts_afresh_where_there_is_nothing(run: Path, tmp_path: Path) -> None:
+    assert train(tmp_path / "new", "--resume") == 0
+    assert weights(tmp_path / "new") == weights(run)
+    assert train(tmp_path / "other", "train.seed=5") == 0
+    assert weights(tmp_path / "other") != weights(run), "the twin with another seed differs"
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_stops_between_iterations_and_resuming_equals_the_uninterrupted_run(
+    number: signal.Signals, run: Path, tmp_path: Path, refused: Callable[..., str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    Stop(monkeypatch, 1, lambda: os.kill(os.getpid(), number))
+    folder = tmp_path / "run"
+    before = signal.getsignal(number)
+    said = refused("train", "mixture", *TINY, "train.iterations=4", "--output", folder, code=130)
+    assert "stopped after iteration 2, state saved; go on with: scoreaction train" in said
+    assert signal.getsignal(number) == before
+    assert not (folder / "summary.json").exists()
+    (folder / ".lock").write_text("999999999")  # of a process that is dead
+    assert train(folder, "--resume") == 0
+    assert weights(folder) == weights(run)
+    assert len(read_json_lines(folder / "metrics.jsonl")) == 4
+
+
+def test_an_interrupt_within_an_iteration_goes_back_to_the_checkpoint(
+    run: Path, tmp_path: Path, refused: Callable[..., str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    Stop(monkeypatch, 2, _raise)
+    folder = tmp_path / "run"
+    command = ["train", "mixture", *TINY, "train.iterations=4", "train.checkpoint_every=1", "--output", folder]
+    assert "the state after iteration 2 is saved" in refused(*command, code=130)
+    assert main([str(part) for part in command] + ["--resume"]) == 0
+    assert weights(folder) == weights(run)
+
+
+def test_a_longer_run_extends_a_finished_one(tmp_path: Path) -> None:
+    folder = tmp_path / "run"
+    assert train(folder, iterations=2) == 0
+    assert train(folder, "--resume", iterations=3) == 0
+    assert [record["iteration"] for record in read_json_lines(folder / "metrics.jsonl")] == [1, 2, 3]
+    assert json.loads((folder / "summary.json").read_text())["iterations"] == 3
+
+
+def test_a_run_held_by_a_living_process_is_refused(tmp_path: Path, refused: Callable[..., str]) -> None:
+    folder = tmp_path / "run"
+    folder.mkdir()
+    (folder / ".lock").write_text(str(os.getppid()))
+    assert refused("train", "mixture", *TINY, "train.iterations=1", "--output", folder).startswith("--output:")
+
+
+def test_early_stop_waits_for_its_patience() -> None:
+    def stops(rewards: list[float]) -> list[bool]:
+        stopper = Stopper(load_recipe("mixture", ["early_stop={metric: reward_mean, patience: 2}"]).early_stop)
+        return [stopper({"reward_mean": reward}) for reward in rewards]
+
+    assert stops([1, 2, 2, 2]) == [False, False, False, True]
+    assert stops([1, 2, 2, 3]) == [False] * 4
+
+
+def test_early_stop_ends_a_run_for_good(tmp_path: Path, refused: Callable[..., str]) -> None:
+    stop = "early_stop={metric: iteration, patience: 1}"
+    assert train(tmp_path / "rising", stop) == 0
+    assert len(read_json_lines(tmp_path / "rising" / "metrics.jsonl")) == 4
+    stop = "early_stop={metric: model_evaluationz, patience: 2}"
+    command = ["train", "mixture", *TINY, "train.iterations=4", stop, "--output", tmp_path / "unknown"]
+    assert refused(*command).startswith("early_stop.metric: no metric 'model_evaluationz'")
+    falling = ["reward={name: linear, direction: [0.0, 0.0]}", "early_stop={metric: reward_mean, patience: 2}"]
+    assert train(tmp_path / "flat", *falling) == 0
+    assert len(read_json_lines(tmp_path / "flat" / "metrics.jsonl")) == 3
+    assert train(tmp_path / "flat", *falling, "--resume") == 0
+    assert len(read_json_lines(tmp_path / "flat" / "metrics.jsonl")) == 3
+
+
+# What is done with a run
+
+
+def test_sample_draws_tuned_and_base(run: Path, tmp_path: Path) -> None:
+    def draw(*more: str) -> np.ndarray:
+        assert main(["sample", str(run), "--n", "12", "--steps", "4", "--output", str(tmp_path), *more]) == 0
+        assert (tmp_path / "samples.png").stat().st_size > 1000
+        with np.load(tmp_path / "samples.npz") as arrays:
+            assert set(arrays) == {"samples"}
+            return arrays["samples"]
+
+    first = draw()
+    assert first.shape == (12, 2)
+    close(draw(), first, other_seed=draw("--seed", "1"), base=draw("--base"), other_solver=draw("--solver", "heun"))
+
+
+def test_evaluate_measures_the_grid_and_leaves_out_what_cannot_be(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["evaluate", str(run), "--steps", "2,3", "--solver", "ddim,heun", "--eta", "0,1"]) == 0
+    found = json.loads((run / "evaluation.json").read_text())
+    cells = [(row["solver"], row["eta"], row["steps"]) for row in found["grid"]]
+    assert cells == [("ddim", 0, 2), ("ddim", 0, 3), ("ddim", 1, 2), ("ddim", 1, 3), ("heun", 0, 2), ("heun", 0, 3)]
+    assert [(note["solver"], note["eta"]) for note in found["skipped"]] == [("heun", 1)]
+    assert {"reward", "kl_nats", "kl_chain_nats", "diversity"} <= set(found["grid"][0])
+    assert "left out: heun takes only eta 0" in capsys.readouterr().out
+
+
+def test_compare_runs_what_is_missing_and_gives_standard_errors(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = tmp_path / "comparison"
+    tiny = [*TINY[1:], "train.iterations=2"]
+    more = ["--seeds", "0,1", "--sweep", "algorithm.beta=0.1,0.3", "--output", str(folder)]
+    command = ["compare", "mixture", *tiny, "--algorithms", "ddpo,dpok", *more]
+    assert main(command) == 0
+    assert f"report: {folder / 'report.html'}" in capsys.readouterr().out
+    found = json.loads((folder / "comparison.json").read_text())
+    assert [group["label"] for group in found["groups"]] == ["ddpo", "dpok, beta 0.1", "dpok, beta 0.3"]
+    assert (folder / "dpok" / "algorithm.beta=0.3" / "seed1" / "summary.json").exists()
+    assert (folder / "ddpo" / "seed0" / "summary.json").exists()
+    assert {path.name for path in folder.glob("*.png")} >= {"reward.png", "kl.png", "diversity.png"}
+    assert "optimum_reward" in found["groups"][0]["mean"], "an algorithm without beta is measured to the recipe's optimum"
+
+    monkeypatch.setattr(Finetuner, "_iterate", lambda tuner: pytest.fail("a finished run was run again"))
+    assert main(command) == 0
+
+
+def test_standard_errors_are_over_seeds() -> None:
+    runs = [{"label": "a", "algorithm": "a", "value": None, "summary": {"x": x}} for x in (1.0, 2.0, 6.0)]
+    close(grouped(runs)[0]["mean"]["x"], 3.0)
+    close(grouped(runs)[0]["standard_error"]["x"], 7**0.5 / 3**0.5, deviation=7**0.5, biased=(14 / 3 / 3) ** 0.5)
+    assert grouped(runs[:1])[0]["standard_error"]["x"] is None, "one seed has no standard error"
+
+
+def test_list_names_the_shelves(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["list"]) == 0
+    everything = capsys.readouterr().out
+    for what in ("algorithms", "rewards", "models", "solvers", "recipes"):
+        found = listed(what)
+        assert found
+        assert all(found.values()), f"a file of {what} has no first line"
+        assert all(f"  {name}" in everything for name in found)
+    assert set(listed("solvers")) == set(SOLVERS)
+    assert set(listed("recipes")) == set(shelf.recipes())
+    assert not [name for name in listed("algorithms") if name.startswith("_")]

@@ -1,0 +1,156 @@
+"""The report: self-contained, safe against what users write, and saying what the figures say."""
+
+from __future__ import annotations
+
+import base64
+import json
+import re
+from html.parser import HTMLParser
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from scoreaction._report_comparison import comparison_headline
+from scoreaction._report_parts import objectives
+from scoreaction._report_run import run_headline
+from scoreaction.config import load_recipe
+from scoreaction.pictures import band, samples_figure, tiled
+from scoreaction.report import write_report
+from scoreaction.tables import number, with_error
+from tests.test_cli import run, train  # noqa: F401 - a fixture
+from tests.twins import close
+
+SUMMARY = {
+    "reward_base": 0.1, "reward_tuned": 2.0, "kl_nats": 1.2, "diversity_base": 2.0, "diversity_tuned": 1.0, "beta": 0.5,
+    "held_out.legibility_base": 0.9, "held_out.legibility_tuned": 0.4, "optimum_reward": 2.1, "optimum_kl_nats": 1.3,
+    "distance_to_optimum": 0.2, "distance_floor": 0.1, "distance_oracle": 0.15, "seconds": 12.0, "reward_queries": 100,
+    "model_evaluations": 2000,
+}  # fmt: skip
+
+
+class Page(HTMLParser):
+    """Reads a page: its texts, the addresses it would fetch, whether tags are closed."""
+
+    def __init__(self, text: str) -> None:
+        super().__init__()
+        self.fetched: list[str] = []
+        self.open: list[str] = []
+        self.words = ""
+        self.feed(text)
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.fetched += [value or "" for name, value in attrs if name in ("src", "href")]
+        if tag not in ("meta", "img", "br"):
+            self.open.append(tag)
+
+    def handle_endtag(self, tag: str) -> None:
+        assert self.open.pop() == tag
+
+    def handle_data(self, data: str) -> None:
+        self.words += data
+
+
+def page(folder: Path) -> Page:
+    return Page(write_report(folder).read_text(encoding="utf-8"))
+
+
+def test_a_runs_page_holds_everything_it_shows(run: Path) -> None:  # noqa: F811
+    found = page(run)
+    assert found.open == []
+    assert len(found.fetched) == 2
+    for source in found.fetched:
+        kind, _, data = source.partition("base64,")
+        assert kind == "data:image/png;"
+        assert base64.b64decode(data).startswith(b"\x89PNG")
+    assert "reward linear" in found.words
+    assert "The words on this page" in found.words
+    assert "hidden: 8" in found.words, "the recipe is there"
+
+
+def test_what_users_write_is_text_and_not_html(tmp_path: Path, run: Path) -> None:  # noqa: F811
+    assert "<b>loud</b>" not in write_report(run).read_text()
+    recipe = (run / "recipe.yaml").read_text()
+    try:
+        (run / "recipe.yaml").write_text("# <script>alert(1)</script>\n" + recipe)
+        text = write_report(run).read_text()
+    finally:
+        (run / "recipe.yaml").write_text(recipe)
+    assert "<script>" not in text
+    assert "&lt;script&gt;" in text
+
+
+def test_an_unfinished_run_says_so(tmp_path: Path, run: Path) -> None:  # noqa: F811
+    for name in ("recipe.yaml", "metrics.jsonl"):
+        (tmp_path / name).write_bytes((run / name).read_bytes())
+    assert "is not finished" in page(tmp_path).words
+    assert "is not finished" not in page(run).words
+
+
+def test_a_folder_of_several_is_one_page(tmp_path: Path) -> None:
+    for seed in (0, 1):
+        assert train(tmp_path / f"run{seed}", f"train.seed={seed}", iterations=2) == 0
+    assert page(tmp_path).words.count("DDPO on gaussian_mixture") == 2
+
+
+def test_the_headline_says_what_the_figures_say() -> None:
+    said = " ".join(run_headline(load_recipe("mixture"), [], SUMMARY))
+    assert "Its mean reward went from 0.1 to 2." in said
+    assert "1.2 nats (KL)" in said
+    assert "50 % as diverse" in said
+    assert "legibility, which was not trained on, went from 0.9 to 0.4" in said
+    assert "reward - 0.5 x KL, came to 1.4; the best possible is 1.45" in said
+    close(objectives(SUMMARY)[0], 2.0 - 0.5 * 1.2, wrong_sign=2.0 + 0.5 * 1.2, without_beta=2.0 - 1.2)
+
+
+def test_a_comparison_names_who_left_the_data() -> None:
+    def said(kl: float) -> str:
+        mean = {**SUMMARY, "kl_nats": kl}
+        group = {"label": "ddpo", "mean": mean, "standard_error": dict.fromkeys(mean)}
+        return " ".join(comparison_headline({"groups": [group], "seeds": [0]}, load_recipe("mixture")))
+
+    assert "left the data behind" in said(100.0)
+    assert "left the data behind" not in said(1.2)
+
+
+def test_a_comparison_page_shows_every_way(tmp_path: Path) -> None:
+    from scoreaction.cli import main
+    from tests.test_cli import TINY
+
+    folder = tmp_path / "comparison"
+    command = ["compare", "mixture", *TINY[1:], "train.iterations=2", "--algorithms", "ddpo,dpok", "--output", str(folder)]
+    assert main(command) == 0
+    found = page(folder)
+    labels = json.loads((folder / "comparison.json").read_text())["algorithms"]
+    assert all(re.search(rf"{label}: reward from", found.words) for label in labels)
+    assert len(found.fetched) == 6
+
+
+def test_bands_are_standard_errors() -> None:
+    x = np.array([0.0, 1.0])
+    grid, mean, error = band([(x, x), (x, x + 1), (x, x + 5)])
+    close(mean[0], 2.0)
+    close(error, 7**0.5 / 3**0.5, deviation=7**0.5, biased=(14 / 3 / 3) ** 0.5)
+    grid, _, _ = band([(x, x), (2 * x + 0.5, x)])
+    assert (grid[0], grid[-1]) == (0.5, 1.0), "only where every curve is"
+
+
+def test_images_keep_their_place_in_the_sheet() -> None:
+    images = np.stack([np.full((1, 2, 2), value) for value in (0.0, 0.25, 0.5)])
+    sheet = tiled(images, 2)
+    assert sheet.shape == (5, 5, 3)
+    assert (sheet[0, 0, 0], sheet[0, 3, 0], sheet[3, 0, 0], sheet[3, 3, 0]) == (0.0, 0.25, 0.5, 1.0)
+
+
+@pytest.mark.parametrize("shape", [(20, 1), (20, 2), (20, 16), (20, 1, 8, 8), (20, 3, 8, 8), (20, 5, 4)])
+def test_samples_of_any_shape_are_drawn(shape: tuple[int, ...]) -> None:
+    samples = np.random.default_rng(0).uniform(size=shape)
+    figure = samples_figure({"before": samples, "after": samples})
+    assert len(figure.axes) == 2
+    figure.canvas.draw()
+
+
+def test_numbers_are_readable() -> None:
+    assert [number(value) for value in (0.123456, 12345.6, 7, None, -0.00012)] == ["0.1235", "12,346", "7", "", "-0.00012"]
+    assert with_error(1.0, None) == "1"
+    assert with_error(1461.2, 533.3) == "1,461 ± 533"
