@@ -28,16 +28,6 @@ CONTRACT = {
     "iteration", "reward_mean", "reward_std", "kl_nats", "kl_chain_nats", "grad_norm", "reward_queries", "model_evaluations",
     "seconds",
 }  # fmt: skip
-    "iteration",
-    "reward_mean",
-    "reward_std",
-    "kl_nats",
-    "kl_chain_nats",
-    "grad_norm",
-    "reward_queries",
-    "model_evaluations",
-    "seconds",
-]
 
 
 def train(folder: Path, *more: str, iterations: int = 4) -> int:
