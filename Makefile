@@ -15,9 +15,13 @@ $(STAMP): pyproject.toml constraints.txt
 	@touch $(STAMP)
 
 demo: $(STAMP)
-	@rm -rf $(DEMO)
-	$(PY) -m scoreaction compare mixture --algorithms score_action,ddpo --output $(DEMO)/mixture
-	$(PY) -m scoreaction train digits --output $(DEMO)/digits
+	@rm -rf $(DEMO) && mkdir -p $(DEMO)
+	@echo "digits: training beside the mixture, log in $(DEMO)/digits.log"
+	@$(PY) -m scoreaction train digits --output $(DEMO)/digits > $(DEMO)/digits.log 2>&1 & digits=$$!; \
+	$(PY) -m scoreaction compare mixture --algorithms score_action,ddpo --output $(DEMO)/mixture || { kill $$digits; exit 1; }; \
+	echo "digits: waiting for it to finish"; \
+	wait $$digits || { cat $(DEMO)/digits.log; exit 1; }; \
+	tail -n +1 $(DEMO)/digits.log
 	@$(PY) -m scoreaction report $(DEMO)
 
 test: $(STAMP)

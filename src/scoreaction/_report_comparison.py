@@ -13,6 +13,7 @@ from scoreaction._report_parts import (
     Part,
     Picture,
     Values,
+    about,
     change,
     exact_laws,
     objectives,
@@ -62,7 +63,8 @@ def comparison_headline(found: Values, recipe: Recipe) -> list[str]:
     seeds = len(found["seeds"])
     said = [
         f"{len(found['groups'])} ways to fine-tune the model {recipe.model.name} on the reward {reward_name(recipe)}, with the"
-        f" same number of iterations and samples each, {seeds} seed{'s' if seeds > 1 else ''}."
+        f" same number of iterations and samples each, {seeds} seed{'s' if seeds > 1 else ''}.",
+        *(text for text in [about(recipe)] if text),
     ]
     exact = all("distance_to_optimum" in group["mean"] for group in found["groups"])
     key, sign = ("distance_to_optimum", 1) if exact else ("reward_tuned", -1)

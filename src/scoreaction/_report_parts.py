@@ -79,6 +79,14 @@ def reward_name(recipe: Recipe) -> str:
     return recipe.reward.name
 
 
+def about(recipe: Recipe) -> str:
+    """What the model and the rewards are, from the first lines of their files."""
+    rewards = recipe.reward if isinstance(recipe.reward, tuple) else (recipe.reward,)
+    named: list[tuple[shelf.Kind, str]] = [("model", recipe.model.name), *(("reward", block.name) for block in rewards)]
+    paths = [(kind, name, shelf.files(kind).get(name)) for kind, name in named]
+    return " ".join(f"The {kind} {name}: {shelf.summary(path).rstrip('.')}." for kind, name, path in paths if path is not None)
+
+
 def samples_of(folder: Path, kind: str) -> NDArray[Any] | None:
     """The samples that a run left, `base` or `tuned`."""
     path = RunFolder(folder).samples / f"{kind}.npz"

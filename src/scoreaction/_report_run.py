@@ -12,6 +12,7 @@ from scoreaction._report_parts import (
     Part,
     Picture,
     Values,
+    about,
     change,
     display_name,
     exact_laws,
@@ -55,16 +56,19 @@ def run_headline(recipe: Recipe, records: list[Values], summary: Values | None) 
     """What was trained and what came of it, in plain words."""
     model, reward = recipe.model.name, reward_name(recipe)
     name = display_name("algorithm", recipe.algorithm.name)
+    parts = [text for text in [about(recipe)] if text]
     if summary is None:
         last = records[-1]
         return [
             f"{name} is fine-tuning the model {model} on the reward {reward}: iteration {last['iteration']} of"
             f" {recipe.train.iterations}, mean reward {change(records[0]['reward_mean'], last['reward_mean'])} so far."
-            " The run is not finished, so nothing is measured yet."
+            " The run is not finished, so nothing is measured yet.",
+            *parts,
         ]
     said = [
         f"{name} fine-tuned the model {model} on the reward {reward}. Its mean reward went"
-        f" {change(summary['reward_base'], summary['reward_tuned'])}."
+        f" {change(summary['reward_base'], summary['reward_tuned'])}.",
+        *parts,
     ]
     kept = 100 * summary["diversity_tuned"] / summary["diversity_base"] if summary["diversity_base"] else 0.0
     said.append(

@@ -208,7 +208,7 @@ def run(recipe: Recipe, folder: Path, *, resume: bool, title: str | None = None)
                 tuner, stopper, signals, Reporter(title or folder.name, total=recipe.train.iterations, done=tuner.iteration)
             )
         signals.at_once = True
-        return _measured(tuner, folder)
+        return _measured(tuner, title or folder.name)
 
 
 def _iterate(tuner: Finetuner, stopper: Stopper, signals: Signals, reporter: Reporter) -> None:
@@ -240,9 +240,13 @@ def _kept(tuner: Finetuner) -> str:
     return "nothing was saved yet" if newest is None else f"the state after iteration {int(newest.name)} is saved"
 
 
-def _measured(tuner: Finetuner, folder: Path) -> Values:
+def _measured(tuner: Finetuner, title: str) -> Values:
+    console = Console(stderr=True)
+    if not console.is_terminal:
+        print(f"{title}  measuring", flush=True)
     try:
-        return tuner.summary()
+        with console.status(f"{title}  measuring"):
+            return tuner.summary()
     except KeyboardInterrupt:
         raise Interrupted("stopped while measuring; training is done and saved") from None
     except Exception as error:
