@@ -48,7 +48,7 @@ def watched(tuner: Any) -> Iterator[Stopwatch]:
     """Times every network and reward of a tuner, and autograd."""
     watch = Stopwatch()
     backward, grad = torch.autograd.backward, torch.autograd.grad
-    networks = [tuner.model.net, tuner.model._reference_net, *tuner.learner.networks.values()]
+    networks = [tuner.model.net, tuner.model.reference_net, *tuner.learner.networks.values()]
     for network in {id(network): network for network in networks}.values():
         network.forward = watch.wrap(network.forward)
     tuner.reward.reward = _Timed(tuner.reward.reward, watch)

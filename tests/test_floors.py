@@ -18,7 +18,23 @@ FLOORS = {
     4: ["rollout", "replay"],
     5: ["algorithms"],
     6: ["finetuner", "evaluation", "checkpoints", "export", "_checking"],
-    7: ["cli", "config", "report", "training", "measuring", "comparing", "tables", "pretraining", "__main__", "__init__"],
+    7: [
+        "cli",
+        "config",
+        "report",
+        "_report_run",
+        "_report_comparison",
+        "_report_parts",
+        "pictures",
+        "training",
+        "measuring",
+        "comparing",
+        "tables",
+        "loading",
+        "pretraining",
+        "__main__",
+        "__init__",
+    ],
 }
 FLOOR_OF = {name: floor for floor, names in FLOORS.items() for name in names}
 MEET = (1, 6, 7)

@@ -97,7 +97,7 @@ def test_reference_is_the_pretrained_network_after_training():
     said = model.reference(x, T, COND).x0.sum()
     (grad,) = torch.autograd.grad(said, x)
     assert float(grad.abs().min()) > 0  # gradients reach x
-    assert all(not p.requires_grad for p in model._reference_net.parameters())
+    assert all(not p.requires_grad for p in model.reference_net.parameters())
 
 
 @pytest.mark.parametrize("targets", [None, ["first"]])

@@ -6,6 +6,7 @@ from scoreaction.algorithms.dpok import DPOK
 from scoreaction.algorithms.score_action import ScoreAction
 from scoreaction.evaluation import Evaluation, sample
 from scoreaction.finetuner import Finetuner, Train
+from scoreaction.loading import load
 from scoreaction.model import Model
 from scoreaction.models import gaussian_mixture
 from scoreaction.processes import VE, VP, CosineVP, Flow, TableVP
@@ -28,6 +29,7 @@ __all__ = [
     "TableVP",
     "Train",
     "gaussian_mixture",
+    "load",
     "models",
     "sample",
 ]

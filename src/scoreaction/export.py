@@ -1,36 +1,58 @@
-"""What a run leaves for others: the averaged weights with what they belong to, and the way back."""
+"""What a run leaves for others: the averaged weights with what they belong to, and the way back. No pickle either way."""
 
 from __future__ import annotations
 
 import json
-from dataclasses import asdict
+import sys
+from dataclasses import asdict, fields
 from pathlib import Path
+from typing import Any
 
+import torch
 from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
 
+from scoreaction import processes
 from scoreaction.checkpoints import write_whole
 from scoreaction.model import Model
+from scoreaction.processes import Process
 from scoreaction.rollout import Sampler
 
-WEIGHTS, DESCRIPTION = "weights.safetensors", "model.json"
+WEIGHTS, NETWORK, REFERENCE, DESCRIPTION = "weights.safetensors", "network.safetensors", "reference.safetensors", "model.json"
 
 
 def save_model(model: Model, sampler: Sampler, path: Path, *, recipe: str | None) -> Path:
-    """`weights.safetensors` (the trained parameters, averaged), `model.json` and, where there is one, `recipe.yaml`."""
+    """Writes the trained parameters, averaged, and what they belong to.
+
+    `weights.safetensors` and `model.json` always; `recipe.yaml` where there is one; else, where the network can be described
+    without pickle, all its tensors and the reference's.
+    """
     path.mkdir(parents=True, exist_ok=True)
-    with model.averaged():
-        weights = {name: p.detach().cpu().contiguous().clone() for name, p in model.parameters.items()}
-    save_file(weights, path / WEIGHTS)
     description = {
-        "process": {"name": type(model.process).__name__, **asdict(model.process)},  # type: ignore[call-overload]
+        "process": {"name": type(model.process).__name__, **asdict(model.process)},
         "predicts": model.predicts,
         "shape": list(model.shape),
         "sampler": sampler.model_dump(),
+        "net": None,
     }
+    with model.averaged():
+        save_file(_plain_tensors(dict(model.parameters.items())), path / WEIGHTS)
+        if recipe is not None:
+            write_whole(path / "recipe.yaml", recipe)
+        else:
+            try:
+                description["net"] = describe(model.net)
+            except TypeError:
+                pass  # `load` then asks for the network itself
+            else:
+                save_file(_plain_tensors(model.net.state_dict()), path / NETWORK)
+                save_file(_plain_tensors(model.reference_net.state_dict()), path / REFERENCE)
     write_whole(path / DESCRIPTION, json.dumps(description, indent=2) + "\n")
-    if recipe is not None:
-        write_whole(path / "recipe.yaml", recipe)
     return path
+
+
+def _plain_tensors(tensors: dict[str, Any]) -> dict[str, Tensor]:
+    return {name: value.detach().cpu().contiguous().clone() for name, value in tensors.items()}
 
 
 def load_weights(model: Model, path: Path) -> None:
@@ -39,11 +61,104 @@ def load_weights(model: Model, path: Path) -> None:
     if not file.exists():
         raise ValueError(f"{path}: no {WEIGHTS} there; give the folder that save wrote")
     weights = load_file(file)
-    missing = sorted(set(model.parameters) ^ set(weights))
-    if missing:
-        raise ValueError(f"{file}: belongs to another network; {missing[0]} is in only one of the two")
-    model.average = {name: value.to(model.device) for name, value in weights.items()}
+    different = sorted(set(model.parameters) ^ set(weights))
+    if different:
+        raise ValueError(f"{file}: belongs to another network; {different[0]} is in only one of the two")
     for name, parameter in model.parameters.items():
         if parameter.shape != weights[name].shape:
             raise ValueError(f"{file}: {name} has shape {tuple(weights[name].shape)}, the network's {tuple(parameter.shape)}")
         parameter.data.copy_(weights[name])
+    model.average = {name: value.to(model.device) for name, value in weights.items()}
+
+
+def load_described(path: Path, net: nn.Module | None = None) -> Model:
+    """The model that `save_model` wrote without a recipe; `net`, with its pretrained weights, where it could not be described."""
+    file = path / DESCRIPTION
+    if not file.exists():
+        raise ValueError(f"{path}: no {DESCRIPTION} there; give the folder that save wrote")
+    found = json.loads(file.read_text())
+    process = _process(found["process"])
+    if net is None:
+        if found["net"] is None:
+            raise ValueError(f"{path}: this network cannot be rebuilt from its description; give it: load(path, net=...)")
+        net = rebuild(found["net"])
+        net.load_state_dict(load_file(path / REFERENCE))
+    model = Model(net, process=process, predicts=found["predicts"], shape=found["shape"])
+    load_weights(model, path)
+    return model
+
+
+def _process(values: dict[str, Any]) -> Process:
+    kind = getattr(processes, values["name"], None)
+    if not (isinstance(kind, type) and issubclass(kind, Process)):
+        raise ValueError(f"model.json: unknown process {values['name']!r}")
+    return kind(**{k: tuple(v) if isinstance(v, list) else v for k, v in values.items() if k != "name"})
+
+
+_OWN = set(nn.Module().__dict__)
+"""What every module has, and `rebuild` makes anew."""
+
+
+def describe(module: nn.Module) -> dict[str, Any]:
+    """A module as plain values: its class, attributes, children, and the shapes of its tensors. TypeError where it has more.
+
+    >>> describe(nn.Linear(2, 3))["attributes"]
+    {'in_features': 2, 'out_features': 3}
+    """
+    if module._forward_hooks or module._forward_pre_hooks:
+        raise TypeError("a module with hooks has no plain description")
+    kind = type(module)
+    return {
+        "class": [kind.__module__, kind.__qualname__],
+        "attributes": {name: _plain(value) for name, value in module.__dict__.items() if name not in _OWN},
+        "training": module.training,
+        "parameters": {name: _shape(value) for name, value in module._parameters.items()},
+        "buffers": {name: _shape(value) for name, value in module._buffers.items()},
+        "children": {name: None if child is None else describe(child) for name, child in module._modules.items()},
+    }
+
+
+def rebuild(found: dict[str, Any]) -> nn.Module:
+    """The module of a description, its tensors empty. Only classes of modules that are already imported are made."""
+    module_name, qualname = found["class"]
+    kind: Any = sys.modules.get(module_name)
+    for part in qualname.split("."):
+        kind = getattr(kind, part, None)
+    if not (isinstance(kind, type) and issubclass(kind, nn.Module)):
+        raise ValueError(f"the network's class {module_name}.{qualname} is not imported; import it, or give load(path, net=...)")
+    module = kind.__new__(kind)
+    nn.Module.__init__(module)
+    for name, value in found["attributes"].items():
+        module.__dict__[name] = _whole(value)
+    for name, shape in found["parameters"].items():
+        empty = None if shape is None else nn.Parameter(torch.empty(shape["shape"], dtype=getattr(torch, shape["dtype"])))
+        module.register_parameter(name, empty)
+    for name, shape in found["buffers"].items():
+        module.register_buffer(name, None if shape is None else torch.empty(shape["shape"], dtype=getattr(torch, shape["dtype"])))
+    for name, child in found["children"].items():
+        module.add_module(name, None if child is None else rebuild(child))
+    return module.train(found["training"])
+
+
+def _shape(value: Tensor | None) -> dict[str, Any] | None:
+    return None if value is None else {"shape": list(value.shape), "dtype": str(value.dtype).removeprefix("torch.")}
+
+
+def _plain(value: Any) -> Any:
+    if value is None or isinstance(value, bool | int | float | str):
+        return value
+    if isinstance(value, list | tuple):
+        return {"tuple" if isinstance(value, tuple) else "list": [_plain(item) for item in value]}
+    if isinstance(value, Process):
+        named = {field.name: getattr(value, field.name) for field in fields(value)}
+        return {"process": {"name": type(value).__name__, **named}}
+    raise TypeError(f"no plain description of {type(value).__name__}")
+
+
+def _whole(value: Any) -> Any:
+    if not isinstance(value, dict):
+        return value
+    if "process" in value:
+        return _process(value["process"])
+    items = [_whole(item) for item in value.get("tuple", value.get("list", []))]
+    return tuple(items) if "tuple" in value else items

@@ -372,4 +372,4 @@ def _adam(parameters: Any, lr: float) -> torch.optim.Adam:
     chosen = list(parameters)
     if not chosen:
         raise ValueError("the network has no trainable parameters; unfreeze some, or set lora_rank")
-    return torch.optim.Adam(chosen, lr=lr, eps=1e-12)
+    return torch.optim.Adam(chosen, lr=lr, eps=1e-12, fused=True)

@@ -75,7 +75,7 @@ class Model:
         self.decode = decode or (lambda x0: x0)
         self.features = features or (lambda samples: samples.flatten(1))
         self.lora = None if lora_rank is None else _Lora(net, lora_rank, lora_alpha or lora_rank, lora_targets)
-        self._reference_net = net if self.lora else copy.deepcopy(net).requires_grad_(False).eval()
+        self.reference_net = net if self.lora else copy.deepcopy(net).requires_grad_(False).eval()
         self.parameters = {name: p for name, p in net.named_parameters() if p.requires_grad}
         """The trained parameters by name."""
         self.average: dict[str, Tensor] | None = None
@@ -91,7 +91,7 @@ class Model:
     def to(self, device: torch.device | str) -> Model:
         """Moves network, reference and averages; returns itself."""
         self.net.to(device)
-        self._reference_net.to(device)
+        self.reference_net.to(device)
         if self.average is not None:
             self.average = {name: value.to(device) for name, value in self.average.items()}
         return self
@@ -107,7 +107,7 @@ class Model:
     def reference(self, x: Tensor, t: Tensor, conditions: Conditions = None, *, guidance: float = 1.0) -> Prediction:
         """The pretrained model's (x0, eps) at (x, t): gradients reach x, never a parameter."""
         if self.lora is None:
-            return self._predict(self._reference_net, x, t, conditions, guidance)
+            return self._predict(self.reference_net, x, t, conditions, guidance)
         with self.lora.off():
             return self._predict(self.net, x, t, conditions, guidance)
 

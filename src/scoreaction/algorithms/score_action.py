@@ -48,7 +48,7 @@ class ScoreAction(Regularised):
     skip: Literal["alpha", "cosine"] = "alpha"
     updates: int = Field(4, ge=1, description="policy updates an iteration")
     rows: int = Field(640, ge=1, description="random (path, time) points in an update")
-    critic_updates: int = Field(8, ge=1)
+    critic_updates: int = Field(32, ge=1)
     critic_lr: float = Field(2e-3, gt=0)
     trust: float = Field(5.0, ge=0, description="least penalty on leaving the old policy, in betas")
     trust_region: float = Field(0.1, gt=0, description="path KL in nats that one iteration may move")
@@ -131,7 +131,7 @@ class ScoreActionLearner(Learner):
         parts = [self._look(points.take(rows), rows % batch, generator) for rows in chosen.split(limit)]
         predictions = [part[0] for part in parts]
         with torch.no_grad():
-            predictions += [reference(p.x, p.t, p.conditions) for p in (points.take(rows) for rows in others.split(limit))]
+            predictions += [reference(p.x, p.t, p.conditions) for p in (points.take(rows) for rows in others.split(limit) if len(rows))]
         inverse = torch.argsort(order).to(points.x.device)
         flat = Prediction(torch.cat([p.x0 for p in predictions])[inverse], torch.cat([p.eps for p in predictions])[inverse])
         compared = replace(experience, reference=unflattened(flat, steps))

@@ -10,13 +10,14 @@ from pydantic import BaseModel, Field
 from torch import Tensor
 
 from scoreaction.model import Model
-from scoreaction.models._digits_nets import NO_CLASS, PROMPTS, judge, load_net, parse_digit_prompt
+from scoreaction.models._digits_nets import NO_CLASS, judge, load_net, parse_digit_prompt
 
 DEFAULTS: dict[str, Any] = {
     "sampler": {"steps": 10, "eta": 1.0, "guidance": 2.0},
-    "train": {"iterations": 78, "batch": 64, "lr": 1e-4, "max_rows": 512},
+    "train": {"iterations": 40, "batch": 64, "lr": 1e-4, "max_rows": 512},
     "evaluation": {"n": 500, "steps": 50, "held_out": [{"name": "legibility"}]},
-    "prompts": PROMPTS,
+    "prompts": "digits",
+    "algorithm": {"rows": 160, "updates": 4, "critic_updates": 16},
 }
 
 
@@ -34,13 +35,13 @@ def to_unit(x0: Tensor) -> Tensor:
 
 
 def build(config: Config) -> Model:
-    """The model: eps-prediction on the scheduler's own table, diversity in the held-out classifier's features."""
+    """The model: v-prediction on the scheduler's own table, diversity in the held-out classifier's features."""
     net = load_net(config.path)
     judging = judge().requires_grad_(False)
     return Model(
         net,
         process=net.process,
-        predicts="eps",
+        predicts=net.predicts,
         shape=(1, 16, 16),
         lora_rank=config.lora_rank,
         lora_targets=["to_q", "to_k", "to_v", "to_out.0", "conv1", "conv2"] if config.lora_rank else None,

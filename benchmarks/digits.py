@@ -1,0 +1,121 @@
+"""Handwritten digits with a black-box `ink` reward: Score as Action against DDPO and DPOK at equal reward queries.
+
+    python benchmarks/digits.py --stage tune    # results/digits_tune.json: learning rates and betas, one seed each
+    python benchmarks/digits.py                 # results/digits.json: five seeds at the chosen settings; resumes
+
+Ten sampling steps, guidance 2, one query a sample. Held-out legibility and diversity are compared at equal reward: where
+each run's smoothed reward first passes a level that all reach.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from _harness import arguments, cell, run_jobs, table
+
+ITERATIONS, BATCH = 30, 64
+CHOSEN: dict[str, list[str]] = {
+    "score_action": ["train.lr=1e-4", "algorithm.beta=0.3"],
+    "ddpo": ["train.lr=3e-4"],
+    "dpok": ["train.lr=3e-4", "algorithm.beta=0.3"],
+}
+SWEEP: dict[str, list[list[str]]] = {
+    "score_action": [[f"train.lr={lr}", f"algorithm.beta={beta}"] for lr in ("1e-4", "2e-4") for beta in (0.1, 0.3)],
+    "ddpo": [[f"train.lr={lr}"] for lr in ("1e-4", "3e-4", "1e-3")],
+    "dpok": [[f"train.lr={lr}", "algorithm.beta=0.3"] for lr in ("1e-4", "3e-4", "1e-3")],
+}
+GRID = [(solver, eta, steps) for steps in (5, 10, 25, 50) for solver, eta in (("ddim", 1.0), ("ddim", 0.0), ("dpmpp_2m", 0.0))]
+
+
+def train(trainer: str, settings: list[str], seed: int, iterations: int, grid: bool) -> dict[str, Any]:
+    """One run: its summary, the metrics of each iteration, and reward and legibility over samplers."""
+    from scoreaction.config import build, load_recipe
+    from scoreaction.evaluation import measure
+    from scoreaction.rollout import Sampler
+
+    fixed = [
+        f"algorithm.name={trainer}", f"train.iterations={iterations}", f"train.batch={BATCH}", f"train.seed={seed}",
+        "reward.differentiable=false", "evaluation.n=300", "evaluation.steps=20",
+    ]  # fmt: skip
+    tuner = build(load_recipe("digits", [*fixed, *settings]))
+    curve = [metrics for metrics in tuner]
+    out: dict[str, Any] = {"summary": tuner.summary(), "curve": curve}
+    if grid:
+        out["grid"] = []
+        for solver, eta, steps in GRID:
+            sampler = Sampler(solver=solver, eta=eta, steps=steps, grid=tuner.sampler.grid, guidance=tuner.sampler.guidance)
+            found, _ = measure(tuner.model, sampler, tuner.reward, tuner.held_out, n=100, prompts=tuner.prompts, seed=5)
+            out["grid"].append({"solver": solver, "eta": eta, "steps": steps, **found})
+    return out
+
+
+def smoothed(values: list[float], width: int = 5) -> list[float]:
+    """Mean over the last `width` values."""
+    return [sum(values[max(0, i - width + 1) : i + 1]) / len(values[max(0, i - width + 1) : i + 1]) for i in range(len(values))]
+
+
+def at_reward(curve: list[dict[str, Any]], level: float) -> dict[str, float] | None:
+    """The smoothed metrics where the smoothed reward first reaches `level`."""
+    reward = smoothed([m["reward_mean"] for m in curve])
+    for i, value in enumerate(reward):
+        if value >= level:
+            keys = ("held_out.legibility", "diversity", "vendi", "kl_nats")
+            found = {key: smoothed([m[key] for m in curve])[i] for key in keys}
+            return {**found, "model_evaluations": curve[i]["model_evaluations"], "reward_queries": curve[i]["reward_queries"]}
+    return None
+
+
+def main() -> None:
+    parser = arguments(__doc__ or "", "digits.json")
+    parser.add_argument("--stage", choices=["tune", "main"], default="main")
+    options = parser.parse_args()
+    tune = options.stage == "tune"
+    if tune:
+        options.output = options.output.with_name("digits_tune.json")
+        jobs = {
+            f"{trainer}/{' '.join(settings)}": {
+                "trainer": trainer, "settings": settings, "seed": 100, "iterations": 16, "grid": False,
+            }
+            for trainer, sweep in SWEEP.items()
+            for settings in sweep
+        }  # fmt: skip
+    else:
+        jobs = {
+            f"{trainer}/seed{seed}": {
+                "trainer": trainer, "settings": settings, "seed": seed, "iterations": ITERATIONS, "grid": seed < 2,
+            }
+            for seed in range(5)
+            for trainer, settings in CHOSEN.items()
+        }  # fmt: skip
+    results = run_jobs(train, jobs, options)
+    report(results, by_settings=tune)
+
+
+def report(results: dict[str, dict[str, Any]], *, by_settings: bool) -> None:
+    """Prints the end of each run and, over seeds, the figures at equal reward."""
+    groups: dict[str, list[dict[str, Any]]] = {}
+    for name, result in results.items():
+        groups.setdefault(name if by_settings else result["job"]["trainer"], []).append(result)
+    header = ["trainer", "seeds", "reward", "base", "KL", "legibility", "base", "diversity", "base", "queries", "evaluations"]
+    rows = []
+    for name, runs in groups.items():
+        found = [run["summary"] for run in runs]
+        keys = ("reward_tuned", "reward_base", "kl_nats", "held_out.legibility_tuned", "held_out.legibility_base",
+                "diversity_tuned", "diversity_base")  # fmt: skip
+        cells = [cell([f[key] for f in found]) for key in keys]
+        rows.append([name, str(len(runs)), *cells, str(found[0]["reward_queries"]), str(found[0]["model_evaluations"])])
+    print(table(header, rows))
+    if by_settings:
+        return
+    level = min(max(smoothed([m["reward_mean"] for m in run["curve"]])) for run in results.values())
+    print(f"\nAt equal reward {level:.2f}:")
+    rows = []
+    for name, runs in groups.items():
+        at = [found for found in (at_reward(run["curve"], level) for run in runs) if found]
+        keys = ("held_out.legibility", "diversity", "vendi", "kl_nats", "reward_queries")
+        rows.append([name, *(cell([f[key] for f in at]) for key in keys), cell([f["model_evaluations"] for f in at], 0)])
+    print(table(["trainer", "legibility", "diversity", "Vendi", "KL", "queries", "evaluations"], rows))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,28 @@
+"""The way back from a saved run or tuner to a model that samples."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from torch import nn
+
+from scoreaction.config import build, load_recipe
+from scoreaction.export import load_described, load_weights
+from scoreaction.model import Model
+
+
+def load(path: str | Path, *, net: nn.Module | None = None) -> Model:
+    """The tuned model that `Finetuner.save` or a run folder holds, with its reference: the inverse of `save`.
+
+    A run of a recipe is rebuilt from it. A network of your own is rebuilt where its class is imported and its attributes
+    are plain values; else pass it, with its pretrained weights, as `net`. ValueError says what is missing.
+    """
+    folder = Path(path)
+    if (folder / "model").is_dir():
+        folder = folder / "model"
+    recipe = folder / "recipe.yaml"
+    if not recipe.is_file():
+        return load_described(folder, net)
+    model = build(load_recipe(str(recipe))).model
+    load_weights(model, folder)
+    return model

@@ -1,0 +1,74 @@
+"""Truth: the samples of the tuner that was saved."""
+
+from pathlib import Path
+
+import pytest
+import torch
+from torch import nn
+
+import scoreaction as sa
+
+
+class Own(nn.Module):
+    """A network of the user's own, with plain attributes."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.width, self.scales = width, (1.0, 2)
+        self.body = nn.Sequential(nn.Linear(3, width), nn.SiLU(), nn.Linear(width, 2))
+
+    def forward(self, x: torch.Tensor, t: torch.Tensor, cond: None) -> torch.Tensor:
+        return x + self.scales[0] * self.body(torch.cat([x, t[:, None]], 1))
+
+
+class Closure(Own):
+    """One whose attribute cannot be written down."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__(width)
+        self.hidden = lambda x: x
+
+
+def tuned(net: nn.Module) -> sa.Finetuner:
+    model = sa.Model(net, process=sa.VP(), predicts="v", shape=(2,))
+    train = sa.Train(iterations=2, batch=8, lr=0.05)
+    tuner = sa.Finetuner(model, reward=lambda x, c: x[:, 0], algorithm=sa.DDPO(), sampler=sa.Sampler(steps=4), train=train)
+    assert len(list(tuner)) == 2
+    return tuner
+
+
+def drawn(model: sa.Model, *, reference: bool = False) -> torch.Tensor:
+    return sa.sample(model, n=16, steps=5, reference=reference)
+
+
+def test_load_is_the_inverse_of_save(tmp_path: Path) -> None:
+    tuner = tuned(Own(8))
+    tuner.save(tmp_path / "out")
+    again = sa.load(tmp_path / "out")
+    assert torch.equal(drawn(again), drawn(tuner.model))
+    assert torch.equal(drawn(again, reference=True), drawn(tuner.model, reference=True))
+    assert not torch.equal(drawn(again), drawn(again, reference=True))  # the twin: base weights loaded twice
+    assert not list((tmp_path / "out").glob("*.p*t*l"))
+
+
+def test_a_network_that_cannot_be_described_is_asked_for(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    net = Closure(8)
+    base = {name: value.clone() for name, value in net.state_dict().items()}
+    tuner = tuned(net)
+    tuner.save(tmp_path)
+    with pytest.raises(ValueError, match="net="):
+        sa.load(tmp_path)
+    fresh = Closure(8)
+    fresh.load_state_dict(base)
+    again = sa.load(tmp_path, net=fresh)
+    assert torch.equal(drawn(again), drawn(tuner.model))
+    assert torch.equal(drawn(again, reference=True), drawn(tuner.model, reference=True))
+
+
+def test_what_does_not_fit_is_named(tmp_path: Path) -> None:
+    tuned(Own(8)).save(tmp_path)
+    with pytest.raises(ValueError, match=r"body\.0\.weight has shape \(8, 3\)"):
+        sa.load(tmp_path, net=Own(9))
+    with pytest.raises(ValueError, match="no model.json"):
+        sa.load(tmp_path / "nothing")

@@ -1,0 +1,498 @@
+"""Truth: the linear-quadratic case, where value, advantage, performance difference and policy gradient are closed forms."""
+
+import math
+
+import pytest
+import torch
+from affine import BETA, NEW, OLD, REWARD, ExactValue, model, policy, problem, setting
+from twins import F64, accepts, close, f64
+
+import scoreaction as sa
+from scoreaction.algorithms._lookahead import Rates, advantage_rate, lookahead_loss, noise_weight
+from scoreaction.gaussians import sum_event
+from scoreaction.rollout import Experience, Rollout, stacked
+from scoreaction.solvers import time_grid
+from scoreaction.types import Prediction
+
+VP, FLOW = sa.VP(), sa.Flow()
+CASES = [(VP, 1.0, 1.0, 0.15118503), (VP, 0.5, 1.0, 0.11604798), (FLOW, 1.0, 0.999, 0.15514772), (FLOW, 0.5, 0.999, 0.14328653)]
+IDS = ["VP-1", "VP-.5", "Flow-1", "Flow-.5"]
+GRADIENTS = {"VP-1": (-0.1202011, 0.4413656), "VP-.5": (-0.1752086, 0.3905666)}
+
+
+def gauss(mean, variance, nodes=3):
+    """Points (T, nodes) and weights (nodes,) that integrate a polynomial of degree 5 against N(mean, variance) exactly."""
+    points, weights = f64([-math.sqrt(3), 0.0, math.sqrt(3)]), f64([1 / 6, 2 / 3, 1 / 6])
+    return mean[:, None] + variance.clamp(min=0).sqrt()[:, None] * points, weights
+
+
+def integral(values, t):
+    """Over times t (T,), of the mean over nodes of values (T, nodes)."""
+    return float(torch.trapezoid(values @ f64([1 / 6, 2 / 3, 1 / 6]), t))
+
+
+def dense(end):
+    """Times dense at both ends."""
+    u = torch.linspace(0, 1, 4001, dtype=F64)
+    return (u**2 * (3 - 2 * u) * end).clamp(max=0.9995 if end < 1 else 1.0)
+
+
+def scores(process, x, t):
+    """s_pre, old and new score at x (T, nodes), t (T,)."""
+    alpha = process.alpha(t)[:, None]
+    P = 0.8 * alpha**2 + process.sigma2(t)[:, None]
+    base = -(x - alpha * 0.3) / P
+    return base, *(base + slope * alpha**2 * x + offset * alpha for slope, offset in (OLD, NEW))
+
+
+@pytest.mark.parametrize(("process", "eta", "end", "truth"), CASES, ids=IDS)
+def test_performance_difference_is_the_integrated_advantage(process, eta, end, truth):
+    """`J(new) - J(old) = E_new integral q_old dtau`, with the package's q and the exact gradient of the old value."""
+    old, new, t = ExactValue(process, eta, OLD, end=end), ExactValue(process, eta, NEW, end=end), dense(end)
+    x, _ = gauss(*new.law(t))
+    flat, times = x.reshape(-1, 1), t.repeat_interleave(3)
+    base, before, after = (s.reshape(-1, 1) for s in scores(process, x, t))
+
+    def difference(*, beta=BETA, drift=1.0, at_eta=eta):
+        grad = drift * old.grad(flat, times)
+        q = advantage_rate(process, times, at_eta, beta, grad_value=grad, action=after, old=before, pretrained=base)
+        return integral(q.reshape(-1, 3), t)
+
+    wrong = {"beta_dropped": difference(beta=1.0), "sign_of_drift": difference(drift=-1.0)}
+    if eta < 1:
+        wrong |= {"kl_weight_of_eta_1": difference(at_eta=1.0), "drift_without_c": difference(drift=2 / (1 + eta**2))}
+    close(difference(), truth, rtol=2e-3, atol=0, **wrong)
+    still = advantage_rate(process, times, eta, BETA, grad_value=flat, action=before, old=before, pretrained=base)
+    close(still, 0.0, atol=1e-12, new=still + 1)
+
+
+@pytest.mark.parametrize(("process", "eta", "end", "truth"), CASES, ids=IDS)
+def test_the_losss_gradient_at_old_is_the_policy_gradient(process, eta, end, truth, request):
+    """`lookahead_loss` at the old policy, integrated over its own law: within 1 % of the slope of the objective."""
+    old, t = ExactValue(process, eta, OLD, end=end), dense(end)[1:]
+    x, _ = gauss(*old.law(t))
+    flat, times = x.reshape(-1, 1), t.repeat_interleave(3)
+    sigma = process.sigma(times)
+    base, before, _ = (s.reshape(-1, 1) for s in scores(process, x, t))
+    th = f64(OLD).requires_grad_()
+    alpha = process.alpha(times)[:, None]
+    eps = -sigma[:, None] * (base + th[0] * alpha**2 * flat + th[1] * alpha)
+
+    def gradient(*, value=1.0, beta=BETA, rates=None):
+        loss = lookahead_loss(
+            eps, sigma=sigma, weight=process.g2(times) / sigma**2, grad_value=value * old.grad(flat, times),
+            reference=-sigma[:, None] * base, old=-sigma[:, None] * before, beta=beta, trust=3.0, rates=rates or Rates.at(eta),
+        )  # fmt: skip
+        weighted = torch.trapezoid(loss.reshape(-1, 3) @ f64([1 / 6, 2 / 3, 1 / 6]), t)
+        return -torch.autograd.grad(weighted, th, retain_graph=True)[0]
+
+    lq, h = problem(process, eta), 1e-3
+
+    def objective(a, b):
+        return lq.affine_objective(*policy(process, (a, b)), start=lq.marginal(f64(end)), t=end)
+
+    slope = [
+        (objective(OLD[0] + h, OLD[1]) - objective(OLD[0] - h, OLD[1])) / (2 * h),
+        (objective(OLD[0], OLD[1] + h) - objective(OLD[0], OLD[1] - h)) / (2 * h),
+    ]
+    name = next(i for i in IDS if i in request.node.name.split("[")[1])
+    if name in GRADIENTS:
+        close(slope, GRADIENTS[name], atol=2e-6, sign=[-s for s in slope])
+    wrong = {"sign": -gradient(), "no_kl": gradient(beta=0.0), "beta_dropped": gradient(beta=1.0)}
+    if eta < 1:
+        c = (1 + eta**2) / 2
+        wrong |= {"eta_1": gradient(rates=Rates.at(1.0)), "drift_without_c": gradient(value=1 / c)}
+    close(gradient(), slope, rtol=0.01, atol=0, **wrong)
+
+
+def test_the_losss_minimum_is_the_optimal_action():
+    """`eps* = eps_pre - (eta^2/c) sigma grad V/beta`; with trust, halfway to old where both weigh the same."""
+    generator = torch.Generator().manual_seed(0)
+    reference, old, grad = torch.randn(3, 4, 2, generator=generator, dtype=F64)
+    t = f64([0.1, 0.3, 0.6, 0.9])
+    for eta in (1.0, 0.5, 0.2):
+        rates, sigma = Rates.at(eta), VP.sigma(t)
+
+        def best(trust, reference=reference, rates=rates, sigma=sigma):
+            eps = torch.zeros_like(reference, requires_grad=True)
+            fixed = {
+                "sigma": sigma,
+                "weight": noise_weight(VP, t, t / 2),
+                "grad_value": grad,
+                "reference": reference,
+                "old": old,
+            }
+            loss = lookahead_loss(eps, **fixed, beta=BETA, trust=trust, rates=rates)
+            (slope,) = torch.autograd.grad(loss.sum(), eps, create_graph=True)
+            (curvature,) = torch.autograd.grad(slope.sum(), eps)
+            return (-slope / curvature).detach()  # it is quadratic: one Newton step from 0
+
+        factor = eta**2 / rates.drift
+        pull = sigma[:, None] * grad / BETA
+        wrong = {"sign": reference + factor * pull}
+        if eta < 1:
+            wrong["without_eta2_over_c"] = reference - pull
+        close(best(0.0), reference - factor * pull, atol=1e-10, **wrong)
+        close(best(BETA), (reference + old - factor * pull) / 2, atol=1e-10, no_trust=best(0.0))
+
+
+def learner(process, eta, estimator, *, steps, batch, parameters=OLD, look="reward", exact=None, **options):
+    """A learner of the affine policy; with `exact` the critic is the closed-form value."""
+    made = model(process, parameters)
+    config = sa.ScoreAction(beta=BETA, estimator=estimator, look_ahead=look, **{"trust": 0.0, **options})
+    found = config.build(setting(made, eta=eta, steps=steps, batch=batch))
+    if exact is not None:
+        found.grad_value = lambda points, experience, rows: exact.grad(points.x, points.t)
+        found.value = lambda points, look: exact.value(points.x, points.t)
+        found._critic_updates = lambda experience, generator: iter(())
+    return found, made
+
+
+def experienced(found, batch, generator):
+    rollout = found.explore(None, batch, generator)
+    raw = Experience(rollout, REWARD(rollout.x0), None, torch.zeros(batch, dtype=torch.long))
+    return found.prepare(raw, generator)
+
+
+def ascent(found, made, experience, generator):
+    """The direction in which an iteration's losses push, all at the old policy."""
+    made.parameters["th"].grad = None
+    for update in found.updates(experience, generator):
+        update.loss.backward()
+    return -made.parameters["th"].grad.clone()
+
+
+@pytest.mark.parametrize("estimator", ["pathwise", "likelihood_ratio"])
+@pytest.mark.parametrize(("process", "eta", "name"), [(VP, 1.0, "VP-1"), (VP, 0.5, "VP-.5")])
+def test_both_estimators_of_a_run_give_the_policy_gradient(process, eta, name, estimator):
+    """Rollout, reference, running cost, advantage, weights and clip as in training; only V is given."""
+    exact = ExactValue(process, eta, OLD)
+    options = {"updates": 1, "rows": 10**7} | ({} if estimator == "pathwise" else {"clip": 100.0, "gae_lambda": 0.5})
+    found, made = learner(process, eta, estimator, steps=300, batch=800, exact=exact, **options)
+    draws = []
+    for seed in range(4):
+        generator = torch.Generator().manual_seed(seed)
+        draws.append(ascent(found, made, experienced(found, 800, generator), generator))
+    draws = torch.stack(draws).double()
+    # the steps' own error, of first order, is within a third of the tolerance at 300 steps
+    error = (draws.std(0).square().mean().sqrt() / 2).clamp(min=0.005)
+    mean, truth = draws.mean(0), f64(GRADIENTS[name])
+    wrong = {"sign": -mean, "a_mean_over_steps": mean / 300, "zero": 0 * mean}
+    close(mean, truth, atol=3 * float(error), **wrong)
+    if eta < 1:
+        other = f64(GRADIENTS["VP-1"])
+        assert float((truth - other).abs().max()) > 3 * float(error)
+
+
+def test_the_sampled_gradient_improves_on_the_objective():
+    """A hundred small steps of the run's own updates with the exact value of each old policy raise the closed-form J."""
+    lq = problem(VP, 1.0)
+    start = lq.marginal(f64(1.0))
+    found, made = learner(VP, 1.0, "pathwise", steps=50, batch=256, exact=ExactValue(VP, 1.0, OLD), updates=1, rows=2000)
+    generator = torch.Generator().manual_seed(0)
+    direction = ascent(found, made, experienced(found, 256, generator), generator)
+
+    def objective(step):
+        return lq.affine_objective(*policy(VP, [a + step * float(d) for a, d in zip(OLD, direction, strict=True)]), start=start)
+
+    def rises(step):
+        assert objective(step) > objective(0.0) + 0.5 * step * float(direction.square().sum())
+
+    accepts(rises, 0.05, descent=-0.05)
+
+
+def test_times_drawn_at_random_are_unbiased():
+    """The mean, over draws of (path, time) points, of the loss of few points is the loss of all points."""
+    exact = ExactValue(VP, 1.0, OLD)
+    whole, made = learner(VP, 1.0, "pathwise", steps=20, batch=64, exact=exact, updates=1, rows=20 * 64)
+    experience = experienced(whole, 64, torch.Generator().manual_seed(0))
+    truth = ascent(whole, made, experience, torch.Generator())
+    few, made = learner(VP, 1.0, "pathwise", steps=20, batch=64, exact=exact, updates=1, rows=40)
+    raw = Experience(experience.rollout, experience.rewards, None, experience.groups)
+    draws = []
+    for seed in range(150):
+        generator = torch.Generator().manual_seed(seed)
+        draws.append(ascent(few, made, few.prepare(raw, generator), generator))
+    draws = torch.stack(draws)
+    mean, error = draws.mean(0), draws.std(0) / math.sqrt(150)
+
+    def check(value):
+        assert bool(((value - truth).abs() < 3 * error).all()), (value, truth, error)
+
+    accepts(check, mean, a_mean_over_times=mean / 20, a_sum_over_points=mean * 2)
+    split, made = learner(VP, 1.0, "pathwise", steps=20, batch=64, exact=exact, updates=4, rows=320)
+    parts = ascent(split, made, split.prepare(raw, torch.Generator().manual_seed(5)), torch.Generator())
+    close(parts / 4, truth, rtol=1e-4, atol=1e-6, one_update_only=parts)
+
+
+@pytest.mark.parametrize("rows", [50, 10**6])
+def test_pieces_of_a_batch_are_the_batch(rows):
+    """`max_rows` changes memory, not gradients; an optimiser step comes after the last piece only."""
+    found = []
+    for max_rows in (10**6, rows):
+        made = model(VP)
+        config = sa.ScoreAction(beta=BETA, updates=2, rows=200, critic_updates=1)
+        torch.manual_seed(0)
+        agent = config.build(setting(made, steps=10, batch=64, max_rows=max_rows))
+        generator = torch.Generator().manual_seed(0)
+        experience = experienced(agent, 64, generator)
+        updates = [u for u in agent.updates(experience, generator) if u.network == "policy"]
+        assert sum(u.step for u in updates) == 2
+        assert updates[-1].step
+        found.append(torch.autograd.grad(sum(u.loss for u in updates), made.parameters["th"])[0])
+    close(found[1], found[0], rtol=1e-4, atol=1e-6, twice=2 * found[1])
+
+
+def test_the_target_is_reward_minus_beta_times_kl_to_go():
+    """Its conditional mean is V: mean residual at every time, to the error of 100 steps and three standard errors."""
+    exact = ExactValue(VP, 1.0, NEW)
+    found, _ = learner(VP, 1.0, "pathwise", steps=100, batch=4000, parameters=NEW, updates=1, rows=10**7)
+    experience = experienced(found, 4000, torch.Generator().manual_seed(0))
+    kl, points = found.kl_to_go(experience), experience.points()
+    truth = exact.value(points.x, points.t).reshape(100, 4000)
+    target = torch.empty(400_000)
+    target[experience.chosen] = experience.target
+    target = target.reshape(100, 4000)
+    error = 3 * (target - truth).std(1) / math.sqrt(4000) + 0.04
+    reward = experience.rewards[None]
+
+    def check(values):
+        apart = (values - truth).mean(1).abs()
+        assert bool((apart < error).all()), (apart / error).max()
+
+    wrong = {"beta_dropped": reward - kl, "no_kl": reward.expand_as(target), "kl_so_far": reward - BETA * (kl[:1] - kl)}
+    accepts(check, target, without_half=reward - 2 * BETA * kl, **wrong)
+
+
+def test_running_cost_is_the_path_kl():
+    """Two policies of known laws; the sum of the costs of an iteration is the nats between them, at any eta."""
+    for eta in (1.0, 0.5):
+        found, _ = learner(VP, eta, "pathwise", steps=100, batch=2000, parameters=NEW)
+        experience = experienced(found, 2000, torch.Generator().manual_seed(0))
+        cost = found.running_cost(experience).sum(0)
+        lq, start = problem(VP, eta), problem(VP, eta).marginal(f64(1.0))
+        law = ExactValue(VP, eta, NEW).law(f64([0.0]))
+        reward = float(-(law[1] + (law[0] - 1) ** 2) / 2 + 0.2 * law[0])
+        truth = (reward - lq.affine_objective(*policy(VP, NEW), start=start)) / BETA
+        wrong = {"mean": cost.mean() / 100, "without_half": 2 * cost.mean()}
+        if eta < 1:
+            wrong["eta_1_weight"] = cost.mean() / ((1 + eta**2) / (2 * eta)) ** 2
+        close(cost.mean(), truth, rtol=0.05, atol=3 * float(cost.std()) / math.sqrt(2000), **wrong)
+
+
+def test_the_skip_terms_gradient_is_not_forgotten():
+    """grad V as updates use it is the gradient of the whole critic, reward at x0_hat included."""
+    found, made = learner(VP, 1.0, "pathwise", steps=10, batch=32, updates=1, rows=320)
+    experience = experienced(found, 32, torch.Generator().manual_seed(0))
+    points = experience.points().take(experience.chosen)
+    rows = torch.arange(320)
+    x = points.x.clone().requires_grad_()
+    value = found.critic(x, points.t, None, REWARD(made.reference(x, points.t).x0))
+    (truth,) = torch.autograd.grad(value.sum(), x)
+    (alone,) = torch.autograd.grad(found.critic(x, points.t, None, None).sum(), x)
+    close(found.grad_value(points, experience, rows), truth, atol=1e-5, skip_without_gradient=alone)
+    near = points.t < 0.02
+    close(truth[near], 1.2 - x.detach()[near], atol=0.25, skip_without_gradient=alone[near])
+
+
+@pytest.mark.parametrize("look", ["surrogate", "zeroth_order", "none"])
+def test_black_box_look_aheads_point_the_right_way(look):
+    """Near the data the gradient of V must be that of the reward."""
+    made = model(VP)
+    config = sa.ScoreAction(beta=BETA, look_ahead=look, updates=4, rows=1000, critic_updates=60)
+    torch.manual_seed(0)
+    found = config.build(setting(made, steps=10, batch=400, differentiable=False))
+    assert found.look_ahead == look
+    optimisers = {name: torch.optim.Adam(net.parameters(), lr=5e-3) for name, net in found.networks.items()}
+    generator = torch.Generator().manual_seed(0)
+    for _ in range(3):
+        experience = experienced(found, 400, generator)
+        for update in found.updates(experience, generator):
+            if update.network != "policy":
+                optimisers[update.network].zero_grad()
+                update.loss.backward()
+                optimisers[update.network].step()
+    experience = experienced(found, 400, generator)
+    points = experience.points().take(experience.chosen)
+    grad = found.grad_value(points, experience, torch.arange(4000))[:, 0]
+    near = points.t < 0.05
+    truth = 1.2 - points.x[near, 0]
+    slope = float((grad[near] * truth).mean() / (truth * truth).mean())
+    close(slope, 1.0, atol=0.3, sign=-slope, nothing=0.0)
+
+
+def test_a_learned_value_reaches_the_closed_form():
+    """The martingale loss with the package's critic, on exact pairs (x_t, x_0): V within 1 % of its spread.
+
+    Under the exact score x_t is x_0 noised, so that the pairs carry no error of steps.
+    """
+    exact = ExactValue(VP, 1.0, (0.0, 0.0))
+    torch.manual_seed(0)
+    found, made = learner(VP, 1.0, "pathwise", steps=40, batch=512, parameters=(0.0, 0.0), updates=1, rows=10**6)
+    found.config = found.config.model_copy(update={"critic_updates": 25})
+    generator = torch.Generator().manual_seed(0)
+    times = time_grid(VP, 40, name="power")
+
+    def pairs():
+        x0 = 0.3 + math.sqrt(0.8) * torch.randn(512, 1, generator=generator)
+        noise = torch.randn(41, 512, 1, generator=generator)
+        x = VP.alpha(times)[:, None, None].float() * x0 + VP.sigma(times)[:, None, None].float() * noise
+        with torch.no_grad():
+            said = stacked([made.predict(x[i], times[i]) for i in range(40)])
+        raw = Experience(Rollout(times, x, said, said), REWARD(x[-1]), None, torch.zeros(512, dtype=torch.long))
+        found.config = found.config.model_copy(update={"rows": 10**6})
+        prepared = found.prepare(raw, generator)
+        found.config = found.config.model_copy(update={"rows": 1024})
+        return prepared
+
+    def error(experience):
+        points = experience.points().take(experience.chosen)
+        truth = exact.value(points.x, points.t)
+        with torch.no_grad():
+            apart = found.value(points, experience.look) - truth
+        return float(apart.square().mean().sqrt() / truth.std())
+
+    optimiser, probe = torch.optim.Adam(found.critic.parameters()), pairs()
+    before, rounds = error(probe), 32
+    for turn in range(rounds):
+        optimiser.param_groups[0]["lr"] = 4e-3 * (0.01 + 0.5 * (1 + math.cos(math.pi * turn / rounds)))
+        for update in found._critic_updates(pairs(), generator):
+            optimiser.zero_grad()
+            update.loss.backward()
+            optimiser.step()
+    close(error(probe), 0.0, atol=0.01, untrained=before)
+
+
+def test_the_critics_loss_is_the_martingale_loss():
+    found, _ = learner(VP, 1.0, "pathwise", steps=10, batch=64, updates=2, rows=300, critic_updates=3)
+    experience = experienced(found, 64, torch.Generator().manual_seed(0))
+    updates = list(found._critic_updates(experience, torch.Generator().manual_seed(7)))
+    assert [u.network for u in updates] == ["critic"] * 3
+    rows = torch.randint(len(experience.chosen), (300,), generator=torch.Generator().manual_seed(7))
+    points = experience.points().take(experience.chosen)
+    said = found.critic(points.x, points.t, None, experience.look)
+    squares = ((said - experience.target) / experience.rewards.std(correction=0)).square()[rows]
+    close(
+        updates[0].loss.detach(),
+        squares.mean().detach(),
+        rtol=1e-4,
+        in_reward_units=experience.rewards.var() * squares.mean().detach(),
+    )
+
+
+def test_lambda_returns():
+    """lambda 1 telescopes to `r - beta cost to go - V(x_t)`, lambda 0 is one step's gain; exact V makes both mean 0."""
+    exact = ExactValue(VP, 1.0, NEW)
+    found, _ = learner(VP, 1.0, "likelihood_ratio", steps=50, batch=2000, parameters=NEW, exact=exact, gae_lambda=1.0)
+    experience = experienced(found, 2000, torch.Generator().manual_seed(0))
+    points = experience.points()
+    value = exact.value(points.x, points.t).reshape(50, 2000)
+    telescoped = experience.rewards[None] - BETA * found.kl_to_go(experience) - value
+    advantage = found.advantages(experience)
+    wrong = {"no_cost": advantage + BETA * found.kl_to_go(experience), "sign": -advantage, "shifted": advantage.roll(1, 0)}
+    close(advantage, telescoped, atol=2e-4, **wrong)
+    found.config = found.config.model_copy(update={"gae_lambda": 0.0})
+    one = found.advantages(experience)
+    after = torch.cat([value[1:], experience.rewards[None]])
+    close(one, after - value - BETA * found.running_cost(experience), atol=1e-4, telescoped=telescoped)
+    found.config = found.config.model_copy(update={"gae_lambda": 0.5})
+    half = found.advantages(experience)
+    close(half[-2], one[-2] + 0.5 * one[-1], atol=1e-5, forward=one[-2] + 0.5 * one[-3])
+
+
+def test_the_trust_region_adapts_its_penalty():
+    found, _ = learner(VP, 1.0, "pathwise", steps=5, batch=8, trust=5.0, trust_region=0.1)
+
+    def run(moves):
+        found.state["trust"] = 5.0
+        for kl in moves:
+            found._adapt_trust(kl)
+        return found.state["trust"]
+
+    close([run([0.2]), run([0.2] * 3), run([0.05]), run([0.2, 0.05])], [10.0, 40.0, 5.0, 9.0], never=[5.0] * 4)
+    assert found.state["kl_to_old"] == 0.05
+
+
+def test_the_trust_region_measures_the_path_kl_to_the_old_policy():
+    """A policy moved by a known score difference: the nats are those of the path KL, fewer on a coarse grid (left ends)."""
+    nats = []
+    for steps in (10, 100):
+        found, made = learner(VP, 1.0, "pathwise", steps=steps, batch=200, trust=5.0, updates=1, rows=10**6)
+        found._critic_updates = lambda experience, generator: iter(())
+        experience = experienced(found, 200, torch.Generator().manual_seed(0))
+        with torch.no_grad():
+            made.parameters["th"].copy_(torch.tensor([OLD[0], OLD[1] + 1.0]))
+        for _ in found.updates(experience, torch.Generator().manual_seed(0)):
+            pass
+        nats.append(found.state["kl_to_old"])
+    truth = 0.5 * (1 - float(VP.alpha(f64(1.0))) ** 2)  # 1/2 int g^2 alpha^2 dt = -1/2 int dalpha^2
+    close(nats[0], truth, rtol=0.35, atol=0, without_half=2 * nats[0], mean_over_steps=nats[0] / 10)
+    close(nats[1], truth, rtol=0.05, atol=0, without_half=2 * nats[1], mean_over_steps=nats[1] / 100)
+
+
+@pytest.mark.parametrize("estimator", ["pathwise", "likelihood_ratio"])
+def test_eta_zero_needs_exploration(estimator):
+    made = model(VP)
+    with pytest.raises(ValueError, match=r"algorithm\.exploration.*set it to 0\.1, or sampler\.eta to 1"):
+        sa.ScoreAction(estimator=estimator).build(setting(made, eta=0.0))
+    found = sa.ScoreAction(estimator=estimator, exploration=0.1, updates=2, rows=64).build(
+        setting(made, eta=0.0, steps=8, batch=16)
+    )
+    generator = torch.Generator().manual_seed(0)
+    rollout = found.explore(None, 16, generator)
+    assert float((rollout.action.eps - rollout.prediction.eps).std()) > 0.05
+    direction = ascent(found, made, experienced(found, 16, generator), generator)
+    assert bool(torch.isfinite(direction).all())
+    assert float(direction.abs().max()) > 0
+
+
+def test_what_a_choice_needs_is_refused_with_a_remedy():
+    made = model(VP)
+    for solver, eta, message in (
+        ("heun", 0.0, "exploration"),
+        ("dpmpp_2m", 0.0, "exploration"),
+        ("ddim", 0.0, "exploration"),
+        ("sde_dpmpp", 1.0, r"looks back; use ddim or euler_maruyama"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            sa.ScoreAction(estimator="likelihood_ratio").build(setting(made, eta=eta, solver=solver))
+    with pytest.raises(ValueError, match="heun takes eta zero"):
+        sa.ScoreAction(estimator="likelihood_ratio").build(setting(made, eta=1.0, solver="heun"))
+    with pytest.raises(ValueError, match=r"look_ahead.*surrogate, zeroth_order or none"):
+        sa.ScoreAction(look_ahead="reward").build(setting(made, differentiable=False))
+    assert sa.ScoreAction().build(setting(made, differentiable=False)).look_ahead == "surrogate"
+    assert sa.ScoreAction().build(setting(made)).look_ahead == "reward"
+    for bad in ({"beta": 0.0}, {"clip": -1.0}, {"gae_lambda": 1.5}, {"look_ahead": "guess"}, {"betta": 1.0}):
+        with pytest.raises(ValueError, match=next(iter(bad))):
+            sa.ScoreAction(**bad)
+
+
+def test_kl_target_moves_beta_the_right_way():
+    found, _ = learner(VP, 1.0, "pathwise", steps=5, batch=8, kl_target=1.0)
+
+    def after(kl):
+        found.state["beta"] = 0.5
+        found.adapt_beta(kl)
+        return found.beta
+
+    close([after(3.0), after(1.0), after(0.0), after(1.1)], [0.51, 0.5, 0.49, 0.505], reversed=[0.49, 0.5, 0.51, 0.495])
+    fixed, _ = learner(VP, 1.0, "pathwise", steps=5, batch=8)
+    fixed.adapt_beta(100.0)
+    assert fixed.beta == BETA
+
+
+def test_losses_sum_over_dimensions():
+    """A sample of twice the dimensions, the same in each, has twice the advantage and twice the loss."""
+    one = Prediction(torch.ones(1, 1), torch.ones(1, 1))
+    rates = Rates.at(0.5)
+    fixed = {"sigma": f64([0.5]), "weight": f64([0.3]), "beta": BETA, "trust": 0.2, "rates": rates}
+
+    def loss(d):
+        eps = torch.full((1, d), 0.7)
+        return lookahead_loss(
+            eps, grad_value=0.3 * torch.ones(1, d), reference=torch.ones(1, d), old=torch.zeros(1, d), **fixed
+        )
+
+    close(loss(4), 4 * loss(1), atol=1e-6, mean=loss(1))
+    assert float(sum_event(one.x0)) == 1
+    assert time_grid(VP, 2)[1] == 0.5
