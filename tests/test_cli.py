@@ -94,6 +94,8 @@ def test_the_module_and_its_exit_code_from_a_shell(tmp_path: Path) -> None:
         (["train", "mixtrue"], "mixtrue: no such recipe; did you mean mixture?"),
         (["train", "mixture", "algorithm.beta=-1"], "algorithm.beta: must be greater than 0"),
         (["train", "mixture", "reward.direction=[1]"], "reward: does not fit"),
+        (["train", "mixture", "--output", "/dev/null"], "--output: /dev/null is a file"),
+        (["train", "mixture", "--output", "/dev/null/x"], "--output: /dev/null/x cannot be written (Not a directory)"),
         (["sample", "nowhere"], "nowhere: not a run folder"),
         (["evaluate", "nowhere"], "nowhere: not a run folder"),
         (["report", "nowhere"], "nowhere: neither a run nor a comparison"),

@@ -84,7 +84,11 @@ def about(recipe: Recipe) -> str:
     rewards = recipe.reward if isinstance(recipe.reward, tuple) else (recipe.reward,)
     named: list[tuple[shelf.Kind, str]] = [("model", recipe.model.name), *(("reward", block.name) for block in rewards)]
     paths = [(kind, name, shelf.files(kind).get(name)) for kind, name in named]
-    return " ".join(f"The {kind} {name}: {shelf.summary(path).rstrip('.')}." for kind, name, path in paths if path is not None)
+    return " ".join(
+        f"The {kind} {name}: {shelf.summary(path).rstrip('.').replace('`', '')}."
+        for kind, name, path in paths
+        if path is not None
+    )
 
 
 def samples_of(folder: Path, kind: str) -> NDArray[Any] | None:

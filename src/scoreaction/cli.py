@@ -222,4 +222,6 @@ def explained(error: BaseException) -> tuple[int, str]:
         return 130, str(error)
     if isinstance(error, Failed):
         return 1, str(error)
+    if isinstance(error, ModuleNotFoundError):
+        return 1, f'this needs the package {error.name}: pip install "scoreaction[all]"'
     return 1, f"{type(error).__name__}: {error} (--debug shows where)"

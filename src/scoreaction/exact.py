@@ -294,5 +294,5 @@ def sliced_w2(x: Tensor, y: Tensor, projections: int = 200) -> float:
     generator = torch.Generator().manual_seed(20250201)
     directions = torch.randn(projections, x.shape[1], generator=generator, dtype=torch.float64)
     directions = directions / directions.norm(dim=1, keepdim=True)
-    a, b = (sample.detach().cpu().double() @ directions.T for sample in (x, y))
-    return float(((a.sort(0).values - b.sort(0).values) ** 2).mean().sqrt())
+    a, b = (directions @ sample.detach().cpu().double().T for sample in (x, y))
+    return float(((a.sort(1).values - b.sort(1).values) ** 2).mean().sqrt())

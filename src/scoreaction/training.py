@@ -94,8 +94,10 @@ def held(place: RunFolder) -> Iterator[None]:
     with ExitStack() as stack:
         try:
             stack.enter_context(place.lock())
-        except (ValueError, OSError) as error:
+        except ValueError as error:
             raise UserError(named(str(error), "--output")) from error
+        except OSError as error:
+            raise UserError(f"--output: {place.path} cannot be written ({error.strerror}); name another folder") from error
         yield
 
 

@@ -46,8 +46,8 @@ class ScoreAction(Regularised):
     estimator: Literal["pathwise", "likelihood_ratio"] = "pathwise"
     look_ahead: LookAhead = "auto"
     skip: Literal["alpha", "cosine"] = "alpha"
-    updates: int = Field(4, ge=1, description="policy updates an iteration")
-    rows: int = Field(640, ge=1, description="random (path, time) points in an update")
+    updates: int = Field(8, ge=1, description="policy updates an iteration")
+    rows: int = Field(320, ge=1, description="random (path, time) points in an update")
     critic_updates: int = Field(32, ge=1)
     critic_lr: float = Field(2e-3, gt=0)
     trust: float = Field(5.0, ge=0, description="least penalty on leaving the old policy, in betas")

@@ -17,7 +17,7 @@ DEFAULTS: dict[str, Any] = {
     "train": {"iterations": 40, "batch": 64, "lr": 1e-4, "max_rows": 512},
     "evaluation": {"n": 500, "steps": 50, "held_out": [{"name": "legibility"}]},
     "prompts": "digits",
-    "algorithm": {"rows": 160, "updates": 4, "critic_updates": 16},
+    "algorithm": {"rows": 80, "updates": 8, "critic_updates": 16},
 }
 
 
