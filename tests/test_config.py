@@ -10,7 +10,8 @@ import torch
 import yaml
 
 from scoreaction import shelf
-from scoreaction.config import Recipe, WeightedSum, build, dump, load_recipe, parse_yaml, prompt_list, resolve
+from scoreaction._recipe_text import parse_yaml
+from scoreaction.config import Recipe, WeightedSum, build, dump, load_recipe, prompt_list, resolve
 from scoreaction.models import gaussian_mixture
 from scoreaction.shelf import UserError
 from tests.twins import close

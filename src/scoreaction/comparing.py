@@ -11,8 +11,9 @@ from typing import Any
 
 from scoreaction import shelf
 from scoreaction._checking import fields_of
+from scoreaction._recipe_text import parse_override, parse_yaml
 from scoreaction.checkpoints import RunFolder, write_whole
-from scoreaction.config import Recipe, load_recipe, parse_override, parse_yaml
+from scoreaction.config import Recipe, load_recipe
 from scoreaction.shelf import UserError, nearest
 from scoreaction.training import Interrupted, run
 

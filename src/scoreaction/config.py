@@ -7,7 +7,6 @@ overrides. Whatever is wrong is a `UserError`: one line that names the dotted ke
 from __future__ import annotations
 
 import copy
-import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,6 +20,7 @@ from torch import Tensor
 
 from scoreaction import shelf
 from scoreaction._checking import Key, Values, check, check_finite, dotted, fields_of, refuse_unknown
+from scoreaction._recipe_text import KEYS, assign, parse_override, read_recipe, read_text
 from scoreaction.algorithms._learner import Algorithm
 from scoreaction.evaluation import Evaluation
 from scoreaction.finetuner import Finetuner, Train
@@ -86,7 +86,6 @@ LOCAL = ("linear", "quadratic", "ink", "classifier", "legibility", "jpeg", "shap
 """Our rewards that answer at once, on this machine."""
 
 _SECTIONS: dict[str, type[BaseModel]] = {"sampler": Sampler, "train": Train, "evaluation": Evaluation, "early_stop": EarlyStop}
-_KEYS = ["model", "reward", "algorithm", "sampler", "train", "prompts", "evaluation", "early_stop"]
 
 
 def load_recipe(name_or_path: str, overrides: Sequence[str] = ()) -> Recipe:
@@ -114,115 +113,13 @@ def dump(recipe: Recipe) -> str:
     return yaml.safe_dump(recipe.values(), sort_keys=False, default_flow_style=None, width=110, allow_unicode=True)
 
 
-# Reading
-
-
-class _Loader(yaml.SafeLoader):
-    """Safe YAML in which 1e-3 is a number and a key given twice is an error."""
-
-    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
-        seen = set()
-        for key, _ in node.value:
-            if key.value in seen:
-                raise yaml.constructor.ConstructorError(None, None, f"{key.value} is given twice", key.start_mark)
-            seen.add(key.value)
-        return super().construct_mapping(node, deep)
-
-
-_Loader.add_implicit_resolver(
-    "tag:yaml.org,2002:float", re.compile(r"^[-+]?[0-9]+(\.[0-9]*)?[eE][-+]?[0-9]+$"), list("-+0123456789")
-)
-
-
-def parse_yaml(text: str, *, where: str) -> Any:
-    """Safe YAML; a UserError names `where` and the line.
-
-    >>> parse_yaml("1e-3", where="here")
-    0.001
-    """
-    try:
-        return yaml.load(text, Loader=_Loader)
-    except yaml.MarkedYAMLError as error:
-        line = f" line {error.problem_mark.line + 1}" if error.problem_mark else ""
-        raise UserError(f"{where}{line}: not valid YAML: {error.problem}") from error
-    except (yaml.YAMLError, RecursionError) as error:
-        raise UserError(f"{where}: not valid YAML") from error
-
-
-def read_recipe(name_or_path: str) -> tuple[Values, Path]:
-    """The unchecked values of a shipped recipe or a YAML file, and the folder it lies in."""
-    path = shelf.recipes().get(name_or_path, Path(name_or_path))
-    if not path.is_file():
-        looks_like_path = path.suffix in (".yaml", ".yml") or len(path.parts) > 1
-        hint = "give a shipped name or a YAML file" if looks_like_path else nearest(name_or_path, shelf.recipes())
-        raise UserError(f"{name_or_path}: no such recipe; {hint}")
-    values = parse_yaml(read_text(path), where=str(path))
-    if not isinstance(values, dict) or not all(isinstance(key, str) for key in values):
-        raise UserError(f"{path}: a recipe is a mapping with the keys {', '.join(_KEYS)}")
-    return values, path.parent
-
-
-def read_text(path: Path) -> str:
-    """A UTF-8 file; UserError that names it."""
-    try:
-        return path.read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        raise UserError(f"{path}: cannot be read as UTF-8 text ({type(error).__name__})") from error
-
-
-def parse_override(text: str) -> tuple[list[str], Any]:
-    """`algorithm.beta=0.2` to its key and value, which is YAML.
-
-    >>> parse_override("model.means=[[1, 0]]")
-    (['model', 'means'], [[1, 0]])
-    """
-    key, equals, value = text.partition("=")
-    parts = key.strip().split(".")
-    if not equals or not all(parts):
-        raise UserError(f"{text}: an override is key=value, for example algorithm.beta=0.2")
-    return parts, parse_yaml(value, where=key)
-
-
-def assign(values: Values, key: list[str], value: Any) -> None:
-    """Sets a dotted key. A new name for a block drops the settings of the old one that the new one does not know."""
-    place: Any = values
-    for depth, part in enumerate(key):
-        at = dotted(key[:depth])
-        if isinstance(place, list):
-            if not part.isdecimal() or int(part) >= len(place):
-                raise UserError(f"{at}.{part}: {at} is a list; use {at}.0 to {at}.{len(place) - 1}")
-            index: int | str = int(part)
-        elif isinstance(place, dict):
-            index = part
-        else:
-            raise UserError(f"{dotted(key)}: {at} is {place!r}, which has no keys")
-        if depth == len(key) - 1:
-            if part == "name":
-                _rename(place, key, value)
-            place[index] = value
-        else:
-            if isinstance(place, dict) and place.get(part) is None:
-                place[part] = {}
-            place = place[index]
-
-
-def _rename(block: Values, key: list[str], name: Any) -> None:
-    kinds: dict[str, Kind] = {"model": "model", "reward": "reward", "algorithm": "algorithm", "evaluation": "reward"}
-    kind = kinds.get(key[0])
-    if kind is None or block.get("name") in (None, name):
-        return
-    known = {"weight", *fields_of(shelf.find(kind, name, key=dotted(key)).Config)}
-    for setting in [setting for setting in block if setting not in known]:
-        del block[setting]
-
-
 # Checking
 
 
 def resolve(values: Values, *, folder: Path = Path()) -> Recipe:
     """Checks a recipe's values and writes every default out; text files are looked for in `folder` too."""
     values = copy.deepcopy(values)
-    refuse_unknown(values, _KEYS, sections=_SECTIONS)
+    refuse_unknown(values, KEYS, sections=_SECTIONS)
     check_finite(values, ())
     for key in ("model", "reward", "algorithm"):
         if values.get(key) is None:
@@ -350,7 +247,7 @@ def _made(block: Block, key: str) -> Any:
 def named(message: str, key: str) -> str:
     """The message with the key it is about in front, unless it begins with a key of the recipe."""
     first = message.partition(":")[0].partition(".")[0]
-    return message if first in _KEYS or message.startswith("--") else f"{key}: {message}"
+    return message if first in KEYS or message.startswith("--") else f"{key}: {message}"
 
 
 def names_of(blocks: Sequence[Block]) -> Iterator[str]:
