@@ -47,7 +47,10 @@ class CountedReward:
         except Exception as error:
             raise RewardError(f"{self.name}: raised {type(error).__name__}: {error}") from error
         if not isinstance(scores, Tensor):
-            scores = torch.as_tensor(scores, dtype=torch.float32, device=samples.device)
+            try:
+                scores = torch.as_tensor(scores, dtype=torch.float32, device=samples.device)
+            except (TypeError, ValueError, RuntimeError) as error:
+                raise RewardError(f"{self.name}: must return one number a sample, got {type(scores).__name__}") from error
         if scores.shape != (len(samples),):
             wanted, got = f"({len(samples)},)", tuple(scores.shape)
             raise RewardError(f"{self.name}: must return one number a sample, shape {wanted}, got shape {got}")
