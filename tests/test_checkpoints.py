@@ -1,0 +1,155 @@
+"""Truth: what was put in comes out, to the bit; a crash leaves the old or the new, never a mixture."""
+
+import os
+
+import pytest
+import torch
+from test_finetuner import SCORE_ACTION, own_model, tune
+from twins import accepts
+
+import scoreaction as sa
+from scoreaction.checkpoints import RunFolder, load_tree, save_tree, write_whole
+from scoreaction.export import load_weights
+
+
+def test_a_tree_comes_back_to_the_bit(tmp_path):
+    tree = {
+        "half": torch.randn(3, 2).bfloat16(),
+        "nested": {"list": [1, 2.5, None, True, "x", torch.arange(3)], "empty": {}, "number": 0.1 + 0.2},
+        "optimiser": {0: {"step": torch.tensor(3.0)}, 1: {"step": torch.tensor(4.0)}},
+        "turned": torch.arange(6.0).reshape(2, 3).T,
+        "bytes": torch.Generator().get_state(),
+    }
+    save_tree(tmp_path / "000001", tree)
+
+    def check(found):
+        assert found["nested"]["number"] == 0.1 + 0.2
+        assert list(found["optimiser"]) == [0, 1]  # keys stay integers
+        assert found["nested"]["list"][:5] == [1, 2.5, None, True, "x"]
+        assert found["nested"]["empty"] == {}
+        for key in ("half", "turned", "bytes"):
+            assert found[key].dtype == tree[key].dtype
+            assert torch.equal(found[key], tree[key])
+
+    found = load_tree(tmp_path / "000001")
+    accepts(check, found, transposed={**found, "turned": found["turned"].T}, rounded={**found, "half": found["half"].float()})
+
+
+def test_two_names_for_one_tensor_are_kept(tmp_path):
+    shared = torch.ones(2)
+    save_tree(tmp_path / "a", {"policy": shared, "average": shared})
+    assert load_tree(tmp_path / "a").keys() == {"policy", "average"}
+
+
+def test_a_checkpoint_that_was_cut_off_is_passed_over(tmp_path):
+    """Killed while writing, a run leaves a folder `.part`: the one before it counts, also when old ones are tidied away."""
+    tuner = tune(sa.DDPO(), output=tmp_path)
+    list(tuner)
+    (tmp_path / "checkpoints" / "000005.part").mkdir()
+    folder = RunFolder(tmp_path)
+
+    def check(found):
+        assert [path.name for path in found] == ["000002", "000004"]
+
+    accepts(check, folder.saved_checkpoints(), with_the_part=sorted(folder.checkpoints.glob("[0-9]*")))
+    assert folder.newest_checkpoint().name == "000004"
+    again = tune(sa.DDPO(), iterations=8, output=tmp_path)
+    assert again.resume()
+    list(again)
+    assert [path.name for path in folder.saved_checkpoints()] == ["000006", "000008"]
+
+
+def test_no_checkpoint_within_an_iteration(tmp_path):
+    """Its state would be half of one iteration and half of another."""
+    refused = []
+
+    def reward(samples, conditions):
+        refused.append(tuner.checkpoint())
+        return samples[:, 0]
+
+    tuner = tune(SCORE_ACTION, iterations=1, output=tmp_path, reward=reward)
+
+    def check(answers):
+        assert not any(answers)
+
+    list(tuner)
+    accepts(check, refused, between=[tuner.checkpoint()])
+    assert [path.name for path in RunFolder(tmp_path).saved_checkpoints()] == ["000001"]
+
+
+def test_an_iteration_that_failed_is_not_saved(tmp_path):
+    calls = []
+
+    def reward(samples, conditions):
+        calls.append(1)
+        if len(calls) == 4:
+            raise RuntimeError("the judge is gone")
+        return samples[:, 0]
+
+    tuner = tune(sa.DDPO(), output=tmp_path, reward=reward)
+    with pytest.raises(RuntimeError, match="the judge is gone"):
+        list(tuner)
+    assert tuner.checkpoint() is False
+    assert RunFolder(tmp_path).newest_checkpoint().name == "000002"
+
+
+def test_resuming_where_nothing_is_starts_afresh(tmp_path):
+    folder = RunFolder(tmp_path)
+    folder.metrics_path.write_text('{"iteration": 1}\n')
+    tuner = tune(sa.DDPO(), output=tmp_path, iterations=1)
+    assert not tuner.resume()
+    list(tuner)
+    assert len(folder.metrics_path.read_text().splitlines()) == 1
+    assert tune(sa.DDPO()).resume() is False
+
+
+def test_metrics_are_cut_back_to_the_checkpoint(tmp_path):
+    folder = RunFolder(tmp_path)
+    folder.metrics_path.write_text("a\nb\nc\nhalf a li")
+
+    def check(text):
+        assert text == "a\nb\n"
+
+    before = folder.metrics_path.read_text()
+    folder.cut_metrics(2)
+    accepts(check, folder.metrics_path.read_text(), uncut=before)
+
+
+def test_a_folder_is_one_process_at_a_time(tmp_path):
+    folder = RunFolder(tmp_path)
+    with folder.lock():
+        (tmp_path / ".lock").write_text(str(os.getppid()))
+        with pytest.raises(ValueError, match=r"--output: .* in use by process"), folder.lock():
+            pass
+        (tmp_path / ".lock").write_text("999999999")  # nobody
+        with folder.lock():
+            pass
+    assert not (tmp_path / ".lock").exists()
+
+
+def test_a_text_is_written_whole(tmp_path):
+    write_whole(tmp_path / "deep" / "file.json", "one")
+    write_whole(tmp_path / "deep" / "file.json", "two")
+    assert [p.name for p in (tmp_path / "deep").iterdir()] == ["file.json"]
+    assert (tmp_path / "deep" / "file.json").read_text() == "two"
+
+
+def test_saved_weights_are_the_averaged_ones_and_load_back(tmp_path):
+    tuner = tune(sa.DDPO(), lr=0.1)
+    list(tuner)
+    tuner.save(tmp_path / "out")
+    other = own_model()
+    load_weights(other, tmp_path / "out")
+    with tuner.model.averaged():
+        averaged = tuner.model.net.body[0].weight.clone()
+
+    def check(weight):
+        assert torch.equal(weight, averaged)
+
+    accepts(check, other.net.body[0].weight, last=tuner.model.net.body[0].weight, base=own_model().net.body[0].weight)
+    assert torch.equal(sa.sample(other, n=8, steps=4), sa.sample(tuner.model, n=8, steps=4))
+    with pytest.raises(ValueError, match="give the folder that save wrote"):
+        load_weights(other, tmp_path)
+    stranger = sa.Model(torch.nn.Linear(2, 2), process=sa.VP(), predicts="eps", shape=(2,))
+    with pytest.raises(ValueError, match="belongs to another network"):
+        load_weights(stranger, tmp_path / "out")
