@@ -13,6 +13,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from twins import close
 
 from scoreaction import shelf
 from scoreaction.cli import listed, main
@@ -21,7 +22,6 @@ from scoreaction.config import load_recipe
 from scoreaction.finetuner import Finetuner
 from scoreaction.solvers import SOLVERS
 from scoreaction.training import Stopper, read_json_lines
-from tests.twins import close
 
 TINY = ["algorithm.name=ddpo", "train.batch=8", "evaluation.n=16", "evaluation.steps=3", "sampler.steps=4", "model.hidden=8"]
 CONTRACT = {

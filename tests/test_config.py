@@ -8,13 +8,13 @@ from pathlib import Path
 import pytest
 import torch
 import yaml
+from twins import close
 
 from scoreaction import shelf
 from scoreaction._recipe_text import parse_yaml
 from scoreaction.config import Recipe, WeightedSum, build, dump, load_recipe, prompt_list, resolve
 from scoreaction.models import gaussian_mixture
 from scoreaction.shelf import UserError
-from tests.twins import close
 
 SMALL = {
     "model": {"name": "gaussian_mixture"},

@@ -10,6 +10,8 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from test_cli import run, train  # noqa: F401 - a fixture
+from twins import close
 
 from scoreaction._report_comparison import comparison_headline
 from scoreaction._report_parts import objectives
@@ -18,8 +20,6 @@ from scoreaction.config import load_recipe
 from scoreaction.pictures import band, samples_figure, tiled
 from scoreaction.report import write_report
 from scoreaction.tables import number, with_error
-from tests.test_cli import run, train  # noqa: F401 - a fixture
-from tests.twins import close
 
 SUMMARY = {
     "reward_base": 0.1, "reward_tuned": 2.0, "kl_nats": 1.2, "diversity_base": 2.0, "diversity_tuned": 1.0, "beta": 0.5,
@@ -114,8 +114,9 @@ def test_a_comparison_names_who_left_the_data() -> None:
 
 
 def test_a_comparison_page_shows_every_way(tmp_path: Path) -> None:
+    from test_cli import TINY
+
     from scoreaction.cli import main
-    from tests.test_cli import TINY
 
     folder = tmp_path / "comparison"
     command = ["compare", "mixture", *TINY[1:], "train.iterations=2", "--algorithms", "ddpo,dpok", "--output", str(folder)]

@@ -106,6 +106,7 @@ def load_recipe(name_or_path: str, overrides: Sequence[str] = ()) -> Recipe:
 def dump(recipe: Recipe) -> str:
     """The recipe as YAML, every default written out; `load_recipe` gives the same recipe back.
 
+    >>> from scoreaction._recipe_text import parse_yaml
     >>> recipe = load_recipe("mixture")
     >>> resolve(parse_yaml(dump(recipe), where="here")) == recipe
     True
