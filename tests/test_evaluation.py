@@ -1,0 +1,209 @@
+"""Truth: the tilted law, moments of the exact score, and diversity computed again from its definition."""
+
+import math
+
+import pytest
+import torch
+from affine import LAW, OLD, REWARD, model
+from scipy.spatial.distance import pdist
+from torch import nn
+from twins import accepts, close, f64
+
+import scoreaction as sa
+from scoreaction import linear_quadratic as lq
+from scoreaction.evaluation import ExactTask, diversity, draw, measure, measure_kl, spread_prompts, standard_error
+from scoreaction.exact import Mixture, Quadratic, sliced_w2
+from scoreaction.models import gaussian_mixture
+from scoreaction.rewards import CountedReward, Reward
+from scoreaction.rewards._closed_form import QuadraticReward
+
+LINEAR = QuadraticReward(Quadratic.linear([1.0, 0.5]))
+
+
+def recipe_model():
+    torch.manual_seed(0)
+    return gaussian_mixture.build(gaussian_mixture.Config())
+
+
+class Exact(nn.Module):
+    """The exact policy of a law, with a parameter that does nothing; and one that moves it."""
+
+    def __init__(self, law, process):
+        super().__init__()
+        self.law, self.process, self.shift = law, process, nn.Parameter(torch.zeros(()))
+
+    def forward(self, x, t, cond):
+        return self.law.prediction(self.process, x, t.double()).eps - self.shift * self.process.sigma(t.double())[:, None].to(x)
+
+
+def fingers(features):
+    """Mean pairwise distance and Vendi score from their definitions, in numpy."""
+    values = features.double().numpy()
+    unit = values / ((values**2).sum(1, keepdims=True) ** 0.5)
+    spectrum = [max(float(v), 0.0) for v in torch.linalg.eigvals(torch.from_numpy(unit @ unit.T) / len(values)).real]
+    return float(pdist(values).mean()), math.exp(-sum(v * math.log(v) for v in spectrum if v > 1e-12))
+
+
+def test_diversity_is_that_of_its_definition():
+    made, generator = recipe_model(), torch.Generator().manual_seed(0)
+    samples = torch.randn(60, 2, generator=generator) + 1
+    groups = torch.arange(60) % 2
+    parts = [fingers(samples[groups == g]) for g in (0, 1)]
+    truth = [(a + b) / 2 for a, b in zip(*parts, strict=True)]
+    close(diversity(made, samples, groups), truth, atol=1e-6, prompts_mixed=fingers(samples))
+    pairwise_with_self = truth[0] * 29 / 30
+    close(truth[0], diversity(made, samples, groups)[0], self_counted=pairwise_with_self)
+
+
+def test_the_vendi_score_counts_what_differs():
+    made, still = recipe_model(), torch.zeros(40, dtype=torch.long)
+    same, four = torch.ones(40, 2), torch.eye(4).repeat(10, 1)
+    close(diversity(made, same, still), [0.0, 1.0], different=diversity(made, four, still))
+    close(diversity(made, four, still)[1], 4.0, all_rows=40.0)
+    close(diversity(made, torch.zeros(40, 2), still), [0.0, 1.0], different=[0.0, 40.0])  # no direction at all
+    assert diversity(made, same[:1], still[:1]) == (0.0, 1.0)
+    assert diversity(made, same[:2], torch.tensor([0, 1])) == (0.0, 1.0)
+
+
+def test_samples_are_the_same_noise_for_base_and_tuned():
+    made = sa.Model(Exact(Mixture.isotropic([[0.0, 0.0]], std=1.0), sa.VP()), process=sa.VP(), predicts="eps", shape=(2,))
+    sampler = sa.Sampler(steps=5)
+    base, tuned = (draw(made, sampler, 50, None, 3, reference=r) for r in (True, False))
+
+    def check(x):
+        assert torch.equal(x, base)
+
+    accepts(check, tuned, other_seed=draw(made, sampler, 50, None, 4))
+    with torch.no_grad():
+        made.parameters["shift"].add_(1.0)
+    assert torch.equal(draw(made, sampler, 50, None, 3, reference=True), base)
+    assert float((draw(made, sampler, 50, None, 3) - base).mean()) > 0.1
+    made.average_weights(0.5)  # what is drawn is the average
+    with torch.no_grad():
+        made.parameters["shift"].add_(5.0)
+    averaged = draw(made, sampler, 50, None, 3)
+    with made.averaged():
+        accepts(lambda x: check_equal(x, averaged), draw(made, sampler, 50, None, 3), base=base)
+
+
+def check_equal(a, b):
+    assert torch.equal(a, b)
+
+
+def test_prompts_are_spread_evenly():
+    assert spread_prompts(["a", "b", "c"], 5) == ["a", "b", "c", "a", "b"]
+    assert spread_prompts(None, 5) is None
+
+
+def test_a_standard_error_is_std_over_root_n():
+    values = torch.randn(400, generator=torch.Generator().manual_seed(0))
+    close(
+        standard_error(values), float(values.std()) / 20, atol=1e-7, std=float(values.std()), over_n=float(values.std()) / 400
+    )
+
+
+def test_measured_reward_kl_and_errors():
+    """The policy N(1, 1) of the reference N(0, 1): mean reward 1, path KL 1/2, chain KL by exact moments."""
+    process = sa.VP()
+    law = Mixture.isotropic([[0.0]], std=1.0)
+    made = sa.Model(Exact(law, process), process=process, predicts="eps", shape=(1,))
+    made.net.law = Mixture.isotropic([[1.0]], std=1.0)
+    sampler, reward = sa.Sampler(steps=100), CountedReward(Reward(lambda x, c: x[:, 0]))
+    counted = made.evaluations.forward
+    figures, samples = measure(
+        made, sampler, reward, {"square": CountedReward(lambda x, c: x[:, 0] ** 2)}, n=4000, prompts=None, seed=0
+    )
+    error = figures["reward_se"]
+    close(error, 1 / math.sqrt(4000), rtol=0.1, atol=0, std=1.0)
+    close(figures["reward"], 1.0, atol=4 * error, base=0.0)
+    close(figures["held_out.square"], 2.0, atol=0.15, base=1.0)
+    assert (reward.queries, len(samples)) == (4000, 4000)
+    assert made.evaluations.forward == counted  # measuring is not training
+    found = measure_kl(made, sampler, 200, None, 0)
+    times = sampler.times(process)
+    chain = lq.chain_kl(lq.ScalarLQ(process), lq.ScalarLQ(process, m=1.0), times)
+    close(found["kl_nats"], 0.5, rtol=0.02, atol=0, without_half=1.0, chain=chain)
+    close(found["kl_chain_nats"], chain, rtol=5e-3, atol=0, path=0.5)
+    for solver, eta in (
+        ("heun", 0.0),
+        ("dpmpp_2m", 0.0),
+        ("sde_dpmpp", 1.0),
+        ("ddim", 0.0),
+    ):  # that of the same scores at eta 1
+        again = measure_kl(made, sa.Sampler(steps=100, solver=solver, eta=eta), 50, None, 0)
+        close(again["kl_nats"], 0.5, rtol=0.02, atol=0, nothing=0.0)
+    close(measure_kl(made, sa.Sampler(steps=100, eta=0.5), 50, None, 0)["kl_nats"], 0.78125, rtol=0.02, atol=0, eta_1=0.5)
+
+
+def test_distance_floor_and_oracle_of_an_exact_task():
+    """The oracle is a little above the floor, the base far from both, the optimum itself at the floor."""
+    made, n = recipe_model(), 2000
+    task = ExactTask.of(made, LINEAR, 0.5)
+    truth = made.law.optimum(LINEAR.quadratic, 0.5)
+    close(
+        [task.optimum.reward, task.optimum.kl_nats],
+        [2.098379, 1.228649],
+        other_beta=[made.law.optimum(LINEAR.quadratic, 1.0).reward] * 2,
+    )
+    floor = task.floor(n, 0)
+    generator = torch.Generator().manual_seed(50)
+    by_hand = sum(sliced_w2(truth.law.sample(n, generator), truth.law.sample(n, generator)) for _ in range(20)) / 20
+    close(floor, by_hand, rtol=0.25, atol=0, base_law=sliced_w2(truth.law.sample(n, generator), made.law.sample(n, generator)))
+    itself = task.distance(lambda seed: truth.law.sample(n, torch.Generator().manual_seed(seed + 900)), n, 0)
+    base = task.distance(lambda seed: draw(made, sa.Sampler(steps=30), n, None, seed), n, 0)
+    close(itself, floor, rtol=0.35, atol=0, base=base)
+    oracle = task.oracle(made, sa.Sampler(steps=200), n, 0)
+    coarse = task.oracle(made, sa.Sampler(steps=10), n, 0)
+
+    def check(distance):
+        assert 0.8 * floor < distance < 3 * floor
+
+    accepts(check, oracle, base=base, coarse=coarse)
+    close(task.oracle(made, sa.Sampler(steps=200, solver="heun", eta=0.0), n, 0), oracle, rtol=1e-6, atol=0, coarse=coarse)
+    figures = task.figures(made, sa.Sampler(steps=30), n, 0)
+    close(figures["distance_to_optimum"], base, atol=1e-9, tuned=oracle)
+
+
+def test_what_has_no_known_optimum_has_no_distances():
+    made = recipe_model()
+    own = sa.Model(Exact(LAW, sa.VP()), process=sa.VP(), predicts="eps", shape=(1,))
+    for args in ((made, Reward(lambda x, c: x[:, 0]), 0.5), (made, LINEAR, 0.0), (made, LINEAR, None), (own, REWARD, 0.5)):
+        assert ExactTask.of(*args) is None
+    assert ExactTask.of(model(sa.VP(), OLD), REWARD, 0.5) is not None
+
+
+def test_a_summary_says_what_a_user_wants_to_know(tmp_path):
+    tuner = sa.Finetuner(
+        recipe_model(),
+        reward=LINEAR,
+        algorithm=sa.ScoreAction(beta=0.5, updates=1, rows=64),
+        sampler=sa.Sampler(steps=5),
+        train=sa.Train(iterations=1, batch=32, device="cpu"),
+        output=tmp_path,
+        evaluation=sa.Evaluation(n=256, steps=10),
+    )
+    list(tuner)
+    summary = tuner.summary()
+    wanted = (
+        "reward_base reward_tuned kl_nats kl_chain_nats diversity_base diversity_tuned reward_queries model_evaluations seconds"
+    )
+    wanted += " optimum_reward optimum_kl_nats distance_to_optimum distance_floor distance_oracle"
+    assert set(wanted.split()) <= summary.keys()
+    assert all(math.isfinite(value) for value in summary.values() if isinstance(value, float))
+    close(summary["reward_base"], 0.0, atol=6 * summary["reward_base_se"], tuned_optimum=2.1)
+    assert (tmp_path / "summary.json").exists()
+    assert summary["reward_queries"] == 32 + 64
+
+
+@pytest.mark.parametrize("steps", [1, 7])
+def test_sampling_is_repeatable_and_asks_no_more_than_it_needs(steps):
+    made = recipe_model()
+    x = sa.sample(made, n=10, steps=steps, seed=5)
+    accepts(
+        lambda other: check_equal(other, x),
+        sa.sample(made, n=10, steps=steps, seed=5),
+        other=sa.sample(made, n=10, steps=steps, seed=6),
+    )
+    chunked = draw(made, sa.Sampler(steps=steps, eta=0.0), 10, None, 5, chunk=4)
+    assert chunked.shape == (10, 2)
+    close(f64(len(chunked.unique(dim=0))), 10, repeated_chunks=4)
