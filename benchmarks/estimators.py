@@ -1,0 +1,225 @@
+"""Both estimators of Score as Action, and DDPO's, on the linear-quadratic case, where every answer is known in closed form.
+
+    python benchmarks/estimators.py [--output results/estimators.json]     # minutes on one core; what the JSON holds is kept
+
+Data N(.3, .8), reward `-(x - 1)^2/2 + .2 x`, beta .5, policy `a = s_pre + th0 alpha^2 x + th1 alpha` at (-.2, .3), compared
+with (-.6, .9). Rollouts, weights, losses and critic are the package's own; gradients and differences are given the exact V.
+"""
+
+from __future__ import annotations
+
+import math
+import sys
+from pathlib import Path
+from typing import Any
+
+import torch
+from _harness import arguments, run_jobs, table
+
+sys.path.append(str(Path(__file__).parents[1] / "tests"))
+from affine import BETA, LAW, NEW, OLD, REWARD, ExactValue, model, policy, problem, setting  # noqa: E402
+
+import scoreaction as sa  # noqa: E402
+from scoreaction.algorithms._lookahead import Rates, lookahead_loss, noise_weight  # noqa: E402
+from scoreaction.kl import score_weight  # noqa: E402
+from scoreaction.predictions import score  # noqa: E402
+from scoreaction.rollout import Experience  # noqa: E402
+from scoreaction.solvers import ddim_step, time_grid  # noqa: E402
+from scoreaction.types import Prediction  # noqa: E402
+
+F64 = torch.float64
+PROCESSES = {"vp": (sa.VP, 1.0), "flow": (sa.Flow, 0.999)}
+STEPS = (25, 100, 400)
+PUBLISHED = {"pathwise": (1.03, 0.064), "likelihood_ratio": (1.31, 0.48), "ddpo": (3.4, 1.58)}
+"""sd/mean of a one-trajectory gradient at 25 steps in 1 and in 256 dimensions, as the design notes have it."""
+
+
+def learner(name: str, eta: float, estimator: str, steps: int, batch: int, parameters=OLD, **options: Any) -> Any:
+    made = model(PROCESSES[name][0](), parameters)
+    chosen = {"updates": 1, "rows": 10**8, "trust": 0.0, "clip": 100.0, "gae_lambda": 0.0} | options
+    config = sa.ScoreAction(beta=BETA, estimator=estimator, look_ahead="reward", **chosen)
+    return config.build(setting(made, eta=eta, steps=steps, batch=batch)), made
+
+
+def experienced(agent: Any, batch: int, generator: torch.Generator) -> Any:
+    rollout = agent.explore(None, batch, generator)
+    raw = Experience(rollout, REWARD(rollout.x0), None, torch.zeros(batch, dtype=torch.long))
+    return agent.prepare(raw, generator)
+
+
+def objective(name: str, eta: float, parameters: tuple[float, float]) -> float:
+    process, end = PROCESSES[name][0](), PROCESSES[name][1]
+    lq = problem(process, eta)
+    return lq.affine_objective(*policy(process, parameters), start=lq.marginal(torch.tensor(end, dtype=F64)), t=end)
+
+
+def gradient(process: str, eta: float, estimator: str, steps: int) -> dict[str, Any]:
+    """The policy gradient at old: eight seeds of 500 paths, all points, exact V."""
+    exact, h = ExactValue(PROCESSES[process][0](), eta, OLD, end=PROCESSES[process][1]), 1e-3
+    agent, made = learner(process, eta, estimator, steps, 500)
+    agent.grad_value = lambda points, experience, rows: exact.grad(points.x, points.t)
+    agent.value = lambda points, look: exact.value(points.x, points.t)
+    agent._critic_updates = lambda experience, generator: iter(())
+    draws = []
+    for seed in range(8):
+        generator = torch.Generator().manual_seed(seed)
+        made.parameters["th"].grad = None
+        for update in agent.updates(experienced(agent, 500, generator), generator):
+            update.loss.backward()
+        draws.append(-made.parameters["th"].grad)
+    found = torch.stack(draws).double()
+    truth = [
+        (objective(process, eta, (OLD[0] + h * i, OLD[1] + h * j)) - objective(process, eta, (OLD[0] - h * i, OLD[1] - h * j)))
+        / (2 * h)
+        for i, j in ((1, 0), (0, 1))
+    ]
+    return {"mean": found.mean(0).tolist(), "error": (found.std(0) / math.sqrt(8)).tolist(), "truth": truth}
+
+
+@torch.no_grad()
+def difference(process: str, eta: float, steps: int) -> dict[str, Any]:
+    """J(new) - J(old) as the old policy's advantage rate, with the exact V, summed along the new policy's rollouts."""
+    row = PROCESSES[process][0]()
+    old, batch = ExactValue(row, eta, OLD, end=PROCESSES[process][1]), 4000
+    agent, _ = learner(process, eta, "pathwise", steps, batch, NEW)
+    before = model(row, OLD)
+    rollout = agent.explore(None, batch, torch.Generator().manual_seed(0))
+    rates, total = Rates.at(eta), torch.zeros(batch, dtype=F64)
+    for i, (t, s) in enumerate(zip(rollout.times[:-1], rollout.times[1:], strict=True)):
+        x = rollout.x[i].double()
+        place = Prediction(rollout.prediction.x0[i].double(), rollout.prediction.eps[i].double())
+        action, own, base = (score(row, t, said) for said in (place, before.predict(x, t), before.reference(x, t)))
+        gain = rates.drift * (old.grad(x, t.expand(batch)) * (action - own)).sum(1)
+        cost = BETA / 2 * rates.charge * (((action - base) ** 2).sum(1) - ((own - base) ** 2).sum(1))
+        total += score_weight(row, t, s) * (gain - cost)
+    truth = objective(process, eta, NEW) - objective(process, eta, OLD)
+    return {"mean": float(total.mean()), "error": float(total.std()) / math.sqrt(batch), "truth": truth}
+
+
+def value(process: str, eta: float) -> dict[str, Any]:
+    """The critic after 400 updates of the martingale loss on 12 000 paths of 400 steps: error against the closed form."""
+    exact, batch, rounds = ExactValue(PROCESSES[process][0](), eta, OLD, end=PROCESSES[process][1]), 2000, 6
+    torch.manual_seed(0)
+    agent, _ = learner(process, eta, "pathwise", 400, batch)
+    generator = torch.Generator().manual_seed(0)
+    agent.config = agent.config.model_copy(update={"rows": 60_000})
+    held = [experienced(agent, batch, generator) for _ in range(rounds)]
+    agent.config = agent.config.model_copy(update={"rows": 2048, "critic_updates": 400 // rounds})
+    points = held[0].points().take(held[0].chosen)
+    truth = exact.value(points.x, points.t)
+    spread = float(torch.cat([e.rewards for e in held]).std())
+
+    def error() -> float:
+        with torch.no_grad():
+            return float((agent.value(points, held[0].look) - truth).square().mean().sqrt()) / spread
+
+    optimiser, before = torch.optim.Adam(agent.critic.parameters()), error()
+    for turn, experience in enumerate(held):
+        optimiser.param_groups[0]["lr"] = 4e-3 * (0.01 + 0.5 * (1 + math.cos(math.pi * turn / rounds)))
+        for update in agent._critic_updates(experience, generator):
+            optimiser.zero_grad()
+            update.loss.backward()
+            optimiser.step()
+    return {"untrained": before, "error": error()}
+
+
+def spread(process: str, eta: float, dimensions: int) -> dict[str, Any]:
+    """sd/|mean| of the gradient of one trajectory of 25 steps: of both parameters together (norms), and of th1 alone."""
+    row, n = PROCESSES[process][0](), 40_000 if dimensions == 1 else 1500
+    exact = ExactValue(row, eta, OLD, end=PROCESSES[process][1])
+    generator, rates = torch.Generator().manual_seed(0), Rates.at(eta)
+    times = time_grid(row, 25)
+    x = row.prior_std * torch.randn(n, dimensions, generator=generator, dtype=F64)
+    th = torch.tensor(OLD, dtype=F64).repeat(n, 1).requires_grad_()  # one copy a trajectory
+
+    def whole(function: Any, x: torch.Tensor, t: torch.Tensor) -> torch.Tensor:
+        return function(x.reshape(-1, 1), t.expand(x.numel())).reshape(x.shape)
+
+    pathwise: Any = 0.0
+    ratio: Any = 0.0
+    density: Any = 0.0
+    for t, s in zip(times[:-1], times[1:], strict=True):
+        alpha, sigma = row.alpha(t), row.sigma(t)
+        flat = LAW.prediction(row, x.reshape(-1, 1), t)
+        base = Prediction(flat.x0.reshape(x.shape), flat.eps.reshape(x.shape))
+        move = th[:, :1] * alpha * x + th[:, 1:]
+        said = Prediction(base.x0 + sigma**2 * move, base.eps - sigma * alpha * move)
+        weight = noise_weight(row, t, s)
+        fixed = {"reference": base.eps, "old": said.eps.detach(), "beta": BETA, "trust": 0.0, "rates": rates}
+        grad = whole(exact.grad, x, t)
+        pathwise = pathwise - lookahead_loss(said.eps, sigma=sigma, weight=weight, grad_value=grad, **fixed)
+        step = ddim_step(row, said, t, s, eta)
+        if float(s) > 0:
+            x_next = step.sample(generator).detach()
+            cost = BETA * rates.charge / 2 * weight * ((said.eps - base.eps) ** 2).sum(1)
+            log_prob = step.log_prob(x_next)
+            gain = whole(exact.value, x_next, s).sum(1) - whole(exact.value, x, t).sum(1) - cost.detach()
+            ratio, density = ratio + log_prob * gain.detach() - cost, density + log_prob
+        else:
+            x_next = step.mean.detach()
+        x = x_next
+    reward = (-((x - 1) ** 2) / 2 + 0.2 * x).sum(1)
+    ddpo = density * (reward - reward.mean())
+    out = {}
+    for name, total in (("pathwise", pathwise), ("likelihood_ratio", ratio), ("ddpo", ddpo)):
+        (found,) = torch.autograd.grad(total.sum(), th, retain_graph=True)
+        sd, mean = found.std(0), found.mean(0)
+        out[name] = {"both": float(sd.norm() / mean.norm()), "th1": float(sd[1] / mean[1].abs())}
+    return out
+
+
+JOBS = {"gradient": gradient, "difference": difference, "value": value, "spread": spread}
+
+
+def run(kind: str, **job: Any) -> dict[str, Any]:
+    return JOBS[kind](**job)
+
+
+def jobs() -> dict[str, dict[str, Any]]:
+    found: dict[str, dict[str, Any]] = {}
+    for process in PROCESSES:
+        for eta in (1.0, 0.5):
+            case, at = f"{process} eta={eta}", {"process": process, "eta": eta}
+            found[f"value {case}"] = {"kind": "value", **at}
+            for steps in STEPS:
+                found[f"difference {case} {steps}"] = {"kind": "difference", **at, "steps": steps}
+                for estimator in ("pathwise", "likelihood_ratio"):
+                    name = f"gradient {case} {estimator} {steps}"
+                    found[name] = {"kind": "gradient", **at, "estimator": estimator, "steps": steps}
+            for dimensions in (1, 256):
+                found[f"spread {case} {dimensions}"] = {"kind": "spread", **at, "dimensions": dimensions}
+    return found
+
+
+def main() -> None:
+    results = run_jobs(run, jobs(), arguments(__doc__ or "", "estimators.json").parse_args())
+    missing = [name for name in jobs() if name not in results]
+    if missing:
+        print(f"{len(missing)} of {len(jobs())} jobs are not done yet")
+        return
+    cases = [f"{process} eta={eta}" for process in PROCESSES for eta in (1.0, 0.5)]
+    rows = []
+    for case in cases:
+        for estimator in ("pathwise", "likelihood_ratio"):
+            for i in (0, 1):
+                at = [results[f"gradient {case} {estimator} {steps}"] for steps in STEPS]
+                shown = [f"{r['mean'][i]:.4f} ± {r['error'][i]:.4f}" for r in at]
+                rows.append([case, f"dJ/dth{i}, {estimator}", *shown, f"{at[0]['truth'][i]:.4f}"])
+        at = [results[f"difference {case} {steps}"] for steps in STEPS]
+        rows.append([case, "J(new) - J(old)", *[f"{r['mean']:.4f} ± {r['error']:.4f}" for r in at], f"{at[0]['truth']:.4f}"])
+    print("\nExact V; the closed form is of continuous time.")
+    print(table(["case", "quantity", *[f"{steps} steps" for steps in STEPS], "closed form"], rows))
+    print("\nLearned V: root mean square error over the spread of rewards.")
+    learned = [[case, *(f"{results[f'value {case}'][key]:.3f}" for key in ("untrained", "error"))] for case in cases]
+    print(table(["case", "untrained", "trained"], learned))
+    print("\nsd/mean of a one-trajectory gradient, 25 steps: both parameters (th1 alone).")
+    rows = []
+    for name, noted in PUBLISHED.items():
+        for dimensions, note in zip((1, 256), noted, strict=True):
+            shown = [results[f"spread {case} {dimensions}"][name] for case in cases]
+            rows.append([name, str(dimensions), *[f"{r['both']:.3g} ({r['th1']:.3g})" for r in shown], f"{note:g}"])
+    print(table(["estimator", "dimensions", *cases, "design notes"], rows))
+
+
+if __name__ == "__main__":
+    main()
