@@ -96,8 +96,11 @@ def test_a_resumed_run_is_the_uninterrupted_one(name, tmp_path):
     assert len(lines(tmp_path / "cut")) == 2
     list(second)
 
+    def everything(tuner):
+        return flat(tuner.state()) | flat(tuner.model.average, "averages") | flat(dict(tuner.model.parameters), "weights")
+
     def check(tuner):
-        ours, theirs = flat(tuner.state()), flat(whole.state())
+        ours, theirs = everything(tuner), everything(whole)
         assert ours.keys() == theirs.keys()
         for key, value in theirs.items():
             if key != "/seconds":
@@ -154,7 +157,10 @@ def test_one_process_may_hold_runs_of_any_precision(precision):
             return out
 
     model = sa.Model(Watched(), process=sa.VP(), predicts="eps", shape=(2,))
-    metrics = list(tune(sa.DDPO(), iterations=2, model=model, precision=precision))
+    tuner = tune(sa.DDPO(), iterations=2, model=model, precision=precision)
+    if precision == "fp16":
+        tuner.scaler = torch.amp.GradScaler("cpu", init_scale=128.0)  # small enough not to overflow at once
+    metrics = list(tuner)
     assert all(math.isfinite(record["reward_mean"]) for record in metrics)
     truth = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}[precision]
 
@@ -162,11 +168,19 @@ def test_one_process_may_hold_runs_of_any_precision(precision):
         assert set(seen) == {dtype}
 
     accepts(check, truth, double=torch.float64)
-    if precision != "fp32":  # the same gradients, to rounding: nothing is left scaled
-        plain = list(tune(sa.DDPO(), iterations=1))[0]["grad_norm"]
-        norm = metrics[0]["grad_norm"]
-        if math.isfinite(norm):
-            close(norm, plain, rtol=0.5, atol=0, still_scaled=norm * 65536)
+    plain = list(tune(sa.DDPO(), iterations=1))[0]["grad_norm"]  # the same gradients, to rounding: nothing is left scaled
+    norm = metrics[0]["grad_norm"]
+    close(norm, plain, rtol=0.5, atol=0, still_scaled=norm * 128)
+
+
+def test_an_overflow_in_fp16_is_a_step_left_out():
+    tuner = tune(sa.DDPO(minibatches=1), iterations=1, precision="fp16")
+    tuner.scaler = torch.amp.GradScaler("cpu", init_scale=2.0**100)
+    before = tuner.model.parameters["body.0.weight"].detach().clone()
+    (metrics,) = tuner
+    assert metrics["skipped"] == 1
+    assert torch.equal(before, tuner.model.parameters["body.0.weight"])
+    assert tuner.scaler.get_scale() < 2.0**100
 
 
 class Dead(nn.Module):

@@ -196,9 +196,9 @@ class Finetuner:
             self.scaler.scale(update.loss).backward()
             if update.step:
                 norm = self._step(update.network)
-                if update.network == "policy":
+                if update.network == "policy" and math.isfinite(norm):
                     seen.setdefault("grad_norm", []).append(norm)
-        if "grad_norm" not in seen:  # nothing to learn from, all rewards equal: said in the log, not an error
+        if "grad_norm" not in seen:  # nothing to learn from (all rewards equal, fp16 overflowed): said in the log, not an error
             return {"grad_norm": 0.0, "skipped": 1.0}
         if not any(seen["grad_norm"]):
             raise TrainingError(f"iteration {self.iteration + 1}: the trained parameters received no gradient; {NO_GRADIENT}")
