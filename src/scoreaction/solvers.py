@@ -152,7 +152,7 @@ def find_solver(name: str, eta: float) -> Solver:
     return solver
 
 
-def time_grid(process: Process, steps: int, *, name: GridName = "uniform", rho: float = 2.0, t_min: float = 1e-3) -> Tensor:
+def time_grid(process: Process, steps: int, *, name: GridName = "uniform", rho: float = 1.5, t_min: float = 1e-3) -> Tensor:
     """Decreasing times from 1 to 0, (steps + 1,) float64.
 
     uniform `i/N`; power `(i/N)^rho`; log_snr uniform in log SNR; karras uniform in `(sigma/alpha)^(1/7)`
@@ -195,13 +195,13 @@ def time_grid(process: Process, steps: int, *, name: GridName = "uniform", rho: 
 
 
 def jittered(times: Tensor, generator: torch.Generator) -> Tensor:
-    """The same grid with every inner time moved, uniformly, up to half way to a neighbour.
+    """The same grid with its inner times moved together, by one uniform share of up to half the way to a neighbour.
 
-    A network trained on one fixed grid is trained at a few times only; this trains it at all of them.
+    A network trained on one fixed grid is trained at a few times only; this trains it at all of them. They move together
+    because multistep solvers look back: a short step after a long one would be extrapolated far.
     """
-    move = torch.rand(len(times), generator=generator, dtype=torch.float64) - 0.5
-    to_left = torch.cat([torch.zeros(1, dtype=torch.float64), times[:-1] - times[1:]])  # gap to the noisier neighbour
-    to_right = torch.cat([times[:-1] - times[1:], torch.zeros(1, dtype=torch.float64)])  # gap to the cleaner one
-    moved = times + torch.where(move > 0, move * to_left, move * to_right)
-    moved[0], moved[-1] = times[0], times[-1]
+    move = float(torch.rand((), generator=generator, dtype=torch.float64)) - 0.5
+    gaps = times[:-1] - times[1:]
+    moved = times.clone()
+    moved[1:-1] += move * (gaps[:-1] if move > 0 else gaps[1:])
     return moved

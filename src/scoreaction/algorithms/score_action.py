@@ -14,6 +14,7 @@ from scoreaction.algorithms._learner import Learner, Regularised, Setting, Updat
 from scoreaction.algorithms._likelihood import Steps, ratio_updates, refuse_without_density, steps_taken
 from scoreaction.algorithms._lookahead import Rates, lookahead_loss, noise_weight, perturbed
 from scoreaction.gaussians import sum_event
+from scoreaction.kl import score_weight
 from scoreaction.rollout import Experience, Points, Rollout, over_rows, roll_out
 from scoreaction.solvers import jittered
 from scoreaction.types import Conditions, Prediction
@@ -163,11 +164,18 @@ class ScoreActionLearner(Learner):
         return Prediction(said.x0.detach(), said.eps.detach()), look.detach(), grad
 
     def running_cost(self, experience: Experience) -> Tensor:
-        """`charge/2 integral of g^2 ||s - s_pre||^2` over each step, in nats at eta > 0: (N, batch)."""
-        times = experience.rollout.times
-        weight = self.rates.charge / 2 * noise_weight(self.setting.model.process, times[:-1], times[1:])
+        """`charge/2 integral of g^2 ||s - s_pre||^2` over each step, in nats at eta > 0: (N, batch).
+
+        Trapezoid in the squared score difference, with the integral of g^2 over the step; the last step, which ends where no
+        score was asked, takes its beginning. Trapezoid in log SNR would weigh the steps next to the data too much.
+        """
+        times, process = experience.rollout.times, self.setting.model.process
+        t, s = times[:-1], times[1:]
         squares = torch.stack([sum_event(step**2) for step in experience.difference().eps])
-        return weight.to(squares)[:, None] * squares
+        squares = squares / process.sigma2(t).to(squares)[:, None]
+        ahead = torch.cat([squares[1:], squares[-1:]])
+        weight = self.rates.charge / 2 * score_weight(process, t, s)
+        return weight.to(squares)[:, None] * (squares + ahead) / 2
 
     def kl_to_go(self, experience: Experience) -> Tensor:
         """The running cost from each visited state to the end: (N, batch)."""
