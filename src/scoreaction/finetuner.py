@@ -99,6 +99,7 @@ class Finetuner:
         dtype = {"fp32": None, "bf16": torch.bfloat16, "fp16": torch.float16}[self.train.precision]
         self.model.autocast = nullcontext if dtype is None else partial(torch.autocast, device, dtype=dtype)
         self.scaler = torch.amp.GradScaler(device, enabled=dtype == torch.float16)
+        self.model.net.eval()  # dropout would make the ratio of the first pass differ from 1
         self.reward = CountedReward(reward)
         self.held_out = {name: CountedReward(judge, name=f"held_out.{name}") for name, judge in (held_out or {}).items()}
         self.prompts = list(prompts) if prompts is not None else None

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from scoreaction.conditions import take
+from scoreaction.predictions import expand
 from scoreaction.processes import Process
 from scoreaction.types import Conditions
 
@@ -24,6 +25,12 @@ def time_features(process: Process, t: Tensor) -> Tensor:
     return torch.stack([t, process.alpha(t), process.sigma(t), *waves], dim=1).float()
 
 
+def unit_scaled(process: Process, x: Tensor, t: Tensor) -> Tensor:
+    """`x/sqrt(alpha^2 + sigma^2)`: of order one under every process (Karras et al. 2022, c_in)."""
+    t = t.double()
+    return x / expand(torch.sqrt(process.alpha(t) ** 2 + process.sigma2(t)), x)
+
+
 class VectorNet(nn.Module):
     """A perceptron on (x, time features, condition): x (batch, d) -> (batch, out)."""
 
@@ -36,7 +43,7 @@ class VectorNet(nn.Module):
 
     def forward(self, x: Tensor, t: Tensor, condition: Tensor | None = None) -> Tensor:
         """x (batch, d), t (batch,), condition (batch, condition) -> (batch, out)."""
-        parts = [x, time_features(self.process, t).to(x)] + ([] if condition is None else [condition])
+        parts = [unit_scaled(self.process, x, t), time_features(self.process, t).to(x)] + ([] if condition is None else [condition])
         return self.body(torch.cat(parts, 1))
 
 
@@ -59,7 +66,7 @@ class ImageNet(nn.Module):
         told = time_features(self.process, t).to(x)
         if condition is not None:
             told = torch.cat([told, condition], 1)
-        h = x
+        h = unit_scaled(self.process, x, t)
         for convolution, modulation in zip(self.convolutions, self.modulations, strict=True):
             scale, shift = modulation(told)[:, :, None, None].chunk(2, 1)
             h = nn.functional.silu(convolution(h) * (1 + scale) + shift)
@@ -101,7 +108,7 @@ def default_network(process: Process, shape: Sequence[int], condition: int) -> n
 class Critic(nn.Module):
     """`V(t, x, c) = m + c_skip(t) (r(x0_hat) - m) + c_out(t) d F(t, x, c)`, with c_skip(0) = 1 and c_out(0) = 0.
 
-    `alpha`: c_skip = alpha^2, c_out = sigma; `cosine`: cos, sin of pi t/2 (the published choice); `none`: c_skip = 0,
+    `alpha`: c_skip = alpha^2, c_out = sigma, both of the process scaled to alpha^2 + sigma^2 = 1; `cosine`: cos, sin of pi t/2 (the published choice); `none`: c_skip = 0,
     c_out = 1, for a reward without a gradient. m and d are the mean and spread of the first rewards seen, so that F is of
     order one. Score as Action (Zhao et al. 2025, arXiv 2502.01819), section 4. example: conditions of any batch, or None.
 
@@ -120,7 +127,8 @@ class Critic(nn.Module):
         t = t.double()
         match self.skip:
             case "alpha":
-                return self.process.alpha(t) ** 2, self.process.sigma(t)
+                alpha2, sigma2 = self.process.alpha(t) ** 2, self.process.sigma2(t)
+                return alpha2 / (alpha2 + sigma2), torch.sqrt(sigma2 / (alpha2 + sigma2))
             case "cosine":
                 return torch.cos(math.pi * t / 2), torch.sin(math.pi * t / 2)
             case "none":

@@ -49,8 +49,10 @@ class DDPO(Algorithm):
         return DDPOLearner(self, setting)
 
 
-def prompt_advantages(known: dict[str, list[float]], rewards: Tensor, groups: Tensor, keep: int = 64) -> Tensor:
-    """Rewards standardised by the last `keep` of their prompt, which it adds to `known`: (batch,).
+def prompt_advantages(
+    known: dict[str, list[float]], rewards: Tensor, groups: Tensor, *, spread: float | None = None, keep: int = 64
+) -> Tensor:
+    """Rewards minus the mean of the last `keep` of their prompt, over their std (or `spread`), (batch,); adds to `known`.
 
     A prompt with fewer than 16 takes the statistics of the batch. Black et al. 2023, appendix D.2.
     """
@@ -61,7 +63,7 @@ def prompt_advantages(known: dict[str, list[float]], rewards: Tensor, groups: Te
         if len(kept) >= 16:
             past = torch.tensor(kept, dtype=torch.float64)
             flat = spread_is_rounding(past)
-            out[groups == group] = 0.0 if flat else ((mine - past.mean()) / past.std(correction=0)).to(out)
+            out[groups == group] = 0.0 if flat else ((mine - past.mean()) / (spread or past.std(correction=0))).to(out)
     return out
 
 
@@ -86,7 +88,9 @@ class DDPOLearner(Learner):
             case "group":
                 advantage = standardised(rewards, experience.groups)
             case "prompt":
-                advantage = prompt_advantages(self.state["prompt_rewards"], rewards, experience.groups)
+                # with a KL all prompts share one std, so that beta is worth the same on each
+                spread = float(rewards.std(correction=0)) if self.beta > 0 else None
+                advantage = prompt_advantages(self.state["prompt_rewards"], rewards, experience.groups, spread=spread)
         return advantage.clamp(-self.config.advantage_clip, self.config.advantage_clip)
 
     def updates(self, experience: Experience, generator: torch.Generator) -> Iterator[Update]:

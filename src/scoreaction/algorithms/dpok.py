@@ -8,7 +8,7 @@ from pydantic import Field
 
 from scoreaction.algorithms._learner import Regularised, Setting
 from scoreaction.algorithms._likelihood import refuse_without_density
-from scoreaction.algorithms.ddpo import DDPO, Baseline, DDPOLearner
+from scoreaction.algorithms.ddpo import DDPO, DDPOLearner
 
 
 class DPOK(Regularised):
@@ -21,7 +21,7 @@ class DPOK(Regularised):
     """
 
     name: Literal["dpok"] = "dpok"
-    baseline: Baseline = "prompt"
+    baseline: Literal["batch", "prompt"] = "prompt"
     clip: float = Field(0.2, gt=0)
     advantage_clip: float = Field(5.0, gt=0)
     epochs: int = Field(1, ge=1)

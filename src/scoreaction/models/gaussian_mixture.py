@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from scoreaction.exact import Mixture
 from scoreaction.model import Model
-from scoreaction.predictions import expand
+from scoreaction.predictions import expand, from_prediction
 from scoreaction.processes import PROCESSES, Process, ProcessName
 from scoreaction.value import VectorNet
 
@@ -54,9 +54,10 @@ class Config(BaseModel, frozen=True, extra="forbid", allow_inf_nan=False):
 
 
 class ExactPlusNet(nn.Module):
-    """`eps = eps_exact - sigma F(x, t)`: the exact score of the law plus a perceptron F that begins at 0.
+    """`v = v_exact - sigma (alpha^2 + sigma^2) F(x, t)`: the exact prediction of the law plus a perceptron F that begins at 0.
 
-    The difference of scores is F itself, bounded as t -> 0, so the path KL is finite.
+    That is `eps_exact - alpha sigma F` and `x0_exact + sigma^2 F`: the difference of scores, alpha F, is bounded as t -> 0,
+    so the path KL is finite, and both predictions are finite at pure noise.
     """
 
     def __init__(self, law: Mixture, process: Process, hidden: int, depth: int) -> None:
@@ -68,12 +69,14 @@ class ExactPlusNet(nn.Module):
         nn.init.zeros_(last.bias)
 
     def forward(self, x: Tensor, t: Tensor, cond: None) -> Tensor:
-        exact = self.law.prediction(self.process, x, t.double()).eps
-        return exact - expand(self.process.sigma(t.double()), x) * self.change(x, t)
+        t = t.double()
+        exact = from_prediction(self.process, "v", t, self.law.prediction(self.process, x, t))
+        weight = self.process.sigma(t) * (self.process.alpha(t) ** 2 + self.process.sigma2(t))
+        return exact - expand(weight, x) * self.change(x, t)
 
 
 def build(config: Config) -> Model:
     """The model, with its law for measuring distances."""
     law, process = config.law(), PROCESSES[config.process]()
     net = ExactPlusNet(law, process, config.hidden, config.depth)
-    return Model(net, process=process, predicts="eps", shape=(law.dimension,), law=law)
+    return Model(net, process=process, predicts="v", shape=(law.dimension,), law=law)

@@ -40,4 +40,4 @@ def build(config: Config) -> Model:
     law = Mixture(torch.ones(1), torch.tensor([config.mean], dtype=torch.float64), torch.diag(variance)[None])
     process = PROCESSES[config.process]()
     net = gaussian_mixture.ExactPlusNet(law, process, config.hidden, config.depth)
-    return Model(net, process=process, predicts="eps", shape=(d,), law=law)
+    return Model(net, process=process, predicts="v", shape=(d,), law=law)
