@@ -291,7 +291,7 @@ def test_the_skip_terms_gradient_is_not_forgotten():
     (truth,) = torch.autograd.grad(value.sum(), x)
     (alone,) = torch.autograd.grad(found.critic(x, points.t, None, None).sum(), x)
     close(found.grad_value(points, experience, rows), truth, atol=1e-5, skip_without_gradient=alone)
-    near = points.t < 0.02
+    near = points.t == points.t.min()
     close(truth[near], 1.2 - x.detach()[near], atol=0.25, skip_without_gradient=alone[near])
 
 
@@ -315,7 +315,7 @@ def test_black_box_look_aheads_point_the_right_way(look):
     experience = experienced(found, 400, generator)
     points = experience.points().take(experience.chosen)
     grad = found.grad_value(points, experience, torch.arange(4000))[:, 0]
-    near = points.t < 0.05
+    near = points.t < 0.1
     truth = 1.2 - points.x[near, 0]
     slope = float((grad[near] * truth).mean() / (truth * truth).mean())
     close(slope, 1.0, atol=0.3, sign=-slope, nothing=0.0)

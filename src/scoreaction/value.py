@@ -39,7 +39,8 @@ class VectorNet(nn.Module):
         self.process = process
         widths = [dim + 9 + condition] + [hidden] * depth
         layers = [m for a, b in zip(widths[:-1], widths[1:], strict=True) for m in (nn.Linear(a, b), nn.SiLU())]
-        self.body = nn.Sequential(*layers, nn.Linear(hidden, out))
+        self.last = nn.Linear(hidden, out)
+        self.body = nn.Sequential(*layers, self.last)
 
     def forward(self, x: Tensor, t: Tensor, condition: Tensor | None = None) -> Tensor:
         """x (batch, d), t (batch,), condition (batch, condition) -> (batch, out)."""
@@ -59,7 +60,8 @@ class ImageNet(nn.Module):
             for i, (a, b) in enumerate(zip(sizes[:-1], sizes[1:], strict=True))
         )
         self.modulations = nn.ModuleList(nn.Linear(9 + condition, 2 * b) for b in sizes[1:])
-        self.head = nn.Sequential(nn.Linear(width * 2 + 9 + condition, 64), nn.SiLU(), nn.Linear(64, 1))
+        self.last = nn.Linear(64, 1)
+        self.head = nn.Sequential(nn.Linear(width * 2 + 9 + condition, 64), nn.SiLU(), self.last)
 
     def forward(self, x: Tensor, t: Tensor, condition: Tensor | None = None) -> Tensor:
         """x (batch, C, H, W), t (batch,), condition (batch, condition) -> (batch, 1)."""
@@ -97,12 +99,20 @@ class RewardScale(nn.Module):
 
 
 def default_network(process: Process, shape: Sequence[int], condition: int) -> nn.Module:
-    """The small network for samples of this shape: a perceptron for vectors, convolutions for images."""
+    """The small network for samples of this shape: a perceptron for vectors, convolutions for images.
+
+    Its output begins at 0, so that what is not learned yet pulls nowhere.
+    """
+    net: VectorNet | ImageNet
     if len(shape) == 1:
-        return VectorNet(process, shape[0], 1, condition=condition)
-    if len(shape) == 3:
-        return ImageNet(process, shape[0], condition=condition)
-    raise ValueError(f"no critic for samples of shape {tuple(shape)}; use vectors (d,) or images (channels, height, width)")
+        net = VectorNet(process, shape[0], 1, condition=condition)
+    elif len(shape) == 3:
+        net = ImageNet(process, shape[0], condition=condition)
+    else:
+        raise ValueError(f"no critic for samples of shape {tuple(shape)}; use vectors (d,) or images (channels, height, width)")
+    nn.init.zeros_(net.last.weight)
+    nn.init.zeros_(net.last.bias)
+    return net
 
 
 class Critic(nn.Module):
@@ -145,7 +155,9 @@ class Critic(nn.Module):
 
 
 class Surrogate(nn.Module):
-    """A network fitted to the rewards seen so far: it stands in for the gradient of a black-box reward.
+    """A ridge regression plus a network fitted to the rewards seen so far: it stands in for a black-box reward's gradient.
+
+    The regression is there from the first batch, when a network alone would point anywhere; the network learns what is left.
 
     x0 (batch, *shape) before decoding, conditions as the policy's; returns (batch,). It remembers the last `memory`
     samples (fewer where they are large: 64 MiB), which travel with its state; groups (batch,) index the prompts.
@@ -155,6 +167,9 @@ class Surrogate(nn.Module):
     groups: Tensor
     rewards: Tensor
     seen: Tensor
+    center: Tensor
+    slope: Tensor
+    level: Tensor
 
     def __init__(self, process: Process, shape: Sequence[int], *, prompts: Conditions = None, memory: int = 4096) -> None:
         super().__init__()
@@ -167,10 +182,14 @@ class Surrogate(nn.Module):
         self.register_buffer("groups", torch.zeros(memory, dtype=torch.long))
         self.register_buffer("rewards", torch.zeros(memory))
         self.register_buffer("seen", torch.zeros((), dtype=torch.long))
+        self.register_buffer("center", torch.zeros(*shape))
+        self.register_buffer("slope", torch.zeros(math.prod(shape)))
+        self.register_buffer("level", torch.zeros(()))
 
     def forward(self, x0: Tensor, conditions: Conditions) -> Tensor:
         t = torch.zeros(len(x0), dtype=torch.float64, device=x0.device)
-        return self.scale.mean + self.scale.spread * self.net(x0, t, self.embed(conditions)).squeeze(1)
+        straight = (x0 - self.center).flatten(1) @ self.slope + self.level
+        return self.scale.mean + self.scale.spread * (straight + self.net(x0, t, self.embed(conditions)).squeeze(1))
 
     def remember(self, x0: Tensor, groups: Tensor, rewards: Tensor) -> None:
         """Adds samples with their rewards, over the oldest where full."""
@@ -179,6 +198,30 @@ class Surrogate(nn.Module):
         self.seen += len(x0)
         slots, x0, groups, rewards = (part[-len(self.samples) :] for part in (slots, x0, groups, rewards))
         self.samples[slots], self.groups[slots], self.rewards[slots] = x0, groups.to(self.groups), rewards.to(self.rewards)
+
+    @torch.no_grad()
+    def fit_line(self, rows: int = 512) -> None:
+        """Ridge regression on the last `rows` samples, in its dual form; its penalty, or no slope at all, by leave-one-out.
+
+        The left-out residual of sample i is `a_i/(K + l)^-1_ii` with `a = (K + l)^-1 y` (Golub, Heath and Wahba 1979).
+        """
+        known = min(int(self.seen), len(self.samples))
+        newest = (self.seen - 1 - torch.arange(min(known, rows), device=self.seen.device)) % len(self.samples)
+        x, y = self.samples[newest].double(), ((self.rewards[newest] - self.scale.mean) / self.scale.spread).double()
+        center, level = x.mean(0), y.mean()
+        x, y = (x - center).flatten(1), y - level
+        kernel = x @ x.T
+        eye = torch.eye(len(x), dtype=x.dtype, device=x.device)
+        best, slope = float(y.square().mean()), torch.zeros_like(x[0])
+        for share in (1e-3, 1e-2, 1e-1, 1.0):
+            inverse = torch.linalg.inv(kernel + share * kernel.trace() / len(x) * eye + 1e-9 * eye)
+            dual = inverse @ y
+            left_out = float((dual / inverse.diagonal()).square().mean())
+            if left_out < best:
+                best, slope = left_out, x.T @ dual
+        self.center.copy_(center)
+        self.slope.copy_(slope)
+        self.level.copy_(level)
 
     def loss(self, rows: int, generator: torch.Generator) -> Tensor:
         """Mean squared error on random remembered samples, in units of the rewards' variance."""

@@ -50,6 +50,7 @@ class ScoreAction(Regularised):
     updates: int = Field(8, ge=1, description="policy updates an iteration")
     rows: int = Field(320, ge=1, description="random (path, time) points in an update")
     critic_updates: int = Field(32, ge=1)
+    surrogate_updates: int = Field(48, ge=1)
     critic_lr: float = Field(2e-3, gt=0)
     trust: float = Field(5.0, ge=0, description="least penalty on leaving the old policy, in betas")
     trust_region: float = Field(0.1, gt=0, description="path KL in nats that one iteration may move")
@@ -118,6 +119,9 @@ class ScoreActionLearner(Learner):
 
     def prepare(self, experience: Experience, generator: torch.Generator) -> Valued:
         """Asks the reference everywhere, with the gradient of the look-ahead at the points that updates will use."""
+        if self.look_ahead == "surrogate":
+            self.surrogate.remember(experience.rollout.x0, experience.groups, experience.rewards)
+            self.surrogate.fit_line()
         steps, batch = experience.size
         everywhere = self.config.estimator == "likelihood_ratio"
         wanted = steps * batch if everywhere else min(steps * batch, self.config.updates * self.config.rows)
@@ -196,9 +200,8 @@ class ScoreActionLearner(Learner):
             yield from self._ratio_updates(experience, generator)
 
     def _surrogate_updates(self, experience: Valued, generator: torch.Generator) -> Iterator[Update]:
-        self.surrogate.remember(experience.rollout.x0, experience.groups, experience.rewards)
-        for _ in range(self.config.critic_updates):
-            loss = self.surrogate.loss(256, generator)
+        for _ in range(self.config.surrogate_updates):
+            loss = self.surrogate.loss(64, generator)
             yield Update(loss, "surrogate", {"surrogate_loss": float(loss.detach())})
 
     def _critic_updates(self, experience: Valued, generator: torch.Generator) -> Iterator[Update]:

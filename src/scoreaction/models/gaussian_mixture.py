@@ -64,9 +64,8 @@ class ExactPlusNet(nn.Module):
         super().__init__()
         self.law, self.process = law, process
         self.change = VectorNet(process, law.dimension, law.dimension, hidden=hidden, depth=depth)
-        last = self.change.body[-1]
-        nn.init.zeros_(last.weight)
-        nn.init.zeros_(last.bias)
+        nn.init.zeros_(self.change.last.weight)
+        nn.init.zeros_(self.change.last.bias)
 
     def forward(self, x: Tensor, t: Tensor, cond: None) -> Tensor:
         t = t.double()
