@@ -20,6 +20,13 @@ def critic(skip, process=None, **options):
     torch.manual_seed(0)
     made = Critic(process or sa.VP(), (2,), skip=skip, **options)
     made.scale.calibrate(torch.tensor([1.0, 3.0, 8.0]))
+    return awake(made)
+
+
+def awake(made):
+    """With an output layer as after training: it begins at 0."""
+    assert float(made.net.last.weight.detach().abs().max()) == 0
+    torch.nn.init.normal_(made.net.last.weight, std=0.1)
     return made
 
 
@@ -72,7 +79,7 @@ def test_an_unknown_skip_is_refused():
 
 def test_image_critics_and_conditions():
     ids = torch.tensor([0, 4, 2, 1, 1, 3])
-    made = Critic(sa.VP(), (1, 8, 8), skip="alpha", example=ids)
+    made = awake(Critic(sa.VP(), (1, 8, 8), skip="alpha", example=ids))
     made.scale.calibrate(LOOK)
     images = torch.randn(6, 1, 8, 8, generator=GENERATOR)
     value = made(images, T, ids, LOOK)
@@ -165,7 +172,7 @@ def test_zeroth_order_passes_the_gradient_on():
 
 def surrogate(memory=8, **options):
     torch.manual_seed(0)
-    return Surrogate(sa.VP(), (2,), memory=memory, **options)
+    return awake(Surrogate(sa.VP(), (2,), memory=memory, **options))
 
 
 def numbered(first, n):
@@ -208,6 +215,35 @@ def test_the_surrogates_memory_travels_with_its_state():
     assert torch.equal(first.samples, second.samples)
     assert surrogate(4096).samples.shape == (4096, 2)
     assert Surrogate(sa.VP(), (4, 64, 64)).samples.shape[0] == 1024  # 64 MiB
+
+
+def test_the_surrogate_begins_as_ridge_regression():
+    """scikit-learn's Ridge at the penalty that its own leave-one-out chooses; no slope where the rewards are noise."""
+    from sklearn.linear_model import Ridge, RidgeCV
+
+    generator = torch.Generator().manual_seed(0)
+    x0 = torch.randn(40, 2, generator=generator)
+    rewards = 5 + 3 * x0[:, 0] - x0[:, 1] + torch.randn(40, generator=generator)
+    made = Surrogate(sa.VP(), (2,), memory=64)
+    made.remember(x0, torch.zeros(40).long(), rewards)
+    made.fit_line()
+    centred = (x0 - x0.mean(0)).double().numpy()
+    penalties = [share * float((centred**2).sum()) / 40 for share in (1e-3, 1e-2, 1e-1, 1.0)]
+    theirs = RidgeCV(penalties).fit(x0.double().numpy(), rewards.double().numpy())
+    new = torch.randn(20, 2, generator=generator)
+    found = made(new, None).detach()
+    close(
+        found.double(),
+        torch.from_numpy(theirs.predict(new.double().numpy())),
+        atol=1e-4,
+        stiff=torch.from_numpy(Ridge(50.0).fit(x0.double().numpy(), rewards.double().numpy()).predict(new.double().numpy())),
+        sign=2 * rewards.mean() - found,
+    )
+    noise = Surrogate(sa.VP(), (30,), memory=64)
+    noise.remember(torch.randn(40, 30, generator=generator), torch.zeros(40).long(), torch.randn(40, generator=generator))
+    noise.fit_line()
+    assert float(noise.slope.abs().max()) == 0
+    assert float(made.slope.abs().max()) > 0
 
 
 def test_the_surrogate_learns_the_reward_of_each_prompt():

@@ -15,7 +15,7 @@ from scoreaction.models._digits_nets import NO_CLASS, judge, load_net, parse_dig
 DEFAULTS: dict[str, Any] = {
     "sampler": {"steps": 10, "eta": 1.0, "guidance": 2.0},
     "train": {"iterations": 20, "batch": 64, "lr": 1e-4, "max_rows": 512},
-    "evaluation": {"n": 500, "steps": 50, "held_out": [{"name": "legibility"}]},
+    "evaluation": {"n": 200, "steps": 25, "held_out": [{"name": "legibility"}]},
     "prompts": "digits",
     "algorithm": {"beta": 0.1, "rows": 80, "updates": 8, "critic_updates": 16, "trust": 1.0},
 }
