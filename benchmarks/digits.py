@@ -82,7 +82,8 @@ def main() -> None:
     else:
         jobs = {
             f"{trainer}/seed{seed}": {
-                "trainer": trainer, "settings": settings, "seed": seed, "iterations": ITERATIONS, "grid": seed == 0 and trainer != "dpok",
+                "trainer": trainer, "settings": settings, "seed": seed, "iterations": ITERATIONS, 
+                "grid": seed == 0 and trainer != "dpok",
             }
             for seed in range(5)
             for trainer, settings in CHOSEN.items()

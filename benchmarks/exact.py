@@ -1,10 +1,11 @@
 """Every trainer on the exact tasks: distance to the optimum beside floor and oracle, over training step counts and seeds.
 
-    python benchmarks/exact.py            # results/exact.json and a table; resumes
+python benchmarks/exact.py            # results/exact.json and a table; resumes
 """
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Any
 
 from _harness import arguments, cell, mean_and_error, run_jobs, table
@@ -18,6 +19,12 @@ PLAN = [  # task, trainer, training steps, seeds
 GRID_N = 4096
 GRID = [(solver, eta, steps) for steps in (5, 10, 25, 50, 200) for solver, eta in
         (("ddim", 1.0), ("ddim", 0.0), ("heun", 0.0), ("dpmpp_2m", 0.0), ("sde_dpmpp", 1.0))]  # fmt: skip
+
+
+def _drawn(model: Any, sampler: Any, seed: int) -> Any:
+    from scoreaction.evaluation import draw_x0
+
+    return draw_x0(model, sampler, GRID_N, None, seed)
 
 
 def train(task: str, trainer: str, steps: int, seed: int, iterations: int, grid: bool) -> dict[str, Any]:
@@ -44,7 +51,7 @@ def train(task: str, trainer: str, steps: int, seed: int, iterations: int, grid:
             out["grid"].append(
                 {
                     "solver": solver, "eta": eta, "steps": count, "reward": float(tuner.reward.reward(x, None).mean()),
-                    "distance": exact.distance(lambda s, q=sampler: draw_x0(tuner.model, q, GRID_N, None, s), GRID_N, 77, repeats=1),
+                    "distance": exact.distance(partial(_drawn, tuner.model, sampler), GRID_N, 77, repeats=1),
                 }
             )  # fmt: skip
     return out
@@ -80,12 +87,13 @@ def main() -> None:
                 task, trainer, str(steps), str(len(runs)), cell(distance), f"{mean_and_error(bar)[0]:.3f}",
                 f"{mean_and_error(distance)[0] / mean_and_error(bar)[0]:.2f} x", cell([s["reward_tuned"] for s in found]),
                 f"{found[0]['optimum_reward']:.3f}", cell([s["kl_nats"] for s in found]),
-                f"{found[0]['optimum_kl_nats']:.3f}", f"{mean_and_error([s['model_evaluations'] for s in found])[0] / 1e6:.1f} M",
+                f"{found[0]['optimum_kl_nats']:.3f}",
+                f"{mean_and_error([s['model_evaluations'] for s in found])[0] / 1e6:.1f} M",
                 f"{mean_and_error([s['seconds'] for s in found])[0]:.0f}",
             ]
         )  # fmt: skip
-    header = ["task", "trainer", "steps", "seeds", "distance", "max(floor, oracle)", "ratio", "reward", "optimum", "KL", "optimum KL",
-              "evaluations", "seconds"]  # fmt: skip
+    header = ["task", "trainer", "steps", "seeds", "distance", "max(floor, oracle)", "ratio", "reward", "optimum",
+              "KL", "optimum KL",              "evaluations", "seconds"]  # fmt: skip
     print(table(header, rows))
 
 

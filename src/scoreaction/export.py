@@ -72,7 +72,7 @@ def load_weights(model: Model, path: Path) -> None:
 
 
 def load_described(path: Path, net: nn.Module | None = None) -> Model:
-    """The model that `save_model` wrote without a recipe; `net`, with its pretrained weights, where it could not be described."""
+    """The model that `save_model` wrote without a recipe; `net`, with pretrained weights, where it was not described."""
     file = path / DESCRIPTION
     if not file.exists():
         raise ValueError(f"{path}: no {DESCRIPTION} there; give the folder that save wrote")
@@ -125,7 +125,9 @@ def rebuild(found: dict[str, Any]) -> nn.Module:
     for part in qualname.split("."):
         kind = getattr(kind, part, None)
     if not (isinstance(kind, type) and issubclass(kind, nn.Module)):
-        raise ValueError(f"the network's class {module_name}.{qualname} is not imported; import it, or give load(path, net=...)")
+        raise ValueError(
+            f"the network's class {module_name}.{qualname} is not imported; import it, or give load(path, net=...)"
+        )
     module = kind.__new__(kind)
     nn.Module.__init__(module)
     for name, value in found["attributes"].items():
@@ -134,7 +136,9 @@ def rebuild(found: dict[str, Any]) -> nn.Module:
         empty = None if shape is None else nn.Parameter(torch.empty(shape["shape"], dtype=getattr(torch, shape["dtype"])))
         module.register_parameter(name, empty)
     for name, shape in found["buffers"].items():
-        module.register_buffer(name, None if shape is None else torch.empty(shape["shape"], dtype=getattr(torch, shape["dtype"])))
+        module.register_buffer(
+            name, None if shape is None else torch.empty(shape["shape"], dtype=getattr(torch, shape["dtype"]))
+        )
     for name, child in found["children"].items():
         module.add_module(name, None if child is None else rebuild(child))
     return module.train(found["training"])
@@ -160,5 +164,6 @@ def _whole(value: Any) -> Any:
         return value
     if "process" in value:
         return _process(value["process"])
-    items = [_whole(item) for item in value.get("tuple", value.get("list", []))]
-    return tuple(items) if "tuple" in value else items
+    (kind, items), *_ = value.items()
+    whole = [_whole(item) for item in items]
+    return tuple(whole) if kind == "tuple" else whole

@@ -117,7 +117,7 @@ class Finetuner:
         self.optimisers = {"policy": _adam(self.model.parameters.values(), self.train.lr)}
         for name, network in self.learner.networks.items():
             self.optimisers[name] = _adam(network.parameters(), self.learner.lr[name])
-        self._board = None
+        self._board: Any = None
 
     def _setting(self) -> Setting:
         judge = Judge(self._score, self.reward.differentiable)
@@ -298,6 +298,8 @@ class Finetuner:
         if self.folder is None or not self.between:
             return False
         self._write_recipe()
+        if self._board is not None:
+            self._board.flush()
         save_tree(self.folder.checkpoints / f"{self.iteration:06d}", self.state())
         from shutil import rmtree
 
@@ -355,12 +357,10 @@ class Finetuner:
         assert self.folder is not None
         self.folder.samples.mkdir(parents=True, exist_ok=True)
         kept = samples[: 4096 if samples.ndim == 2 else 100].cpu().numpy()
-        named = (
-            {}
-            if self.prompts is None
-            else {"prompts": np.array([str(self.prompts[i % len(self.prompts)]) for i in range(len(kept))])}
-        )
-        np.savez_compressed(self.folder.samples / f"{kind}.npz", samples=kept, **named)
+        arrays = {"samples": kept}
+        if self.prompts is not None:
+            arrays["prompts"] = np.array([str(self.prompts[i % len(self.prompts)]) for i in range(len(kept))])
+        np.savez_compressed(self.folder.samples / f"{kind}.npz", **arrays)  # type: ignore[arg-type]
 
 
 def _named(name: str, kind: str) -> str:

@@ -6,7 +6,7 @@ import copy
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -182,7 +182,7 @@ class _Lora:
         chosen = list(targets) if targets else [n for n, m in net.named_modules() if isinstance(m, nn.Linear)]
         if not chosen:
             raise ValueError("lora_targets: the network has no linear layer; name the modules that LoRA should change")
-        self.config = LoraConfig(r=rank, lora_alpha=alpha, target_modules=chosen, init_lora_weights="gaussian")
+        self.config = LoraConfig(r=rank, lora_alpha=cast(int, alpha), target_modules=chosen, init_lora_weights="gaussian")
         try:
             inject_adapter_in_model(self.config, net)
         except ValueError as error:

@@ -44,7 +44,9 @@ class VectorNet(nn.Module):
 
     def forward(self, x: Tensor, t: Tensor, condition: Tensor | None = None) -> Tensor:
         """x (batch, d), t (batch,), condition (batch, condition) -> (batch, out)."""
-        parts = [unit_scaled(self.process, x, t), time_features(self.process, t).to(x)] + ([] if condition is None else [condition])
+        parts = [unit_scaled(self.process, x, t), time_features(self.process, t).to(x)] + (
+            [] if condition is None else [condition]
+        )
         return self.body(torch.cat(parts, 1))
 
 
@@ -118,9 +120,10 @@ def default_network(process: Process, shape: Sequence[int], condition: int) -> n
 class Critic(nn.Module):
     """`V(t, x, c) = m + c_skip(t) (r(x0_hat) - m) + c_out(t) d F(t, x, c)`, with c_skip(0) = 1 and c_out(0) = 0.
 
-    `alpha`: c_skip = alpha^2, c_out = sigma, both of the process scaled to alpha^2 + sigma^2 = 1; `cosine`: cos, sin of pi t/2 (the published choice); `none`: c_skip = 0,
-    c_out = 1, for a reward without a gradient. m and d are the mean and spread of the first rewards seen, so that F is of
-    order one. Score as Action (Zhao et al. 2025, arXiv 2502.01819), section 4. example: conditions of any batch, or None.
+    `alpha`: c_skip = alpha^2, c_out = sigma, of the process scaled to alpha^2 + sigma^2 = 1; `cosine`: cos, sin of pi t/2
+    (the published choice); `none`: c_skip = 0, c_out = 1, for a reward without a gradient. m and d are the mean and spread
+    of the first rewards seen, so that F is of order one. Score as Action (Zhao et al. 2025, arXiv 2502.01819), section 4.
+    example: conditions of any batch, or None.
 
     x (batch, *shape), t (batch,), look_ahead = r(x0_hat) (batch,) or None to leave the skip out; returns (batch,).
     """

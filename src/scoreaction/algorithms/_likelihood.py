@@ -96,9 +96,7 @@ def transition(setting: Setting, prediction: Prediction, steps: Steps) -> Transi
         return Transition(prediction.eps, torch.tensor(steps.exploration, dtype=torch.float64))
     sampler = setting.sampler
     points = steps.points
-    return sampler.find().step(
-        setting.model.process, _never, prediction, points.x, points.t, steps.s, sampler.eta, None
-    )
+    return sampler.find().step(setting.model.process, _never, prediction, points.x, points.t, steps.s, sampler.eta, None)
 
 
 def _never(x: Tensor, t: Tensor) -> Prediction:

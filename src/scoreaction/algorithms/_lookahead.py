@@ -78,7 +78,9 @@ def lookahead_loss(
     return weight.to(eps) * (pull + rates.charge / 2 * stay)
 
 
-def perturbed(process: Process, x: Tensor, t: Tensor, prediction: Prediction, size: float, generator: torch.Generator) -> Prediction:
+def perturbed(
+    process: Process, x: Tensor, t: Tensor, prediction: Prediction, size: float, generator: torch.Generator
+) -> Prediction:
     """Exploration on the action: `eps + size z`, x0 to match; left alone at alpha = 0, where eps does not act."""
     if size == 0 or float(process.alpha(t)) == 0:
         return prediction

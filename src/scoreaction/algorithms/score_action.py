@@ -15,7 +15,7 @@ from scoreaction.algorithms._likelihood import Steps, ratio_updates, refuse_with
 from scoreaction.algorithms._lookahead import Rates, lookahead_loss, noise_weight, perturbed
 from scoreaction.gaussians import sum_event
 from scoreaction.kl import score_weight
-from scoreaction.rollout import Experience, Points, Rollout, over_rows, roll_out
+from scoreaction.rollout import Experience, Points, Rollout, roll_out
 from scoreaction.solvers import jittered
 from scoreaction.types import Conditions, Prediction
 from scoreaction.value import Critic, Surrogate, zeroth_order
@@ -136,7 +136,9 @@ class ScoreActionLearner(Learner):
         parts = [self._look(points.take(rows), rows % batch, generator) for rows in chosen.split(limit)]
         predictions = [part[0] for part in parts]
         with torch.no_grad():
-            predictions += [reference(p.x, p.t, p.conditions) for p in (points.take(rows) for rows in others.split(limit) if len(rows))]
+            predictions += [
+                reference(p.x, p.t, p.conditions) for p in (points.take(rows) for rows in others.split(limit) if len(rows))
+            ]
         inverse = torch.argsort(order).to(points.x.device)
         flat = Prediction(torch.cat([p.x0 for p in predictions])[inverse], torch.cat([p.eps for p in predictions])[inverse])
         compared = replace(experience, reference=unflattened(flat, steps))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor
@@ -36,7 +36,7 @@ class CountedReward:
     """A reward as a run uses it: every row is counted in `queries`, every answer is checked (RewardError)."""
 
     def __init__(self, reward: RewardFunction | Callable[[Tensor, Any], Tensor], *, name: str = "reward") -> None:
-        self.reward: RewardFunction = reward if hasattr(reward, "differentiable") else Reward(reward)
+        self.reward = cast("RewardFunction", reward if hasattr(reward, "differentiable") else Reward(reward))
         self.name, self.queries = name, 0
         self.differentiable = self.reward.differentiable
 
