@@ -10,7 +10,7 @@ from typing import Any
 
 from _harness import arguments, cell, mean_and_error, run_jobs, table
 
-ITERATIONS = {10: 400, 25: 400, 50: 400}
+ITERATIONS = {10: 250, 25: 250, 50: 300}
 PLAN = [  # task, trainer, training steps, seeds
     *[("mixture", "score_action", steps, 5) for steps in ITERATIONS],
     *[("mixture", "ddpo", steps, 1) for steps in ITERATIONS],

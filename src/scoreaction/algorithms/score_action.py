@@ -47,12 +47,12 @@ class ScoreAction(Regularised):
     estimator: Literal["pathwise", "likelihood_ratio"] = "pathwise"
     look_ahead: LookAhead = "auto"
     skip: Literal["alpha", "cosine"] = "alpha"
-    updates: int = Field(8, ge=1, description="policy updates an iteration")
-    rows: int = Field(320, ge=1, description="random (path, time) points in an update")
+    updates: int = Field(16, ge=1, description="policy updates an iteration")
+    rows: int = Field(160, ge=1, description="random (path, time) points in an update")
     critic_updates: int = Field(32, ge=1)
     surrogate_updates: int = Field(48, ge=1)
     critic_lr: float = Field(2e-3, gt=0)
-    trust: float = Field(5.0, ge=0, description="least penalty on leaving the old policy, in betas")
+    trust: float = Field(1.0, ge=0, description="least penalty on leaving the old policy, in betas")
     trust_region: float = Field(0.1, gt=0, description="path KL in nats that one iteration may move")
     exploration: float = Field(0.0, ge=0, description="std of eps around the policy's")
     clip: float = Field(0.2, gt=0, description="of the likelihood ratio")
@@ -210,8 +210,9 @@ class ScoreActionLearner(Learner):
         """The martingale loss `E integral (V(t, x_t) - target)^2 dt`: V is the conditional mean of reward minus KL to go."""
         points = experience.points().take(experience.chosen)
         spread = float(self.critic.scale.spread)
+        size = max(1, len(experience.chosen) // 8)
         for _ in range(self.config.critic_updates):
-            rows = torch.randint(len(experience.chosen), (self.config.rows,), generator=generator)
+            rows = torch.randint(len(experience.chosen), (size,), generator=generator)
             error = self.value(points.take(rows), experience.look[rows]) - experience.target[rows]
             loss = (error / spread).square().mean()
             yield Update(loss, "critic", {"critic_loss": float(loss.detach())})

@@ -17,7 +17,7 @@ DEFAULTS: dict[str, Any] = {
     "train": {"iterations": 20, "batch": 64, "lr": 1e-4, "max_rows": 512},
     "evaluation": {"n": 200, "steps": 25, "held_out": [{"name": "legibility"}]},
     "prompts": "digits",
-    "algorithm": {"beta": 0.1, "rows": 80, "updates": 8, "critic_updates": 16, "trust": 1.0},
+    "algorithm": {"beta": 0.1, "rows": 80, "updates": 8, "critic_updates": 16},
 }
 
 
