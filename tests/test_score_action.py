@@ -368,7 +368,7 @@ def test_the_critics_loss_is_the_martingale_loss():
     experience = experienced(found, 64, torch.Generator().manual_seed(0))
     updates = list(found._critic_updates(experience, torch.Generator().manual_seed(7)))
     assert [u.network for u in updates] == ["critic"] * 3
-    rows = torch.randint(len(experience.chosen), (300,), generator=torch.Generator().manual_seed(7))
+    rows = torch.randint(600, (75,), generator=torch.Generator().manual_seed(7))  # an eighth of the chosen points
     points = experience.points().take(experience.chosen)
     said = found.critic(points.x, points.t, None, experience.look)
     squares = ((said - experience.target) / experience.rewards.std(correction=0)).square()[rows]
