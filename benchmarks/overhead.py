@@ -18,7 +18,7 @@ from typing import Any
 import torch
 from _harness import arguments
 
-WARM_UP, COUNTED = 2, 9
+WARM_UP, COUNTED = 1, 5
 
 
 class Stopwatch:
