@@ -72,3 +72,6 @@ def test_what_does_not_fit_is_named(tmp_path: Path) -> None:
         sa.load(tmp_path, net=Own(9))
     with pytest.raises(ValueError, match="no model.json"):
         sa.load(tmp_path / "nothing")
+    (tmp_path / "file").write_text("")
+    with pytest.raises(ValueError, match="is a file"):
+        tuned(Own(8)).save(tmp_path / "file")

@@ -27,8 +27,10 @@ def save_model(model: Model, sampler: Sampler, path: Path, *, recipe: str | None
     `weights.safetensors` and `model.json` always; `recipe.yaml` where there is one; else, where the network can be described
     without pickle, all its tensors and the reference's.
     """
+    if path.exists() and not path.is_dir():
+        raise ValueError(f"{path}: is a file; give the name of a folder")
     path.mkdir(parents=True, exist_ok=True)
-    description = {
+    description: dict[str, Any] = {
         "process": {"name": type(model.process).__name__, **asdict(model.process)},
         "predicts": model.predicts,
         "shape": list(model.shape),
