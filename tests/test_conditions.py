@@ -4,7 +4,7 @@ import pytest
 import torch
 from twins import accepts
 
-from scoreaction.conditions import concatenate, map_conditions, repeat, take, to_device
+from scoreaction.conditions import concatenate, map_conditions, repeat, take
 
 IDS = torch.tensor([5, 6, 7])
 FEATURES = torch.arange(12.0).reshape(3, 2, 2)
@@ -27,7 +27,7 @@ def test_take_repeat_and_concatenate():
 
 def test_none_stays_none_and_a_dict_goes_part_by_part():
     rows = torch.tensor([1])
-    for value in (take(None, rows), repeat(None, 3), concatenate(None, None), to_device(None, torch.device("cpu"))):
+    for value in (take(None, rows), repeat(None, 3), concatenate(None, None)):
         assert value is None
     both = {"ids": IDS, "features": FEATURES}
     taken = take(both, rows)

@@ -8,7 +8,6 @@ from torch import nn
 from twins import F64, accepts, close, f64
 
 import scoreaction as sa
-from scoreaction.model import select
 from scoreaction.predictions import to_prediction
 
 
@@ -183,9 +182,3 @@ def test_refusals():
 
     with pytest.raises(ValueError, match=r"shape \(5,\) for x of shape \(5, 2\)"):
         sa.Model(Flat(), process=sa.VP(), predicts="eps", shape=(2,)).predict(X, T)
-
-
-def test_select_keeps_prompts_and_conditions_together():
-    prompts, conditions = select(["a", "b", "c"], torch.tensor([0, 1, 2]), torch.tensor([2, 0]))
-    assert (prompts, conditions.tolist()) == (["c", "a"], [2, 0])
-    assert select(None, None, torch.tensor([0])) == (None, None)

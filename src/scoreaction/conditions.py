@@ -37,8 +37,3 @@ def repeat(conditions: Conditions, times: int) -> Conditions:
 def concatenate(first: Conditions, second: Conditions) -> Conditions:
     """One batch after the other."""
     return map_conditions(lambda a, b: torch.cat([a, b]), first, second)
-
-
-def to_device(conditions: Conditions, device: torch.device) -> Conditions:
-    """The same on another device."""
-    return map_conditions(lambda c: c.to(device), conditions)

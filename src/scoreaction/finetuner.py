@@ -111,6 +111,10 @@ class Finetuner:
         self.sampler.find()
         with torch.no_grad(), torch.random.fork_rng(devices=[]):
             torch.manual_seed(self.train.seed)
+            if self.sampler.negative_prompt is not None:
+                if self.prompts is None:
+                    raise ValueError("sampler.negative_prompt: there are no prompts to set it against; give prompts, or null")
+                model.null = model.conditions([self.sampler.negative_prompt])
             self.conditions = model.conditions(self.prompts)
             self.learner: Learner = algorithm.build(self._setting())
         self.learner.networks.to(self.model.device)

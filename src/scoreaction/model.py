@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, cast
 import torch
 from torch import Tensor, nn
 
-from scoreaction.conditions import concatenate, map_conditions, take
+from scoreaction.conditions import concatenate, map_conditions
 from scoreaction.predictions import Predicts, to_prediction
 from scoreaction.processes import Process
 from scoreaction.types import Conditions, Prediction
@@ -199,8 +199,3 @@ class _Lora:
         finally:
             for layer in self.layers:
                 layer._disable_adapters = False
-
-
-def select(prompts: list[Any] | None, conditions: Conditions, rows: Tensor) -> tuple[list[Any] | None, Conditions]:
-    """These rows of prompts and their conditions."""
-    return (None if prompts is None else [prompts[int(i)] for i in rows]), take(conditions, rows)

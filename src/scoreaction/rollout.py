@@ -20,6 +20,8 @@ from scoreaction.types import Conditions, Predict, Prediction
 class Sampler(BaseModel):
     """How samples are drawn: solver, number of steps, noise level eta, time grid, guidance.
 
+    negative_prompt: what guidance leads away from, instead of the unconditional prediction.
+
     >>> Sampler(steps=10, eta=1.0).solver
     'ddim'
     """
