@@ -1,0 +1,44 @@
+"""Truth: classifier-free guidance by its equation, on a network that says what it was told."""
+
+import pytest
+import torch
+from torch import nn
+from twins import close
+
+import scoreaction as sa
+from scoreaction.predictions import from_prediction
+
+
+class Told(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.scale = nn.Parameter(torch.ones(()))
+
+    def forward(self, x, t, cond):
+        return self.scale * cond[:, None].to(x).expand_as(x)
+
+
+def guided(negative, prompts=("2",)):
+    made = sa.Model(
+        Told(),
+        process=sa.VP(),
+        predicts="v",
+        shape=(2,),
+        encode=lambda texts: torch.tensor([float(text) for text in texts]),
+        null=torch.tensor([0.0]),
+    )
+    sampler = sa.Sampler(steps=3, guidance=3.0, negative_prompt=negative)
+    sa.Finetuner(made, reward=lambda x, c: x[:, 0], algorithm=sa.DDPO(), sampler=sampler, prompts=prompts)
+    t = torch.tensor(0.5, dtype=torch.float64)
+    said = made.reference(torch.zeros(1, 2), t, made.conditions(["2"]), guidance=3.0)
+    return from_prediction(sa.VP(), "v", t, said)[0]
+
+
+def test_guidance_leads_away_from_the_negative_prompt():
+    """`y_negative + w (y_prompt - y_negative)`; the twin leads away from the unconditional prediction instead."""
+    close(guided("5"), torch.full((2,), 5 + 3.0 * (2 - 5)), atol=1e-4, unconditional=guided(None))
+
+
+def test_a_negative_prompt_without_prompts_is_refused():
+    with pytest.raises(ValueError, match=r"sampler\.negative_prompt"):
+        guided("5", prompts=None)
