@@ -31,7 +31,7 @@ F64 = torch.float64
 PROCESSES = {"vp": (sa.VP, 1.0), "flow": (sa.Flow, 0.999)}
 STEPS = (25, 100, 400)
 PUBLISHED = {"pathwise": (1.03, 0.064), "likelihood_ratio": (1.31, 0.48), "ddpo": (3.4, 1.58)}
-"""sd/mean of a one-trajectory gradient at 25 steps in 1 and in 256 dimensions, as the design notes have it."""
+"""sd/mean of a one-trajectory gradient at 25 steps in 1 and in 256 dimensions, as the small trials have it."""
 
 
 def learner(name: str, eta: float, estimator: str, steps: int, batch: int, parameters=OLD, **options: Any) -> Any:
@@ -218,7 +218,7 @@ def main() -> None:
         for dimensions, note in zip((1, 256), noted, strict=True):
             shown = [results[f"spread {case} {dimensions}"][name] for case in cases]
             rows.append([name, str(dimensions), *[f"{r['both']:.3g} ({r['th1']:.3g})" for r in shown], f"{note:g}"])
-    print(table(["estimator", "dimensions", *cases, "design notes"], rows))
+    print(table(["estimator", "dimensions", *cases, "small trials"], rows))
 
 
 if __name__ == "__main__":
