@@ -20,9 +20,18 @@ CHOSEN: dict[str, list[str]] = {  # DDPO at two rates: the careful one and the f
     "ddpo, lr 3e-4": ["algorithm.name=ddpo", "train.lr=3e-4"],
     "dpok": ["algorithm.name=dpok", "train.lr=1e-4", "algorithm.beta=0.1"],
 }
-SWEEP: dict[str, list[list[str]]] = {
-    "score_action": [CHOSEN["score_action"][:-2] + [f"algorithm.beta={beta}", "algorithm.trust=1"] for beta in (0.1, 0.3)],
+SWEEP: dict[str, list[list[str]]] = {  # the same rates for all, and betas where there is one
+    "score_action": [
+        ["algorithm.name=score_action", f"train.lr={lr}", f"algorithm.beta={beta}", "algorithm.trust=1"]
+        for lr in ("1e-4", "3e-4", "1e-3")
+        for beta in (0.1, 0.3)
+    ],
     "ddpo": [["algorithm.name=ddpo", f"train.lr={lr}"] for lr in ("1e-4", "3e-4", "1e-3")],
+    "dpok": [
+        ["algorithm.name=dpok", f"train.lr={lr}", f"algorithm.beta={beta}"]
+        for lr in ("1e-4", "3e-4", "1e-3")
+        for beta in (0.03, 0.1)
+    ],
 }
 GRID = [(solver, eta, steps) for steps in (5, 10, 25, 50) for solver, eta in (("ddim", 1.0), ("ddim", 0.0), ("dpmpp_2m", 0.0))]
 

@@ -20,7 +20,7 @@ sys.path.append(str(Path(__file__).parents[1] / "tests"))
 from affine import BETA, LAW, NEW, OLD, REWARD, ExactValue, model, policy, problem, setting  # noqa: E402
 
 import scoreaction as sa  # noqa: E402
-from scoreaction.algorithms._lookahead import Rates, lookahead_loss, noise_weight  # noqa: E402
+from scoreaction.algorithms._lookahead import Rates, Weights, lookahead_loss  # noqa: E402
 from scoreaction.kl import score_weight  # noqa: E402
 from scoreaction.predictions import score  # noqa: E402
 from scoreaction.rollout import Experience  # noqa: E402
@@ -97,26 +97,23 @@ def difference(process: str, eta: float, steps: int) -> dict[str, Any]:
 
 
 def value(process: str, eta: float) -> dict[str, Any]:
-    """The critic after 400 updates of the martingale loss on 12 000 paths of 400 steps: error against the closed form."""
-    exact, batch, rounds = ExactValue(PROCESSES[process][0](), eta, OLD, end=PROCESSES[process][1]), 2000, 6
+    """The critic after 4,000 updates of the martingale loss on 100,000 paths of 100 steps: error against the closed form."""
+    exact, batch, rounds = ExactValue(PROCESSES[process][0](), eta, OLD, end=PROCESSES[process][1]), 2000, 50
     torch.manual_seed(0)
-    agent, _ = learner(process, eta, "pathwise", 400, batch)
+    agent, _ = learner(process, eta, "pathwise", 100, batch, rows=30_000, critic_updates=80)
     generator = torch.Generator().manual_seed(0)
-    agent.config = agent.config.model_copy(update={"rows": 60_000})
-    held = [experienced(agent, batch, generator) for _ in range(rounds)]
-    agent.config = agent.config.model_copy(update={"rows": 2048, "critic_updates": 400 // rounds})
-    points = held[0].points().take(held[0].chosen)
-    truth = exact.value(points.x, points.t)
-    spread = float(torch.cat([e.rewards for e in held]).std())
+    test = experienced(agent, batch, torch.Generator().manual_seed(1))
+    points = test.points().take(test.chosen)
+    truth, spread = exact.value(points.x, points.t), float(test.rewards.std())
 
     def error() -> float:
         with torch.no_grad():
-            return float((agent.value(points, held[0].look) - truth).square().mean().sqrt()) / spread
+            return float((agent.value(points, test.look) - truth).square().mean().sqrt()) / spread
 
     optimiser, before = torch.optim.Adam(agent.critic.parameters()), error()
-    for turn, experience in enumerate(held):
-        optimiser.param_groups[0]["lr"] = 4e-3 * (0.01 + 0.5 * (1 + math.cos(math.pi * turn / rounds)))
-        for update in agent._critic_updates(experience, generator):
+    for turn in range(rounds):
+        optimiser.param_groups[0]["lr"] = 4e-3 * (0.001 + 0.5 * (1 + math.cos(math.pi * turn / rounds)))
+        for update in agent._critic_updates(experienced(agent, batch, generator), generator):
             optimiser.zero_grad()
             update.loss.backward()
             optimiser.step()
@@ -127,7 +124,7 @@ def spread(process: str, eta: float, dimensions: int) -> dict[str, Any]:
     """sd/|mean| of the gradient of one trajectory of 25 steps: of both parameters together (norms), and of th1 alone."""
     row, n = PROCESSES[process][0](), 40_000 if dimensions == 1 else 1500
     exact = ExactValue(row, eta, OLD, end=PROCESSES[process][1])
-    generator, rates = torch.Generator().manual_seed(0), Rates.at(eta)
+    generator = torch.Generator().manual_seed(0)
     times = time_grid(row, 25)
     x = row.prior_std * torch.randn(n, dimensions, generator=generator, dtype=F64)
     th = torch.tensor(OLD, dtype=F64).repeat(n, 1).requires_grad_()  # one copy a trajectory
@@ -144,14 +141,13 @@ def spread(process: str, eta: float, dimensions: int) -> dict[str, Any]:
         base = Prediction(flat.x0.reshape(x.shape), flat.eps.reshape(x.shape))
         move = th[:, :1] * alpha * x + th[:, 1:]
         said = Prediction(base.x0 + sigma**2 * move, base.eps - sigma * alpha * move)
-        weight = noise_weight(row, t, s)
-        fixed = {"reference": base.eps, "old": said.eps.detach(), "beta": BETA, "trust": 0.0, "rates": rates}
-        grad = whole(exact.grad, x, t)
-        pathwise = pathwise - lookahead_loss(said.eps, sigma=sigma, weight=weight, grad_value=grad, **fixed)
+        fixed = {"reference": base.x0, "old": said.x0.detach(), "beta": BETA, "trust": 0.0}
+        weights, grad = Weights.of_path(row, t, s, eta), whole(exact.grad, x, t)
+        pathwise = pathwise - lookahead_loss(said.x0, weights=weights, grad_value=grad, **fixed)
         step = ddim_step(row, said, t, s, eta)
         if float(s) > 0:
             x_next = step.sample(generator).detach()
-            cost = BETA * rates.charge / 2 * weight * ((said.eps - base.eps) ** 2).sum(1)
+            cost = BETA * weights.stay / 2 * ((said.x0 - base.x0) ** 2).sum(1)
             log_prob = step.log_prob(x_next)
             gain = whole(exact.value, x_next, s).sum(1) - whole(exact.value, x, t).sum(1) - cost.detach()
             ratio, density = ratio + log_prob * gain.detach() - cost, density + log_prob

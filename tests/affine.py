@@ -46,7 +46,7 @@ def model(process, parameters=OLD):
 
 
 def setting(made, *, eta=1.0, steps=50, batch=64, max_rows=10**6, differentiable=True, **sampler):
-    judge = Judge(lambda x0, rows: REWARD(x0), differentiable)
+    judge = Judge(lambda x0, groups: REWARD(x0), differentiable)
     return Setting(made, sa.Sampler(steps=steps, eta=eta, **sampler), judge, batch, max_rows, None)
 
 

@@ -8,10 +8,11 @@ from affine import BETA, NEW, OLD, REWARD, ExactValue, model, policy, problem, s
 from twins import F64, accepts, close, f64
 
 import scoreaction as sa
-from scoreaction.algorithms._lookahead import Rates, advantage_rate, lookahead_loss, noise_weight
+from scoreaction.algorithms._critic import kl_to_go, running_cost
+from scoreaction.algorithms._lookahead import Rates, Weights, advantage_rate, improved, lookahead_loss
 from scoreaction.gaussians import sum_event
 from scoreaction.rollout import Experience, Rollout, stacked
-from scoreaction.solvers import time_grid
+from scoreaction.solvers import ddim_step, time_grid
 from scoreaction.types import Prediction
 
 VP, FLOW = sa.VP(), sa.Flow()
@@ -76,12 +77,14 @@ def test_the_losss_gradient_at_old_is_the_policy_gradient(process, eta, end, tru
     base, before, _ = (s.reshape(-1, 1) for s in scores(process, x, t))
     th = f64(OLD).requires_grad_()
     alpha = process.alpha(times)[:, None]
-    eps = -sigma[:, None] * (base + th[0] * alpha**2 * flat + th[1] * alpha)
+    x0 = lambda score: (flat + sigma[:, None] ** 2 * score) / alpha  # noqa: E731
 
     def gradient(*, value=1.0, beta=BETA, rates=None):
+        rates, signal = rates or Rates.at(eta), process.alpha(times) / sigma**2
+        weights = Weights(rates.drift * process.g2(times) * signal, rates.charge * process.g2(times) * signal**2)
         loss = lookahead_loss(
-            eps, sigma=sigma, weight=process.g2(times) / sigma**2, grad_value=value * old.grad(flat, times),
-            reference=-sigma[:, None] * base, old=-sigma[:, None] * before, beta=beta, trust=3.0, rates=rates or Rates.at(eta),
+            x0(base + th[0] * alpha**2 * flat + th[1] * alpha), weights=weights, grad_value=value * old.grad(flat, times),
+            reference=x0(base), old=x0(before), beta=beta, trust=3.0,
         )  # fmt: skip
         weighted = torch.trapezoid(loss.reshape(-1, 3) @ f64([1 / 6, 2 / 3, 1 / 6]), t)
         return -torch.autograd.grad(weighted, th, retain_graph=True)[0]
@@ -106,34 +109,52 @@ def test_the_losss_gradient_at_old_is_the_policy_gradient(process, eta, end, tru
 
 
 def test_the_losss_minimum_is_the_optimal_action():
-    """`eps* = eps_pre - (eta^2/c) sigma grad V/beta`; with trust, halfway to old where both weigh the same."""
+    """`s* = s_pre + (eta^2/c) grad V/beta`; with trust, halfway to old where both weigh the same; `improved` says it at once."""
     generator = torch.Generator().manual_seed(0)
     reference, old, grad = torch.randn(3, 4, 2, generator=generator, dtype=F64)
     t = f64([0.1, 0.3, 0.6, 0.9])
     for eta in (1.0, 0.5, 0.2):
-        rates, sigma = Rates.at(eta), VP.sigma(t)
+        weights = Weights.of_path(VP, t, t / 2, eta)
 
-        def best(trust, reference=reference, rates=rates, sigma=sigma):
-            eps = torch.zeros_like(reference, requires_grad=True)
-            fixed = {
-                "sigma": sigma,
-                "weight": noise_weight(VP, t, t / 2),
-                "grad_value": grad,
-                "reference": reference,
-                "old": old,
-            }
-            loss = lookahead_loss(eps, **fixed, beta=BETA, trust=trust, rates=rates)
-            (slope,) = torch.autograd.grad(loss.sum(), eps, create_graph=True)
-            (curvature,) = torch.autograd.grad(slope.sum(), eps)
-            return (-slope / curvature).detach()  # it is quadratic: one Newton step from 0
+        def best(trust, reference=reference, weights=weights):
+            x0 = torch.zeros_like(reference, requires_grad=True)
+            fixed = {"weights": weights, "grad_value": grad, "reference": reference, "old": old}
+            loss = lookahead_loss(x0, **fixed, beta=BETA, trust=trust)
+            (slope,) = torch.autograd.grad(loss.sum(), x0, create_graph=True)
+            (curvature,) = torch.autograd.grad(slope.sum(), x0)
+            newton = (-slope / curvature).detach()  # it is quadratic: one Newton step from 0
+            close(improved(**fixed, beta=BETA, trust=trust), newton, atol=1e-10, sign=-newton)
+            return newton
 
-        factor = eta**2 / rates.drift
-        pull = sigma[:, None] * grad / BETA
-        wrong = {"sign": reference + factor * pull}
+        factor = eta**2 / Rates.at(eta).drift
+        pull = (VP.sigma2(t) / VP.alpha(t))[:, None] * grad / BETA
+        wrong = {"sign": reference - factor * pull}
         if eta < 1:
-            wrong["without_eta2_over_c"] = reference - pull
-        close(best(0.0), reference - factor * pull, atol=1e-10, **wrong)
-        close(best(BETA), (reference + old - factor * pull) / 2, atol=1e-10, no_trust=best(0.0))
+            wrong["without_eta2_over_c"] = reference + pull
+        close(best(0.0), reference + factor * pull, atol=1e-10, **wrong)
+        close(best(BETA), (reference + old + factor * pull) / 2, atol=1e-10, no_trust=best(0.0))
+
+
+@pytest.mark.parametrize("process", [VP, FLOW], ids=["VP", "Flow"])
+@pytest.mark.parametrize("eta", [1.0, 0.4])
+def test_the_chains_weights_are_those_of_its_own_step(process, eta):
+    """A change of x0_hat moves the mean of DDIM's step by `pull` and costs `stay/2` nats a square; so in the limit on the path."""
+    t, s = f64([1.0, 0.6, 0.2]), f64([0.7, 0.55, 0.1])
+    x, move = torch.randn(2, 3, 4, generator=torch.Generator().manual_seed(0), dtype=F64)
+    x0 = torch.ones(3, 4, dtype=F64)
+    alpha, sigma = process.alpha(t)[:, None], process.sigma(t)[:, None]
+    before, after = (ddim_step(process, Prediction(x, (y - alpha * x) / sigma), t, s, eta) for x, y in ((x0, x), (x0 + move, x)))
+    weights = Weights.of_chain(process, t, s, eta)
+    close(after.mean - before.mean, weights.pull[:, None] * move, atol=1e-12, negative=-weights.pull[:, None] * move)
+    cost = weights.stay / 2 * (move**2).sum(1)
+    close(after.kl(before), cost, rtol=1e-10, atol=0, without_half=2 * cost)
+    near = t[1:] - 1e-5
+    path, chain = Weights.of_path(process, t[1:], near, eta), Weights.of_chain(process, t[1:], near, eta)
+    close(path.pull, chain.pull, rtol=2e-3, atol=0, half=path.pull / 2)
+    close(path.stay, chain.stay, rtol=2e-3, atol=0, half=path.stay / 2)
+    step, alone = Weights.of_step(process, t, s, eta), Weights.of_path(process, t, s, eta)
+    whole = weights if process is FLOW else alone  # at alpha = 0 the step is taken whole
+    close(step.pull, torch.cat([whole.pull[:1], alone.pull[1:]]), atol=1e-12, chain_everywhere=weights.pull)
 
 
 def learner(process, eta, estimator, *, steps, batch, parameters=OLD, look="reward", exact=None, **options):
@@ -248,7 +269,7 @@ def test_the_target_is_reward_minus_beta_times_kl_to_go():
     exact = ExactValue(VP, 1.0, NEW)
     found, _ = learner(VP, 1.0, "pathwise", steps=100, batch=4000, parameters=NEW, updates=1, rows=10**7)
     experience = experienced(found, 4000, torch.Generator().manual_seed(0))
-    kl, points = found.kl_to_go(experience), experience.points()
+    kl, points = kl_to_go(found.setting, experience), experience.points()
     truth = exact.value(points.x, points.t).reshape(100, 4000)
     target = torch.empty(400_000)
     target[experience.chosen] = experience.target
@@ -269,7 +290,7 @@ def test_running_cost_is_the_path_kl():
     for eta in (1.0, 0.5):
         found, _ = learner(VP, eta, "pathwise", steps=100, batch=2000, parameters=NEW)
         experience = experienced(found, 2000, torch.Generator().manual_seed(0))
-        cost = found.running_cost(experience).sum(0)
+        cost = running_cost(found.setting, experience).sum(0)
         lq, start = problem(VP, eta), problem(VP, eta).marginal(f64(1.0))
         law = ExactValue(VP, eta, NEW).law(f64([0.0]))
         reward = float(-(law[1] + (law[0] - 1) ** 2) / 2 + 0.2 * law[0])
@@ -387,14 +408,14 @@ def test_lambda_returns():
     experience = experienced(found, 2000, torch.Generator().manual_seed(0))
     points = experience.points()
     value = exact.value(points.x, points.t).reshape(50, 2000)
-    telescoped = experience.rewards[None] - BETA * found.kl_to_go(experience) - value
+    telescoped = experience.rewards[None] - BETA * kl_to_go(found.setting, experience) - value
     advantage = found.advantages(experience)
-    wrong = {"no_cost": advantage + BETA * found.kl_to_go(experience), "sign": -advantage, "shifted": advantage.roll(1, 0)}
+    wrong = {"no_cost": advantage + BETA * kl_to_go(found.setting, experience), "sign": -advantage, "shifted": advantage.roll(1, 0)}
     close(advantage, telescoped, atol=2e-4, **wrong)
     found.config = found.config.model_copy(update={"gae_lambda": 0.0})
     one = found.advantages(experience)
     after = torch.cat([value[1:], experience.rewards[None]])
-    close(one, after - value - BETA * found.running_cost(experience), atol=1e-4, telescoped=telescoped)
+    close(one, after - value - BETA * running_cost(found.setting, experience), atol=1e-4, telescoped=telescoped)
     found.config = found.config.model_copy(update={"gae_lambda": 0.5})
     half = found.advantages(experience)
     close(half[-2], one[-2] + 0.5 * one[-1], atol=1e-5, forward=one[-2] + 0.5 * one[-3])
@@ -484,14 +505,11 @@ def test_kl_target_moves_beta_the_right_way():
 def test_losses_sum_over_dimensions():
     """A sample of twice the dimensions, the same in each, has twice the advantage and twice the loss."""
     one = Prediction(torch.ones(1, 1), torch.ones(1, 1))
-    rates = Rates.at(0.5)
-    fixed = {"sigma": f64([0.5]), "weight": f64([0.3]), "beta": BETA, "trust": 0.2, "rates": rates}
+    fixed = {"weights": Weights(f64([0.5]), f64([0.3])), "beta": BETA, "trust": 0.2}
 
     def loss(d):
-        eps = torch.full((1, d), 0.7)
-        return lookahead_loss(
-            eps, grad_value=0.3 * torch.ones(1, d), reference=torch.ones(1, d), old=torch.zeros(1, d), **fixed
-        )
+        x0 = torch.full((1, d), 0.7)
+        return lookahead_loss(x0, grad_value=0.3 * torch.ones(1, d), reference=torch.ones(1, d), old=torch.zeros(1, d), **fixed)
 
     close(loss(4), 4 * loss(1), atol=1e-6, mean=loss(1))
     assert float(sum_event(one.x0)) == 1

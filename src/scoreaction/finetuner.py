@@ -120,6 +120,8 @@ class Finetuner:
         self.learner.networks.to(self.model.device)
         self.optimisers = {"policy": _adam(self.model.parameters.values(), self.train.lr)}
         for name, network in self.learner.networks.items():
+            if name not in self.learner.lr:
+                continue
             self.optimisers[name] = _adam(network.parameters(), self.learner.lr[name])
         self._board: Any = None
 
@@ -127,9 +129,9 @@ class Finetuner:
         judge = Judge(self._score, self.reward.differentiable)
         return Setting(self.model, self.sampler, judge, self.train.batch, self.train.max_rows, self.conditions)
 
-    def _score(self, x0: Tensor, rows: Tensor) -> Tensor:
-        """The reward of x0 for the trajectories `rows` of this iteration."""
-        prompts = None if self.prompts is None else [self.prompts[int(self._groups[int(i)])] for i in rows]
+    def _score(self, x0: Tensor, groups: Tensor) -> Tensor:
+        """The reward of x0 for the prompts of these numbers."""
+        prompts = None if self.prompts is None else [self.prompts[group] for group in groups.tolist()]
         scores = self.reward(self.model.decode(x0), prompts)
         if torch.is_grad_enabled() and self.reward.differentiable and not scores.requires_grad:
             raise RewardError(
@@ -167,16 +169,29 @@ class Finetuner:
 
     def _collect(self) -> tuple[Experience, list[Any] | None]:
         """Prompts, trajectories and their rewards."""
-        batch, each = self.train.batch, self.train.samples_per_prompt
+        batch, each, limit = self.train.batch, self.train.samples_per_prompt, self.train.max_rows
         kinds = 1 if self.prompts is None else len(self.prompts)
         drawn = torch.randint(kinds, (math.ceil(batch / each),), generator=self.generator)
-        self._groups = drawn.repeat_interleave(each)[:batch]
-        conditions = take(self.conditions, self._groups)
+        groups = drawn.repeat_interleave(each)[:batch]
+        conditions = take(self.conditions, groups)
         rollout = self.learner.explore(conditions, batch, self.generator)
-        prompts = None if self.prompts is None else [self.prompts[int(g)] for g in self._groups]
-        with torch.no_grad():
-            rewards = self.reward(self.model.decode(rollout.x0), prompts)
-        return Experience(rollout, rewards, conditions, self._groups.to(rewards.device)), prompts
+        prompts = None if self.prompts is None else [self.prompts[group] for group in groups.tolist()]
+        gradient = None
+        if self.learner.reward_gradient:
+            parts = [self._slope(x0, part) for x0, part in zip(rollout.x0.split(limit), groups.split(limit), strict=True)]
+            rewards, gradient = torch.cat([r for r, _ in parts]), torch.cat([g for _, g in parts])
+        else:
+            with torch.no_grad():
+                rewards = self.reward(self.model.decode(rollout.x0), prompts)
+        groups = groups.to(rewards.device)
+        return Experience(rollout, rewards, conditions, groups, reward_gradient=gradient), prompts
+
+    def _slope(self, x0: Tensor, groups: Tensor) -> tuple[Tensor, Tensor]:
+        """Rewards and their gradient by x0, before decoding."""
+        with torch.enable_grad():
+            leaf = x0.detach().requires_grad_(True)
+            scores = self._score(leaf, groups)
+            return scores.detach(), torch.autograd.grad(scores.sum(), leaf)[0]
 
     def _kl(self, experience: Experience) -> dict[str, float]:
         difference, times = experience.difference(), experience.rollout.times

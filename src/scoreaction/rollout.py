@@ -166,7 +166,8 @@ class Experience:
     """What one iteration of sampling brought home: trajectories, their rewards (batch,) and prompts.
 
     groups (batch,) numbers the prompts; reference is the pretrained model's prediction at the visited states,
-    (N, rows, *shape) for the first `rows` trajectories, None before it was asked.
+    (N, rows, *shape) for the first `rows` trajectories, None before it was asked; reward_gradient (batch, *shape) that of the
+    reward by x0, before decoding, None where the algorithm did not ask for it.
     """
 
     rollout: Rollout
@@ -174,6 +175,7 @@ class Experience:
     conditions: Conditions
     groups: Tensor
     reference: Prediction | None = None
+    reward_gradient: Tensor | None = None
 
     @property
     def size(self) -> tuple[int, int]:

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from scoreaction.model import Model
 from scoreaction.rollout import Experience, Rollout, Sampler, over_rows, roll_out
-from scoreaction.solvers import noise_std
+from scoreaction.solvers import jittered, noise_std
 from scoreaction.types import Conditions, Predict, Prediction
 
 
@@ -22,8 +22,8 @@ from scoreaction.types import Conditions, Predict, Prediction
 class Judge:
     """The run's reward as an algorithm may ask it: every row is counted as a query.
 
-    `score(x0, rows) -> (batch,)`: x0 (batch, *shape) before decoding, rows (batch,) which trajectory each belongs to (it
-    says the prompt). Gradients flow to x0 where `differentiable`.
+    `score(x0, groups) -> (batch,)`: x0 (batch, *shape) before decoding, groups (batch,) the numbers of their prompts.
+    Gradients flow to x0 where `differentiable`.
     """
 
     score: Callable[[Tensor, Tensor], Tensor]
@@ -75,9 +75,12 @@ class Regularised(Algorithm):
 class Learner:
     """An algorithm at work.
 
-    networks: what it trains beside the policy, each at its rate in `lr`; state: plain values that change, kept in
-    checkpoints, of which the numbers are logged.
+    networks: what it trains or remembers beside the policy, kept in checkpoints, each with its rate in `lr` where it is
+    trained; state: plain values that change, kept too, of which the numbers are logged. reward_gradient: the loop brings the
+    gradient of the rewards along with them, for the same queries.
     """
+
+    reward_gradient = False
 
     def __init__(self, setting: Setting, *, beta: float = 0.0, kl_target: float | None = None) -> None:
         self.setting, self.kl_target = setting, kl_target
@@ -139,6 +142,29 @@ def roll_out_chain(learner: Learner, conditions: Conditions, n: int, generator: 
         return reference(x, t) if acts_at[float(t)] else policy(x, t)
 
     return roll_out(setting.model, setting.sampler, predict, n, generator, times=times)
+
+
+def roll_out_jittered(
+    learner: Learner,
+    conditions: Conditions,
+    n: int,
+    generator: torch.Generator,
+    *,
+    explore: Callable[[Tensor, Tensor, Prediction], Prediction] | None = None,
+) -> Rollout:
+    """Trajectories on a grid that moves every iteration, so that no time is left untrained; the policy acts in every step."""
+    setting = learner.setting
+    times = jittered(setting.sampler.times(setting.model.process), generator)
+    return roll_out(setting.model, setting.sampler, learner.policy(conditions), n, generator, times=times, explore=explore)
+
+
+def refuse_black_box(setting: Setting, algorithm: str) -> None:
+    """ValueError unless the reward has a gradient."""
+    if not setting.judge.differentiable:
+        raise ValueError(
+            f"reward: {algorithm} needs its gradient and this one has none; use score_action, vard or ddpo, an online: block"
+            " (a proxy is fitted), or, where gradients do flow, Reward(fn, differentiable=True)"
+        )
 
 
 def unflattened(flat: Prediction, steps: int) -> Prediction:

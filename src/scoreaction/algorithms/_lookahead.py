@@ -1,16 +1,20 @@
-"""The pathwise kernel: improve the policy through one step against a look-ahead value, in continuous-time weights."""
+"""The pathwise kernel: improve the policy through one step against a look-ahead value. Score as Action, SQDF, VARD, PI-FT."""
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
+from scoreaction.algorithms._learner import Learner, Update
 from scoreaction.gaussians import sum_event
 from scoreaction.kl import score_weight
 from scoreaction.predictions import expand
 from scoreaction.processes import Process
+from scoreaction.rollout import Points
+from scoreaction.solvers import noise_std
 from scoreaction.types import Prediction
 
 
@@ -50,32 +54,125 @@ def advantage_rate(
     return g2 * (gain - cost)
 
 
-def noise_weight(process: Process, t: Tensor, s: Tensor) -> Tensor:
-    """`integral of g^2 over [s, t] / sigma_t^2`: the weight of squared differences of eps where that of scores is g^2."""
-    return score_weight(process, t, s) / process.sigma2(t)
+@dataclass(frozen=True)
+class Weights:
+    """What a step t -> s makes of a change of x0_hat: it moves the state by `pull dx0` and costs `stay/2 ||dx0||^2` nats.
+
+    pull, stay () or (rows,) float64. The action is carried as x0_hat, `s = (alpha x0_hat - x)/sigma^2`, so that it is there at
+    pure noise too.
+    """
+
+    pull: Tensor
+    stay: Tensor
+
+    @classmethod
+    def of_path(cls, process: Process, t: Tensor, s: Tensor, eta: float) -> Weights:
+        """Continuous time: `c g^2` and `(c/eta)^2 g^2` on scores, the integral of g^2 over [s, t] at the midpoint.
+
+        They mean the same on every grid; nothing at alpha_t = 0, where the score says nothing of x0.
+        """
+        rates, signal = Rates.at(eta), process.alpha(t) / process.sigma2(t)
+        integral = score_weight(process, t, s)
+        return cls(rates.drift * integral * signal, rates.charge * integral * signal**2)
+
+    @classmethod
+    def of_chain(cls, process: Process, t: Tensor, s: Tensor, eta: float) -> Weights:
+        """The DDIM(eta) step that is taken: `pull = alpha_s - sqrt(sigma_s^2 - k^2) alpha_t/sigma_t`, `stay = pull^2/k^2`.
+
+        stay is infinite where k = 0.
+        """
+        k2 = noise_std(process, t, s, eta) ** 2
+        direction = torch.sqrt((process.sigma2(s) - k2).clamp(min=0))
+        pull = process.alpha(s) - direction * process.alpha(t) / process.sigma(t)
+        return cls(pull, pull**2 / k2)
+
+    @classmethod
+    def of_step(cls, process: Process, t: Tensor, s: Tensor, eta: float) -> Weights:
+        """Continuous time, and the chain's own at alpha_t = 0, for a value that is asked at x_s."""
+        path, chain = cls.of_path(process, t, s, eta), cls.of_chain(process, t, s, eta)
+        pure = process.alpha(t) == 0
+        return cls(torch.where(pure, chain.pull, path.pull), torch.where(pure, chain.stay, path.stay))
+
+    def take(self, rows: Tensor) -> Weights:
+        """These rows."""
+        return Weights(self.pull[rows], self.stay[rows])
 
 
 def lookahead_loss(
-    eps: Tensor,
-    *,
-    sigma: Tensor,
-    weight: Tensor,
-    grad_value: Tensor,
-    reference: Tensor,
-    old: Tensor,
-    beta: float,
-    trust: float,
-    rates: Rates,
+    x0: Tensor, *, weights: Weights, grad_value: Tensor, reference: Tensor, old: Tensor, beta: float, trust: float
 ) -> Tensor:
-    """Minus the advantage of the policy's score `-eps/sigma` over one interval, with a penalty on leaving the old one.
+    """Minus what the policy's x0_hat gains over one step, with a penalty on leaving the old one.
 
-    `w [c sigma <grad V, eps> + charge (beta/2 ||eps - eps_pre||^2 + trust/2 ||eps - eps_old||^2)]`, `w = noise_weight`;
-    its gradient at eps_old is that of the policy gradient `E integral (ds)^T [c g^2 grad V - beta (c/eta)^2 g^2 (s - s_pre)]`.
-    eps, grad_value, reference, old (rows, *shape); sigma, weight (rows,); result (rows,).
+    `-pull <grad V, x0> + stay/2 (beta ||x0 - x0_pre||^2 + trust ||x0 - x0_old||^2)`. With the weights of the path its gradient
+    at x0_old is that of the policy gradient `E integral (ds)^T [c g^2 grad V - beta (c/eta)^2 g^2 (s - s_pre)]`.
+    x0, grad_value, reference, old (rows, *shape); result (rows,).
     """
-    pull = rates.drift * sigma.to(eps) * sum_event(grad_value * eps)
-    stay = beta * sum_event((eps - reference) ** 2) + trust * sum_event((eps - old) ** 2)
-    return weight.to(eps) * (pull + rates.charge / 2 * stay)
+    gain = weights.pull.to(x0) * sum_event(grad_value * x0)
+    stay = beta * sum_event((x0 - reference) ** 2) + trust * sum_event((x0 - old) ** 2)
+    return weights.stay.to(x0) / 2 * stay - gain
+
+
+def improved(weights: Weights, *, grad_value: Tensor, reference: Tensor, old: Tensor, beta: float, trust: float) -> Tensor:
+    """Where `lookahead_loss` is least: `(beta x0_pre + trust x0_old + pull/stay grad V)/(beta + trust)`, (rows, *shape).
+
+    Without trust it is one inner iteration of PI-FT (Han et al. 2024, arXiv 2412.18164); trust damps it by
+    `beta/(beta + trust)`.
+    """
+    step = expand(weights.pull / weights.stay, grad_value) * grad_value
+    return (beta * reference + trust * old + step) / (beta + trust)
+
+
+@dataclass(frozen=True)
+class Decisions:
+    """Steps t -> s at which the policy is improved, one a row.
+
+    points where it acts, s where the step goes, groups the prompts' numbers, weights of the step, reference and old x0_hat of
+    the pretrained and of the behaviour policy, scale what each row counts for, index what it is to whoever made it.
+    """
+
+    points: Points
+    s: Tensor
+    groups: Tensor
+    weights: Weights
+    reference: Tensor
+    old: Tensor
+    scale: Tensor
+    index: Tensor
+
+    def take(self, rows: Tensor) -> Decisions:
+        """These rows."""
+        near = rows.to(self.reference.device)
+        return Decisions(
+            self.points.take(rows),
+            self.s[rows],
+            self.groups[rows.to(self.groups.device)],
+            self.weights.take(rows),
+            self.reference[near],
+            self.old[near],
+            self.scale[rows],
+            self.index[rows],
+        )
+
+
+Look = Callable[[Decisions, Prediction], Tensor]
+"""`look(decisions, prediction) -> grad V (rows, *shape)`, at the state or where the policy's own step leads."""
+
+
+def improvement(learner: Learner, decisions: Decisions, look: Look, *, trust: float) -> Iterator[Update]:
+    """One policy update: the mean over rows of `scale * lookahead_loss`, in pieces of at most `max_rows`.
+
+    trust is in betas. Logs `kl_to_old`, the KL to the behaviour policy over a whole path, in nats.
+    """
+    pieces = torch.arange(len(decisions.s)).split(learner.setting.max_rows)
+    for i, rows in enumerate(pieces):
+        part = decisions.take(rows)
+        said = learner.policy(part.points.conditions)(part.points.x, part.points.t)
+        grad = look(part, Prediction(said.x0.detach(), said.eps.detach()))
+        fixed = {"weights": part.weights, "grad_value": grad, "reference": part.reference, "old": part.old}
+        loss = part.scale.to(said.x0) * lookahead_loss(said.x0, **fixed, beta=learner.beta, trust=trust * learner.beta)
+        moved = part.scale * part.weights.stay / 2 * sum_event((said.x0.detach() - part.old) ** 2).cpu()
+        metrics = {"kl_to_old": float(moved.mean())}
+        yield Update(loss.sum() / len(decisions.s), "policy", metrics, step=i == len(pieces) - 1)
 
 
 def perturbed(

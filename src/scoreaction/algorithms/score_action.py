@@ -4,19 +4,20 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Literal
 
 import torch
 from pydantic import Field
 from torch import Tensor
 
-from scoreaction.algorithms._learner import Learner, Regularised, Setting, Update, unflattened
+from scoreaction.algorithms._critic import critic_updates, kl_to_go, running_cost
+from scoreaction.algorithms._learner import Learner, Regularised, Setting, Update, roll_out_jittered, unflattened
 from scoreaction.algorithms._likelihood import Steps, ratio_updates, refuse_without_density, steps_taken
-from scoreaction.algorithms._lookahead import Rates, lookahead_loss, noise_weight, perturbed
+from scoreaction.algorithms._lookahead import Decisions, Weights, improvement, perturbed
 from scoreaction.gaussians import sum_event
-from scoreaction.kl import score_weight
-from scoreaction.rollout import Experience, Points, Rollout, roll_out
-from scoreaction.solvers import jittered
+from scoreaction.predictions import expand
+from scoreaction.rollout import Experience, Points, Rollout
 from scoreaction.types import Conditions, Prediction
 from scoreaction.value import Critic, Surrogate, zeroth_order
 
@@ -94,7 +95,6 @@ class ScoreActionLearner(Learner):
     def __init__(self, config: ScoreAction, setting: Setting) -> None:
         super().__init__(setting, beta=config.beta, kl_target=config.kl_target)
         self.config = config
-        self.rates = Rates.at(setting.sampler.eta)
         auto = "reward" if setting.judge.differentiable else "surrogate"
         self.look_ahead = auto if config.look_ahead == "auto" else config.look_ahead
         skip = "none" if self.look_ahead == "none" else config.skip
@@ -108,14 +108,12 @@ class ScoreActionLearner(Learner):
         self.state.update(trust=config.trust, kl_to_old=0.0)
 
     def explore(self, conditions: Conditions, n: int, generator: torch.Generator) -> Rollout:
-        model, sampler, size = self.setting.model, self.setting.sampler, self.config.exploration
-        times = jittered(sampler.times(model.process), generator)
+        process, size = self.setting.model.process, self.config.exploration
 
         def explore(x: Tensor, t: Tensor, prediction: Prediction) -> Prediction:
-            return perturbed(model.process, x, t, prediction, size, generator)
+            return perturbed(process, x, t, prediction, size, generator)
 
-        policy = self.policy(conditions)
-        return roll_out(model, sampler, policy, n, generator, times=times, explore=explore if size > 0 else None)
+        return roll_out_jittered(self, conditions, n, generator, explore=explore if size > 0 else None)
 
     def prepare(self, experience: Experience, generator: torch.Generator) -> Valued:
         """Asks the reference everywhere, with the gradient of the look-ahead at the points that updates will use."""
@@ -133,7 +131,8 @@ class ScoreActionLearner(Learner):
         def reference(x: Tensor, t: Tensor, conditions: Conditions) -> Prediction:
             return self.setting.model.reference(x, t, conditions, guidance=guidance)
 
-        parts = [self._look(points.take(rows), rows % batch, generator) for rows in chosen.split(limit)]
+        groups = experience.groups.repeat(steps)
+        parts = [self._look(points.take(rows), groups[rows.to(groups.device)], generator) for rows in chosen.split(limit)]
         predictions = [part[0] for part in parts]
         with torch.no_grad():
             predictions += [
@@ -142,13 +141,13 @@ class ScoreActionLearner(Learner):
         inverse = torch.argsort(order).to(points.x.device)
         flat = Prediction(torch.cat([p.x0 for p in predictions])[inverse], torch.cat([p.eps for p in predictions])[inverse])
         compared = replace(experience, reference=unflattened(flat, steps))
-        target = experience.rewards[None] - self.beta * self.kl_to_go(compared)
+        target = experience.rewards[None] - self.beta * kl_to_go(self.setting, compared)
         self.critic.scale.calibrate(experience.rewards)
         look, grad_look = torch.cat([part[1] for part in parts]), torch.cat([part[2] for part in parts])
         fields = {name: getattr(compared, name) for name in Experience.__dataclass_fields__}
         return Valued(**fields, chosen=chosen, look=look, grad_look=grad_look, target=target.flatten()[chosen])
 
-    def _look(self, points: Points, trajectory: Tensor, generator: torch.Generator) -> tuple[Prediction, Tensor, Tensor]:
+    def _look(self, points: Points, groups: Tensor, generator: torch.Generator) -> tuple[Prediction, Tensor, Tensor]:
         """The reference's prediction, the look-ahead r(x0_hat) and its gradient in x, at these points."""
         model, guidance = self.setting.model, self.setting.sampler.guidance
         if self.look_ahead == "none":
@@ -160,32 +159,14 @@ class ScoreActionLearner(Learner):
             said = model.reference(x, points.t, points.conditions, guidance=guidance)
             match self.look_ahead:
                 case "reward":
-                    look = self.setting.judge.score(said.x0, trajectory)
+                    look = self.setting.judge.score(said.x0, groups)
                 case "surrogate":
                     look = self.surrogate(said.x0, points.conditions)
                 case _:
                     score = self.setting.judge.score
-                    look = zeroth_order(lambda x0: score(x0, trajectory), said.x0, self.config.zeroth_order_std, generator)
+                    look = zeroth_order(lambda x0: score(x0, groups), said.x0, self.config.zeroth_order_std, generator)
             (grad,) = torch.autograd.grad(look.sum(), x)
         return Prediction(said.x0.detach(), said.eps.detach()), look.detach(), grad
-
-    def running_cost(self, experience: Experience) -> Tensor:
-        """`charge/2 integral of g^2 ||s - s_pre||^2` over each step, in nats at eta > 0: (N, batch).
-
-        Trapezoid in the squared score difference, with the integral of g^2 over the step; the last step, which ends where no
-        score was asked, takes its beginning. Trapezoid in log SNR would weigh the steps next to the data too much.
-        """
-        times, process = experience.rollout.times, self.setting.model.process
-        t, s = times[:-1], times[1:]
-        squares = torch.stack([sum_event(step**2) for step in experience.difference().eps])
-        squares = squares / process.sigma2(t).to(squares)[:, None]
-        ahead = torch.cat([squares[1:], squares[-1:]])
-        weight = self.rates.charge / 2 * score_weight(process, t, s)
-        return weight.to(squares)[:, None] * (squares + ahead) / 2
-
-    def kl_to_go(self, experience: Experience) -> Tensor:
-        """The running cost from each visited state to the end: (N, batch)."""
-        return self.running_cost(experience).flip(0).cumsum(0).flip(0)
 
     def value(self, points: Points, look: Tensor) -> Tensor:
         """V at these points."""
@@ -207,15 +188,14 @@ class ScoreActionLearner(Learner):
             yield Update(loss, "surrogate", {"surrogate_loss": float(loss.detach())})
 
     def _critic_updates(self, experience: Valued, generator: torch.Generator) -> Iterator[Update]:
-        """The martingale loss `E integral (V(t, x_t) - target)^2 dt`: V is the conditional mean of reward minus KL to go."""
         points = experience.points().take(experience.chosen)
-        spread = float(self.critic.scale.spread)
-        size = max(1, len(experience.chosen) // 8)
-        for _ in range(self.config.critic_updates):
-            rows = torch.randint(len(experience.chosen), (size,), generator=generator)
-            error = self.value(points.take(rows), experience.look[rows]) - experience.target[rows]
-            loss = (error / spread).square().mean()
-            yield Update(loss, "critic", {"critic_loss": float(loss.detach())})
+        yield from critic_updates(
+            lambda rows: self.value(points.take(rows), experience.look[rows.to(experience.look.device)]),
+            experience.target,
+            spread=float(self.critic.scale.spread),
+            updates=self.config.critic_updates,
+            generator=generator,
+        )
 
     def grad_value(self, points: Points, experience: Valued, rows: Tensor) -> Tensor:
         """grad V at these points: `c_skip grad r(x0_hat) + c_out grad F`, (rows, *shape)."""
@@ -223,41 +203,36 @@ class ScoreActionLearner(Learner):
             x = points.x.detach().requires_grad_(True)
             (grad,) = torch.autograd.grad(self.critic(x, points.t, points.conditions, None).sum(), x)
         c_skip = self.critic.coefficients(points.t)[0].to(x)
-        return grad + c_skip.reshape(-1, *[1] * (x.ndim - 1)) * experience.grad_look[rows]
+        return grad + expand(c_skip, x) * experience.grad_look[rows.to(x.device)]
 
     def _pathwise_updates(self, experience: Valued) -> Iterator[Update]:
-        setting, process = self.setting, self.setting.model.process
+        process, eta = self.setting.model.process, self.setting.sampler.eta
         steps, batch = experience.size
         times = experience.rollout.times
-        weights = noise_weight(process, times[:-1], times[1:]).repeat_interleave(batch)
         assert experience.reference is not None
-        reference, old = experience.reference.eps.flatten(0, 1), experience.rollout.prediction.eps.flatten(0, 1)
-        everything = experience.points()
-        moved: list[Tensor] = []
-        groups = torch.arange(len(experience.chosen)).chunk(self.config.updates)
-        for group in groups:
-            pieces = group.split(setting.max_rows)
-            for i, local in enumerate(pieces):
-                rows = experience.chosen[local]
-                points, weight = everything.take(rows), weights[rows]
-                grad = self.grad_value(points, experience, local)
-                eps = self.policy(points.conditions)(points.x, points.t).eps
-                loss = lookahead_loss(
-                    eps,
-                    sigma=process.sigma(points.t),
-                    weight=weight,
-                    grad_value=grad,
-                    reference=reference[rows],
-                    old=old[rows],
-                    beta=self.beta,
-                    trust=self.state["trust"] * self.beta,
-                    rates=self.rates,
-                )
-                squares = weight.to(eps) * sum_event((eps.detach() - old[rows]) ** 2)
-                moved.append(self.rates.charge / 2 * squares)
-                # every time is drawn with probability 1/N, so its weight is N: the integral, not its mean
-                yield Update(loss.sum() * steps / len(group), "policy", {}, step=i == len(pieces) - 1)
-        self._adapt_trust(float(torch.cat(moved[-len(pieces) :]).mean()) * steps)
+        count = len(experience.chosen)
+        everywhere = Decisions(
+            experience.points(),
+            times[1:].repeat_interleave(batch),
+            experience.groups.repeat(steps),
+            Weights.of_path(process, times[:-1].repeat_interleave(batch), times[1:].repeat_interleave(batch), eta),
+            experience.reference.x0.flatten(0, 1),
+            experience.rollout.prediction.x0.flatten(0, 1),
+            torch.full((steps * batch,), float(steps)),  # a time is drawn with probability 1/N: the integral, not its mean
+            torch.arange(steps * batch),
+        )
+        decisions = replace(everywhere.take(experience.chosen), index=torch.arange(count))
+        moved: list[float] = []
+        for rows in torch.arange(count).chunk(self.config.updates):
+            moved.clear()
+            look = partial(self._grad_at, experience)
+            for update in improvement(self, decisions.take(rows), look, trust=self.state["trust"]):
+                moved.append(update.metrics["kl_to_old"])
+                yield replace(update, metrics={})
+        self._adapt_trust(sum(moved) / len(moved))
+
+    def _grad_at(self, experience: Valued, decisions: Decisions, prediction: Prediction) -> Tensor:
+        return self.grad_value(decisions.points, experience, decisions.index)
 
     def _adapt_trust(self, kl_to_old: float) -> None:
         """Doubles the penalty on leaving the old policy where the last update found it too far, and lets it fall back."""
@@ -272,10 +247,11 @@ class ScoreActionLearner(Learner):
         moved: list[Tensor] = []
 
         def penalty(prediction: Prediction, part: Steps) -> Tensor:
-            weight = self.rates.charge / 2 * noise_weight(setting.model.process, part.points.t, part.s)
+            weights = Weights.of_path(setting.model.process, part.points.t, part.s, setting.sampler.eta)
+            half = weights.stay.to(prediction.x0) / 2
             assert part.reference is not None
-            stay = weight.to(prediction.eps) * sum_event((prediction.eps - part.reference.eps) ** 2)
-            leave = weight.to(prediction.eps) * sum_event((prediction.eps - part.old.eps) ** 2)
+            stay = half * sum_event((prediction.x0 - part.reference.x0) ** 2)
+            leave = half * sum_event((prediction.x0 - part.old.x0) ** 2)
             moved.append(leave.detach())
             return self.beta * (stay + self.state["trust"] * leave)
 
@@ -304,7 +280,7 @@ class ScoreActionLearner(Learner):
         value = torch.empty_like(values)
         value[experience.chosen] = values
         value = torch.cat([value.reshape(steps, batch), experience.rewards[None].to(value)])
-        gain = value[1:] - value[:-1] - self.beta * self.running_cost(experience)
+        gain = value[1:] - value[:-1] - self.beta * running_cost(self.setting, experience)
         out, ahead = [], torch.zeros_like(gain[0])
         for step in reversed(range(steps)):
             ahead = gain[step] + self.config.gae_lambda * ahead

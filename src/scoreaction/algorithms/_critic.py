@@ -1,0 +1,49 @@
+"""What critics are taught: reward minus the KL still to be paid, from every visited state on."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+
+import torch
+from torch import Tensor
+
+from scoreaction.algorithms._learner import Setting, Update
+from scoreaction.algorithms._lookahead import Rates
+from scoreaction.gaussians import sum_event
+from scoreaction.kl import score_weight
+from scoreaction.rollout import Experience
+
+
+def running_cost(setting: Setting, experience: Experience) -> Tensor:
+    """`charge/2 integral of g^2 ||s - s_pre||^2` over each step, in nats at eta > 0: (N, batch).
+
+    Trapezoid in the squared score difference, with the integral of g^2 over the step; the last step, which ends where no
+    score was asked, takes its beginning. Trapezoid in log SNR would weigh the steps next to the data too much.
+    """
+    times, process = experience.rollout.times, setting.model.process
+    t, s = times[:-1], times[1:]
+    squares = torch.stack([sum_event(step**2) for step in experience.difference().eps])
+    squares = squares / process.sigma2(t).to(squares)[:, None]
+    ahead = torch.cat([squares[1:], squares[-1:]])
+    weight = Rates.at(setting.sampler.eta).charge / 2 * score_weight(process, t, s)
+    return weight.to(squares)[:, None] * (squares + ahead) / 2
+
+
+def kl_to_go(setting: Setting, experience: Experience) -> Tensor:
+    """The running cost from each visited state to the end: (N, batch)."""
+    return running_cost(setting, experience).flip(0).cumsum(0).flip(0)
+
+
+def critic_updates(
+    value: Callable[[Tensor], Tensor], target: Tensor, *, spread: float, updates: int, generator: torch.Generator
+) -> Iterator[Update]:
+    """The martingale loss `E integral (V(t, x_t) - target)^2 dt`: V becomes the conditional mean of the target.
+
+    value(rows) is V at those of the points that target (rows,) is of; an update takes an eighth of them. The loss is in units
+    of `spread` squared. Jia and Zhou 2022 (arXiv 2108.06655), section 4.1.
+    """
+    size = max(1, len(target) // 8)
+    for _ in range(updates):
+        rows = torch.randint(len(target), (size,), generator=generator)
+        loss = ((value(rows) - target[rows.to(target.device)]) / spread).square().mean()
+        yield Update(loss, "critic", {"critic_loss": float(loss.detach())})
