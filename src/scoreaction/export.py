@@ -13,6 +13,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from scoreaction import processes
+from scoreaction.adapters import base_tensors
 from scoreaction.checkpoints import write_whole
 from scoreaction.model import Model
 from scoreaction.processes import Process
@@ -48,7 +49,7 @@ def save_model(model: Model, sampler: Sampler, path: Path, *, recipe: str | None
                 pass  # `load` then asks for the network itself
             else:
                 save_file(_plain_tensors(model.net.state_dict()), path / NETWORK)
-                save_file(_plain_tensors(model.reference_net.state_dict()), path / REFERENCE)
+                save_file(_plain_tensors(base_tensors(model.reference_net.state_dict())), path / REFERENCE)
     write_whole(path / DESCRIPTION, json.dumps(description, indent=2) + "\n")
     return path
 

@@ -6,13 +6,15 @@ import copy
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, cast
+from functools import partial
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
 
+from scoreaction.adapters import Adapters, LoraShape, Role, base_modules, without_adapters
 from scoreaction.conditions import concatenate, map_conditions
-from scoreaction.predictions import Predicts, to_prediction
+from scoreaction.predictions import Predicts, expand, to_prediction
 from scoreaction.processes import Process
 from scoreaction.types import Conditions, Prediction
 
@@ -74,8 +76,17 @@ class Model:
         self.encode, self.null, self.law = encode, null, law
         self.decode = decode or (lambda x0: x0)
         self.features = features or (lambda samples: samples.flatten(1))
-        self.lora = None if lora_rank is None else _Lora(net, lora_rank, lora_alpha or lora_rank, lora_targets)
-        self.reference_net = net if self.lora else copy.deepcopy(net).requires_grad_(False).eval()
+        self.reference_net = copy.deepcopy(net).requires_grad_(False).eval() if lora_rank is None else net
+        self.adapters = Adapters(self.reference_net)
+        if lora_rank is not None:
+            chosen = list(lora_targets or [name for name, m in base_modules(net).items() if isinstance(m, nn.Linear)])
+            if not chosen:
+                raise ValueError("lora_targets: the network has no linear layer; name the modules that LoRA should change")
+            net.requires_grad_(False)
+            self.adapters.add("policy", LoraShape(lora_rank, lora_alpha or lora_rank, chosen))
+        self.consistency_net: nn.Module | None = None
+        self.consistency_guidance: float | None = None
+        """The guidance of the teacher that the consistency model was distilled from; None where it is not known."""
         self.parameters = {name: p for name, p in net.named_parameters() if p.requires_grad}
         """The trained parameters by name."""
         self.average: dict[str, Tensor] | None = None
@@ -92,6 +103,8 @@ class Model:
         """Moves network, reference and averages; returns itself."""
         self.net.to(device)
         self.reference_net.to(device)
+        if self.consistency_net is not None:
+            self.consistency_net.to(device)
         if self.average is not None:
             self.average = {name: value.to(device) for name, value in self.average.items()}
         return self
@@ -102,36 +115,72 @@ class Model:
         With guidance w the output is `y_null + w (y_cond - y_null)` (Ho and Salimans 2022, arXiv 2207.12598), both
         halves in one batch. The guided prediction is the policy.
         """
-        return self._predict(self.net, x, t, conditions, guidance)
+        return self._predict("policy", x, t, conditions, guidance)
 
     def reference(self, x: Tensor, t: Tensor, conditions: Conditions = None, *, guidance: float = 1.0) -> Prediction:
         """The pretrained model's (x0, eps) at (x, t): gradients reach x, never a parameter."""
-        if self.lora is None:
-            return self._predict(self.reference_net, x, t, conditions, guidance)
-        with self.lora.off():
-            return self._predict(self.net, x, t, conditions, guidance)
+        return self._predict("reference", x, t, conditions, guidance)
 
-    def _predict(self, net: nn.Module, x: Tensor, t: Tensor, conditions: Conditions, guidance: float) -> Prediction:
+    @property
+    def has_consistency(self) -> bool:
+        """Whether the model has a consistency model."""
+        return self.consistency_net is not None
+
+    def consistency(self, x: Tensor, t: Tensor, conditions: Conditions = None) -> Tensor:
+        """The consistency model's clean sample (batch, *shape): where the reference's ODE from (x, t) ends.
+
+        `f(x, t)` is x0 of the network's own prediction (Song et al. 2023, arXiv 2303.01469), one evaluation; `f(x, 0) = x`.
+        The teacher's guidance is in it. Gradients reach x, never a parameter. ValueError where the model has none.
+        """
+        if self.consistency_net is None:
+            raise ValueError(
+                "model.consistency: this model has no consistency model; make one with scoreaction distill and name its folder"
+            )
+        t = torch.as_tensor(t, dtype=torch.float64, device=x.device).expand(x.shape[0])
+        clean = t == 0  # there some predictions say nothing of x0
+        said = self._predict("consistency", x, torch.where(clean, 1.0, t), conditions, 1.0)
+        return torch.where(expand(clean, x).bool(), x, said.x0)
+
+    def add_consistency(self, lora: LoraShape | None = None) -> dict[str, nn.Parameter]:
+        """Gives the model a consistency model that begins as its reference, frozen; its parameters by name.
+
+        With `lora` a second adapter on the network that serves the reference; without, a copy of that network with weights
+        of its own. `load_consistency` and `distill` fill it. ValueError where the model has one already.
+        """
+        if self.consistency_net is not None:
+            raise ValueError("model.consistency: this model already has a consistency model; build it again for another")
+        if lora is None:
+            self.consistency_net = without_adapters(self.reference_net)
+            return dict(self.consistency_net.named_parameters())
+        parameters = self.adapters.add("consistency", lora)
+        self.consistency_net = self.reference_net
+        for p in parameters.values():
+            p.requires_grad_(False)
+        return parameters
+
+    def _predict(self, role: Role, x: Tensor, t: Tensor, conditions: Conditions, guidance: float) -> Prediction:
         t = torch.as_tensor(t, dtype=torch.float64, device=x.device).expand(x.shape[0])
         guided = guidance != 1.0 and conditions is not None
+        if guided and self.null is None:
+            raise ValueError("sampler.guidance: this model has no unconditional condition; set guidance to 1 or pass null=")
         rows = x.shape[0] * (2 if guided else 1)
         self.evaluations.forward += rows
         if torch.is_grad_enabled():
             self.evaluations.backward += rows
-        if guided:
-            if self.null is None:
-                raise ValueError("sampler.guidance: this model has no unconditional condition; set guidance to 1 or pass null=")
-            null = map_conditions(lambda n, c: n.to(c).expand_as(c), self.null, conditions)
-            with self.autocast():
-                both = net(torch.cat([x, x]), torch.cat([t, t]).to(x.dtype), concatenate(null, conditions))
-            unconditional, conditional = both.chunk(2)
-            y = unconditional + guidance * (conditional - unconditional)
-        else:
-            with self.autocast():
-                y = net(x, t.to(x.dtype), conditions)
+        net = {"policy": self.net, "reference": self.reference_net, "consistency": self.consistency_net}[role]
+        assert net is not None
+        ask = partial(self._guided, net, t, conditions, guidance) if guided else partial(_plain, net, t, conditions)
+        with self.autocast():
+            y = self.adapters.call(role, ask, x) if net is self.adapters.net else ask(x)
         if y.shape != x.shape:
             raise ValueError(f"the network returned shape {tuple(y.shape)} for x of shape {tuple(x.shape)}; they must be equal")
         return to_prediction(self.process, self.predicts, x, t, y.to(x.dtype))
+
+    def _guided(self, net: nn.Module, t: Tensor, conditions: Conditions, guidance: float, x: Tensor) -> Tensor:
+        null = map_conditions(lambda n, c: n.to(c).expand_as(c), self.null, conditions)
+        both = net(torch.cat([x, x]), torch.cat([t, t]).to(x.dtype), concatenate(null, conditions))
+        unconditional, conditional = both.chunk(2)
+        return unconditional + guidance * (conditional - unconditional)
 
     def conditions(self, prompts: list[Any] | None) -> Conditions:
         """The network's conditions for these prompts, on its device (None without prompts)."""
@@ -171,31 +220,5 @@ class Model:
             self.evaluations = kept
 
 
-class _Lora:
-    """LoRA layers (Hu et al. 2022, arXiv 2106.09685) put into a network by peft; the network's own weights are frozen."""
-
-    def __init__(self, net: nn.Module, rank: int, alpha: float, targets: Sequence[str] | None) -> None:
-        from peft import LoraConfig, inject_adapter_in_model
-        from peft.tuners.tuners_utils import BaseTunerLayer
-
-        net.requires_grad_(False)
-        chosen = list(targets) if targets else [n for n, m in net.named_modules() if isinstance(m, nn.Linear)]
-        if not chosen:
-            raise ValueError("lora_targets: the network has no linear layer; name the modules that LoRA should change")
-        self.config = LoraConfig(r=rank, lora_alpha=cast(int, alpha), target_modules=chosen, init_lora_weights="gaussian")
-        try:
-            inject_adapter_in_model(self.config, net)
-        except ValueError as error:
-            raise ValueError(f"lora_targets: no module of the network matches {chosen}; see net.named_modules()") from error
-        self.layers = [m for m in net.modules() if isinstance(m, BaseTunerLayer)]
-
-    @contextmanager
-    def off(self) -> Iterator[None]:
-        """Within it the network is the pretrained one."""
-        try:
-            for layer in self.layers:
-                layer._disable_adapters = True
-            yield
-        finally:
-            for layer in self.layers:
-                layer._disable_adapters = False
+def _plain(net: nn.Module, t: Tensor, conditions: Conditions, x: Tensor) -> Tensor:
+    return net(x, t.to(x.dtype), conditions)

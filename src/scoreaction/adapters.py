@@ -1,0 +1,137 @@
+"""LoRA adapters in one network, of which one or none answers a call: those of the policy and of the consistency model."""
+
+from __future__ import annotations
+
+import copy
+import re
+import warnings
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Any, Literal, cast
+
+from torch import Tensor, nn
+
+Role = Literal["policy", "reference", "consistency"]
+NAMES: dict[Role, str] = {"policy": "default", "consistency": "consistency"}
+"""What peft calls the adapter of a role; the reference has none."""
+
+
+@dataclass(frozen=True)
+class LoraShape:
+    """Where an adapter sits and how large it is.
+
+    targets: names or name endings of modules; a text is a regular expression of whole names. ranks and alphas: by whole
+    name, where they differ from rank and alpha.
+    """
+
+    rank: int
+    alpha: float
+    targets: Sequence[str] | str
+    ranks: Mapping[str, int] = field(default_factory=dict)
+    alphas: Mapping[str, float] = field(default_factory=dict)
+
+
+class Adapters:
+    """LoRA layers (Hu et al. 2022, arXiv 2106.09685) that peft puts into a network, one set a role.
+
+    The reference is the network with all of them off. Between calls the policy's are on.
+    """
+
+    def __init__(self, net: nn.Module) -> None:
+        self.net = net
+        self.layers: list[Any] = []
+
+    def add(self, role: Role, shape: LoraShape) -> dict[str, nn.Parameter]:
+        """Puts an adapter, which begins as no change, into the network; its parameters by name.
+
+        All that was in the network keeps whether it trains. ValueError where no module matches.
+        """
+        from peft import LoraConfig, inject_adapter_in_model
+        from peft.tuners.tuners_utils import BaseTunerLayer
+
+        trains = {id(p): p.requires_grad for p in self.net.parameters()}
+        config = LoraConfig(
+            r=shape.rank,
+            lora_alpha=cast(int, shape.alpha),
+            target_modules=shape.targets if isinstance(shape.targets, str) else list(shape.targets),
+            init_lora_weights="gaussian",
+            rank_pattern={f"^{re.escape(name)}": value for name, value in shape.ranks.items()},
+            alpha_pattern={f"^{re.escape(name)}": cast(int, value) for name, value in shape.alphas.items()},
+        )
+        try:
+            with warnings.catch_warnings():
+                warnings.filterwarnings("ignore", message="Already found a `peft_config`")  # a second adapter is meant
+                inject_adapter_in_model(config, self.net, adapter_name=NAMES[role])
+        except ValueError as error:
+            message = f"lora_targets: no module of the network matches {shape.targets}; see net.named_modules()"
+            raise ValueError(message) from error
+        self.layers = [m for m in self.net.modules() if isinstance(m, BaseTunerLayer)]
+        for p in self.net.parameters():
+            p.requires_grad_(trains.get(id(p), True))
+        self._switch("policy")
+        return self.parameters(role)
+
+    def parameters(self, role: Role) -> dict[str, nn.Parameter]:
+        """The parameters of a role's adapter by name."""
+        inside = re.compile(rf"\.lora_\w+\.{NAMES[role]}(\.|$)")
+        return {name: p for name, p in self.net.named_parameters() if inside.search(name)}
+
+    def call(self, role: Role, net: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
+        """`net(x)` with the adapter of this role on, now and while its backward runs.
+
+        Gradient checkpointing runs parts of the network again during backward; hooks on both ends of the call see to it
+        that the same adapter answers there. A backward runs later calls before earlier ones, so calls do not mix.
+        """
+        if not self.layers:
+            return net(x)
+        x = x.view_as(x)
+        if x.requires_grad:
+            x.register_hook(lambda _: self._switch("policy"))
+        with self._on(role):
+            y = net(x)
+        if y.requires_grad:
+            y.register_hook(lambda _: self._switch(role))
+        return y
+
+    @contextmanager
+    def _on(self, role: Role) -> Iterator[None]:
+        try:
+            self._switch(role)
+            yield
+        finally:
+            self._switch("policy")
+
+    def _switch(self, role: Role) -> None:
+        for layer in self.layers:
+            layer._disable_adapters = role == "reference"
+            layer._active_adapter = [NAMES.get(role, NAMES["policy"])]
+
+
+def base_modules(net: nn.Module) -> dict[str, nn.Module]:
+    """The modules of a network by the names they have without adapters."""
+    found = {}
+    for name, module in net.named_modules():
+        if name and ".lora_" not in name and not hasattr(module, "base_layer"):
+            found[name.removesuffix(".base_layer")] = module
+    return found
+
+
+def base_tensors(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Tensors of a network by the names they have without adapters, those of adapters left out.
+
+    >>> import torch
+    >>> list(base_tensors({"a.base_layer.weight": torch.ones(1), "a.lora_A.default.weight": torch.ones(1)}))
+    ['a.weight']
+    """
+    return {name.replace(".base_layer.", "."): value for name, value in tensors.items() if ".lora_" not in name}
+
+
+def without_adapters(net: nn.Module) -> nn.Module:
+    """A frozen copy of a network as it was before adapters were put into it."""
+    copied = copy.deepcopy(net).requires_grad_(False).eval()
+    for name, module in list(copied.named_modules()):
+        if hasattr(module, "base_layer"):
+            parent, _, child = name.rpartition(".")
+            setattr(copied.get_submodule(parent), child, module.base_layer)
+    return copied
