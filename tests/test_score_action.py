@@ -427,7 +427,7 @@ def test_the_trust_region_adapts_its_penalty():
     def run(moves):
         found.state["trust"] = 5.0
         for kl in moves:
-            found._adapt_trust(kl)
+            found._adapt(kl)
         return found.state["trust"]
 
     close([run([0.2]), run([0.2] * 3), run([0.05]), run([0.2, 0.05])], [10.0, 40.0, 5.0, 9.0], never=[5.0] * 4)

@@ -14,7 +14,7 @@ from scoreaction.predictions import expand
 from scoreaction.processes import Process
 from scoreaction.types import Conditions
 
-Skip = Literal["alpha", "cosine", "none"]
+Skip = Literal["alpha", "cosine", "whole", "none"]
 
 
 def time_features(process: Process, t: Tensor) -> Tensor:
@@ -121,7 +121,8 @@ class Critic(nn.Module):
     """`V(t, x, c) = m + c_skip(t) (r(x0_hat) - m) + c_out(t) d F(t, x, c)`, with c_skip(0) = 1 and c_out(0) = 0.
 
     `alpha`: c_skip = alpha^2, c_out = sigma, of the process scaled to alpha^2 + sigma^2 = 1; `cosine`: cos, sin of pi t/2
-    (the published choice); `none`: c_skip = 0, c_out = 1, for a reward without a gradient. m and d are the mean and spread
+    (the published choice); `whole`: c_skip = 1, c_out = sigma, a residual on the soft Q of SQDF; `none`: c_skip = 0, c_out = 1,
+    for a reward without a gradient. m and d are the mean and spread
     of the first rewards seen, so that F is of order one. Score as Action (Zhao et al. 2025, arXiv 2502.01819), section 4.
     example: conditions of any batch, or None.
 
@@ -139,14 +140,15 @@ class Critic(nn.Module):
         """(c_skip, c_out) at t."""
         t = t.double()
         match self.skip:
-            case "alpha":
+            case "alpha" | "whole":
                 alpha2, sigma2 = self.process.alpha(t) ** 2, self.process.sigma2(t)
-                return alpha2 / (alpha2 + sigma2), torch.sqrt(sigma2 / (alpha2 + sigma2))
+                c_skip = alpha2 / (alpha2 + sigma2) if self.skip == "alpha" else torch.ones_like(t)
+                return c_skip, torch.sqrt(sigma2 / (alpha2 + sigma2))
             case "cosine":
                 return torch.cos(math.pi * t / 2), torch.sin(math.pi * t / 2)
             case "none":
                 return torch.zeros_like(t), torch.ones_like(t)
-        raise ValueError(f"algorithm.skip: unknown skip {self.skip!r}; choose from alpha, cosine, none")
+        raise ValueError(f"algorithm.skip: unknown skip {self.skip!r}; choose from alpha, cosine, whole, none")
 
     def forward(self, x: Tensor, t: Tensor, conditions: Conditions, look_ahead: Tensor | None) -> Tensor:
         c_skip, c_out = self.coefficients(t)

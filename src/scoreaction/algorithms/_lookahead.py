@@ -4,17 +4,18 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from scoreaction.algorithms._learner import Learner, Update
+from scoreaction.algorithms._learner import Learner, Setting, Update
 from scoreaction.gaussians import sum_event
 from scoreaction.kl import score_weight
 from scoreaction.predictions import expand
 from scoreaction.processes import Process
-from scoreaction.rollout import Points
-from scoreaction.solvers import noise_std
+from scoreaction.rollout import Experience, Points
+from scoreaction.solvers import ddim_step, noise_std
 from scoreaction.types import Prediction
 
 
@@ -154,6 +155,39 @@ class Decisions:
         )
 
 
+Weigh = Callable[[Process, Tensor, Tensor, float], Weights]
+
+
+def decisions_at(setting: Setting, experience: Experience, chosen: Tensor, weigh: Weigh) -> Decisions:
+    """The steps of an iteration with these numbers (steps outermost), drawn at random: each counts for all N steps.
+
+    The reference must have been asked at all visited states.
+    """
+    steps, batch = experience.size
+    assert experience.reference is not None
+    assert experience.reference.x0.shape[1] == batch
+    times = experience.rollout.times
+    t, s = (part.repeat_interleave(batch)[chosen] for part in (times[:-1], times[1:]))
+    near = chosen.to(experience.rollout.x.device)
+    return Decisions(
+        experience.points().take(chosen),
+        s,
+        experience.groups.repeat(steps)[chosen.to(experience.groups.device)],
+        weigh(setting.model.process, t, s, setting.sampler.eta),
+        experience.reference.x0.flatten(0, 1)[near],
+        experience.rollout.prediction.x0.flatten(0, 1)[near],
+        torch.full((len(chosen),), float(steps)),  # a time is drawn with probability 1/N: the integral, not its mean
+        torch.arange(len(chosen)),
+    )
+
+
+def stepped(setting: Setting, decisions: Decisions, prediction: Prediction, generator: torch.Generator) -> Points:
+    """Where the policy's own step leads from these points: x_s = mean + k z at s."""
+    process, eta = setting.model.process, setting.sampler.eta
+    step = ddim_step(process, prediction, decisions.points.t, decisions.s, eta)
+    return Points(step.sample(generator), decisions.s, decisions.points.conditions)
+
+
 Look = Callable[[Decisions, Prediction], Tensor]
 """`look(decisions, prediction) -> grad V (rows, *shape)`, at the state or where the policy's own step leads."""
 
@@ -173,6 +207,12 @@ def improvement(learner: Learner, decisions: Decisions, look: Look, *, trust: fl
         moved = part.scale * part.weights.stay / 2 * sum_event((said.x0.detach() - part.old) ** 2).cpu()
         metrics = {"kl_to_old": float(moved.mean())}
         yield Update(loss.sum() / len(decisions.s), "policy", metrics, step=i == len(pieces) - 1)
+
+
+def adapt_trust(state: dict[str, Any], kl_to_old: float, *, least: float, region: float) -> None:
+    """Doubles the penalty on leaving the old policy where the last update found it too far, and lets it fall back."""
+    factor = 2.0 if kl_to_old > region else 0.9
+    state.update(kl_to_old=kl_to_old, trust=max(least, state["trust"] * factor))
 
 
 def perturbed(

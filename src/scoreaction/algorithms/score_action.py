@@ -14,7 +14,7 @@ from torch import Tensor
 from scoreaction.algorithms._critic import critic_updates, kl_to_go, running_cost
 from scoreaction.algorithms._learner import Learner, Regularised, Setting, Update, roll_out_jittered, unflattened
 from scoreaction.algorithms._likelihood import Steps, ratio_updates, refuse_without_density, steps_taken
-from scoreaction.algorithms._lookahead import Decisions, Weights, improvement, perturbed
+from scoreaction.algorithms._lookahead import Decisions, Weights, adapt_trust, decisions_at, improvement, perturbed
 from scoreaction.gaussians import sum_event
 from scoreaction.predictions import expand
 from scoreaction.rollout import Experience, Points, Rollout
@@ -206,38 +206,21 @@ class ScoreActionLearner(Learner):
         return grad + expand(c_skip, x) * experience.grad_look[rows.to(x.device)]
 
     def _pathwise_updates(self, experience: Valued) -> Iterator[Update]:
-        process, eta = self.setting.model.process, self.setting.sampler.eta
-        steps, batch = experience.size
-        times = experience.rollout.times
-        assert experience.reference is not None
-        count = len(experience.chosen)
-        everywhere = Decisions(
-            experience.points(),
-            times[1:].repeat_interleave(batch),
-            experience.groups.repeat(steps),
-            Weights.of_path(process, times[:-1].repeat_interleave(batch), times[1:].repeat_interleave(batch), eta),
-            experience.reference.x0.flatten(0, 1),
-            experience.rollout.prediction.x0.flatten(0, 1),
-            torch.full((steps * batch,), float(steps)),  # a time is drawn with probability 1/N: the integral, not its mean
-            torch.arange(steps * batch),
-        )
-        decisions = replace(everywhere.take(experience.chosen), index=torch.arange(count))
+        decisions = decisions_at(self.setting, experience, experience.chosen, Weights.of_path)
         moved: list[float] = []
-        for rows in torch.arange(count).chunk(self.config.updates):
+        for rows in torch.arange(len(experience.chosen)).chunk(self.config.updates):
             moved.clear()
             look = partial(self._grad_at, experience)
             for update in improvement(self, decisions.take(rows), look, trust=self.state["trust"]):
                 moved.append(update.metrics["kl_to_old"])
                 yield replace(update, metrics={})
-        self._adapt_trust(sum(moved) / len(moved))
+        self._adapt(sum(moved) / len(moved))
+
+    def _adapt(self, kl_to_old: float) -> None:
+        adapt_trust(self.state, kl_to_old, least=self.config.trust, region=self.config.trust_region)
 
     def _grad_at(self, experience: Valued, decisions: Decisions, prediction: Prediction) -> Tensor:
         return self.grad_value(decisions.points, experience, decisions.index)
-
-    def _adapt_trust(self, kl_to_old: float) -> None:
-        """Doubles the penalty on leaving the old policy where the last update found it too far, and lets it fall back."""
-        factor = 2.0 if kl_to_old > self.config.trust_region else 0.9
-        self.state.update(kl_to_old=kl_to_old, trust=max(self.config.trust, self.state["trust"] * factor))
 
     def _ratio_updates(self, experience: Valued, generator: torch.Generator) -> Iterator[Update]:
         setting = self.setting
@@ -265,7 +248,7 @@ class ScoreActionLearner(Learner):
             minibatches=self.config.updates,
             generator=generator,
         )
-        self._adapt_trust(float(moved[-1].mean()) * experience.size[0])
+        self._adapt(float(moved[-1].mean()) * experience.size[0])
 
     @torch.no_grad()
     def advantages(self, experience: Valued) -> Tensor:

@@ -1,0 +1,49 @@
+"""The soft Q of SQDF: the reward of the clean sample that a frozen predictor sees at the end of a step, and its gradient."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from scoreaction.algorithms._learner import Learner
+from scoreaction.conditions import take
+from scoreaction.rollout import Points
+from scoreaction.solvers import ddim_step
+from scoreaction.types import Prediction
+
+
+def clean_sample(learner: Learner, points: Points, *, consistency: bool, steps: int) -> Tensor:
+    """x0_hat of the frozen model at points (rows,): (rows, *shape), differentiable in x.
+
+    The reference's posterior mean (Tweedie); with steps > 1 after `steps - 1` steps of its DDIM at eta 0, each an equal share
+    of t; or a consistency model's. At t = 0 it is x itself.
+    """
+    model = learner.setting.model
+    if consistency:
+        return model.consistency(points.x, points.t, points.conditions)
+    process, x, t = model.process, points.x, points.t
+    ask = learner.reference(points.conditions)
+    for left in range(steps, 1, -1):
+        s = points.t * (left - 1) / steps
+        said: Prediction = ask(x, t)
+        x, t = ddim_step(process, said, t, s, 0.0).mean, s
+    return ask(x, t).x0
+
+
+def soft_q(
+    learner: Learner, points: Points, groups: Tensor, *, consistency: bool = False, steps: int = 1
+) -> tuple[Tensor, Tensor]:
+    """`r(x0_hat(x))` (rows,) and its gradient in x (rows, *shape). Kang et al. 2026 (arXiv 2512.04559), eq. 9."""
+    value, grad = points.x.new_zeros(len(points.x)), torch.zeros_like(points.x)
+    score, limit = learner.setting.judge.score, learner.setting.max_rows
+    for done in (False, True):
+        for rows in ((points.t == 0) == done).nonzero().flatten().split(limit):
+            near = rows.to(points.x.device)
+            with torch.enable_grad():
+                x = points.x[near].detach().requires_grad_(True)
+                here = Points(x, points.t[rows.to(points.t.device)], take(points.conditions, rows))
+                x0 = x if done else clean_sample(learner, here, consistency=consistency, steps=steps)
+                found = score(x0, groups[rows.to(groups.device)])
+                grad[near] = torch.autograd.grad(found.sum(), x)[0]
+            value[near] = found.detach()
+    return value, grad

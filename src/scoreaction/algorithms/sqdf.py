@@ -1,0 +1,205 @@
+"""SQDF: reparameterised policy gradient of a training-free soft Q-function (Kang et al. 2026, arXiv 2512.04559), with replay."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import replace
+from typing import Literal
+
+import torch
+from pydantic import Field, model_validator
+from torch import Tensor
+
+from scoreaction.algorithms._critic import critic_updates, kl_to_go
+from scoreaction.algorithms._learner import (
+    Learner,
+    Regularised,
+    Setting,
+    Update,
+    refuse_black_box,
+    roll_out_chain,
+    roll_out_jittered,
+)
+from scoreaction.algorithms._lookahead import Decisions, Look, Weights, improvement, stepped
+from scoreaction.algorithms._soft_q import soft_q
+from scoreaction.conditions import take
+from scoreaction.gaussians import sum_event
+from scoreaction.predictions import expand
+from scoreaction.replay import Drawn, Replay
+from scoreaction.rollout import Experience, Points, Rollout
+from scoreaction.solvers import noise_std
+from scoreaction.types import Conditions, Prediction
+from scoreaction.value import Critic
+
+
+class SQDF(Regularised):
+    """`E[-w(s) r(x0_hat(x_s)) + beta KL_step]` with `x_s = mu_theta(x_t) + k z`: one random step of a stored trajectory.
+
+    The soft Q of a step t -> s is the reward of the clean sample that the **pretrained** model predicts from x_s: `x0_hat` by
+    its posterior mean (`reference`; `x0_steps` > 1: after that many of its DDIM steps) or a `consistency` model. Nothing is
+    trained for it; the gradient goes reward, decoder, predictor, x_s, one policy step.
+
+    weights: `path` charges the continuous-time KL, `1/2 g^2 dt ||ds||^2`, and moves x_s as much, so that a setting means the
+    same at any number of steps (ours); `chain` is the published form, where the reference acts in a last step without noise.
+    w(s) discounts: `exp(-discount_rate s)`, s the clock time left, or `gamma` a step left. correction: a critic
+    `Q = r(x0_hat) + c_out F`, trained on reward minus KL to go of fresh paths, removes what the soft Q leaves out.
+    buffer: trajectories kept (the newest batch alone where smaller), drawn by (trajectory, step); see `Replay`.
+
+    >>> SQDF(beta=0.5).weights
+    'path'
+    """
+
+    name: Literal["sqdf"] = "sqdf"
+    weights: Literal["path", "chain"] = "path"
+    x0_hat: Literal["reference", "consistency"] = "reference"
+    x0_steps: int = Field(1, ge=1)
+    discount_rate: float = Field(0.0, ge=0, description="rho in exp(-rho s); -N log(gamma) on a uniform grid")
+    gamma: float = Field(1.0, gt=0, le=1, description="discount a step left, as published")
+    correction: bool = False
+    updates: int = Field(16, ge=1, description="policy updates an iteration")
+    rows: int = Field(160, ge=1, description="(trajectory, step) pairs in an update; updates * rows queries an iteration")
+    critic_updates: int = Field(32, ge=1)
+    critic_rows: int = Field(1280, ge=8, description="visited states that the correction is fitted on, a query each")
+    critic_lr: float = Field(2e-3, gt=0)
+    trust: float = Field(0.0, ge=0, description="penalty on leaving the policy that sampled, in betas")
+    buffer: int = Field(0, ge=0)
+    max_age: int | None = Field(None, ge=1, description="iterations after which a trajectory is not drawn")
+    priority: float = Field(0.0, ge=0)
+    importance: float = Field(0.0, ge=0, le=1)
+
+    @model_validator(mode="after")
+    def _one_discount(self) -> SQDF:
+        if self.discount_rate > 0 and self.gamma < 1:
+            raise ValueError("discount_rate and gamma are two ways to say one thing; give one")
+        if self.correction and (self.discount_rate > 0 or self.gamma < 1):
+            raise ValueError("correction removes the bias that a discount hides; give one of them")
+        return self
+
+    def build(self, setting: Setting) -> SQDFLearner:
+        refuse_black_box(setting, self.name)
+        if setting.sampler.eta == 0:
+            raise ValueError("sampler.eta: sqdf needs the noise of a step and eta 0 has none; set it above 0, 1 is safe")
+        if self.weights == "chain" and setting.sampler.solver != "ddim":
+            raise ValueError("sampler.solver: sqdf with weights: chain is written for ddim; use it, or weights: path")
+        if self.x0_hat == "consistency" and not setting.model.has_consistency:
+            raise ValueError("algorithm.x0_hat: the model has no consistency model; give model.consistency, or x0_hat: reference")
+        return SQDFLearner(self, setting)
+
+
+class SQDFLearner(Learner):
+    """SQDF at work: replay, soft Q, and the critic where it is corrected."""
+
+    def __init__(self, config: SQDF, setting: Setting) -> None:
+        super().__init__(setting, beta=config.beta, kl_target=config.kl_target)
+        self.config = config
+        self.chain = config.weights == "chain"
+        model, steps = setting.model, setting.sampler.steps
+        kept = max(config.buffer, setting.batch)
+        self.replay = Replay(
+            kept, steps, model.shape, max_age=config.max_age, priority=config.priority, importance=config.importance
+        )
+        self.networks["replay"] = self.replay
+        if config.correction:
+            self.critic = Critic(model.process, model.shape, skip="whole", example=setting.conditions)
+            self.networks["critic"] = self.critic
+            self.lr["critic"] = config.critic_lr
+        else:
+            self.reference_rows = 32  # the KL is only logged
+
+    def explore(self, conditions: Conditions, n: int, generator: torch.Generator) -> Rollout:
+        return (roll_out_chain if self.chain else roll_out_jittered)(self, conditions, n, generator)
+
+    def updates(self, experience: Experience, generator: torch.Generator) -> Iterator[Update]:
+        self.replay.add(experience)
+        if self.config.correction:
+            self.critic.scale.calibrate(experience.rewards)
+            yield from self._critic_updates(experience, generator)
+        process, eta = self.setting.model.process, self.setting.sampler.eta
+        steps = torch.arange(self.setting.sampler.steps)
+        if self.chain:  # a step without noise is the reference's
+            times = experience.rollout.times
+            steps = steps[noise_std(process, times[:-1], times[1:], eta) > 0]
+            if len(steps) == 0:
+                raise ValueError("sampler.steps: one step has no noise to move; use at least 2, or algorithm.weights: path")
+        pairs = len(self.replay.held()) * len(steps)
+        for _ in range(self.config.updates):
+            drawn = self.replay.draw(self.config.rows, steps, generator)
+            decisions = self._decisions(drawn, len(steps))
+            for update in improvement(self, decisions, self._look(drawn, generator), trust=self.config.trust):
+                yield replace(update, metrics=update.metrics | {"replay_pairs": float(pairs)})
+
+    def _decisions(self, drawn: Drawn, steps: int) -> Decisions:
+        """The drawn rows, with the reference's prediction there."""
+        model, eta = self.setting.model, self.setting.sampler.eta
+        conditions = take(self.setting.conditions, drawn.groups)
+        x = drawn.x.to(model.device)
+        with torch.no_grad():
+            pieces = torch.arange(len(x)).split(self.setting.max_rows)
+            said = [self.reference(take(conditions, rows))(x[rows.to(x.device)], drawn.t[rows]).x0 for rows in pieces]
+        weigh = Weights.of_chain if self.chain else Weights.of_step
+        return Decisions(
+            Points(x, drawn.t, conditions),
+            drawn.s,
+            drawn.groups,
+            weigh(model.process, drawn.t, drawn.s, eta),
+            torch.cat(said),
+            drawn.old.to(x.device),
+            drawn.importance * steps,
+            torch.arange(len(x)),
+        )
+
+    def _look(self, drawn: Drawn, generator: torch.Generator) -> Look:
+        """The gradient of the soft Q where the policy's own step leads."""
+
+        def look(decisions: Decisions, prediction: Prediction) -> Tensor:
+            grad = self.grad_q(stepped(self.setting, decisions, prediction, generator), decisions.groups)
+            if self.config.priority:
+                pull, stay = (expand(w, grad) for w in (decisions.weights.pull, decisions.weights.stay))
+                short = prediction.x0 - decisions.reference - pull / stay * grad / self.beta
+                rows = decisions.index
+                gap = (decisions.weights.stay.to(grad) * sum_event(short**2)).sqrt()
+                self.replay.set_priority(drawn.slot[rows], drawn.step[rows], gap.cpu())
+            return grad
+
+        return look
+
+    def grad_q(self, points: Points, groups: Tensor) -> Tensor:
+        """The gradient of the soft Q at points: discounted, corrected; (rows, *shape)."""
+        options = {"consistency": self.config.x0_hat == "consistency", "steps": self.config.x0_steps}
+        _, grad = soft_q(self, points, groups, **options)
+        grad = expand(self.discount(points.t), grad) * grad
+        if self.config.correction:
+            with torch.enable_grad():
+                x = points.x.detach().requires_grad_(True)
+                grad = grad + torch.autograd.grad(self.critic(x, points.t, points.conditions, None).sum(), x)[0]
+        return grad
+
+    def discount(self, s: Tensor) -> Tensor:
+        """The weight of the soft Q at the end of a step, by clock time or by steps left."""
+        if self.config.gamma < 1:
+            times = self.setting.sampler.times(self.setting.model.process)
+            return self.config.gamma ** (times < s[:, None] - 1e-9).sum(1).double()
+        return torch.exp(-self.config.discount_rate * s)
+
+    def _critic_updates(self, experience: Experience, generator: torch.Generator) -> Iterator[Update]:
+        steps, batch = experience.size
+        order = torch.randperm(steps * batch, generator=generator)[: self.config.critic_rows]
+        points, groups = experience.points().take(order), experience.groups.repeat(steps)
+        options = {"consistency": self.config.x0_hat == "consistency", "steps": self.config.x0_steps}
+        look, _ = soft_q(self, points, groups[order.to(groups.device)], **options)
+        target = (experience.rewards[None] - self.beta * kl_to_go(self.setting, experience)).flatten()[order.to(look.device)]
+
+        def value(rows: Tensor) -> Tensor:
+            part = points.take(rows)
+            return self.critic(part.x, part.t, part.conditions, look[rows.to(look.device)])
+
+        yield from critic_updates(
+            value,
+            target,
+            spread=float(self.critic.scale.spread),
+            updates=self.config.critic_updates,
+            generator=generator,
+        )
+
+
+Config = SQDF
