@@ -26,6 +26,7 @@ FLOORS = {
         "_report_comparison",
         "_report_parts",
         "pictures",
+        "frontiers",
         "training",
         "measuring",
         "comparing",

@@ -11,8 +11,9 @@ from torch.nn import functional as F
 
 Kind = Literal["ensemble", "ucb"]
 
-STEPS, CHECK_EVERY, ROWS, RATE = 600, 25, 256, 3e-3
-"""Of the hidden layers' training: most steps, how often the left-out rows are looked at, minibatch, Adam's rate."""
+STEPS, CHECK_EVERY, PATIENCE, ROWS, RATE = 600, 20, 6, 256, 3e-3
+"""Of the hidden layers' training: most steps, steps between looks at the left-out rows, looks without a gain before it
+ends, rows of a minibatch, Adam's rate."""
 
 
 @dataclass(frozen=True)
@@ -31,7 +32,7 @@ class Ridge:
         return ((phi @ self.factor).square().sum(-1) + 1e-12).sqrt()
 
 
-def fit_ridge(phi: Tensor, y: Tensor, *, rounds: int = 200, prior: float = 1e-6) -> Ridge:
+def fit_ridge(phi: Tensor, y: Tensor, *, rounds: int = 1000, prior: float = 1e-6) -> Ridge:
     """The posterior `cov = noise^2 (Phi^T Phi + l I)^-1`, `mean = (Phi^T Phi + l I)^-1 Phi^T y`; phi (n, D), y (n,).
 
     Noise and penalty l are those of the highest evidence (MacKay 1992, "Bayesian interpolation", eq. 4.9 and 4.10; `prior` is
@@ -52,8 +53,11 @@ def fit_ridge(phi: Tensor, y: Tensor, *, rounds: int = 200, prior: float = 1e-6)
         weights = precision * aligned / shrunk
         known = float((precision * squares / shrunk).sum())
         left = float(y.square().sum() - 2 * weights @ aligned + (squares * weights.square()).sum())
+        before = precision, penalty
         penalty = (known + 2 * prior) / (float(weights.square().sum()) + 2 * prior)
         precision = (n - known + 2 * prior) / (max(left, 0.0) + 2 * prior)
+        if max(abs(precision / before[0] - 1), abs(penalty / before[1] - 1)) < 1e-10:
+            break
     shrunk = precision * squares + penalty
     return Ridge(basis @ (precision * aligned / shrunk), basis / shrunk.sqrt(), precision**-0.5)
 
@@ -164,6 +168,7 @@ class Proxy(nn.Module):
         trained = [*self.weights, *self.biases, last]
         left_out = torch.ones(len(self.heads), len(targets)).scatter_(1, rows, 0.0)
         least, best = torch.full((len(self.heads),), torch.inf), [part.clone() for part in trained]
+        waited = 0
         optimiser = torch.optim.Adam(trained, lr=RATE)
         for step in range(STEPS):
             drawn = rows.gather(1, torch.randint(rows.shape[1], (len(rows), min(ROWS, rows.shape[1])), generator=generator))
@@ -182,6 +187,9 @@ class Proxy(nn.Module):
                 least = torch.where(better, error, least)
                 for kept, part in zip(best, trained, strict=True):
                     kept[better] = part.detach()[better]
+                waited = 0 if bool(better.any()) else waited + 1
+                if waited == PATIENCE:
+                    break
         for kept, part in zip(best, trained, strict=True):
             part.requires_grad_(False).copy_(kept)
             part.grad = None
