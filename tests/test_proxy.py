@@ -101,29 +101,29 @@ def test_the_bootstrap_spread_is_the_sampling_error_of_least_squares():
 @pytest.mark.parametrize("kind", ["ensemble", "ucb"])
 def test_hidden_layers_learn_what_a_line_cannot(kind):
     generator = torch.Generator().manual_seed(2)
-    x, at = torch.randn(600, 3, generator=generator), torch.randn(500, 3, generator=generator)
+    x, at = torch.randn(500, 3, generator=generator), torch.randn(300, 3, generator=generator)
 
     def truth(x):
         return 5 + torch.sin(2 * x[:, 0]) + x[:, 1] * x[:, 2]
 
-    y = truth(x) + 0.1 * torch.randn(600, generator=generator)
+    y = truth(x) + 0.1 * torch.randn(500, generator=generator)
 
     def good(proxy):
         error = (judged(proxy, at)[0] - truth(at)).square().mean().sqrt()
         assert float(error) < 0.5 * float(truth(at).std())
 
-    accepts(good, fitted(x, y, kind=kind), a_line=fitted(x, y, kind=kind, hidden=0), unfitted=Proxy(3, kind=kind))
+    accepts(good, fitted(x, y, kind=kind, members=3), a_line=fitted(x, y, kind=kind, hidden=0), unfitted=Proxy(3, kind=kind))
 
 
 def test_the_generator_is_all_the_randomness_there_is():
     x, y = linear_data(20)
-    first = judged(fitted(x, y), x)[0]
+    first = judged(fitted(x, y, members=2), x)[0]
 
     def check(answers):
         assert torch.equal(answers, first)
 
     torch.manual_seed(3)
-    accepts(check, judged(fitted(x, y), x)[0], other_seed=judged(fitted(x, y, seed=8), x)[0])
+    accepts(check, judged(fitted(x, y, members=2), x)[0], other_seed=judged(fitted(x, y, members=2, seed=8), x)[0])
 
 
 @pytest.mark.parametrize("kind", ["ensemble", "ucb"])
