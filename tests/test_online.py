@@ -211,6 +211,9 @@ def test_training_follows_the_proxy_and_the_kl_is_to_the_pretrained_model():
     groups = torch.zeros(16, dtype=torch.long)
     close(tuner.objective(rollout.x0, None), tuner.rounds.proxy(rollout.x0, groups), oracle=Oracle()(rollout.x0, None))
     assert tuner.learner.setting.judge.differentiable, "whatever the oracle is"
+    by_default = {kind: tuner_with(Oracle(), proxy=kind).rounds.proxy.optimism for kind in ("ensemble", "ucb")}
+    assert by_default == {"ensemble": 0.0, "ucb": 1.0}
+    assert tuner.rounds.proxy.optimism == 1.0
 
     def unchanged(samples):
         assert torch.equal(samples, before)

@@ -29,7 +29,8 @@ class Online(BaseModel):
     and optimiser go on from round to round, and the KL is always to the pretrained model, so the optimum stays
     `p_pre exp(r/beta)/Z`. After Uehara et al. 2024 (SEIKO, arXiv 2402.16359), around any algorithm.
 
-    optimism: how many standard deviations of the proxy's own doubt are added to its mean; below 0 they are taken off.
+    optimism: how many standard deviations of the proxy's own doubt are added to its mean, below 0 taken off it; by default 1
+    for `ucb`, which has its name from that, and 0 for `ensemble`.
     noise_std: Gaussian noise put on each answer, to try a loop out on a known reward. budget: refused where it does not pay
     for the rounds. features: what the proxy sees, `model.features` or the samples themselves.
 
@@ -42,7 +43,7 @@ class Online(BaseModel):
     budget: int | None = None
     iterations_per_round: int | None = Field(None, ge=1)
     proxy: Kind = "ensemble"
-    optimism: float = 0.0
+    optimism: float | None = None
     noise_std: float = Field(0.0, ge=0)
     features: str = Field("model", pattern="^(model|samples)$")
     members: int = Field(8, ge=2, description="networks of the ensemble")
@@ -168,7 +169,7 @@ class Rounds:
             kind=config.proxy,
             members=config.members,
             hidden=config.hidden,
-            optimism=config.optimism,
+            optimism=float(config.proxy == "ucb") if config.optimism is None else config.optimism,
         ).to(model.device)
 
     def __call__(self, samples: Tensor, prompts: list[Any] | None) -> Tensor:
