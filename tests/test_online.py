@@ -246,6 +246,18 @@ def test_any_trainer_may_follow(algorithm):
     assert [metrics["round"] for metrics in tuner] == [1, 2, 3]
 
 
+def test_a_prompt_given_twice_is_one_to_the_proxy():
+    """Its reward is 5 more: the proxy must know so whichever of the two was asked."""
+
+    def oracle(samples, conditions):
+        return torch.tensor([5.0 * float(c == "1") for c in conditions])
+
+    tuner = tuner_with(oracle, prompts=["1", "0", "1"], rounds=(60,), iterations=1, noise_std=0.0)
+    list(tuner)
+    told = tuner.objective(torch.zeros(2, 2), ["1", "0"])
+    close(told, [5.0, 0.0], atol=0.1, first_of_two_only=[2.5, 0.0], one_for_all=[3.3, 3.3])
+
+
 def test_rounds_share_out_the_iterations():
     close(Online(rounds=(8, 8, 8)).length(20), 6, rounded_up=7)
     close(Online(rounds=(8, 8, 8), iterations_per_round=2).length(20), 2, shared_out=6)
@@ -277,6 +289,11 @@ def test_what_cannot_be_is_refused_in_one_line(tmp_path):
     list(tuner_with(Oracle(), output=tmp_path, iterations=3))
     with pytest.raises(ValueError, match="holds the answers of another run"):
         list(tuner_with(Oracle(), output=tmp_path, iterations=3))
+    (tmp_path / LOG).unlink()
+    longer = tuner_with(Oracle(), output=tmp_path, rounds=(*ROUNDS, 8), iterations=4)
+    longer.resume()
+    with pytest.raises(ValueError, match=r"queries\.jsonl: lacks answers of the rounds before 4; put the file back"):
+        list(longer)
     (tmp_path / LOG).write_text('{"round": 1}\n')
     with pytest.raises(ValueError, match=r"queries\.jsonl line 1: not an answer of the oracle"):
         tuner_with(Oracle(), output=tmp_path, iterations=3).resume()

@@ -7,6 +7,7 @@ from twins import accepts, close
 
 import scoreaction as sa
 from scoreaction.measuring import open_run
+from scoreaction.report import write_report
 from scoreaction.selection import Selection
 
 SCORES = [1.0, 3.0, 2.0, 0.0, -1.0, 2.9]
@@ -111,6 +112,7 @@ def test_a_recipe_selects_and_its_run_is_opened_with_the_chosen_weights(tmp_path
     from test_cli import train
 
     assert train(tmp_path / "run", "train.select=diversity", iterations=3) == 0
+    assert "the best by diversity" in write_report(tmp_path / "run").read_text()
     opened = open_run(tmp_path / "run", tuned=True).tuner
     saved = sa.load(tmp_path / "run")
 

@@ -159,7 +159,9 @@ class Rounds:
         self.resumed = False
         self.round = 0
         self.figures: dict[str, float] = {}
-        zeros = torch.zeros(2, *model.shape, device=model.device, requires_grad=True)
+        # a prompt given twice is one to the proxy
+        self.slots = torch.tensor([0] if prompts is None else [prompts.index(prompt) for prompt in prompts])
+        zeros = torch.zeros(1, *model.shape, device=model.device, requires_grad=True)
         seen = self._features(model.decode(zeros))
         if not seen.requires_grad:
             raise ValueError("online.features: no gradient reaches the samples through this model's features; take samples")
@@ -198,6 +200,10 @@ class Rounds:
             raise ValueError(f"{self.log.path}: holds the answers of another run; resume that run, or take another folder")
         number = self.round + 1
         before, known = len(self.log.upto(self.round)[1]), self.log.rounds.count(number)
+        if before != sum(self.config.rounds[: self.round]):
+            raise ValueError(
+                f"{self.log.path}: lacks answers of the rounds before {number}; put the file back, or begin a new run"
+            )
         n = self.config.rounds[self.round]
         groups = self._groups(before + n)[before:]
         for start in range(0, n, rows):
@@ -215,7 +221,7 @@ class Rounds:
 
     def _groups(self, n: int) -> Tensor:
         """Whose turn it is: each prompt as often as the others, over all rounds."""
-        return torch.arange(n) % max(1, len(self.prompts or []))
+        return self.slots[torch.arange(n) % len(self.slots)]
 
     def _refit(self, number: int, before: int, generator: torch.Generator) -> None:
         features, values = self.log.upto(number)

@@ -35,8 +35,8 @@ class Ridge:
 def fit_ridge(phi: Tensor, y: Tensor, *, rounds: int = 1000, prior: float = 1e-6) -> Ridge:
     """The posterior `cov = noise^2 (Phi^T Phi + l I)^-1`, `mean = (Phi^T Phi + l I)^-1 Phi^T y`; phi (n, D), y (n,).
 
-    Noise and penalty l are those of the highest evidence (MacKay 1992, "Bayesian interpolation", eq. 4.9 and 4.10; `prior` is
-    the weight of the hyperpriors), so nothing is left to choose. In float64.
+    Noise and penalty l are those of the highest evidence (MacKay 1992, "Bayesian interpolation"; `prior` is the weight
+    of the hyperpriors), so nothing is left to choose. In float64.
 
     >>> x = torch.linspace(-1, 1, 50, dtype=torch.float64)[:, None]
     >>> [round(float(w), 3) for w in fit_ridge(x, 2 * x[:, 0]).mean]
