@@ -13,11 +13,11 @@ FLOORS = {
     0: ["types", "shelf"],
     1: ["processes", "predictions", "gaussians", "conditions"],
     2: ["solvers", "exact", "linear_quadratic", "adapters", "models._digits_nets"],
-    3: ["model", "value", "kl"],
+    3: ["model", "value", "kl", "proxy"],
     3.5: ["rewards", "models"],  # the open shelves of floor 3: they may use its modules, not one another
     4: ["rollout", "replay"],
     5: ["algorithms"],
-    6: ["finetuner", "evaluation", "checkpoints", "export", "_checking", "_recipe_text"],
+    6: ["finetuner", "evaluation", "checkpoints", "export", "online", "selection", "_checking", "_recipe_text"],
     7: [
         "cli",
         "config",
@@ -26,6 +26,7 @@ FLOORS = {
         "_report_comparison",
         "_report_parts",
         "pictures",
+        "frontiers",
         "training",
         "measuring",
         "comparing",

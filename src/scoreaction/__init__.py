@@ -9,6 +9,7 @@ from scoreaction.finetuner import Finetuner, Train
 from scoreaction.loading import load
 from scoreaction.model import Model
 from scoreaction.models import gaussian_mixture
+from scoreaction.online import Online
 from scoreaction.processes import VE, VP, CosineVP, Flow, TableVP
 from scoreaction.rewards import Reward
 from scoreaction.rollout import Sampler
@@ -23,6 +24,7 @@ __all__ = [
     "Finetuner",
     "Flow",
     "Model",
+    "Online",
     "Reward",
     "Sampler",
     "ScoreAction",

@@ -55,7 +55,25 @@ def comparison_part(folder: Path) -> Part:
         title = titles.get(name, name.capitalize())
         caption = captions.get(name, "During training, on its own samples." + band)
         part.pictures.append(picture(title, caption, figure, wide=False))
+    part.pictures += _frontiers(found)
     return part
+
+
+def _frontiers(found: Values) -> list[Picture]:
+    """What each way pays for its reward, where a setting was swept."""
+    from scoreaction.frontiers import frontier_figures
+
+    setting = (found["sweep"] or "").partition("=")[0]
+    bars = "bars: one standard error over seeds" if len(found["seeds"]) > 1 else "one seed each, so there are no bars"
+    caption = (
+        f"A point is the end of training at one {setting}, which stands beside it; a line joins those of one algorithm; {bars}."
+    )
+    return [
+        picture(
+            f"Reward against {name.removeprefix('frontier_').replace('kl', 'KL')}: the frontier", caption, figure, wide=False
+        )
+        for name, figure in frontier_figures(found).items()
+    ]
 
 
 def comparison_headline(found: Values, recipe: Recipe) -> list[str]:

@@ -79,6 +79,10 @@ def run_headline(recipe: Recipe, records: list[Values], summary: Values | None) 
         title = key.removeprefix("held_out.").removesuffix("_base")
         after = summary[key.removesuffix("_base") + "_tuned"]
         said.append(f"The held-out reward {title}, which was not trained on, went {change(summary[key], after)}.")
+    if "selected_iteration" in summary:
+        said.append(
+            f"All of this is of the weights after iteration {summary['selected_iteration']}, the best by {recipe.train.select}."
+        )
     if "distance_to_optimum" in summary:
         goal, best = (number(value, 3) for value in objectives(summary))
         said.append(f"What it maximises, reward - {summary['beta']:g} x KL, came to {goal}; the best possible is {best}.")

@@ -159,8 +159,9 @@ def _standard_error(values: Sequence[float]) -> float | None:
 
 
 def draw_plots(found: Values, folder: Path) -> None:
-    """reward.png, kl.png and so on beside comparison.json: curves with bands of one standard error."""
+    """reward.png, kl.png and so on beside comparison.json: curves with bands of one standard error; frontiers of a sweep."""
+    from scoreaction.frontiers import frontier_figures
     from scoreaction.pictures import comparison_figures
 
-    for name, figure in comparison_figures(found, folder).items():
+    for name, figure in {**comparison_figures(found, folder), **frontier_figures(found)}.items():
         figure.savefig(folder / f"{name}.png", dpi=110)

@@ -25,6 +25,7 @@ from scoreaction.algorithms._learner import Algorithm
 from scoreaction.evaluation import Evaluation
 from scoreaction.finetuner import Finetuner, Train
 from scoreaction.model import Model
+from scoreaction.online import Online
 from scoreaction.rollout import Sampler
 from scoreaction.shelf import Kind, UserError, nearest
 from scoreaction.types import Conditions, RewardFunction
@@ -66,6 +67,7 @@ class Recipe(BaseModel):
     evaluation: Evaluation
     held_out: tuple[Block, ...]
     early_stop: EarlyStop | None
+    online: Online | None
 
     def values(self) -> Values:
         """The recipe as plain values, every default written out."""
@@ -79,13 +81,16 @@ class Recipe(BaseModel):
             "prompts": self.prompts,
             "evaluation": {**self.evaluation.model_dump(mode="json"), "held_out": [b.dump() for b in self.held_out]},
             "early_stop": None if self.early_stop is None else self.early_stop.model_dump(mode="json"),
+            "online": None if self.online is None else self.online.model_dump(mode="json"),
         }
 
 
 LOCAL = ("linear", "quadratic", "ink", "classifier", "legibility", "jpeg", "shapes")
 """Our rewards that answer at once, on this machine."""
 
-_SECTIONS: dict[str, type[BaseModel]] = {"sampler": Sampler, "train": Train, "evaluation": Evaluation, "early_stop": EarlyStop}
+_SECTIONS: dict[str, type[BaseModel]] = {
+    "sampler": Sampler, "train": Train, "evaluation": Evaluation, "early_stop": EarlyStop, "online": Online,
+}  # fmt: skip
 
 
 def load_recipe(name_or_path: str, overrides: Sequence[str] = ()) -> Recipe:
@@ -129,7 +134,7 @@ def resolve(values: Values, *, folder: Path = Path()) -> Recipe:
     defaults = copy.deepcopy(vars(model.module).get("DEFAULTS", {}))
     sections = {name: _overlay(defaults.get(name), values.get(name), name) for name in ("sampler", "train", "evaluation")}
     held_out = _rewards(sections["evaluation"].pop("held_out", None) or [], ("evaluation", "held_out"))
-    stop = values.get("early_stop")
+    stop, online = values.get("early_stop"), values.get("online")
     return Recipe(
         model=model,
         reward=_rewards(values["reward"], ("reward",)) if isinstance(values["reward"], list) else _one_reward(values["reward"]),
@@ -140,6 +145,7 @@ def resolve(values: Values, *, folder: Path = Path()) -> Recipe:
         evaluation=check(Evaluation, sections["evaluation"], ("evaluation",)),
         held_out=held_out,
         early_stop=None if stop is None else check(EarlyStop, stop, ("early_stop",)),
+        online=None if online is None else check(Online, online, ("online",)),
     )
 
 
@@ -287,6 +293,7 @@ def build(recipe: Recipe, output: str | Path | None = None) -> Finetuner:
             evaluation=recipe.evaluation,
             held_out=dict(zip(names_of(recipe.held_out), held_out, strict=True)),
             recipe=dump(recipe),
+            online=recipe.online,
         )
     except ValueError as error:
         raise UserError(named(str(error), "recipe")) from error

@@ -25,8 +25,10 @@ from scoreaction.evaluation import Evaluation, ExactTask, diversity, measure, me
 from scoreaction.export import save_model
 from scoreaction.kl import chain_kl, path_kl
 from scoreaction.model import Model
+from scoreaction.online import Online, Rounds
 from scoreaction.rewards import CountedReward, RewardError
-from scoreaction.rollout import Experience, Sampler
+from scoreaction.rollout import Experience, Sampler, roll_out
+from scoreaction.selection import Selection
 from scoreaction.types import RewardFunction
 
 NO_GRADIENT = "check that the network's output depends on them, and that nothing detaches it"
@@ -40,7 +42,8 @@ class Train(BaseModel):
     """How long and how fast: iterations, trajectories an iteration, learning rate, seed, device, averages, checkpoints.
 
     max_rows is the largest batch of one network call in an update; held_out_rows how many samples an iteration the
-    held-out rewards and diversity are measured on.
+    held-out rewards and diversity are measured on. select: the metric whose best weights are kept, higher is better; they
+    are then what is reported, sampled and saved.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
@@ -58,6 +61,7 @@ class Train(BaseModel):
     samples_per_prompt: int = Field(1, ge=1)
     checkpoint_every: int = Field(50, ge=1)
     held_out_rows: int = Field(64, ge=2)
+    select: str | None = None
 
 
 class Finetuner:
@@ -65,6 +69,7 @@ class Finetuner:
 
     reward: `fn(samples, conditions) -> (batch,)`, a plain function (black-box) or a `Reward`. prompts: what samples are
     conditioned on, drawn uniformly. output: the run folder, None writes nothing. held_out: rewards that are only reported.
+    online: the reward is an oracle, asked in rounds; training follows a proxy of it.
     ValueError, with the remedy, where the algorithm's needs are not met; TrainingError or RewardError where it fails.
 
     >>> import scoreaction as sa
@@ -87,6 +92,7 @@ class Finetuner:
         evaluation: Evaluation | None = None,
         held_out: dict[str, RewardFunction] | None = None,
         recipe: str | None = None,
+        online: Online | None = None,
     ) -> None:
         self.sampler, self.train, self.evaluation = sampler or Sampler(), train or Train(), evaluation or Evaluation()
         self.algorithm, self.recipe = algorithm, recipe
@@ -106,6 +112,15 @@ class Finetuner:
         if self.prompts is not None and not self.prompts:
             raise ValueError("prompts: the list is empty; give at least one prompt, or null for none")
         self.folder = RunFolder(output) if output is not None else None
+        self.rounds: Rounds | None = None
+        if online is not None:
+            folder = None if self.folder is None else self.folder.path
+            self.rounds = Rounds(online, self.train.iterations, self.model, self.reward, self.prompts, folder)
+        self.objective = self.rounds or self.reward  # what training follows
+        self.selection: Selection | None = None
+        if self.train.select is not None:
+            known = ["reward_mean", "diversity", "vendi", *(f"held_out.{name}" for name in self.held_out)]
+            self.selection = Selection(self.train.select, known)
         self.iteration, self.seconds, self.between = 0, 0.0, True
         self.generator = torch.Generator().manual_seed(self.train.seed)
         self.sampler.find()
@@ -126,17 +141,17 @@ class Finetuner:
         self._board: Any = None
 
     def _setting(self) -> Setting:
-        judge = Judge(self._score, self.reward.differentiable)
+        judge = Judge(self._score, self.objective.differentiable)
         return Setting(self.model, self.sampler, judge, self.train.batch, self.train.max_rows, self.conditions)
 
     def _score(self, x0: Tensor, groups: Tensor) -> Tensor:
         """The reward of x0 for the prompts of these numbers."""
         prompts = None if self.prompts is None else [self.prompts[group] for group in groups.tolist()]
-        scores = self.reward(self.model.decode(x0), prompts)
-        if torch.is_grad_enabled() and self.reward.differentiable and not scores.requires_grad:
+        scores = self.objective(self.model.decode(x0), prompts)
+        if torch.is_grad_enabled() and self.objective.differentiable and not scores.requires_grad:
             raise RewardError(
-                f"{self.reward.name}: says it is differentiable, and no gradient reaches the samples; keep the graph in it, or"
-                " leave differentiable out"
+                f"{self.objective.name}: says it is differentiable, and no gradient reaches the samples; keep the graph in it,"
+                " or leave differentiable out"
             )
         return scores
 
@@ -156,16 +171,33 @@ class Finetuner:
             yield metrics
 
     def _iterate(self) -> dict[str, Any]:
+        if self.rounds is not None and self.rounds.due(self.iteration):
+            if self.folder is not None:
+                self._write_recipe()  # so that the answers are known to be this run's
+            self.rounds.query(self._draw, self.train.batch, self.generator)
         experience, prompts = self._collect()
         experience = self.learner.prepare(experience, self.generator)
         metrics = {"reward_mean": float(experience.rewards.mean()), "reward_std": float(experience.rewards.std())}
         metrics |= self._kl(experience)
         metrics |= self._learn(self.learner.updates(experience, self.generator))
         self.learner.adapt_beta(metrics["kl_nats"])
+        decay = min(self.train.ema_decay, (1 + self.iteration) / (10 + self.iteration)) if self.train.ema else 0.0
         if self.train.ema:
-            self.model.average_weights(min(self.train.ema_decay, (1 + self.iteration) / (10 + self.iteration)))
+            self.model.average_weights(decay)
         metrics |= {name: value for name, value in self.learner.state.items() if isinstance(value, float)}
-        return metrics | self._watch(experience, prompts)
+        metrics |= {} if self.rounds is None else self.rounds.figures
+        metrics |= self._watch(experience, prompts)
+        if self.selection is not None and self.selection(metrics[self.selection.metric], self.iteration + 1, decay):
+            self.model.select_weights()
+        return metrics
+
+    def _draw(self, groups: Tensor) -> Tensor:
+        """Samples of the policy as it is, decoded; groups (n,) say the prompt of each."""
+        conditions, times = take(self.conditions, groups), self.sampler.times(self.model.process)
+        policy = self.learner.policy(conditions)
+        with torch.no_grad():
+            rollout = roll_out(self.model, self.sampler, policy, len(groups), self.generator, times=times)
+            return self.model.decode(rollout.x0)
 
     def _collect(self) -> tuple[Experience, list[Any] | None]:
         """Prompts, trajectories and their rewards."""
@@ -182,7 +214,7 @@ class Finetuner:
             rewards, gradient = torch.cat([r for r, _ in parts]), torch.cat([g for _, g in parts])
         else:
             with torch.no_grad():
-                rewards = self.reward(self.model.decode(rollout.x0), prompts)
+                rewards = self.objective(self.model.decode(rollout.x0), prompts)
         groups = groups.to(rewards.device)
         return Experience(rollout, rewards, conditions, groups, reward_gradient=gradient), prompts
 
@@ -281,7 +313,7 @@ class Finetuner:
 
     def state(self) -> dict[str, Any]:
         """All that changes: what a resumed run needs to equal the uninterrupted one."""
-        return {
+        state = {
             "iteration": self.iteration,
             "seconds": self.seconds,
             "policy": dict(self.model.parameters.items()),
@@ -294,6 +326,11 @@ class Finetuner:
             "queries": self.reward.queries,
             "evaluations": [self.model.evaluations.forward, self.model.evaluations.backward],
         }
+        if self.rounds is not None:
+            state["rounds"] = self.rounds.state()
+        if self.selection is not None:
+            state["selection"] = self.selection.state(self.model.selected)
+        return state
 
     def load_state(self, state: dict[str, Any]) -> None:
         """Puts back what `state` took."""
@@ -311,6 +348,12 @@ class Finetuner:
         self.scaler.load_state_dict(state["scaler"])
         self.reward.queries = state["queries"]
         self.model.evaluations.forward, self.model.evaluations.backward = state["evaluations"]
+        if self.rounds is not None:
+            self.rounds.load_state(state["rounds"])
+        if self.selection is not None:
+            self.selection.load_state(state["selection"])
+            kept = state["selection"]["weights"]
+            self.model.selected = None if kept is None else {k: v.to(self.model.device) for k, v in kept.items()}
 
     def checkpoint(self) -> bool:
         """Saves the state, keeping the newest two; False in the middle of an iteration, whose state is of no use."""
@@ -329,6 +372,8 @@ class Finetuner:
     def resume(self) -> bool:
         """Continues from the newest checkpoint; False where there is none."""
         newest = self.folder.newest_checkpoint() if self.folder is not None else None
+        if self.rounds is not None:
+            self.rounds.resume()
         if self.folder is None or newest is None:
             if self.folder is not None:
                 self.folder.cut_metrics(0)
@@ -347,6 +392,8 @@ class Finetuner:
         sampler = chosen.sampler(self.sampler)
         counts, queries = self._counts(), self.reward.queries
         figures: dict[str, Any] = {"iterations": self.iteration}
+        if self.selection is not None:
+            figures["selected_iteration"] = self.selection.iteration
         for kind in ("base", "tuned"):
             found, samples = measure(
                 self.model, sampler, self.reward, self.held_out,

@@ -90,6 +90,8 @@ class Model:
         self.parameters = {name: p for name, p in net.named_parameters() if p.requires_grad}
         """The trained parameters by name."""
         self.average: dict[str, Tensor] | None = None
+        self.selected: dict[str, Tensor] | None = None
+        """The weights that were best by a metric, where that is asked for: `averaged` then means them."""
         self.evaluations = Evaluations()
         self.autocast: Callable[[], AbstractContextManager[None]] = nullcontext
 
@@ -105,8 +107,9 @@ class Model:
         self.reference_net.to(device)
         if self.consistency_net is not None:
             self.consistency_net.to(device)
-        if self.average is not None:
-            self.average = {name: value.to(device) for name, value in self.average.items()}
+        for kept in (self.average, self.selected):
+            for name, value in (kept or {}).items():
+                kept[name] = value.to(device)  # type: ignore[index]
         return self
 
     def predict(self, x: Tensor, t: Tensor, conditions: Conditions = None, *, guidance: float = 1.0) -> Prediction:
@@ -198,12 +201,16 @@ class Model:
             names = list(self.average)
             torch._foreach_lerp_([self.average[n] for n in names], [self.parameters[n].detach() for n in names], 1 - decay)
 
+    def select_weights(self) -> None:
+        """Keeps the averaged weights as they are (the policy's own where there is no average)."""
+        self.selected = {name: value.detach().clone() for name, value in (self.average or self.parameters).items()}
+
     @contextmanager
     def averaged(self) -> Iterator[None]:
-        """Within it the policy has its averaged weights (its own where there is no average)."""
+        """Within it the policy has its selected or else its averaged weights (its own where there is neither)."""
         own = {name: p.data for name, p in self.parameters.items()}
         try:
-            for name, value in (self.average or {}).items():
+            for name, value in (self.selected or self.average or {}).items():
                 self.parameters[name].data = value
             yield
         finally:

@@ -150,7 +150,19 @@ def run_figure(records: Sequence[Values], summary: Values | None) -> Figure:
     figure, axes = new_figure(columns, -(-len(keys) // columns), width=9.2 / columns)
     known = {"reward_mean": "optimum_reward", "kl_nats": "optimum_kl_nats"}
     for axis, key in zip(axes, keys, strict=False):
-        axis.plot(*_series(records, "model_evaluations", key), color=COLOURS[0], linewidth=1.4)
+        online = key == "reward_mean" and "oracle_mean" in records[0]
+        axis.plot(
+            *_series(records, "model_evaluations", key),
+            color=COLOURS[0],
+            linewidth=1.4,
+            label="by the proxy" if online else None,
+        )
+        if online:  # a round's queries are of the policy that the round began with
+            asked = [now for now, last in zip(records, [{}, *records], strict=False) if now["round"] != last.get("round")]
+            axis.plot(
+                *_series(asked, "model_evaluations", "oracle_mean"), "o", color=COLOURS[3], label="by the oracle, a round"
+            )
+            axis.legend(frameon=False)
         optimum = (summary or {}).get(known.get(key, ""))
         if optimum is not None:
             axis.axhline(optimum, color="#d1495b", linestyle="--", linewidth=1.2, label="optimum")
@@ -205,7 +217,7 @@ def _bands(records: dict[str, list[list[Values]]], x: str, y: str, xlabel: str) 
             axis.fill_between(grid, mean - error, mean + error, color=colour, alpha=0.25, linewidth=0)
     axis.set(ylabel=title_of(y), xlabel=xlabel)
     if y == "kl_nats":
-        _squeeze(axis, "y", [run[-1][y] for runs in records.values() for run in runs if run])
+        squeeze(axis, "y", [run[-1][y] for runs in records.values() for run in runs if run])
     axis.legend(frameon=False)
     return figure
 
@@ -223,13 +235,14 @@ def _frontier(found: Values, records: dict[str, list[list[Values]]]) -> Figure:
     for kl, reward in sorted({(end["optimum_kl_nats"], end["optimum_reward"]) for end in ends}):
         axis.plot(kl, reward, "*", color="black", markersize=12, label="optimum", zorder=5)
     axis.set(xlabel="KL to the pretrained model (nats)", ylabel="reward")
-    _squeeze(axis, "x", [group["mean"]["kl_nats"] for group in found["groups"]])
+    squeeze(axis, "x", [group["mean"]["kl_nats"] for group in found["groups"]])
     handles = dict(zip(*reversed(axis.get_legend_handles_labels()), strict=True))  # one entry a label
     axis.legend(handles.values(), handles.keys(), frameon=False)
     return figure
 
 
-def _squeeze(axis: Axes, which: str, ends: Sequence[float]) -> None:
+def squeeze(axis: Axes, which: str, ends: Sequence[float]) -> None:
     """A logarithmic axis (linear below 1) where the ends are too far apart to be seen on one scale."""
     if max(ends) > 20 * max(min(ends), 0.05):
         (axis.set_xscale if which == "x" else axis.set_yscale)("symlog", linthresh=1.0)
+        (axis.xaxis if which == "x" else axis.yaxis).set_major_formatter("{x:g}")

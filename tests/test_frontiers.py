@@ -1,0 +1,82 @@
+"""Truth: a comparison written by hand; its points, their order and their errors are what the figure shows."""
+
+import json
+
+import pytest
+from twins import accepts, close
+
+from scoreaction._report_comparison import comparison_part
+from scoreaction.cli import main
+from scoreaction.frontiers import frontier_figures, line_of
+
+
+def group(algorithm, value, reward, kl, *, error=0.1, **more):
+    mean = {"reward_tuned": reward, "reward_base": 0.5, "kl_nats": kl, "diversity_tuned": 2 - kl, "diversity_base": 2.0, **more}
+    errors = {key: error for key in mean}
+    return {"label": f"{algorithm} {value}", "algorithm": algorithm, "value": value, "mean": mean, "standard_error": errors}
+
+
+GROUPS = [
+    group("sqdf", "10", 1.0, 0.2),
+    group("sqdf", "2", 2.0, 0.6),
+    group("ddpo", None, 3.0, 1.5, error=None),
+]
+FOUND = {"sweep": "algorithm.beta=10,2", "groups": GROUPS}
+
+
+def test_a_line_is_an_algorithms_points_in_the_order_of_the_setting():
+    points = line_of(GROUPS, "sqdf", "kl_nats")
+    close([point[1:] for point in points], [(0.6, 0.1, 2.0, 0.1), (0.2, 0.1, 1.0, 0.1)], as_texts=[p[1:] for p in points[::-1]])
+    assert [point[0] for point in points] == ["2", "10"]
+    assert line_of(GROUPS, "ddpo", "kl_nats") == [(None, 1.5, 0.0, 3.0, 0.0)]
+
+
+def drawn(figure):
+    """Every point with its label, and the texts beside points."""
+    (axis,) = figure.axes
+    handles, labels = axis.get_legend_handles_labels()
+    lines = [handle[0] if isinstance(handle, tuple) else handle for handle in handles]
+    return {label: list(map(tuple, line.get_xydata().tolist())) for label, line in zip(labels, lines, strict=True)}
+
+
+def test_the_figures_show_every_way_and_the_pretrained_model():
+    figures = frontier_figures(FOUND)
+    assert list(figures) == ["frontier_kl", "frontier_diversity"]
+
+    def check(points):
+        assert points["sqdf"] == [(0.6, 2.0), (0.2, 1.0)]
+        assert points["ddpo (no beta)"] == [(1.5, 3.0)]
+        assert points["pretrained model"] == [(0.0, 0.5)]
+
+    accepts(check, drawn(figures["frontier_kl"]), diversity=drawn(figures["frontier_diversity"]))
+    assert drawn(figures["frontier_diversity"])["pretrained model"] == [(2.0, 0.5)]
+    beside = [text.get_text() for text in figures["frontier_kl"].axes[0].texts]
+    assert beside == ["2", "10"]
+    assert figures["frontier_kl"].axes[0].get_title() == "Up and to the left is better"
+    assert figures["frontier_diversity"].axes[0].get_title() == "Up and to the right is better"
+    assert frontier_figures({**FOUND, "sweep": None}) == {}
+
+
+def test_the_optimum_of_each_beta_and_held_out_rewards_are_drawn():
+    known = {"optimum_kl_nats": 0.7, "optimum_reward": 2.5, "held_out.ink_tuned": 4.0, "held_out.ink_base": 5.0}
+    groups = [group("a", "1", 1.0, 0.2, **known), group("a", "2", 2.0, 0.6, **{**known, "optimum_kl_nats": 0.3})]
+    figures = frontier_figures({"sweep": "train.lr=1,2", "groups": groups})
+    assert list(figures) == ["frontier_kl", "frontier_diversity", "frontier_ink"]
+    assert drawn(figures["frontier_kl"])["best possible"] == [(0.3, 2.5), (0.7, 2.5)]
+    assert "best possible" not in drawn(figures["frontier_ink"])
+    assert drawn(figures["frontier_ink"])["pretrained model"] == [(5.0, 0.5)]
+
+
+@pytest.mark.slow
+def test_a_sweep_leaves_its_frontiers_beside_the_comparison(tmp_path):
+    from test_cli import TINY
+
+    folder = tmp_path / "sweep"
+    command = ["compare", "mixture", *TINY[1:], "train.iterations=2", "--algorithms", "ddpo,dpok", "--output", str(folder)]
+    assert main([*command, "--sweep", "algorithm.beta=0.1,1"]) == 0
+    assert {path.name for path in folder.glob("frontier_*.png")} == {"frontier_kl.png", "frontier_diversity.png"}
+    titles = [picture.title for picture in comparison_part(folder).pictures]
+    assert titles[-2:] == ["Reward against KL: the frontier", "Reward against diversity: the frontier"]
+    found = json.loads((folder / "comparison.json").read_text())
+    (folder / "comparison.json").write_text(json.dumps({**found, "sweep": None}))
+    assert not any("frontier" in picture.title for picture in comparison_part(folder).pictures)
