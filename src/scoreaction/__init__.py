@@ -12,6 +12,7 @@ from scoreaction.models import gaussian_mixture
 from scoreaction.processes import VE, VP, CosineVP, Flow, TableVP
 from scoreaction.rewards import Reward
 from scoreaction.rollout import Sampler
+from scoreaction.types import Prompt
 
 __all__ = [
     "DDPO",
@@ -23,6 +24,7 @@ __all__ = [
     "Finetuner",
     "Flow",
     "Model",
+    "Prompt",
     "Reward",
     "Sampler",
     "ScoreAction",

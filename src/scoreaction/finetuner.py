@@ -26,8 +26,9 @@ from scoreaction.export import save_model
 from scoreaction.kl import chain_kl, path_kl
 from scoreaction.model import Model
 from scoreaction.rewards import CountedReward, RewardError
+from scoreaction.rewards._weighted import WeightedSum
 from scoreaction.rollout import Experience, Sampler
-from scoreaction.types import RewardFunction
+from scoreaction.types import Prompt, RewardFunction
 
 NO_GRADIENT = "check that the network's output depends on them, and that nothing detaches it"
 
@@ -64,8 +65,9 @@ class Finetuner:
     """Fine-tunes a model on a reward: iterate over it, one dict of metrics an iteration.
 
     reward: `fn(samples, conditions) -> (batch,)`, a plain function (black-box) or a `Reward`. prompts: what samples are
-    conditioned on, drawn uniformly. output: the run folder, None writes nothing. held_out: rewards that are only reported.
-    ValueError, with the remedy, where the algorithm's needs are not met; TrainingError or RewardError where it fails.
+    conditioned on, drawn uniformly, or by its weight where one is a `Prompt`. output: the run folder, None writes nothing.
+    held_out: rewards that are only reported. ValueError, with the remedy, where the algorithm's needs are not met;
+    TrainingError or RewardError where it fails.
 
     >>> import scoreaction as sa
     >>> model = sa.models.gaussian_mixture.build(sa.models.gaussian_mixture.Config())
@@ -166,17 +168,38 @@ class Finetuner:
         return metrics | self._watch(experience, prompts)
 
     def _collect(self) -> tuple[Experience, list[Any] | None]:
-        """Prompts, trajectories and their rewards."""
+        """Prompts, trajectories and their rewards.
+
+        Where the reward fails nothing is learned yet: the iteration is taken back, and what was learned before is saved.
+        """
+        before = self.generator.get_state(), self.model.evaluations.forward, self.reward.queries
+        try:
+            return self._experienced()
+        except RewardError:
+            self.generator.set_state(before[0])
+            self.model.evaluations.forward, self.reward.queries = before[1:]
+            self.between = True
+            if self.iteration > 0:
+                self.checkpoint()
+            raise
+
+    def _experienced(self) -> tuple[Experience, list[Any] | None]:
         batch, each = self.train.batch, self.train.samples_per_prompt
-        kinds = 1 if self.prompts is None else len(self.prompts)
-        drawn = torch.randint(kinds, (math.ceil(batch / each),), generator=self.generator)
+        drawn = self._drawn(math.ceil(batch / each))
         self._groups = drawn.repeat_interleave(each)[:batch]
         conditions = take(self.conditions, self._groups)
         rollout = self.learner.explore(conditions, batch, self.generator)
         prompts = None if self.prompts is None else [self.prompts[int(g)] for g in self._groups]
         with torch.no_grad():
-            rewards = self.reward(self.model.decode(rollout.x0), prompts)
+            rewards = self.reward.decoded(rollout.x0, self.model.decode, prompts)
         return Experience(rollout, rewards, conditions, self._groups.to(rewards.device)), prompts
+
+    def _drawn(self, n: int) -> Tensor:
+        """The numbers of n prompts: each as likely as the others, or by the weights that a `Prompt` has."""
+        weights = [prompt.weight if isinstance(prompt, Prompt) else 1.0 for prompt in self.prompts or ["none"]]
+        if len(set(weights)) == 1:
+            return torch.randint(len(weights), (n,), generator=self.generator)
+        return torch.multinomial(torch.tensor(weights), n, replacement=True, generator=self.generator)
 
     def _kl(self, experience: Experience) -> dict[str, float]:
         difference, times = experience.difference(), experience.rollout.times
@@ -277,6 +300,7 @@ class Finetuner:
             "generator": self.generator.get_state(),
             "scaler": self.scaler.state_dict(),
             "queries": self.reward.queries,
+            "moments": self.reward.reward.moments if isinstance(self.reward.reward, WeightedSum) else None,
             "evaluations": [self.model.evaluations.forward, self.model.evaluations.backward],
         }
 
@@ -295,6 +319,8 @@ class Finetuner:
         self.generator.set_state(state["generator"])
         self.scaler.load_state_dict(state["scaler"])
         self.reward.queries = state["queries"]
+        if isinstance(self.reward.reward, WeightedSum):
+            self.reward.reward.moments = state["moments"]
         self.model.evaluations.forward, self.model.evaluations.backward = state["evaluations"]
 
     def checkpoint(self) -> bool:

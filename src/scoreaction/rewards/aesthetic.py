@@ -77,8 +77,12 @@ def load_head(name: str) -> nn.Sequential:
     biases = [key.removesuffix("weight") + "bias" for key in weights]
     shapes = [tuple(tensors[key].shape) for key in weights]
     chained = all(len(shape) == 2 for shape in shapes) and [s[0] for s in shapes] == [*(s[1] for s in shapes[1:]), 1]
-    whole = {*weights, *biases} == {*tensors} and all(tensors[b].numel() == s[0] for b, s in zip(biases, shapes, strict=True))
-    if not weights or not chained or not whole:
+    whole = (
+        chained
+        and {*weights, *biases} == {*tensors}
+        and all(tensors[b].numel() == s[0] for b, s in zip(biases, shapes, strict=True))
+    )
+    if not weights or not whole:
         raise ValueError(f"head: {name} holds {', '.join(sorted(tensors)[:4])}; it must be linear layers that end in 1 number")
     layers = nn.Sequential(*(nn.Linear(takes, gives) for gives, takes in shapes))
     for layer, weight, bias in zip(layers, weights, biases, strict=True):
