@@ -93,6 +93,7 @@ def evaluate(
     eta: Annotated[str, typer.Option(help="Noise levels, for example 0,1.")] = "1",
     n: Annotated[int | None, typer.Option("--n", min=2, help="Samples each; default the recipe's.")] = None,
     seed: Annotated[int | None, typer.Option(min=0)] = None,
+    prompts: Annotated[str | None, typer.Option(help="A shipped set or a file instead of the run's own prompts.")] = None,
 ) -> None:
     """Reward, held-out rewards, KL and diversity over a grid of samplers: evaluation.json."""
     from scoreaction.measuring import evaluate_grid, open_run
@@ -100,7 +101,7 @@ def evaluate(
 
     grid = [numbers(steps, int, "--steps"), names(solver, "--solver"), numbers(eta, float, "--eta")]
     opened = open_run(run, tuned=True)
-    show_grid(evaluate_grid(opened, *grid, n=n, seed=seed))
+    show_grid(evaluate_grid(opened, *grid, n=n, seed=seed, prompts=prompts))
     print(f"evaluation: {run / 'evaluation.json'}")
 
 

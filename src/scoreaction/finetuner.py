@@ -358,11 +358,14 @@ class Finetuner:
         sampler = chosen.sampler(self.sampler)
         counts, queries = self._counts(), self.reward.queries
         figures: dict[str, Any] = {"iterations": self.iteration}
+        prompted: dict[str, dict[str, float]] = {}
         for kind in ("base", "tuned"):
             found, samples = measure(
                 self.model, sampler, self.reward, self.held_out,
                 n=chosen.n, prompts=self.prompts, seed=chosen.seed, reference=kind == "base", chunk=self._chunk(),
             )  # fmt: skip
+            for prompt, mean in found.pop("by_prompt", {}).items():
+                prompted.setdefault(prompt, {})[f"reward_{kind}"] = mean
             figures |= {_named(name, kind): value for name, value in found.items()}
             if self.folder is not None:
                 self._save_samples(kind, samples)
@@ -373,6 +376,8 @@ class Finetuner:
         if task is not None:
             figures |= task.figures(self.model, sampler, chosen.n, chosen.seed)
         figures |= {"beta": beta, **counts}
+        if prompted:
+            figures["prompts"] = [{"prompt": prompt, **means} for prompt, means in prompted.items()]
         if self.folder is not None:
             self._write_recipe()
             write_whole(self.folder.summary_path, json.dumps(figures, indent=2) + "\n")
