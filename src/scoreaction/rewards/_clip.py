@@ -50,6 +50,20 @@ def cropped(images: Tensor, size: int) -> Tensor:
     return normalised(images[..., top : top + size, left : left + size])
 
 
+def fitted(images: Tensor, size: int) -> Tensor:
+    """All of images (batch, 1 or 3, H, W) in [0, 1], in the middle of a black square, `size` pixels wide, normalised.
+
+    >>> fitted(torch.zeros(2, 1, 30, 40), 24).shape
+    torch.Size([2, 3, 24, 24])
+    """
+    height, width = images.shape[-2:]
+    scale = size / max(height, width)
+    images = resized(rgb(images), max(1, round(height * scale)), max(1, round(width * scale)))
+    down, across = size - images.shape[-2], size - images.shape[-1]
+    edges = (across // 2, across - across // 2, down // 2, down - down // 2)
+    return normalised(nn.functional.pad(images, edges))
+
+
 def unit(features: Tensor) -> Tensor:
     """Rows of length 1."""
     return features / features.norm(dim=-1, keepdim=True)
