@@ -421,6 +421,7 @@ def test_an_address_that_is_none_is_refused(url: str) -> None:
 # As a user has it
 
 
+@pytest.mark.slow
 def test_a_run_whose_server_goes_away_saves_its_state_and_goes_on(tmp_path: Path) -> None:
     """Truth: the run that was never cut off, line for line."""
     sizes = ["train.iterations=4", "train.batch=8", "evaluation.n=8", "evaluation.steps=2", "sampler.steps=3"]
@@ -449,6 +450,25 @@ def test_a_run_whose_server_goes_away_saves_its_state_and_goes_on(tmp_path: Path
     assert went_on[2] != whole[3]
 
 
+def test_a_reward_over_http_is_held_out_and_measured_like_any_other() -> None:
+    """Truth: the same reward in process; measuring in parts, drawn while the ones before are scored, changes nothing."""
+    from scoreaction.evaluation import measure
+
+    model, local = sa.gaussian_mixture.build(sa.gaussian_mixture.Config()), build_reward("linear", ["direction=[1, 0.5]"])
+    with serving(local) as server:
+        far = remote(server.url, batch=7)
+
+        def measured(judge: Any, chunk: int, seed: int = 0) -> list[float]:
+            held_out = {"same": CountedReward(judge)}
+            sampler = sa.Sampler(steps=3)
+            found, _ = measure(model, sampler, CountedReward(judge), held_out, n=20, prompts=None, seed=seed, chunk=chunk)
+            return [found[key] for key in ("reward", "reward_se", "held_out.same", "held_out.same_se")]
+
+        truth = measured(local, 6)
+        close(measured(far, 6), truth, atol=1e-5, other_samples=measured(far, 6, seed=1))
+        close(measured(far, 20), measured(local, 20), atol=1e-5, other_samples=measured(far, 6, seed=1))
+
+
 def _move(folder: Path, url: str) -> None:
     """The server has another port now: a recipe that is resumed is otherwise unchanged."""
     recipe = folder / "recipe.yaml"
@@ -456,6 +476,7 @@ def _move(folder: Path, url: str) -> None:
         recipe.write_text(re.sub(r"http://127.0.0.1:\d+", url, recipe.read_text()))
 
 
+@pytest.mark.slow
 def test_serve_reward_from_a_shell() -> None:
     """Truth: the reward in process. Ctrl-C ends it with code 0."""
     command = [sys.executable, "-m", "scoreaction", "serve-reward", "ink", "unit=0.5", "--port", "0"]
