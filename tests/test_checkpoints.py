@@ -77,7 +77,26 @@ def test_no_checkpoint_within_an_iteration(tmp_path):
     assert [path.name for path in RunFolder(tmp_path).saved_checkpoints()] == ["000001"]
 
 
-def test_an_iteration_that_failed_is_not_saved(tmp_path):
+def test_an_iteration_that_failed_while_learning_is_not_saved(tmp_path, monkeypatch):
+    calls = []
+    tuner = tune(sa.DDPO(), output=tmp_path)
+    updates = tuner.learner.updates
+
+    def failing(experience, generator):
+        calls.append(1)
+        if len(calls) == 4:
+            raise RuntimeError("out of memory")
+        return updates(experience, generator)
+
+    monkeypatch.setattr(tuner.learner, "updates", failing)
+    with pytest.raises(RuntimeError, match="out of memory"):
+        list(tuner)
+    assert tuner.checkpoint() is False
+    assert RunFolder(tmp_path).newest_checkpoint().name == "000002"
+
+
+def test_an_iteration_whose_reward_failed_is_taken_back_and_what_was_learned_saved(tmp_path):
+    """Truth: the run whose reward never failed."""
     calls = []
 
     def reward(samples, conditions):
@@ -89,8 +108,16 @@ def test_an_iteration_that_failed_is_not_saved(tmp_path):
     tuner = tune(sa.DDPO(), output=tmp_path, reward=reward)
     with pytest.raises(RuntimeError, match="the judge is gone"):
         list(tuner)
-    assert tuner.checkpoint() is False
-    assert RunFolder(tmp_path).newest_checkpoint().name == "000002"
+    assert RunFolder(tmp_path).newest_checkpoint().name == "000003"
+    again = tune(sa.DDPO(), output=tmp_path, reward=reward)
+    again.resume()
+    (last,) = list(again)
+    *_, truth = list(tune(sa.DDPO(), reward=lambda samples, conditions: samples[:, 0]))
+
+    def check(metrics):
+        assert {**metrics, "seconds": 0} == {**truth, "seconds": 0}
+
+    accepts(check, last, another={**truth, "reward_queries": truth["reward_queries"] + 1})
 
 
 def test_resuming_where_nothing_is_starts_afresh(tmp_path):

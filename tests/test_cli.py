@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from twins import close
+from twins import accepts, close
 
 from scoreaction import shelf
 from scoreaction.cli import listed, main
@@ -311,6 +311,18 @@ def test_standard_errors_are_over_seeds() -> None:
     close(grouped(runs)[0]["mean"]["x"], 3.0)
     close(grouped(runs)[0]["standard_error"]["x"], 7**0.5 / 3**0.5, deviation=7**0.5, biased=(14 / 3 / 3) ** 0.5)
     assert grouped(runs[:1])[0]["standard_error"]["x"] is None, "one seed has no standard error"
+
+
+def test_every_reward_is_documented() -> None:
+    """Truth: the shelf. Twin: one that is not there."""
+    from scoreaction.shelf import files
+
+    text = (Path(__file__).parents[1] / "docs" / "rewards.md").read_text(encoding="utf-8")
+
+    def check(names: list[str]) -> None:
+        assert all(f"`{name}`" in text for name in names)
+
+    accepts(check, list(files("reward")), missing=["ink", "beauty"])
 
 
 def test_list_names_the_shelves(capsys: pytest.CaptureFixture[str]) -> None:

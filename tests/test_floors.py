@@ -17,7 +17,7 @@ FLOORS = {
     3.5: ["rewards", "models"],  # the open shelves of floor 3: they may use its modules, not one another
     4: ["rollout", "replay"],
     5: ["algorithms"],
-    6: ["finetuner", "evaluation", "checkpoints", "export", "online", "selection", "_checking", "_recipe_text"],
+    6: ["finetuner", "evaluation", "checkpoints", "export", "online", "selection", "_checking", "_recipe_text", "_prompts"],
     7: [
         "cli",
         "config",
@@ -29,6 +29,7 @@ FLOORS = {
         "frontiers",
         "training",
         "measuring",
+        "serving",
         "comparing",
         "tables",
         "loading",

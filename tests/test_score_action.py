@@ -109,7 +109,7 @@ def test_the_losss_gradient_at_old_is_the_policy_gradient(process, eta, end, tru
 
 
 def test_the_losss_minimum_is_the_optimal_action():
-    """`s* = s_pre + (eta^2/c) grad V/beta`; with trust, halfway to old where both weigh the same; `improved` says it at once."""
+    """`s* = s_pre + (eta^2/c) grad V/beta`; with trust, halfway to old where both weigh the same; `improved` says so."""
     generator = torch.Generator().manual_seed(0)
     reference, old, grad = torch.randn(3, 4, 2, generator=generator, dtype=F64)
     t = f64([0.1, 0.3, 0.6, 0.9])
@@ -138,12 +138,14 @@ def test_the_losss_minimum_is_the_optimal_action():
 @pytest.mark.parametrize("process", [VP, FLOW], ids=["VP", "Flow"])
 @pytest.mark.parametrize("eta", [1.0, 0.4])
 def test_the_chains_weights_are_those_of_its_own_step(process, eta):
-    """A change of x0_hat moves the mean of DDIM's step by `pull` and costs `stay/2` nats a square; so in the limit on the path."""
+    """A change of x0_hat moves the mean of DDIM's step by `pull` and costs `stay/2` nats a square; in the limit the path's."""
     t, s = f64([1.0, 0.6, 0.2]), f64([0.7, 0.55, 0.1])
     x, move = torch.randn(2, 3, 4, generator=torch.Generator().manual_seed(0), dtype=F64)
     x0 = torch.ones(3, 4, dtype=F64)
     alpha, sigma = process.alpha(t)[:, None], process.sigma(t)[:, None]
-    before, after = (ddim_step(process, Prediction(x, (y - alpha * x) / sigma), t, s, eta) for x, y in ((x0, x), (x0 + move, x)))
+    before, after = (
+        ddim_step(process, Prediction(x, (y - alpha * x) / sigma), t, s, eta) for x, y in ((x0, x), (x0 + move, x))
+    )
     weights = Weights.of_chain(process, t, s, eta)
     close(after.mean - before.mean, weights.pull[:, None] * move, atol=1e-12, negative=-weights.pull[:, None] * move)
     cost = weights.stay / 2 * (move**2).sum(1)
@@ -410,7 +412,11 @@ def test_lambda_returns():
     value = exact.value(points.x, points.t).reshape(50, 2000)
     telescoped = experience.rewards[None] - BETA * kl_to_go(found.setting, experience) - value
     advantage = found.advantages(experience)
-    wrong = {"no_cost": advantage + BETA * kl_to_go(found.setting, experience), "sign": -advantage, "shifted": advantage.roll(1, 0)}
+    wrong = {
+        "no_cost": advantage + BETA * kl_to_go(found.setting, experience),
+        "sign": -advantage,
+        "shifted": advantage.roll(1, 0),
+    }
     close(advantage, telescoped, atol=2e-4, **wrong)
     found.config = found.config.model_copy(update={"gae_lambda": 0.0})
     one = found.advantages(experience)

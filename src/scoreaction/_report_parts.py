@@ -75,7 +75,7 @@ def display_name(kind: shelf.Kind, name: str) -> str:
 def reward_name(recipe: Recipe) -> str:
     """The reward, or the weighted sum of rewards."""
     if isinstance(recipe.reward, tuple):
-        return " + ".join(f"{block.weight:g} x {block.name}" for block in recipe.reward)
+        return " + ".join(f"{block.share.weight:g} x {block.name}" for block in recipe.reward if block.share)
     return recipe.reward.name
 
 

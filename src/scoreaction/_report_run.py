@@ -27,6 +27,9 @@ from scoreaction.shelf import UserError
 from scoreaction.tables import number, with_error
 from scoreaction.training import read_json_lines, read_summary
 
+SHOWN = 20
+"""Prompts in the table at most."""
+
 
 def run_part(folder: Path) -> Part:
     """The section about one run, finished or not."""
@@ -124,6 +127,8 @@ def run_tables(summary: Values) -> list[Grid]:
     ]
     rows.append(["KL (nats)", "0", with_error(summary["kl_nats"], summary.get("kl_nats_se"))])
     tables = [Grid("Before and after", "Means with their standard errors over samples.", ["", "base", "tuned"], rows)]
+    if len(summary.get("prompts", [])) > 1:
+        tables.append(prompts_table(summary["prompts"]))
     if "distance_to_optimum" in summary:
         goal, best = (number(value) for value in objectives(summary))
         tuned = [number(summary[key]) for key in ("reward_tuned", "kl_nats")]
@@ -142,6 +147,24 @@ def run_tables(summary: Values) -> list[Grid]:
             )
         )
     return tables
+
+
+def prompts_table(prompts: list[Values]) -> Grid:
+    """The mean reward of each prompt; of many prompts those that gained most and least."""
+    gained = sorted(prompts, key=lambda p: p["reward_tuned"] - p["reward_base"], reverse=True)
+    caption = "Mean reward of each prompt, the one that gained most first."
+    if len(gained) > SHOWN:
+        caption = f"Mean reward of the prompts that gained most and least, of {len(gained)}; summary.json has all."
+        gained = [*gained[: SHOWN // 2], *gained[-SHOWN // 2 :]]
+    rows = [
+        [
+            p["prompt"],
+            *(number(p[f"reward_{kind}"]) for kind in ("base", "tuned")),
+            number(p["reward_tuned"] - p["reward_base"]),
+        ]
+        for p in gained
+    ]
+    return Grid("By prompt", caption, ["", "base", "tuned", "gained"], rows)
 
 
 def _samples_picture(recipe: Recipe, summary: Values, panels: dict[str, NDArray[Any]]) -> Picture:

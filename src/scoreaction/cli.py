@@ -1,4 +1,4 @@
-"""The command `scoreaction`: train, sample, evaluate, compare, report, list.
+"""The command `scoreaction`: train, sample, evaluate, compare, report, serve-reward, list.
 
 Exit codes: 0 done; 2 the input is wrong; 1 it failed; 130 interrupted. Whatever goes wrong is one line on stderr; `--debug`
 shows the traceback.
@@ -15,7 +15,7 @@ from typing import Annotated, Any
 
 import typer
 
-from scoreaction.shelf import SHELVES, Kind, UserError, files, nearest, recipes, summary
+from scoreaction.shelf import SHELVES, TOKEN_VARIABLE, Kind, UserError, files, nearest, recipes, summary
 
 # Commands import what they need themselves, so that --help and list answer at once.
 
@@ -93,6 +93,7 @@ def evaluate(
     eta: Annotated[str, typer.Option(help="Noise levels, for example 0,1.")] = "1",
     n: Annotated[int | None, typer.Option("--n", min=2, help="Samples each; default the recipe's.")] = None,
     seed: Annotated[int | None, typer.Option(min=0)] = None,
+    prompts: Annotated[str | None, typer.Option(help="A shipped set or a file instead of the run's own prompts.")] = None,
 ) -> None:
     """Reward, held-out rewards, KL and diversity over a grid of samplers: evaluation.json."""
     from scoreaction.measuring import evaluate_grid, open_run
@@ -100,7 +101,7 @@ def evaluate(
 
     grid = [numbers(steps, int, "--steps"), names(solver, "--solver"), numbers(eta, float, "--eta")]
     opened = open_run(run, tuned=True)
-    show_grid(evaluate_grid(opened, *grid, n=n, seed=seed))
+    show_grid(evaluate_grid(opened, *grid, n=n, seed=seed, prompts=prompts))
     print(f"evaluation: {run / 'evaluation.json'}")
 
 
@@ -123,6 +124,31 @@ def compare(
     show_comparison(run_all(recipe, overrides or [], chosen, numbers(seeds, int, "--seeds"), sweep, folder))
     print(f"comparison: {folder}")
     print(f"report: {write_report(folder)}")
+
+
+@app.command("serve-reward")
+def serve_reward(
+    name: Annotated[str, typer.Argument(metavar="NAME", help="A reward (see: list rewards) or your module's dotted path.")],
+    overrides: Overrides = None,
+    host: Annotated[str, typer.Option(help="Address to listen at; other machines reach any but a loopback one.")] = "127.0.0.1",
+    port: Annotated[int, typer.Option(min=0, max=65535, help="0 takes a free one.")] = 8765,
+    token: Annotated[
+        str | None, typer.Option(envvar=TOKEN_VARIABLE, help="What clients must show; better set in the environment.")
+    ] = None,
+    device: Annotated[str, typer.Option(help="cpu, cuda, or auto.")] = "auto",
+    max_images: Annotated[int, typer.Option(min=1, help="Samples of one question.")] = 256,
+    max_megabytes: Annotated[int, typer.Option(min=1, help="Size of one question.")] = 256,
+) -> None:
+    """Answer for a reward over HTTP, for the reward `http` of a run elsewhere. Ctrl-C ends it."""
+    from scoreaction.config import build_reward
+    from scoreaction.serving import open_server, serve, service_of
+
+    reward = build_reward(name, overrides or [])
+    service = service_of(name, reward, device=device, token=token, max_images=max_images, max_bytes=max_megabytes * 2**20)
+    server = open_server(service, host, port)
+    print(f"serving {name} at {server.url} (POST /score, GET /health)", flush=True)
+    serve(server)
+    print("stopped")
 
 
 @app.command()

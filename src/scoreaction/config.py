@@ -16,34 +16,43 @@ from typing import Any
 import torch
 import yaml
 from pydantic import BaseModel, ConfigDict, Field
-from torch import Tensor
 
 from scoreaction import shelf
 from scoreaction._checking import Key, Values, check, check_finite, dotted, fields_of, refuse_unknown
-from scoreaction._recipe_text import KEYS, assign, parse_override, read_recipe, read_text
+from scoreaction._prompts import PromptValue, prompt_list, read_prompts
+from scoreaction._recipe_text import KEYS, assign, parse_override, read_recipe
 from scoreaction.algorithms._learner import Algorithm
 from scoreaction.evaluation import Evaluation
 from scoreaction.finetuner import Finetuner, Train
 from scoreaction.model import Model
 from scoreaction.online import Online
+from scoreaction.rewards._weighted import Part, WeightedSum
 from scoreaction.rollout import Sampler
-from scoreaction.shelf import Kind, UserError, nearest
-from scoreaction.types import Conditions, RewardFunction
+from scoreaction.shelf import Kind, UserError
+from scoreaction.types import RewardFunction
+
+
+class Share(BaseModel):
+    """A reward's share of a sum: its weight, after it was brought to mean 0 and deviation 1 with `normalise`."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+    weight: float = 1.0
+    normalise: bool = False
 
 
 @dataclass(frozen=True)
 class Block:
-    """A named part of a recipe: its module, its checked settings and, for a reward in a list, its weight in the sum."""
+    """A named part of a recipe: its module, its checked settings and, for a reward in a list, its share of the sum."""
 
     name: str
     module: ModuleType
     config: BaseModel
-    weight: float | None = None
+    share: Share | None = None
 
     def dump(self) -> Values:
         """The block as it stands in a recipe, every setting written out."""
-        weight = {} if self.weight is None else {"weight": self.weight}
-        return {"name": self.name, **self.config.model_dump(mode="json", exclude={"name"}), **weight}
+        share = {} if self.share is None else self.share.model_dump()
+        return {"name": self.name, **self.config.model_dump(mode="json", exclude={"name"}), **share}
 
 
 class EarlyStop(BaseModel):
@@ -63,7 +72,7 @@ class Recipe(BaseModel):
     algorithm: Block
     sampler: Sampler
     train: Train
-    prompts: str | list[str] | None
+    prompts: str | list[PromptValue] | None
     evaluation: Evaluation
     held_out: tuple[Block, ...]
     early_stop: EarlyStop | None
@@ -141,7 +150,7 @@ def resolve(values: Values, *, folder: Path = Path()) -> Recipe:
         algorithm=_algorithm(values["algorithm"], defaults.get("algorithm", {})),
         sampler=check(Sampler, sections["sampler"], ("sampler",)),
         train=check(Train, sections["train"], ("train",)),
-        prompts=_prompts(values["prompts"] if "prompts" in values else defaults.get("prompts"), folder),
+        prompts=read_prompts(values["prompts"] if "prompts" in values else defaults.get("prompts"), folder),
         evaluation=check(Evaluation, sections["evaluation"], ("evaluation",)),
         held_out=held_out,
         early_stop=None if stop is None else check(EarlyStop, stop, ("early_stop",)),
@@ -163,17 +172,14 @@ def _block(kind: Kind, values: Any, at: Key, *, weighted: bool = False) -> Block
         raise UserError(f"{dotted(at)}: must be a mapping with a name, for example {{name: {next(iter(shelf.files(kind)))}}}")
     name, settings = values["name"], {key: value for key, value in values.items() if key != "name"}
     module = shelf.find(kind, name, key=dotted((*at, "name")))
-    weight = check(_Weight, {"weight": settings.pop("weight", 1.0)}, at).weight if weighted else None
-    return Block(name, module, check(module.Config, settings, at, name=name), weight)
-
-
-class _Weight(BaseModel):
-    weight: float
+    share = check(Share, {key: settings.pop(key) for key in Share.model_fields if key in settings}, at) if weighted else None
+    return Block(name, module, check(module.Config, settings, at, name=name), share)
 
 
 def _one_reward(values: Any) -> Block:
-    if isinstance(values, dict) and "weight" in values:
-        raise UserError("reward.weight: a single reward has no weight; make reward a list of blocks to weigh them")
+    for key in Share.model_fields if isinstance(values, dict) else ():
+        if key in values:
+            raise UserError(f"reward.{key}: a single reward has no {key}; make reward a list of blocks to weigh them")
     return _block("reward", values, ("reward",))
 
 
@@ -194,50 +200,7 @@ def _algorithm(values: Any, defaults: Values) -> Block:
     return _block("algorithm", values, ("algorithm",))
 
 
-def _prompts(value: Any, folder: Path) -> str | list[str] | None:
-    """null; a shipped set by name; the lines of a text file; or a list. A file's lines are kept, so that runs stand alone."""
-    if value is None or (isinstance(value, str) and value in shelf.prompt_sets()):
-        return value
-    if isinstance(value, str):
-        path = next((p for p in (Path(value), folder / value) if p.is_file()), None)
-        if path is None:
-            raise UserError(
-                f"prompts: {value!r} is neither a shipped set nor a text file; {nearest(value, shelf.prompt_sets())}"
-            )
-        value = [line.strip() for line in read_text(path).splitlines() if line.strip()]
-        if not value:
-            raise UserError(f"prompts: {path} holds no prompt; write one a line")
-    if not isinstance(value, list) or not value:
-        raise UserError(f"prompts: must be null, the name of a shipped set, a text file or a list of texts (got {value!r})")
-    for i, prompt in enumerate(value):
-        if isinstance(prompt, bool) or not isinstance(prompt, str | int):
-            raise UserError(f"prompts.{i}: must be a text; put it in quotes (got {prompt!r})")
-    return [str(prompt) for prompt in value]
-
-
 # Building
-
-
-@dataclass(frozen=True)
-class WeightedSum:
-    """`sum_i w_i r_i(samples, conditions)`; differentiable where every part is."""
-
-    parts: tuple[tuple[float, RewardFunction], ...]
-
-    @property
-    def differentiable(self) -> bool:
-        return all(reward.differentiable for _, reward in self.parts)
-
-    def __call__(self, samples: Tensor, conditions: Conditions) -> Tensor:
-        values = [weight * reward(samples, conditions) for weight, reward in self.parts]
-        return sum(values[1:], start=values[0])
-
-
-def prompt_list(prompts: str | list[str] | None) -> list[str] | None:
-    """The prompts themselves."""
-    if isinstance(prompts, str):
-        return [line.strip() for line in read_text(shelf.prompt_sets()[prompts]).splitlines() if line.strip()]
-    return prompts
 
 
 def _made(block: Block, key: str) -> Any:
@@ -249,6 +212,20 @@ def _made(block: Block, key: str) -> Any:
         raise UserError(f'{key}: {block.name} needs the package {package}: pip install "scoreaction[all]"') from error
     except (ValueError, OSError) as error:
         raise UserError(named(str(error), key)) from error
+
+
+def _part(block: Block, key: str) -> Part:
+    assert block.share is not None
+    return Part(_made(block, key), weight=block.share.weight, normalise=block.share.normalise)
+
+
+def build_reward(name: str, overrides: Sequence[str]) -> RewardFunction:
+    """A reward of the shelf or of the user's, with `key=value` settings. UserError for whatever is wrong."""
+    values: Values = {"reward": {"name": name}}
+    for text in overrides:
+        key, value = parse_override(text)
+        assign(values, ["reward", *key], value)
+    return _made(_block("reward", values["reward"], ("reward",)), "reward")
 
 
 def named(message: str, key: str) -> str:
@@ -273,7 +250,7 @@ def build(recipe: Recipe, output: str | Path | None = None) -> Finetuner:
     if isinstance(recipe.reward, Block):
         reward = _made(recipe.reward, "reward")
     else:
-        reward = WeightedSum(tuple((b.weight or 0.0, _made(b, f"reward.{i}")) for i, b in enumerate(recipe.reward)))
+        reward = WeightedSum([_part(block, f"reward.{i}") for i, block in enumerate(recipe.reward)])
     held_out = [_made(block, f"evaluation.held_out.{i}") for i, block in enumerate(recipe.held_out)]
     if recipe.prompts is not None and model.encode is None:
         raise UserError(f"prompts: the model {recipe.model.name} takes no prompts; leave them out (prompts: null)")
@@ -313,8 +290,13 @@ def _check_device(name: str) -> None:
 def _probe(tuner: Finetuner, recipe: Recipe) -> None:
     """Asks our own rewards, which refuse samples of the wrong kind with a ValueError, before anything is run."""
     model, prompts = tuner.model, None if tuner.prompts is None else tuner.prompts[:1] * 2
-    blocks = (recipe.reward,) if isinstance(recipe.reward, Block) else recipe.reward
-    asked = {"reward": tuner.reward.reward} if all(b.name in LOCAL for b in blocks) else {}
+    asked: dict[str, RewardFunction] = {}
+    if isinstance(recipe.reward, Block):
+        if recipe.reward.name in LOCAL:
+            asked["reward"] = tuner.reward.reward
+    elif isinstance(tuner.reward.reward, WeightedSum):
+        parts = zip(recipe.reward, tuner.reward.reward.parts, strict=True)
+        asked = {f"reward.{i}": part.reward for i, (block, part) in enumerate(parts) if block.name in LOCAL}
     for i, (block, judge) in enumerate(zip(recipe.held_out, tuner.held_out.values(), strict=True)):
         if block.name in LOCAL:
             asked[f"evaluation.held_out.{i}"] = judge.reward

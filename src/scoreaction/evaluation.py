@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -60,16 +60,22 @@ def draw_x0(
     chunk: int = 8192,
 ) -> Tensor:
     """n samples before decoding, of the averaged weights or the reference; prompts (n,) or None. Same seed, same noise."""
+    return torch.cat(list(_drawn(model, sampler, n, prompts, seed, reference=reference, chunk=chunk)))
+
+
+def _drawn(
+    model: Model, sampler: Sampler, n: int, prompts: list[Any] | None, seed: int, *, reference: bool, chunk: int
+) -> Iterator[Tensor]:
+    """What `draw_x0` gives, at most `chunk` of them at a time."""
     conditions = model.conditions(prompts)
     predict = model.reference if reference else model.predict
-    parts = []
     generator = torch.Generator().manual_seed(seed)
-    with model.averaged(), model.uncounted():
-        for start in range(0, n, chunk):
-            rows = torch.arange(start, min(start + chunk, n))
-            ask = partial(_ask, predict, take(conditions, rows), sampler.guidance)
-            parts.append(_run(model, sampler, ask, len(rows), generator))
-    return torch.cat(parts)
+    for start in range(0, n, chunk):
+        rows = torch.arange(start, min(start + chunk, n))
+        ask = partial(_ask, predict, take(conditions, rows), sampler.guidance)
+        with model.averaged(), model.uncounted():
+            x0 = _run(model, sampler, ask, len(rows), generator)
+        yield x0
 
 
 def _ask(predict: Callable[..., Prediction], conditions: Conditions, guidance: float, x: Tensor, t: Tensor) -> Prediction:
@@ -147,6 +153,18 @@ def measure_kl(
     path = path_kl(model.process, rollout.times, difference, noisy.eta)
     chain = chain_kl(model.process, rollout.times, difference, noisy.eta)
     return {"kl_nats": float(path.mean()), "kl_nats_se": standard_error(path), "kl_chain_nats": float(chain.mean())}
+
+
+def by_prompt(prompts: list[Any] | None, values: Tensor) -> dict[str, float]:
+    """The mean of the values of each prompt, in the order in which the prompts come first; empty without prompts.
+
+    >>> by_prompt(["a", "b", "a"], torch.tensor([1.0, 5.0, 3.0]))
+    {'a': 2.0, 'b': 5.0}
+    """
+    found: dict[str, list[float]] = {}
+    for prompt, value in zip(prompts or [], values.tolist(), strict=prompts is not None):
+        found.setdefault(str(prompt), []).append(value)
+    return {prompt: sum(mine) / len(mine) for prompt, mine in found.items()}
 
 
 @torch.no_grad()
@@ -229,16 +247,31 @@ def measure(
     seed: int,
     reference: bool = False,
     chunk: int = 8192,
-) -> tuple[dict[str, float], Tensor]:
-    """Reward, held-out rewards and diversity of the averaged policy (or the reference), and the decoded samples."""
+) -> tuple[dict[str, Any], Tensor]:
+    """Reward, held-out rewards and diversity of the averaged policy (or the reference), and the decoded samples.
+
+    With prompts also `by_prompt`, the mean reward of each. What is drawn is scored while more is drawn, where the reward
+    works in the background.
+    """
     asked = spread_prompts(prompts, n)
-    samples = draw(model, sampler, n, asked, seed, reference=reference, chunk=chunk)
-    groups = torch.arange(n) % (len(prompts) if prompts else 1)
+    judges = {"reward": reward, **{f"held_out.{name}": judge for name, judge in held_out.items()}}
+    parts: list[Tensor] = []
+    begun: dict[str, list[Callable[[], Tensor]]] = {name: [] for name in judges}
     with torch.no_grad():
-        rewards = reward(samples, asked)
-        judged = {name: judge(samples, asked) for name, judge in held_out.items()}
+        for start, x0 in zip(
+            range(0, n, chunk), _drawn(model, sampler, n, asked, seed, reference=reference, chunk=chunk), strict=True
+        ):
+            parts.append(model.decode(x0))
+            for name, judge in judges.items():
+                begun[name].append(judge.begin(parts[-1], None if asked is None else asked[start : start + chunk]))
+        scores = {name: torch.cat([scored() for scored in mine]) for name, mine in begun.items()}
+    samples, rewards = torch.cat(parts), scores.pop("reward")
+    groups = torch.arange(n) % (len(prompts) if prompts else 1)
     distance, vendi = diversity(model, samples, groups)
-    figures = {"reward": float(rewards.mean()), "reward_se": standard_error(rewards), "diversity": distance, "vendi": vendi}
-    for name, values in judged.items():
-        figures |= {f"held_out.{name}": float(values.mean()), f"held_out.{name}_se": standard_error(values)}
+    figures: dict[str, Any] = {"reward": float(rewards.mean()), "reward_se": standard_error(rewards)}
+    figures |= {"diversity": distance, "vendi": vendi}
+    for name, values in scores.items():
+        figures |= {name: float(values.mean()), f"{name}_se": standard_error(values)}
+    if asked is not None:
+        figures["by_prompt"] = by_prompt(asked, rewards)
     return figures, samples

@@ -27,9 +27,10 @@ from scoreaction.kl import chain_kl, path_kl
 from scoreaction.model import Model
 from scoreaction.online import Online, Rounds
 from scoreaction.rewards import CountedReward, RewardError
+from scoreaction.rewards._weighted import WeightedSum
 from scoreaction.rollout import Experience, Sampler, roll_out
 from scoreaction.selection import Selection
-from scoreaction.types import RewardFunction
+from scoreaction.types import Prompt, RewardFunction
 
 NO_GRADIENT = "check that the network's output depends on them, and that nothing detaches it"
 
@@ -68,8 +69,8 @@ class Finetuner:
     """Fine-tunes a model on a reward: iterate over it, one dict of metrics an iteration.
 
     reward: `fn(samples, conditions) -> (batch,)`, a plain function (black-box) or a `Reward`. prompts: what samples are
-    conditioned on, drawn uniformly. output: the run folder, None writes nothing. held_out: rewards that are only reported.
-    online: the reward is an oracle, asked in rounds; training follows a proxy of it.
+    conditioned on, drawn uniformly, or by its weight where one is a `Prompt`. output: the run folder, None writes nothing.
+    held_out: rewards that are only reported. online: the reward is an oracle, asked in rounds; training follows a proxy of it.
     ValueError, with the remedy, where the algorithm's needs are not met; TrainingError or RewardError where it fails.
 
     >>> import scoreaction as sa
@@ -200,11 +201,24 @@ class Finetuner:
             return self.model.decode(rollout.x0)
 
     def _collect(self) -> tuple[Experience, list[Any] | None]:
-        """Prompts, trajectories and their rewards."""
+        """Prompts, trajectories and their rewards.
+
+        Where the reward fails nothing is learned yet: the iteration is taken back, and what was learned before is saved.
+        """
+        before = self.generator.get_state(), self.model.evaluations.forward, self.reward.queries
+        try:
+            return self._experienced()
+        except RewardError:
+            self.generator.set_state(before[0])
+            self.model.evaluations.forward, self.reward.queries = before[1:]
+            self.between = True
+            if self.iteration > 0:
+                self.checkpoint()
+            raise
+
+    def _experienced(self) -> tuple[Experience, list[Any] | None]:
         batch, each, limit = self.train.batch, self.train.samples_per_prompt, self.train.max_rows
-        kinds = 1 if self.prompts is None else len(self.prompts)
-        drawn = torch.randint(kinds, (math.ceil(batch / each),), generator=self.generator)
-        groups = drawn.repeat_interleave(each)[:batch]
+        groups = self._drawn(math.ceil(batch / each)).repeat_interleave(each)[:batch]
         conditions = take(self.conditions, groups)
         rollout = self.learner.explore(conditions, batch, self.generator)
         prompts = None if self.prompts is None else [self.prompts[group] for group in groups.tolist()]
@@ -214,7 +228,7 @@ class Finetuner:
             rewards, gradient = torch.cat([r for r, _ in parts]), torch.cat([g for _, g in parts])
         else:
             with torch.no_grad():
-                rewards = self.objective(self.model.decode(rollout.x0), prompts)
+                rewards = self.objective.decoded(rollout.x0, self.model.decode, prompts)
         groups = groups.to(rewards.device)
         return Experience(rollout, rewards, conditions, groups, reward_gradient=gradient), prompts
 
@@ -224,6 +238,13 @@ class Finetuner:
             leaf = x0.detach().requires_grad_(True)
             scores = self._score(leaf, groups)
             return scores.detach(), torch.autograd.grad(scores.sum(), leaf)[0]
+
+    def _drawn(self, n: int) -> Tensor:
+        """The numbers of n prompts: each as likely as the others, or by the weights that a `Prompt` has."""
+        weights = [prompt.weight if isinstance(prompt, Prompt) else 1.0 for prompt in self.prompts or ["none"]]
+        if len(set(weights)) == 1:
+            return torch.randint(len(weights), (n,), generator=self.generator)
+        return torch.multinomial(torch.tensor(weights), n, replacement=True, generator=self.generator)
 
     def _kl(self, experience: Experience) -> dict[str, float]:
         difference, times = experience.difference(), experience.rollout.times
@@ -324,6 +345,7 @@ class Finetuner:
             "generator": self.generator.get_state(),
             "scaler": self.scaler.state_dict(),
             "queries": self.reward.queries,
+            "moments": self.reward.reward.moments if isinstance(self.reward.reward, WeightedSum) else None,
             "evaluations": [self.model.evaluations.forward, self.model.evaluations.backward],
         }
         if self.rounds is not None:
@@ -347,6 +369,8 @@ class Finetuner:
         self.generator.set_state(state["generator"])
         self.scaler.load_state_dict(state["scaler"])
         self.reward.queries = state["queries"]
+        if isinstance(self.reward.reward, WeightedSum):
+            self.reward.reward.moments = state["moments"]
         self.model.evaluations.forward, self.model.evaluations.backward = state["evaluations"]
         if self.rounds is not None:
             self.rounds.load_state(state["rounds"])
@@ -394,11 +418,14 @@ class Finetuner:
         figures: dict[str, Any] = {"iterations": self.iteration}
         if self.selection is not None:
             figures["selected_iteration"] = self.selection.iteration
+        prompted: dict[str, dict[str, float]] = {}
         for kind in ("base", "tuned"):
             found, samples = measure(
                 self.model, sampler, self.reward, self.held_out,
                 n=chosen.n, prompts=self.prompts, seed=chosen.seed, reference=kind == "base", chunk=self._chunk(),
             )  # fmt: skip
+            for prompt, mean in found.pop("by_prompt", {}).items():
+                prompted.setdefault(prompt, {})[f"reward_{kind}"] = mean
             figures |= {_named(name, kind): value for name, value in found.items()}
             if self.folder is not None:
                 self._save_samples(kind, samples)
@@ -409,6 +436,8 @@ class Finetuner:
         if task is not None:
             figures |= task.figures(self.model, sampler, chosen.n, chosen.seed)
         figures |= {"beta": beta, **counts}
+        if prompted:
+            figures["prompts"] = [{"prompt": prompt, **means} for prompt, means in prompted.items()]
         if self.folder is not None:
             self._write_recipe()
             write_whole(self.folder.summary_path, json.dumps(figures, indent=2) + "\n")

@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 from torch import Tensor
 
+from scoreaction._prompts import prompt_list, read_prompts
 from scoreaction.checkpoints import RunFolder, load_tree, write_whole
 from scoreaction.config import Recipe, build, load_recipe
 from scoreaction.evaluation import ExactTask, draw, measure, measure_kl, spread_prompts
@@ -102,10 +103,21 @@ def draw_samples(
 
 
 def evaluate_grid(
-    opened: Opened, steps: list[int], solvers: list[str], etas: list[float], *, n: int | None, seed: int | None
+    opened: Opened,
+    steps: list[int],
+    solvers: list[str],
+    etas: list[float],
+    *,
+    n: int | None,
+    seed: int | None,
+    prompts: str | None = None,
 ) -> Values:
-    """Measures the tuned model for every solver, eta and step count that go together; writes evaluation.json."""
+    """Measures the tuned model for every solver, eta and step count that go together; writes evaluation.json.
+
+    prompts: a shipped set or a file in place of the run's own.
+    """
     tuner = opened.tuner
+    asked = tuner.prompts if prompts is None else _other_prompts(opened, prompts)
     n = n or tuner.evaluation.n
     seed = tuner.evaluation.seed if seed is None else seed
     rows: list[Values] = []
@@ -115,7 +127,7 @@ def evaluate_grid(
             for count in steps:
                 cell = {"solver": solver, "eta": eta, "steps": count}
                 try:
-                    rows.append(cell | _cell(tuner, sampler_with(opened, steps=count, solver=solver, eta=eta), n, seed))
+                    rows.append(cell | _cell(tuner, sampler_with(opened, steps=count, solver=solver, eta=eta), n, asked, seed))
                 except UserError as error:
                     if solver not in SOLVERS or not 0 <= eta <= 1 or count < 1:
                         raise
@@ -126,13 +138,26 @@ def evaluate_grid(
                     break
     if not rows:
         raise UserError(f"--solver: nothing to measure: {skipped[0]['why']}")
-    found = {"n": n, "seed": seed, "iteration": tuner.iteration, "grid": rows, "skipped": skipped}
+    found = {"n": n, "seed": seed, "iteration": tuner.iteration, "prompts": prompts, "grid": rows, "skipped": skipped}
     write_whole(opened.folder / "evaluation.json", json.dumps(found, indent=2) + "\n")
     return found
 
 
-def _cell(tuner: Finetuner, sampler: Sampler, n: int, seed: int) -> Values:
-    model, prompts = tuner.model, tuner.prompts
+def _other_prompts(opened: Opened, prompts: str) -> list[str] | None:
+    """A set or a file that the model takes."""
+    model = opened.tuner.model
+    if model.encode is None:
+        raise UserError(f"--prompts: the model {opened.recipe.model.name} takes no prompts; leave it out")
+    try:
+        asked = prompt_list(read_prompts(prompts, Path()))
+        model.conditions(asked)
+    except ValueError as error:
+        raise UserError(f"--prompts: {str(error).removeprefix('prompts: ')}") from error
+    return asked
+
+
+def _cell(tuner: Finetuner, sampler: Sampler, n: int, prompts: list[Any] | None, seed: int) -> Values:
+    model = tuner.model
     figures, _ = measure(model, sampler, tuner.reward, tuner.held_out, n=n, prompts=prompts, seed=seed)
     figures |= measure_kl(model, sampler, n, prompts, seed, max_rows=tuner.train.max_rows)
     task = ExactTask.of(model, tuner.reward.reward, tuner.evaluation.beta or tuner.learner.beta)

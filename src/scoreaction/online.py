@@ -181,6 +181,10 @@ class Rounds:
             groups = torch.tensor([self.prompts.index(prompt) for prompt in prompts])
         return self.proxy(self._features(samples), groups)
 
+    def decoded(self, x0: Tensor, decode: Callable[[Tensor], Tensor], prompts: list[Any] | None) -> Tensor:
+        """The proxy's reward of decode(x0)."""
+        return self(decode(x0), prompts)
+
     def _features(self, samples: Tensor) -> Tensor:
         seen = self.model.features(samples) if self.config.features == "model" else samples
         return seen.flatten(1).float()

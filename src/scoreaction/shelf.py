@@ -16,6 +16,8 @@ from typing import Literal, NoReturn
 Kind = Literal["model", "reward", "algorithm"]
 
 PACKAGE = Path(__file__).parent
+TOKEN_VARIABLE = "SCOREACTION_TOKEN"
+"""The environment variable in which a reward's server and its clients look for their token."""
 SHELVES: dict[Kind, str] = {"model": "models", "reward": "rewards", "algorithm": "algorithms"}
 
 

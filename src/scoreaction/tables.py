@@ -57,7 +57,7 @@ def show_summary(figures: Values) -> None:
 def show_grid(found: Values) -> None:
     """The cells of an evaluation, one a row, and what was left out."""
     leave_out = {key for row in found["grid"] for key in row if key.endswith("_se")}
-    keys = [key for key in found["grid"][0] if key not in leave_out | {"vendi"}]
+    keys = [key for key in found["grid"][0] if key not in leave_out | {"vendi", "by_prompt"}]
     table = Table(title=f"{found['n']} samples each")
     for key in keys:
         header = key.removeprefix("held_out.").replace("_", " ")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 from torch import Tensor
 
@@ -31,6 +31,42 @@ Predict = Callable[[Tensor, Tensor], Prediction]
 class RewardFunction(Protocol):
     """`reward(samples, conditions) -> (batch,)`. Higher is better."""
 
-    differentiable: bool
+    @property
+    def differentiable(self) -> bool: ...
 
     def __call__(self, samples: Tensor, conditions: Conditions) -> Tensor: ...
+
+
+@runtime_checkable
+class Background(Protocol):
+    """A reward that can work while other work goes on: `begin` asks, and calling what it gives waits for the scores.
+
+    `rows`: how many samples it is best given at a time.
+    """
+
+    @property
+    def rows(self) -> int: ...
+
+    def begin(self, samples: Tensor, conditions: Conditions) -> Callable[[], Tensor]: ...
+
+
+class Prompt(str):
+    """A prompt that is drawn with a weight of its own and carries more than its text.
+
+    Everything takes it for its text; a reward finds the rest in `metadata`, for example the objects it should count.
+
+    >>> prompt = Prompt("two cats", weight=2.0, metadata={"count": 2})
+    >>> prompt, prompt.metadata["count"]
+    ('two cats', 2)
+    """
+
+    weight: float
+    metadata: dict[str, Any]
+
+    def __new__(cls, text: str, *, weight: float = 1.0, metadata: dict[str, Any] | None = None) -> Prompt:
+        """ValueError for a weight that is negative or not finite."""
+        if not 0 <= weight < float("inf"):
+            raise ValueError(f"prompts: the weight of {text!r} must be finite and not negative (got {weight})")
+        prompt = super().__new__(cls, text)
+        prompt.weight, prompt.metadata = weight, metadata or {}
+        return prompt

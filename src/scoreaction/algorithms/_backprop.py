@@ -20,7 +20,9 @@ def refuse_unfit(setting: Setting, algorithm: str, beta: float) -> None:
     if setting.sampler.solver != "ddim":
         raise ValueError(f"sampler.solver: {algorithm} is written for ddim (any eta); {setting.sampler.solver} was given")
     if beta > 0 and setting.sampler.eta == 0:
-        raise ValueError("sampler.eta: the path KL of a deterministic sampler is infinite; set it above 0, or algorithm.beta to 0")
+        raise ValueError(
+            "sampler.eta: the path KL of a deterministic sampler is infinite; set it above 0, or algorithm.beta to 0"
+        )
 
 
 def visited_kl(learner: Learner, experience: Experience, chosen: Tensor, share: float) -> Iterator[Update]:

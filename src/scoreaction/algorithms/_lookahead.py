@@ -192,6 +192,11 @@ Look = Callable[[Decisions, Prediction], Tensor]
 """`look(decisions, prediction) -> grad V (rows, *shape)`, at the state or where the policy's own step leads."""
 
 
+def given(grad: Tensor, decisions: Decisions, prediction: Prediction) -> Tensor:
+    """A `Look` at gradients that are known already, by the decisions' index."""
+    return grad[decisions.index.to(grad.device)]
+
+
 def improvement(learner: Learner, decisions: Decisions, look: Look, *, trust: float) -> Iterator[Update]:
     """One policy update: the mean over rows of `scale * lookahead_loss`, in pieces of at most `max_rows`.
 
@@ -202,11 +207,18 @@ def improvement(learner: Learner, decisions: Decisions, look: Look, *, trust: fl
         part = decisions.take(rows)
         said = learner.policy(part.points.conditions)(part.points.x, part.points.t)
         grad = look(part, Prediction(said.x0.detach(), said.eps.detach()))
-        fixed = {"weights": part.weights, "grad_value": grad, "reference": part.reference, "old": part.old}
-        loss = part.scale.to(said.x0) * lookahead_loss(said.x0, **fixed, beta=learner.beta, trust=trust * learner.beta)
+        loss = lookahead_loss(
+            said.x0,
+            weights=part.weights,
+            grad_value=grad,
+            reference=part.reference,
+            old=part.old,
+            beta=learner.beta,
+            trust=trust * learner.beta,
+        )
         moved = part.scale * part.weights.stay / 2 * sum_event((said.x0.detach() - part.old) ** 2).cpu()
         metrics = {"kl_to_old": float(moved.mean())}
-        yield Update(loss.sum() / len(decisions.s), "policy", metrics, step=i == len(pieces) - 1)
+        yield Update((part.scale.to(loss) * loss).sum() / len(decisions.s), "policy", metrics, step=i == len(pieces) - 1)
 
 
 def adapt_trust(state: dict[str, Any], kl_to_old: float, *, least: float, region: float) -> None:

@@ -1,9 +1,10 @@
-"""Adjoint Matching: regression of the policy onto the lean adjoint of the reward (Domingo-Enrich et al. 2024, arXiv 2409.08861)."""
+"""Adjoint Matching: regression onto the lean adjoint of the reward (Domingo-Enrich et al. 2024, arXiv 2409.08861)."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
+from functools import partial
 from typing import Literal
 
 import torch
@@ -11,7 +12,7 @@ from pydantic import Field
 from torch import Tensor
 
 from scoreaction.algorithms._learner import Learner, Regularised, Setting, Update, refuse_black_box, roll_out_jittered
-from scoreaction.algorithms._lookahead import Weights, decisions_at, improvement
+from scoreaction.algorithms._lookahead import Weights, decisions_at, given, improvement
 from scoreaction.conditions import take
 from scoreaction.rollout import Experience, Rollout, stacked
 from scoreaction.solvers import ddim_step
@@ -38,8 +39,8 @@ class AdjointMatching(Regularised):
         refuse_black_box(setting, self.name)
         if setting.sampler.eta != 1:
             raise ValueError(
-                f"sampler.eta: adjoint_matching needs memoryless noise, which is eta 1 (got {setting.sampler.eta}); at another its"
-                " optimum is biased"
+                f"sampler.eta: adjoint_matching needs memoryless noise, which is eta 1 (got {setting.sampler.eta}); at another"
+                " its optimum is biased"
             )
         return AdjointMatchingLearner(self, setting)
 
@@ -95,8 +96,7 @@ class AdjointMatchingLearner(Learner):
         decisions = decisions_at(self.setting, experience, chosen, Weights.of_path)
         slope = experience.adjoint.flatten(0, 1)[chosen.to(experience.adjoint.device)]
         for rows in torch.arange(len(chosen)).chunk(self.config.updates):
-            part = replace(decisions.take(rows))
-            yield from improvement(self, part, lambda d, prediction: slope[d.index.to(slope.device)], trust=self.config.trust)
+            yield from improvement(self, decisions.take(rows), partial(given, slope), trust=self.config.trust)
 
 
 Config = AdjointMatching

@@ -25,8 +25,8 @@ class DRaFT(Algorithm):
     """`max E r(x0) - beta KL`, differentiated through the last `last` steps (all with null), noise held fixed.
 
     One update an iteration, one reward query a sample. low_variance n > 0 is DRaFT-LV: x0 is noised to the last step's time n
-    times and denoised in one step, n queries more (its algorithm 1). beta = 0, as published, has no KL; with beta the path KL is
-    charged at all steps, its gradient exact within the differentiated ones and local before (`rows` points). With
+    times and denoised in one step, n queries more (its algorithm 1). beta = 0, as published, has no KL; with beta the path KL
+    is charged at all steps, its gradient exact within the differentiated ones and local before (`rows` points). With
     gradient_checkpointing a step's activations are computed again in its backward: memory of one step, a third more work.
 
     >>> DRaFT(last=2).beta
@@ -96,7 +96,7 @@ class DRaFTLearner(Learner):
         return self.beta * cost - sum_event(experience.reward_gradient[near] * x)
 
     def _checkpointed(self, policy: Predict, x: Tensor, t: Tensor) -> Prediction:
-        """The policy's prediction; with gradient checkpointing its activations are not kept, and computed again, counted too."""
+        """The policy's prediction; with gradient checkpointing what it kept is computed again later, and counted again."""
         if not self.config.gradient_checkpointing:
             return policy(x, t)
 

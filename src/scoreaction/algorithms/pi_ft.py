@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import replace
+from functools import partial
 from typing import Literal
 
 import torch
@@ -12,7 +13,7 @@ from torch import Tensor
 
 from scoreaction.algorithms._critic import critic_updates
 from scoreaction.algorithms._learner import Learner, Regularised, Setting, Update, refuse_black_box, roll_out_jittered
-from scoreaction.algorithms._lookahead import Decisions, Weights, decisions_at, improvement, stepped
+from scoreaction.algorithms._lookahead import Decisions, Weights, decisions_at, given, improvement, stepped
 from scoreaction.algorithms._soft_q import soft_q
 from scoreaction.conditions import concatenate
 from scoreaction.gaussians import sum_event
@@ -25,9 +26,9 @@ from scoreaction.value import Critic
 class PIFT(Regularised):
     """`a <- s_pre + E grad V_s(x_s)/beta` (in a step's own units), inner iterations of it at each time, then V at that time.
 
-    The steps are taken in `stages` groups, the one next to the data first. In a stage the policy is regressed `inner` times onto
-    the improved action against the value of the stage before, then `V(t, x_t) = E[V(s, x_s)] - beta KL_step` is fitted under
-    the new policy; V is the reward's look-ahead plus a network. An inner iteration multiplies the error by `-curvature`, which
+    The steps are taken in `stages` groups, the one next to the data first. In a stage the policy is regressed `inner` times
+    onto the improved action against the value of the stage before, then `V(t, x_t) = E[V(s, x_s)] - beta KL_step` is fitted
+    under the new policy; V is the reward's look-ahead plus a network. An inner iteration multiplies the error by `-curvature`, which
     is `k^2 Pi_s/beta` on a quadratic value; it is measured from two iterations, and the next is damped by
     `1/(1 + curvature)`, so that a large one does not diverge. Needs the reward's gradient.
 
@@ -88,9 +89,9 @@ class PIFTLearner(Learner):
                 self.state["curvature"][stage] = curvature(decisions.weights, said - before[0], grad - before[1], self.beta)
             before = said, grad
             fixed = replace(decisions, old=said)
+            trust = max(self.config.trust, self.state["curvature"][stage])
             for _ in range(self.config.updates):
-                trust = max(self.config.trust, self.state["curvature"][stage])
-                yield from improvement(self, fixed, lambda part, prediction, grad=grad: grad[part.index.to(grad.device)], trust=trust)
+                yield from improvement(self, fixed, partial(given, grad), trust=trust)
 
     @torch.no_grad()
     def _ahead(self, decisions: Decisions, generator: torch.Generator) -> tuple[Tensor, Points]:

@@ -1,4 +1,4 @@
-"""SQDF: reparameterised policy gradient of a training-free soft Q-function (Kang et al. 2026, arXiv 2512.04559), with replay."""
+"""SQDF: reparameterised policy gradient of a training-free soft Q, with replay (Kang et al. 2026, arXiv 2512.04559)."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from scoreaction.algorithms._learner import (
     roll_out_chain,
     roll_out_jittered,
 )
-from scoreaction.algorithms._lookahead import Decisions, Look, Weights, improvement, stepped
+from scoreaction.algorithms._lookahead import Decisions, Look, Weights, adapt_trust, improvement, stepped
 from scoreaction.algorithms._soft_q import soft_q
 from scoreaction.conditions import take
 from scoreaction.gaussians import sum_event
@@ -59,9 +59,10 @@ class SQDF(Regularised):
     updates: int = Field(16, ge=1, description="policy updates an iteration")
     rows: int = Field(160, ge=1, description="(trajectory, step) pairs in an update; updates * rows queries an iteration")
     critic_updates: int = Field(32, ge=1)
-    critic_rows: int = Field(1280, ge=8, description="visited states that the correction is fitted on, a query each")
+    critic_rows: int = Field(2560, ge=8, description="visited states that the correction is fitted on, a query each")
     critic_lr: float = Field(2e-3, gt=0)
-    trust: float = Field(0.0, ge=0, description="penalty on leaving the policy that sampled, in betas")
+    trust: float = Field(1.0, ge=0, description="with correction: least penalty on leaving the policy that sampled, in betas")
+    trust_region: float = Field(0.1, gt=0, description="with correction: path KL in nats that one iteration may move")
     buffer: int = Field(0, ge=0)
     max_age: int | None = Field(None, ge=1, description="iterations after which a trajectory is not drawn")
     priority: float = Field(0.0, ge=0)
@@ -82,7 +83,9 @@ class SQDF(Regularised):
         if self.weights == "chain" and setting.sampler.solver != "ddim":
             raise ValueError("sampler.solver: sqdf with weights: chain is written for ddim; use it, or weights: path")
         if self.x0_hat == "consistency" and not setting.model.has_consistency:
-            raise ValueError("algorithm.x0_hat: the model has no consistency model; give model.consistency, or x0_hat: reference")
+            raise ValueError(
+                "algorithm.x0_hat: the model has no consistency model; give model.consistency, or x0_hat: reference"
+            )
         return SQDFLearner(self, setting)
 
 
@@ -103,6 +106,7 @@ class SQDFLearner(Learner):
             self.critic = Critic(model.process, model.shape, skip="whole", example=setting.conditions)
             self.networks["critic"] = self.critic
             self.lr["critic"] = config.critic_lr
+            self.state.update(trust=config.trust, kl_to_old=0.0)
         else:
             self.reference_rows = 32  # the KL is only logged
 
@@ -122,11 +126,17 @@ class SQDFLearner(Learner):
             if len(steps) == 0:
                 raise ValueError("sampler.steps: one step has no noise to move; use at least 2, or algorithm.weights: path")
         pairs = len(self.replay.held()) * len(steps)
+        trust = self.state["trust"] if self.config.correction else 0.0  # a soft Q that is not learned does not run away
+        moved: list[float] = []
         for _ in range(self.config.updates):
             drawn = self.replay.draw(self.config.rows, steps, generator)
             decisions = self._decisions(drawn, len(steps))
-            for update in improvement(self, decisions, self._look(drawn, generator), trust=self.config.trust):
+            moved.clear()
+            for update in improvement(self, decisions, self._look(drawn, generator), trust=trust):
+                moved.append(update.metrics["kl_to_old"])
                 yield replace(update, metrics=update.metrics | {"replay_pairs": float(pairs)})
+        if self.config.correction:
+            adapt_trust(self.state, sum(moved) / len(moved), least=self.config.trust, region=self.config.trust_region)
 
     def _decisions(self, drawn: Drawn, steps: int) -> Decisions:
         """The drawn rows, with the reference's prediction there."""
@@ -163,10 +173,13 @@ class SQDFLearner(Learner):
 
         return look
 
+    def soft_q(self, points: Points, groups: Tensor) -> tuple[Tensor, Tensor]:
+        """The soft Q with the chosen x0 predictor, and its gradient."""
+        return soft_q(self, points, groups, consistency=self.config.x0_hat == "consistency", steps=self.config.x0_steps)
+
     def grad_q(self, points: Points, groups: Tensor) -> Tensor:
         """The gradient of the soft Q at points: discounted, corrected; (rows, *shape)."""
-        options = {"consistency": self.config.x0_hat == "consistency", "steps": self.config.x0_steps}
-        _, grad = soft_q(self, points, groups, **options)
+        _, grad = self.soft_q(points, groups)
         grad = expand(self.discount(points.t), grad) * grad
         if self.config.correction:
             with torch.enable_grad():
@@ -185,8 +198,7 @@ class SQDFLearner(Learner):
         steps, batch = experience.size
         order = torch.randperm(steps * batch, generator=generator)[: self.config.critic_rows]
         points, groups = experience.points().take(order), experience.groups.repeat(steps)
-        options = {"consistency": self.config.x0_hat == "consistency", "steps": self.config.x0_steps}
-        look, _ = soft_q(self, points, groups[order.to(groups.device)], **options)
+        look, _ = self.soft_q(points, groups[order.to(groups.device)])
         target = (experience.rewards[None] - self.beta * kl_to_go(self.setting, experience)).flatten()[order.to(look.device)]
 
         def value(rows: Tensor) -> Tensor:

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any, cast
 
 import torch
 from torch import Tensor
 
-from scoreaction.types import RewardFunction
+from scoreaction.types import Background, RewardFunction
 
 
 class RewardError(RuntimeError):
@@ -32,20 +33,50 @@ class Reward:
         return self.fn(samples, conditions)
 
 
+def as_reward(reward: RewardFunction | Callable[[Tensor, Any], Tensor]) -> RewardFunction:
+    """The reward itself; a plain function as a black box."""
+    return cast("RewardFunction", reward if hasattr(reward, "differentiable") else Reward(reward))
+
+
 class CountedReward:
     """A reward as a run uses it: every row is counted in `queries`, every answer is checked (RewardError)."""
 
     def __init__(self, reward: RewardFunction | Callable[[Tensor, Any], Tensor], *, name: str = "reward") -> None:
-        self.reward = cast("RewardFunction", reward if hasattr(reward, "differentiable") else Reward(reward))
+        self.reward = as_reward(reward)
         self.name, self.queries = name, 0
         self.differentiable = self.reward.differentiable
 
     def __call__(self, samples: Tensor, prompts: list[Any] | None) -> Tensor:
+        return self.begin(samples, prompts)()
+
+    def begin(self, samples: Tensor, prompts: list[Any] | None) -> Callable[[], Tensor]:
+        """Begins to score; calling what it gives waits for the checked scores. Only a `Background` reward works meanwhile."""
         self.queries += len(samples)
+        scores = self._tried(partial(self._begun, samples, prompts))
+        return lambda: self._checked(self._tried(scores), samples)
+
+    def decoded(self, x0: Tensor, decode: Callable[[Tensor], Tensor], prompts: list[Any] | None) -> Tensor:
+        """The scores of decode(x0); where the reward works in the background, part by part while the next is decoded."""
+        rows = self.reward.rows if isinstance(self.reward, Background) else len(x0)
+        parts = range(0, len(x0), rows)
+        begun = [self.begin(decode(x0[i : i + rows]), None if prompts is None else prompts[i : i + rows]) for i in parts]
+        return torch.cat([scores() for scores in begun])
+
+    def _begun(self, samples: Tensor, prompts: list[Any] | None) -> Callable[[], Any]:
+        if isinstance(self.reward, Background):
+            return self.reward.begin(samples, prompts)
+        scores = self.reward(samples, prompts)
+        return lambda: scores
+
+    def _tried(self, step: Callable[[], Any]) -> Any:
         try:
-            scores = self.reward(samples, prompts)
+            return step()
+        except RewardError as error:
+            raise RewardError(f"{self.name}: {error}") from error
         except Exception as error:
             raise RewardError(f"{self.name}: raised {type(error).__name__}: {error}") from error
+
+    def _checked(self, scores: Any, samples: Tensor) -> Tensor:
         if not isinstance(scores, Tensor):
             try:
                 scores = torch.as_tensor(scores, dtype=torch.float32, device=samples.device)

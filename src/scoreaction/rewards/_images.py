@@ -35,6 +35,15 @@ def check_images(samples: Tensor, *, name: str, channels: tuple[int, ...] = (1, 
         )
 
 
+def rgb(images: Tensor) -> Tensor:
+    """Images with three channels; a single one is repeated.
+
+    >>> rgb(torch.zeros(2, 1, 4, 4)).shape
+    torch.Size([2, 3, 4, 4])
+    """
+    return images.expand(-1, 3, -1, -1) if images.shape[1] == 1 else images
+
+
 def class_ids(conditions: Conditions | Sequence[str | int], samples: Tensor, *, name: str) -> Tensor:
     """The digits that the samples were asked to be, (batch,) on their device; ValueError where that is not said.
 

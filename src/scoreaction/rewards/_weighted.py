@@ -1,0 +1,87 @@
+"""A weighted sum of rewards, each brought to the same scale first where it is asked for."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from functools import cache
+
+import torch
+from torch import Tensor
+
+from scoreaction.rewards import as_reward
+from scoreaction.types import Background, Conditions, RewardFunction
+
+
+@dataclass(frozen=True)
+class Part:
+    """A reward in a sum, with its weight; `normalise` brings it to mean 0 and standard deviation 1 first."""
+
+    reward: RewardFunction
+    weight: float
+    normalise: bool = False
+
+
+class WeightedSum:
+    """`sum_i w_i r_i(samples, conditions)`; differentiable where every part is.
+
+    A part with `normalise` counts as `(r_i - m_i)/s_i`. m_i and s_i are its mean and standard deviation over the first
+    batch that is scored, the pretrained model's in a run, and stay: a reward whose scale moved would be another reward every
+    iteration. They are in `moments`, which is part of a checkpoint. A part that is constant on that batch keeps s_i = 1.
+
+    >>> reward = WeightedSum([Part(lambda x, c: 10 * x, weight=2.0, normalise=True)])
+    >>> reward(torch.tensor([1.0, 3.0]), None)
+    tensor([-1.4142,  1.4142])
+    """
+
+    def __init__(self, parts: Sequence[Part]) -> None:
+        self.parts = tuple(replace(part, reward=as_reward(part.reward)) for part in parts)
+        self.moments: Tensor | None = None
+        """Mean and standard deviation of every part, (parts, 2) float64; None before the first batch."""
+        self._first: list[Callable[[], Tensor]] = []
+
+    @property
+    def differentiable(self) -> bool:
+        """Whether every part is."""
+        return all(part.reward.differentiable for part in self.parts)
+
+    @property
+    def rows(self) -> int:
+        """Samples at a time: what suits the part that wants fewest; all of them where no part works in the background."""
+        return min((part.reward.rows for part in self.parts if isinstance(part.reward, Background)), default=2**31)
+
+    def __call__(self, samples: Tensor, conditions: Conditions) -> Tensor:
+        return self.begin(samples, conditions)()
+
+    def begin(self, samples: Tensor, conditions: Conditions) -> Callable[[], Tensor]:
+        """Begins with every part. The first batch is all that was begun before the first scores are asked for."""
+        begun = [_begun(part.reward, samples, conditions) for part in self.parts]
+        raw = cache(lambda: torch.stack([torch.as_tensor(scores(), device=samples.device) for scores in begun]))
+        if self.moments is None:
+            self._first.append(raw)
+        return lambda: self._sum(raw())
+
+    def _sum(self, raw: Tensor) -> Tensor:
+        """raw (parts, batch) to (batch,)."""
+        if self.moments is None:
+            self._fix(torch.cat([first().detach().double() for first in self._first], dim=1))
+        assert self.moments is not None
+        mean, std = self.moments.to(raw).unbind(1)
+        weights = raw.new_tensor([part.weight for part in self.parts])
+        return (weights[:, None] * (raw - mean[:, None]) / std[:, None]).sum(0)
+
+    def _fix(self, first: Tensor) -> None:
+        moments = torch.tensor([[0.0, 1.0]] * len(self.parts), dtype=torch.float64)
+        for i, part in enumerate(self.parts):
+            if part.normalise:
+                std = float(first[i].std()) if first.shape[1] > 1 else 0.0
+                flat = std <= 1e-6 * max(1.0, float(first[i].abs().max()))
+                moments[i] = torch.tensor([float(first[i].mean()), 1.0 if flat else std])
+        self.moments, self._first = moments, []
+
+
+def _begun(reward: RewardFunction, samples: Tensor, conditions: Conditions) -> Callable[[], Tensor]:
+    if isinstance(reward, Background):
+        return reward.begin(samples, conditions)
+    scores = reward(samples, conditions)
+    return lambda: scores

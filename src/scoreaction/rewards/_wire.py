@@ -1,0 +1,183 @@
+"""What goes over the wire between the `http` reward and `serve-reward`: JSON, with samples as npy or PNG in base64.
+
+Never pickle: npy is read by its header, whose type and size must be what follows it. docs/rewards.md has the protocol.
+"""
+
+from __future__ import annotations
+
+import base64
+import binascii
+import io
+import json
+import math
+from collections.abc import Sequence
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from numpy.lib import format as npy
+from torch import Tensor
+
+from scoreaction.types import Prompt
+
+Format = Literal["npy", "png"]
+LARGEST_PICTURE = 2**24
+"""Pixels: a small PNG file may unfold to far more than it weighs."""
+
+
+class WireError(ValueError):
+    """A message that cannot be read; one line says why."""
+
+
+def ask(samples: Tensor, prompts: Sequence[Any] | None, *, form: Format) -> bytes:
+    """The body of a question: samples (batch, ...) and their prompts."""
+    data = [_text(picture) for picture in _png(samples)] if form == "png" else _text(_npy(samples))
+    said: dict[str, Any] = {"format": form, "samples": data, "prompts": None if prompts is None else [str(p) for p in prompts]}
+    if prompts is not None and any(isinstance(p, Prompt) and p.metadata for p in prompts):
+        said["metadata"] = [p.metadata if isinstance(p, Prompt) else {} for p in prompts]
+    return json.dumps(said).encode()
+
+
+def asked(body: bytes, *, most: int) -> tuple[Tensor, list[str] | None]:
+    """Samples float32 and prompts of a question; WireError where it is not one, or has more than `most` samples."""
+    said = _mapping(body)
+    unknown = sorted(set(said) - {"format", "samples", "prompts", "metadata"})
+    if unknown or said.get("format") not in ("npy", "png") or "samples" not in said:
+        raise WireError("a question is {format: npy or png, samples, prompts, metadata}" + _got(unknown))
+    samples = _from_png(said["samples"], most) if said["format"] == "png" else _from_npy(_bytes(said["samples"]), most)
+    return samples, _prompts(said.get("prompts"), said.get("metadata"), len(samples))
+
+
+def answer(scores: Tensor) -> bytes:
+    """The body of an answer."""
+    return json.dumps({"scores": scores.tolist()}).encode()
+
+
+def answered(body: bytes, n: int) -> Tensor:
+    """The n scores of an answer, float32; WireError where it has others."""
+    scores = _mapping(body).get("scores")
+    if not isinstance(scores, list) or not all(isinstance(s, int | float) and not isinstance(s, bool) for s in scores):
+        raise WireError("the answer must be {scores: a list of numbers}")
+    if len(scores) != n:
+        raise WireError(f"the answer has {len(scores)} scores for {n} samples")
+    return torch.tensor(scores, dtype=torch.float32)
+
+
+def sendable(token: str) -> bool:
+    """Whether a token can stand in a header."""
+    return token.isascii() and token.isprintable() and " " not in token and token != ""
+
+
+def _mapping(body: bytes) -> dict[str, Any]:
+    try:
+        said = json.loads(body)
+    except (ValueError, RecursionError) as error:
+        raise WireError("not JSON") from error
+    if not isinstance(said, dict):
+        raise WireError("not a JSON object")
+    return said
+
+
+def _prompts(prompts: Any, metadata: Any, n: int) -> list[str] | None:
+    if prompts is None:
+        return None
+    if not isinstance(prompts, list) or len(prompts) != n or not all(isinstance(p, str) for p in prompts):
+        raise WireError(f"prompts must be null or {n} texts, one a sample")
+    if metadata is None:
+        return prompts
+    if not isinstance(metadata, list) or len(metadata) != n or not all(isinstance(m, dict) for m in metadata):
+        raise WireError(f"metadata must be null or {n} objects, one a sample")
+    return [Prompt(text, metadata=more) for text, more in zip(prompts, metadata, strict=True)]
+
+
+def _text(data: bytes) -> str:
+    return base64.b64encode(data).decode("ascii")
+
+
+def _bytes(text: Any) -> bytes:
+    try:
+        return base64.b64decode(text, validate=True)
+    except (binascii.Error, TypeError, ValueError) as error:
+        raise WireError("samples must be base64") from error
+
+
+def _got(names: list[str]) -> str:
+    return f", got also {', '.join(names)}" if names else ""
+
+
+# npy
+
+
+def _npy(samples: Tensor) -> bytes:
+    file = io.BytesIO()
+    np.save(file, samples.detach().float().cpu().numpy(), allow_pickle=False)
+    return file.getvalue()
+
+
+def _from_npy(data: bytes, most: int) -> Tensor:
+    """Only plain numbers in C order, and only as many as there are bytes: nothing is allocated on a header's word."""
+    file = io.BytesIO(data)
+    try:
+        if npy.read_magic(file) != (1, 0):
+            raise WireError("samples must be npy of version 1.0")
+        shape, fortran, dtype = npy.read_array_header_1_0(file)
+    except WireError:
+        raise
+    except ValueError as error:
+        raise WireError("samples are not npy") from error
+    if dtype.str not in ("<f4", "<f2", "|u1") or fortran:
+        raise WireError(f"samples must be npy of type float32, float16 or uint8 in C order, got {dtype}; objects are refused")
+    rest = data[file.tell() :]
+    if not shape or math.prod(shape) * dtype.itemsize != len(rest) or min(shape) < 1:
+        raise WireError(f"samples: the header says shape {shape}, which is not what follows it")
+    _few(shape[0], most)
+    return torch.from_numpy(np.frombuffer(rest, dtype).reshape(shape).astype(np.float32))
+
+
+# PNG
+
+
+def _png(samples: Tensor) -> list[bytes]:
+    from PIL import Image
+
+    if samples.ndim != 4 or samples.shape[1] not in (1, 3):
+        raise ValueError(f"format: png is for images (batch, 1 or 3, H, W), got {tuple(samples.shape)}; take npy")
+    pixels = (samples.detach().float().clamp(0, 1) * 255).round().to(torch.uint8).permute(0, 2, 3, 1).cpu().numpy()
+    files = []
+    for picture in pixels:
+        file = io.BytesIO()
+        Image.fromarray(picture.squeeze(-1) if picture.shape[-1] == 1 else picture).save(file, "PNG", compress_level=1)
+        files.append(file.getvalue())
+    return files
+
+
+def _from_png(texts: Any, most: int) -> Tensor:
+    if not isinstance(texts, list) or not texts:
+        raise WireError("samples must be a list of PNG files in base64")
+    _few(len(texts), most)
+    pictures = [_picture(_bytes(text)) for text in texts]
+    if len({picture.shape for picture in pictures}) > 1:
+        raise WireError("samples must be pictures of one size and kind")
+    return torch.from_numpy(np.stack(pictures)).permute(0, 3, 1, 2).float() / 255
+
+
+def _picture(data: bytes) -> np.ndarray[Any, Any]:
+    from PIL import Image
+
+    try:
+        with Image.open(io.BytesIO(data), formats=["PNG"]) as picture:
+            if math.prod(picture.size) > LARGEST_PICTURE:
+                raise WireError(f"samples: a picture of {picture.size[0]} x {picture.size[1]} pixels is too large")
+            if picture.mode not in ("L", "RGB"):
+                raise WireError(f"samples: a picture must be gray or RGB with 8 bits, got {picture.mode}")
+            pixels = np.asarray(picture)
+    except WireError:
+        raise
+    except Exception as error:  # whatever a broken file makes pillow raise
+        raise WireError("samples: a picture cannot be read as PNG") from error
+    return pixels[..., None] if pixels.ndim == 2 else pixels
+
+
+def _few(n: int, most: int) -> None:
+    if n > most:
+        raise WireError(f"{n} samples at once are too many, {most} at most")

@@ -1,0 +1,87 @@
+"""HPSv2: which picture people would prefer for a prompt (Wu et al. 2023, arXiv 2306.09341), through open_clip."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+from pydantic import BaseModel, Field
+from torch import Tensor
+
+from scoreaction.rewards._clip import DTYPES, Precision, TextMemory, fitted, prompts_for, unit
+from scoreaction.rewards._images import check_images
+from scoreaction.types import Conditions
+
+FETCH = (
+    "fetch HPS_v2.1_compressed.pt of xswu/HPSv2 from the hub and convert it once: python -c"
+    ' "import torch, safetensors.torch as s; s.save_file({k: v.contiguous() for k, v in'
+    " torch.load('HPS_v2.1_compressed.pt', weights_only=True)['state_dict'].items()}, 'hpsv2.safetensors')\""
+)
+
+
+class Config(BaseModel, frozen=True, extra="forbid"):
+    """`r(x, c) = cos(image features, prompt features)` of a fine-tuned CLIP ViT-H/14; about 0.2 to 0.35.
+
+    Images (batch, 1 or 3, H, W) in [0, 1]; one that is not square gets black edges. Differentiable. Needs open_clip:
+    pip install "scoreaction[hpsv2]". ValueError where it or the weights are not there.
+    """
+
+    name: Literal["hpsv2"] = "hpsv2"
+    path: str | None = Field(None, description="safetensors file of the ViT-H-14, or a folder in open_clip's format")
+    dtype: Precision = Field("fp32", description="precision of its weights")
+
+
+@dataclass(frozen=True, eq=False)
+class Hpsv2:
+    """Cosine of picture and prompt."""
+
+    net: Any
+    size: int
+    texts: TextMemory
+    differentiable: bool = True
+
+    def __call__(self, samples: Tensor, conditions: Conditions) -> Tensor:
+        check_images(samples, name="hpsv2")
+        prompts = prompts_for(samples, conditions, name="hpsv2")
+        net = self.net.to(samples.device)
+        pixels = fitted(samples, self.size).to(net.logit_scale)
+        return (unit(net.encode_image(pixels)) * self.texts(prompts, samples.device)).sum(1).to(samples)
+
+
+def build(config: Config) -> Hpsv2:
+    """The reward."""
+    if config.path is None:
+        raise ValueError(f"path: HPSv2's weights are not shipped; {FETCH}; then give path that file")
+    net, tokenizer = _load(Path(config.path).expanduser())
+    net = net.to(DTYPES[config.dtype]).eval().requires_grad_(False)
+
+    def encode(texts: list[str]) -> Tensor:
+        return unit(net.encode_text(tokenizer(texts).to(net.logit_scale.device)))
+
+    size = net.visual.image_size
+    return Hpsv2(net, size[0] if isinstance(size, tuple) else size, TextMemory(encode))
+
+
+def _load(path: Path) -> tuple[Any, Callable[[list[str]], Tensor]]:
+    try:
+        import open_clip
+    except (ImportError, RuntimeError) as error:  # a torchvision made for another torch raises the second
+        raise ValueError(
+            f'hpsv2 needs open_clip, which cannot be imported ({str(error).splitlines()[0]}); pip install "scoreaction[hpsv2]"'
+            ", or serve it from an environment that has it (scoreaction serve-reward hpsv2) and take the reward http"
+        ) from error
+    if path.is_dir():
+        if not list(path.glob("*.safetensors")) or not (path / "open_clip_config.json").is_file():
+            raise ValueError(f"path: {path} must hold open_clip_config.json and a .safetensors file")
+        name, weights = f"local-dir:{path}", None
+    elif path.is_file() and path.suffix == ".safetensors":
+        name, weights = "ViT-H-14", str(path)
+    else:
+        raise ValueError(f"path: {path} is no safetensors file; {FETCH}")
+    try:
+        net = open_clip.create_model(name, pretrained=weights, require_pretrained=True)
+    except Exception as error:  # open_clip passes on whatever a wrong file raises
+        raise ValueError(f"path: {path} does not fit open_clip's {name}: {str(error).splitlines()[0]}") from error
+    return net, open_clip.get_tokenizer(name)

@@ -1,0 +1,276 @@
+"""Weighted sums with parts on one scale, prompts with weights and metadata, and figures by prompt."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file
+from torch import nn
+from twins import close, f64
+
+import scoreaction as sa
+from scoreaction._prompts import prompt_list, read_prompts
+from scoreaction._report_run import prompts_table
+from scoreaction.config import build, dump, load_recipe, resolve
+from scoreaction.rewards import CountedReward, Reward
+from scoreaction.rewards._weighted import Part, WeightedSum
+from scoreaction.shelf import UserError
+
+FIRST = torch.randn(50, 2, generator=torch.Generator().manual_seed(0)) * torch.tensor([3.0, 0.1]) + torch.tensor([5.0, -1.0])
+LATER = FIRST[:10] + 7
+
+
+def left(samples: torch.Tensor, conditions: Any) -> torch.Tensor:
+    return samples[:, 0]
+
+
+def right(samples: torch.Tensor, conditions: Any) -> torch.Tensor:
+    return samples[:, 1]
+
+
+def test_a_normalised_part_is_standardised_by_the_first_batch_and_stays_so() -> None:
+    """Truth: mean and standard deviation of the first batch, written out."""
+    reward = WeightedSum([Part(left, 2.0, normalise=True), Part(right, 3.0)])
+    m, s = FIRST[:, 0].double().mean(), FIRST[:, 0].double().std()
+    close(reward(FIRST, None), 2 * (FIRST[:, 0] - m) / s + 3 * FIRST[:, 1], atol=1e-5, raw=2 * FIRST[:, 0] + 3 * FIRST[:, 1])
+    truth = 2 * (LATER[:, 0] - m) / s + 3 * LATER[:, 1]
+    anew = WeightedSum([Part(left, 2.0, normalise=True), Part(right, 3.0)])(LATER, None)
+    close(reward(LATER, None), truth, atol=1e-5, by_this_batch=anew, both_normalised=truth - 3 * LATER[:, 1])
+
+
+def test_the_first_batch_is_whole_though_it_is_begun_in_parts() -> None:
+    """Truth: the same batch in one call."""
+
+    class Slowly:
+        """Works in the background, five samples at a time."""
+
+        differentiable, rows = False, 5
+
+        def __call__(self, samples: torch.Tensor, conditions: Any) -> torch.Tensor:
+            return left(samples, conditions)
+
+        def begin(self, samples: torch.Tensor, conditions: Any) -> Any:
+            return lambda: left(samples, conditions)
+
+    def decoded(reward: Any) -> torch.Tensor:
+        return CountedReward(WeightedSum([Part(reward, 1.0, normalise=True), Part(right, 1.0)])).decoded(
+            FIRST, lambda x: x, None
+        )
+
+    m, s = FIRST[:5, 0].mean(), FIRST[:5, 0].std()
+    close(decoded(Slowly()), decoded(left), atol=1e-5, by_the_first_part=(FIRST[:, 0] - m) / s + FIRST[:, 1])
+
+
+def test_a_constant_part_and_gradients() -> None:
+    """A part without spread is only moved to 0; differentiable where every part is, with the weights over the deviations."""
+    constant = WeightedSum([Part(lambda x, c: torch.full((len(x),), 7.0), 1.0, normalise=True)])
+    close(constant(FIRST, None), torch.zeros(50), raw=7.0)
+    reward = WeightedSum(
+        [Part(Reward(left, differentiable=True), 2.0, normalise=True), Part(Reward(right, differentiable=True), 3.0)]
+    )
+    x = FIRST.clone().requires_grad_()
+    (gradient,) = torch.autograd.grad(reward(x, None).sum(), x)
+    std = float(FIRST[:, 0].std())
+    close(gradient[0], [2 / std, 3.0], atol=1e-5, raw=[2.0, 3.0])
+    assert reward.differentiable
+    assert not WeightedSum([Part(Reward(left, differentiable=True), 1.0), Part(right, 1.0)]).differentiable
+
+
+SUM = "reward=[{name: linear, direction: [1, 0], weight: 2, normalise: true}, {name: quadratic, center: [0, 0]}]"
+
+
+def test_the_moments_are_part_of_a_checkpoint_and_resuming_is_exact(tmp_path: Path) -> None:
+    """Truth: the run that went through. Twin: without the moments the resumed run is another."""
+    sizes = ["algorithm.name=ddpo", "train.iterations=4", "train.batch=16", "sampler.steps=3", "train.checkpoint_every=2"]
+
+    def tuner(folder: str) -> sa.Finetuner:
+        return build(load_recipe("mixture", [*sizes, SUM]), output=tmp_path / folder)
+
+    def figures(found: list[dict[str, Any]]) -> list[float]:
+        return [metrics["reward_mean"] for metrics in found]
+
+    whole = figures(list(tuner("whole")))
+    cut = tuner("cut")
+    steps = iter(cut)
+    begun = figures([next(steps), next(steps)])
+    again = tuner("cut")
+    assert again.resume()
+    saved = again.reward.reward.moments  # type: ignore[attr-defined]
+    close(saved, cut.reward.reward.moments, forgotten=f64([[0.0, 1.0], [0.0, 1.0]]))  # type: ignore[attr-defined]
+    close(saved[1], [0.0, 1.0], normalised=saved[0])
+    assert "/moments" in load_file(tmp_path / "cut" / "checkpoints" / "000002" / "tensors.safetensors")
+    forgot = tuner("cut")
+    forgot.resume()
+    forgot.reward.reward.moments = None  # type: ignore[attr-defined]
+    close(begun + figures(list(again)), whole, atol=0.0, forgotten=begun + figures(list(forgot)))
+
+
+def test_shares_in_a_recipe() -> None:
+    recipe = load_recipe("mixture", [SUM])
+    assert [block["normalise"] for block in recipe.values()["reward"]] == [True, False]
+    from scoreaction._recipe_text import parse_yaml
+
+    assert resolve(parse_yaml(dump(recipe), where="dump")) == recipe
+    for wrong, said in {
+        "reward.normalise=true": "reward.normalise: a single reward has no normalise",
+        "reward=[{name: linear, direction: [1, 0], normalise: 1}]": "reward.0.normalise: must be a valid boolean",
+        "reward=[{name: linear, direction: [1, 0], normalize: true}]": "reward.0.normalize: unknown key",
+    }.items():
+        with pytest.raises(UserError) as caught:
+            load_recipe("mixture", [wrong])
+        assert str(caught.value).startswith(said)
+    with pytest.raises(UserError, match=r"reward\.1: does not fit"):
+        build(load_recipe("mixture", ["reward=[{name: linear, direction: [1, 0]}, {name: ink}]"]))
+
+
+# Prompts
+
+
+def prompts_of(path: Path, text: str) -> Any:
+    path.write_text(text, encoding="utf-8")
+    return read_prompts(str(path), Path())
+
+
+def test_json_lines_carry_weights_and_metadata(tmp_path: Path) -> None:
+    path = tmp_path / "mine.jsonl"
+    lines = '{"prompt": "two cats", "weight": 3, "count": 2, "of": ["cat"]}\n\n"a dog"\n{"prompt": "a cow"}\n'
+    values = prompts_of(path, lines)
+    prompts = prompt_list(values) or []
+    assert prompts == ["two cats", "a dog", "a cow"]
+    assert isinstance(prompts[0], sa.Prompt)
+    assert (prompts[0].weight, prompts[0].metadata) == (3, {"count": 2, "of": ["cat"]})
+    recipe = load_recipe("digits", ["prompts=[{prompt: seven, weight: 2, font: bold}, 3]"])
+    from scoreaction._recipe_text import parse_yaml
+
+    assert resolve(parse_yaml(dump(recipe), where="dump")) == recipe, "a run's recipe holds them whole"
+    assert load_recipe("digits", [f"prompts={path}"]).prompts == values
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("", "holds no prompt; write one a line"),
+        ("\n \n", "holds no prompt"),
+        ('{"prompt": "a"}\n{"prompt": \n', "line 2: not JSON"),
+        ('{"text": "a"}', "line 1: must have a prompt that is a text (got None)"),
+        ('{"prompt": 3}', "line 1: must have a prompt that is a text (got 3)"),
+        ('{"prompt": "a", "weight": -1}', "line 1: weight must be a number, 0 or more (got -1)"),
+        ('{"prompt": "a", "weight": "2"}', "line 1: weight must be a number"),
+        ('{"prompt": "a", "weight": NaN}', "line 1: weight must be a number"),
+        ('{"prompt": "a", "weight": 0}', "every weight is 0"),
+        ("[1]", "line 1: must be a text"),
+        ('""', "line 1: is empty"),
+    ],
+)
+def test_wrong_json_lines_are_one_line_that_names_the_place(text: str, said: str, tmp_path: Path) -> None:
+    path = tmp_path / "mine.jsonl"
+    with pytest.raises(UserError) as caught:
+        prompts_of(path, text)
+    assert str(caught.value).startswith(f"prompts: {path}")
+    assert said in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+def test_the_shipped_animals_are_apart() -> None:
+    seen, unseen = prompt_list("animals") or [], prompt_list("animals_held_out") or []
+    assert (len(set(seen)), len(set(unseen))) == (45, 6)
+    assert not set(seen) & set(unseen)
+
+
+class Net(nn.Module):
+    """Depends on what it is conditioned on."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.last = nn.Linear(4, 2)
+
+    def forward(self, x: torch.Tensor, t: torch.Tensor, cond: torch.Tensor) -> torch.Tensor:
+        return self.last(torch.cat([x, t[:, None], cond.to(x)[:, None]], 1))
+
+
+def tuned(prompts: list[Any], reward: Any, **train: Any) -> sa.Finetuner:
+    def encode(texts: list[str]) -> torch.Tensor:
+        return torch.tensor([len(text) for text in texts])
+
+    return sa.Finetuner(
+        sa.Model(Net(), process=sa.VP(), predicts="v", shape=(2,), encode=encode),
+        reward=reward,
+        algorithm=sa.DDPO(),
+        sampler=sa.Sampler(steps=2),
+        train=sa.Train(**{"iterations": 1, "batch": 2000, **train}),
+        prompts=prompts,
+        evaluation=sa.Evaluation(n=30, steps=2),
+    )
+
+
+def test_prompts_are_drawn_by_their_weights_and_metadata_reaches_the_reward() -> None:
+    """Truth: the binomial's mean within four standard deviations."""
+    seen: list[Any] = []
+
+    def reward(samples: torch.Tensor, prompts: list[Any]) -> torch.Tensor:
+        seen.extend(prompts)
+        return samples[:, 0]
+
+    list(tuned([sa.Prompt("a", weight=3.0, metadata={"count": 1}), "bb", sa.Prompt("ccc", weight=0.0)], reward))
+    share = seen.count("a") / len(seen)
+    close(share, 0.75, atol=4 * (0.75 * 0.25 / 2000) ** 0.5, uniform=1 / 3, without_the_zero=0.5)
+    assert {prompt.metadata["count"] for prompt in seen if prompt == "a"} == {1}
+    assert "ccc" not in seen
+
+
+def test_equal_weights_draw_what_plain_prompts_draw() -> None:
+    def drawn(prompts: list[Any]) -> list[str]:
+        seen: list[str] = []
+        list(tuned(prompts, lambda samples, asked: seen.extend(asked) or samples[:, 0], batch=16))  # type: ignore[func-returns-value]
+        return seen
+
+    assert drawn(["a", "bb"]) == drawn([sa.Prompt("a", weight=2.0), sa.Prompt("bb", weight=2.0)])
+    assert drawn(["a", "bb"]) != drawn([sa.Prompt("a", weight=2.0), "bb"])
+
+
+def test_a_summary_has_the_mean_of_each_prompt(tmp_path: Path) -> None:
+    """Truth: a reward that is the prompt's length."""
+    tuner = tuned(["a", "bb", "ccc"], lambda samples, prompts: torch.tensor([float(len(p)) for p in prompts]), batch=8)
+    list(tuner)
+    found = tuner.summary()["prompts"]
+    assert [row["prompt"] for row in found] == ["a", "bb", "ccc"]
+    for kind in ("base", "tuned"):
+        close([row[f"reward_{kind}"] for row in found], [1.0, 2.0, 3.0], mean=[2.0, 2.0, 2.0], order=[3.0, 2.0, 1.0])
+
+
+def test_the_report_shows_who_gained_most_and_least() -> None:
+    few = [{"prompt": p, "reward_base": 1.0, "reward_tuned": 1.0 + gain} for p, gain in (("a", 0.5), ("b", 2.0))]
+    assert [row[0] for row in prompts_table(few).rows] == ["b", "a"]
+    assert prompts_table(few).rows[0] == ["b", "1", "3", "2"]
+    many = [{"prompt": str(i), "reward_base": 0.0, "reward_tuned": float(i)} for i in range(50)]
+    rows = prompts_table(many).rows
+    assert [rows[0][0], rows[-1][0], len(rows)] == ["49", "0", 20]
+
+
+@pytest.mark.slow
+def test_evaluate_takes_other_prompts(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    from scoreaction.cli import main
+
+    run = tmp_path / "run"
+    sizes = [
+        "train.iterations=1",
+        "train.batch=4",
+        "evaluation.n=4",
+        "evaluation.steps=2",
+        "sampler.steps=2",
+        "algorithm.name=ddpo",
+    ]
+    assert main(["train", "digits", *sizes, "--output", str(run)]) == 0
+    (tmp_path / "mine.txt").write_text("3\n7\n")
+    assert main(["evaluate", str(run), "--steps", "2", "--n", "4", "--prompts", str(tmp_path / "mine.txt")]) == 0
+    found = json.loads((run / "evaluation.json").read_text())
+    assert list(found["grid"][0]["by_prompt"]) == ["3", "7"]
+    capsys.readouterr()
+    assert main(["evaluate", str(run), "--prompts", "animals"]) == 2
+    assert capsys.readouterr().err.startswith("--prompts: ")
+    assert main(["evaluate", str(run), "--prompts", "animlas"]) == 2
+    assert capsys.readouterr().err.startswith("--prompts: 'animlas' is neither a shipped set nor a text file")
