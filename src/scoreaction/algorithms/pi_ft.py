@@ -28,9 +28,9 @@ class PIFT(Regularised):
 
     The steps are taken in `stages` groups, the one next to the data first. In a stage the policy is regressed `inner` times
     onto the improved action against the value of the stage before, then `V(t, x_t) = E[V(s, x_s)] - beta KL_step` is fitted
-    under the new policy; V is the reward's look-ahead plus a network. An inner iteration multiplies the error by `-curvature`, which
-    is `k^2 Pi_s/beta` on a quadratic value; it is measured from two iterations, and the next is damped by
-    `1/(1 + curvature)`, so that a large one does not diverge. Needs the reward's gradient.
+    under the new policy; V is the reward's look-ahead plus a network. An inner iteration multiplies the error by
+    `-curvature`, which is `k^2 Pi_s/beta` on a quadratic value; it is measured from two iterations, and the next is damped
+    by `1/(1 + curvature)`, so that a large one does not diverge. Needs the reward's gradient.
 
     >>> PIFT(beta=0.5).stages
     5
