@@ -25,6 +25,10 @@ SWEEP: dict[str, list[list[str]]] = {  # the same rates for all, and betas where
         ["algorithm.name=score_action", f"train.lr={lr}", f"algorithm.beta={beta}", "algorithm.trust=1"]
         for lr in ("1e-4", "3e-4", "1e-3")
         for beta in (0.1, 0.3)
+    ]
+    + [
+        ["algorithm.name=score_action", f"train.lr={lr}", f"algorithm.beta={beta}", "algorithm.trust_region=1"]
+        for lr, beta in (("1e-4", 0.05), ("2e-4", 0.05), ("2e-4", 0.1))
     ],
     "ddpo": [["algorithm.name=ddpo", f"train.lr={lr}"] for lr in ("1e-4", "3e-4", "1e-3")],
     "dpok": [

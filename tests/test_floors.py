@@ -15,7 +15,8 @@ FLOORS = {
     2: ["solvers", "exact", "linear_quadratic", "adapters", "models._digits_nets"],
     3: ["model", "value", "kl", "proxy"],
     3.5: ["rewards", "models"],  # the open shelves of floor 3: they may use its modules, not one another
-    4: ["rollout", "replay"],
+    4: ["rollout"],
+    4.5: ["replay"],
     5: ["algorithms"],
     6: ["finetuner", "evaluation", "checkpoints", "export", "online", "selection", "_checking", "_recipe_text", "_prompts"],
     7: [
