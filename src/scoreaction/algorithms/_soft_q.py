@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 import torch
 from torch import Tensor
 
@@ -30,11 +32,18 @@ def clean_sample(learner: Learner, points: Points, *, consistency: bool, steps: 
     return ask(x, t).x0
 
 
-def soft_q(
-    learner: Learner, points: Points, groups: Tensor, *, consistency: bool = False, steps: int = 1
-) -> tuple[Tensor, Tensor]:
-    """`r(x0_hat(x))` (rows,) and its gradient in x (rows, *shape). Kang et al. 2026 (arXiv 2512.04559), eq. 9."""
-    value, grad = points.x.new_zeros(len(points.x)), torch.zeros_like(points.x)
+@dataclass(frozen=True)
+class SoftQ:
+    """`r(x0_hat(x))` (rows,), its gradient in x and x0_hat itself (rows, *shape)."""
+
+    value: Tensor
+    grad: Tensor
+    x0: Tensor
+
+
+def soft_q(learner: Learner, points: Points, groups: Tensor, *, consistency: bool = False, steps: int = 1) -> SoftQ:
+    """The soft Q at points, in pieces of at most `max_rows`. Kang et al. 2026 (arXiv 2512.04559), eq. 9."""
+    value, grad, clean = points.x.new_zeros(len(points.x)), torch.zeros_like(points.x), torch.zeros_like(points.x)
     score, limit = learner.setting.judge.score, learner.setting.max_rows
     for done in (False, True):
         for rows in ((points.t == 0) == done).nonzero().flatten().split(limit):
@@ -45,5 +54,5 @@ def soft_q(
                 x0 = x if done else clean_sample(learner, here, consistency=consistency, steps=steps)
                 found = score(x0, groups[rows.to(groups.device)])
                 grad[near] = torch.autograd.grad(found.sum(), x)[0]
-            value[near] = found.detach()
-    return value, grad
+            value[near], clean[near] = found.detach(), x0.detach()
+    return SoftQ(value, grad, clean)

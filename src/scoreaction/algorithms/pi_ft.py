@@ -109,7 +109,8 @@ class PIFTLearner(Learner):
 
     def value_ahead(self, points: Points, groups: Tensor) -> tuple[Tensor, Tensor]:
         """V and grad V at points: `c_skip r(x0_hat) + c_out F`, at t = 0 the reward itself."""
-        look, slope = soft_q(self, points, groups)
+        soft = soft_q(self, points, groups)
+        look, slope = soft.value, soft.grad
         with torch.enable_grad():
             x = points.x.detach().requires_grad_(True)
             learned = self.critic(x, points.t, points.conditions, None)
@@ -124,7 +125,7 @@ class PIFTLearner(Learner):
         cost = decisions.weights.stay.to(said) / 2 * sum_event((said - decisions.reference) ** 2)
         target = self.value_ahead(ahead, decisions.groups)[0] - self.beta * cost
         points = decisions.points
-        look, _ = soft_q(self, points, decisions.groups)
+        look = soft_q(self, points, decisions.groups).value
 
         def value(rows: Tensor) -> Tensor:
             part = points.take(rows)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import replace
+from functools import partial
 from typing import Literal
 
 import torch
@@ -20,13 +21,13 @@ from scoreaction.algorithms._learner import (
     roll_out_chain,
     roll_out_jittered,
 )
-from scoreaction.algorithms._lookahead import Decisions, Look, Weights, adapt_trust, improvement, stepped
-from scoreaction.algorithms._soft_q import soft_q
+from scoreaction.algorithms._lookahead import Decisions, Look, Weights, adapt_trust, given, improved, improvement, stepped
+from scoreaction.algorithms._soft_q import SoftQ, soft_q
 from scoreaction.conditions import take
 from scoreaction.gaussians import sum_event
 from scoreaction.predictions import expand
 from scoreaction.replay import Drawn, Replay
-from scoreaction.rollout import Experience, Points, Rollout
+from scoreaction.rollout import Experience, Points, Rollout, over_rows
 from scoreaction.solvers import noise_std
 from scoreaction.types import Conditions, Prediction
 from scoreaction.value import Critic
@@ -39,8 +40,9 @@ class SQDF(Regularised):
     its posterior mean (`reference`; `x0_steps` > 1: after that many of its DDIM steps) or a `consistency` model. Nothing is
     trained for it; the gradient goes reward, decoder, predictor, x_s, one policy step.
 
-    weights: `path` charges the continuous-time KL, `1/2 g^2 dt ||ds||^2`, and moves x_s as much, so that a setting means the
-    same at any number of steps (ours); `chain` is the published form, where the reference acts in a last step without noise.
+    weights: `chain` is the published form, where the reference acts in a last step without noise. `path` (ours) is its limit
+    of short steps, which means the same at any number of them: x_s becomes x_t, so that the predictor that is asked for the
+    gradient is the reference of the KL too, and both are weighed by the integral of g^2 over the step.
     w(s) discounts: `exp(-discount_rate s)`, s the clock time left, or `gamma` a step left. correction: a critic
     `Q = r(x0_hat) + c_out F`, trained on reward minus KL to go of fresh paths, removes what the soft Q leaves out.
     buffer: trajectories kept (the newest batch alone where smaller), drawn by (trajectory, step); see `Replay`.
@@ -130,62 +132,65 @@ class SQDFLearner(Learner):
         moved: list[float] = []
         for _ in range(self.config.updates):
             drawn = self.replay.draw(self.config.rows, steps, generator)
-            decisions = self._decisions(drawn, len(steps))
+            decisions, look = self._rows(drawn, len(steps), generator)
             moved.clear()
-            for update in improvement(self, decisions, self._look(drawn, generator), trust=trust):
+            for update in improvement(self, decisions, look, trust=trust):
                 moved.append(update.metrics["kl_to_old"])
                 yield replace(update, metrics=update.metrics | {"replay_pairs": float(pairs)})
         if self.config.correction:
             adapt_trust(self.state, sum(moved) / len(moved), least=self.config.trust, region=self.config.trust_region)
 
-    def _decisions(self, drawn: Drawn, steps: int) -> Decisions:
-        """The drawn rows, with the reference's prediction there."""
+    def _rows(self, drawn: Drawn, steps: int, generator: torch.Generator) -> tuple[Decisions, Look]:
+        """The drawn rows as decisions, and where the soft Q is asked for them."""
         model, eta = self.setting.model, self.setting.sampler.eta
-        conditions = take(self.setting.conditions, drawn.groups)
-        x = drawn.x.to(model.device)
-        with torch.no_grad():
-            pieces = torch.arange(len(x)).split(self.setting.max_rows)
-            said = [self.reference(take(conditions, rows))(x[rows.to(x.device)], drawn.t[rows]).x0 for rows in pieces]
-        weigh = Weights.of_chain if self.chain else Weights.of_step
-        return Decisions(
-            Points(x, drawn.t, conditions),
-            drawn.s,
-            drawn.groups,
-            weigh(model.process, drawn.t, drawn.s, eta),
-            torch.cat(said),
-            drawn.old.to(x.device),
-            drawn.importance * steps,
-            torch.arange(len(x)),
+        points = Points(drawn.x.to(model.device), drawn.t, take(self.setting.conditions, drawn.groups))
+        if self.chain:
+            weights, reference = Weights.of_chain(model.process, drawn.t, drawn.s, eta), self._pretrained(points)
+            look: Look = partial(self._ahead, generator)
+        else:
+            weights = Weights.of_path(model.process, drawn.t, drawn.s, eta)
+            grad, clean = self.grad_q(points, drawn.groups)
+            same = self.config.x0_hat == "reference" and self.config.x0_steps == 1
+            reference = clean if same else self._pretrained(points)
+            look = partial(given, grad)
+        if self.config.priority:
+            look = partial(self._ranked, drawn, look)
+        scale, index = drawn.importance * steps, torch.arange(len(drawn.t))
+        return Decisions(points, drawn.s, drawn.groups, weights, reference, drawn.old.to(points.x.device), scale, index), look
+
+    @torch.no_grad()
+    def _pretrained(self, points: Points) -> Tensor:
+        """The reference's x0_hat."""
+        ask = partial(self.setting.model.reference, guidance=self.setting.sampler.guidance)
+        return over_rows(ask, points, self.setting.max_rows).x0
+
+    def _ahead(self, generator: torch.Generator, decisions: Decisions, prediction: Prediction) -> Tensor:
+        """The gradient where the policy's own step leads."""
+        return self.grad_q(stepped(self.setting, decisions, prediction, generator), decisions.groups)[0]
+
+    def _ranked(self, drawn: Drawn, look: Look, decisions: Decisions, prediction: Prediction) -> Tensor:
+        """The gradient; a row's priority becomes how far, in nats, its policy is from the improved action."""
+        grad, rows = look(decisions, prediction), decisions.index
+        aim = improved(
+            decisions.weights, grad_value=grad, reference=decisions.reference, old=decisions.old, beta=self.beta, trust=0.0
         )
+        gap = decisions.weights.stay.to(grad) / 2 * sum_event((prediction.x0 - aim) ** 2)
+        self.replay.set_priority(drawn.slot[rows], drawn.step[rows], gap.cpu())
+        return grad
 
-    def _look(self, drawn: Drawn, generator: torch.Generator) -> Look:
-        """The gradient of the soft Q where the policy's own step leads."""
-
-        def look(decisions: Decisions, prediction: Prediction) -> Tensor:
-            grad = self.grad_q(stepped(self.setting, decisions, prediction, generator), decisions.groups)
-            if self.config.priority:
-                pull, stay = (expand(w, grad) for w in (decisions.weights.pull, decisions.weights.stay))
-                short = prediction.x0 - decisions.reference - pull / stay * grad / self.beta
-                rows = decisions.index
-                gap = (decisions.weights.stay.to(grad) * sum_event(short**2)).sqrt()
-                self.replay.set_priority(drawn.slot[rows], drawn.step[rows], gap.cpu())
-            return grad
-
-        return look
-
-    def soft_q(self, points: Points, groups: Tensor) -> tuple[Tensor, Tensor]:
-        """The soft Q with the chosen x0 predictor, and its gradient."""
+    def soft_q(self, points: Points, groups: Tensor) -> SoftQ:
+        """The soft Q with the chosen x0 predictor."""
         return soft_q(self, points, groups, consistency=self.config.x0_hat == "consistency", steps=self.config.x0_steps)
 
-    def grad_q(self, points: Points, groups: Tensor) -> Tensor:
-        """The gradient of the soft Q at points: discounted, corrected; (rows, *shape)."""
-        _, grad = self.soft_q(points, groups)
-        grad = expand(self.discount(points.t), grad) * grad
+    def grad_q(self, points: Points, groups: Tensor) -> tuple[Tensor, Tensor]:
+        """The gradient of the soft Q at points, discounted or corrected, and its x0_hat: (rows, *shape) both."""
+        found = self.soft_q(points, groups)
+        grad = expand(self.discount(points.t), found.grad) * found.grad
         if self.config.correction:
             with torch.enable_grad():
                 x = points.x.detach().requires_grad_(True)
                 grad = grad + torch.autograd.grad(self.critic(x, points.t, points.conditions, None).sum(), x)[0]
-        return grad
+        return grad, found.x0
 
     def discount(self, s: Tensor) -> Tensor:
         """The weight of the soft Q at the end of a step, by clock time or by steps left."""
@@ -198,7 +203,7 @@ class SQDFLearner(Learner):
         steps, batch = experience.size
         order = torch.randperm(steps * batch, generator=generator)[: self.config.critic_rows]
         points, groups = experience.points().take(order), experience.groups.repeat(steps)
-        look, _ = self.soft_q(points, groups[order.to(groups.device)])
+        look = self.soft_q(points, groups[order.to(groups.device)]).value
         target = (experience.rewards[None] - self.beta * kl_to_go(self.setting, experience)).flatten()[order.to(look.device)]
 
         def value(rows: Tensor) -> Tensor:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from functools import partial
 from typing import Literal
 
 import torch
@@ -12,7 +11,7 @@ from torch import Tensor
 
 from scoreaction.algorithms._critic import critic_updates, kl_to_go
 from scoreaction.algorithms._learner import Learner, Regularised, Setting, Update, roll_out_jittered
-from scoreaction.algorithms._lookahead import Decisions, Weights, adapt_trust, decisions_at, improvement, stepped
+from scoreaction.algorithms._lookahead import Decisions, Weights, adapt_trust, decisions_at, improvement
 from scoreaction.conditions import repeat
 from scoreaction.rollout import Experience, Points, Rollout
 from scoreaction.types import Conditions, Prediction
@@ -23,8 +22,9 @@ class VARD(Regularised):
     """`E[-V(x_s) + beta KL_step]` with `x_s = mu_theta(x_t) + k z`, V(s, x) a network fitted to the rewards of visited states.
 
     Nothing but rewards is asked for, so a black box will do. V is of reward minus the KL still to be paid, which makes the
-    tilted law the optimum; `kl_to_go: false` leaves that out, as published. The KL is the path's, in continuous time. trust and
-    trust_region as in Score as Action.
+    tilted law the optimum; `kl_to_go: false` leaves that out, as published. Both terms are the path's, the limit of short
+    steps, in which x_s becomes x_t: `c g^2 <grad V, s>` against `beta/2 g^2 ||s - s_pre||^2`. trust and trust_region as in
+    Score as Action.
 
     >>> VARD(beta=0.5).kl_to_go
     True
@@ -41,7 +41,7 @@ class VARD(Regularised):
 
     def build(self, setting: Setting) -> VARDLearner:
         if setting.sampler.eta == 0:
-            raise ValueError("sampler.eta: vard needs the noise of a step and eta 0 has none; set it above 0, 1 is safe")
+            raise ValueError("sampler.eta: vard needs the path's KL, which is infinite at eta 0; set it above 0, 1 is safe")
         return VARDLearner(self, setting)
 
 
@@ -64,19 +64,17 @@ class VARDLearner(Learner):
         yield from self._critic_updates(experience, generator)
         steps, batch = experience.size
         chosen = torch.randperm(steps * batch, generator=generator)[: self.config.updates * self.config.rows]
-        decisions = decisions_at(self.setting, experience, chosen, Weights.of_step)
+        decisions = decisions_at(self.setting, experience, chosen, Weights.of_path)
         moved: list[float] = []
         for rows in torch.arange(len(chosen)).chunk(self.config.updates):
             moved.clear()
-            for update in improvement(
-                self, decisions.take(rows), partial(self._grad_ahead, generator), trust=self.state["trust"]
-            ):
+            for update in improvement(self, decisions.take(rows), self._look, trust=self.state["trust"]):
                 moved.append(update.metrics["kl_to_old"])
                 yield update
         adapt_trust(self.state, sum(moved) / len(moved), least=self.config.trust, region=self.config.trust_region)
 
-    def _grad_ahead(self, generator: torch.Generator, decisions: Decisions, prediction: Prediction) -> Tensor:
-        return self.grad_value(stepped(self.setting, decisions, prediction, generator))
+    def _look(self, decisions: Decisions, prediction: Prediction) -> Tensor:
+        return self.grad_value(decisions.points)
 
     def grad_value(self, points: Points) -> Tensor:
         """grad V at points, (rows, *shape)."""
@@ -85,15 +83,15 @@ class VARDLearner(Learner):
             return torch.autograd.grad(self.critic(x, points.t, points.conditions, None).sum(), x)[0]
 
     def _critic_updates(self, experience: Experience, generator: torch.Generator) -> Iterator[Update]:
-        """V at the ends of all steps, the data among them."""
+        """V at all states of the paths, the data among them."""
         steps, batch = experience.size
         rollout = experience.rollout
-        conditions = repeat(experience.conditions, steps)
-        points = Points(rollout.x[1:].flatten(0, 1), rollout.times[1:].repeat_interleave(batch), conditions)
-        target = experience.rewards.expand(steps, batch)
+        conditions = repeat(experience.conditions, steps + 1)
+        points = Points(rollout.x.flatten(0, 1), rollout.times.repeat_interleave(batch), conditions)
+        target = experience.rewards.expand(steps + 1, batch)
         if self.config.kl_to_go:
             to_go = kl_to_go(self.setting, experience)
-            target = target - self.beta * torch.cat([to_go[1:], torch.zeros_like(to_go[:1])])
+            target = target - self.beta * torch.cat([to_go, torch.zeros_like(to_go[:1])])
 
         def value(rows: Tensor) -> Tensor:
             part = points.take(rows)
