@@ -31,19 +31,24 @@ def clean_sample(learner: Learner, points: Points, *, consistency: bool, steps: 
 
 
 def soft_q(
-    learner: Learner, points: Points, groups: Tensor, *, consistency: bool = False, steps: int = 1
+    learner: Learner, points: Points, groups: Tensor, *, slope: bool, consistency: bool = False, steps: int = 1
 ) -> tuple[Tensor, Tensor]:
-    """`r(x0_hat(x))` (rows,) and its gradient in x (rows, *shape). Kang et al. 2026 (arXiv 2512.04559), eq. 9."""
+    """`r(x0_hat(x))` (rows,) and its gradient in x (rows, *shape). Kang et al. 2026 (arXiv 2512.04559), eq. 9.
+
+    Without `slope` nothing is differentiated and the gradient is zero.
+    """
     value, grad = points.x.new_zeros(len(points.x)), torch.zeros_like(points.x)
     score, limit = learner.setting.judge.score, learner.setting.max_rows
     for done in (False, True):
-        for rows in ((points.t == 0) == done).nonzero().flatten().split(limit):
+        chosen = ((points.t == 0) == done).nonzero().flatten()
+        for rows in chosen.split(limit) if len(chosen) else ():  # no network is asked about no rows
             near = rows.to(points.x.device)
-            with torch.enable_grad():
-                x = points.x[near].detach().requires_grad_(True)
+            with torch.set_grad_enabled(slope):
+                x = points.x[near].detach().requires_grad_(slope)
                 here = Points(x, points.t[rows.to(points.t.device)], take(points.conditions, rows))
                 x0 = x if done else clean_sample(learner, here, consistency=consistency, steps=steps)
                 found = score(x0, groups[rows.to(groups.device)])
-                grad[near] = torch.autograd.grad(found.sum(), x)[0]
+                if slope:
+                    grad[near] = torch.autograd.grad(found.sum(), x)[0]
             value[near] = found.detach()
     return value, grad

@@ -162,7 +162,8 @@ class SQDFLearner(Learner):
         """The gradient of the soft Q where the policy's own step leads."""
 
         def look(decisions: Decisions, prediction: Prediction) -> Tensor:
-            grad = self.grad_q(stepped(self.setting, decisions, prediction, generator), decisions.groups)
+            left = self.setting.sampler.steps - 1 - drawn.step[decisions.index]
+            grad = self.grad_q(stepped(self.setting, decisions, prediction, generator), decisions.groups, left)
             if self.config.priority:
                 pull, stay = (expand(w, grad) for w in (decisions.weights.pull, decisions.weights.stay))
                 short = prediction.x0 - decisions.reference - pull / stay * grad / self.beta
@@ -173,32 +174,30 @@ class SQDFLearner(Learner):
 
         return look
 
-    def soft_q(self, points: Points, groups: Tensor) -> tuple[Tensor, Tensor]:
-        """The soft Q with the chosen x0 predictor, and its gradient."""
-        return soft_q(self, points, groups, consistency=self.config.x0_hat == "consistency", steps=self.config.x0_steps)
+    def soft_q(self, points: Points, groups: Tensor, *, slope: bool) -> tuple[Tensor, Tensor]:
+        """The soft Q with the chosen x0 predictor, and its gradient (zero without `slope`)."""
+        consistency, steps = self.config.x0_hat == "consistency", self.config.x0_steps
+        return soft_q(self, points, groups, slope=slope, consistency=consistency, steps=steps)
 
-    def grad_q(self, points: Points, groups: Tensor) -> Tensor:
-        """The gradient of the soft Q at points: discounted, corrected; (rows, *shape)."""
-        _, grad = self.soft_q(points, groups)
-        grad = expand(self.discount(points.t), grad) * grad
+    def grad_q(self, points: Points, groups: Tensor, left: Tensor) -> Tensor:
+        """The gradient of the soft Q at points with `left` (rows,) steps to go: discounted, corrected; (rows, *shape)."""
+        _, grad = self.soft_q(points, groups, slope=True)
+        grad = expand(self.discount(points.t, left), grad) * grad
         if self.config.correction:
             with torch.enable_grad():
                 x = points.x.detach().requires_grad_(True)
                 grad = grad + torch.autograd.grad(self.critic(x, points.t, points.conditions, None).sum(), x)[0]
         return grad
 
-    def discount(self, s: Tensor) -> Tensor:
-        """The weight of the soft Q at the end of a step, by clock time or by steps left."""
-        if self.config.gamma < 1:
-            times = self.setting.sampler.times(self.setting.model.process)
-            return self.config.gamma ** (times < s[:, None] - 1e-9).sum(1).double()
-        return torch.exp(-self.config.discount_rate * s)
+    def discount(self, s: Tensor, left: Tensor) -> Tensor:
+        """The weight of the soft Q at the end s of a step, by clock time or by steps left: (rows,) float64."""
+        return self.config.gamma ** left.double() * torch.exp(-self.config.discount_rate * s)
 
     def _critic_updates(self, experience: Experience, generator: torch.Generator) -> Iterator[Update]:
         steps, batch = experience.size
         order = torch.randperm(steps * batch, generator=generator)[: self.config.critic_rows]
         points, groups = experience.points().take(order), experience.groups.repeat(steps)
-        look, _ = self.soft_q(points, groups[order.to(groups.device)])
+        look, _ = self.soft_q(points, groups[order.to(groups.device)], slope=False)
         target = (experience.rewards[None] - self.beta * kl_to_go(self.setting, experience)).flatten()[order.to(look.device)]
 
         def value(rows: Tensor) -> Tensor:
