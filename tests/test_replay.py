@@ -3,7 +3,8 @@
 import pytest
 import torch
 from scipy.stats import chisquare
-from twins import accepts, close, f64
+from test_finetuner import own_model
+from twins import accepts, close
 
 import scoreaction as sa
 from scoreaction.replay import Replay
@@ -44,7 +45,7 @@ def test_the_newest_over_the_oldest():
     seen = set((drawn(made).x[:, 0] / 10).int().tolist())
     assert seen == {4, 5, 6, 7, 8, 9}
     assert filled(6, 1).held().tolist() == [0, 1]  # what was never filled is never drawn
-    assert filled(3, 1, size=5).rewards.tolist() == [4, 2, 3]  # a batch larger than the buffer leaves its newest
+    assert filled(3, 1, size=5).rewards.tolist() == [3, 4, 2]  # a batch larger than the buffer leaves its newest
 
 
 def test_a_row_is_one_step_of_one_trajectory():
@@ -164,37 +165,37 @@ def test_a_state_dict_is_all_of_it():
         made.add(brought(8, 2))
     afresh = filled(6, 1, priority=1.0, max_age=2)
     close(drawn(back).x, drawn(whole).x, atol=0, afresh=drawn(afresh).x)
-    assert back.held().tolist() == whole.held().tolist() == [0, 1, 2, 3][2:] + [0, 1][:0] or True
+    assert back.held().tolist() == whole.held().tolist() == [0, 1, 2, 3][:2] + [2, 3]
 
 
-def test_a_run_draws_prompts_with_their_own_rows():
-    """The sign of the reward is the prompt's: rows of prompt 1 must be pulled the other way, whatever was drawn."""
-    from test_finetuner import own_model
-
-    seen = []
-    model, groups = own_model(True), []
+def test_rows_keep_their_prompts():
+    """What the reward is asked of drawn rows: first those that end above the data, then those at it, each with its prompt."""
+    asked, got = [], []
 
     def reward(x, conditions):
-        seen.append(list(conditions))
-        return torch.stack([row[0] * (1 - 2 * int(c)) for row, c in zip(x, conditions, strict=True)])
+        asked.append([int(c) for c in conditions])
+        return x[:, 0] + x.new_tensor([float(c) for c in conditions])
 
     tuner = sa.Finetuner(
-        model,
+        own_model(True),
         reward=sa.Reward(reward, differentiable=True),
         algorithm=sa.SQDF(rows=12, updates=1, buffer=20),
         sampler=sa.Sampler(steps=3),
         train=sa.Train(iterations=2, batch=8, device="cpu"),
         prompts=["0", "1"],
     )
-    real = tuner.learner.replay.draw
+    draw = tuner.learner.replay.draw
 
-    def draw(*args):
-        got = real(*args)
-        groups.append(got)
-        return got
+    def watched(rows, steps, generator):
+        got.append(draw(rows, steps, generator))
+        return got[-1]
 
-    tuner.learner.replay.draw = draw
+    tuner.learner.replay.draw = watched
     list(tuner)
-    for asked, got in zip([s for s in seen if len(s) != 8], groups, strict=False):
-        assert sorted(asked) == sorted(str(int(g)) for g in got.groups[: len(asked)]) or len(asked) < 12
-    assert f64(groups[-1].groups).unique().tolist() == [0, 1]
+
+    def check(groups):
+        assert asked[-2] + asked[-1] == groups.tolist()
+
+    last = got[-1]
+    order = torch.argsort((last.s == 0).long(), stable=True)
+    accepts(check, last.groups[order], as_drawn_later=last.groups[order].roll(1), other_way=1 - last.groups[order])
