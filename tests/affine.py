@@ -14,6 +14,8 @@ from scoreaction.linear_quadratic import ScalarLQ
 from scoreaction.model import Model
 from scoreaction.predictions import expand
 from scoreaction.rewards._closed_form import QuadraticReward
+from scoreaction.rollout import Experience, Points, Rollout, stacked, trajectory
+from scoreaction.solvers import jittered
 
 OLD, NEW = (-0.2, 0.3), (-0.6, 0.9)
 BETA = 0.5
@@ -24,14 +26,14 @@ LAW = Mixture(f64([1.0]), f64([[0.3]]), f64([[[0.8]]]))
 class Affine(nn.Module):
     """The score `s_pre + th0 alpha^2 x + th1 alpha` of data N(.3, .8), said as v, which is finite at every t."""
 
-    def __init__(self, process):
+    def __init__(self, process, law=LAW):
         super().__init__()
-        self.process, self.th = process, nn.Parameter(torch.zeros(2))
+        self.process, self.law, self.th = process, law, nn.Parameter(torch.zeros(2))
 
     def forward(self, x, t, cond):
         t = t.double()
         alpha, sigma = self.process.alpha(t), self.process.sigma(t)
-        exact = LAW.prediction(self.process, x, t)
+        exact = self.law.prediction(self.process, x, t)
         move = expand(self.th[0] * alpha, x) * x + self.th[1]
         v = expand(alpha, x) * exact.eps - expand(sigma, x) * exact.x0
         return v - expand(sigma * (alpha**2 + sigma**2), x) * move
@@ -48,6 +50,34 @@ def model(process, parameters=OLD):
 def setting(made, *, eta=1.0, steps=50, batch=64, max_rows=10**6, differentiable=True, **sampler):
     judge = Judge(lambda x0, groups: REWARD(x0), differentiable)
     return Setting(made, sa.Sampler(steps=steps, eta=eta, **sampler), judge, batch, max_rows, None)
+
+
+def exactly(found, batch, seed=0, times=None):
+    """What an iteration brings home in float64, on a grid of its own or the one given; with the reward's gradient."""
+    process, generator = found.setting.model.process, torch.Generator().manual_seed(seed)
+    found.setting.model.net.double()
+    sampler = found.setting.sampler
+    times = jittered(sampler.times(process), generator) if times is None else times
+    x = process.prior_std * torch.randn(batch, 1, generator=generator, dtype=F64)
+    with torch.no_grad():
+        options = {"solver": sampler.find(), "eta": sampler.eta, "generator": generator}
+        visits = list(trajectory(found.policy(None), process, x, times, **options))
+    said, x = stacked([v.prediction for v in visits]), torch.stack([v.x for v in visits] + [visits[-1].x_next])
+    leaf = x[-1].clone().requires_grad_()
+    (gradient,) = torch.autograd.grad(REWARD(leaf).sum(), leaf)
+    groups = torch.zeros(batch, dtype=torch.long)
+    raw = Experience(Rollout(times, x, said, said), REWARD(x[-1]), None, groups, reward_gradient=gradient)
+    return found.prepare(raw, generator)
+
+
+def gradient(made, updates):
+    """Of the sum of the policy's losses, all at the policy as it is, in float64."""
+    (grad,) = torch.autograd.grad(sum(u.loss for u in updates if u.network == "policy"), made.parameters["th"])
+    return grad.double()
+
+
+def points(x, t):
+    return Points(f64(x), f64(t), None)
 
 
 def problem(process, eta):

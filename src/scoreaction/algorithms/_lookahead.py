@@ -92,6 +92,8 @@ class Weights:
         """Continuous time, and the chain's own at alpha_t = 0, for a value that is asked at x_s."""
         path, chain = cls.of_path(process, t, s, eta), cls.of_chain(process, t, s, eta)
         pure = process.alpha(t) == 0
+        if bool((pure & torch.isinf(chain.stay)).any()):
+            raise ValueError("sampler.steps: one step from pure noise to data has no noise to move; use at least 2")
         return cls(torch.where(pure, chain.pull, path.pull), torch.where(pure, chain.stay, path.stay))
 
     def take(self, rows: Tensor) -> Weights:

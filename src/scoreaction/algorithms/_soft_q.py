@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -32,8 +32,7 @@ def clean_sample(learner: Learner, points: Points, *, consistency: bool, steps: 
     return ask(x, t).x0
 
 
-@dataclass(frozen=True)
-class SoftQ:
+class SoftQ(NamedTuple):
     """`r(x0_hat(x))` (rows,), its gradient in x and x0_hat itself (rows, *shape)."""
 
     value: Tensor
@@ -41,18 +40,25 @@ class SoftQ:
     x0: Tensor
 
 
-def soft_q(learner: Learner, points: Points, groups: Tensor, *, consistency: bool = False, steps: int = 1) -> SoftQ:
-    """The soft Q at points, in pieces of at most `max_rows`. Kang et al. 2026 (arXiv 2512.04559), eq. 9."""
+def soft_q(
+    learner: Learner, points: Points, groups: Tensor, *, slope: bool, consistency: bool = False, steps: int = 1
+) -> SoftQ:
+    """The soft Q at points, in pieces of at most `max_rows`. Kang et al. 2026 (arXiv 2512.04559), eq. 9.
+
+    Without `slope` nothing is differentiated and the gradient is zero.
+    """
     value, grad, clean = points.x.new_zeros(len(points.x)), torch.zeros_like(points.x), torch.zeros_like(points.x)
     score, limit = learner.setting.judge.score, learner.setting.max_rows
     for done in (False, True):
-        for rows in ((points.t == 0) == done).nonzero().flatten().split(limit):
+        chosen = ((points.t == 0) == done).nonzero().flatten()
+        for rows in chosen.split(limit) if len(chosen) else ():  # no network is asked about no rows
             near = rows.to(points.x.device)
-            with torch.enable_grad():
-                x = points.x[near].detach().requires_grad_(True)
+            with torch.set_grad_enabled(slope):
+                x = points.x[near].detach().requires_grad_(slope)
                 here = Points(x, points.t[rows.to(points.t.device)], take(points.conditions, rows))
                 x0 = x if done else clean_sample(learner, here, consistency=consistency, steps=steps)
                 found = score(x0, groups[rows.to(groups.device)])
-                grad[near] = torch.autograd.grad(found.sum(), x)[0]
+                if slope:
+                    grad[near] = torch.autograd.grad(found.sum(), x)[0]
             value[near], clean[near] = found.detach(), x0.detach()
     return SoftQ(value, grad, clean)

@@ -90,18 +90,18 @@ class DRaFTLearner(Learner):
             said = self._checkpointed(policy, x, t)
             if self.beta:
                 stay = Weights.of_step(process, t, s, eta).stay
-                cost = cost + stay.to(x) / 2 * sum_event((said.x0 - reference(x, t).x0) ** 2)
+                cost = cost + stay.to(x) / 2 * sum_event((said.x0 - self._checkpointed(reference, x, t).x0) ** 2)
             mean = ddim_step(process, said, t, s, eta).mean
             x = mean + (rollout.x[i + 1, near] - mean).detach()
         return self.beta * cost - sum_event(experience.reward_gradient[near] * x)
 
-    def _checkpointed(self, policy: Predict, x: Tensor, t: Tensor) -> Prediction:
-        """The policy's prediction; with gradient checkpointing what it kept is computed again later, and counted again."""
+    def _checkpointed(self, predict: Predict, x: Tensor, t: Tensor) -> Prediction:
+        """A prediction; with gradient checkpointing what it kept is computed again later, and counted again."""
         if not self.config.gradient_checkpointing:
-            return policy(x, t)
+            return predict(x, t)
 
         def parts(x: Tensor) -> tuple[Tensor, Tensor]:
-            said = policy(x, t)
+            said = predict(x, t)
             return said.x0, said.eps
 
         return Prediction(*checkpoint(parts, x, use_reentrant=False))

@@ -15,7 +15,6 @@ from scoreaction.algorithms._critic import critic_updates
 from scoreaction.algorithms._learner import Learner, Regularised, Setting, Update, refuse_black_box, roll_out_jittered
 from scoreaction.algorithms._lookahead import Decisions, Weights, decisions_at, given, improvement, stepped
 from scoreaction.algorithms._soft_q import soft_q
-from scoreaction.conditions import concatenate
 from scoreaction.gaussians import sum_event
 from scoreaction.predictions import expand
 from scoreaction.rollout import Experience, Points, Rollout
@@ -27,7 +26,7 @@ class PIFT(Regularised):
     """`a <- s_pre + E grad V_s(x_s)/beta` (in a step's own units), inner iterations of it at each time, then V at that time.
 
     The steps are taken in `stages` groups, the one next to the data first. In a stage the policy is regressed `inner` times
-    onto the improved action against the value of the stage before, then `V(t, x_t) = E[V(s, x_s)] - beta KL_step` is fitted
+    onto the improved action against V at the end of the step, then `V(t, x_t) = E[V(s, x_s)] - beta KL_step` is fitted
     under the new policy; V is the reward's look-ahead plus a network. An inner iteration multiplies the error by
     `-curvature`, which is `k^2 Pi_s/beta` on a quadratic value; it is measured from two iterations, and the next is damped
     by `1/(1 + curvature)`, so that a large one does not diverge. Needs the reward's gradient.
@@ -84,7 +83,7 @@ class PIFTLearner(Learner):
         before: tuple[Tensor, Tensor] | None = None
         for _ in range(self.config.inner):
             said, ahead = self._ahead(decisions, torch.Generator().manual_seed(seed))  # the same noise, to compare
-            grad = self.value_ahead(ahead, decisions.groups)[1]
+            grad = self.grad_ahead(ahead, decisions.groups)
             if before is not None:
                 self.state["curvature"][stage] = curvature(decisions.weights, said - before[0], grad - before[1], self.beta)
             before = said, grad
@@ -101,31 +100,30 @@ class PIFTLearner(Learner):
             part = decisions.take(rows)
             prediction: Prediction = self.policy(part.points.conditions)(part.points.x, part.points.t)
             said.append(prediction.x0)
-            ahead.append(stepped(self.setting, part, prediction, generator))
-        conditions = ahead[0].conditions
-        for more in ahead[1:]:
-            conditions = concatenate(conditions, more.conditions)
-        return torch.cat(said), Points(torch.cat([p.x for p in ahead]), decisions.s, conditions)
+            ahead.append(stepped(self.setting, part, prediction, generator).x)
+        return torch.cat(said), Points(torch.cat(ahead), decisions.s, decisions.points.conditions)
 
-    def value_ahead(self, points: Points, groups: Tensor) -> tuple[Tensor, Tensor]:
-        """V and grad V at points: `c_skip r(x0_hat) + c_out F`, at t = 0 the reward itself."""
-        soft = soft_q(self, points, groups)
-        look, slope = soft.value, soft.grad
+    def grad_ahead(self, points: Points, groups: Tensor) -> Tensor:
+        """grad V at points: `c_skip grad r(x0_hat) + c_out grad F`, at t = 0 that of the reward itself; (rows, *shape)."""
+        slope = soft_q(self, points, groups, slope=True).grad
         with torch.enable_grad():
             x = points.x.detach().requires_grad_(True)
-            learned = self.critic(x, points.t, points.conditions, None)
-            (grad,) = torch.autograd.grad(learned.sum(), x)
-        c_skip = self.critic.coefficients(points.t)[0].to(look)
-        value = learned.detach() + c_skip * (look - self.critic.scale.mean)
-        return value, grad + expand(c_skip, slope) * slope
+            (grad,) = torch.autograd.grad(self.critic(x, points.t, points.conditions, None).sum(), x)
+        return grad + expand(self.critic.coefficients(points.t)[0], slope) * slope
+
+    @torch.no_grad()
+    def value_ahead(self, points: Points, groups: Tensor) -> Tensor:
+        """V at points: `c_skip r(x0_hat) + c_out F`, at t = 0 the reward itself; (rows,)."""
+        look = soft_q(self, points, groups, slope=False).value
+        return self.critic(points.x, points.t, points.conditions, look)
 
     def _evaluate(self, decisions: Decisions, generator: torch.Generator) -> Iterator[Update]:
         """V at this stage's states, under the policy as it is now."""
         said, ahead = self._ahead(decisions, generator)
         cost = decisions.weights.stay.to(said) / 2 * sum_event((said - decisions.reference) ** 2)
-        target = self.value_ahead(ahead, decisions.groups)[0] - self.beta * cost
+        target = self.value_ahead(ahead, decisions.groups) - self.beta * cost
         points = decisions.points
-        look = soft_q(self, points, decisions.groups).value
+        look = soft_q(self, points, decisions.groups, slope=False).value
 
         def value(rows: Tensor) -> Tensor:
             part = points.take(rows)

@@ -10,7 +10,6 @@ from pydantic import Field
 
 from scoreaction.algorithms._backprop import refuse_unfit, visited_kl
 from scoreaction.algorithms._learner import Algorithm, Learner, Setting, Update, roll_out_jittered
-from scoreaction.conditions import take
 from scoreaction.rollout import Experience, Rollout
 from scoreaction.types import Conditions
 
@@ -52,10 +51,11 @@ class ReFLLearner(Learner):
             yield from visited_kl(self, experience, torch.randperm(steps * batch, generator=generator)[: self.config.rows], 1.0)
         late = max(1, round(self.config.late * steps))
         step = torch.randint(steps - late, steps, (batch,), generator=generator)
+        visited = experience.points().take(step * batch + torch.arange(batch))
         pieces = torch.arange(batch).split(self.setting.max_rows)
         for i, rows in enumerate(pieces):
-            points = experience.points().take(step[rows] * batch + rows)
-            x0 = self.policy(take(experience.conditions, rows))(points.x, points.t).x0
+            points = visited.take(rows)
+            x0 = self.policy(points.conditions)(points.x, points.t).x0
             score = self.setting.judge.score(x0, experience.groups[rows.to(experience.groups.device)])
             yield Update(-score.sum() / batch, "policy", {}, step=i == len(pieces) - 1)
 

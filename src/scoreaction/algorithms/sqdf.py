@@ -146,10 +146,10 @@ class SQDFLearner(Learner):
         points = Points(drawn.x.to(model.device), drawn.t, take(self.setting.conditions, drawn.groups))
         if self.chain:
             weights, reference = Weights.of_chain(model.process, drawn.t, drawn.s, eta), self._pretrained(points)
-            look: Look = partial(self._ahead, generator)
+            look: Look = partial(self._ahead, drawn, generator)
         else:
             weights = Weights.of_path(model.process, drawn.t, drawn.s, eta)
-            grad, clean = self.grad_q(points, drawn.groups)
+            grad, clean = self.grad_q(points, drawn.groups, self.setting.sampler.steps - drawn.step)
             same = self.config.x0_hat == "reference" and self.config.x0_steps == 1
             reference = clean if same else self._pretrained(points)
             look = partial(given, grad)
@@ -164,9 +164,10 @@ class SQDFLearner(Learner):
         ask = partial(self.setting.model.reference, guidance=self.setting.sampler.guidance)
         return over_rows(ask, points, self.setting.max_rows).x0
 
-    def _ahead(self, generator: torch.Generator, decisions: Decisions, prediction: Prediction) -> Tensor:
+    def _ahead(self, drawn: Drawn, generator: torch.Generator, decisions: Decisions, prediction: Prediction) -> Tensor:
         """The gradient where the policy's own step leads."""
-        return self.grad_q(stepped(self.setting, decisions, prediction, generator), decisions.groups)[0]
+        left = self.setting.sampler.steps - 1 - drawn.step[decisions.index]
+        return self.grad_q(stepped(self.setting, decisions, prediction, generator), decisions.groups, left)[0]
 
     def _ranked(self, drawn: Drawn, look: Look, decisions: Decisions, prediction: Prediction) -> Tensor:
         """The gradient; a row's priority becomes how far, in nats, its policy is from the improved action."""
@@ -178,32 +179,30 @@ class SQDFLearner(Learner):
         self.replay.set_priority(drawn.slot[rows], drawn.step[rows], gap.cpu())
         return grad
 
-    def soft_q(self, points: Points, groups: Tensor) -> SoftQ:
+    def soft_q(self, points: Points, groups: Tensor, *, slope: bool) -> SoftQ:
         """The soft Q with the chosen x0 predictor."""
-        return soft_q(self, points, groups, consistency=self.config.x0_hat == "consistency", steps=self.config.x0_steps)
+        consistency, steps = self.config.x0_hat == "consistency", self.config.x0_steps
+        return soft_q(self, points, groups, slope=slope, consistency=consistency, steps=steps)
 
-    def grad_q(self, points: Points, groups: Tensor) -> tuple[Tensor, Tensor]:
-        """The gradient of the soft Q at points, discounted or corrected, and its x0_hat: (rows, *shape) both."""
-        found = self.soft_q(points, groups)
-        grad = expand(self.discount(points.t), found.grad) * found.grad
+    def grad_q(self, points: Points, groups: Tensor, left: Tensor) -> tuple[Tensor, Tensor]:
+        """The gradient of the soft Q at points with `left` (rows,) steps to go, discounted or corrected, and its x0_hat."""
+        found = self.soft_q(points, groups, slope=True)
+        grad = expand(self.discount(points.t, left), found.grad) * found.grad
         if self.config.correction:
             with torch.enable_grad():
                 x = points.x.detach().requires_grad_(True)
                 grad = grad + torch.autograd.grad(self.critic(x, points.t, points.conditions, None).sum(), x)[0]
         return grad, found.x0
 
-    def discount(self, s: Tensor) -> Tensor:
-        """The weight of the soft Q at the end of a step, by clock time or by steps left."""
-        if self.config.gamma < 1:
-            times = self.setting.sampler.times(self.setting.model.process)
-            return self.config.gamma ** (times < s[:, None] - 1e-9).sum(1).double()
-        return torch.exp(-self.config.discount_rate * s)
+    def discount(self, s: Tensor, left: Tensor) -> Tensor:
+        """The weight of the soft Q at time s with `left` steps to go: by clock time or by steps, (rows,) float64."""
+        return self.config.gamma ** left.double() * torch.exp(-self.config.discount_rate * s)
 
     def _critic_updates(self, experience: Experience, generator: torch.Generator) -> Iterator[Update]:
         steps, batch = experience.size
         order = torch.randperm(steps * batch, generator=generator)[: self.config.critic_rows]
         points, groups = experience.points().take(order), experience.groups.repeat(steps)
-        look = self.soft_q(points, groups[order.to(groups.device)]).value
+        look = self.soft_q(points, groups[order.to(groups.device)], slope=False).value
         target = (experience.rewards[None] - self.beta * kl_to_go(self.setting, experience)).flatten()[order.to(look.device)]
 
         def value(rows: Tensor) -> Tensor:

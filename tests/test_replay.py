@@ -1,0 +1,201 @@
+"""Truth: counting by hand, chi-square of frequencies, the plain mean that importance weights must give back."""
+
+import pytest
+import torch
+from scipy.stats import chisquare
+from test_finetuner import own_model
+from twins import accepts, close
+
+import scoreaction as sa
+from scoreaction.replay import Replay
+from scoreaction.rollout import Experience, Rollout
+from scoreaction.types import Prediction
+
+STEPS = 3
+
+
+def brought(first, batch):
+    """Trajectory n visits `10 n + step`, says minus that, has prompt n % 3, reward n and a grid of its own."""
+    n = torch.arange(first, first + batch)
+    x = (10 * n[None] + torch.arange(STEPS + 1)[:, None]).float()[:, :, None].expand(-1, -1, 2)
+    said = Prediction(-x[:-1], x[:-1])
+    times = torch.linspace(1, 0, STEPS + 1, dtype=torch.float64) ** (1 + first / 100)
+    return Experience(Rollout(times, x, said, said), n.float(), None, n % 3)
+
+
+def filled(capacity, batches, size=2, **options):
+    made = Replay(capacity, STEPS, (2,), **options)
+    for i in range(batches):
+        made.add(brought(i * size, size))
+    return made
+
+
+def drawn(made, rows=2000, steps=STEPS, seed=0):
+    return made.draw(rows, torch.arange(steps), torch.Generator().manual_seed(seed))
+
+
+def test_the_newest_over_the_oldest():
+    """Ten trajectories through a buffer of six: the last six are drawn and no other."""
+    made = filled(6, 5)
+
+    def held(rewards):
+        assert sorted(rewards.tolist()) == [4, 5, 6, 7, 8, 9]
+
+    accepts(held, made.rewards, all_of_them=torch.arange(10), oldest=torch.arange(6))
+    seen = set((drawn(made).x[:, 0] / 10).int().tolist())
+    assert seen == {4, 5, 6, 7, 8, 9}
+    assert filled(6, 1).held().tolist() == [0, 1]  # what was never filled is never drawn
+    assert filled(3, 1, size=5).rewards.tolist() == [3, 4, 2]  # a batch larger than the buffer leaves its newest
+
+
+def test_a_row_is_one_step_of_one_trajectory():
+    """State, what was said there, times, prompt: all of the same trajectory and step."""
+    got = drawn(filled(6, 5))
+    number, step = (got.x[:, 0] / 10).floor(), got.x[:, 0] % 10
+    batch = 2 * (number // 2)  # trajectories of one batch share their grid
+    t, s = ((1 - (step + i).double() / STEPS) ** (1 + batch.double() / 100) for i in (0, 1))
+    close(step, got.step, one_later=step + 1)
+    close(got.old, -got.x, atol=0, other_row=-got.x.roll(1, 0))
+    close(got.t, t, atol=1e-9, end=s)
+    close(got.s, s, atol=1e-9, start=t)
+    close(got.groups, number % 3, atol=0, other_row=(number % 3).roll(1))
+
+
+def frequencies(made, probability, draws=4000):
+    """p-value of the chi-square test of how often each (trajectory, step) came."""
+    got = drawn(made, draws)
+    count = torch.bincount(got.slot * STEPS + got.step, minlength=probability.numel())
+    return chisquare(count.numpy(), (draws * probability.flatten() / probability.sum()).numpy()).pvalue
+
+
+def likely(p):
+    assert p > 1e-3
+
+
+def test_uniform_and_priority_frequencies():
+    weights = 0.2 + torch.rand(4, STEPS, generator=torch.Generator().manual_seed(1))
+    flat = torch.ones(4, STEPS)
+    uniform, first, half = filled(4, 2), filled(4, 2, priority=1.0), filled(4, 2, priority=0.5)
+    for made in (uniform, first, half):
+        made.set_priority(torch.arange(4).repeat_interleave(STEPS), torch.arange(STEPS).repeat(4), weights.flatten())
+    accepts(likely, frequencies(uniform, flat), by_priority=frequencies(uniform, weights))
+    accepts(likely, frequencies(first, weights), uniform=frequencies(first, flat), squared=frequencies(first, weights**2))
+    accepts(likely, frequencies(half, weights**0.5), whole=frequencies(half, weights), uniform=frequencies(half, flat))
+
+
+def test_some_steps_only():
+    got = filled(4, 2, priority=1.0).draw(200, torch.tensor([0, 2]), torch.Generator().manual_seed(0))
+    assert set(got.step.tolist()) == {0, 2}
+
+
+def test_a_new_trajectory_has_the_largest_priority_yet():
+    made = filled(4, 1, priority=1.0)
+    made.set_priority(torch.tensor([0]), torch.tensor([1]), torch.tensor([7.0]))
+    made.add(brought(2, 2))
+    close(made.weights[2:], 7.0, atol=0, one=torch.ones(2, STEPS))
+    made.set_priority(torch.tensor([0]), torch.tensor([1]), torch.tensor([0.0]))
+    assert float(made.weights.min()) > 0  # nothing becomes impossible
+
+
+def test_importance_weights_give_the_mean_of_all_pairs_back():
+    weights = 0.2 + torch.rand(4, STEPS, generator=torch.Generator().manual_seed(1))
+
+    def mean(importance, priority=1.0):
+        made = filled(4, 2, priority=priority, importance=importance)
+        made.set_priority(torch.arange(4).repeat_interleave(STEPS), torch.arange(STEPS).repeat(4), weights.flatten())
+        got = drawn(made, 60_000)
+        assert 0 < float(got.importance.min()) <= float(got.importance.max()) == 1
+        return float((got.importance * weights[got.slot, got.step]).sum() / got.importance.sum())
+
+    truth = float(weights.mean())
+    close(mean(1.0), truth, rtol=0.01, atol=0, not_corrected=mean(0.0), half=mean(0.5))
+    close(mean(0.0), float((weights**2).mean()) / truth, rtol=0.01, atol=0, corrected=mean(1.0))
+
+
+def test_old_trajectories_are_not_drawn():
+    ages = {limit: filled(8, 4, max_age=limit).held().tolist() for limit in (1, 2, None)}
+    assert ages == {1: [6, 7], 2: [4, 5, 6, 7], None: list(range(8))}
+    assert set(drawn(filled(8, 4, max_age=1)).slot.tolist()) == {6, 7}
+
+
+def test_mapped_from_a_file_is_the_same():
+    inside, outside = filled(6, 5, priority=1.0), filled(6, 5, priority=1.0, largest_in_memory=0)
+    for name, value in inside.state_dict().items():
+        assert torch.equal(outside.state_dict()[name], value), name
+    a, b = drawn(inside), drawn(outside)
+    close(b.x, a.x, atol=0, other_seed=drawn(outside, seed=1).x)
+    back = Replay(6, STEPS, (2,), priority=1.0, largest_in_memory=0)
+    back.load_state_dict(inside.state_dict())
+    close(drawn(back).x, a.x, atol=0, empty=0 * a.x)
+
+
+def test_what_neither_memory_nor_disk_holds_is_refused_in_one_line(monkeypatch):
+    with pytest.raises(ValueError, match=r"algorithm\.buffer: .* need .* GiB.*lower algorithm\.buffer") as error:
+        Replay(10**9, 50, (4, 64, 64))
+    assert "\n" not in str(error.value)
+    usage = type("Usage", (), {})
+    room = 2.0 * 4 * 6 * STEPS * 2 / 0.9  # exactly for x and old
+    for free, fits in ((room + 2, True), (room - 2, False)):
+        usage.free = free
+        monkeypatch.setattr("scoreaction.replay.shutil.disk_usage", lambda path: usage)
+        try:
+            Replay(6, STEPS, (2,), largest_in_memory=0)
+            held = True
+        except ValueError:
+            held = False
+        assert held == fits
+
+
+def test_it_stays_on_the_cpu_and_in_float32():
+    """Moving or casting all networks of a run leaves the buffer where and what it is."""
+    made = filled(6, 5)
+    parts = torch.nn.ModuleDict({"replay": made, "other": torch.nn.Linear(1, 1)})
+    parts.to("meta", torch.float16)
+    assert (made.x.device.type, made.x.dtype) == ("cpu", torch.float32)
+    assert parts["other"].weight.device.type == "meta"
+    assert not list(made.parameters())
+
+
+def test_a_state_dict_is_all_of_it():
+    whole = filled(6, 4, priority=1.0, max_age=2)
+    whole.set_priority(torch.tensor([0]), torch.tensor([1]), torch.tensor([3.0]))
+    back = Replay(6, STEPS, (2,), priority=1.0, max_age=2)
+    back.load_state_dict(whole.state_dict())
+    for made in (whole, back):
+        made.add(brought(8, 2))
+    afresh = filled(6, 1, priority=1.0, max_age=2)
+    close(drawn(back).x, drawn(whole).x, atol=0, afresh=drawn(afresh).x)
+    assert back.held().tolist() == whole.held().tolist() == [0, 1, 2, 3][:2] + [2, 3]
+
+
+def test_rows_keep_their_prompts():
+    """What the reward is asked of drawn rows: first those that end above the data, then those at it, each with its prompt."""
+    asked, got = [], []
+
+    def reward(x, conditions):
+        asked.append([int(c) for c in conditions])
+        return x[:, 0] + x.new_tensor([float(c) for c in conditions])
+
+    tuner = sa.Finetuner(
+        own_model(True),
+        reward=sa.Reward(reward, differentiable=True),
+        algorithm=sa.SQDF(rows=12, updates=1, buffer=20),
+        sampler=sa.Sampler(steps=3),
+        train=sa.Train(iterations=2, batch=8, device="cpu"),
+        prompts=["0", "1"],
+    )
+    draw = tuner.learner.replay.draw
+
+    def watched(rows, steps, generator):
+        got.append(draw(rows, steps, generator))
+        return got[-1]
+
+    tuner.learner.replay.draw = watched
+    list(tuner)
+
+    def check(groups):
+        assert asked[-2] + asked[-1] == groups.tolist()
+
+    last = got[-1]
+    order = torch.argsort((last.s == 0).long(), stable=True)
+    accepts(check, last.groups[order], as_drawn_later=last.groups[order].roll(1), other_way=1 - last.groups[order])

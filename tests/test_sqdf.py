@@ -1,0 +1,309 @@
+"""Truth: SQDF's fixed points on Gaussian data in closed form, and autograd through the published loss written by hand."""
+
+import math
+from dataclasses import replace
+from types import SimpleNamespace
+
+import pytest
+import torch
+from affine import BETA, LAW, REWARD, exactly, gradient, model, points, setting
+from torch import nn
+from twins import F64, close, f64
+
+import scoreaction as sa
+from scoreaction.algorithms._learner import Judge
+from scoreaction.algorithms._lookahead import Weights, improved
+from scoreaction.exact import Quadratic
+from scoreaction.solvers import ddim_step, time_grid
+from scoreaction.types import Prediction
+
+VP = sa.VP()
+LINEAR, QUADRATIC = Quadratic.linear([1.0]), Quadratic(torch.eye(1), torch.zeros(1), torch.ones(1))
+
+
+def learner(*, reward=REWARD, steps=50, batch=64, eta=1.0, process=VP, max_rows=10**6, **config):
+    made = model(process)
+    fixed = setting(made, steps=steps, batch=batch, eta=eta, grid="uniform", max_rows=max_rows)
+    return sa.SQDF(beta=BETA, **config).build(replace(fixed, judge=Judge(lambda x0, groups: reward(x0), True)))
+
+
+def fixed_point(reward, *, gamma=1.0, rho=0.0, left_off_by=0, kl_discounted=False):
+    """Mean, variance and KL of the chain whose every step is where one more improvement changes nothing."""
+    found = learner(reward=reward, weights="chain", gamma=gamma, discount_rate=rho)
+    times = time_grid(VP, 50)
+    t, s = times[:-2].repeat_interleave(2), times[1:-1].repeat_interleave(2)  # the reference acts in the last step
+    left = 49 - torch.arange(49).repeat_interleave(2) + left_off_by
+    x = f64([0.0, 1.0]).repeat(49)[:, None]
+    weights, groups = Weights.of_chain(VP, t, s, 1.0), torch.zeros(98, dtype=torch.long)
+    alpha, sigma = VP.alpha(t)[:, None], VP.sigma(t)[:, None]
+    reference = LAW.prediction(VP, x, t).x0
+    x0 = reference.clone()
+    beta = BETA * found.discount(s, left)[:, None] if kl_discounted else BETA
+    for _ in range(12):  # an iteration's error is at most a tenth of the one before
+        mean = ddim_step(VP, Prediction(x0, (x - alpha * x0) / sigma), t, s, 1.0).mean
+        grad = found.grad_q(points(mean, s), groups, left)[0]
+        x0 = improved(weights, grad_value=grad, reference=reference, old=x0, beta=beta, trust=0.0)
+    base = ddim_step(VP, Prediction(reference, (x - alpha * reference) / sigma), t, s, 1.0)
+    mean = ddim_step(VP, Prediction(x0, (x - alpha * x0) / sigma), t, s, 1.0).mean
+    m, v, kl = VP.alpha(f64(1.0)) * 0.3, VP.alpha(f64(1.0)) ** 2 * 0.8 + VP.sigma2(f64(1.0)), 0.0
+    for i in range(49):
+        (b, A), shift = (mean[2 * i, 0], mean[2 * i + 1, 0] - mean[2 * i, 0]), (mean - base.mean)[2 * i : 2 * i + 2, 0]
+        k2, slope = base.std[2 * i] ** 2, shift[1] - shift[0]
+        kl += ((shift[0] + slope * m) ** 2 + slope**2 * v) / (2 * k2)
+        m, v = A * m + b, A**2 * v + k2
+    last = LAW.prediction(VP, f64([[0.0], [1.0]]), times[-2]).x0[:, 0]  # k = 0: x0_hat itself
+    slope = last[1] - last[0]
+    return torch.stack([slope * m + last[0], slope**2 * v, kl])
+
+
+def test_fixed_points_with_the_packages_soft_q():
+    """Values of the closed form; twins are a discount of one step more, a discounted KL and none at all."""
+    plain = fixed_point(LINEAR)
+    close(plain, [1.65877596, 0.67941562, 1.35877596], atol=2e-6, discounted=fixed_point(LINEAR, gamma=0.9))
+    discounted = fixed_point(LINEAR, gamma=0.9)
+    wrong = {"one_step_more": fixed_point(LINEAR, gamma=0.9, left_off_by=1), "undiscounted": plain}
+    wrong["kl_discounted"] = fixed_point(LINEAR, gamma=0.9, kl_discounted=True)
+    close(discounted[[0, 2]], [0.71680513, 0.17768972], atol=2e-6, **{name: value[[0, 2]] for name, value in wrong.items()})
+    close(fixed_point(QUADRATIC)[:2], [0.81329887, 0.25323191], atol=2e-6, chain_optimum=[0.70323591, 0.30027762])
+    by_clock = fixed_point(LINEAR, rho=-50 * math.log(0.9))
+    close(by_clock, discounted, atol=1e-9, per_step=fixed_point(LINEAR, rho=-math.log(0.9)))
+
+
+def test_the_discount_counts_what_is_left():
+    found, clock = learner(gamma=0.9), learner(discount_rate=-50 * math.log(0.9))
+    s, left = time_grid(VP, 50)[1:], 49 - torch.arange(50)
+    close(found.discount(s, left), 0.9 ** left.double(), done_so_far=0.9 ** (49 - left).double())
+    close(clock.discount(s, left), found.discount(s, left), atol=1e-12, reversed_clock=clock.discount(1 - s, left))
+
+
+@pytest.mark.parametrize("jitter", ["backward", "forward"])
+def test_the_discount_of_a_step_does_not_move_with_its_grid(jitter):
+    """On jittered grids too the end of step i has N - 1 - i steps left."""
+    found, seen = learner(gamma=0.5, steps=5, batch=16, updates=1, rows=64), []
+    found.grad_q = lambda at, groups, left: seen.append((at.t, left)) or (torch.zeros_like(at.x), at.x)
+    seed = {"backward": 0, "forward": 1}[jitter]
+    experience = exactly(found, 16, seed)
+    moved = float(experience.rollout.times[1] - 0.8)
+    list(found.updates(experience, torch.Generator().manual_seed(0)))
+    s, left = seen[0]
+    truth = 4 - (s[:, None] == experience.rollout.times[1:]).double().argmax(1)
+    by_time = (found.setting.sampler.times(VP) < s[:, None] - 1e-9).sum(1)  # off by one where the grid moved to more noise
+    wrong = {"by_time": by_time} if moved > 0 else {"one_more": truth + 1}
+    close(left, truth, atol=0, **wrong)
+    assert (moved > 0) == (jitter == "forward")
+
+
+def by_hand(found, experience, seed, *, weights, gamma=1.0, discounted_kl=False, kl=1.0, soft=True, steps=None):
+    """`E[-gamma^k r(x0_hat(x_s)) + beta KL_step]` with the draws and the noise of that seed, as published; its gradient."""
+    made, config, N = found.setting.model, found.config, found.setting.sampler.steps
+    generator = torch.Generator().manual_seed(seed)
+    steps = N - 1 if weights == "chain" else N
+    batch = experience.size[1]
+    chosen = torch.randint(batch * steps, (config.rows,), generator=generator)
+    slot, step = chosen // steps, chosen % steps
+    x = experience.rollout.x[step, slot].float()  # what the buffer keeps
+    t, s = experience.rollout.times[step], experience.rollout.times[step + 1]
+    said, before = made.predict(x, t), made.reference(x, t)
+    k2 = VP.sigma2(s) / VP.sigma2(t) * (VP.sigma2(t) - (VP.alpha(t) / VP.alpha(s)) ** 2 * VP.sigma2(s))
+    down = (VP.sigma2(s) - k2).clamp(min=0).sqrt()[:, None]
+    mean, base = (VP.alpha(s)[:, None] * p.x0 + down * p.eps for p in (said, before))
+    z = torch.randn(x.shape, generator=generator)
+    x_s = mean + k2.clamp(min=0).sqrt()[:, None] * z
+    clean = LAW.prediction(VP, x_s, s).x0 if soft else x_s
+    discount = gamma ** (N - 1 - step).double()
+    value = discount * REWARD(clean)
+    if weights == "chain":
+        cost = ((mean - base) ** 2)[:, 0] / (2 * k2)
+    else:  # 1/2 g^2 dt ||ds||^2, and the gain moved into the same weights
+        scores = [-p.eps / VP.sigma(t)[:, None] for p in (said, before)]
+        integral = (t - s) * VP.g2((t + s) / 2)
+        cost = integral / 2 * ((scores[0] - scores[1]) ** 2)[:, 0]
+        (slope,) = torch.autograd.grad(value.sum(), mean, retain_graph=True)
+        value = integral * (slope * scores[0])[:, 0]
+    if discounted_kl:
+        cost = cost * discount
+    loss = (kl * BETA * cost - value).mean() * steps
+    return torch.autograd.grad(loss, made.parameters["th"])[0].double()
+
+
+@pytest.mark.parametrize("weights", ["chain", "path"])
+def test_one_update_is_the_published_gradient(weights):
+    """Reward, x0_hat, x_s, one policy step, minus gamma^k of it, plus beta KL that is not discounted."""
+    found = learner(steps=8, batch=32, weights=weights, gamma=0.8, updates=1, rows=400)
+    experience = exactly(found, 32)
+    if weights == "chain":  # its own grid, in whose last step the reference acts
+        experience = exactly(found, 32, times=found.setting.sampler.times(VP))
+    update = list(found.updates(experience, torch.Generator().manual_seed(3)))
+    assert [u.step for u in update] == [True]
+    written = {
+        name: by_hand(found, experience, 3, weights=weights, **{"gamma": 0.8, **options})
+        for name, options in {
+            "right": {},
+            "no_discount": {"gamma": 1.0},
+            "kl_discounted": {"discounted_kl": True},
+            "kl_without_half": {"kl": 2.0},
+            "no_kl": {"kl": 0.0},
+            "reward_of_x_s": {"soft": False},
+        }.items()
+    }
+    right = written.pop("right")
+    # a float32 network and buffer: 1e-5 of terms of size 1
+    close(gradient(found.setting.model, update), right, rtol=1e-4, atol=2e-5, **written)
+    pieces = learner(steps=8, batch=32, weights=weights, gamma=0.8, updates=1, rows=400, max_rows=37)
+    pieces.setting.model.net.double()
+    with torch.no_grad():
+        pieces.replay.add(experience)
+    drawn = pieces.replay.draw(400, torch.arange(7), torch.Generator().manual_seed(0))
+    assert len(pieces._decisions(drawn, 7).reference) == 400
+
+
+def test_the_last_step():
+    """`chain`: the reference acts in a step without noise and it is not drawn; `path`: its soft Q is the reward itself."""
+    chain, path = (learner(steps=4, batch=64, weights=w, updates=1, rows=300) for w in ("chain", "path"))
+    rollout = chain.explore(None, 64, torch.Generator().manual_seed(0))
+    with torch.no_grad():
+        reference, policy = (
+            f(rollout.x[3], rollout.times[3]).x0 for f in (chain.setting.model.reference, chain.setting.model.predict)
+        )
+    close(rollout.prediction.x0[3], reference, atol=1e-6, policy=policy)
+    for found, last in ((chain, False), (path, True)):
+        seen = []
+        found.grad_q = lambda at, groups, left, seen=seen: seen.append(at.t) or (torch.zeros_like(at.x), at.x)
+        list(found.updates(exactly(found, 64), torch.Generator().manual_seed(0)))
+        assert bool((seen[0] == 0).any()) == last
+    x = f64([[-1.0], [2.0]])
+    grad = learner(gamma=0.5).grad_q(points(x, [0.0, 0.0]), torch.zeros(2, dtype=torch.long), torch.tensor([0, 0]))[0]
+    close(grad, 1.2 - x, discounted=0.5 * (1.2 - x))
+    with pytest.raises(ValueError, match=r"sampler\.steps.*at least 2"):
+        list(learner(steps=1, batch=4, weights="chain").updates(exactly(learner(steps=1, batch=4), 4), torch.Generator()))
+    flow = learner(steps=1, batch=4, process=sa.Flow())
+    with pytest.raises(ValueError, match=r"sampler\.steps.*at least 2"):
+        list(flow.updates(exactly(flow, 4), torch.Generator()))
+
+
+def test_the_correction_is_a_residual_on_the_whole_soft_q():
+    """Q = r(x0_hat) + c_out F: its skip is 1 at every t, its gradient that of both terms, and nothing at the data."""
+    torch.manual_seed(0)
+    found = learner(correction=True)
+    nn.init.normal_(found.critic.net.last.weight)
+    t, x = f64([0.0, 0.2, 0.6, 1.0]), f64([[-1.0], [0.5], [1.0], [2.0]]).float()
+    look, left = torch.tensor([1.0, 2.0, 3.0, 4.0]), torch.zeros(4, dtype=torch.long)
+    given, without = (found.critic(x, t, None, seen).detach() for seen in (look, None))
+    alpha2 = VP.alpha(t) ** 2
+    close(given - without, look, alpha2_skip=alpha2 * look, no_skip=0 * look)
+    leaf = x.clone().requires_grad_()
+    clean = torch.where((t > 0)[:, None], LAW.prediction(VP, leaf, t.clamp(min=1e-9)).x0, leaf)
+    (whole,) = torch.autograd.grad(found.critic(leaf, t, None, REWARD(clean)).sum(), leaf)
+    (skip,) = torch.autograd.grad(
+        REWARD(torch.where((t > 0)[:, None], LAW.prediction(VP, leaf, t.clamp(min=1e-9)).x0, leaf)).sum(), leaf
+    )
+    grad = found.grad_q(points(x, t).take(torch.arange(4)), left, left)[0]
+    close(found_at_float(grad), whole, atol=1e-5, uncorrected=skip)
+    close(grad[0], 1.2 - x[0], atol=1e-6, other=grad[1])
+
+
+def found_at_float(grad):
+    return grad.float()
+
+
+def test_the_corrections_target_is_reward_minus_the_kl_to_go():
+    from scoreaction.algorithms._critic import kl_to_go
+
+    found = learner(correction=True, steps=6, batch=50, critic_rows=200, critic_updates=1, updates=1, rows=8)
+    experience = exactly(found, 50)
+    found.critic.scale.calibrate(experience.rewards)
+    found.critic.double()
+    (update,) = list(found._critic_updates(experience, torch.Generator().manual_seed(5)))
+    generator = torch.Generator().manual_seed(5)
+    order = torch.randperm(300, generator=generator)[:200]
+    rows = order[torch.randint(200, (25,), generator=generator)]
+    at, cost = experience.points().take(rows), kl_to_go(found.setting, experience).flatten()[rows]
+    look = REWARD(LAW.prediction(VP, at.x, at.t).x0)
+    reward = experience.rewards.repeat(6)[rows]
+    said = found.critic(at.x, at.t, None, look).detach()
+
+    def loss(target):
+        return float((((said - target) / found.critic.scale.spread) ** 2).mean())
+
+    wrong = {"no_kl": loss(reward), "beta_dropped": loss(reward - cost), "soft_q_itself": loss(look)}
+    close(update.loss.detach(), loss(reward - BETA * cost), rtol=1e-5, atol=0, **wrong)
+
+
+def test_priority_is_the_distance_to_where_the_row_would_go():
+    """`sqrt(stay) ||x0_hat - improved||`, the nats of what is left to do; nothing where a row is at its fixed point."""
+    found = learner(steps=6, batch=20, updates=1, rows=40, priority=1.0)
+    experience = exactly(found, 20)
+    grads = []
+    real = found.grad_q
+    found.grad_q = lambda *args: grads.append((found_q := real(*args))[0]) or found_q
+    draws = SimpleNamespace(got=None)
+    draw = found.replay.draw
+
+    def watched(*args):
+        draws.got = draw(*args)
+        return draws.got
+
+    found.replay.draw = watched
+    list(found.updates(experience, torch.Generator().manual_seed(0)))
+    got = draws.got
+    weights = Weights.of_path(VP, got.t, got.s, 1.0)
+    made = found.setting.model
+    with torch.no_grad():
+        said, reference = (f(got.x, got.t).x0 for f in (made.predict, made.reference))
+    best = improved(weights, grad_value=grads[0], reference=reference, old=said, beta=BETA, trust=0.0)
+    gap = weights.stay.sqrt() * (said - best).abs()[:, 0].double()
+    kept = found.replay.weights[got.slot, got.step]
+    close(kept, gap, rtol=1e-4, atol=1e-6, squared=gap**2, of_the_move=weights.stay.sqrt() * (said - reference).abs()[:, 0])
+    untouched = found.replay.weights.clone()
+    untouched[got.slot, got.step] = 1.0
+    assert bool((untouched == 1.0).all())
+
+
+def test_a_buffer_is_off_policy_and_says_so():
+    """Trajectories of three iterations are drawn, with the x0_hat of the policy that made each."""
+    found = learner(steps=4, batch=8, buffer=20, updates=1, rows=200)
+    for seed in range(3):
+        updates = list(found.updates(exactly(found, 8, seed), torch.Generator().manual_seed(seed)))
+        assert updates[0].metrics["replay_pairs"] == 4 * min(20, 8 * (seed + 1))
+    assert learner(batch=8, buffer=3).replay.x.shape[0] == 8  # never less than what was just seen
+
+
+def test_what_a_choice_needs_is_refused_with_a_remedy():
+    made = model(VP)
+    cases = [
+        (sa.SQDF(), {"differentiable": False}, r"reward: sqdf needs its gradient"),
+        (sa.SQDF(), {"eta": 0.0}, r"sampler\.eta: .*set it above 0"),
+        (sa.SQDF(weights="chain"), {"solver": "euler_maruyama"}, r"sampler\.solver: .*weights: path"),
+        (sa.SQDF(x0_hat="consistency"), {}, r"algorithm\.x0_hat: .*x0_hat: reference"),
+    ]
+    for config, options, message in cases:
+        with pytest.raises(ValueError, match=message) as error:
+            config.build(setting(made, **options))
+        assert "\n" not in str(error.value)
+        config.build(setting(made)) if config.x0_hat == "reference" else None
+    for bad, message in (
+        ({"discount_rate": 1.0, "gamma": 0.9}, "two ways to say one thing"),
+        ({"correction": True, "gamma": 0.9}, "the bias that a discount hides"),
+        ({"correction": True, "discount_rate": 1.0}, "the bias that a discount hides"),
+        ({"gamma": 1.1}, "gamma"),
+        ({"importance": 2.0}, "importance"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            sa.SQDF(**bad)
+
+
+def test_it_reads_a_consistency_model():
+    """x0_hat by the model's consistency function, and its gradient in x."""
+    made = model(VP)
+    made.add_consistency()
+    with torch.no_grad():
+        made.consistency_net.th.copy_(f64([0.1, 0.4]))
+    found = sa.SQDF(x0_hat="consistency").build(setting(made))
+    x, t, zero = f64([[-1.0], [0.5]]), f64([0.3, 0.7]), torch.zeros(2, dtype=torch.long)
+    value, grad, _ = found.soft_q(points(x, t), zero, slope=True)
+    leaf = x.clone().requires_grad_()
+    truth = REWARD(made.consistency(leaf, t))
+    plain, _, _ = sa.SQDF().build(setting(made)).soft_q(points(x, t), zero, slope=True)
+    close(value, truth.detach(), atol=1e-9, reference=plain)
+    close(grad, torch.autograd.grad(truth.sum(), leaf)[0], atol=1e-9, none=torch.zeros(2, 1))
+    assert value.dtype == F64
