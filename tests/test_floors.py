@@ -13,11 +13,13 @@ FLOORS = {
     0: ["types", "shelf"],
     1: ["processes", "predictions", "gaussians", "conditions"],
     2: ["solvers", "exact", "linear_quadratic", "adapters", "models._digits_nets"],
+    2.5: ["_lora_file"],
     3: ["model", "value", "kl"],
+    3.2: ["consistency"],
     3.5: ["rewards", "models"],  # the open shelves of floor 3: they may use its modules, not one another
     4: ["rollout", "replay"],
     5: ["algorithms"],
-    6: ["finetuner", "evaluation", "checkpoints", "export", "_checking", "_recipe_text"],
+    6: ["finetuner", "evaluation", "checkpoints", "export", "distillation", "_checking", "_recipe_text"],
     7: [
         "cli",
         "config",
@@ -27,6 +29,7 @@ FLOORS = {
         "_report_parts",
         "pictures",
         "training",
+        "distilling",
         "measuring",
         "comparing",
         "tables",

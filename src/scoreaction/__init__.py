@@ -4,6 +4,8 @@ from scoreaction import models
 from scoreaction.algorithms.ddpo import DDPO
 from scoreaction.algorithms.dpok import DPOK
 from scoreaction.algorithms.score_action import ScoreAction
+from scoreaction.consistency import load_consistency
+from scoreaction.distillation import Distill, Distiller
 from scoreaction.evaluation import Evaluation, sample
 from scoreaction.finetuner import Finetuner, Train
 from scoreaction.loading import load
@@ -19,6 +21,8 @@ __all__ = [
     "VE",
     "VP",
     "CosineVP",
+    "Distill",
+    "Distiller",
     "Evaluation",
     "Finetuner",
     "Flow",
@@ -30,6 +34,7 @@ __all__ = [
     "Train",
     "gaussian_mixture",
     "load",
+    "load_consistency",
     "models",
     "sample",
 ]
