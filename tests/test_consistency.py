@@ -144,33 +144,62 @@ def test_a_distilled_mixture_is_near_the_ends_of_its_ode():
 # Files
 
 
-@pytest.fixture(params=[None, 2])
-def distilled(request, tmp_path):
-    """A mixture of small networks, its consistency model moved and saved."""
-    model = small()
-    distiller = sa.Distiller(model, sa.Distill(iterations=3, paths=8, rank=request.param, lr=0.05), guidance=1.0)
-    for _ in distiller:
-        pass
-    return model, distiller.save(tmp_path / "made")
-
-
 def small(process="vp", **settings):
     torch.manual_seed(0)
     return gaussian_mixture.build(gaussian_mixture.Config(process=process, hidden=16, depth=2, **settings))
 
 
+def plain(**options):
+    """A network whose every layer matters from the start."""
+
+    class Plain(nn.Module):
+        def __init__(self):
+            super().__init__()
+            torch.manual_seed(0)
+            self.first, self.last = nn.Linear(2, 8), nn.Linear(8, 2)
+
+        def forward(self, x, t, cond):
+            return self.last(torch.tanh(self.first(x)))
+
+    return Model(Plain(), process=sa.VP(), predicts="v", shape=(2,), **options)
+
+
 X, T = torch.randn(6, 2, generator=torch.Generator().manual_seed(1)), f64(0.6)
 
 
-def test_saved_and_loaded_it_is_the_same_to_the_bit(distilled):
-    model, folder = distilled
+@pytest.fixture
+def distilled(tmp_path):
+    """A small mixture with a consistency model that has moved, and its folder."""
+    model = small()
+    distiller = sa.Distiller(model, sa.Distill(iterations=3, paths=8, lr=0.05))
+    for _ in distiller:
+        pass
+    return model, distiller.save(tmp_path / "made")
+
+
+@pytest.mark.parametrize(("build", "rank"), [(small, None), (plain, None), (plain, 2)])
+def test_saved_and_loaded_it_is_the_same_to_the_bit(build, rank, tmp_path):
+    model = build()
+    distiller = sa.Distiller(model, sa.Distill(iterations=3, paths=8, rank=rank, lr=0.05))
+    for _ in distiller:
+        pass
+    folder = distiller.save(tmp_path / "made")
+    assert {path.name for path in folder.iterdir()} == {"consistency.safetensors", "consistency.json"}
     truth = model.consistency(X, T)
 
     def check(value):
         assert torch.equal(value, truth)
 
-    accepts(check, small(consistency=folder).consistency(X, T), reference=model.reference(X, T).x0)
-    assert {path.name for path in folder.iterdir()} == {"consistency.safetensors", "consistency.json"}
+    again = (
+        [small(consistency=folder)] if build is small else [sa.load_consistency(plain(lora_rank=r), folder) for r in (None, 3)]
+    )
+    for other in again:
+        accepts(check, other.consistency(X, T).detach(), reference=model.reference(X, T).x0)
+
+
+def test_an_adapter_that_cannot_learn_is_said_so():
+    with pytest.raises(ValueError, match=r"distill\.rank: .*null"):
+        next(iter(sa.Distiller(small(), sa.Distill(rank=2, paths=4))))
 
 
 def test_what_does_not_fit_is_refused_in_one_line(distilled, tmp_path):

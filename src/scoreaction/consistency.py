@@ -29,7 +29,7 @@ def load_consistency(model: Model, path: str | Path) -> Model:
     or network.
 
     >>> import scoreaction as sa
-    >>> model = sa.models.digits.build(sa.models.digits.Config())
+    >>> model = sa.gaussian_mixture.build(sa.gaussian_mixture.Config())
     >>> load_consistency(model, "nowhere")
     Traceback (most recent call last):
     ValueError: model.consistency: nowhere holds no consistency model; make one with scoreaction distill, or name an LCM-LoRA
@@ -46,21 +46,24 @@ def load_consistency(model: Model, path: str | Path) -> Model:
     return model
 
 
-def save_consistency(model: Model, path: str | Path, **described: Any) -> Path:
-    """Writes a model's consistency model and what it belongs to; what else is described goes into consistency.json.
+def save_consistency(model: Model, path: str | Path, *, described: dict[str, Any] | None = None) -> Path:
+    """Writes a model's consistency model and what it belongs to; `described` goes into consistency.json too.
 
     The weights of an adapter are named as peft names them, those of a copy as the network does. The description comes
     last, so that a folder that has one is whole.
     """
     folder = Path(path)
-    parameters = model.consistency_parameters
     lora = model.consistency_net is model.reference_net
-    tensors = {name.replace(".consistency.", "."): p.detach().cpu().contiguous().clone() for name, p in parameters.items()}
+    tensors = {
+        name.replace(".consistency.weight", ".weight") if lora else name: p.detach().cpu().contiguous().clone()
+        for name, p in model.consistency_parameters.items()
+    }
     folder.mkdir(parents=True, exist_ok=True)
     (folder / DESCRIPTION).unlink(missing_ok=True)
     save_file(tensors, folder / WEIGHTS)
     text = json.dumps(
-        {"form": "adapter" if lora else "copy", **belongs(model), "guidance": model.consistency_guidance, **described}, indent=2
+        {"form": "adapter" if lora else "copy", **belongs(model), "guidance": model.consistency_guidance, **(described or {})},
+        indent=2,
     )
     part = folder / f"{DESCRIPTION}.part"
     part.write_text(text + "\n", encoding="utf-8")

@@ -94,6 +94,10 @@ class Distiller:
                 norm = float(torch.nn.utils.clip_grad_norm_(parameters, 1.0))
                 if not math.isfinite(norm):
                     raise ValueError("distill.lr: the gradient is not finite; lower it")
+                if norm == 0:
+                    raise ValueError(
+                        "distill.rank: no gradient reaches the adapter; name other distill.targets, or set rank to null"
+                    )
                 optimiser.step()
                 optimiser.zero_grad(set_to_none=True)
                 keep = min(self.settings.ema, (1 + i) / (10 + i))
@@ -155,9 +159,10 @@ class Distiller:
             for name, p in self.parameters.items():
                 p.data = own[name]
 
-    def save(self, path: str | Path, **described: Any) -> Path:
+    def save(self, path: str | Path, *, described: dict[str, Any] | None = None) -> Path:
         """Writes the consistency model into a folder, which `load_consistency` and recipes read."""
-        return save_consistency(self.model, path, rank=self.settings.rank, distill=self.settings.model_dump(), **described)
+        about = {"rank": self.settings.rank, "distill": self.settings.model_dump(), **(described or {})}
+        return save_consistency(self.model, path, described=about)
 
 
 @torch.no_grad()

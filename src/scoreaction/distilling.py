@@ -47,7 +47,7 @@ def distill_recipe(recipe: Recipe, folder: Path) -> dict[str, Any]:
         raise Interrupted("stopped while distilling; nothing was written") from None
     except (ValueError, RuntimeError) as error:
         raise Failed(f"distilling: {error}") from error
-    distiller.save(folder, model=recipe.model.dump(), metrics={"loss": seen, "errors": errors})
+    distiller.save(folder, described={"model": recipe.model.dump(), "metrics": {"loss": seen, "errors": errors}})
     return errors
 
 

@@ -20,7 +20,7 @@ DEFAULTS: dict[str, Any] = {
     "sampler": {"steps": 50, "eta": 1.0},
     "train": {"iterations": 300, "batch": 256, "lr": 2e-3},
     "evaluation": {"n": 8192, "steps": 200},
-    "distill": {"iterations": 1000, "paths": 128, "lr": 5e-3},
+    "distill": {"iterations": 1000, "paths": 64, "lr": 5e-3},
 }
 
 
