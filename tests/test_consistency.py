@@ -102,8 +102,22 @@ def test_what_is_learnt_is_consistent_at_every_leap(leap):
         distiller = sa.Distiller(model, sa.Distill(paths=64, steps=32, leap=leap))
         if name == "exact":
             model.consistency_net = Exact(model.process)
-        loss[name] = f64(distiller._loss().item())
+        loss[name] = f64(distiller._loss(*distiller._points()).item())
     close(loss["exact"], 0, atol=0.004, tweedie=loss["tweedie"])
+
+
+def test_small_batches_give_the_gradient_of_the_whole():
+    """Truth: one batch. Twin: the sum over batches in place of the mean."""
+
+    def gradient(max_rows):
+        distiller = sa.Distiller(plain(), sa.Distill(paths=5, steps=4, leap=2, max_rows=max_rows))
+        points = distiller._points()
+        with distiller._training():
+            loss = distiller._backward(*points)
+            return torch.cat([f64([loss]), *[p.grad.double().flatten() for p in distiller.parameters.values()]])
+
+    whole = gradient(100)
+    close(gradient(7), whole, atol=1e-6, summed=3 * whole)
 
 
 def test_guidance_of_the_teacher_is_in_it():
@@ -213,6 +227,7 @@ def test_what_does_not_fit_is_refused_in_one_line(distilled, tmp_path):
 
     refused(r"another process \(VP\), and this model's is Flow; distill", process="flow")
     refused(r"shape \[2\], and this model's is \[1\]", means=[[0.0]])
+    refused("made of another model", means=[[1.0, 0.0], [-1.0, 0.0]])
     refused("holds no consistency model", consistency=tmp_path / "nowhere")
     wider = lambda **settings: gaussian_mixture.build(gaussian_mixture.Config(hidden=8, depth=2, **settings))  # noqa: E731
     refused("belongs to another network; .* has shape", make=wider)
@@ -381,3 +396,36 @@ def test_distill_writes_a_folder_that_a_recipe_takes(tmp_path, capsys):
     assert "model.consistency: this model already has" in refused("distill", "mixture", *quick, use)
     assert "lora_targets" in refused("distill", "mixture", *quick, "distill.rank=2", "distill.targets=[attention]")
     assert "is a file" in refused("distill", "mixture", *quick, "--output", str(made / "consistency.json"))
+
+
+@pytest.fixture(scope="module")
+def digits():
+    pytest.importorskip("diffusers")
+    from scoreaction.models import digits
+
+    return digits.build(digits.Config(consistency="shipped"))
+
+
+def test_the_shipped_one_of_the_digits_is_near_the_ends_of_its_ode(digits):
+    """Truth: 40 steps of the guided teacher. Twin: its x0, at every t above 0.5."""
+    assert digits.consistency_guidance == 2.0
+    errors = endpoint_errors(digits, 20, guidance=2.0, prompts=list(range(10)), steps=40)
+    for t, ours, tweedie in zip(errors["t"], errors["consistency"], errors["tweedie"], strict=True):
+        if t > 0.5:
+            close(ours / tweedie, 0, atol=0.45, tweedie=1.0)
+        assert ours < tweedie
+
+
+def test_the_shipped_one_is_refused_for_other_digits(tmp_path):
+    import shutil
+
+    from scoreaction.models import digits
+    from scoreaction.models._digits_nets import shipped
+
+    for part in ("unet", "scheduler"):
+        shutil.copytree(shipped() / part, tmp_path / part)
+    digits.build(digits.Config(path=tmp_path, consistency="shipped"))
+    file = tmp_path / "unet" / "diffusion_pytorch_model.safetensors"
+    save_file({name: 1.1 * value for name, value in load_file(file).items()}, file, metadata={"format": "pt"})
+    with pytest.raises(ValueError, match="made of another model"):
+        digits.build(digits.Config(path=tmp_path, consistency="shipped"))

@@ -73,7 +73,18 @@ def save_consistency(model: Model, path: str | Path, *, described: dict[str, Any
 
 def belongs(model: Model) -> dict[str, Any]:
     """What a consistency model shares with the model it was made of."""
-    return {"process": _process(model.process), "predicts": model.predicts, "shape": list(model.shape)}
+    return {"process": _process(model.process), "predicts": model.predicts, "shape": list(model.shape), "says": _says(model)}
+
+
+@torch.no_grad()
+def _says(model: Model) -> list[float] | None:
+    """Some of the reference's x0 at one fixed place without a prompt; None where it answers to prompts only."""
+    if model.encode is not None and model.null is None:
+        return None
+    x = model.process.prior_std * torch.randn(1, *model.shape, generator=torch.Generator().manual_seed(0))
+    with model.uncounted():
+        x0 = model.reference(x.to(model.device), torch.tensor(0.5, dtype=torch.float64), model.null).x0
+    return x0.flatten()[:16].tolist()
 
 
 def _process(process: Process) -> dict[str, Any]:
@@ -89,7 +100,11 @@ def _process(process: Process) -> dict[str, Any]:
 def _load_ours(model: Model, folder: Path) -> Model:
     try:
         found = json.loads((folder / DESCRIPTION).read_text(encoding="utf-8"))
-        theirs, form, guidance = {key: found[key] for key in ("process", "predicts", "shape")}, found["form"], found["guidance"]
+        theirs, form, guidance = (
+            {key: found[key] for key in ("process", "predicts", "shape", "says")},
+            found["form"],
+            found["guidance"],
+        )
         curves = torch.tensor([theirs["process"]["alpha"], theirs["process"]["sigma"]], dtype=torch.float64)
     except (ValueError, KeyError, TypeError) as error:
         raise ValueError(f"model.consistency: {folder / DESCRIPTION} is damaged; distill again") from error
@@ -106,6 +121,8 @@ def _load_ours(model: Model, folder: Path) -> Model:
                 f"model.consistency: {folder} was made for a model of {key} {theirs[key]}, and this model's is {ours[key]};"
                 " distill this model"
             )
+    if theirs["says"] is not None and not _alike(theirs["says"], ours["says"]):
+        raise ValueError(f"model.consistency: {folder} was made of another model, which predicts otherwise; distill this model")
     tensors, metadata = read_tensors(folder / WEIGHTS)
     if form == "adapter":
         _put_lora(model, parse_lora(tensors, metadata, folder), folder)
@@ -114,6 +131,14 @@ def _load_ours(model: Model, folder: Path) -> Model:
         copy_into(model.add_consistency(), tensors)
     model.consistency_guidance = guidance
     return model
+
+
+def _alike(theirs: list[float], ours: list[float] | None) -> bool:
+    """Equal but for the rounding of half precision."""
+    if ours is None or len(ours) != len(theirs):
+        return False
+    a, b = torch.tensor(theirs), torch.tensor(ours)
+    return float((a - b).square().mean()) <= 0.02**2 * float(a.square().mean())
 
 
 def _put_lora(model: Model, weights: LoraWeights, path: Path) -> None:

@@ -14,9 +14,9 @@ from torch import Tensor
 
 from scoreaction.adapters import LoraShape, base_modules
 from scoreaction.conditions import repeat, take
-from scoreaction.consistency import save_consistency
+from scoreaction.consistency import belongs, save_consistency
 from scoreaction.model import Model
-from scoreaction.rollout import initial_noise, trajectory
+from scoreaction.rollout import Points, initial_noise, trajectory
 from scoreaction.solvers import SOLVERS, jittered, time_grid
 from scoreaction.types import Conditions, Prediction
 
@@ -29,7 +29,7 @@ class Distill(BaseModel):
 
     rank: that of the adapter; null gives it a copy of the network with weights of its own. targets: the modules that the
     adapter changes, by default all linear and convolutional layers. paths: ODE paths an iteration, each of `steps` steps;
-    leap: how many steps ahead a point learns from, null to the path's end.
+    leap: how many steps ahead a point learns from, null to the path's end. max_rows: the largest batch of one network call.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
@@ -42,6 +42,7 @@ class Distill(BaseModel):
     rank: int | None = Field(None, ge=1)
     targets: list[str] | None = None
     seed: int = Field(0, ge=0)
+    max_rows: int = Field(4096, ge=1)
 
 
 class Distiller:
@@ -70,6 +71,7 @@ class Distiller:
             self.conditions = model.conditions(self.prompts)
             self.parameters = model.add_consistency(self._shape())
         model.consistency_guidance = guidance
+        self.belongs = belongs(model)  # before a negative prompt is set
         self.generator = torch.Generator().manual_seed(self.settings.seed)
         self.average = {name: p.detach().clone() for name, p in self.parameters.items()}
 
@@ -89,8 +91,7 @@ class Distiller:
                 for group in optimiser.param_groups:
                     group["lr"] = self.settings.lr * (0.01 + 0.99 * 0.5 * (1 + math.cos(math.pi * i / total)))
                 with self._training():
-                    loss = self._loss()
-                    loss.backward()
+                    loss = self._backward(*self._points())
                 norm = float(torch.nn.utils.clip_grad_norm_(parameters, 1.0))
                 if not math.isfinite(norm):
                     raise ValueError("distill.lr: the gradient is not finite; lower it")
@@ -103,7 +104,7 @@ class Distiller:
                 keep = min(self.settings.ema, (1 + i) / (10 + i))
                 with torch.no_grad():
                     torch._foreach_lerp_(list(self.average.values()), [p.detach() for p in parameters], 1 - keep)
-                yield {"iteration": i + 1, "loss": loss.item(), "grad_norm": norm}
+                yield {"iteration": i + 1, "loss": loss, "grad_norm": norm}
         finally:
             for name, p in self.parameters.items():
                 p.data = self.average[name]
@@ -119,34 +120,43 @@ class Distiller:
             for p in self.parameters.values():
                 p.requires_grad_(False)
 
-    def _loss(self) -> Tensor:
-        """The mean pseudo-Huber distance of f to its targets, over all points of an iteration's paths.
+    def _backward(self, points: Points, target: Tensor) -> float:
+        """The loss over all points, and its gradient."""
+        total = 0.0
+        for rows in torch.arange(len(target)).split(self.settings.max_rows):
+            loss = self._loss(points.take(rows), target[rows.to(target.device)]) * (len(rows) / len(target))
+            loss.backward()
+            total += loss.item()
+        return total
+
+    def _loss(self, points: Points, target: Tensor) -> Tensor:
+        """The mean pseudo-Huber distance of f to its targets.
 
         Distances are divided by `sigma/sqrt(alpha^2 + sigma^2)`, as an error of the network's own output is on its way to
         x0: else the points near the data count for nothing.
         """
-        x, t, target, conditions = self._points()
-        share = torch.sigmoid(-self.model.process.log_snr(t)).to(x)
-        square = (self.model.consistency(x, t, conditions) - target).square().flatten(1).mean(1) / share
-        return (torch.sqrt(square + HUBER**2) - HUBER).mean()
+        share = torch.sigmoid(-self.model.process.log_snr(points.t)).to(target)
+        f = self.model.consistency(points.x, points.t, points.conditions)
+        return (torch.sqrt((f - target).square().flatten(1).mean(1) / share + HUBER**2) - HUBER).mean()
 
     @torch.no_grad()
-    def _points(self) -> tuple[Tensor, Tensor, Tensor, Conditions]:
-        """Points of the reference's ODE, (steps * paths) of them, with their targets."""
-        steps, paths = self.settings.steps, self.settings.paths
-        conditions = self.conditions
+    def _points(self) -> tuple[Points, Tensor]:
+        """Points of the reference's ODE, (steps * paths) of them, and their targets."""
+        steps, paths, conditions = self.settings.steps, self.settings.paths, self.conditions
         if self.prompts is not None:
             conditions = take(conditions, torch.randint(len(self.prompts), (paths,), generator=self.generator))
         times = jittered(time_grid(self.model.process, steps, name="log_snr"), self.generator)
         states = follow(self.model, initial_noise(self.model, paths, self.generator), times, conditions, self.guidance)
-        x, t, many = states[:-1].flatten(0, 1), times[:-1].repeat_interleave(paths), repeat(conditions, steps)
+        many = repeat(conditions, steps)
+        points = Points(states[:-1].flatten(0, 1), times[:-1].repeat_interleave(paths), many)
         leap = self.settings.leap or steps
         ahead = (torch.arange(steps) + leap).clamp(max=steps)
-        near = states[ahead].flatten(0, 1)
+        near = Points(states[ahead].flatten(0, 1), times[ahead].repeat_interleave(paths), many)
         if leap >= steps:
-            return x, t, near, many
+            return points, near.x
         with self._averaged():
-            return x, t, self.model.consistency(near, times[ahead].repeat_interleave(paths), many), many
+            chunks = [near.take(rows) for rows in torch.arange(len(near.x)).split(self.settings.max_rows)]
+            return points, torch.cat([self.model.consistency(c.x, c.t, c.conditions) for c in chunks])
 
     @contextmanager
     def _averaged(self) -> Iterator[None]:
@@ -161,7 +171,7 @@ class Distiller:
 
     def save(self, path: str | Path, *, described: dict[str, Any] | None = None) -> Path:
         """Writes the consistency model into a folder, which `load_consistency` and recipes read."""
-        about = {"rank": self.settings.rank, "distill": self.settings.model_dump(), **(described or {})}
+        about = {"rank": self.settings.rank, "distill": self.settings.model_dump(), **self.belongs, **(described or {})}
         return save_consistency(self.model, path, described=about)
 
 

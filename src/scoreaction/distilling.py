@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -29,15 +30,18 @@ def distill_recipe(recipe: Recipe, folder: Path) -> dict[str, Any]:
         raise UserError(f"--output: {folder} is a file; name a folder")
     if (folder / DESCRIPTION).exists():
         raise UserError(f"--output: {folder} already holds a consistency model; name another folder")
+    if recipe.train.precision == "fp16":
+        raise UserError("train.precision: distill takes fp32 or bf16")
     settings = recipe.distill or distill_settings(recipe.model)
-    model = build_model(recipe)
     device = recipe.train.device
-    model.to(Accelerator().device if device == "auto" else device)
+    model = build_model(recipe).to(Accelerator().device if device == "auto" else device)
+    if recipe.train.precision == "bf16":
+        model.autocast = partial(torch.autocast, model.device.type, dtype=torch.bfloat16)
     prompts = prompt_list(recipe.prompts)
     try:
+        distiller = Distiller(model, settings, guidance=recipe.sampler.guidance, prompts=prompts)
         if recipe.sampler.negative_prompt is not None and prompts is not None:
             model.null = model.conditions([recipe.sampler.negative_prompt])
-        distiller = Distiller(model, settings, guidance=recipe.sampler.guidance, prompts=prompts)
     except ValueError as error:
         raise UserError(named(str(error), "distill")) from error
     try:

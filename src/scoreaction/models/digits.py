@@ -18,7 +18,7 @@ DEFAULTS: dict[str, Any] = {
     "train": {"iterations": 20, "batch": 64, "lr": 1e-4, "max_rows": 512},
     "evaluation": {"n": 200, "steps": 25, "held_out": [{"name": "legibility"}]},
     "prompts": "digits",
-    "distill": {"iterations": 800, "paths": 6, "rank": 12},
+    "distill": {"iterations": 450, "paths": 6, "rank": 12},
     "algorithm": {"beta": 0.1, "rows": 80, "updates": 8, "critic_updates": 16},
 }
 
