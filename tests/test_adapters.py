@@ -149,12 +149,12 @@ def test_refusals():
         model.add_consistency()
 
 
-def test_ranks_and_scales_by_module():
-    """Truth: `W x + alpha/r B A x` by hand."""
+def test_ranks_by_module():
+    """Truth: `W x + alpha/rank B A x` by hand."""
     net = Net()
     base = copy.deepcopy(net)
     adapters = Adapters(net)
-    shape = LoraShape(2, 2.0, r"first|middle", ranks={"middle": 3}, alphas={"middle": 6.0, "first": 1.0})
+    shape = LoraShape(2, 4.0, r"first|middle", ranks={"middle": 3})
     parameters = adapters.add("consistency", shape)
     move(parameters, 3)
     x = torch.randn(4, 16)
@@ -162,4 +162,4 @@ def test_ranks_and_scales_by_module():
     assert A.shape == (3, 16)
     by_hand = lambda scale: (base.middle(x) + scale * x @ A.T @ B.T).detach()  # noqa: E731
     found = adapters.call("consistency", net.middle, x).detach()
-    close(found, by_hand(2.0), atol=1e-5, unscaled=by_hand(1.0), default=by_hand(2 / 3))
+    close(found, by_hand(2.0), atol=1e-5, unscaled=by_hand(1.0), alpha_of_another_rank=by_hand(4 / 3))

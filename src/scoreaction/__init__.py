@@ -10,6 +10,8 @@ from scoreaction.algorithms.refl import ReFL
 from scoreaction.algorithms.score_action import ScoreAction
 from scoreaction.algorithms.sqdf import SQDF
 from scoreaction.algorithms.vard import VARD
+from scoreaction.consistency import load_consistency
+from scoreaction.distillation import Distill, Distiller
 from scoreaction.evaluation import Evaluation, sample
 from scoreaction.finetuner import Finetuner, Train
 from scoreaction.loading import load
@@ -32,6 +34,8 @@ __all__ = [
     "AdjointMatching",
     "CosineVP",
     "DRaFT",
+    "Distill",
+    "Distiller",
     "Evaluation",
     "Finetuner",
     "Flow",
@@ -46,6 +50,7 @@ __all__ = [
     "Train",
     "gaussian_mixture",
     "load",
+    "load_consistency",
     "models",
     "sample",
 ]

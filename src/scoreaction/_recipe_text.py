@@ -12,7 +12,7 @@ from scoreaction import shelf
 from scoreaction._checking import Values, dotted, fields_of
 from scoreaction.shelf import Kind, UserError, nearest
 
-KEYS = ["model", "reward", "algorithm", "sampler", "train", "prompts", "evaluation", "early_stop", "online"]
+KEYS = ["model", "reward", "algorithm", "sampler", "train", "prompts", "evaluation", "early_stop", "online", "distill"]
 
 
 class _Loader(yaml.SafeLoader):

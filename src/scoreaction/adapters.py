@@ -21,15 +21,14 @@ NAMES: dict[Role, str] = {"policy": "default", "consistency": "consistency"}
 class LoraShape:
     """Where an adapter sits and how large it is.
 
-    targets: names or name endings of modules; a text is a regular expression of whole names. ranks and alphas: by whole
-    name, where they differ from rank and alpha.
+    targets: names or name endings of modules; a text is a regular expression of whole names. ranks: by whole name, where
+    they differ from rank; alpha scales with them.
     """
 
     rank: int
     alpha: float
     targets: Sequence[str] | str
     ranks: Mapping[str, int] = field(default_factory=dict)
-    alphas: Mapping[str, float] = field(default_factory=dict)
 
 
 class Adapters:
@@ -56,8 +55,8 @@ class Adapters:
             lora_alpha=cast(int, shape.alpha),
             target_modules=shape.targets if isinstance(shape.targets, str) else list(shape.targets),
             init_lora_weights="gaussian",
-            rank_pattern={f"^{re.escape(name)}": value for name, value in shape.ranks.items()},
-            alpha_pattern={f"^{re.escape(name)}": cast(int, value) for name, value in shape.alphas.items()},
+            rank_pattern={f"^{re.escape(name)}": rank for name, rank in shape.ranks.items()},
+            alpha_pattern={f"^{re.escape(n)}": cast(int, r * shape.alpha / shape.rank) for n, r in shape.ranks.items()},
         )
         try:
             with warnings.catch_warnings():

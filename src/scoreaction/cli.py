@@ -1,4 +1,4 @@
-"""The command `scoreaction`: train, sample, evaluate, compare, report, serve-reward, list.
+"""The command `scoreaction`: train, distill, sample, evaluate, compare, report, serve-reward, list.
 
 Exit codes: 0 done; 2 the input is wrong; 1 it failed; 130 interrupted. Whatever goes wrong is one line on stderr; `--debug`
 shows the traceback.
@@ -63,6 +63,23 @@ def train(
         raise Interrupted(f"{stop}; go on with: {again}") from stop
     show_summary(figures)
     print(f"run: {folder}")
+
+
+@app.command()
+def distill(
+    recipe: RecipeName,
+    overrides: Overrides = None,
+    output: Annotated[Path | None, typer.Option(help="Folder; default runs/RECIPE-consistency-TIME.")] = None,
+) -> None:
+    """Make a consistency model of a recipe's model: the clean sample in one evaluation."""
+    from scoreaction.config import load_recipe
+    from scoreaction.distilling import distill_recipe
+    from scoreaction.tables import show_endpoint_errors
+
+    chosen = load_recipe(recipe, overrides or [])
+    folder = output or default_folder(recipe, "consistency")
+    show_endpoint_errors(distill_recipe(chosen, folder))
+    print(f"consistency: {folder}")
 
 
 @app.command()

@@ -22,6 +22,7 @@ from scoreaction._checking import Key, Values, check, check_finite, dotted, fiel
 from scoreaction._prompts import PromptValue, prompt_list, read_prompts
 from scoreaction._recipe_text import KEYS, assign, parse_override, read_recipe
 from scoreaction.algorithms._learner import Algorithm
+from scoreaction.distillation import Distill
 from scoreaction.evaluation import Evaluation
 from scoreaction.finetuner import Finetuner, Train
 from scoreaction.model import Model
@@ -77,6 +78,7 @@ class Recipe(BaseModel):
     held_out: tuple[Block, ...]
     early_stop: EarlyStop | None
     online: Online | None
+    distill: Distill | None = None
 
     def values(self) -> Values:
         """The recipe as plain values, every default written out."""
@@ -91,6 +93,7 @@ class Recipe(BaseModel):
             "evaluation": {**self.evaluation.model_dump(mode="json"), "held_out": [b.dump() for b in self.held_out]},
             "early_stop": None if self.early_stop is None else self.early_stop.model_dump(mode="json"),
             "online": None if self.online is None else self.online.model_dump(mode="json"),
+            "distill": None if self.distill is None else self.distill.model_dump(mode="json"),
         }
 
 
@@ -98,7 +101,7 @@ LOCAL = ("linear", "quadratic", "ink", "classifier", "legibility", "jpeg", "shap
 """Our rewards that answer at once, on this machine."""
 
 _SECTIONS: dict[str, type[BaseModel]] = {
-    "sampler": Sampler, "train": Train, "evaluation": Evaluation, "early_stop": EarlyStop, "online": Online,
+    "sampler": Sampler, "train": Train, "evaluation": Evaluation, "early_stop": EarlyStop, "online": Online, "distill": Distill,
 }  # fmt: skip
 
 
@@ -155,7 +158,13 @@ def resolve(values: Values, *, folder: Path = Path()) -> Recipe:
         held_out=held_out,
         early_stop=None if stop is None else check(EarlyStop, stop, ("early_stop",)),
         online=None if online is None else check(Online, online, ("online",)),
+        distill=None if values.get("distill") is None else distill_settings(model, values["distill"]),
     )
+
+
+def distill_settings(model: Block, given: Any = None) -> Distill:
+    """How a consistency model of this model is made: the settings given, over those that suit the model."""
+    return check(Distill, _overlay(vars(model.module).get("DEFAULTS", {}).get("distill"), given, "distill"), ("distill",))
 
 
 def _overlay(below: Values | None, above: Any, key: str) -> Values:
@@ -242,19 +251,25 @@ def names_of(blocks: Sequence[Block]) -> Iterator[str]:
         yield block.name if seen[block.name] == 1 else f"{block.name}_{seen[block.name]}"
 
 
-def build(recipe: Recipe, output: str | Path | None = None) -> Finetuner:
-    """The run that a recipe describes. UserError where its parts do not fit one another, with the remedy."""
+def build_model(recipe: Recipe) -> Model:
+    """The recipe's model, as it is before training. UserError where prompts or device do not fit it."""
     with torch.random.fork_rng(devices=[]):  # a run's networks begin the same whatever was drawn before
         torch.manual_seed(recipe.train.seed)
         model: Model = _made(recipe.model, "model")
+    if recipe.prompts is not None and model.encode is None:
+        raise UserError(f"prompts: the model {recipe.model.name} takes no prompts; leave them out (prompts: null)")
+    _check_device(recipe.train.device)
+    return model
+
+
+def build(recipe: Recipe, output: str | Path | None = None) -> Finetuner:
+    """The run that a recipe describes. UserError where its parts do not fit one another, with the remedy."""
+    model = build_model(recipe)
     if isinstance(recipe.reward, Block):
         reward = _made(recipe.reward, "reward")
     else:
         reward = WeightedSum([_part(block, f"reward.{i}") for i, block in enumerate(recipe.reward)])
     held_out = [_made(block, f"evaluation.held_out.{i}") for i, block in enumerate(recipe.held_out)]
-    if recipe.prompts is not None and model.encode is None:
-        raise UserError(f"prompts: the model {recipe.model.name} takes no prompts; leave them out (prompts: null)")
-    _check_device(recipe.train.device)
     algorithm = recipe.algorithm.config
     if not isinstance(algorithm, Algorithm):
         raise UserError(f"algorithm.name: Config of {recipe.algorithm.name} is no scoreaction.algorithms._learner.Algorithm")

@@ -112,6 +112,12 @@ class Finetuner:
         self.prompts = list(prompts) if prompts is not None else None
         if self.prompts is not None and not self.prompts:
             raise ValueError("prompts: the list is empty; give at least one prompt, or null for none")
+        taught = model.consistency_guidance
+        if self.prompts is not None and taught not in (None, self.sampler.guidance):
+            raise ValueError(
+                f"model.consistency: was distilled at guidance {taught:g}, and sampler.guidance is {self.sampler.guidance:g};"
+                " make them equal, or distill again"
+            )
         self.folder = RunFolder(output) if output is not None else None
         self.rounds: Rounds | None = None
         if online is not None:

@@ -85,6 +85,7 @@ class Model:
             net.requires_grad_(False)
             self.adapters.add("policy", LoraShape(lora_rank, lora_alpha or lora_rank, chosen))
         self.consistency_net: nn.Module | None = None
+        self.consistency_parameters: dict[str, nn.Parameter] = {}
         self.consistency_guidance: float | None = None
         """The guidance of the teacher that the consistency model was distilled from; None where it is not known."""
         self.parameters = {name: p for name, p in net.named_parameters() if p.requires_grad}
@@ -148,18 +149,19 @@ class Model:
         """Gives the model a consistency model that begins as its reference, frozen; its parameters by name.
 
         With `lora` a second adapter on the network that serves the reference; without, a copy of that network with weights
-        of its own. `load_consistency` and `distill` fill it. ValueError where the model has one already.
+        of its own. `load_consistency` and `Distiller` fill it. ValueError where the model has one already.
         """
-        if self.consistency_net is not None:
+        if self.has_consistency:
             raise ValueError("model.consistency: this model already has a consistency model; build it again for another")
-        if lora is None:
+        if lora is not None:
+            self.consistency_parameters = self.adapters.add("consistency", lora)
+            self.consistency_net = self.reference_net
+        else:
             self.consistency_net = without_adapters(self.reference_net)
-            return dict(self.consistency_net.named_parameters())
-        parameters = self.adapters.add("consistency", lora)
-        self.consistency_net = self.reference_net
-        for p in parameters.values():
+            self.consistency_parameters = dict(self.consistency_net.named_parameters())
+        for p in self.consistency_parameters.values():
             p.requires_grad_(False)
-        return parameters
+        return self.consistency_parameters
 
     def _predict(self, role: Role, x: Tensor, t: Tensor, conditions: Conditions, guidance: float) -> Prediction:
         t = torch.as_tensor(t, dtype=torch.float64, device=x.device).expand(x.shape[0])

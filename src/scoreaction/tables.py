@@ -54,6 +54,16 @@ def show_summary(figures: Values) -> None:
     _console().print(table)
 
 
+def show_endpoint_errors(errors: Values) -> None:
+    """How far a consistency model is from the end of the ODE, by time, beside what it began as."""
+    table = Table(title="root mean square error against the end of the ODE")
+    for column in ("t", "consistency", "tweedie"):
+        table.add_column(column, justify="right")
+    for t, ours, tweedie in zip(errors["t"], errors["consistency"], errors["tweedie"], strict=True):
+        table.add_row(f"{t:.2f}", number(ours, 3), number(tweedie, 3))
+    _console().print(table)
+
+
 def show_grid(found: Values) -> None:
     """The cells of an evaluation, one a row, and what was left out."""
     leave_out = {key for row in found["grid"] for key in row if key.endswith("_se")}

@@ -9,24 +9,30 @@ import torch
 from pydantic import BaseModel, Field
 from torch import Tensor
 
+from scoreaction.consistency import load_consistency
 from scoreaction.model import Model
-from scoreaction.models._digits_nets import NO_CLASS, judge, load_net, parse_digit_prompt
+from scoreaction.models._digits_nets import NO_CLASS, judge, load_net, parse_digit_prompt, shipped
 
 DEFAULTS: dict[str, Any] = {
     "sampler": {"steps": 10, "eta": 1.0, "guidance": 2.0},
     "train": {"iterations": 20, "batch": 64, "lr": 1e-4, "max_rows": 512},
     "evaluation": {"n": 200, "steps": 25, "held_out": [{"name": "legibility"}]},
     "prompts": "digits",
+    "distill": {"iterations": 450, "paths": 6, "rank": 12},
     "algorithm": {"beta": 0.1, "rows": 80, "updates": 8, "critic_updates": 16},
 }
 
 
 class Config(BaseModel, frozen=True, extra="forbid"):
-    """path: a folder in diffusers format written by the retraining command, None for the shipped weights."""
+    """path: a folder in diffusers format written by the retraining command, None for the shipped weights.
+
+    consistency: the folder of a consistency model that `scoreaction distill` made, or `shipped`, that of the shipped weights.
+    """
 
     name: Literal["digits"] = "digits"
     path: Path | None = None
     lora_rank: int | None = Field(None, ge=1)
+    consistency: Literal["shipped"] | Path | None = None
 
 
 def to_unit(x0: Tensor) -> Tensor:
@@ -38,7 +44,7 @@ def build(config: Config) -> Model:
     """The model: v-prediction on the scheduler's own table, diversity in the held-out classifier's features."""
     net = load_net(config.path)
     judging = judge().requires_grad_(False)
-    return Model(
+    model = Model(
         net,
         process=net.process,
         predicts=net.predicts,
@@ -50,3 +56,6 @@ def build(config: Config) -> Model:
         decode=to_unit,
         features=judging.features,
     )
+    if config.consistency is None:
+        return model
+    return load_consistency(model, shipped() / "consistency" if config.consistency == "shipped" else config.consistency)

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any, Literal
 
 import torch
 from pydantic import BaseModel, Field, model_validator
 from torch import Tensor, nn
 
+from scoreaction.consistency import load_consistency
 from scoreaction.exact import Mixture
 from scoreaction.model import Model
 from scoreaction.predictions import expand, from_prediction
@@ -18,11 +20,15 @@ DEFAULTS: dict[str, Any] = {
     "sampler": {"steps": 50, "eta": 1.0},
     "train": {"iterations": 300, "batch": 256, "lr": 2e-3},
     "evaluation": {"n": 8192, "steps": 200},
+    "distill": {"iterations": 1000, "paths": 64, "lr": 5e-3},
 }
 
 
 class Config(BaseModel, frozen=True, extra="forbid", allow_inf_nan=False):
-    """means (K, d), weights (K,) (equal by default), one std for all or one for each; process vp, cosine, ve or flow."""
+    """means (K, d), weights (K,) (equal by default), one std for all or one for each; process vp, cosine, ve or flow.
+
+    consistency: the folder of a consistency model that `scoreaction distill` made of this model.
+    """
 
     name: Literal["gaussian_mixture"] = "gaussian_mixture"
     means: list[list[float]] = [[2.0, 0.0], [-2.0, 0.0], [0.0, 2.0], [0.0, -2.0]]
@@ -31,6 +37,7 @@ class Config(BaseModel, frozen=True, extra="forbid", allow_inf_nan=False):
     process: ProcessName = "vp"
     hidden: int = Field(128, ge=1)
     depth: int = Field(3, ge=1)
+    consistency: Path | None = None
 
     @model_validator(mode="after")
     def _shapes(self) -> Config:
@@ -78,4 +85,5 @@ def build(config: Config) -> Model:
     """The model, with its law for measuring distances."""
     law, process = config.law(), PROCESSES[config.process]()
     net = ExactPlusNet(law, process, config.hidden, config.depth)
-    return Model(net, process=process, predicts="v", shape=(law.dimension,), law=law)
+    model = Model(net, process=process, predicts="v", shape=(law.dimension,), law=law)
+    return model if config.consistency is None else load_consistency(model, config.consistency)

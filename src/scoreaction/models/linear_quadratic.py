@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any, Literal
 
 import torch
 from pydantic import BaseModel, Field, model_validator
 
+from scoreaction.consistency import load_consistency
 from scoreaction.exact import Mixture
 from scoreaction.model import Model
 from scoreaction.models import gaussian_mixture
@@ -16,7 +18,10 @@ DEFAULTS: dict[str, Any] = gaussian_mixture.DEFAULTS
 
 
 class Config(BaseModel, frozen=True, extra="forbid", allow_inf_nan=False):
-    """mean (d,) and variance, one for all directions or (d,) of them; process vp, cosine, stable_diffusion, ve or flow."""
+    """mean (d,) and variance, one for all directions or (d,) of them; process vp, cosine, stable_diffusion, ve or flow.
+
+    consistency: the folder of a consistency model that `scoreaction distill` made of this model.
+    """
 
     name: Literal["linear_quadratic"] = "linear_quadratic"
     mean: list[float] = [0.3]
@@ -24,6 +29,7 @@ class Config(BaseModel, frozen=True, extra="forbid", allow_inf_nan=False):
     process: ProcessName = "vp"
     hidden: int = Field(64, ge=1)
     depth: int = Field(2, ge=1)
+    consistency: Path | None = None
 
     @model_validator(mode="after")
     def _shapes(self) -> Config:
@@ -40,4 +46,5 @@ def build(config: Config) -> Model:
     law = Mixture(torch.ones(1), torch.tensor([config.mean], dtype=torch.float64), torch.diag(variance)[None])
     process = PROCESSES[config.process]()
     net = gaussian_mixture.ExactPlusNet(law, process, config.hidden, config.depth)
-    return Model(net, process=process, predicts="v", shape=(d,), law=law)
+    model = Model(net, process=process, predicts="v", shape=(d,), law=law)
+    return model if config.consistency is None else load_consistency(model, config.consistency)
