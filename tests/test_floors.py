@@ -29,6 +29,7 @@ FLOORS = {
         "training",
         "model_card",
         "planning",
+        "live_memory",
         "measuring",
         "comparing",
         "tables",

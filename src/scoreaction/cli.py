@@ -1,4 +1,4 @@
-"""The command `scoreaction`: train, sample, evaluate, compare, report, list.
+"""The command `scoreaction`: train, plan, sample, evaluate, compare, report, list.
 
 Exit codes: 0 done; 2 the input is wrong; 1 it failed; 130 interrupted. Whatever goes wrong is one line on stderr; `--debug`
 shows the traceback.
@@ -65,6 +65,16 @@ def train(
     write_card(folder, chosen, figures)
     show_summary(figures)
     print(f"run: {folder}")
+
+
+@app.command()
+def plan(recipe: RecipeName, overrides: Overrides = None) -> None:
+    """Say what a recipe will need, before it is started: parameters, memory, network evaluations, time."""
+    from scoreaction.config import load_recipe
+    from scoreaction.planning import plan as planned
+    from scoreaction.tables import show_plan
+
+    show_plan(planned(load_recipe(recipe, overrides or [])))
 
 
 @app.command()

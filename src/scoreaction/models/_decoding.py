@@ -24,7 +24,7 @@ class Decoder:
     """`decode(latents) -> pictures` by an AutoencoderKL in float32 (it overflows in fp16, and bf16 shows bands)."""
 
     def __init__(self, vae: Any) -> None:
-        self.vae = vae.float().eval().requires_grad_(False)
+        self.vae = (vae if vae.dtype == torch.float32 else vae.float()).eval().requires_grad_(False)
         vae.enable_gradient_checkpointing()
         config = vae.config
         per_channel = config.get("latents_mean") is not None and config.get("latents_std") is not None

@@ -20,6 +20,7 @@ from scoreaction.types import Conditions
 
 T5_TOKENS = {"StableDiffusion3Pipeline": 256, "FluxPipeline": 512}
 """What their own calls read of a prompt."""
+CLIP_TOKENS = 77
 ATTENTION = ("to_q", "to_k", "to_v", "to_out.0")
 JOINT = ("to_add_out", "add_q_proj", "add_k_proj", "add_v_proj")
 
@@ -151,6 +152,22 @@ def network(kind: str, core: nn.Module, scheduler: Any, form: Geometry) -> tuple
         case "StableDiffusionXLPipeline":
             return _networks.StableDiffusionXL(core, process, form.pixels), process, predicts
     return _networks.UNet(core, process), process, predicts
+
+
+def text_shapes(kind: str, core: Any) -> dict[str, tuple[int, ...]]:
+    """The shape of one row of each condition, from the network's configuration."""
+    match kind:
+        case "StableDiffusionPipeline":
+            return {"text": (CLIP_TOKENS, core.cross_attention_dim)}
+        case "StableDiffusionXLPipeline":
+            pooled = core.projection_class_embeddings_input_dim - 6 * core.addition_time_embed_dim
+            return {"text": (CLIP_TOKENS, core.cross_attention_dim), "pooled": (pooled,)}
+        case "StableDiffusion3Pipeline":
+            tokens = CLIP_TOKENS + T5_TOKENS[kind]
+            return {"text": (tokens, core.joint_attention_dim), "pooled": (core.pooled_projection_dim,)}
+        case "FluxPipeline":
+            return {"text": (T5_TOKENS[kind], core.joint_attention_dim), "pooled": (core.pooled_projection_dim,)}
+    return {}
 
 
 def limits(kind: str, pipeline: Any) -> Sequence[Limit]:

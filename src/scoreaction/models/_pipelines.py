@@ -4,15 +4,16 @@ from __future__ import annotations
 
 import copy
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, cast
 
-from torch import nn
+from torch import Tensor, nn
 
 from scoreaction.model import Model
 from scoreaction.models._decoding import Decoder, small_pictures, to_unit
-from scoreaction.models._families import FAMILIES, geometry, limits, network, unconditional
+from scoreaction.models._families import FAMILIES, Geometry, geometry, limits, network, unconditional
+from scoreaction.models._networks import PipelineNet
 from scoreaction.models._text import TextEncoding
 from scoreaction.shelf import nearest
 
@@ -42,16 +43,52 @@ def build_from_pipeline(
     family = family_of(kind)
     core, vae = pipeline.components[family.component], pipeline.components.get("vae")
     form = geometry(kind, core.config, None if vae is None else vae.config, height, width)
+    model = assemble(
+        kind,
+        core,
+        pipeline.scheduler,
+        form,
+        lora_rank=lora_rank,
+        lora_alpha=lora_alpha,
+        lora_targets=lora_targets,
+        gradient_checkpointing=gradient_checkpointing,
+        compile=compile,
+        true_cfg=true_cfg,
+        encode=_encoding(pipeline, kind, core),
+        decode=to_unit if vae is None else Decoder(vae),
+    )
+    model.export = lambda folder: export(model, pipeline, folder)
+    if model.encode is not None:
+        model.null = unconditional(pipeline, model.encode)
+        for net in (model.net, model.reference_net):
+            cast(PipelineNet, net).null = model.null
+    return model
+
+
+def assemble(
+    kind: str,
+    core: Any,
+    scheduler: Any,
+    form: Geometry,
+    *,
+    lora_rank: int | None,
+    lora_alpha: float | None,
+    lora_targets: Sequence[str] | None,
+    gradient_checkpointing: bool,
+    compile: bool,
+    true_cfg: float,
+    encode: TextEncoding | None = None,
+    decode: Callable[[Tensor], Tensor] | None = None,
+) -> Model:
+    """The model of a pipeline's network and scheduler."""
     distilled = bool(core.config.get("guidance_embeds", False))
     if true_cfg != 1.0 and not distilled:
         raise ValueError("model.true_cfg: only a network with guidance as an input takes it (FLUX.1 dev); set sampler.guidance")
-    targets = list(lora_targets or family.targets)
+    targets = list(lora_targets or FAMILIES[kind].targets)
     if lora_rank is not None:
         check_targets(core, targets)
-    net, process, predicts = network(kind, core, pipeline.scheduler, form)
+    net, process, predicts = network(kind, core, scheduler, form)
     core.requires_grad_(lora_rank is None).eval()
-    encode = _encoding(pipeline, kind, core)
-    net.null = None if encode is None else unconditional(pipeline, encode)
     model = Model(
         net,
         process=process,
@@ -61,19 +98,17 @@ def build_from_pipeline(
         lora_alpha=lora_alpha,
         lora_targets=targets if lora_rank else None,
         encode=encode,
-        null=net.null,
-        decode=to_unit if vae is None else Decoder(vae),
+        decode=decode,
         features=small_pictures,
         true_cfg=true_cfg if distilled else None,
-        export=lambda folder: export(model, pipeline, folder),
     )
     model.max_rows = ROWS_WITHOUT_GRAPH
-    nets = [model.net] if lora_rank else [model.net, model.reference_net]
-    for core in [cast(Any, each).core for each in nets]:
+    for each in [model.net] if lora_rank else [model.net, model.reference_net]:
+        inner = cast(Any, each).core
         if gradient_checkpointing:
-            core.enable_gradient_checkpointing(model.checkpoint)
+            inner.enable_gradient_checkpointing(model.checkpoint)
         if compile:
-            core.compile()
+            inner.compile()
     return model
 
 

@@ -127,11 +127,16 @@ def read_index(path: str) -> dict[str, Any]:
     return index
 
 
-def check_components(path: str, index: dict[str, Any]) -> None:
-    """ValueError for what the pipeline cannot do without; of a folder also where files are missing."""
+def check_named(path: str, index: dict[str, Any]) -> None:
+    """ValueError for a component that the pipeline cannot do without and its index does not name."""
     for name in FAMILIES[index["_class_name"]].needs:
         if not isinstance(index.get(name), list) or index[name][0] is None:
             raise ValueError(f"model.path: {path} lacks the component {name}; its model_index.json must name one")
+
+
+def check_components(path: str, index: dict[str, Any]) -> None:
+    """ValueError for a component that is not named, and in a folder for files that are missing."""
+    check_named(path, index)
     if not Path(path).is_dir():
         return
     for name, found in index.items():
