@@ -3,23 +3,33 @@
 from __future__ import annotations
 
 import weakref
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
-from torch.utils.flop_counter import FlopCounterMode, sdpa_backward_flop_count, sdpa_flop_count
+from torch.utils.flop_counter import flop_registry, sdpa_backward_flop_count, sdpa_flop_count
+
+ATTENTION = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu
+ATTENTION_BACKWARD = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward
+
+
+def operations(packet: Any, args: Any, kwargs: Any, out: Any) -> int:
+    """Floating-point operations of one call: those of matrix products, convolutions and attention."""
+    if packet is ATTENTION:
+        return sdpa_flop_count(*(part.shape for part in args[:3]))
+    if packet is ATTENTION_BACKWARD:
+        return sdpa_backward_flop_count(*(part.shape for part in args[:4]))
+    count = flop_registry.get(packet)
+    return 0 if count is None else count(*args, **kwargs, out_val=out)
 
 
 class LiveMemory(TorchDispatchMode):
     """Within it every new storage is added to `live` (bytes) and taken off when it is freed; `peak` is the most so far.
 
-    What was there before is not counted. It counts what PyTorch asks for: not the workspaces of kernels, nor what an
-    allocator holds in reserve.
+    `flops` adds up floating-point operations. What was there before is not counted. It counts what PyTorch asks for: not the
+    workspaces of kernels, nor what an allocator holds in reserve.
 
     >>> with LiveMemory() as memory:
     ...     kept = torch.zeros(1000)
@@ -30,11 +40,12 @@ class LiveMemory(TorchDispatchMode):
 
     def __init__(self) -> None:
         super().__init__()
-        self.live = self.peak = 0
+        self.live = self.peak = self.flops = 0
         self._sizes: dict[int, int] = {}
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         out = func(*args, **(kwargs or {}))
+        self.flops += operations(func._overloadpacket, args, kwargs or {}, out)
         known = {leaf.untyped_storage()._cdata for leaf in tree_leaves((args, kwargs)) if isinstance(leaf, Tensor)}
         for leaf in tree_leaves(out):
             if isinstance(leaf, Tensor):
@@ -52,32 +63,3 @@ class LiveMemory(TorchDispatchMode):
 
     def _drop(self, key: int) -> None:
         self.live -= self._sizes.pop(key, 0)
-
-
-@dataclass
-class Measured:
-    """Peak bytes and floating-point operations of a computation."""
-
-    peak: int = 0
-    flops: int = 0
-
-
-def _attention(query: Any, key: Any, value: Any, *args: Any, out_shape: Any = None, **more: Any) -> int:
-    return sdpa_flop_count(query, key, value)
-
-
-def _attention_backward(grad: Any, query: Any, key: Any, value: Any, *args: Any, out_shape: Any = None, **more: Any) -> int:
-    return sdpa_backward_flop_count(grad, query, key, value)
-
-
-@contextmanager
-def measured() -> Iterator[Measured]:
-    """Within it memory and operations are counted; the result is filled when it ends."""
-    on_cpu: dict[Any, Callable[..., Any]] = {
-        torch.ops.aten._scaled_dot_product_flash_attention_for_cpu: _attention,
-        torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward: _attention_backward,
-    }
-    found = Measured()
-    with FlopCounterMode(display=False, custom_mapping=on_cpu) as operations, LiveMemory() as memory:
-        yield found
-    found.peak, found.flops = memory.peak, operations.get_total_flops()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 from pathlib import Path
 from typing import Any
 
@@ -27,7 +28,7 @@ def write_card(folder: Path, recipe: Recipe, figures: dict[str, Any]) -> Path:
     if tuned.is_file():
         with np.load(tuned) as found:
             samples, prompts = found["samples"][:SHOWN], found["prompts"][:SHOWN].tolist() if "prompts" in found else None
-        if is_pictures(samples):
+        if is_pictures(samples) and importlib.util.find_spec("matplotlib"):
             save_samples(place.model / "samples.png", samples, prompts)
             picture = "\n![samples of the tuned model](samples.png)\n"
     card = place.model / "README.md"

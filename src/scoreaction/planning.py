@@ -16,7 +16,7 @@ from scoreaction.algorithms._learner import Algorithm
 from scoreaction.conditions import map_conditions
 from scoreaction.config import LOCAL, Block, Recipe, named, prompt_list
 from scoreaction.finetuner import Finetuner
-from scoreaction.live_memory import Measured, measured
+from scoreaction.live_memory import LiveMemory
 from scoreaction.model import Model
 from scoreaction.rewards import Reward
 from scoreaction.shelf import UserError
@@ -29,8 +29,8 @@ RESERVE = 2 * GIB
 """For CUDA itself and what its allocator cannot use."""
 SUSTAINED = 50e12
 """Floating-point operations a second that times are given at."""
-BLACK_BOXES = ("http", "imagereward")
-"""Rewards that are not on this machine: they have no gradient."""
+BLACK_BOXES = ("http",)
+"""Rewards that are not in this process: they have no gradient."""
 
 
 @dataclass(frozen=True)
@@ -161,7 +161,7 @@ def _measuring(recipe: Recipe, model: Model) -> int:
 # Memory
 
 
-def measure_passes(recipe: Recipe, sized: Sized, *, gradient: bool) -> dict[str, Measured]:
+def measure_passes(recipe: Recipe, sized: Sized, *, gradient: bool) -> dict[str, LiveMemory]:
     """Peak memory and operations of what is done at most `max_rows` points at a time."""
     model, rows = sized.model, recipe.train.max_rows
     t = torch.full((rows,), 0.5, dtype=torch.float64)
@@ -170,18 +170,19 @@ def measure_passes(recipe: Recipe, sized: Sized, *, gradient: bool) -> dict[str,
         x = torch.zeros(rows, *model.shape)
         conditions = map_conditions(lambda c: torch.cat([c] * rows), sized.conditions)
     model.max_rows = None
-    found = {}
+    found = {name: LiveMemory() for name in ("sampling", "an update", "a picture")}
     with _at_precision(recipe, model):
-        with torch.no_grad(), sized.mode, measured() as found["sampling"]:
+        with torch.no_grad(), sized.mode, found["sampling"]:
             model.predict(x, t, conditions, guidance=guidance)
-        with sized.mode, measured() as found["an update"]:
+        with sized.mode, found["an update"]:
             model.predict(x, t, conditions, guidance=guidance).eps.square().sum().backward()
             for parameter in model.parameters.values():
                 parameter.grad = None
-    with torch.no_grad(), sized.mode, measured() as found["a picture"]:
+    with torch.no_grad(), sized.mode, found["a picture"]:
         model.decode(x[:1])
     if gradient:
-        with _at_precision(recipe, model), sized.mode, measured() as found["the reward's gradient"]:
+        found["the reward's gradient"] = LiveMemory()
+        with _at_precision(recipe, model), sized.mode, found["the reward's gradient"]:
             y = x.clone().requires_grad_(True)
             look = model.decode(model.reference(y, t, conditions, guidance=guidance).x0)
             torch.autograd.grad(look.sum(), y)

@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from importlib import resources
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -15,6 +17,14 @@ from scoreaction.models._decoding import Decoder, to_unit
 from scoreaction.models._families import geometry, text_shapes
 from scoreaction.models._pipelines import assemble, family_of
 from scoreaction.models.diffusers import Config, check_named, quiet, read_index
+
+SHIPPED = {
+    "stable-diffusion-v1-5/stable-diffusion-v1-5": "sd15",
+    "stabilityai/stable-diffusion-xl-base-1.0": "sdxl",
+    "stabilityai/stable-diffusion-3-medium-diffusers": "sd3",
+    "black-forest-labs/FLUX.1-dev": "flux",
+}
+"""Hub ids whose sizes are known here, so that the shipped recipes can be planned offline."""
 
 
 @dataclass(frozen=True)
@@ -35,21 +45,22 @@ def skeleton(config: Config) -> Skeleton:
     import diffusers
     from torch._subclasses.fake_tensor import FakeTensorMode
 
-    index = read_index(config.path)
+    path = shipped(config.path)
+    index = read_index(path)
     kind = index["_class_name"]
     family = family_of(kind)
-    check_named(config.path, index)
+    check_named(path, index)
     width = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}[config.dtype]
     mode = FakeTensorMode(allow_non_fake_inputs=True)
     names = [name for name in (family.component, "vae", *family.encoders) if _there(index, name)]
     with quiet():
-        scheduler = getattr(diffusers, index["scheduler"][1]).from_pretrained(config.path, subfolder="scheduler")
+        scheduler = getattr(diffusers, index["scheduler"][1]).from_pretrained(path, subfolder="scheduler")
         with mode:
             parts = {}
             for name in names:
                 wide = name == "vae" or (name == family.component and config.lora_rank is None)
                 with _default_dtype(torch.float32 if wide else width):
-                    parts[name] = _empty(config.path, name, *index[name]).eval().requires_grad_(False)
+                    parts[name] = _empty(path, name, *index[name]).eval().requires_grad_(False)
     core, vae = parts[family.component], parts.get("vae")
     form = geometry(kind, core.config, None if vae is None else vae.config, config.height, config.width)
     counts = {name: sum(p.numel() for p in part.parameters()) for name, part in parts.items()}
@@ -71,6 +82,12 @@ def skeleton(config: Config) -> Skeleton:
     model.null = conditions or None
     encoders = [parts[name] for name in family.encoders if name in parts]
     return Skeleton(mode, model, conditions, counts, size_of(vae), sum(size_of(encoder) for encoder in encoders), width)
+
+
+def shipped(path: str) -> str:
+    """The folder of configurations that comes with the package for a well-known hub id, or the path itself."""
+    found = resources.files("scoreaction") / "data" / "skeletons" / SHIPPED.get(path, "")
+    return str(found) if path in SHIPPED and not Path(path).exists() else path
 
 
 @contextmanager
