@@ -205,7 +205,7 @@ def resident_bytes(recipe: Recipe, sized: Sized) -> dict[str, int]:
     model = sized.model
     trained = sum(p.numel() * p.element_size() for p in model.parameters.values())
     frozen = sum(p.numel() * p.element_size() for p in model.net.parameters() if not p.requires_grad)
-    if model.lora is None:
+    if model.reference_net is not model.net:
         frozen += sum(p.numel() * p.element_size() for p in model.reference_net.parameters())
     moments = {"adam": 2.0, "adam8bit": 0.5}[recipe.train.optimizer]
     prompts = prompt_list(recipe.prompts) or []

@@ -152,7 +152,7 @@ def export(model: Model, pipeline: Any, folder: Path) -> None:
     Without the adapter's metadata diffusers would take alpha to be the rank, and draw other pictures. Unconditional pipelines
     load no LoRA: theirs is merged into the pipeline that is written.
     """
-    if model.lora is None:
+    if model.reference_net is not model.net:
         pipeline.save_pretrained(folder, safe_serialization=True)
         return
     from safetensors.torch import save_file
@@ -169,7 +169,7 @@ def export(model: Model, pipeline: Any, folder: Path) -> None:
     }
     settings = {
         f"{component}.{key}": sorted(value) if isinstance(value, set) else value
-        for key, value in model.lora.config.to_dict().items()
+        for key, value in cast(Any, model.net).peft_config["default"].to_dict().items()
     }
     folder.mkdir(parents=True, exist_ok=True)
     metadata = {"format": "pt", "lora_adapter_metadata": json.dumps(settings, sort_keys=True)}
