@@ -68,6 +68,8 @@ class Adapters:
         self.layers = [m for m in self.net.modules() if isinstance(m, BaseTunerLayer)]
         for p in self.net.parameters():
             p.requires_grad_(trains.get(id(p), True))
+        for p in self.parameters(role).values():
+            p.data = p.data.float()  # also where the frozen weights are half as wide
         self._switch("policy")
         return self.parameters(role)
 

@@ -1,4 +1,4 @@
-"""The command `scoreaction`: train, distill, sample, evaluate, compare, report, serve-reward, list.
+"""The command `scoreaction`: train, plan, distill, sample, evaluate, compare, report, serve-reward, list.
 
 Exit codes: 0 done; 2 the input is wrong; 1 it failed; 130 interrupted. Whatever goes wrong is one line on stderr; `--debug`
 shows the traceback.
@@ -49,6 +49,7 @@ def train(
 ) -> None:
     """Fine-tune a model by a recipe."""
     from scoreaction.config import load_recipe
+    from scoreaction.model_card import write_card
     from scoreaction.tables import show_summary
     from scoreaction.training import Interrupted, run
 
@@ -61,6 +62,7 @@ def train(
     except Interrupted as stop:
         again = f"scoreaction train {folder / 'recipe.yaml'} --output {folder} --resume"
         raise Interrupted(f"{stop}; go on with: {again}") from stop
+    write_card(folder, chosen, figures)
     show_summary(figures)
     print(f"run: {folder}")
 
@@ -80,6 +82,16 @@ def distill(
     folder = output or default_folder(recipe, "consistency")
     show_endpoint_errors(distill_recipe(chosen, folder))
     print(f"consistency: {folder}")
+
+
+@app.command()
+def plan(recipe: RecipeName, overrides: Overrides = None) -> None:
+    """Say what a recipe will need, before it is started: parameters, memory, network evaluations, time."""
+    from scoreaction.config import load_recipe
+    from scoreaction.planning import plan as planned
+    from scoreaction.tables import show_plan
+
+    show_plan(planned(load_recipe(recipe, overrides or [])))
 
 
 @app.command()

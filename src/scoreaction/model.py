@@ -7,13 +7,14 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from functools import partial
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
 
 from scoreaction.adapters import Adapters, LoraShape, Role, base_modules, without_adapters
-from scoreaction.conditions import concatenate, map_conditions
+from scoreaction.conditions import concatenate, map_conditions, take
 from scoreaction.predictions import Predicts, expand, to_prediction
 from scoreaction.processes import Process
 from scoreaction.types import Conditions, Prediction
@@ -39,7 +40,9 @@ class Model:
 
     `encode(prompts) -> conditions`; `null` one row of the unconditional condition, for guidance; `decode(x0) ->
     samples` maps to what rewards see (images in [0, 1]); `features(samples) -> (batch, F)` is what diversity is measured
-    in; `law` is the exact data law where it is known. ValueError for an unknown `predicts` or a bad LoRA target.
+    in; `law` is the exact data law where it is known; `export(folder)` writes what other libraries load. A network that
+    takes guidance as an input (distilled) is given `true_cfg`: `guidance` then reaches it as conditions["guidance"], and
+    true_cfg weighs both halves. ValueError for an unknown `predicts` or a bad LoRA target.
 
     >>> net = lambda x, t, cond: x
     >>> class Identity(nn.Module):
@@ -65,6 +68,8 @@ class Model:
         decode: Callable[[Tensor], Tensor] | None = None,
         features: Callable[[Tensor], Tensor] | None = None,
         law: Mixture | None = None,
+        true_cfg: float | None = None,
+        export: Callable[[Path], None] | None = None,
     ) -> None:
         to_prediction(process, predicts, torch.zeros(1), torch.full((), 0.5, dtype=torch.float64), torch.zeros(1))
         if predicts in ("eps", "score") and float(process.alpha(torch.ones((), dtype=torch.float64))) == 0:
@@ -73,7 +78,7 @@ class Model:
                 " use a network that predicts velocity, v or x0"
             )
         self.net, self.process, self.predicts, self.shape = net, process, predicts, tuple(shape)
-        self.encode, self.null, self.law = encode, null, law
+        self.encode, self.null, self.law, self.true_cfg, self.export = encode, null, law, true_cfg, export
         self.decode = decode or (lambda x0: x0)
         self.features = features or (lambda samples: samples.flatten(1))
         self.reference_net = copy.deepcopy(net).requires_grad_(False).eval() if lora_rank is None else net
@@ -95,6 +100,8 @@ class Model:
         """The weights that were best by a metric, where that is asked for: `averaged` then means them."""
         self.evaluations = Evaluations()
         self.autocast: Callable[[], AbstractContextManager[None]] = nullcontext
+        self.max_rows: int | None = None
+        """The most points of one network call without a graph; None is all."""
 
     @property
     def device(self) -> torch.device:
@@ -142,7 +149,7 @@ class Model:
             )
         t = torch.as_tensor(t, dtype=torch.float64, device=x.device).expand(x.shape[0])
         clean = t == 0  # there some predictions say nothing of x0
-        said = self._predict("consistency", x, torch.where(clean, 1.0, t), conditions, 1.0)
+        said = self._predict("consistency", x, torch.where(clean, 1.0, t), conditions, self.consistency_guidance or 1.0)
         return torch.where(expand(clean, x).bool(), x, said.x0)
 
     def add_consistency(self, lora: LoraShape | None = None) -> dict[str, nn.Parameter]:
@@ -165,27 +172,43 @@ class Model:
 
     def _predict(self, role: Role, x: Tensor, t: Tensor, conditions: Conditions, guidance: float) -> Prediction:
         t = torch.as_tensor(t, dtype=torch.float64, device=x.device).expand(x.shape[0])
-        guided = guidance != 1.0 and conditions is not None
+        weight = guidance if self.true_cfg is None else self.true_cfg
+        guided = weight != 1.0 and conditions is not None and role != "consistency"
         if guided and self.null is None:
             raise ValueError("sampler.guidance: this model has no unconditional condition; set guidance to 1 or pass null=")
         rows = x.shape[0] * (2 if guided else 1)
         self.evaluations.forward += rows
         if torch.is_grad_enabled():
             self.evaluations.backward += rows
-        net = {"policy": self.net, "reference": self.reference_net, "consistency": self.consistency_net}[role]
-        assert net is not None
-        ask = partial(self._guided, net, t, conditions, guidance) if guided else partial(_plain, net, t, conditions)
-        with self.autocast():
-            y = self.adapters.call(role, ask, x) if net is self.adapters.net else ask(x)
+        ask = partial(self._ask, role, guidance=guidance, weight=weight if guided else 1.0)
+        if torch.is_grad_enabled() or len(x) <= (self.max_rows or len(x)):
+            y = ask(x, t, conditions)
+        else:
+            pieces = torch.arange(len(x)).split(self.max_rows)
+            y = torch.cat([ask(x[rows], t[rows], take(conditions, rows)) for rows in pieces])
         if y.shape != x.shape:
             raise ValueError(f"the network returned shape {tuple(y.shape)} for x of shape {tuple(x.shape)}; they must be equal")
         return to_prediction(self.process, self.predicts, x, t, y.to(x.dtype))
 
-    def _guided(self, net: nn.Module, t: Tensor, conditions: Conditions, guidance: float, x: Tensor) -> Tensor:
-        null = map_conditions(lambda n, c: n.to(c).expand_as(c), self.null, conditions)
-        both = net(torch.cat([x, x]), torch.cat([t, t]).to(x.dtype), concatenate(null, conditions))
-        unconditional, conditional = both.chunk(2)
-        return unconditional + guidance * (conditional - unconditional)
+    def _ask(self, role: Role, x: Tensor, t: Tensor, conditions: Conditions, *, guidance: float, weight: float) -> Tensor:
+        """The guided output in one network call."""
+        net = {"policy": self.net, "reference": self.reference_net, "consistency": self.consistency_net}[role]
+        assert net is not None
+        told = self._with_guidance(conditions, x, guidance)
+
+        def answer(x: Tensor) -> Tensor:
+            if weight == 1.0:
+                return net(x, t.to(x.dtype), told)
+            null = map_conditions(lambda n, c: n.to(c).expand_as(c), self.null, conditions)
+            everything = concatenate(self._with_guidance(null, x, guidance), told)
+            unconditional, conditional = net(torch.cat([x, x]), torch.cat([t, t]).to(x.dtype), everything).chunk(2)
+            return unconditional + weight * (conditional - unconditional)
+
+        with self.autocast():
+            return self.adapters.call(role, answer, x) if net is self.adapters.net else answer(x)
+
+    def _with_guidance(self, conditions: Conditions, x: Tensor, guidance: float) -> Conditions:
+        return conditions if self.true_cfg is None else {**(conditions or {}), "guidance": x.new_full((len(x),), guidance)}
 
     def conditions(self, prompts: list[Any] | None) -> Conditions:
         """The network's conditions for these prompts, on its device (None without prompts)."""
@@ -227,7 +250,3 @@ class Model:
             yield
         finally:
             self.evaluations = kept
-
-
-def _plain(net: nn.Module, t: Tensor, conditions: Conditions, x: Tensor) -> Tensor:
-    return net(x, t.to(x.dtype), conditions)

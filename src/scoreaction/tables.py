@@ -99,3 +99,45 @@ def comparison_keys(found: Values) -> list[str]:
     wanted = ["reward_base", "reward_tuned", "kl_nats", "diversity_tuned", *held_out]
     wanted += ["distance_to_optimum", "distance_floor", "distance_oracle", "model_evaluations", "seconds"]
     return [key for key in wanted if key in present]
+
+
+def show_plan(found: Values) -> None:
+    """What a run will need, and how the figures came about."""
+    gib = 2**30
+    table = Table(title="plan")
+    for column in ("", "GiB"):
+        table.add_column(column, justify="left" if not column else "right")
+    for name, size in found["resident"].items():
+        table.add_row(name, f"{size / gib:.2f}")
+    for name, size in found["passes"].items():
+        if size:
+            table.add_row(f"{'+ ' if name == found['worst'] else '  '}{name}", f"{size / gib:.2f}")
+    table.add_row("+ CUDA and its allocator", "2.00")
+    table.add_row("in all", f"{found['total'] / gib:.1f}")
+    _console().print(table)
+    parts = ", ".join(f"{name} {number(count)}" for name, count in found["parameters"].items())
+    print(f"parameters: {parts}; trained {number(found['trained'])}")
+    once = found["iteration"]
+    rows, back = once["model_evaluations"], once["model_backward_rows"]
+    print(
+        f"an iteration: {number(rows)} network evaluations, {number(back)} of them with gradient,"
+        f" {number(once['reward_queries'])} rewards"
+    )
+    whole = found["iterations"]
+    print(
+        f"in all: {whole} iterations, {number(rows * whole)} network evaluations, {number(once['reward_queries'] * whole)}"
+        f" rewards; measuring at the end {number(found['measuring'])} evaluations more"
+    )
+    print(f"time: {found['flops'] / 1e15:.3g} PFLOP an iteration; {found['hours']:.2g} hours in all at 50 TFLOP/s")
+    fits = (
+        "yes" if found["total"] <= 24 * gib else "no; lower train.max_rows, train.batch or sampler.steps, or take a LoRA, bf16"
+    )
+    print(f"fits 24 GiB: {fits}{'' if fits == 'yes' else ' and model.gradient_checkpointing'}")
+    print(
+        "how: layers are built without weights and run once; every tensor that is kept is counted"
+        f" ({found['rows']} rows at a time, see train.max_rows), of the lines after the first four only the largest, marked +."
+        " One iteration is run with a network that does nothing to count evaluations. Not counted: the reward's own network,"
+        " the critic, kernels' workspaces"
+        + (". The reward is taken to have a gradient" if found["reward_gradient"] else "")
+        + "."
+    )
