@@ -65,7 +65,8 @@ def frequencies(made, probability, draws=4000):
     """p-value of the chi-square test of how often each (trajectory, step) came."""
     got = drawn(made, draws)
     count = torch.bincount(got.slot * STEPS + got.step, minlength=probability.numel())
-    return chisquare(count.numpy(), (draws * probability.flatten() / probability.sum()).numpy()).pvalue
+    expected = probability.double().flatten()
+    return chisquare(count.numpy(), (draws * expected / expected.sum()).numpy()).pvalue
 
 
 def likely(p):
