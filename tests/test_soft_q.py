@@ -35,6 +35,7 @@ def on(made, reward, **options):
 def test_it_is_the_reward_of_the_posterior_mean_and_not_the_soft_value(process):
     """On the recipe's mixture; the known bias, `beta log E exp(r/beta) - r(E x0)`, is large at noise and gone at data."""
     made = gaussian_mixture.build(gaussian_mixture.Config(process=process))
+    made.reference_net.double()
     reward, law, beta = Quadratic.linear([1.0, 0.5]), made.law, 0.5
     found = on(made, reward)
     biases = []

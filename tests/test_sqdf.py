@@ -197,7 +197,7 @@ def test_the_correction_is_a_residual_on_the_whole_soft_q():
     (alone,) = torch.autograd.grad(look.sum(), leaf)
     grad = found.grad_q(points(x, t), left, left)
     close(grad, whole, atol=1e-9, uncorrected=alone)
-    close(grad[0], 1.2 - x[0], atol=1e-9, other=grad[1])
+    close(grad[0], 1.2 - x[0], atol=1e-7, other=grad[1])
 
 
 def test_the_corrections_target_is_reward_minus_the_kl_to_go():

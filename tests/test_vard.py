@@ -94,6 +94,7 @@ def test_the_trust_region_adapts():
     """The last update's path KL to the old policy moves the penalty."""
     found = learner(steps=5, batch=16, updates=2, rows=40, trust=1.0, trust_region=1e-9)
     found._critic_updates = lambda experience, generator: iter(())
+    found.critic.double()
     updates = found.updates(exactly(found, 16), torch.Generator().manual_seed(0))
     next(updates)
     with torch.no_grad():
