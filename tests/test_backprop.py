@@ -6,7 +6,7 @@ from dataclasses import replace
 import pytest
 import torch
 from affine import BETA, LAW, OLD, REWARD, exactly, gradient, model, setting
-from twins import F64, accepts, close, f64
+from twins import accepts, close, f64
 
 import scoreaction as sa
 from scoreaction.algorithms._learner import Judge
@@ -98,10 +98,9 @@ def test_the_last_steps_by_hand(process, last):
         found = built(sa.DRaFT(last=last, **options), process=process, max_rows=7)
         experience = exactly(found, 40)
         updates = list(found.updates(experience, torch.Generator()))
-        pieces = [6] * 6 + [4] if last is None else []
         assert sum(u.step for u in updates) == 1
         assert updates[-1].step
-        assert len(updates) == math.ceil(40 / max(1, 7 // (last or 6))) or pieces
+        assert len(updates) == math.ceil(40 / (7 // (last or 6)))  # so that a piece's graph is one of seven rows
         truth = by_hand(found, experience, last or 6)
         close(gradient(found.setting.model, updates), truth, rtol=1e-6, other=by_hand(found, experience, 4), sign=-truth)
 
@@ -158,7 +157,7 @@ def test_memory_grows_with_the_differentiated_steps_only():
 
 def test_low_variance_adds_the_mean_gradient_of_the_last_step():
     """Sums over n noises of x0: n times the expectation, which three nodes integrate exactly; n queries more a sample."""
-    asked, n = [], 4000
+    asked, n = [], 1000
     fixed = setting(model(VP), steps=6, batch=5)
     score = lambda x0, groups: asked.append(len(x0)) or REWARD(x0)  # noqa: E731
     found = sa.DRaFT(low_variance=n).build(replace(fixed, judge=Judge(score, True)))
@@ -175,7 +174,7 @@ def test_low_variance_adds_the_mean_gradient_of_the_last_step():
     at_state = -REWARD(made.predict(experience.rollout.x[-2], t).x0).sum()
     (other,) = torch.autograd.grad(at_state, made.parameters["th"])
     assert float((truth - other).abs().max()) > 0.1 * float(truth.abs().max())
-    close(grad / n, truth, rtol=0.03, atol=0, not_summed=grad / n**2, sign=-grad / n)
+    close(grad / n, truth, rtol=0.06, atol=0, not_summed=grad / n**2, sign=-grad / n)
     two = built(sa.DRaFT(low_variance=2))
     experience = exactly(two, 40)
     both = gradient(two.setting.model, list(two.updates(experience, torch.Generator().manual_seed(1))))
@@ -247,4 +246,3 @@ def test_drafts_numbers_of_steps_are_checked():
     with pytest.raises(ValueError, match=r"algorithm\.low_variance: .*set algorithm\.last to 1"):
         built(sa.DRaFT(last=2, low_variance=1))
     assert built(sa.DRaFT(last=None)).last == 6
-    assert f64(OLD).dtype == F64
