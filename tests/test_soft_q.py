@@ -35,11 +35,12 @@ def on(made, reward, **options):
 def test_it_is_the_reward_of_the_posterior_mean_and_not_the_soft_value(process):
     """On the recipe's mixture; the known bias, `beta log E exp(r/beta) - r(E x0)`, is large at noise and gone at data."""
     made = gaussian_mixture.build(gaussian_mixture.Config(process=process))
+    made.reference_net.double()
     reward, law, beta = Quadratic.linear([1.0, 0.5]), made.law, 0.5
     found = on(made, reward)
     biases = []
     for t in (0.5, 0.05, 0.01):
-        x = law.at(made.process, f64(t)).sample(200, torch.Generator().manual_seed(0)).double()
+        x = law.noised(made.process, f64(t)).sample(200, torch.Generator().manual_seed(0)).double()
         at = Points(x, torch.full((200,), t, dtype=F64), None)
         value, grad, _ = soft_q(found, at, torch.zeros(200, dtype=torch.long), slope=True)
         leaf = x.clone().requires_grad_()
@@ -99,7 +100,7 @@ def test_more_steps_of_the_predictor_are_its_deterministic_chain(process):
                 y = A * y + b
             return LAW.prediction(process, y, times[-1]).x0
 
-        at = points(x, torch.full((3,), start))
+        at = points(x, f64([start] * 3))
         for n in (1, 2, 4):
             said = clean_sample(found, at, consistency=False, steps=n)
             close(said, closed(n), atol=1e-9, one_more=closed(n + 1))

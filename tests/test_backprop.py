@@ -1,0 +1,248 @@
+"""DRaFT and ReFL. Truth: the chain's exact moments, autograd through the chain written by hand, counting what is kept."""
+
+import math
+from dataclasses import replace
+
+import pytest
+import torch
+from affine import BETA, LAW, OLD, REWARD, exactly, gradient, model, setting
+from twins import accepts, close, f64
+
+import scoreaction as sa
+from scoreaction.algorithms._learner import Judge
+
+VP, FLOW = sa.VP(), sa.Flow()
+
+
+def built(config, *, steps=6, batch=40, process=VP, **options):
+    return config.build(setting(model(process), steps=steps, batch=batch, **options))
+
+
+def objective(th, times, beta):
+    """`E r - beta KL` of the affine policy's chain at eta 1 by exact moments; differentiable in th.
+
+    The KL is the path's: `1/2 g^2 (t - s) E(th0 alpha^2 x + th1 alpha)^2` a step, g^2 at its midpoint.
+    """
+    mean, variance, cost = f64(0.0), f64(VP.prior_std**2), f64(0.0)
+    for t, s in zip(times[:-1], times[1:], strict=True):
+        a_t, a_s, v_t, v_s = VP.alpha(t), VP.alpha(s), VP.sigma2(t), VP.sigma2(s)
+        k2 = v_s / v_t * (v_t - (a_t / a_s) ** 2 * v_s)
+        slope, offset = th[0] * a_t**2, th[1] * a_t
+        square = (slope * mean + offset) ** 2 + slope**2 * variance
+        cost = cost + (t - s) * VP.g2((t + s) / 2) / 2 * square
+        probe = f64([[0.0], [1.0]])
+        said = LAW.prediction(VP, probe, t)
+        move = slope * probe + offset
+        x0, eps = said.x0 + v_t / a_t * move, said.eps - v_t.sqrt() * move
+        step = (a_s * x0 + (v_s - k2).clamp(min=0).sqrt() * eps)[:, 0]
+        A, b = step[1] - step[0], step[0]
+        mean, variance = A * mean + b, A**2 * variance + k2
+    return -(variance + (mean - 1) ** 2) / 2 + 0.2 * mean - beta * cost
+
+
+def slope(times, beta):
+    th = f64(torch.tensor(OLD)).requires_grad_()
+    return torch.autograd.grad(objective(th, times, beta), th)[0]
+
+
+@pytest.mark.parametrize("beta", [0.0, BETA])
+def test_through_all_steps_it_is_the_slope_of_the_chains_own_objective(beta):
+    """Of the grid that was run, in standard errors over seeds; with beta the KL is paid with it, states included."""
+    apart, means, plain = [], [], []
+    for seed in range(6):
+        found = built(sa.DRaFT(last=None, beta=beta), steps=10, batch=4000)
+        experience = exactly(found, 4000, seed)
+        ascent = -gradient(found.setting.model, list(found.updates(experience, torch.Generator())))
+        times = experience.rollout.times
+        apart.append(ascent - slope(times, beta))
+        means.append(ascent)
+        plain.append(slope(times, BETA - beta) - slope(times, beta))
+    error = 4 * torch.stack(apart).std(0) / math.sqrt(6)
+    assert float(error.max()) < 0.1 * float(torch.stack(means).norm(dim=1).mean())
+
+    def zero(values):
+        assert bool((torch.stack(values).mean(0).abs() < error).all())
+
+    twice = [a + m for a, m in zip(apart, means, strict=True)]
+    accepts(zero, apart, twice=twice, the_other_kl=[a + p for a, p in zip(apart, plain, strict=True)])
+
+
+def by_hand(found, experience, last, *, beta=0.0):
+    """Minus the mean reward (plus beta KL) of the last steps run again with the same noise, autograd through all of it."""
+    made, process, rollout = found.setting.model, found.setting.model.process, experience.rollout
+    N = len(rollout.times) - 1
+    x, cost = rollout.x[N - last], 0.0
+    for i in range(N - last, N):
+        t, s = rollout.times[i], rollout.times[i + 1]
+        k2 = (
+            process.sigma2(s)
+            / process.sigma2(t)
+            * (process.sigma2(t) - (process.alpha(t) / process.alpha(s)) ** 2 * process.sigma2(s))
+        )
+        down = (process.sigma2(s) - k2).clamp(min=0).sqrt()
+        with torch.no_grad():
+            said = made.predict(rollout.x[i], t)
+            noise = rollout.x[i + 1] - process.alpha(s) * said.x0 - down * said.eps
+        said, base = made.predict(x, t), made.reference(x, t)
+        cost = cost + (t - s) * process.g2((t + s) / 2) / 2 * ((said.eps - base.eps) / process.sigma(t))[:, 0] ** 2
+        x = process.alpha(s) * said.x0 + down * said.eps + noise
+    loss = (beta * cost - REWARD(x)).mean()
+    return torch.autograd.grad(loss, made.parameters["th"])[0]
+
+
+@pytest.mark.parametrize("process", [VP, FLOW], ids=["VP", "Flow"])
+@pytest.mark.parametrize("last", [1, 3, None])
+def test_the_last_steps_by_hand(process, last):
+    """Whatever the pieces and with or without checkpoints; another number of steps is another gradient."""
+    for options in ({}, {"gradient_checkpointing": True}):
+        found = built(sa.DRaFT(last=last, **options), process=process, max_rows=7)
+        experience = exactly(found, 40)
+        updates = list(found.updates(experience, torch.Generator()))
+        assert sum(u.step for u in updates) == 1
+        assert updates[-1].step
+        assert len(updates) == math.ceil(40 / (7 // (last or 6)))  # so that a piece's graph is one of seven rows
+        truth = by_hand(found, experience, last or 6)
+        close(gradient(found.setting.model, updates), truth, rtol=1e-6, other=by_hand(found, experience, 4), sign=-truth)
+
+
+def test_the_kl_of_steps_before_is_local_and_counts_them_all():
+    """`before * mean over drawn points of beta stay/2 ||x0 - x0_pre||^2`, plus the exact one of the last steps."""
+    found = built(sa.DRaFT(last=2, beta=BETA, rows=50), max_rows=30)
+    experience = exactly(found, 40)
+    made = found.setting.model
+    updates = list(found.updates(experience, torch.Generator().manual_seed(4)))
+    assert sum(u.step for u in updates) == 1
+    chosen = torch.randperm(4 * 40, generator=torch.Generator().manual_seed(4))[:50]
+    truth = by_hand(found, experience, 2, beta=BETA)
+    local = visited(found, experience, chosen)
+    wrong = {
+        "none_before": truth,
+        "all_steps": truth + 6 * local,
+        "mean": truth + local,
+        "no_kl_last": by_hand(found, experience, 2) + 4 * local,
+    }
+    close(gradient(made, updates), truth + 4 * local, rtol=1e-6, **wrong)
+
+
+def visited(found, experience, chosen):
+    """The gradient of the mean over these visited points of `beta g^2 dt/2 ||s - s_pre||^2`, the state held fixed."""
+    made, times = found.setting.model, experience.rollout.times
+    at, s = experience.points().take(chosen), times[1:].repeat_interleave(experience.size[1])[chosen]
+    apart = (made.predict(at.x, at.t).eps - made.reference(at.x, at.t).eps)[:, 0] / VP.sigma(at.t)
+    loss = BETA * ((at.t - s) * VP.g2((at.t + s) / 2) / 2 * apart**2).mean()
+    return torch.autograd.grad(loss, made.parameters["th"])[0]
+
+
+def kept(last, *, steps=8, beta=0.0, checkpointing=False):
+    """How many tensors the graph of an iteration's loss keeps."""
+    found = built(sa.DRaFT(last=last, beta=beta, rows=1, gradient_checkpointing=checkpointing), steps=steps)
+    experience, count = exactly(found, 40), []
+    with torch.autograd.graph.saved_tensors_hooks(lambda x: count.append(x.numel()) or x, lambda x: x):
+        list(found.updates(experience, torch.Generator().manual_seed(0)))
+    return sum(count)
+
+
+def test_memory_grows_with_the_differentiated_steps_only():
+    one, two, four = kept(1), kept(2), kept(4)
+    close(four - two, 2 * (two - one), atol=0.1 * two, as_two=two - one)
+    close(kept(2, steps=16), two, atol=0, as_four=four)
+    for beta in (0.0, BETA):
+        whole, again = kept(4, beta=beta), kept(4, beta=beta, checkpointing=True)
+
+        def small(value, whole=whole):
+            assert value < 0.5 * whole
+
+        accepts(small, again, without=whole)
+
+
+def test_low_variance_adds_the_mean_gradient_of_the_last_step():
+    """Sums over n noises of x0: n times the expectation, which three nodes integrate exactly; n queries more a sample."""
+    asked, n = [], 1000
+    fixed = setting(model(VP), steps=6, batch=5)
+    score = lambda x0, groups: asked.append(len(x0)) or REWARD(x0)  # noqa: E731
+    found = sa.DRaFT(low_variance=n).build(replace(fixed, judge=Judge(score, True)))
+    experience = exactly(found, 5)
+    made, t = found.setting.model, experience.rollout.times[-2]
+    (grad,) = torch.autograd.grad(
+        found._renoised(experience, torch.arange(5), torch.Generator().manual_seed(0)).sum(), made.parameters["th"]
+    )
+    assert asked == [5] * n
+    nodes, weights = f64([-math.sqrt(3), 0.0, math.sqrt(3)]), f64([1 / 6, 2 / 3, 1 / 6])
+    x = VP.alpha(t) * experience.rollout.x0 + VP.sigma(t) * nodes
+    value = REWARD(made.predict(x.reshape(-1, 1), t).x0).reshape(5, 3) @ weights
+    (truth,) = torch.autograd.grad(-value.sum(), made.parameters["th"])
+    at_state = -REWARD(made.predict(experience.rollout.x[-2], t).x0).sum()
+    (other,) = torch.autograd.grad(at_state, made.parameters["th"])
+    assert float((truth - other).abs().max()) > 0.1 * float(truth.abs().max())
+    close(grad / n, truth, rtol=0.06, atol=0, not_summed=grad / n**2, sign=-grad / n)
+    two = built(sa.DRaFT(low_variance=2))
+    experience = exactly(two, 40)
+    both = gradient(two.setting.model, list(two.updates(experience, torch.Generator().manual_seed(1))))
+    (extra,) = torch.autograd.grad(
+        two._renoised(experience, torch.arange(40), torch.Generator().manual_seed(1)).sum() / 40,
+        two.setting.model.parameters["th"],
+    )
+    close(both, by_hand(two, experience, 1) + extra, rtol=1e-6, alone=extra, without=both - extra)
+
+
+@pytest.mark.parametrize("beta", [0.0, BETA])
+def test_refl_by_hand(beta):
+    """`-r(x0_hat_theta(x_t))` at one random late step of every path, the state held fixed."""
+    found = built(sa.ReFL(beta=beta, late=0.5, rows=70), steps=8, max_rows=15)
+    experience = exactly(found, 40)
+    made = found.setting.model
+    updates = list(found.updates(experience, torch.Generator().manual_seed(2)))
+    assert [u.step for u in updates][-1]
+    assert sum(u.step for u in updates) == 1
+    generator = torch.Generator().manual_seed(2)
+    chosen = torch.randperm(8 * 40, generator=generator)[:70] if beta else None
+
+    def reward(step):
+        rows = torch.arange(40)
+        x, t = experience.rollout.x[step, rows], experience.rollout.times[step]
+        return torch.autograd.grad(-REWARD(made.predict(x, t).x0).mean(), made.parameters["th"])[0]
+
+    step = torch.randint(4, 8, (40,), generator=generator)
+    truth, wrong = reward(step), {"early": reward(step - 4), "sign": -reward(step)}
+    if beta:
+        local = visited(found, experience, chosen)
+        wrong = {"no_kl": truth, "kl_mean": truth + local}
+        truth = truth + 8 * local
+    close(gradient(made, updates), truth, rtol=1e-6, **wrong)
+
+
+def test_refls_late_steps_are_those_as_published():
+    """Of 40 steps those numbered 30 to 39; of few at least one."""
+    for steps, late, first in ((40, 0.25, 30), (3, 0.1, 2), (4, 1.0, 0)):
+        found = built(sa.ReFL(late=late), steps=steps, batch=400)
+        experience, seen = exactly(found, 400), []
+        made = found.setting.model
+        found.policy = lambda c, seen=seen, made=made: lambda x, t: seen.append(t) or made.predict(x, t)
+        list(found.updates(experience, torch.Generator().manual_seed(0)))
+        number = (seen[0][:, None] == experience.rollout.times).double().argmax(1)
+
+        def late_only(numbers, first=first, steps=steps):
+            assert set(numbers.tolist()) == set(range(first, steps))
+
+        accepts(late_only, number, one_earlier=number - 1)
+
+
+@pytest.mark.parametrize("config", [sa.DRaFT(), sa.ReFL()], ids=["draft", "refl"])
+def test_what_they_need_is_refused_with_a_remedy(config):
+    made, name = model(VP), config.name
+    for options, changed, message in (
+        ({"differentiable": False}, {}, f"reward: {name} needs its gradient"),
+        ({"solver": "euler_maruyama"}, {}, rf"sampler\.solver: {name} is written for ddim"),
+        ({"eta": 0.0}, {"beta": 0.1}, r"sampler\.eta: .*set it above 0, or algorithm\.beta to 0"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            config.model_copy(update=changed).build(setting(made, **options))
+    config.build(setting(made, eta=0.0))  # a deterministic chain is differentiated as well
+
+
+def test_drafts_numbers_of_steps_are_checked():
+    with pytest.raises(ValueError, match=r"algorithm\.last: there are 6 steps; lower it, or null"):
+        built(sa.DRaFT(last=7))
+    with pytest.raises(ValueError, match=r"algorithm\.low_variance: .*set algorithm\.last to 1"):
+        built(sa.DRaFT(last=2, low_variance=1))
+    assert built(sa.DRaFT(last=None)).last == 6
