@@ -78,23 +78,26 @@ def test_the_discount_counts_what_is_left():
 
 @pytest.mark.parametrize("jitter", ["backward", "forward"])
 def test_the_discount_of_a_step_does_not_move_with_its_grid(jitter):
-    """On jittered grids too the end of step i has N - 1 - i steps left."""
+    """On jittered grids too the state of step i has N - i steps left."""
     found, seen = learner(gamma=0.5, steps=5, batch=16, updates=1, rows=64), []
     found.grad_q = lambda at, groups, left: seen.append((at.t, left)) or (torch.zeros_like(at.x), at.x)
     seed = {"backward": 1, "forward": 0}[jitter]
     experience = exactly(found, 16, seed)
     moved = float(experience.rollout.times[1] - 0.8)
     list(found.updates(experience, torch.Generator().manual_seed(0)))
-    s, left = seen[0]
-    truth = 4 - (s[:, None] == experience.rollout.times[1:]).double().argmax(1)
-    by_time = (found.setting.sampler.times(VP) < s[:, None] - 1e-9).sum(1)  # off by one where the grid moved to more noise
+    t, left = seen[0]
+    truth = 5 - (t[:, None] == experience.rollout.times[:-1]).double().argmax(1)
+    by_time = (found.setting.sampler.times(VP) < t[:, None] - 1e-9).sum(1)  # off by one where the grid moved to more noise
     wrong = {"by_time": by_time} if moved > 0 else {"one_more": truth + 1}
     close(left, truth, atol=0, **wrong)
     assert (moved > 0) == (jitter == "forward")
 
 
 def by_hand(found, experience, seed, *, weights, gamma=1.0, discounted_kl=False, kl=1.0, soft=True, steps=None):
-    """`E[-gamma^k r(x0_hat(x_s)) + beta KL_step]` with the draws and the noise of that seed, as published; its gradient."""
+    """`E[-gamma^k r(x0_hat(x_s)) + beta KL_step]` with the draws and the noise of that seed, as published; its gradient.
+
+    `path`: the limit of short steps, x_s at x_t, both terms by the integral of g^2.
+    """
     made, config, N = found.setting.model, found.config, found.setting.sampler.steps
     generator = torch.Generator().manual_seed(seed)
     steps = N - 1 if weights == "chain" else N
@@ -109,8 +112,9 @@ def by_hand(found, experience, seed, *, weights, gamma=1.0, discounted_kl=False,
     mean, base = (VP.alpha(s)[:, None] * p.x0 + down * p.eps for p in (said, before))
     z = torch.randn(x.shape, generator=generator)
     x_s = mean + k2.clamp(min=0).sqrt()[:, None] * z
-    clean = LAW.prediction(VP, x_s, s).x0 if soft else x_s
-    discount = gamma ** (N - 1 - step).double()
+    place, at, left = (x_s, s, N - 1 - step) if weights == "chain" else (x.clone().requires_grad_(), t, N - step)
+    clean = LAW.prediction(VP, place, at).x0 if soft else place
+    discount = gamma ** left.double()
     value = discount * REWARD(clean)
     if weights == "chain":
         cost = ((mean - base) ** 2)[:, 0] / (2 * k2)
@@ -118,7 +122,7 @@ def by_hand(found, experience, seed, *, weights, gamma=1.0, discounted_kl=False,
         scores = [-p.eps / VP.sigma(t)[:, None] for p in (said, before)]
         integral = (t - s) * VP.g2((t + s) / 2)
         cost = integral / 2 * ((scores[0] - scores[1]) ** 2)[:, 0]
-        (slope,) = torch.autograd.grad(value.sum(), mean, retain_graph=True)
+        (slope,) = torch.autograd.grad(value.sum(), place)
         value = integral * (slope * scores[0])[:, 0]
     if discounted_kl:
         cost = cost * discount
@@ -154,11 +158,11 @@ def test_one_update_is_the_published_gradient(weights):
     with torch.no_grad():
         pieces.replay.add(experience)
     drawn = pieces.replay.draw(400, torch.arange(7), torch.Generator().manual_seed(0))
-    assert len(pieces._decisions(drawn, 7).reference) == 400
+    assert len(pieces._rows(drawn, 7, torch.Generator())[0].reference) == 400
 
 
 def test_the_last_step():
-    """`chain`: the reference acts in a step without noise and it is not drawn; `path`: its soft Q is the reward itself."""
+    """`chain`: the reference acts in a step without noise and it is not drawn; `path`: it is a step as any other."""
     chain, path = (learner(steps=4, batch=64, weights=w, updates=1, rows=300) for w in ("chain", "path"))
     rollout = chain.explore(None, 64, torch.Generator().manual_seed(0))
     with torch.no_grad():
@@ -169,8 +173,10 @@ def test_the_last_step():
     for found, last in ((chain, False), (path, True)):
         seen = []
         found.grad_q = lambda at, groups, left, seen=seen: seen.append(at.t) or (torch.zeros_like(at.x), at.x)
-        list(found.updates(exactly(found, 64), torch.Generator().manual_seed(0)))
-        assert bool((seen[0] == 0).any()) == last
+        experience = exactly(found, 64)
+        list(found.updates(experience, torch.Generator().manual_seed(0)))
+        place = experience.rollout.times[-2] if last else 0.0
+        assert bool((seen[0] == place).any()) == last
     x = f64([[-1.0], [2.0]])
     grad = learner(gamma=0.5).grad_q(points(x, [0.0, 0.0]), torch.zeros(2, dtype=torch.long), torch.tensor([0, 0]))[0]
     close(grad, 1.2 - x, discounted=0.5 * (1.2 - x))
@@ -195,7 +201,7 @@ def test_the_correction_is_a_residual_on_the_whole_soft_q():
     look = REWARD(torch.cat([leaf[:1], LAW.prediction(VP, leaf[1:], t[1:]).x0]))
     (whole,) = torch.autograd.grad(found.critic(leaf, t, None, look).sum(), leaf, retain_graph=True)
     (alone,) = torch.autograd.grad(look.sum(), leaf)
-    grad = found.grad_q(points(x, t), left, left)
+    grad, _ = found.grad_q(points(x, t), left, left)
     close(grad, whole, atol=1e-9, uncorrected=alone)
     close(grad[0], 1.2 - x[0], atol=1e-7, other=grad[1])
 
@@ -224,7 +230,7 @@ def test_the_corrections_target_is_reward_minus_the_kl_to_go():
 
 
 def test_priority_is_the_distance_to_where_the_row_would_go():
-    """`sqrt(stay) ||x0_hat - improved||`, the nats of what is left to do; nothing where a row is at its fixed point."""
+    """`stay/2 ||x0_hat - improved||^2`, the nats of what is left to do."""
     found = learner(steps=6, batch=20, updates=1, rows=40, priority=1.0)
     experience = exactly(found, 20)
     grads = []
@@ -245,11 +251,10 @@ def test_priority_is_the_distance_to_where_the_row_would_go():
     with torch.no_grad():
         said, reference = (f(got.x, got.t).x0 for f in (made.predict, made.reference))
     best = improved(weights, grad_value=grads[0], reference=reference, old=said, beta=BETA, trust=0.0)
-    once = torch.bincount(got.slot * 6 + got.step)[got.slot * 6 + got.step] == 1  # of a pair drawn twice either noise will do
-    gap = weights.stay.sqrt() * (said - best).abs()[:, 0].double()
+    gap = weights.stay / 2 * (said - best)[:, 0].double() ** 2
     kept = found.replay.weights[got.slot, got.step]
-    moved = weights.stay.sqrt() * (said - reference).abs()[:, 0]
-    close(kept[once], gap[once], rtol=1e-4, atol=1e-6, squared=gap[once] ** 2, so_far=moved[once])
+    moved = weights.stay / 2 * (said - reference)[:, 0] ** 2
+    close(kept, gap, rtol=1e-4, atol=1e-6, root=gap.sqrt(), so_far=moved)
     untouched = found.replay.weights.clone()
     untouched[got.slot, got.step] = 1.0
     assert bool((untouched == 1.0).all())

@@ -55,27 +55,27 @@ def caught(monkeypatch, **config):
     return found, experience, seen
 
 
-def test_the_critic_sees_the_ends_of_all_steps_the_data_among_them(monkeypatch):
+def test_the_critic_sees_all_states_the_data_among_them(monkeypatch):
     """At t = 0 the target is the reward; before it, less beta times the KL still to be paid from there."""
     found, experience, seen = caught(monkeypatch)
-    target = seen["target"].reshape(6, 20)
+    target = seen["target"].reshape(7, 20)
     close(target[-1], experience.rewards, atol=1e-12, one_step_before=target[-2])
-    ahead = torch.cat([kl_to_go(found.setting, experience)[1:], torch.zeros(1, 20)])
-    wrong = {"no_kl": experience.rewards.expand(6, 20), "beta_dropped": experience.rewards - ahead}
-    wrong["from_the_start"] = experience.rewards - BETA * kl_to_go(found.setting, experience)
+    ahead = torch.cat([kl_to_go(found.setting, experience), torch.zeros(1, 20)])
+    wrong = {"no_kl": experience.rewards.expand(7, 20), "beta_dropped": experience.rewards - ahead}
+    wrong["one_step_on"] = experience.rewards - BETA * torch.cat([ahead[1:], torch.zeros(1, 20)])
     close(target, experience.rewards - BETA * ahead, atol=1e-9, **wrong)
     torch.nn.init.normal_(found.critic.net.last.weight)
-    rows = torch.tensor([0, 5 * 20 + 3])
+    rows = torch.tensor([0, 6 * 20 + 3])
     times, x = experience.rollout.times, experience.rollout.x
-    said = found.critic(torch.stack([x[1, 0], x[6, 3]]), times[[1, 6]], None, None)
-    starts = found.critic(torch.stack([x[0, 0], x[5, 3]]), times[[0, 5]], None, None)
-    close(seen["value"](rows).detach(), said.detach(), atol=1e-9, at_the_starts=starts.detach())
+    said = found.critic(torch.stack([x[0, 0], x[6, 3]]), times[[0, 6]], None, None)
+    later = found.critic(torch.stack([x[1, 0], x[5, 3]]), times[[1, 5]], None, None)
+    close(seen["value"](rows).detach(), said.detach(), atol=1e-9, a_step_apart=later.detach())
 
 
 def test_the_published_target_is_the_reward_alone(monkeypatch):
     _, experience, seen = caught(monkeypatch, kl_to_go=False)
     _, _, ours = caught(monkeypatch)
-    close(seen["target"].reshape(6, 20), experience.rewards.expand(6, 20), atol=0, with_kl=ours["target"].reshape(6, 20))
+    close(seen["target"].reshape(6, 20), experience.rewards.expand(7, 20), atol=0, with_kl=ours["target"].reshape(7, 20))
 
 
 def test_the_values_gradient_is_that_of_the_network():

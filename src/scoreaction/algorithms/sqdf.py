@@ -121,12 +121,12 @@ class SQDFLearner(Learner):
             self.critic.scale.calibrate(experience.rewards)
             yield from self._critic_updates(experience, generator)
         process, eta = self.setting.model.process, self.setting.sampler.eta
-        steps = torch.arange(self.setting.sampler.steps)
-        if self.chain:  # a step without noise is the reference's
-            times = experience.rollout.times
-            steps = steps[noise_std(process, times[:-1], times[1:], eta) > 0]
-            if len(steps) == 0:
-                raise ValueError("sampler.steps: one step has no noise to move; use at least 2, or algorithm.weights: path")
+        times = experience.rollout.times
+        # on the chain a step without noise is the reference's; on the path the score says nothing of x0 at pure noise
+        acts = noise_std(process, times[:-1], times[1:], eta) > 0 if self.chain else process.alpha(times[:-1]) > 0
+        steps = acts.nonzero().flatten()
+        if len(steps) == 0:
+            raise ValueError("sampler.steps: one step from pure noise to data has nothing to learn from; use at least 2")
         pairs = len(self.replay.held()) * len(steps)
         trust = self.state["trust"] if self.config.correction else 0.0  # a soft Q that is not learned does not run away
         moved: list[float] = []
