@@ -110,7 +110,7 @@ def value(process: str, eta: float) -> dict[str, Any]:
     test = experienced(agent, 4000, torch.Generator().manual_seed(1))
     points = test.points().take(test.chosen)
     truth, spread = exact.value(points.x, points.t), float(test.rewards.std())
-    before = float((agent.value(points, test.look) - truth).square().mean().sqrt()) / spread
+    before = float((agent.value(points, test.look).detach() - truth).square().mean().sqrt()) / spread
     one, two = (fitted_value(process, eta, seed, points, test.look) for seed in (2, 3))
     error, difference = ((one + two) / 2 - truth, (one - two) / 2)
     return {

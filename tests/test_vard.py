@@ -75,7 +75,7 @@ def test_the_critic_sees_all_states_the_data_among_them(monkeypatch):
 def test_the_published_target_is_the_reward_alone(monkeypatch):
     _, experience, seen = caught(monkeypatch, kl_to_go=False)
     _, _, ours = caught(monkeypatch)
-    close(seen["target"].reshape(6, 20), experience.rewards.expand(7, 20), atol=0, with_kl=ours["target"].reshape(7, 20))
+    close(seen["target"].reshape(7, 20), experience.rewards.expand(7, 20), atol=0, with_kl=ours["target"].reshape(7, 20))
 
 
 def test_the_values_gradient_is_that_of_the_network():
