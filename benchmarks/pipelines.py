@@ -4,9 +4,8 @@
     python benchmarks/pipelines.py --only cpu  # CPU: 512 x 512, batch 2 asked one row at a time, 4 steps
 
 On the CPU: all cores, fp32, gradient checkpointing, no guidance; seconds of the iteration and the process's peak resident
-memory. On a GPU, where there is one: pictures a second
-of sampling, seconds of an iteration and peak memory at LoRA rank 4, bf16, for 1 to 16 points of one network call. Reward:
-redness of the picture, with its gradient, through the decoder.
+memory. On a GPU, where there is one: pictures a second of sampling, seconds of an iteration and peak memory at LoRA rank 4,
+bf16, for 1 to 16 points of one network call. Reward: redness of the picture, with its gradient, through the decoder.
 """
 
 from __future__ import annotations
