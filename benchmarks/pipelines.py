@@ -1,15 +1,16 @@
 """One full iteration of each algorithm on a network of Stable Diffusion 1.5's size with random weights.
 
     python benchmarks/pipelines.py             # results/pipelines.json and a table; each job in a process of its own
-    python benchmarks/pipelines.py --only cpu  # CPU: 512 x 512, batch 2 asked one at a time, 4 steps, gradient checkpointing
+    python benchmarks/pipelines.py --only cpu  # CPU: 512 x 512, batch 2 asked one row at a time, 4 steps
 
-On the CPU: seconds of the iteration and the process's peak resident memory. On a GPU, where there is one: pictures a second
-of sampling, seconds of an iteration and peak memory at LoRA rank 4, bf16, for 1 to 16 points of one network call. Reward:
-redness of the picture, with its gradient, through the decoder.
+On the CPU: all cores, fp32, gradient checkpointing, no guidance; seconds of the iteration and the process's peak resident
+memory. On a GPU, where there is one: pictures a second of sampling, seconds of an iteration and peak memory at LoRA rank 4,
+bf16, for 1 to 16 points of one network call. Reward: redness of the picture, with its gradient, through the decoder.
 """
 
 from __future__ import annotations
 
+import os
 import resource
 import time
 from typing import Any
@@ -72,7 +73,7 @@ def tuner_for(algorithm: str, *, device: str, rows: int, steps: int, batch: int)
         model,
         reward=sa.Reward(redness, differentiable=True),
         algorithm=config(**small),
-        sampler=sa.Sampler(steps=steps, grid="scheduler", guidance=5.0),
+        sampler=sa.Sampler(steps=steps, grid="scheduler", guidance=1.0 if device == "cpu" else 5.0),
         train=sa.Train(
             iterations=2, batch=batch, lr=1e-4, max_rows=rows, device=device, held_out_rows=2, checkpoint_every=1000,
             precision="fp32" if device == "cpu" else "bf16",
@@ -83,6 +84,7 @@ def tuner_for(algorithm: str, *, device: str, rows: int, steps: int, batch: int)
 
 def on_cpu(algorithm: str) -> dict[str, Any]:
     """Seconds and peak memory of one iteration: the smallest batch is 2, asked one row at a time."""
+    torch.set_num_threads(os.cpu_count() or 1)
     tuner = tuner_for(algorithm, device="cpu", rows=1, steps=4, batch=2)
     began = time.perf_counter()
     metrics = next(iter(tuner))
