@@ -15,7 +15,7 @@ _NO_RELATION = len(RELATIONS)
 
 
 def scene_ids(scenes: list[Scene]) -> Tensor:
-    """Six numbers a scene: count, relation, colour and shape of the first thing and of the second (of the first again if alone).
+    """Six numbers a scene: count, relation, colour and shape of the first thing and of the second (else again of the first).
 
     >>> scene_ids([Scene((("green", "circle"),) * 2)]).tolist()
     [[1, 4, 1, 0, 1, 0]]

@@ -83,9 +83,10 @@ def all_scenes() -> list[Scene]:
 
 
 def coverage(shape: str, centre: Tensor, radius: Tensor) -> Tensor:
-    """How much of each pixel a shape covers, in [0, 1]: (batch, SIZE, SIZE) for centres (batch, 2) as (x, y) and radii (batch,).
+    """How much of each pixel a shape covers, in [0, 1]: (batch, SIZE, SIZE).
 
-    Pixel centres lie at 0.5, 1.5, ...; edges are blended over one pixel. All shapes of one radius have area `pi radius^2`.
+    centre (batch, 2) as (x, y), radius (batch,). Pixel centres lie at 0.5, 1.5, ...;
+    edges are blended over one pixel. All shapes of one radius have area `pi radius^2`.
     """
     at = torch.arange(SIZE, dtype=centre.dtype, device=centre.device) + 0.5
     x = at[None, None, :] - centre[:, 0, None, None]

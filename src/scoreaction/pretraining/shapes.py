@@ -24,13 +24,13 @@ from scoreaction.pretraining import _shapes_parts as parts
 from scoreaction.pretraining._fitting import fit, save_half
 from scoreaction.processes import TableVP
 
-PICTURES = 20_000
 WRONG = 0.25
 """Chance that a caption names another colour, another shape, another count or another relation; for each on its own."""
 CAPTION_DROPOUT = 0.12
 """Share of pictures whose caption is withheld, for classifier-free guidance (Ho and Salimans 2022)."""
 SCORER_PICTURES = 4_000
 """So few that the scorer errs, and can be exploited."""
+VAE_PICTURES = 4_096
 
 
 def random_scenes(n: int, generator: Generator) -> list[Scene]:
@@ -62,25 +62,25 @@ def altered(scene: Scene, chance: float, generator: Generator) -> Scene:
             return Scene((first, second), relation)
 
 
-def train_vae(seed: int, batches: int, console: Console) -> Any:
-    """The autoencoder: squared error plus 1e-4 times the mean KL of a latent to a standard normal; latents scaled to variance 1."""
+def train_vae(seed: int, batches: int, pictures: int, console: Console) -> Any:
+    """The autoencoder: squared error plus 1e-4 times the mean KL of a latent to a standard normal, scaled to variance 1."""
     generator = Generator().manual_seed(seed)
     torch.manual_seed(seed)
     net = parts.new_vae()
-    pictures = 2 * draw(random_scenes(4096, generator), generator) - 1
+    data = 2 * draw(random_scenes(min(pictures, VAE_PICTURES), generator), generator) - 1
 
     def loss() -> Tensor:
-        x = pictures[torch.randint(0, len(pictures), (24,), generator=generator)]
+        x = data[torch.randint(0, len(data), (24,), generator=generator)]
         posterior = net.encode(x).latent_dist
         z = posterior.mean + posterior.std * torch.randn(posterior.mean.shape, generator=generator)
         kl = 0.5 * (posterior.mean.square() + posterior.var - 1 - posterior.logvar).mean()
         return F.mse_loss(net.decode(z).sample, x) + 1e-4 * kl
 
     vae: Any = fit(net, loss, batches=batches, lr=3e-3, name="autoencoder", console=console, decay=0.99)
-    latents = encoded(vae, pictures[:1024])
+    latents = encoded(vae, data[:1024])
     vae.register_to_config(scaling_factor=float(1 / latents.std()))
     with torch.no_grad():
-        error = F.mse_loss(vae.decode(latents).sample, pictures[:1024]).item() / 4
+        error = F.mse_loss(vae.decode(latents).sample, data[:1024]).item() / 4
     console.print(f"autoencoder: mean squared error {error:.5f} for pixels in [0, 1]", highlight=False)
     return vae
 
@@ -91,14 +91,14 @@ def encoded(vae: Any, pictures: Tensor) -> Tensor:
     return torch.cat([vae.encode(x).latent_dist.mean for x in pictures.split(256)])
 
 
-def train_diffusion(vae: Any, seed: int, batches: int, console: Console) -> tuple[Any, Any]:
-    """Text encoder and UNet together: `E ||v - unet(alpha z + sigma eps, t, text)||^2`, `v = alpha eps - sigma z`, t in (0, 1]."""
+def train_diffusion(vae: Any, seed: int, batches: int, pictures: int, console: Console) -> tuple[Any, Any]:
+    """Text encoder and UNet together: `E ||v - unet(alpha z + sigma eps, t, text)||^2`, `v = alpha eps - sigma z`."""
     generator = Generator().manual_seed(seed + 1)
     torch.manual_seed(seed + 1)
     tokenizer = parts.new_tokenizer()
     net = nn.ModuleDict({"text": parts.new_text_encoder(tokenizer), "unet": parts.new_unet()})
     process = TableVP.from_scheduler(parts.new_scheduler().alphas_cumprod, ends_at_data=True)
-    scenes = random_scenes(PICTURES, generator)
+    scenes = random_scenes(pictures, generator)
     latents = encoded(vae, 2 * draw(scenes, generator) - 1) * vae.config.scaling_factor
     captions = ["", *(scene.caption for scene in all_scenes())]
     row_of = {caption: row for row, caption in enumerate(captions)}
@@ -120,17 +120,17 @@ def train_diffusion(vae: Any, seed: int, batches: int, console: Console) -> tupl
     return average["text"], average["unet"]
 
 
-def train_scorer(seed: int, batches: int, console: Console) -> Scorer:
+def train_scorer(seed: int, batches: int, pictures: int, console: Console) -> Scorer:
     """The scorer: which of a right and a wrong caption goes with a picture, blurred or noisy at times."""
     generator = Generator().manual_seed(seed + 2)
     torch.manual_seed(seed + 2)
-    scenes = random_scenes(SCORER_PICTURES, generator)
-    pictures = draw(scenes, generator)
+    scenes = random_scenes(min(pictures, SCORER_PICTURES), generator)
+    data = draw(scenes, generator)
     net, size = Scorer(), 64
 
     def loss() -> Tensor:
-        index = torch.randint(0, len(pictures), (size,), generator=generator)
-        x = spoilt(pictures[index], generator)
+        index = torch.randint(0, len(data), (size,), generator=generator)
+        x = spoilt(data[index], generator)
         right = scene_ids([scenes[i] for i in index.tolist()])
         wrong = scene_ids([_wrong(scenes[i], generator) for i in index.tolist()])
         logits = torch.stack([net(x, right), -net(x, wrong)])
@@ -174,6 +174,7 @@ def main(
     vae_batches: Annotated[int, typer.Option(help="Batches of 24 for the autoencoder.")] = 2000,
     batches: Annotated[int, typer.Option(help="Batches of 64 for text encoder and UNet.")] = 3500,
     scorer_batches: Annotated[int, typer.Option(help="Batches of 64 for the scorer.")] = 1500,
+    pictures: Annotated[int, typer.Option(help="Pictures drawn for the diffusion model, and at most for the others.")] = 20_000,
     only: Annotated[str, typer.Option(help="vae, diffusion (with the autoencoder of the folder), scorer or all.")] = "all",
 ) -> None:
     """Trains and saves; the weights are stored in half precision."""
@@ -183,15 +184,15 @@ def main(
     torch.set_num_threads(1)
     output.mkdir(parents=True, exist_ok=True)
     if only in ("all", "scorer"):
-        scorer = train_scorer(seed, scorer_batches, console)
+        scorer = train_scorer(seed, scorer_batches, pictures, console)
         console.print(f"scorer: prefers the right caption of {scorer_accuracy(scorer, seed):.4f} new pictures", highlight=False)
         (output / "scorer").mkdir(exist_ok=True)
         save_half(scorer, output / "scorer" / "scorer.safetensors")
     if only in ("all", "vae"):
-        train_vae(seed, vae_batches, console).half().save_pretrained(output / "vae")
+        train_vae(seed, vae_batches, pictures, console).half().save_pretrained(output / "vae")
     if only in ("all", "diffusion"):
         vae = AutoencoderKL.from_pretrained(output, subfolder="vae", torch_dtype=torch.float32).eval()
-        text_encoder, unet = train_diffusion(vae, seed, batches, console)
+        text_encoder, unet = train_diffusion(vae, seed, batches, pictures, console)
         parts.assemble(vae, text_encoder, unet).to(torch.float16).save_pretrained(output)
     for file in output.rglob("*.safetensors"):
         file.chmod(0o644)

@@ -78,8 +78,8 @@ def score(found: list[Found], scene: Scene) -> float:
     the whole, if both things are right and it holds.
 
     >>> red = Found("red", "circle", (16.0, 16.0), 80.0)
-    >>> score([red], Scene((("red", "circle"),))), score([red], Scene((("red", "square"),))), score([red], Scene((("red", "circle"),) * 2))
-    (1.0, 0.5, 0.5)
+    >>> [score([red], Scene(things)) for things in ((("red", "circle"),), (("red", "square"),), (("red", "circle"),) * 2)]
+    [1.0, 0.5, 0.5]
     """
     wanted = scene.things
     slots: list[Found | None] = [*found, *([None] * max(0, len(wanted) - len(found)))]

@@ -17,8 +17,9 @@ from scoreaction.types import Conditions
 class Config(BaseModel, frozen=True, extra="forbid"):
     """`r(x, c)` in [0, 1]: 1 where picture x is the scene of prompt c, in part where it is in part.
 
-    Each thing asked for counts 1/2 for its colour and 1/2 for its shape; the sum is divided by the number of things asked for or
-    seen, whichever is more. In a pair the relation counts one quarter of the whole. With `correct` only the whole counts.
+    Each thing asked for counts 1/2 for its colour and 1/2 for its shape; the sum is divided by the number of things asked
+    for or seen, whichever is more. In a pair the relation counts one quarter of the whole. With `correct` only the whole
+    counts.
     Pictures (batch, 3, 32, 32) in [0, 1], conditions prompts. A black box.
     """
 

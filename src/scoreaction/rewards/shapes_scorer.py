@@ -1,4 +1,4 @@
-"""How well a picture of coloured shapes fits its prompt in the eyes of a small learned scorer, which errs and can be exploited."""
+"""How well a picture of coloured shapes fits its prompt in the eyes of a small learned scorer, which can be exploited."""
 
 from __future__ import annotations
 
