@@ -24,8 +24,8 @@ WEIGHTS, NETWORK, REFERENCE, DESCRIPTION = "weights.safetensors", "network.safet
 def save_model(model: Model, sampler: Sampler, path: Path, *, recipe: str | None) -> Path:
     """Writes the trained parameters, averaged, and what they belong to.
 
-    `weights.safetensors` and `model.json` always; `recipe.yaml` where there is one; else, where the network can be described
-    without pickle, all its tensors and the reference's.
+    `weights.safetensors` and `model.json` always, and what the model's `export` writes for other libraries; `recipe.yaml`
+    where there is one; else, where the network can be described without pickle, all its tensors and the reference's.
     """
     if path.exists() and not path.is_dir():
         raise ValueError(f"{path}: is a file; give the name of a folder")
@@ -39,6 +39,8 @@ def save_model(model: Model, sampler: Sampler, path: Path, *, recipe: str | None
     }
     with model.averaged():
         save_file(_plain_tensors(dict(model.parameters.items())), path / WEIGHTS)
+        if model.export is not None:
+            model.export(path)
         if recipe is not None:
             write_whole(path / "recipe.yaml", recipe)
         else:

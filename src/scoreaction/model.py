@@ -6,12 +6,14 @@ import copy
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
 import torch
 from torch import Tensor, nn
 
-from scoreaction.conditions import concatenate, map_conditions
+from scoreaction.conditions import concatenate, map_conditions, take
 from scoreaction.predictions import Predicts, to_prediction
 from scoreaction.processes import Process
 from scoreaction.types import Conditions, Prediction
@@ -37,7 +39,9 @@ class Model:
 
     `encode(prompts) -> conditions`; `null` one row of the unconditional condition, for guidance; `decode(x0) ->
     samples` maps to what rewards see (images in [0, 1]); `features(samples) -> (batch, F)` is what diversity is measured
-    in; `law` is the exact data law where it is known. ValueError for an unknown `predicts` or a bad LoRA target.
+    in; `law` is the exact data law where it is known; `export(folder)` writes what other libraries load. A network that
+    takes guidance as an input (distilled) is given `true_cfg`: `guidance` then reaches it as conditions["guidance"], and
+    true_cfg weighs both halves. ValueError for an unknown `predicts` or a bad LoRA target.
 
     >>> net = lambda x, t, cond: x
     >>> class Identity(nn.Module):
@@ -63,6 +67,8 @@ class Model:
         decode: Callable[[Tensor], Tensor] | None = None,
         features: Callable[[Tensor], Tensor] | None = None,
         law: Mixture | None = None,
+        true_cfg: float | None = None,
+        export: Callable[[Path], None] | None = None,
     ) -> None:
         to_prediction(process, predicts, torch.zeros(1), torch.full((), 0.5, dtype=torch.float64), torch.zeros(1))
         if predicts in ("eps", "score") and float(process.alpha(torch.ones((), dtype=torch.float64))) == 0:
@@ -71,7 +77,7 @@ class Model:
                 " use a network that predicts velocity, v or x0"
             )
         self.net, self.process, self.predicts, self.shape = net, process, predicts, tuple(shape)
-        self.encode, self.null, self.law = encode, null, law
+        self.encode, self.null, self.law, self.true_cfg, self.export = encode, null, law, true_cfg, export
         self.decode = decode or (lambda x0: x0)
         self.features = features or (lambda samples: samples.flatten(1))
         self.lora = None if lora_rank is None else _Lora(net, lora_rank, lora_alpha or lora_rank, lora_targets)
@@ -81,6 +87,8 @@ class Model:
         self.average: dict[str, Tensor] | None = None
         self.evaluations = Evaluations()
         self.autocast: Callable[[], AbstractContextManager[None]] = nullcontext
+        self.max_rows: int | None = None
+        """The most points of one network call without a graph; None is all."""
 
     @property
     def device(self) -> torch.device:
@@ -113,25 +121,46 @@ class Model:
 
     def _predict(self, net: nn.Module, x: Tensor, t: Tensor, conditions: Conditions, guidance: float) -> Prediction:
         t = torch.as_tensor(t, dtype=torch.float64, device=x.device).expand(x.shape[0])
-        guided = guidance != 1.0 and conditions is not None
+        weight = guidance if self.true_cfg is None else self.true_cfg
+        guided = weight != 1.0 and conditions is not None
         rows = x.shape[0] * (2 if guided else 1)
         self.evaluations.forward += rows
         if torch.is_grad_enabled():
             self.evaluations.backward += rows
-        if guided:
-            if self.null is None:
-                raise ValueError("sampler.guidance: this model has no unconditional condition; set guidance to 1 or pass null=")
-            null = map_conditions(lambda n, c: n.to(c).expand_as(c), self.null, conditions)
-            with self.autocast():
-                both = net(torch.cat([x, x]), torch.cat([t, t]).to(x.dtype), concatenate(null, conditions))
-            unconditional, conditional = both.chunk(2)
-            y = unconditional + guidance * (conditional - unconditional)
+        if guided and self.null is None:
+            raise ValueError("sampler.guidance: this model has no unconditional condition; set guidance to 1 or pass null=")
+        ask = partial(self._ask, net, guidance=guidance, weight=weight if guided else 1.0)
+        if torch.is_grad_enabled() or len(x) <= (self.max_rows or len(x)):
+            y = ask(x, t, conditions)
         else:
-            with self.autocast():
-                y = net(x, t.to(x.dtype), conditions)
+            pieces = torch.arange(len(x)).split(self.max_rows)
+            y = torch.cat([ask(x[rows], t[rows], take(conditions, rows)) for rows in pieces])
         if y.shape != x.shape:
             raise ValueError(f"the network returned shape {tuple(y.shape)} for x of shape {tuple(x.shape)}; they must be equal")
         return to_prediction(self.process, self.predicts, x, t, y.to(x.dtype))
+
+    def _ask(self, net: nn.Module, x: Tensor, t: Tensor, conditions: Conditions, *, guidance: float, weight: float) -> Tensor:
+        """The guided output in one network call."""
+        told = self._with_guidance(conditions, x, guidance)
+        if weight == 1.0:
+            with self.autocast():
+                return net(x, t.to(x.dtype), told)
+        null = map_conditions(lambda n, c: n.to(c).expand_as(c), self.null, conditions)
+        with self.autocast():
+            both = net(
+                torch.cat([x, x]), torch.cat([t, t]).to(x.dtype), concatenate(self._with_guidance(null, x, guidance), told)
+            )
+        unconditional, conditional = both.chunk(2)
+        return unconditional + weight * (conditional - unconditional)
+
+    def _with_guidance(self, conditions: Conditions, x: Tensor, guidance: float) -> Conditions:
+        return conditions if self.true_cfg is None else {**(conditions or {}), "guidance": x.new_full((len(x),), guidance)}
+
+    def checkpoint(self, function: Callable[..., Any], *args: Any) -> Any:
+        """`function(*args)`, with activations that are computed again in backward, adapters on or off as they are now."""
+        from torch.utils.checkpoint import checkpoint
+
+        return checkpoint(function if self.lora is None else self.lora.as_now(function), *args, use_reentrant=False)
 
     def conditions(self, prompts: list[Any] | None) -> Conditions:
         """The network's conditions for these prompts, on its device (None without prompts)."""
@@ -188,14 +217,32 @@ class _Lora:
         except ValueError as error:
             raise ValueError(f"lora_targets: no module of the network matches {chosen}; see net.named_modules()") from error
         self.layers = [m for m in net.modules() if isinstance(m, BaseTunerLayer)]
+        for parameter in net.parameters():
+            if parameter.requires_grad:
+                parameter.data = parameter.data.float()  # also where the frozen weights are half as wide
+        self._are_off = False
 
     @contextmanager
-    def off(self) -> Iterator[None]:
-        """Within it the network is the pretrained one."""
+    def off(self, off: bool = True) -> Iterator[None]:
+        """Within it the network is the pretrained one (or, with off=False, the adapted one)."""
+        before = self._are_off
         try:
-            for layer in self.layers:
-                layer._disable_adapters = True
+            self._switch(off)
             yield
         finally:
-            for layer in self.layers:
-                layer._disable_adapters = False
+            self._switch(before)
+
+    def _switch(self, off: bool) -> None:
+        self._are_off = off
+        for layer in self.layers:
+            layer._disable_adapters = off
+
+    def as_now(self, function: Callable[..., Any]) -> Callable[..., Any]:
+        """The function with adapters on or off as they are now, whenever it is called: a checkpoint calls it in backward."""
+        off = self._are_off
+
+        def run(*args: Any) -> Any:
+            with self.off(off):
+                return function(*args)
+
+        return run

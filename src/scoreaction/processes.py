@@ -76,6 +76,10 @@ class Process:
         """Whether sigma_0 = 0. Where False, x at t = 0 still carries the noise sigma_0."""
         return float(self.sigma2(torch.zeros((), dtype=torch.float64))) == 0.0
 
+    def own_grid(self, steps: int) -> Tensor:
+        """Decreasing times to 0 that the pretrained model's own scheduler steps on, (steps + 1,); uniform where it has none."""
+        return torch.arange(steps, -1, -1, dtype=torch.float64) / steps
+
     def time_at(self, log_snr: Tensor) -> Tensor:
         """The t whose log SNR is `log_snr`, by bisection to 1e-15 (values outside the range give 0 or 1)."""
         low, high = torch.zeros_like(log_snr), torch.ones_like(log_snr)
@@ -143,42 +147,90 @@ class CosineVP(Process):
         return math.pi / 2 / (1 + self.offset) * torch.sin(2 * self._angle(t)) / scale
 
 
+Spacing = Literal["leading", "trailing", "linspace"]
+
+
 @dataclass(frozen=True)
 class TableVP(Process):
     """Variance preserving, through a table of cumulative alphas such as Stable Diffusion's, continuous in t.
 
     `log alpha` is the cubic through the table's nodes at `t = i/(N-1)`; at the nodes it equals the table.
     A table that does not begin with 1 does **not** reach data at t = 0: sigma_0 is its first sigma (0.029 for
-    Stable Diffusion).
+    Stable Diffusion). A table that ends with 0 (zero terminal SNR, Lin et al. 2023, arXiv 2305.08891) has `alpha = (1-t) h`,
+    the cubic through log h, and f and g^2 infinite at t = 1.
+
+    spacing and steps_offset are the scheduler's choice of indices, for `own_grid`.
     """
 
     alphas_cumprod: tuple[float, ...]
+    spacing: Spacing = "leading"
+    steps_offset: int = 0
 
     @classmethod
     def scaled_linear(cls, *, beta_start: float = 0.00085, beta_end: float = 0.012, steps: int = 1000) -> TableVP:
         """Stable Diffusion's table: betas linear in their square root (Rombach et al. 2022)."""
         betas = torch.linspace(beta_start**0.5, beta_end**0.5, steps, dtype=torch.float64) ** 2
-        return cls(tuple(torch.cumprod(1 - betas, 0).tolist()))
+        return cls(tuple(torch.cumprod(1 - betas, 0).tolist()), steps_offset=1)
 
     @classmethod
-    def from_scheduler(cls, alphas_cumprod: Tensor, *, ends_at_data: bool) -> TableVP:
+    def from_scheduler(
+        cls, alphas_cumprod: Tensor, *, ends_at_data: bool, spacing: Spacing = "leading", steps_offset: int = 0
+    ) -> TableVP:
         """A diffusers scheduler's `alphas_cumprod`; with `ends_at_data` (its `set_alpha_to_one`) t = 0 is clean data."""
         head = [1.0] if ends_at_data else []
-        return cls(tuple(head + alphas_cumprod.double().tolist()))
+        return cls(tuple(head + alphas_cumprod.double().tolist()), spacing, steps_offset)
+
+    @property
+    def _head(self) -> int:
+        """Entries in front of the scheduler's own."""
+        return 1 if self.alphas_cumprod[0] == 1.0 else 0
+
+    @property
+    def _ends_at_zero(self) -> bool:
+        return self.alphas_cumprod[-1] == 0.0
 
     def timestep(self, t: Tensor) -> Tensor:
         """The index into the scheduler's table (real-valued, at least 0) that a diffusers network takes for t."""
-        offset = 1 if self.alphas_cumprod[0] == 1.0 else 0
-        return (t * (len(self.alphas_cumprod) - 1) - offset).clamp(min=0)
+        return (t * (len(self.alphas_cumprod) - 1) - self._head).clamp(min=0)
+
+    def own_grid(self, steps: int) -> Tensor:
+        """The scheduler's indices as times, then 0.
+
+        leading `i (N // steps) + offset`; trailing `N - i N/steps - 1`; linspace from N - 1 to 0, rounded (Lin et al. 2023,
+        table 2).
+        """
+        n = len(self.alphas_cumprod) - self._head
+        if steps > n:
+            raise ValueError(
+                f"sampler.steps: the scheduler's table has {n} steps, got {steps}; use fewer, or another sampler.grid"
+            )
+        i = torch.arange(steps - 1, -1, -1, dtype=torch.float64)
+        match self.spacing:
+            case "leading":
+                index = i * (n // steps) + self.steps_offset
+            case "trailing":
+                index = torch.round((i + 1) * n / steps) - 1
+            case "linspace":
+                index = torch.round(torch.linspace(n - 1, 0, steps, dtype=torch.float64))
+        times = (index + self._head) / (len(self.alphas_cumprod) - 1)
+        if not 0 < float(times[-1]) <= float(times[0]) <= 1:
+            raise ValueError(
+                f"sampler.grid: the scheduler's own {steps} steps leave its table, or the last one does nothing (steps_offset"
+                f" {self.steps_offset}, spacing {self.spacing}); use grid uniform or power"
+            )
+        return torch.cat([times, torch.zeros(1, dtype=torch.float64)])
 
     @cached_property
     def _nodes(self) -> tuple[Tensor, Tensor]:
         values = torch.log(torch.tensor(self.alphas_cumprod, dtype=torch.float64)) / 2
+        if self._ends_at_zero:
+            values = values - torch.log1p(-torch.linspace(0, 1, len(values), dtype=torch.float64))
+            values[-1] = 3 * values[-2] - 3 * values[-3] + values[-4]
         (slopes,) = torch.gradient(values, edge_order=2)  # per index
         return values, slopes
 
     def _cubic(self, t: Tensor) -> tuple[Tensor, Tensor]:
-        """Cubic Hermite value and derivative (per unit of t) of log alpha."""
+        """Cubic Hermite value and derivative (per unit of t) through the nodes."""
         values, slopes = (node.to(t.device) for node in self._nodes)
         last = len(self.alphas_cumprod) - 1
         index = t * last
@@ -189,17 +241,21 @@ class TableVP(Process):
         return y0 + u * (d0 + u * (b + u * a)), last * (d0 + u * (2 * b + 3 * u * a))
 
     def log_alpha(self, t: Tensor) -> Tensor:
-        return self._cubic(t)[0]
+        value = self._cubic(t)[0]
+        return value + torch.log1p(-t) if self._ends_at_zero else value
 
     def f(self, t: Tensor) -> Tensor:
-        return self._cubic(t)[1]
+        slope = self._cubic(t)[1]
+        return slope - 1 / (1 - t) if self._ends_at_zero else slope
 
     def sigma2(self, t: Tensor) -> Tensor:
         return -torch.expm1(2 * self.log_alpha(t))
 
     def sigma2_rate(self, t: Tensor) -> Tensor:
-        log_alpha, f = self._cubic(t)
-        return -2 * f * torch.exp(2 * log_alpha)
+        value, slope = self._cubic(t)
+        if self._ends_at_zero:  # -2 alpha dalpha/dt, finite at t = 1 where f is not
+            return -2 * (1 - t) * torch.exp(2 * value) * ((1 - t) * slope - 1)
+        return -2 * slope * torch.exp(2 * value)
 
 
 @dataclass(frozen=True)
@@ -229,8 +285,20 @@ class VE(Process):
 class Flow(Process):
     """Rectified flow: `alpha = 1 - t, sigma = t`, so `f = -1/(1-t)` and `g^2 = 2t/(1-t)`.
 
-    Liu et al. 2023 (arXiv 2209.03003). Reaches data at t = 0; f and g^2 are infinite at t = 1.
+    Liu et al. 2023 (arXiv 2209.03003). Reaches data at t = 0; f and g^2 are infinite at t = 1. shift and last are a
+    scheduler's choice of times, for `own_grid`, and no part of the process.
     """
+
+    shift: float = 1.0
+    last: float | None = None
+
+    def own_grid(self, steps: int) -> Tensor:
+        """`u = 1, ..., last` in equal steps (last = 1/steps by default), `t = shift u/(1 + (shift - 1) u)`, then 0.
+
+        Esser et al. 2024 (arXiv 2403.03206), eq. 23.
+        """
+        u = torch.linspace(1, self.last or 1 / steps, steps, dtype=torch.float64)
+        return torch.cat([self.shift * u / (1 + (self.shift - 1) * u), torch.zeros(1, dtype=torch.float64)])
 
     def log_alpha(self, t: Tensor) -> Tensor:
         return torch.log1p(-t)

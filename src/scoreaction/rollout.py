@@ -9,7 +9,7 @@ import torch
 from pydantic import BaseModel, ConfigDict, Field
 from torch import Tensor
 
-from scoreaction.conditions import map_conditions, repeat, take
+from scoreaction.conditions import take
 from scoreaction.gaussians import Transition
 from scoreaction.model import Model
 from scoreaction.processes import Process
@@ -137,28 +137,33 @@ def stacked(predictions: list[Prediction]) -> Prediction:
 
 def over_rows(predict: Callable[[Tensor, Tensor, Conditions], Prediction], points: Points, max_rows: int) -> Prediction:
     """`predict` at many points, at most `max_rows` of them in one network call."""
-    parts = [
-        predict(points.x[i : i + max_rows], points.t[i : i + max_rows], _slice(points.conditions, i, max_rows))
-        for i in range(0, len(points.x), max_rows)
-    ]
+    pieces = [points.take(rows) for rows in torch.arange(len(points.x)).split(max_rows)]
+    parts = [predict(piece.x, piece.t, piece.conditions) for piece in pieces]
     return parts[0] if len(parts) == 1 else Prediction(torch.cat([p.x0 for p in parts]), torch.cat([p.eps for p in parts]))
-
-
-def _slice(conditions: Conditions, start: int, rows: int) -> Conditions:
-    return map_conditions(lambda c: c[start : start + rows], conditions)
 
 
 @dataclass(frozen=True)
 class Points:
-    """Places where networks are asked: x (rows, *shape), t (rows,) float64, conditions (rows, ...)."""
+    """Places where networks are asked: x (rows, *shape), t (rows,) float64, and the conditions of each row.
+
+    told holds conditions, owner (rows,) which of them a row has (None: row i the i-th). Texts are large: they are not
+    repeated for every step, only gathered for the rows that are asked.
+    """
 
     x: Tensor
     t: Tensor
-    conditions: Conditions
+    told: Conditions
+    owner: Tensor | None = None
+
+    @property
+    def conditions(self) -> Conditions:
+        """The conditions of each row: (rows, ...)."""
+        return self.told if self.owner is None else take(self.told, self.owner)
 
     def take(self, rows: Tensor) -> Points:
         """The points with these indices."""
-        return Points(self.x[rows.to(self.x.device)], self.t[rows.to(self.t.device)], take(self.conditions, rows))
+        owner = rows if self.owner is None else self.owner[rows.to(self.owner.device)]
+        return Points(self.x[rows.to(self.x.device)], self.t[rows.to(self.t.device)], self.told, owner)
 
 
 @dataclass(frozen=True)
@@ -185,8 +190,7 @@ class Experience:
         steps, batch = self.size
         n = trajectories or batch
         x = self.rollout.x[:-1, :n].flatten(0, 1)
-        conditions = map_conditions(lambda c: c[:n], self.conditions)
-        return Points(x, self.rollout.times[:-1].repeat_interleave(n), repeat(conditions, steps))
+        return Points(x, self.rollout.times[:-1].repeat_interleave(n), self.conditions, torch.arange(n).repeat(steps))
 
     def difference(self) -> Prediction:
         """Policy minus reference at the visited states, (N, rows, *shape)."""

@@ -20,7 +20,7 @@ from scoreaction.processes import Process
 from scoreaction.types import Predict, Prediction
 
 SolverName = Literal["ddim", "euler_maruyama", "heun", "dpmpp_2m", "sde_dpmpp"]
-GridName = Literal["uniform", "power", "log_snr", "karras"]
+GridName = Literal["uniform", "power", "log_snr", "karras", "scheduler"]
 
 
 @dataclass(frozen=True)
@@ -156,7 +156,8 @@ def time_grid(process: Process, steps: int, *, name: GridName = "uniform", rho: 
     """Decreasing times from 1 to 0, (steps + 1,) float64.
 
     uniform `i/N`; power `(i/N)^rho`; log_snr uniform in log SNR; karras uniform in `(sigma/alpha)^(1/7)`
-    (Karras et al. 2022, eq. 5). The last two run from t = 1 (0.999 where alpha_1 = 0) to t_min, then to 0.
+    (Karras et al. 2022, eq. 5). These two run from t = 1 (0.999 where alpha_1 = 0) to t_min, then to 0. scheduler is the
+    pretrained model's own grid, which may begin below 1 (Stable Diffusion's at 0.98).
 
     >>> time_grid(Process(), 2).tolist()
     [1.0, 0.5, 0.0]
@@ -169,6 +170,8 @@ def time_grid(process: Process, steps: int, *, name: GridName = "uniform", rho: 
             return u
         case "power":
             return u**rho
+        case "scheduler":
+            return process.own_grid(steps)
         case "log_snr" | "karras":
             if steps == 1:
                 return u
