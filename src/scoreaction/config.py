@@ -82,7 +82,7 @@ class Recipe(BaseModel):
         }
 
 
-LOCAL = ("linear", "quadratic", "ink", "classifier", "legibility", "jpeg", "shapes")
+LOCAL = ("linear", "quadratic", "ink", "classifier", "legibility", "jpeg", "shapes", "shapes_scorer")
 """Our rewards that answer at once, on this machine."""
 
 _SECTIONS: dict[str, type[BaseModel]] = {"sampler": Sampler, "train": Train, "evaluation": Evaluation, "early_stop": EarlyStop}

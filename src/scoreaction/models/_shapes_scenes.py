@@ -63,10 +63,14 @@ def parse_caption(text: str) -> Scene:
     Scene(things=(('red', 'circle'), ('blue', 'square')), relation='above')
     """
     plain = " ".join(text.lower().split())
-    if (found := _RELATED.fullmatch(plain)) and found.group(1, 2) != found.group(4, 5):
-        return Scene((found.group(1, 2), found.group(4, 5)), found.group(3))
-    if (found := _COUNTED.fullmatch(plain)) and (found.group(1) == "a") == (found.group(4) == ""):
-        return Scene((found.group(2, 3),) * (COUNTS.index(found.group(1)) + 1))
+    if found := _RELATED.fullmatch(plain):
+        colour, shape, relation, other_colour, other_shape = found.groups()
+        if (colour, shape) != (other_colour, other_shape):
+            return Scene(((colour, shape), (other_colour, other_shape)), relation)
+    elif found := _COUNTED.fullmatch(plain):
+        count, colour, shape, plural = found.groups()
+        if (count == "a") == (plural == ""):
+            return Scene(((colour, shape),) * (COUNTS.index(count) + 1))
     raise ValueError(f"prompt {text!r} names no scene of shapes: write for example 'two green triangles' or {EXAMPLE!r}")
 
 
