@@ -27,6 +27,8 @@ FLOORS = {
         "_report_parts",
         "pictures",
         "training",
+        "model_card",
+        "planning",
         "measuring",
         "comparing",
         "tables",

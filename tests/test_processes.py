@@ -9,7 +9,16 @@ from twins import F64, accepts, close, f64
 from scoreaction.processes import VE, VP, CosineVP, Flow, TableVP
 
 SD = TableVP.scaled_linear()
-PROCESSES = [VP(), CosineVP(), SD, VE(), Flow()]
+
+
+def zero_terminal(table: TableVP) -> TableVP:
+    """The table moved and scaled so that its last alpha is 0 and its first stays (Lin et al. 2023, algorithm 1)."""
+    alpha = f64(table.alphas_cumprod).sqrt()
+    return TableVP((((alpha - alpha[-1]) * alpha[0] / (alpha[0] - alpha[-1])) ** 2).tolist(), spacing="trailing")
+
+
+ZERO = zero_terminal(SD)
+PROCESSES = [VP(), CosineVP(), SD, ZERO, VE(), Flow()]
 INNER = torch.tensor([0.0123, 0.1, 0.25, 0.5037, 0.77, 0.95, 0.985], dtype=F64)
 every = pytest.mark.parametrize("process", PROCESSES, ids=lambda p: type(p).__name__)
 
@@ -68,7 +77,12 @@ def test_ends_and_prior(process):
     start, end = f64(0.0), f64(1.0)
     reaches = {"VP": True, "CosineVP": True, "TableVP": False, "VE": False, "Flow": True}[type(process).__name__]
     assert process.reaches_data is reaches
-    close(process.alpha(start), 1.0 if process is not SD else math.sqrt(1 - 0.00085), atol=1e-12, end=process.alpha(end) + 2)
+    close(
+        process.alpha(start),
+        math.sqrt(1 - 0.00085) if isinstance(process, TableVP) else 1.0,
+        atol=1e-12,
+        end=process.alpha(end) + 2,
+    )
     accepts(lambda sigma: _zero_iff(sigma, reaches), process.sigma(start), at_the_other_end=0.5 if reaches else 0.0)
     prior = {"VE": math.sqrt(1 + 50.0**2)}.get(type(process).__name__, 1.0)
     close(process.prior_std, prior, atol=1e-9, signal_twice=math.sqrt(prior**2 + 1))
@@ -140,3 +154,43 @@ def test_time_at_inverts_log_snr(process):
     close(process.time_at(process.log_snr(t)), t, atol=1e-9, half=process.time_at(process.log_snr(t) / 2))
     assert process.time_at(f64(1e9)) < 1e-12
     assert process.time_at(f64(-1e9)) > 1 - 1e-12
+
+
+def test_a_table_that_ends_with_zero_has_its_nodes_and_finite_rates():
+    nodes = torch.arange(1000, dtype=F64) / 999
+    close(ZERO.alpha(nodes) ** 2, f64(ZERO.alphas_cumprod), atol=1e-13, not_rescaled=SD.alpha(nodes) ** 2)
+    end = f64(1.0)
+    assert float(ZERO.alpha(end)) == 0
+    assert float(ZERO.sigma2(end)) == 1
+    close(ZERO.sigma2_rate(end), 0.0, atol=1e-12, of_the_other_table=SD.sigma2_rate(end))
+    inside, slope = f64(0.9995), (ZERO.alpha(f64(0.9990)) - ZERO.alpha(end)) / 0.001
+    close(ZERO.alpha(inside), slope * 0.0005, rtol=2e-3, straight_in_the_log=(ZERO.alpha(f64(0.999)) * 1e-6).sqrt())
+
+
+@pytest.mark.parametrize("steps", [5, 8, 20])
+@pytest.mark.parametrize("spacing", ["leading", "trailing", "linspace"])
+def test_own_grid_is_the_schedulers(spacing, steps):
+    diffusers = pytest.importorskip("diffusers")
+    scheduler = diffusers.DDIMScheduler(timestep_spacing=spacing, steps_offset=1, beta_schedule="scaled_linear")
+    scheduler.set_timesteps(steps)
+    ours = TableVP.from_scheduler(scheduler.alphas_cumprod, ends_at_data=True, spacing=spacing, steps_offset=1)
+    indices = ours.timestep(ours.own_grid(steps)[:-1])
+    close(indices, scheduler.timesteps, atol=1e-9, of_the_other_end=scheduler.timesteps.flip(0), without_offset=indices - 0.5)
+    assert float(ours.own_grid(steps)[-1]) == 0
+
+
+def test_own_grid_refuses_what_the_table_has_not():
+    with pytest.raises(ValueError, match=r"sampler\.steps: the scheduler's table has 1000 steps, got 1001"):
+        SD.own_grid(1001)
+    with pytest.raises(ValueError, match=r"sampler\.grid: .*does nothing"):
+        TableVP(SD.alphas_cumprod, steps_offset=0).own_grid(10)
+
+
+@pytest.mark.parametrize(("shift", "mu"), [(3.0, None), (1.0, 0.7)])
+@pytest.mark.parametrize("last", [None, 0.003])
+def test_own_grid_of_a_flow_is_the_schedulers(shift, mu, last):
+    diffusers = pytest.importorskip("diffusers")
+    scheduler = diffusers.FlowMatchEulerDiscreteScheduler(shift=shift, use_dynamic_shifting=mu is not None)
+    scheduler.set_timesteps(sigmas=torch.linspace(1, last or 1 / 7, 7).tolist(), mu=mu)
+    found = Flow(shift=shift if mu is None else math.exp(mu), last=last).own_grid(7)
+    close(found, scheduler.sigmas, atol=1e-6, unshifted=Flow(last=last).own_grid(7))

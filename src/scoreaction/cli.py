@@ -49,6 +49,7 @@ def train(
 ) -> None:
     """Fine-tune a model by a recipe."""
     from scoreaction.config import load_recipe
+    from scoreaction.model_card import write_card
     from scoreaction.tables import show_summary
     from scoreaction.training import Interrupted, run
 
@@ -61,6 +62,7 @@ def train(
     except Interrupted as stop:
         again = f"scoreaction train {folder / 'recipe.yaml'} --output {folder} --resume"
         raise Interrupted(f"{stop}; go on with: {again}") from stop
+    write_card(folder, chosen, figures)
     show_summary(figures)
     print(f"run: {folder}")
 

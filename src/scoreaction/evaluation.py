@@ -19,7 +19,7 @@ from scoreaction.model import Model
 from scoreaction.rewards import CountedReward
 from scoreaction.rewards._closed_form import QuadraticReward
 from scoreaction.rollout import Experience, Sampler, initial_noise, over_rows, roll_out, trajectory
-from scoreaction.solvers import SolverName
+from scoreaction.solvers import GridName, SolverName
 from scoreaction.types import Conditions, Predict, Prediction
 
 
@@ -101,6 +101,7 @@ def sample(
     solver: SolverName = "ddim",
     seed: int = 0,
     guidance: float = 1.0,
+    grid: GridName = "power",
     prompts: list[Any] | None = None,
     reference: bool = False,
 ) -> Tensor:
@@ -113,7 +114,7 @@ def sample(
     >>> sample(model, n=3, steps=5).shape
     torch.Size([3, 2])
     """
-    sampler = Sampler(solver=solver, steps=steps, eta=eta, guidance=guidance)
+    sampler = Sampler(solver=solver, steps=steps, eta=eta, guidance=guidance, grid=grid)
     return draw(model, sampler, n, spread_prompts(prompts, n), seed, reference=reference)
 
 

@@ -39,7 +39,8 @@ class TrainingError(RuntimeError):
 class Train(BaseModel):
     """How long and how fast: iterations, trajectories an iteration, learning rate, seed, device, averages, checkpoints.
 
-    max_rows is the largest batch of one network call in an update; held_out_rows how many samples an iteration the
+    max_rows is the largest batch of one network call (guidance doubles it); optimizer adam8bit keeps the policy's Adam in 8
+    bits, for full fine-tuning on a GPU; held_out_rows how many samples an iteration the
     held-out rewards and diversity are measured on.
     """
 
@@ -47,6 +48,7 @@ class Train(BaseModel):
     iterations: int = Field(300, ge=1)
     batch: int = Field(256, ge=2)
     lr: float = Field(1e-3, gt=0)
+    optimizer: Literal["adam", "adam8bit"] = "adam"
     seed: int = Field(0, ge=0)
     device: str = "auto"
     precision: Literal["fp32", "bf16", "fp16"] = "fp32"
@@ -99,6 +101,12 @@ class Finetuner:
         dtype = {"fp32": None, "bf16": torch.bfloat16, "fp16": torch.float16}[self.train.precision]
         self.model.autocast = nullcontext if dtype is None else partial(torch.autocast, device, dtype=dtype)
         self.scaler = torch.amp.GradScaler(device, enabled=dtype == torch.float16)
+        if dtype != torch.float16 and any(p.dtype == torch.float16 for p in self.model.net.parameters()):
+            raise ValueError(
+                "train.precision: gradients through fp16 weights vanish unless they are scaled; set it to fp16, or the weights'"
+                " model.dtype to bf16"
+            )
+        self.model.max_rows = self.train.max_rows
         self.model.net.eval()  # dropout would make the ratio of the first pass differ from 1
         self.reward = CountedReward(reward)
         self.held_out = {name: CountedReward(judge, name=f"held_out.{name}") for name, judge in (held_out or {}).items()}
@@ -109,6 +117,7 @@ class Finetuner:
         self.iteration, self.seconds, self.between = 0, 0.0, True
         self.generator = torch.Generator().manual_seed(self.train.seed)
         self.sampler.find()
+        self.sampler.times(model.process)
         with torch.no_grad(), torch.random.fork_rng(devices=[]):
             torch.manual_seed(self.train.seed)
             if self.sampler.negative_prompt is not None:
@@ -118,10 +127,24 @@ class Finetuner:
             self.conditions = model.conditions(self.prompts)
             self.learner: Learner = algorithm.build(self._setting())
         self.learner.networks.to(self.model.device)
-        self.optimisers = {"policy": _adam(self.model.parameters.values(), self.train.lr)}
+        self.optimisers: dict[str, torch.optim.Optimizer] = {"policy": self._policy_optimiser()}
         for name, network in self.learner.networks.items():
             self.optimisers[name] = _adam(network.parameters(), self.learner.lr[name])
         self._board: Any = None
+
+    def _policy_optimiser(self) -> torch.optim.Optimizer:
+        parameters = self.model.parameters.values()
+        if self.train.optimizer == "adam":
+            return _adam(parameters, self.train.lr)
+        if importlib.util.find_spec("bitsandbytes") is None:
+            raise ValueError('train.optimizer: adam8bit needs the package bitsandbytes: pip install "scoreaction[adam8bit]"')
+        if self.model.device.type != "cuda":
+            raise ValueError(
+                f"train.optimizer: adam8bit runs on a GPU only, and train.device is {self.model.device.type}; use adam"
+            )
+        from bitsandbytes.optim import Adam8bit
+
+        return Adam8bit(list(parameters), lr=self.train.lr, eps=1e-12)
 
     def _setting(self) -> Setting:
         judge = Judge(self._score, self.reward.differentiable)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 from collections.abc import Sequence
 from pathlib import Path
@@ -113,14 +114,20 @@ def _encoding(pipeline: Any, kind: str, core: nn.Module) -> TextEncoding | None:
 def export(model: Model, pipeline: Any, folder: Path) -> None:
     """Writes what plain diffusers loads: the LoRA with its rank and alpha, or the whole pipeline after full fine-tuning.
 
-    Without the adapter's metadata diffusers would take alpha to be the rank, and draw other pictures.
+    Without the adapter's metadata diffusers would take alpha to be the rank, and draw other pictures. Unconditional pipelines
+    load no LoRA: theirs is merged into the pipeline that is written.
     """
     if model.lora is None:
         pipeline.save_pretrained(folder, safe_serialization=True)
         return
     from safetensors.torch import save_file
 
-    component = family_of(type(pipeline).__name__).component
+    family = family_of(type(pipeline).__name__)
+    component = family.component
+    if family.encode is None:
+        core = merged(cast(Any, model.net).core)
+        type(pipeline)(**{**pipeline.components, component: core}).save_pretrained(folder, safe_serialization=True)
+        return
     layers = {
         f"{component}.{name.removeprefix('core.').replace('.default.', '.')}": value.detach().cpu().contiguous().clone()
         for name, value in model.parameters.items()
@@ -132,3 +139,16 @@ def export(model: Model, pipeline: Any, folder: Path) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     metadata = {"format": "pt", "lora_adapter_metadata": json.dumps(settings, sort_keys=True)}
     save_file(layers, folder / "pytorch_lora_weights.safetensors", metadata=metadata)
+
+
+def merged(core: nn.Module) -> nn.Module:
+    """A copy of a network with its adapters added to its own weights, and no longer there."""
+    from peft.tuners.tuners_utils import BaseTunerLayer
+
+    copied = copy.deepcopy(core)
+    for name, module in list(copied.named_modules()):
+        if isinstance(module, BaseTunerLayer):
+            module.merge()
+            parent, _, child = name.rpartition(".")
+            setattr(copied.get_submodule(parent), child, module.get_base_layer())
+    return copied

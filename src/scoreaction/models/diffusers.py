@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Literal
 
@@ -75,9 +78,30 @@ def load_pipeline(config: Config) -> Any:
     if kind == "StableDiffusionPipeline":
         unused["requires_safety_checker"] = False
     try:
-        return getattr(diffusers, kind).from_pretrained(config.path, torch_dtype=widths, use_safetensors=True, **unused)
+        with quiet():
+            return getattr(diffusers, kind).from_pretrained(config.path, torch_dtype=widths, use_safetensors=True, **unused)
     except (OSError, ValueError, RuntimeError, TypeError, KeyError) as error:
         raise ValueError(f"model.path: {config.path} cannot be loaded: {_first(error)}") from error
+
+
+@contextmanager
+def quiet() -> Iterator[None]:
+    """Within it diffusers and transformers show no bars and no advice: what goes wrong is said in our one line."""
+    from diffusers.utils import logging as ours
+    from transformers.utils import logging as theirs
+
+    kept = [(log, log.get_verbosity()) for log in (ours, theirs)]
+    try:
+        for log, _ in kept:
+            log.set_verbosity_error()
+            log.disable_progress_bar()
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", FutureWarning)  # the name of the dtype's argument, by version
+            yield
+    finally:
+        for log, level in kept:
+            log.set_verbosity(level)
+            log.enable_progress_bar()
 
 
 def read_index(path: str) -> dict[str, Any]:
@@ -89,7 +113,8 @@ def read_index(path: str) -> dict[str, Any]:
     if Path(path).is_file():
         raise ValueError(f"model.path: {path} is a file; name a folder in diffusers format (convert it with diffusers)")
     try:
-        index = DiffusionPipeline.load_config(path)
+        with quiet():
+            index = DiffusionPipeline.load_config(path)
     except (OSError, ValueError) as error:
         where = (
             "no such folder" if path.count("/") != 1 or path.startswith((".", "/", "~")) else "neither a folder nor on the hub"
