@@ -18,6 +18,8 @@ BLACK_BOX, LEARNED = ["reward.name=shapes"], ["reward.name=shapes_scorer"]
 CHOSEN: dict[str, list[str]] = {
     "score_action": ["algorithm.name=score_action", *BLACK_BOX],
     "ddpo": ["algorithm.name=ddpo", *BLACK_BOX],
+    "sqdf, scorer": ["algorithm.name=sqdf", *LEARNED],
+    "draft, scorer": ["algorithm.name=draft", *LEARNED],
 }
 SWEEP: dict[str, list[list[str]]] = {
     "score_action": [

@@ -272,7 +272,7 @@ def test_training_repeats_itself(tmp_path: Path) -> None:
     from scoreaction.pretraining.shapes import main
 
     def files(folder: str, seed: int) -> dict[str, bytes]:
-        main(tmp_path / folder, seed=seed, vae_batches=1, batches=1, scorer_batches=1, pictures=64)
+        main(tmp_path / folder, seed=seed, vae_batches=1, batches=(1, 1), scorer_batches=1, pictures=64)
         found = sorted((tmp_path / folder).rglob("*.safetensors"))
         return {str(path.relative_to(tmp_path / folder)): path.read_bytes() for path in found}
 

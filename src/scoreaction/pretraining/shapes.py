@@ -8,6 +8,7 @@ same seed and number of threads give the same files.
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -24,8 +25,8 @@ from scoreaction.pretraining import _shapes_parts as parts
 from scoreaction.pretraining._fitting import fit, save_half
 from scoreaction.processes import TableVP
 
-WRONG = 0.25
-"""Chance that a caption names another colour, another shape, another count or another relation; for each on its own."""
+WRONG = (0.25, 0.1)
+"""Chance that a caption names another colour, shape, count or relation, each on its own; in the first half and the second."""
 CAPTION_DROPOUT = 0.12
 """Share of pictures whose caption is withheld, for classifier-free guidance (Ho and Salimans 2022)."""
 SCORER_PICTURES = 4_000
@@ -91,12 +92,12 @@ def encoded(vae: Any, pictures: Tensor) -> Tensor:
     return torch.cat([vae.encode(x).latent_dist.mean for x in pictures.split(256)])
 
 
-def train_diffusion(vae: Any, seed: int, batches: int, pictures: int, console: Console) -> tuple[Any, Any]:
+def train_diffusion(vae: Any, seed: int, batches: tuple[int, int], pictures: int, console: Console) -> tuple[Any, Any]:
     """Text encoder and UNet together: `E ||v - unet(alpha z + sigma eps, t, text)||^2`, `v = alpha eps - sigma z`."""
     generator = Generator().manual_seed(seed + 1)
     torch.manual_seed(seed + 1)
     tokenizer = parts.new_tokenizer()
-    net = nn.ModuleDict({"text": parts.new_text_encoder(tokenizer), "unet": parts.new_unet()})
+    net: Any = nn.ModuleDict({"text": parts.new_text_encoder(tokenizer), "unet": parts.new_unet()})
     process = TableVP.from_scheduler(parts.new_scheduler().alphas_cumprod, ends_at_data=True)
     scenes = random_scenes(pictures, generator)
     latents = encoded(vae, 2 * draw(scenes, generator) - 1) * vae.config.scaling_factor
@@ -105,9 +106,9 @@ def train_diffusion(vae: Any, seed: int, batches: int, pictures: int, console: C
     tokens = tokenizer(captions, padding="max_length", max_length=parts.LENGTH, return_tensors="pt").input_ids
     first, size = 1 / (len(process.alphas_cumprod) - 1), 64
 
-    def loss() -> Tensor:
+    def loss(wrong: float, generator: Generator) -> Tensor:
         index = torch.randint(0, len(latents), (size,), generator=generator)
-        said = torch.tensor([row_of[altered(scenes[i], WRONG, generator).caption] for i in index.tolist()])
+        said = torch.tensor([row_of[altered(scenes[i], wrong, generator).caption] for i in index.tolist()])
         said = torch.where(torch.rand(size, generator=generator) < CAPTION_DROPOUT, 0, said)
         t = first + (1 - first) * ((torch.arange(size) + torch.rand(size, generator=generator)) / size).double()
         eps, z = torch.randn(size, *latents.shape[1:], generator=generator), latents[index]
@@ -116,8 +117,13 @@ def train_diffusion(vae: Any, seed: int, batches: int, pictures: int, console: C
         v = net["unet"](alpha * z + sigma * eps, process.timestep(t).float(), text).sample
         return F.mse_loss(v, alpha * eps - sigma * z)
 
-    average: Any = fit(net, loss, batches=batches, lr=1.5e-3, name="diffusion", console=console, decay=0.998)
-    return average["text"], average["unet"]
+    for half, (wrong, n) in enumerate(zip(WRONG, batches, strict=True)):
+        if half:
+            generator = Generator().manual_seed(seed + 4)
+            net.requires_grad_(True).train()
+        part = partial(loss, wrong, generator)
+        net = fit(net, part, batches=n, lr=1.5e-3, name=f"diffusion {half + 1}", console=console, decay=0.998)
+    return net["text"], net["unet"]
 
 
 def train_scorer(seed: int, batches: int, pictures: int, console: Console) -> Scorer:
@@ -159,7 +165,7 @@ def spoilt(pictures: Tensor, generator: Generator) -> Tensor:
 
 
 @torch.no_grad()
-def scorer_accuracy(net: Scorer, seed: int, n: int = 2000) -> float:
+def scorer_accuracy(net: Scorer, seed: int, n: int) -> float:
     """Share of new pictures on which the right caption outscores one with altered attributes."""
     generator = Generator().manual_seed(seed + 3)
     scenes = random_scenes(n, generator)
@@ -172,7 +178,9 @@ def main(
     output: Annotated[Path, typer.Option(help="Folder to write; it is made if missing.")],
     seed: Annotated[int, typer.Option(help="Seed of everything drawn.")] = 0,
     vae_batches: Annotated[int, typer.Option(help="Batches of 24 for the autoencoder.")] = 2000,
-    batches: Annotated[int, typer.Option(help="Batches of 64 for text encoder and UNet.")] = 3500,
+    batches: Annotated[
+        tuple[int, int], typer.Option(help="Batches of 64 for text encoder and UNet, first and second half.")
+    ] = (3500, 4000),
     scorer_batches: Annotated[int, typer.Option(help="Batches of 64 for the scorer.")] = 1500,
     pictures: Annotated[int, typer.Option(help="Pictures drawn for the diffusion model, and at most for the others.")] = 20_000,
     only: Annotated[str, typer.Option(help="vae, diffusion (with the autoencoder of the folder), scorer or all.")] = "all",
@@ -185,13 +193,15 @@ def main(
     output.mkdir(parents=True, exist_ok=True)
     if only in ("all", "scorer"):
         scorer = train_scorer(seed, scorer_batches, pictures, console)
-        console.print(f"scorer: prefers the right caption of {scorer_accuracy(scorer, seed):.4f} new pictures", highlight=False)
+        right = scorer_accuracy(scorer, seed, min(pictures, 2000))
+        console.print(f"scorer: prefers the right caption of {right:.4f} new pictures", highlight=False)
         (output / "scorer").mkdir(exist_ok=True)
         save_half(scorer, output / "scorer" / "scorer.safetensors")
     if only in ("all", "vae"):
         train_vae(seed, vae_batches, pictures, console).half().save_pretrained(output / "vae")
     if only in ("all", "diffusion"):
-        vae = AutoencoderKL.from_pretrained(output, subfolder="vae", torch_dtype=torch.float32).eval()
+        vae: Any = AutoencoderKL.from_pretrained(output, subfolder="vae", torch_dtype=torch.float32).eval()
+        vae.register_to_config(_name_or_path="shapes")  # else the folder on this machine is stored
         text_encoder, unet = train_diffusion(vae, seed, batches, pictures, console)
         parts.assemble(vae, text_encoder, unet).to(torch.float16).save_pretrained(output)
     for file in output.rglob("*.safetensors"):
