@@ -267,6 +267,7 @@ def test_the_scorer_tells_right_from_wrong_but_not_always(pictures: Tensor) -> N
     assert bool((x.grad.flatten(1).abs().sum(1) > 0).all())
 
 
+@pytest.mark.slow
 def test_training_repeats_itself(tmp_path: Path) -> None:
     """The same seed gives the same files, another seed does not."""
     from scoreaction.pretraining.shapes import main
