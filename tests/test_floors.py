@@ -11,8 +11,8 @@ from twins import accepts
 ROOT = Path(__file__).parents[1] / "src" / "scoreaction"
 FLOORS = {
     0: ["types", "shelf"],
-    1: ["processes", "predictions", "gaussians", "conditions"],
-    2: ["solvers", "exact", "linear_quadratic", "adapters", "models._digits_nets"],
+    1: ["processes", "predictions", "gaussians", "conditions", "models._shapes_scenes"],
+    2: ["solvers", "exact", "linear_quadratic", "adapters", "models._digits_nets", "models._shapes_nets"],
     2.5: ["_lora_file"],
     3: ["model", "value", "kl", "proxy"],
     3.2: ["consistency"],

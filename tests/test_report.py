@@ -10,14 +10,15 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from matplotlib.figure import Figure
 from test_cli import run, train  # noqa: F401 - a fixture
-from twins import close
+from twins import accepts, close
 
 from scoreaction._report_comparison import comparison_headline
 from scoreaction._report_parts import objectives
 from scoreaction._report_run import run_headline
 from scoreaction.config import load_recipe
-from scoreaction.pictures import band, samples_figure, tiled
+from scoreaction.pictures import band, pairs_figure, samples_figure, tiled
 from scoreaction.report import write_report
 from scoreaction.tables import number, with_error
 
@@ -149,6 +150,23 @@ def test_samples_of_any_shape_are_drawn(shape: tuple[int, ...]) -> None:
     figure = samples_figure({"before": samples, "after": samples})
     assert len(figure.axes) == 2
     figure.canvas.draw()
+
+
+def test_pairs_of_pictures_stand_over_their_prompts() -> None:
+    """Truth: the prompts in order, the picture before on the left and after on the right."""
+    dark, light = np.zeros((3, 3, 4, 4)), np.full((3, 3, 4, 4), 0.5)
+    prompts = ["a red circle", "two blue squares", "a very long prompt that has to be broken into more than one line"]
+
+    def check(figure: Figure) -> None:
+        titles = [axis.get_title().replace("\n", " ") for axis in figure.axes]
+        assert titles[:3] == prompts
+        assert not any(titles[3:])
+        sheet = figure.axes[0].images[0].get_array()
+        assert (float(sheet[0, 0, 0]), float(sheet[0, -1, 0])) == (0.0, 0.5)
+
+    right = pairs_figure(dark, light, prompts)
+    right.canvas.draw()
+    accepts(check, right, swapped=pairs_figure(light, dark, prompts), shuffled=pairs_figure(dark, light, prompts[::-1]))
 
 
 def test_numbers_are_readable() -> None:

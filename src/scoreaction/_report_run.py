@@ -168,7 +168,7 @@ def prompts_table(prompts: list[Values]) -> Grid:
 
 
 def _samples_picture(recipe: Recipe, summary: Values, panels: dict[str, NDArray[Any]]) -> Picture:
-    from scoreaction.pictures import is_pictures, samples_figure
+    from scoreaction.pictures import is_pictures, pairs_figure, samples_figure
 
     data, optimum = exact_laws(recipe, summary.get("beta"))
     laws = {"before": data, "after": optimum}
@@ -179,6 +179,12 @@ def _samples_picture(recipe: Recipe, summary: Values, panels: dict[str, NDArray[
     elif not is_pictures(first) and first[0].size > 2:
         caption += f" Shown are the first two of {first[0].size} coordinates."
     prompts = prompt_list(recipe.prompts)
+    if prompts and len(prompts) > 10 and is_pictures(first):  # too many for rows of ten: each picture says its own
+        n = min(len(first), len(prompts))
+        shown = [i * n // min(n, 24) for i in range(min(n, 24))]
+        caption = "The same random noise turned into pictures by the base model (left) and by the tuned model (right)."
+        pairs = pairs_figure(panels["before"][shown], panels["after"][shown], [prompts[i] for i in shown])
+        return picture("Before and after", caption, pairs)
     if prompts:
         asked = "; ".join(dict.fromkeys(prompts[:10]))
         caption += f" Prompts, in this order and again from the start: {asked}{' ...' if len(prompts) > 10 else ''}."

@@ -97,7 +97,7 @@ class Recipe(BaseModel):
         }
 
 
-LOCAL = ("linear", "quadratic", "ink", "classifier", "legibility", "jpeg", "shapes")
+LOCAL = ("linear", "quadratic", "ink", "classifier", "legibility", "jpeg", "shapes", "shapes_scorer")
 """Our rewards that answer at once, on this machine."""
 
 _SECTIONS: dict[str, type[BaseModel]] = {

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
+from textwrap import fill
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -112,6 +113,17 @@ def samples_figure(panels: dict[str, Array], laws: dict[str, Mixture | None] | N
         else:
             law = (laws or {}).get(title)
             show_points(axis, samples, title, law=law if flat.shape[1] == 2 else None, limits=limits)
+    return figure
+
+
+def pairs_figure(before: Array, after: Array, prompts: Sequence[str], *, columns: int = 6) -> Figure:
+    """Pictures before and after side by side, the prompt under each pair: (n, C, h, w) each, n prompts."""
+    figure, axes = new_figure(columns, -(-len(prompts) // columns), width=1.9, height=1.3)
+    for axis in axes:
+        axis.set_axis_off()
+    for axis, pair, prompt in zip(axes, zip(before, after, strict=True), prompts, strict=False):
+        axis.imshow(tiled(np.stack(pair).astype(np.float32), 2, gap=3), interpolation="nearest")
+        axis.set_title(fill(prompt, 28), y=-0.04, verticalalignment="top", fontsize=7)
     return figure
 
 

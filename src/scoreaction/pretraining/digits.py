@@ -7,8 +7,6 @@ classifier and the held-out judge see disjoint halves. On a CPU the same seed an
 
 from __future__ import annotations
 
-import copy
-from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -16,13 +14,13 @@ import torch
 import typer
 from diffusers import DDIMScheduler, UNet2DModel
 from rich.console import Console
-from safetensors.torch import save_file
 from sklearn.datasets import load_digits
 from torch import Generator, Tensor, nn
 from torch.nn import functional as F
 
 from scoreaction.models._digits_nets import NO_CLASS, DigitsNet, Judge, RewardClassifier
 from scoreaction.pretraining import _corruptions as corruptions
+from scoreaction.pretraining._fitting import fit, save_half
 
 EMA_DECAY = 0.998
 CLASS_DROPOUT = 0.12
@@ -73,33 +71,6 @@ def new_scheduler() -> Any:
     )
 
 
-def _fit(
-    net: nn.Module, loss: Callable[[], Tensor], *, batches: int, lr: float, name: str, console: Console, decay: float
-) -> nn.Module:
-    """Adam with a warm-up of 100 batches and a cosine decay; returns the exponential moving average of the weights."""
-    optimizer = torch.optim.AdamW(net.parameters(), lr=lr, weight_decay=0.01)
-    warmup = torch.optim.lr_scheduler.LinearLR(optimizer, 0.01, total_iters=min(100, batches))
-    cosine = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, batches)
-    average = copy.deepcopy(net).requires_grad_(False)
-    mean = 0.0
-    for i in range(batches):
-        optimizer.zero_grad()
-        value = loss()
-        value.backward()
-        nn.utils.clip_grad_norm_(net.parameters(), 1.0)
-        optimizer.step()
-        cosine.step()
-        warmup.step()
-        keep = min(decay, (1 + i) / (10 + i))
-        with torch.no_grad():
-            for slow, fast in zip(average.parameters(), net.parameters(), strict=True):
-                slow.lerp_(fast, 1 - keep)
-        mean += (value.item() - mean) / min(i + 1, 100)
-        if (i + 1) % 100 == 0 or i + 1 == batches:
-            console.print(f"{name}: batch {i + 1} of {batches}, loss {mean:.4f}", highlight=False)
-    return average.eval()
-
-
 def train_unet(seed: int, batches: int, console: Console) -> Any:
     """The diffusion model: `E ||v - net(alpha x0 + sigma eps, t, c)||^2`, v = alpha eps - sigma x0, t stratified in (0, 1].
 
@@ -122,7 +93,7 @@ def train_unet(seed: int, batches: int, console: Console) -> Any:
         alpha, sigma = (value.float().view(-1, 1, 1, 1) for value in (net.process.alpha(t), net.process.sigma(t)))
         return F.mse_loss(net(alpha * x0 + sigma * eps, t, cond), alpha * eps - sigma * x0)
 
-    average = _fit(net, loss, batches=batches, lr=2e-3, name="diffusion", console=console, decay=EMA_DECAY)
+    average = fit(net, loss, batches=batches, lr=2e-3, name="diffusion", console=console, decay=EMA_DECAY)
     assert isinstance(average, DigitsNet)
     return average.unet
 
@@ -156,7 +127,7 @@ def train_classifiers(seed: int, batches: int, console: Console) -> tuple[Reward
 
     trained = []
     for net, loss, name in ((reward, reward_loss, "reward classifier"), (judge, judge_loss, "judge")):
-        average = _fit(net, loss, batches=batches, lr=2e-3, name=name, console=console, decay=0.99)
+        average = fit(net, loss, batches=batches, lr=2e-3, name=name, console=console, decay=0.99)
         trained.append(average)
     assert isinstance(trained[0], RewardClassifier)
     assert isinstance(trained[1], Judge)
@@ -168,11 +139,6 @@ def accuracy(net: nn.Module, half: Tensor) -> float:
     images, labels = images_and_labels()
     with torch.no_grad():
         return float((net(images[half]).argmax(1) == labels[half]).float().mean())
-
-
-def _save_half(net: nn.Module, file: Path) -> None:
-    save_file({name: value.half().contiguous() for name, value in net.state_dict().items()}, file)
-    file.chmod(0o644)
 
 
 def main(
@@ -193,8 +159,8 @@ def main(
         ours, theirs = halves()
         console.print(f"reward classifier: {accuracy(reward, theirs):.4f} right on the other half")
         console.print(f"judge: {accuracy(judge, ours):.4f} right on the other half")
-        _save_half(reward, output / "reward_classifier.safetensors")
-        _save_half(judge, output / "judge.safetensors")
+        save_half(reward, output / "reward_classifier.safetensors")
+        save_half(judge, output / "judge.safetensors")
     if only != "classifiers":
         unet = train_unet(seed, batches, console)
         unet.half().save_pretrained(output / "unet")

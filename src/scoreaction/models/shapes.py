@@ -1,0 +1,37 @@
+"""Coloured shapes: a Stable Diffusion of two million parameters, 32x32 pictures, prompts like "two green triangles"."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any, Literal
+
+from pydantic import BaseModel, Field
+
+from scoreaction.model import Model
+from scoreaction.models import diffusers
+from scoreaction.models._pipelines import build_from_pipeline
+from scoreaction.models._shapes_nets import shipped
+
+DEFAULTS: dict[str, Any] = {
+    "sampler": {"steps": 12, "eta": 1.0, "guidance": 2.0},
+    "train": {"iterations": 40, "batch": 64, "lr": 1e-3, "max_rows": 256},
+    "evaluation": {"n": 192, "steps": 20, "held_out": [{"name": "shapes", "correct": True}]},
+    "prompts": "shapes",
+    "algorithm": {"beta": 0.1, "rows": 80, "updates": 8, "critic_updates": 16},
+}
+
+
+class Config(BaseModel, frozen=True, extra="forbid"):
+    """path: a folder written by the retraining command, None for the shipped pipeline; lora_rank None trains all weights."""
+
+    name: Literal["shapes"] = "shapes"
+    path: Path | None = None
+    lora_rank: int | None = Field(16, ge=1)
+
+
+def build(config: Config) -> Model:
+    """The pipeline's model, as `diffusers` makes it of any Stable Diffusion; so small that a batch goes through it whole."""
+    pipeline = diffusers.load_pipeline(diffusers.Config(path=str(config.path or shipped()), lora_rank=config.lora_rank))
+    model = build_from_pipeline(pipeline, lora_rank=config.lora_rank)
+    model.max_rows = None
+    return model

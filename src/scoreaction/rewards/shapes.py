@@ -1,0 +1,51 @@
+"""Whether a picture of coloured shapes shows what its prompt asks for, read by an exact program."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from pydantic import BaseModel, Field
+from torch import Tensor
+
+from scoreaction.rewards._shapes_reader import judge
+from scoreaction.rewards._shapes_samples import scenes_of
+from scoreaction.types import Conditions
+
+
+class Config(BaseModel, frozen=True, extra="forbid"):
+    """`r(x, c)` in [0, 1]: 1 where picture x is the scene of prompt c, in part where it is in part.
+
+    Each thing asked for counts 1/2 for its colour and 1/2 for its shape; the sum is divided by the number of things asked
+    for or seen, whichever is more. In a pair the relation counts one quarter of the whole. With `correct` only the whole
+    counts.
+    Pictures (batch, 3, 32, 32) in [0, 1], conditions prompts. A black box.
+    """
+
+    name: Literal["shapes"] = "shapes"
+    correct: bool = Field(False, description="1 where everything is right, else 0, instead of credit for parts")
+
+
+@dataclass(frozen=True)
+class Shapes:
+    """Partial credit, or with `correct` the fact, that a picture is its prompt's scene."""
+
+    correct: bool
+    differentiable: bool = False
+
+    def __call__(self, samples: Tensor, conditions: Conditions) -> Tensor:
+        values = torch.tensor(judge(samples, scenes_of(samples, conditions, name="shapes")), device=samples.device)
+        return (values == 1).float() if self.correct else values
+
+
+def build(config: Config) -> Shapes:
+    """The reward.
+
+    >>> from scoreaction.models._shapes_scenes import draw, parse_caption
+    >>> picture = draw([parse_caption("a red circle")], torch.Generator().manual_seed(0))
+    >>> reward = build(Config())
+    >>> [float(reward(picture, [prompt])) for prompt in ("a red circle", "a red square", "a red circle above a blue circle")]
+    [1.0, 0.5, 0.375]
+    """
+    return Shapes(config.correct)

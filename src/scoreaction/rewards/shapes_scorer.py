@@ -1,0 +1,42 @@
+"""How well a picture of coloured shapes fits its prompt in the eyes of a small learned scorer, which can be exploited."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+from pydantic import BaseModel
+from torch import Tensor
+from torch.nn import functional as F
+
+from scoreaction.models._shapes_nets import Scorer, load_scorer, scene_ids
+from scoreaction.rewards._shapes_samples import scenes_of
+from scoreaction.types import Conditions
+
+
+class Config(BaseModel, frozen=True, extra="forbid"):
+    """`r(x, c) = log p(x shows c)` in nats, at most 0.
+
+    Pictures (batch, 3, 32, 32) in [0, 1], conditions prompts. Differentiable. A high value is not a right picture: that is what
+    the held-out `shapes` measures.
+    """
+
+    name: Literal["shapes_scorer"] = "shapes_scorer"
+
+
+@dataclass(frozen=True, eq=False)
+class ShapesScorer:
+    """Log probability that the picture shows the prompt's scene."""
+
+    net: Scorer
+    differentiable: bool = True
+
+    def __call__(self, samples: Tensor, conditions: Conditions) -> Tensor:
+        ids = scene_ids(scenes_of(samples, conditions, name="shapes_scorer")).to(samples.device)
+        weight = next(self.net.to(samples.device).parameters())
+        return F.logsigmoid(self.net(samples.to(weight), ids)).to(samples)
+
+
+def build(config: Config) -> ShapesScorer:
+    """The reward, with the shipped weights."""
+    return ShapesScorer(load_scorer())
