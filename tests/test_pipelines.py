@@ -231,7 +231,7 @@ def test_texts_are_encoded_once_as_the_pipeline_does():
 def algorithms() -> dict[str, Any]:
     """What must train on every family, at its smallest."""
     small = {"updates": 2, "rows": 4, "critic_updates": 2, "surrogate_updates": 2}
-    return {"score_action": sa.ScoreAction(**small), "ddpo": sa.DDPO()}
+    return {"score_action": sa.ScoreAction(**small), "sqdf": sa.SQDF(updates=2, rows=4), "ddpo": sa.DDPO()}
 
 
 @pytest.mark.parametrize("algorithm", algorithms())

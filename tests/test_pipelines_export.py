@@ -15,6 +15,7 @@ from safetensors.torch import load_file, save_file
 
 import scoreaction as sa
 from scoreaction.cli import main
+from scoreaction.models import diffusers
 from scoreaction.rollout import Sampler
 
 pytest.importorskip("diffusers")
@@ -254,3 +255,16 @@ def test_settings_that_do_not_fit_are_refused_in_one_line(refused: Callable[...,
     said = refused(prompts=["a cat", "a very long prompt about a cat"])
     assert said == "prompts: 'a very long prompt about a cat' has 26 tokens and the model reads 16; shorten it", said
     assert refused(sampler={"steps": 2000}).startswith("sampler.steps: the scheduler's table has 1000 steps, got 2000")
+
+
+def test_a_lora_file_is_a_consistency_model_too(tmp_path: Path) -> None:
+    """The same LoRA as the policy's adapter and, read from its file as an LCM-LoRA is, in the consistency slot."""
+    run = train(tmp_path, "sd", lora_rank=2, lora_alpha=3.0)
+    tuned = sa.load(run / "model")
+    model = diffusers.build(diffusers.Config(path=str(tmp_path / "base"), consistency=run / "model"))
+    x = torch.randn(3, *model.shape, generator=torch.Generator().manual_seed(0))
+    t, conditions = torch.tensor(0.6, dtype=torch.float64), model.conditions(["a dog"] * 3)
+    with torch.no_grad(), tuned.averaged():
+        truth, base = tuned.predict(x, t, conditions).x0, model.reference(x, t, conditions).x0
+        found = model.consistency(x, t, conditions)
+    accepts(lambda value: torch.testing.assert_close(value, truth, rtol=0, atol=1e-4), found, base=base)

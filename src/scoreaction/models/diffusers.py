@@ -10,6 +10,7 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, Field
 
+from scoreaction.consistency import load_consistency
 from scoreaction.model import Model
 from scoreaction.models._families import FAMILIES
 from scoreaction.models._pipelines import build_from_pipeline, family_of
@@ -30,7 +31,8 @@ class Config(BaseModel, frozen=True, extra="forbid", allow_inf_nan=False):
 
     lora_alpha: scale of the LoRA times its rank (the rank by default); lora_targets: the layers it changes (attention by
     default); dtype: of frozen weights and text encoders, what is trained is fp32; height, width: of pictures, in pixels;
-    true_cfg: guidance by both halves for a network that takes `sampler.guidance` as an input (FLUX.1 dev).
+    true_cfg: guidance by both halves for a network that takes `sampler.guidance` as an input (FLUX.1 dev); consistency: an
+    LCM-LoRA (a safetensors file, or its folder), or the folder of a consistency model made with `scoreaction distill`.
     """
 
     name: Literal["diffusers"] = "diffusers"
@@ -44,11 +46,12 @@ class Config(BaseModel, frozen=True, extra="forbid", allow_inf_nan=False):
     height: int | None = Field(None, ge=8)
     width: int | None = Field(None, ge=8)
     true_cfg: float = Field(1.0, ge=0)
+    consistency: Path | None = None
 
 
 def build(config: Config) -> Model:
     """Loads the pipeline (safetensors only) and builds its model."""
-    return build_from_pipeline(
+    model = build_from_pipeline(
         load_pipeline(config),
         lora_rank=config.lora_rank,
         lora_alpha=config.lora_alpha,
@@ -59,6 +62,7 @@ def build(config: Config) -> Model:
         width=config.width,
         true_cfg=config.true_cfg,
     )
+    return model if config.consistency is None else load_consistency(model, config.consistency)
 
 
 def load_pipeline(config: Config) -> Any:

@@ -7,6 +7,7 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, Field
 
+from scoreaction.consistency import load_consistency
 from scoreaction.model import Model
 from scoreaction.models import diffusers
 from scoreaction.models._pipelines import build_from_pipeline
@@ -22,11 +23,15 @@ DEFAULTS: dict[str, Any] = {
 
 
 class Config(BaseModel, frozen=True, extra="forbid"):
-    """path: a folder written by the retraining command, None for the shipped pipeline; lora_rank None trains all weights."""
+    """path: a folder written by the retraining command, None for the shipped pipeline; lora_rank None trains all weights.
+
+    consistency: the folder of a consistency model that `scoreaction distill` made of this model.
+    """
 
     name: Literal["shapes"] = "shapes"
     path: Path | None = None
     lora_rank: int | None = Field(16, ge=1)
+    consistency: Path | None = None
 
 
 def build(config: Config) -> Model:
@@ -34,4 +39,4 @@ def build(config: Config) -> Model:
     pipeline = diffusers.load_pipeline(diffusers.Config(path=str(config.path or shipped()), lora_rank=config.lora_rank))
     model = build_from_pipeline(pipeline, lora_rank=config.lora_rank)
     model.max_rows = None
-    return model
+    return model if config.consistency is None else load_consistency(model, config.consistency)
