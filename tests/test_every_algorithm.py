@@ -68,8 +68,10 @@ def test_it_runs_on_a_mixture(name, kind):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("kind", ["digits", "digits_lora"])
-@pytest.mark.parametrize("name", SMALL)
+@pytest.mark.parametrize(
+    ("name", "kind"),
+    [(name, "digits") for name in SMALL] + [(name, "digits_lora") for name in ("sqdf", "adjoint_matching", "draft")],
+)
 def test_it_runs_on_digits_with_prompts(name, kind):
     """Guided, in pieces of ten rows, all weights or LoRA."""
     runs(tuner(name, kind))
