@@ -8,7 +8,6 @@ import torch
 from torch import Tensor
 
 from scoreaction.algorithms._learner import Learner
-from scoreaction.conditions import take
 from scoreaction.rollout import Points
 from scoreaction.solvers import ddim_step
 from scoreaction.types import Prediction
@@ -54,8 +53,9 @@ def soft_q(
         for rows in chosen.split(limit) if len(chosen) else ():  # no network is asked about no rows
             near = rows.to(points.x.device)
             with torch.set_grad_enabled(slope):
-                x = points.x[near].detach().requires_grad_(slope)
-                here = Points(x, points.t[rows.to(points.t.device)], take(points.conditions, rows))
+                part = points.take(rows)
+                x = part.x.detach().requires_grad_(slope)
+                here = Points(x, part.t, part.told, part.owner)
                 x0 = x if done else clean_sample(learner, here, consistency=consistency, steps=steps)
                 found = score(x0, groups[rows.to(groups.device)])
                 if slope:

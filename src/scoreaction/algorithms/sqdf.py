@@ -23,7 +23,6 @@ from scoreaction.algorithms._learner import (
 )
 from scoreaction.algorithms._lookahead import Decisions, Look, Weights, adapt_trust, given, improved, improvement, stepped
 from scoreaction.algorithms._soft_q import SoftQ, soft_q
-from scoreaction.conditions import take
 from scoreaction.gaussians import sum_event
 from scoreaction.predictions import expand
 from scoreaction.replay import Drawn, Replay
@@ -143,7 +142,7 @@ class SQDFLearner(Learner):
     def _rows(self, drawn: Drawn, steps: int, generator: torch.Generator) -> tuple[Decisions, Look]:
         """The drawn rows as decisions, and where the soft Q is asked for them."""
         model, eta = self.setting.model, self.setting.sampler.eta
-        points = Points(drawn.x.to(model.device), drawn.t, take(self.setting.conditions, drawn.groups))
+        points = Points(drawn.x.to(model.device), drawn.t, self.setting.conditions, drawn.groups)
         if self.chain:
             weights, reference = Weights.of_chain(model.process, drawn.t, drawn.s, eta), self._pretrained(points)
             look: Look = partial(self._ahead, drawn, generator)

@@ -12,7 +12,6 @@ from torch import Tensor
 from scoreaction.algorithms._critic import critic_updates, kl_to_go
 from scoreaction.algorithms._learner import Learner, Regularised, Setting, Update, roll_out_jittered
 from scoreaction.algorithms._lookahead import Decisions, Weights, adapt_trust, decisions_at, improvement
-from scoreaction.conditions import repeat
 from scoreaction.rollout import Experience, Points, Rollout
 from scoreaction.types import Conditions, Prediction
 from scoreaction.value import Critic
@@ -86,8 +85,8 @@ class VARDLearner(Learner):
         """V at all states of the paths, the data among them."""
         steps, batch = experience.size
         rollout = experience.rollout
-        conditions = repeat(experience.conditions, steps + 1)
-        points = Points(rollout.x.flatten(0, 1), rollout.times.repeat_interleave(batch), conditions)
+        owner = torch.arange(batch).repeat(steps + 1)
+        points = Points(rollout.x.flatten(0, 1), rollout.times.repeat_interleave(batch), experience.conditions, owner)
         target = experience.rewards.expand(steps + 1, batch)
         if self.config.kl_to_go:
             to_go = kl_to_go(self.setting, experience)
