@@ -487,9 +487,10 @@ def test_serve_reward_from_a_shell() -> None:
         try:
             truth = IMAGES.mean((1, 2, 3)) / 0.5
             close(remote(url)(IMAGES, None), truth, atol=1e-6, other_unit=truth * 0.5 / 0.03)
-        finally:
             process.send_signal(signal.SIGINT)
-        rest, errors = process.communicate(timeout=20)
+            rest, errors = process.communicate(timeout=60)
+        finally:
+            process.kill()
     assert (process.returncode, rest, errors) == (0, "stopped\n", "")
 
 
