@@ -65,6 +65,16 @@ def cell(values: list[float], digits: int = 3) -> str:
     return f"{mean:.{digits}f} ± {error:.{digits}f}"
 
 
+def step_grid(rows: dict[str, list[dict[str, Any]]], what: str, steps: list[int], first: str, second: str) -> str:
+    """A run's figures over samplers: a line a solver, a column a step count, `first (second)` in each cell."""
+    body = []
+    for name, grid in rows.items():
+        for solver, eta in dict.fromkeys((at["solver"], at["eta"]) for at in grid):
+            mine = {at["steps"]: at for at in grid if (at["solver"], at["eta"]) == (solver, eta)}
+            body.append([name, f"{solver}, eta {eta:g}", *(f"{mine[n][first]:.2f} ({mine[n][second]:.2f})" for n in steps)])
+    return table([what, "solver", *(f"{n} steps" for n in steps)], body)
+
+
 def table(header: list[str], rows: list[list[str]]) -> str:
     """A Markdown table."""
     lines = ["| " + " | ".join(header) + " |", "| " + " | ".join("---" for _ in header) + " |"]

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from _harness import arguments, cell, run_jobs, table
+from _harness import arguments, cell, run_jobs, step_grid, table
 
 ITERATIONS, BATCH = 16, 64
 LEVELS = (12.0, 13.0, 14.0)
@@ -126,6 +126,9 @@ def report(results: dict[str, dict[str, Any]], *, by_settings: bool) -> None:
     print(table(header, rows))
     if by_settings:
         return
+    grids = {result["job"]["trainer"]: result["grid"] for result in results.values() if "grid" in result}
+    print("\nTrained at 10 steps, seed 0: reward (legibility), evaluated at other step counts and solvers")
+    print(step_grid(grids, "trained with", [5, 10, 25, 50], "reward", "held_out.legibility"))
     for level in map(str, LEVELS):
         print(f"\nWhen an iteration's mean reward first reaches {level}:")
         rows = []

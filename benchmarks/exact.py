@@ -10,7 +10,7 @@ from functools import cache, partial
 from typing import Any
 
 import torch
-from _harness import arguments, cell, mean_and_error, run_jobs, table
+from _harness import arguments, cell, mean_and_error, run_jobs, step_grid, table
 
 ITERATIONS = {10: 250, 25: 250, 50: 300}
 FEWER = {"mixture16": 150, "linear_quadratic": 100}  # tasks that need fewer; Score as Action has as many as on the mixture
@@ -157,6 +157,9 @@ def main() -> None:
     header = ["task", "trainer", "steps", "seeds", "distance", "max(floor, oracle)", "ratio", "reward", "optimum",
               "KL", "optimum KL",              "evaluations", "seconds"]  # fmt: skip
     print(table(header, rows))
+    grids = {f"{r['job']['trainer']}, {r['job']['steps']}": r["grid"] for r in results.values() if "grid" in r}
+    print("\nThe mixture, seed 0: distance to the optimum (reward), evaluated at other step counts and solvers")
+    print(step_grid(grids, "trained with, at", [5, 10, 25, 50, 200], "distance", "reward"))
 
 
 if __name__ == "__main__":
