@@ -88,7 +88,7 @@ def main() -> None:
     options = arguments(__doc__ or "", "overhead.json").parse_args()
     torch.set_num_threads(1)
     out = {}
-    for name in ("score_action", "ddpo", "dpok"):
+    for name in ("score_action", "sqdf", "draft", "ddpo", "dpok"):
         ratios = measure([f"algorithm.name={name}", "evaluation.held_out=[]"])
         out[name] = {"ratio_median": statistics.median(ratios), "ratios": ratios}
         print(f"{name}: {out[name]['ratio_median']:.3f} x the bare forwards and backwards")
