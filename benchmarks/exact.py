@@ -30,8 +30,8 @@ TRAINERS: dict[str, list[str]] = {  # what a trainer's name in the tables means
     ],
     "dpok": ["algorithm.name=dpok"],
     "draft, K = N, KL": ["algorithm.name=draft", "algorithm.last=null", "algorithm.beta=BETA"],
-    "draft, K = N": ["algorithm.name=draft", "algorithm.last=null"],
-    "draft-1": ["algorithm.name=draft"],
+    "draft, K = N": ["algorithm.name=draft", "algorithm.last=null", "algorithm.beta=0"],
+    "draft-1": ["algorithm.name=draft", "algorithm.beta=0"],
     "refl, KL": ["algorithm.name=refl", "algorithm.beta=BETA"],
     "ddpo": ["algorithm.name=ddpo"],
 }

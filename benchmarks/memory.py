@@ -2,7 +2,8 @@
 
     python benchmarks/memory.py         # results/memory.json and a table; a few minutes
 
-Each figure is the peak of a process of its own (batch 8, two iterations), less that of one that only builds the run.
+Each figure is the peak of a process of its own (batch 8, two iterations, network calls of at most 16 rows), less that of one
+that only builds the run.
 """
 
 from __future__ import annotations
@@ -34,7 +35,7 @@ def one(trainer: str, steps: int, train: bool) -> None:
 
     torch.set_num_threads(1)
     fixed = [f"algorithm.name={trainer}", f"sampler.steps={steps}", f"train.batch={BATCH}", "train.iterations=2"]
-    tuner = build(load_recipe("digits", [*fixed, "train.max_rows=64", "evaluation.held_out=[]"]))
+    tuner = build(load_recipe("digits", [*fixed, "train.max_rows=16", "evaluation.held_out=[]"]))
     if train:
         for _ in tuner:
             pass
