@@ -9,7 +9,7 @@ from torch import nn
 from twins import F64, accepts, close, f64
 
 import scoreaction as sa
-from scoreaction.algorithms import pi_ft
+from scoreaction.algorithms import _critic, pi_ft
 from scoreaction.algorithms._lookahead import Decisions, Weights, improved, lookahead_loss, stepped
 from scoreaction.algorithms.pi_ft import curvature
 from scoreaction.linear_quadratic import ScalarLQ
@@ -174,6 +174,17 @@ def test_the_learner_measures_the_curvature_and_damps_by_it():
     close(sum(float(u.loss.detach()) for u in again), losses[0], rtol=1e-9, least_trust=losses[1], before=value)
 
 
+def test_a_stages_curvature_is_its_trust(monkeypatch):
+    """What was measured of a stage damps that stage, where it is more than the least."""
+    asked = []
+    monkeypatch.setattr(pi_ft, "improvement", lambda learner, decisions, look, *, trust: asked.append(trust) or iter(()))
+    found, _, decisions = staged([4], trust=0.1, updates=1, inner=1)
+    found.state["curvature"] = [0.0, 0.0, 0.05, 7.0, 0.0]
+    for stage in (2, 3):
+        list(found._improve(decisions, stage, torch.Generator().manual_seed(0)))
+    close(asked, [0.1, 7.0], atol=0, the_least_for_both=[0.1, 0.1], measured_for_both=[0.05, 7.0])
+
+
 def test_the_target_is_the_value_ahead_minus_beta_times_the_steps_kl(monkeypatch):
     """`V(t, x_t) = E V(s, x_s) - beta stay/2 ||x0 - x0_pre||^2`, for the policy as it is after it was improved."""
     seen = {}
@@ -182,7 +193,7 @@ def test_the_target_is_the_value_ahead_minus_beta_times_the_steps_kl(monkeypatch
         seen.update(value=value, target=target, **options)
         return iter(())
 
-    monkeypatch.setattr(pi_ft, "critic_updates", watched)
+    monkeypatch.setattr(_critic, "critic_updates", watched)
     found, experience, decisions = staged([2, 3])
     with torch.no_grad():
         found.setting.model.parameters["th"] += 0.4

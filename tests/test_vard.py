@@ -6,7 +6,7 @@ from affine import BETA, OLD, ExactValue, exactly, gradient, model, setting
 from twins import accepts, close, f64
 
 import scoreaction as sa
-from scoreaction.algorithms import vard
+from scoreaction.algorithms import _critic
 from scoreaction.algorithms._critic import kl_to_go
 
 VP = sa.VP()
@@ -47,7 +47,7 @@ def caught(monkeypatch, **config):
         seen.update(value=value, target=target)
         return iter(())
 
-    monkeypatch.setattr(vard, "critic_updates", watched)
+    monkeypatch.setattr(_critic, "critic_updates", watched)
     found = learner(steps=6, batch=20, **config)
     experience = exactly(found, 20)
     found.critic.double()

@@ -158,6 +158,12 @@ class Critic(nn.Module):
             value = value + c_skip.to(value) * (look_ahead - self.scale.mean)
         return value
 
+    def slope(self, x: Tensor, t: Tensor, conditions: Conditions) -> Tensor:
+        """The gradient in x of what is learned, `c_out d grad F`, (batch, *shape); the skip's is for the look-ahead to say."""
+        with torch.enable_grad():
+            x = x.detach().requires_grad_(True)
+            return torch.autograd.grad(self(x, t, conditions, None).sum(), x)[0]
+
 
 class Surrogate(nn.Module):
     """A ridge regression plus a network fitted to the rewards seen so far: it stands in for a black-box reward's gradient.

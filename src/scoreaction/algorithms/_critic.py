@@ -11,7 +11,8 @@ from scoreaction.algorithms._learner import Setting, Update
 from scoreaction.algorithms._lookahead import Rates
 from scoreaction.gaussians import sum_event
 from scoreaction.kl import score_weight
-from scoreaction.rollout import Experience
+from scoreaction.rollout import Experience, Points
+from scoreaction.value import Critic
 
 
 def running_cost(setting: Setting, experience: Experience) -> Tensor:
@@ -32,6 +33,19 @@ def running_cost(setting: Setting, experience: Experience) -> Tensor:
 def kl_to_go(setting: Setting, experience: Experience) -> Tensor:
     """The running cost from each visited state to the end: (N, batch)."""
     return running_cost(setting, experience).flip(0).cumsum(0).flip(0)
+
+
+def fit_critic(
+    critic: Critic, points: Points, look: Tensor | None, target: Tensor, *, updates: int, generator: torch.Generator
+) -> Iterator[Update]:
+    """`critic_updates` of a critic at points, with the look-ahead's value there (rows,), or None where its skip has none."""
+
+    def value(rows: Tensor) -> Tensor:
+        part = points.take(rows)
+        seen = None if look is None else look[rows.to(look.device)]
+        return critic(part.x, part.t, part.conditions, seen)
+
+    yield from critic_updates(value, target, spread=float(critic.scale.spread), updates=updates, generator=generator)
 
 
 def critic_updates(

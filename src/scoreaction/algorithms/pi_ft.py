@@ -11,7 +11,7 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
-from scoreaction.algorithms._critic import critic_updates
+from scoreaction.algorithms._critic import fit_critic
 from scoreaction.algorithms._learner import Learner, Regularised, Setting, Update, refuse_black_box, roll_out_jittered
 from scoreaction.algorithms._lookahead import Decisions, Weights, decisions_at, given, improvement, stepped
 from scoreaction.algorithms._soft_q import soft_q
@@ -106,9 +106,7 @@ class PIFTLearner(Learner):
     def grad_ahead(self, points: Points, groups: Tensor) -> Tensor:
         """grad V at points: `c_skip grad r(x0_hat) + c_out grad F`, at t = 0 that of the reward itself; (rows, *shape)."""
         slope = soft_q(self, points, groups, slope=True).grad
-        with torch.enable_grad():
-            x = points.x.detach().requires_grad_(True)
-            (grad,) = torch.autograd.grad(self.critic(x, points.t, points.conditions, None).sum(), x)
+        grad = self.critic.slope(points.x, points.t, points.conditions)
         return grad + expand(self.critic.coefficients(points.t)[0], slope) * slope
 
     @torch.no_grad()
@@ -124,18 +122,7 @@ class PIFTLearner(Learner):
         target = self.value_ahead(ahead, decisions.groups) - self.beta * cost
         points = decisions.points
         look = soft_q(self, points, decisions.groups, slope=False).value
-
-        def value(rows: Tensor) -> Tensor:
-            part = points.take(rows)
-            return self.critic(part.x, part.t, part.conditions, look[rows.to(look.device)])
-
-        yield from critic_updates(
-            value,
-            target,
-            spread=float(self.critic.scale.spread),
-            updates=self.config.critic_updates,
-            generator=generator,
-        )
+        yield from fit_critic(self.critic, points, look, target, updates=self.config.critic_updates, generator=generator)
 
 
 def curvature(weights: Weights, moved: Tensor, turned: Tensor, beta: float) -> float:

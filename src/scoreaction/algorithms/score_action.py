@@ -199,11 +199,9 @@ class ScoreActionLearner(Learner):
 
     def grad_value(self, points: Points, experience: Valued, rows: Tensor) -> Tensor:
         """grad V at these points: `c_skip grad r(x0_hat) + c_out grad F`, (rows, *shape)."""
-        with torch.enable_grad():
-            x = points.x.detach().requires_grad_(True)
-            (grad,) = torch.autograd.grad(self.critic(x, points.t, points.conditions, None).sum(), x)
-        c_skip = self.critic.coefficients(points.t)[0].to(x)
-        return grad + expand(c_skip, x) * experience.grad_look[rows.to(x.device)]
+        grad = self.critic.slope(points.x, points.t, points.conditions)
+        c_skip = self.critic.coefficients(points.t)[0]
+        return grad + expand(c_skip, grad) * experience.grad_look[rows.to(grad.device)]
 
     def _pathwise_updates(self, experience: Valued) -> Iterator[Update]:
         decisions = decisions_at(self.setting, experience, experience.chosen, Weights.of_path)

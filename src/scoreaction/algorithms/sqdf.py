@@ -11,7 +11,7 @@ import torch
 from pydantic import Field, model_validator
 from torch import Tensor
 
-from scoreaction.algorithms._critic import critic_updates, kl_to_go
+from scoreaction.algorithms._critic import fit_critic, kl_to_go
 from scoreaction.algorithms._learner import (
     Learner,
     Regularised,
@@ -188,9 +188,7 @@ class SQDFLearner(Learner):
         found = self.soft_q(points, groups, slope=True)
         grad = expand(self.discount(points.t, left), found.grad) * found.grad
         if self.config.correction:
-            with torch.enable_grad():
-                x = points.x.detach().requires_grad_(True)
-                grad = grad + torch.autograd.grad(self.critic(x, points.t, points.conditions, None).sum(), x)[0]
+            grad = grad + self.critic.slope(points.x, points.t, points.conditions)
         return grad, found.x0
 
     def discount(self, s: Tensor, left: Tensor) -> Tensor:
@@ -203,18 +201,7 @@ class SQDFLearner(Learner):
         points, groups = experience.points().take(order), experience.groups.repeat(steps)
         look = self.soft_q(points, groups[order.to(groups.device)], slope=False).value
         target = (experience.rewards[None] - self.beta * kl_to_go(self.setting, experience)).flatten()[order.to(look.device)]
-
-        def value(rows: Tensor) -> Tensor:
-            part = points.take(rows)
-            return self.critic(part.x, part.t, part.conditions, look[rows.to(look.device)])
-
-        yield from critic_updates(
-            value,
-            target,
-            spread=float(self.critic.scale.spread),
-            updates=self.config.critic_updates,
-            generator=generator,
-        )
+        yield from fit_critic(self.critic, points, look, target, updates=self.config.critic_updates, generator=generator)
 
 
 Config = SQDF

@@ -9,7 +9,7 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
-from scoreaction.algorithms._critic import critic_updates, kl_to_go
+from scoreaction.algorithms._critic import fit_critic, kl_to_go
 from scoreaction.algorithms._learner import Learner, Regularised, Setting, Update, roll_out_jittered
 from scoreaction.algorithms._lookahead import Decisions, Weights, adapt_trust, decisions_at, improvement
 from scoreaction.rollout import Experience, Points, Rollout
@@ -77,9 +77,7 @@ class VARDLearner(Learner):
 
     def grad_value(self, points: Points) -> Tensor:
         """grad V at points, (rows, *shape)."""
-        with torch.enable_grad():
-            x = points.x.detach().requires_grad_(True)
-            return torch.autograd.grad(self.critic(x, points.t, points.conditions, None).sum(), x)[0]
+        return self.critic.slope(points.x, points.t, points.conditions)
 
     def _critic_updates(self, experience: Experience, generator: torch.Generator) -> Iterator[Update]:
         """V at all states of the paths, the data among them."""
@@ -91,18 +89,8 @@ class VARDLearner(Learner):
         if self.config.kl_to_go:
             to_go = kl_to_go(self.setting, experience)
             target = target - self.beta * torch.cat([to_go, torch.zeros_like(to_go[:1])])
-
-        def value(rows: Tensor) -> Tensor:
-            part = points.take(rows)
-            return self.critic(part.x, part.t, part.conditions, None)
-
-        yield from critic_updates(
-            value,
-            target.flatten(),
-            spread=float(self.critic.scale.spread),
-            updates=self.config.critic_updates,
-            generator=generator,
-        )
+        updates = self.config.critic_updates
+        yield from fit_critic(self.critic, points, None, target.flatten(), updates=updates, generator=generator)
 
 
 Config = VARD
