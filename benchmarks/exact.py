@@ -115,7 +115,7 @@ def measured(tuner: Any, task: str) -> dict[str, Any]:
         "reward_tuned": float(tuner.reward.reward(torch.cat(list(draws.values())), None).mean()),
         "distance_to_optimum": exact.distance(draws.__getitem__, chosen.n, chosen.seed),
         **measure_kl(tuner.model, sampler, 4096, None, chosen.seed),
-        **tuner._counts(),
+        **tuner.counts(),
     }
 
 

@@ -28,6 +28,8 @@ FLOORS = {
         "online",
         "selection",
         "distillation",
+        "optimising",
+        "summarising",
         "_checking",
         "_recipe_text",
         "_prompts",

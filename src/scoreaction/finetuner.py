@@ -10,26 +10,26 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import nullcontext
 from functools import partial
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
-import numpy as np
 import torch
 from accelerate import Accelerator
-from pydantic import BaseModel, ConfigDict, Field
 from torch import Tensor
 
 from scoreaction.algorithms._learner import Algorithm, Judge, Learner, Setting, Update
 from scoreaction.checkpoints import RunFolder, load_tree, save_tree, write_whole
 from scoreaction.conditions import take
-from scoreaction.evaluation import Evaluation, ExactTask, diversity, measure, measure_kl
+from scoreaction.evaluation import Evaluation, diversity
 from scoreaction.export import save_model
 from scoreaction.kl import chain_kl, path_kl
 from scoreaction.model import Model
 from scoreaction.online import Online, Rounds
+from scoreaction.optimising import Train, adam, learning_rate, policy_optimiser
 from scoreaction.rewards import CountedReward, RewardError
 from scoreaction.rewards._weighted import WeightedSum
 from scoreaction.rollout import Experience, Sampler, roll_out
 from scoreaction.selection import Selection
+from scoreaction.summarising import summarise
 from scoreaction.types import Prompt, RewardFunction
 
 NO_GRADIENT = "check that the network's output depends on them, and that nothing detaches it"
@@ -37,34 +37,6 @@ NO_GRADIENT = "check that the network's output depends on them, and that nothing
 
 class TrainingError(RuntimeError):
     """Training cannot go on: no gradient reaches the trained parameters, or a number is not finite."""
-
-
-class Train(BaseModel):
-    """How long and how fast: iterations, trajectories an iteration, learning rate, seed, device, averages, checkpoints.
-
-    max_rows is the largest batch of one network call (guidance doubles it); optimizer adam8bit keeps the policy's Adam in 8
-    bits, for full fine-tuning on a GPU; held_out_rows how many samples an iteration the held-out rewards and diversity are
-    measured on. select: the metric whose best weights are kept, higher is better; they are then what is reported, sampled
-    and saved.
-    """
-
-    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
-    iterations: int = Field(300, ge=1)
-    batch: int = Field(256, ge=2)
-    lr: float = Field(1e-3, gt=0)
-    optimizer: Literal["adam", "adam8bit"] = "adam"
-    seed: int = Field(0, ge=0)
-    device: str = "auto"
-    precision: Literal["fp32", "bf16", "fp16"] = "fp32"
-    ema: bool = True
-    ema_decay: float = Field(0.99, gt=0, lt=1)
-    schedule: Literal["cosine", "constant"] = "cosine"
-    max_grad_norm: float = Field(1.0, gt=0)
-    max_rows: int = Field(4096, ge=1)
-    samples_per_prompt: int = Field(1, ge=1)
-    checkpoint_every: int = Field(50, ge=1)
-    held_out_rows: int = Field(64, ge=2)
-    select: str | None = None
 
 
 class Finetuner:
@@ -149,26 +121,12 @@ class Finetuner:
             self.conditions = model.conditions(self.prompts)
             self.learner: Learner = algorithm.build(self._setting())
         self.learner.networks.to(self.model.device)
-        self.optimisers: dict[str, torch.optim.Optimizer] = {"policy": self._policy_optimiser()}
+        self.optimisers: dict[str, torch.optim.Optimizer] = {"policy": policy_optimiser(self.train, self.model)}
         for name, network in self.learner.networks.items():
             if name not in self.learner.lr:
                 continue
-            self.optimisers[name] = _adam(network.parameters(), self.learner.lr[name])
+            self.optimisers[name] = adam(network.parameters(), self.learner.lr[name])
         self._board: Any = None
-
-    def _policy_optimiser(self) -> torch.optim.Optimizer:
-        parameters = self.model.parameters.values()
-        if self.train.optimizer == "adam":
-            return _adam(parameters, self.train.lr)
-        if importlib.util.find_spec("bitsandbytes") is None:
-            raise ValueError('train.optimizer: adam8bit needs the package bitsandbytes: pip install "scoreaction[adam8bit]"')
-        if self.model.device.type != "cuda":
-            raise ValueError(
-                f"train.optimizer: adam8bit runs on a GPU only, and train.device is {self.model.device.type}; use adam"
-            )
-        from bitsandbytes.optim import Adam8bit
-
-        return Adam8bit(list(parameters), lr=self.train.lr, eps=1e-12)
 
     def _setting(self) -> Setting:
         judge = Judge(self._score, self.objective.differentiable)
@@ -193,7 +151,7 @@ class Finetuner:
             self.iteration += 1
             self.between = True
             self.seconds += time.perf_counter() - began
-            metrics = {"iteration": self.iteration, **metrics, **self._counts()}
+            metrics = {"iteration": self.iteration, **metrics, **self.counts()}
             if self.folder is not None:
                 self._log(metrics)
                 if self.iteration % self.train.checkpoint_every == 0 or self.iteration == self.train.iterations:
@@ -203,7 +161,7 @@ class Finetuner:
     def _iterate(self) -> dict[str, Any]:
         if self.rounds is not None and self.rounds.due(self.iteration):
             if self.folder is not None:
-                self._write_recipe()  # so that the answers are known to be this run's
+                self.write_recipe()  # so that the answers are known to be this run's
             self.rounds.query(self._draw, self.train.batch, self.generator)
         experience, prompts = self._collect()
         experience = self.learner.prepare(experience, self.generator)
@@ -286,10 +244,10 @@ class Finetuner:
     def _learn(self, updates: Iterator[Update]) -> dict[str, float]:
         """Backward and step for each loss; the mean of each metric, and the policy's mean gradient norm."""
         seen: dict[str, list[float]] = {}
-        rate = self._rate()
+        share = learning_rate(self.train, self.iteration)
         for name, optimiser in self.optimisers.items():
             for group in optimiser.param_groups:
-                group["lr"] = rate * (self.train.lr if name == "policy" else self.learner.lr[name])
+                group["lr"] = share * (self.train.lr if name == "policy" else self.learner.lr[name])
         for update in updates:
             for name, value in update.metrics.items():
                 seen.setdefault(name, []).append(value)
@@ -318,12 +276,6 @@ class Finetuner:
         optimiser.zero_grad(set_to_none=True)
         return norm
 
-    def _rate(self) -> float:
-        """The schedule's factor: cosine from 1 to 0.01 over the run."""
-        if self.train.schedule == "constant":
-            return 1.0
-        return 0.01 + 0.99 * 0.5 * (1 + math.cos(math.pi * self.iteration / self.train.iterations))
-
     @torch.no_grad()
     def _watch(self, experience: Experience, prompts: list[Any] | None) -> dict[str, float]:
         """Diversity and held-out rewards of some of this iteration's samples."""
@@ -334,7 +286,7 @@ class Finetuner:
         judged = {f"held_out.{name}": float(judge(samples, some).mean()) for name, judge in self.held_out.items()}
         return {"diversity": distance, "vendi": vendi, **judged}
 
-    def _counts(self) -> dict[str, Any]:
+    def counts(self) -> dict[str, Any]:
         return {
             "reward_queries": self.reward.queries,
             "model_evaluations": self.model.evaluations.forward,
@@ -344,7 +296,7 @@ class Finetuner:
 
     def _log(self, metrics: dict[str, Any]) -> None:
         assert self.folder is not None
-        self._write_recipe()
+        self.write_recipe()
         with self.folder.metrics_path.open("a", encoding="utf-8") as file:
             file.write(json.dumps(metrics) + "\n")
         if self._board is None and importlib.util.find_spec("tensorboard"):
@@ -355,7 +307,7 @@ class Finetuner:
             for name, value in metrics.items():
                 self._board.add_scalar(name, value, self.iteration)
 
-    def _write_recipe(self) -> None:
+    def write_recipe(self) -> None:
         assert self.folder is not None
         self.folder.path.mkdir(parents=True, exist_ok=True)
         if self.recipe is not None:  # rewritten: a resumed run may have grown
@@ -412,7 +364,7 @@ class Finetuner:
         """Saves the state, keeping the newest two; False in the middle of an iteration, whose state is of no use."""
         if self.folder is None or not self.between:
             return False
-        self._write_recipe()
+        self.write_recipe()
         if self._board is not None:
             self._board.flush()
         save_tree(self.folder.checkpoints / f"{self.iteration:06d}", self.state())
@@ -441,60 +393,4 @@ class Finetuner:
 
     def summary(self) -> dict[str, Any]:
         """Measures base and tuned model from the same noise; with a folder also writes summary.json, samples/ and model/."""
-        chosen = self.evaluation
-        sampler = chosen.sampler(self.sampler)
-        counts, queries = self._counts(), self.reward.queries
-        figures: dict[str, Any] = {"iterations": self.iteration}
-        if self.selection is not None:
-            figures["selected_iteration"] = self.selection.iteration
-        prompted: dict[str, dict[str, float]] = {}
-        for kind in ("base", "tuned"):
-            found, samples = measure(
-                self.model, sampler, self.reward, self.held_out,
-                n=chosen.n, prompts=self.prompts, seed=chosen.seed, reference=kind == "base", chunk=self._chunk(),
-            )  # fmt: skip
-            for prompt, mean in found.pop("by_prompt", {}).items():
-                prompted.setdefault(prompt, {})[f"reward_{kind}"] = mean
-            figures |= {_named(name, kind): value for name, value in found.items()}
-            if self.folder is not None:
-                self._save_samples(kind, samples)
-        self.reward.queries = queries  # measuring is not training
-        figures |= measure_kl(self.model, sampler, chosen.n, self.prompts, chosen.seed, max_rows=self.train.max_rows)
-        beta = chosen.beta or self.learner.beta
-        task = ExactTask.of(self.model, self.reward.reward, beta)
-        if task is not None:
-            figures |= task.figures(self.model, sampler, chosen.n, chosen.seed)
-        figures |= {"beta": beta, **counts}
-        if prompted:
-            figures["prompts"] = [{"prompt": prompt, **means} for prompt, means in prompted.items()]
-        if self.folder is not None:
-            self._write_recipe()
-            write_whole(self.folder.summary_path, json.dumps(figures, indent=2) + "\n")
-            self.save(self.folder.model)
-        return figures
-
-    def _chunk(self) -> int:
-        """Rows of one sampling call: as many as fit a modest memory."""
-        return max(16, min(8192, 2**21 // math.prod(self.model.shape)))
-
-    def _save_samples(self, kind: str, samples: Tensor) -> None:
-        assert self.folder is not None
-        self.folder.samples.mkdir(parents=True, exist_ok=True)
-        kept = samples[: 4096 if samples.ndim == 2 else 100].cpu().numpy()
-        arrays = {"samples": kept}
-        if self.prompts is not None:
-            arrays["prompts"] = np.array([str(self.prompts[i % len(self.prompts)]) for i in range(len(kept))])
-        np.savez_compressed(self.folder.samples / f"{kind}.npz", **arrays)  # type: ignore[arg-type]
-
-
-def _named(name: str, kind: str) -> str:
-    """`reward` of the base is `reward_base`, its standard error `reward_base_se`."""
-    return f"{name.removesuffix('_se')}_{kind}_se" if name.endswith("_se") else f"{name}_{kind}"
-
-
-def _adam(parameters: Any, lr: float) -> torch.optim.Adam:
-    """Adam with an eps far below the scale of any gradient, so that steps do not depend on the reward's units."""
-    chosen = list(parameters)
-    if not chosen:
-        raise ValueError("the network has no trainable parameters; unfreeze some, or set lora_rank")
-    return torch.optim.Adam(chosen, lr=lr, eps=1e-12, fused=True)
+        return summarise(self)
