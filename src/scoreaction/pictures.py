@@ -180,6 +180,7 @@ def run_figure(records: Sequence[Values], summary: Values | None) -> Figure:
             axis.axhline(optimum, color="#d1495b", linestyle="--", linewidth=1.2, label="optimum")
             axis.legend(frameon=False)
         axis.set(title=title_of(key), xlabel=EVALUATIONS)
+        axis.locator_params(axis="x", nbins=5)
     for axis in axes[len(keys) :]:
         axis.set_axis_off()
     return figure
