@@ -45,7 +45,7 @@ def learner(
 
 
 def experienced(agent: Any, batch: int, generator: torch.Generator) -> Any:
-    rollout = agent.explore(None, batch, generator)
+    rollout = agent.explore(None, batch, agent.times(generator), generator)
     raw = Experience(rollout, REWARD(rollout.x0), None, torch.zeros(batch, dtype=torch.long))
     return agent.prepare(raw, generator)
 
@@ -87,7 +87,8 @@ def difference(process: str, eta: float, steps: int) -> dict[str, Any]:
     old, batch = ExactValue(row, eta, OLD, end=PROCESSES[process][1]), 4000
     agent, _ = learner(process, eta, "pathwise", steps, batch, NEW)
     before = model(row, OLD)
-    rollout = agent.explore(None, batch, torch.Generator().manual_seed(0))
+    generator = torch.Generator().manual_seed(0)
+    rollout = agent.explore(None, batch, agent.times(generator), generator)
     rates, total = Rates.at(eta), torch.zeros(batch, dtype=F64)
     for i, (t, s) in enumerate(zip(rollout.times[:-1], rollout.times[1:], strict=True)):
         x = rollout.x[i].double()

@@ -33,6 +33,7 @@ ABLATIONS: dict[str, list[str]] = {  # of the published SQDF: discount, consiste
     "no buffer": ["algorithm.discount_rate=5.27", "algorithm.x0_hat=consistency"],
 }
 RATES = ("1e-4", "3e-4", "1e-3")
+BACKPROP = ("draft-1", "draft-lv", "refl")  # the power grid's last step is at t = 0.03 and teaches little of large shapes
 
 
 def train(trainer: str, settings: list[str], seed: int) -> dict[str, Any]:
@@ -52,9 +53,12 @@ def jobs(stage: str) -> dict[str, dict[str, Any]]:
 
     if stage == "tune":
         return {
-            f"{trainer}/lr {lr}": job(trainer, [*settings, "algorithm.beta=0.1", f"train.lr={lr}"], 100)
+            f"{trainer}/lr {lr}{', uniform grid' if grid == 'uniform' else ''}": job(
+                trainer, [*settings, "algorithm.beta=0.1", f"train.lr={lr}", f"sampler.grid={grid}"], 100
+            )
             for trainer, settings in TRAINERS.items()
             for lr in RATES
+            for grid in (("power", "uniform") if trainer in BACKPROP else ("power",))
         }
     found = {
         f"{trainer}/beta {beta}/seed{seed}": job(trainer, [*settings, f"algorithm.beta={beta}"], seed)

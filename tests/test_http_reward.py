@@ -149,7 +149,7 @@ def test_questions_are_in_flight_while_later_samples_are_decoded() -> None:
 
     def took(reward: Any) -> float:
         began = time.perf_counter()
-        close(CountedReward(reward).decoded(x, decode, None), 2 * x.sum(1), undecoded=x.sum(1) + 1)
+        close(CountedReward(reward).begin_decoded(x, decode, None)(), 2 * x.sum(1), undecoded=x.sum(1) + 1)
         return time.perf_counter() - began
 
     x = torch.randn(12, 3, generator=torch.Generator().manual_seed(2))
@@ -164,10 +164,51 @@ def test_questions_are_in_flight_while_later_samples_are_decoded() -> None:
         accepts(check, took(background), in_a_row=apart)
 
 
+def test_questions_are_in_flight_while_later_trajectories_are_drawn() -> None:
+    """Truth: the order of events, and the scores of the same samples in process. Four pieces of two trajectories."""
+    events: list[str] = []
+
+    def score(samples: torch.Tensor, prompts: Any) -> torch.Tensor:
+        events.append("asked")
+        return samples.sum(1)
+
+    def collected(reward: Any) -> tuple[list[str], Any]:
+        events.clear()
+        model = sa.gaussian_mixture.build(sa.gaussian_mixture.Config())
+        predict = model.predict
+
+        def slowly(*args: Any, **kwargs: Any) -> Any:
+            time.sleep(0.1)
+            events.append("predicted")
+            return predict(*args, **kwargs)
+
+        model.predict = slowly  # type: ignore[method-assign]
+        tuner = sa.Finetuner(
+            model, reward=reward, algorithm=sa.DDPO(), sampler=sa.Sampler(steps=3), train=sa.Train(iterations=1, batch=8)
+        )
+        experience, _ = tuner._collect()
+        return list(events), experience
+
+    with serving(score) as server:
+        background = remote(server.url, batch=2)
+        afterwards, _ = collected(lambda samples, prompts: background(samples, None))
+        meanwhile, experience = collected(background)
+    x0 = experience.rollout.x0
+    close(experience.rewards, x0.sum(1), atol=1e-5, in_another_order=x0.flip(0).sum(1))
+    assert experience.rollout.x.shape == (4, 8, 2)
+    assert x0.unique(dim=0).shape == (8, 2), "each piece has noise of its own"
+
+    def check(found: list[str]) -> None:
+        last = max(i for i, event in enumerate(found) if event == "predicted")
+        assert found[:last].count("asked") == 3
+
+    accepts(check, meanwhile, afterwards=afterwards)
+
+
 def test_every_row_is_counted_once() -> None:
     with serving(ink.build(ink.Config())) as server:
         counted = CountedReward(remote(server.url, batch=3))
-        counted.decoded(IMAGES, lambda x: x, None)
+        counted.begin_decoded(IMAGES, lambda x: x, None)()
     assert counted.queries == 10
 
 

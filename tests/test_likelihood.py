@@ -27,7 +27,7 @@ VP = sa.VP()
 
 def collected(found, batch, seed=0, reward=REWARD):
     generator = torch.Generator().manual_seed(seed)
-    rollout = found.explore(None, batch, generator)
+    rollout = found.explore(None, batch, found.times(generator), generator)
     raw = Experience(rollout, reward(rollout.x0), None, torch.zeros(batch, dtype=torch.long))
     return found.prepare(raw, generator)
 

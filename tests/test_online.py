@@ -207,7 +207,8 @@ def test_training_follows_the_proxy_and_the_kl_is_to_the_pretrained_model():
     tuner = tuner_with(Oracle(), optimism=1.0)
     before = sa.sample(tuner.model, n=8, steps=3, reference=True)
     *_, last = tuner
-    rollout = tuner.learner.explore(None, 16, torch.Generator().manual_seed(0))
+    generator = torch.Generator().manual_seed(0)
+    rollout = tuner.learner.explore(None, 16, tuner.learner.times(generator), generator)
     groups = torch.zeros(16, dtype=torch.long)
     close(tuner.objective(rollout.x0, None), tuner.rounds.proxy(rollout.x0, groups), oracle=Oracle()(rollout.x0, None))
     assert tuner.learner.setting.judge.differentiable, "whatever the oracle is"

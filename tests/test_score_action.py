@@ -172,7 +172,7 @@ def learner(process, eta, estimator, *, steps, batch, parameters=OLD, look="rewa
 
 
 def experienced(found, batch, generator):
-    rollout = found.explore(None, batch, generator)
+    rollout = found.explore(None, batch, found.times(generator), generator)
     raw = Experience(rollout, REWARD(rollout.x0), None, torch.zeros(batch, dtype=torch.long))
     return found.prepare(raw, generator)
 
@@ -466,7 +466,7 @@ def test_eta_zero_needs_exploration(estimator):
         setting(made, eta=0.0, steps=8, batch=16)
     )
     generator = torch.Generator().manual_seed(0)
-    rollout = found.explore(None, 16, generator)
+    rollout = found.explore(None, 16, found.times(generator), generator)
     assert float((rollout.action.eps - rollout.prediction.eps).std()) > 0.05
     direction = ascent(found, made, experienced(found, 16, generator), generator)
     assert bool(torch.isfinite(direction).all())

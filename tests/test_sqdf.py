@@ -164,7 +164,7 @@ def test_one_update_is_the_published_gradient(weights):
 def test_the_last_step():
     """`chain`: the reference acts in a step without noise and it is not drawn; `path`: it is a step as any other."""
     chain, path = (learner(steps=4, batch=64, weights=w, updates=1, rows=300) for w in ("chain", "path"))
-    rollout = chain.explore(None, 64, torch.Generator().manual_seed(0))
+    rollout = chain.explore(None, 64, chain.times(torch.Generator()), torch.Generator().manual_seed(0))
     with torch.no_grad():
         reference, policy = (
             f(rollout.x[3], rollout.times[3]).x0 for f in (chain.setting.model.reference, chain.setting.model.predict)

@@ -57,9 +57,9 @@ def test_the_first_batch_is_whole_though_it_is_begun_in_parts() -> None:
             return lambda: left(samples, conditions)
 
     def decoded(reward: Any) -> torch.Tensor:
-        return CountedReward(WeightedSum([Part(reward, 1.0, normalise=True), Part(right, 1.0)])).decoded(
+        return CountedReward(WeightedSum([Part(reward, 1.0, normalise=True), Part(right, 1.0)])).begin_decoded(
             FIRST, lambda x: x, None
-        )
+        )()
 
     m, s = FIRST[:5, 0].mean(), FIRST[:5, 0].std()
     close(decoded(Slowly()), decoded(left), atol=1e-5, by_the_first_part=(FIRST[:, 0] - m) / s + FIRST[:, 1])

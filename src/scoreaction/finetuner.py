@@ -27,11 +27,13 @@ from scoreaction.online import Online, Rounds
 from scoreaction.optimising import Train, adam, learning_rate, policy_optimiser
 from scoreaction.rewards import CountedReward, RewardError
 from scoreaction.rewards._weighted import WeightedSum
-from scoreaction.rollout import Experience, Sampler, roll_out
+from scoreaction.rollout import Experience, Sampler, joined, roll_out
 from scoreaction.selection import Selection
 from scoreaction.summarising import summarise
 from scoreaction.types import Prompt, RewardFunction
 
+PIECES = 4
+"""In which a batch is drawn at least where the reward works in the background: three quarters of its time are hidden."""
 NO_GRADIENT = "check that the network's output depends on them, and that nothing detaches it"
 
 
@@ -207,15 +209,24 @@ class Finetuner:
         batch, each, limit = self.train.batch, self.train.samples_per_prompt, self.train.max_rows
         groups = self._drawn(math.ceil(batch / each)).repeat_interleave(each)[:batch]
         conditions = take(self.conditions, groups)
-        rollout = self.learner.explore(conditions, batch, self.generator)
         prompts = None if self.prompts is None else [self.prompts[group] for group in groups.tolist()]
-        gradient = None
+        times, gradient = self.learner.times(self.generator), None
+        # a reward that works in the background begins with the first trajectories while the next are drawn
+        rows = self.objective.rows
+        size = batch if rows is None else min(limit, max(rows, math.ceil(batch / PIECES)))
+        rollouts, waiting = [], []
+        for part in torch.arange(batch).split(size):
+            rollouts.append(self.learner.explore(take(conditions, part), len(part), times, self.generator))
+            if not self.learner.reward_gradient:
+                asked = None if prompts is None else [prompts[i] for i in part.tolist()]
+                with torch.no_grad():
+                    waiting.append(self.objective.begin_decoded(rollouts[-1].x0, self.model.decode, asked))
+        rollout = joined(rollouts)
         if self.learner.reward_gradient:
             parts = [self._slope(x0, part) for x0, part in zip(rollout.x0.split(limit), groups.split(limit), strict=True)]
             rewards, gradient = torch.cat([r for r, _ in parts]), torch.cat([g for _, g in parts])
         else:
-            with torch.no_grad():
-                rewards = self.objective.decoded(rollout.x0, self.model.decode, prompts)
+            rewards = torch.cat([scores() for scores in waiting])
         groups = groups.to(rewards.device)
         return Experience(rollout, rewards, conditions, groups, reward_gradient=gradient), prompts
 

@@ -142,6 +142,7 @@ class Rounds:
     """The rounds of a run: as a reward it is the proxy; `query` is what asks the oracle."""
 
     differentiable = True
+    rows = None
     name = "online.proxy"
 
     def __init__(
@@ -181,9 +182,10 @@ class Rounds:
             groups = torch.tensor([self.prompts.index(prompt) for prompt in prompts])
         return self.proxy(self._features(samples), groups)
 
-    def decoded(self, x0: Tensor, decode: Callable[[Tensor], Tensor], prompts: list[Any] | None) -> Tensor:
-        """The proxy's reward of decode(x0)."""
-        return self(decode(x0), prompts)
+    def begin_decoded(self, x0: Tensor, decode: Callable[[Tensor], Tensor], prompts: list[Any] | None) -> Callable[[], Tensor]:
+        """The proxy's reward of decode(x0), as `CountedReward` has it."""
+        scores = self(decode(x0), prompts)
+        return lambda: scores
 
     def _features(self, samples: Tensor) -> Tensor:
         seen = self.model.features(samples) if self.config.features == "model" else samples

@@ -130,6 +130,19 @@ def roll_out(
     return Rollout(times, torch.stack(states), action if explore is None else stacked(said), action)
 
 
+def joined(rollouts: list[Rollout]) -> Rollout:
+    """Rollouts of the same times as one, their trajectories side by side."""
+    if len(rollouts) == 1:
+        return rollouts[0]
+
+    def side_by_side(predictions: list[Prediction]) -> Prediction:
+        return Prediction(torch.cat([p.x0 for p in predictions], 1), torch.cat([p.eps for p in predictions], 1))
+
+    x = torch.cat([rollout.x for rollout in rollouts], 1)
+    said, done = ([getattr(rollout, name) for rollout in rollouts] for name in ("prediction", "action"))
+    return Rollout(rollouts[0].times, x, side_by_side(said), side_by_side(done))
+
+
 def stacked(predictions: list[Prediction]) -> Prediction:
     """One prediction with a new first dimension."""
     return Prediction(torch.stack([p.x0 for p in predictions]), torch.stack([p.eps for p in predictions]))

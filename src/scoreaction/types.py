@@ -37,6 +37,10 @@ class RewardFunction(Protocol):
     def __call__(self, samples: Tensor, conditions: Conditions) -> Tensor: ...
 
 
+EVERY = 2**31
+"""Rows of a `Background` that has nothing to do meanwhile: it may as well have all samples at once."""
+
+
 @runtime_checkable
 class Background(Protocol):
     """A reward that can work while other work goes on: `begin` asks, and calling what it gives waits for the scores.

@@ -112,9 +112,13 @@ class Learner:
         model, guidance = self.setting.model, self.setting.sampler.guidance
         return lambda x, t: model.reference(x, t, conditions, guidance=guidance)
 
-    @abstractmethod
-    def explore(self, conditions: Conditions, n: int, generator: torch.Generator) -> Rollout:
-        """n trajectories to learn from."""
+    def times(self, generator: torch.Generator) -> Tensor:
+        """The grid of an iteration: the sampler's own, moved a little each time, so that no time is left untrained."""
+        return jittered(self.setting.sampler.times(self.setting.model.process), generator)
+
+    def explore(self, conditions: Conditions, n: int, times: Tensor, generator: torch.Generator) -> Rollout:
+        """n trajectories to learn from; the policy acts in every step."""
+        return roll_out(self.setting.model, self.setting.sampler, self.policy(conditions), n, generator, times=times)
 
     def prepare(self, experience: Experience, generator: torch.Generator) -> Experience:
         """Asks the reference at the visited states, without a graph."""
@@ -129,12 +133,10 @@ class Learner:
         """The losses of one iteration, one after another; the caller has stepped before it asks for the next."""
 
 
-def roll_out_chain(learner: Learner, conditions: Conditions, n: int, generator: torch.Generator) -> Rollout:
-    """Trajectories on the sampler's own grid; the reference acts in a step without noise, which has no density."""
+def roll_out_chain(learner: Learner, conditions: Conditions, n: int, times: Tensor, generator: torch.Generator) -> Rollout:
+    """Trajectories in which the reference acts in the steps without noise, which have no density."""
     setting = learner.setting
-    process, eta = setting.model.process, setting.sampler.eta
-    times = setting.sampler.times(process)
-    silent = noise_std(process, times[:-1], times[1:], eta) == 0
+    silent = noise_std(setting.model.process, times[:-1], times[1:], setting.sampler.eta) == 0
     acts_at = {float(t): bool(quiet) for t, quiet in zip(times[:-1], silent, strict=True)}
     policy, reference = learner.policy(conditions), learner.reference(conditions)
 
@@ -142,20 +144,6 @@ def roll_out_chain(learner: Learner, conditions: Conditions, n: int, generator: 
         return reference(x, t) if acts_at[float(t)] else policy(x, t)
 
     return roll_out(setting.model, setting.sampler, predict, n, generator, times=times)
-
-
-def roll_out_jittered(
-    learner: Learner,
-    conditions: Conditions,
-    n: int,
-    generator: torch.Generator,
-    *,
-    explore: Callable[[Tensor, Tensor, Prediction], Prediction] | None = None,
-) -> Rollout:
-    """Trajectories on a grid that moves every iteration, so that no time is left untrained; the policy acts in every step."""
-    setting = learner.setting
-    times = jittered(setting.sampler.times(setting.model.process), generator)
-    return roll_out(setting.model, setting.sampler, learner.policy(conditions), n, generator, times=times, explore=explore)
 
 
 def refuse_black_box(setting: Setting, algorithm: str) -> None:

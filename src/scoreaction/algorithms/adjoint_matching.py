@@ -11,12 +11,12 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
-from scoreaction.algorithms._learner import Learner, Regularised, Setting, Update, refuse_black_box, roll_out_jittered
+from scoreaction.algorithms._learner import Learner, Regularised, Setting, Update, refuse_black_box
 from scoreaction.algorithms._lookahead import Weights, decisions_at, given, improvement
 from scoreaction.conditions import take
-from scoreaction.rollout import Experience, Rollout, stacked
+from scoreaction.rollout import Experience, stacked
 from scoreaction.solvers import ddim_step
-from scoreaction.types import Conditions, Prediction
+from scoreaction.types import Prediction
 
 
 class AdjointMatching(Regularised):
@@ -60,9 +60,6 @@ class AdjointMatchingLearner(Learner):
     def __init__(self, config: AdjointMatching, setting: Setting) -> None:
         super().__init__(setting, beta=config.beta, kl_target=config.kl_target)
         self.config = config
-
-    def explore(self, conditions: Conditions, n: int, generator: torch.Generator) -> Rollout:
-        return roll_out_jittered(self, conditions, n, generator)
 
     def prepare(self, experience: Experience, generator: torch.Generator) -> Adjoint:
         """The adjoint, backwards along the paths; the reference's predictions come with it."""

@@ -76,8 +76,11 @@ class DDPOLearner(Learner):
         self.reference_rows = None if beta > 0 else 32  # without a KL it is only logged
         self.state["prompt_rewards"] = {}
 
-    def explore(self, conditions: Conditions, n: int, generator: torch.Generator) -> Rollout:
-        return roll_out_chain(self, conditions, n, generator)
+    def times(self, generator: torch.Generator) -> Tensor:
+        return self.setting.sampler.times(self.setting.model.process)
+
+    def explore(self, conditions: Conditions, n: int, times: Tensor, generator: torch.Generator) -> Rollout:
+        return roll_out_chain(self, conditions, n, times, generator)
 
     def advantages(self, experience: Experience) -> Tensor:
         """Standardised rewards by the chosen baseline, clipped, (batch,)."""

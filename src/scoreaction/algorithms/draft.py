@@ -11,14 +11,14 @@ from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
 from scoreaction.algorithms._backprop import refuse_unfit, visited_kl
-from scoreaction.algorithms._learner import Algorithm, Learner, Setting, Update, roll_out_jittered
+from scoreaction.algorithms._learner import Algorithm, Learner, Setting, Update
 from scoreaction.algorithms._lookahead import Weights
 from scoreaction.conditions import take
 from scoreaction.gaussians import sum_event
 from scoreaction.predictions import expand
-from scoreaction.rollout import Experience, Rollout
+from scoreaction.rollout import Experience
 from scoreaction.solvers import ddim_step
-from scoreaction.types import Conditions, Predict, Prediction
+from scoreaction.types import Predict, Prediction
 
 
 class DRaFT(Algorithm):
@@ -59,9 +59,6 @@ class DRaFTLearner(Learner):
         self.config = config
         self.last = config.last or setting.sampler.steps
         self.reference_rows = None if config.beta else 32  # without a KL it is only logged
-
-    def explore(self, conditions: Conditions, n: int, generator: torch.Generator) -> Rollout:
-        return roll_out_jittered(self, conditions, n, generator)
 
     def updates(self, experience: Experience, generator: torch.Generator) -> Iterator[Update]:
         steps, batch = experience.size

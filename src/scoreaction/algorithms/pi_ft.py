@@ -12,13 +12,13 @@ from pydantic import Field
 from torch import Tensor
 
 from scoreaction.algorithms._critic import fit_critic
-from scoreaction.algorithms._learner import Learner, Regularised, Setting, Update, refuse_black_box, roll_out_jittered
+from scoreaction.algorithms._learner import Learner, Regularised, Setting, Update, refuse_black_box
 from scoreaction.algorithms._lookahead import Decisions, Weights, decisions_at, given, improvement, stepped
 from scoreaction.algorithms._soft_q import soft_q
 from scoreaction.gaussians import sum_event
 from scoreaction.predictions import expand
-from scoreaction.rollout import Experience, Points, Rollout
-from scoreaction.types import Conditions, Prediction
+from scoreaction.rollout import Experience, Points
+from scoreaction.types import Prediction
 from scoreaction.value import Critic
 
 
@@ -61,9 +61,6 @@ class PIFTLearner(Learner):
         self.networks["critic"] = self.critic
         self.lr = {"critic": config.critic_lr}
         self.state["curvature"] = [0.0] * config.stages
-
-    def explore(self, conditions: Conditions, n: int, generator: torch.Generator) -> Rollout:
-        return roll_out_jittered(self, conditions, n, generator)
 
     def updates(self, experience: Experience, generator: torch.Generator) -> Iterator[Update]:
         self.critic.scale.calibrate(experience.rewards)

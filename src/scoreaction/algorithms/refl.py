@@ -9,9 +9,8 @@ import torch
 from pydantic import Field
 
 from scoreaction.algorithms._backprop import refuse_unfit, visited_kl
-from scoreaction.algorithms._learner import Algorithm, Learner, Setting, Update, roll_out_jittered
-from scoreaction.rollout import Experience, Rollout
-from scoreaction.types import Conditions
+from scoreaction.algorithms._learner import Algorithm, Learner, Setting, Update
+from scoreaction.rollout import Experience
 
 
 class ReFL(Algorithm):
@@ -41,9 +40,6 @@ class ReFLLearner(Learner):
         super().__init__(setting, beta=config.beta)
         self.config = config
         self.reference_rows = None if config.beta else 32  # without a KL it is only logged
-
-    def explore(self, conditions: Conditions, n: int, generator: torch.Generator) -> Rollout:
-        return roll_out_jittered(self, conditions, n, generator)
 
     def updates(self, experience: Experience, generator: torch.Generator) -> Iterator[Update]:
         steps, batch = experience.size

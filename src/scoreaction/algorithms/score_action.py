@@ -12,12 +12,12 @@ from pydantic import Field
 from torch import Tensor
 
 from scoreaction.algorithms._critic import critic_updates, kl_to_go, running_cost
-from scoreaction.algorithms._learner import Learner, Regularised, Setting, Update, roll_out_jittered, unflattened
+from scoreaction.algorithms._learner import Learner, Regularised, Setting, Update, unflattened
 from scoreaction.algorithms._likelihood import Steps, ratio_updates, refuse_without_density, steps_taken
 from scoreaction.algorithms._lookahead import Decisions, Weights, adapt_trust, decisions_at, improvement, perturbed
 from scoreaction.gaussians import sum_event
 from scoreaction.predictions import expand
-from scoreaction.rollout import Experience, Points, Rollout
+from scoreaction.rollout import Experience, Points, Rollout, roll_out
 from scoreaction.types import Conditions, Prediction
 from scoreaction.value import Critic, Surrogate, zeroth_order
 
@@ -107,13 +107,14 @@ class ScoreActionLearner(Learner):
             self.lr["surrogate"] = config.critic_lr
         self.state.update(trust=config.trust, kl_to_old=0.0)
 
-    def explore(self, conditions: Conditions, n: int, generator: torch.Generator) -> Rollout:
-        process, size = self.setting.model.process, self.config.exploration
+    def explore(self, conditions: Conditions, n: int, times: Tensor, generator: torch.Generator) -> Rollout:
+        model, sampler, size = self.setting.model, self.setting.sampler, self.config.exploration
 
-        def explore(x: Tensor, t: Tensor, prediction: Prediction) -> Prediction:
-            return perturbed(process, x, t, prediction, size, generator)
+        def act(x: Tensor, t: Tensor, prediction: Prediction) -> Prediction:
+            return perturbed(model.process, x, t, prediction, size, generator)
 
-        return roll_out_jittered(self, conditions, n, generator, explore=explore if size > 0 else None)
+        policy = self.policy(conditions)
+        return roll_out(model, sampler, policy, n, generator, times=times, explore=act if size > 0 else None)
 
     def prepare(self, experience: Experience, generator: torch.Generator) -> Valued:
         """Asks the reference everywhere, with the gradient of the look-ahead at the points that updates will use."""

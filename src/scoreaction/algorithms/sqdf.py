@@ -19,7 +19,6 @@ from scoreaction.algorithms._learner import (
     Update,
     refuse_black_box,
     roll_out_chain,
-    roll_out_jittered,
 )
 from scoreaction.algorithms._lookahead import Decisions, Look, Weights, adapt_trust, given, improved, improvement, stepped
 from scoreaction.algorithms._soft_q import SoftQ, soft_q
@@ -111,8 +110,13 @@ class SQDFLearner(Learner):
         else:
             self.reference_rows = 32  # the KL is only logged
 
-    def explore(self, conditions: Conditions, n: int, generator: torch.Generator) -> Rollout:
-        return (roll_out_chain if self.chain else roll_out_jittered)(self, conditions, n, generator)
+    def times(self, generator: torch.Generator) -> Tensor:
+        return self.setting.sampler.times(self.setting.model.process) if self.chain else super().times(generator)
+
+    def explore(self, conditions: Conditions, n: int, times: Tensor, generator: torch.Generator) -> Rollout:
+        if self.chain:
+            return roll_out_chain(self, conditions, n, times, generator)
+        return super().explore(conditions, n, times, generator)
 
     def updates(self, experience: Experience, generator: torch.Generator) -> Iterator[Update]:
         self.replay.add(experience)

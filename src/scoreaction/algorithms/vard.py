@@ -10,10 +10,10 @@ from pydantic import Field
 from torch import Tensor
 
 from scoreaction.algorithms._critic import fit_critic, kl_to_go
-from scoreaction.algorithms._learner import Learner, Regularised, Setting, Update, roll_out_jittered
+from scoreaction.algorithms._learner import Learner, Regularised, Setting, Update
 from scoreaction.algorithms._lookahead import Decisions, Weights, adapt_trust, decisions_at, improvement
-from scoreaction.rollout import Experience, Points, Rollout
-from scoreaction.types import Conditions, Prediction
+from scoreaction.rollout import Experience, Points
+from scoreaction.types import Prediction
 from scoreaction.value import Critic
 
 
@@ -54,9 +54,6 @@ class VARDLearner(Learner):
         self.networks["critic"] = self.critic
         self.lr = {"critic": config.critic_lr}
         self.state.update(trust=config.trust, kl_to_old=0.0)
-
-    def explore(self, conditions: Conditions, n: int, generator: torch.Generator) -> Rollout:
-        return roll_out_jittered(self, conditions, n, generator)
 
     def updates(self, experience: Experience, generator: torch.Generator) -> Iterator[Update]:
         self.critic.scale.calibrate(experience.rewards)

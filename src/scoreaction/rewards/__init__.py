@@ -9,7 +9,7 @@ from typing import Any, cast
 import torch
 from torch import Tensor
 
-from scoreaction.types import Background, RewardFunction
+from scoreaction.types import EVERY, Background, RewardFunction
 
 
 class RewardError(RuntimeError):
@@ -55,12 +55,17 @@ class CountedReward:
         scores = self._tried(partial(self._begun, samples, prompts))
         return lambda: self._checked(self._tried(scores), samples)
 
-    def decoded(self, x0: Tensor, decode: Callable[[Tensor], Tensor], prompts: list[Any] | None) -> Tensor:
-        """The scores of decode(x0); where the reward works in the background, part by part while the next is decoded."""
-        rows = self.reward.rows if isinstance(self.reward, Background) else len(x0)
+    @property
+    def rows(self) -> int | None:
+        """How many samples it is best given at a time while other work goes on; None: it does not work in the background."""
+        return self.reward.rows if isinstance(self.reward, Background) and self.reward.rows < EVERY else None
+
+    def begin_decoded(self, x0: Tensor, decode: Callable[[Tensor], Tensor], prompts: list[Any] | None) -> Callable[[], Tensor]:
+        """Begins to score decode(x0), in the background part by part while the next is decoded; see `begin`."""
+        rows = self.rows or len(x0)
         parts = range(0, len(x0), rows)
         begun = [self.begin(decode(x0[i : i + rows]), None if prompts is None else prompts[i : i + rows]) for i in parts]
-        return torch.cat([scores() for scores in begun])
+        return lambda: torch.cat([scores() for scores in begun])
 
     def _begun(self, samples: Tensor, prompts: list[Any] | None) -> Callable[[], Any]:
         if isinstance(self.reward, Background):

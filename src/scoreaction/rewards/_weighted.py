@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from scoreaction.rewards import as_reward
-from scoreaction.types import Background, Conditions, RewardFunction
+from scoreaction.types import EVERY, Background, Conditions, RewardFunction
 
 
 @dataclass(frozen=True)
@@ -48,7 +48,7 @@ class WeightedSum:
     @property
     def rows(self) -> int:
         """Samples at a time: what suits the part that wants fewest; all of them where no part works in the background."""
-        return min((part.reward.rows for part in self.parts if isinstance(part.reward, Background)), default=2**31)
+        return min((part.reward.rows for part in self.parts if isinstance(part.reward, Background)), default=EVERY)
 
     def __call__(self, samples: Tensor, conditions: Conditions) -> Tensor:
         return self.begin(samples, conditions)()

@@ -30,7 +30,7 @@ LONGEST_ANSWER = 2**24
 class Config(BaseModel, frozen=True, extra="forbid"):
     """`r(x, c)` is what the server at `url` answers; a black box. docs/rewards.md has the protocol.
 
-    Samples go in parts of `batch`, `in_flight` of them at a time, while later ones are still decoded. A server that is
+    Samples go in parts of `batch`, `in_flight` of them at a time, while later ones are still drawn. A server that is
     down, slow or busy is asked `retries` times more, after `backoff`, 2 `backoff`, 4 `backoff` ... seconds. The token is read
     from an environment variable, so that no recipe holds it.
     """
