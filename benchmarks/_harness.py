@@ -28,7 +28,10 @@ def arguments(description: str, default: str) -> argparse.ArgumentParser:
 def run_jobs(
     function: Callable[..., dict[str, Any]], jobs: dict[str, dict[str, Any]], options: argparse.Namespace
 ) -> dict[str, dict[str, Any]]:
-    """Runs `function(**arguments)` for each named job that the JSON lacks; returns all results, saved after each."""
+    """Runs `function(**arguments)` for each named job that the JSON lacks; returns all results, saved after each.
+
+    A job that fails is said and left out; the others go on.
+    """
     path: Path = options.output
     done = json.loads(path.read_text()) if path.exists() else {}
     todo = {name: job for name, job in jobs.items() if name not in done and options.only in name}
@@ -38,6 +41,9 @@ def run_jobs(
         futures = {pool.submit(function, **job): name for name, job in todo.items()}
         for count, future in enumerate(as_completed(futures), 1):
             name = futures[future]
+            if future.exception() is not None:
+                print(f"[{time.time() - began:6.0f} s] {count}/{len(todo)} {name} FAILED: {future.exception()!r}", flush=True)
+                continue
             done[name] = {"job": todo[name], **future.result()}
             part = path.with_suffix(".part")
             part.write_text(json.dumps(done, indent=1, sort_keys=True) + "\n")

@@ -56,6 +56,7 @@ def train(task: str, trainer: str, steps: int, seed: int, iterations: int, grid:
     """One run: its summary, how training went, and the distance and reward over samplers."""
     from scoreaction.config import build, load_recipe
     from scoreaction.evaluation import ExactTask, draw_x0
+    from scoreaction.finetuner import TrainingError
     from scoreaction.rollout import Sampler
 
     beta = load_recipe(task).values()["algorithm"]["beta"]  # of the optimum that all are measured to
@@ -63,8 +64,12 @@ def train(task: str, trainer: str, steps: int, seed: int, iterations: int, grid:
     settings += [f"sampler.steps={steps}", f"train.seed={seed}", f"train.iterations={iterations}"]
     settings.append(f"evaluation.beta={beta}")
     tuner = build(load_recipe(task, settings))
-    history = [metrics for metrics in tuner]
-    found = measured(tuner, task)
+    history: list[dict[str, Any]] = []
+    try:
+        history.extend(tuner)
+    except TrainingError as error:  # without a KL the reward may grow until numbers end: measured as it then is
+        print(f"{task}, {trainer}, {steps} steps, seed {seed}: {error}", flush=True)
+    found = {**measured(tuner, task), "iterations": len(history)}
     curve = [{key: m[key] for key in ("iteration", "reward_mean", "kl_nats", "model_evaluations")} for m in history[::20]]
     out: dict[str, Any] = {"summary": found, "curve": curve}
     if grid:

@@ -1,6 +1,6 @@
 """Digits with differentiable rewards: SQDF against reward back-propagation and policy gradients, at most 5,000 queries a run.
 
-    python benchmarks/gradients.py --stage tune       # results/gradients_tune.json: learning rates, one seed
+    python benchmarks/gradients.py --stage tune       # results/gradients_tune.json: learning rates and grids, one seed
     python benchmarks/gradients.py                    # results/gradients.json: frontiers over beta, SQDF's ablations; resumes
     python benchmarks/gradients.py --stage plots      # results/gradients_*.png from what the JSON holds
 
@@ -15,16 +15,17 @@ from typing import Any
 from _harness import RESULTS, arguments, cell, run_jobs, table
 
 BETAS = (0.03, 0.1, 0.3)
-TRAINERS: dict[str, list[str]] = {  # settings, batch and iterations: their queries are below 5,000
+UNIFORM = "sampler.grid=uniform"
+TRAINERS: dict[str, list[str]] = {  # the best of the sweep; batch and iterations: their queries are below 5,000
     "score_action": ["algorithm.name=score_action", "train.lr=1e-4", "train.batch=64", "train.iterations=7"],
     "sqdf": ["algorithm.name=sqdf", "train.lr=1e-4", "train.batch=64", "train.iterations=7"],
-    "draft-1": ["algorithm.name=draft", "train.lr=3e-4", "train.batch=32", "train.iterations=40", "algorithm.rows=80"],
+    "draft-1": ["algorithm.name=draft", "train.lr=1e-4", "train.batch=32", "train.iterations=60", "algorithm.rows=80", UNIFORM],
     "draft-lv": [
-        "algorithm.name=draft", "algorithm.low_variance=2", "train.lr=3e-4", "train.batch=32", "train.iterations=40",
-        "algorithm.rows=80",
+        "algorithm.name=draft", "algorithm.low_variance=2", "train.lr=1e-4", "train.batch=32", "train.iterations=40",
+        "algorithm.rows=80", UNIFORM,
     ],
-    "refl": ["algorithm.name=refl", "train.lr=3e-4", "train.batch=32", "train.iterations=40", "algorithm.rows=80"],
-    "ddpo, KL": ["algorithm.name=dpok", "train.lr=3e-4", "train.batch=64", "train.iterations=16"],
+    "refl": ["algorithm.name=refl", "train.lr=3e-4", "train.batch=32", "train.iterations=60", "algorithm.rows=80", UNIFORM],
+    "ddpo, KL": ["algorithm.name=dpok", "train.lr=1e-4", "train.batch=64", "train.iterations=32"],
 }  # fmt: skip
 ABLATIONS: dict[str, list[str]] = {  # of the published SQDF: discount, consistency model, buffer
     "sqdf published": ["algorithm.discount_rate=5.27", "algorithm.x0_hat=consistency", "algorithm.buffer=256"],
