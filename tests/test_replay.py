@@ -30,6 +30,11 @@ def filled(capacity, batches, size=2, **options):
     return made
 
 
+def kept(made):
+    """The number of the trajectory in each slot."""
+    return (made.x[:, 0, 0] / 10).int()
+
+
 def drawn(made, rows=2000, steps=STEPS, seed=0):
     return made.draw(rows, torch.arange(steps), torch.Generator().manual_seed(seed))
 
@@ -38,14 +43,14 @@ def test_the_newest_over_the_oldest():
     """Ten trajectories through a buffer of six: the last six are drawn and no other."""
     made = filled(6, 5)
 
-    def held(rewards):
-        assert sorted(rewards.tolist()) == [4, 5, 6, 7, 8, 9]
+    def held(numbers):
+        assert sorted(numbers.tolist()) == [4, 5, 6, 7, 8, 9]
 
-    accepts(held, made.rewards, all_of_them=torch.arange(10), oldest=torch.arange(6))
+    accepts(held, kept(made), all_of_them=torch.arange(10), oldest=torch.arange(6))
     seen = set((drawn(made).x[:, 0] / 10).int().tolist())
     assert seen == {4, 5, 6, 7, 8, 9}
     assert filled(6, 1).held().tolist() == [0, 1]  # what was never filled is never drawn
-    assert filled(3, 1, size=5).rewards.tolist() == [3, 4, 2]  # a batch larger than the buffer leaves its newest
+    assert kept(filled(3, 1, size=5)).tolist() == [3, 4, 2]  # a batch larger than the buffer leaves its newest
 
 
 def test_a_row_is_one_step_of_one_trajectory():

@@ -50,7 +50,6 @@ class Replay(nn.Module):
     times: Tensor
     groups: Tensor
     born: Tensor
-    rewards: Tensor
     weights: Tensor
     added: Tensor
     now: Tensor
@@ -73,7 +72,6 @@ class Replay(nn.Module):
         self.register_buffer("times", torch.zeros(capacity, steps + 1, dtype=torch.float64))
         self.register_buffer("groups", torch.zeros(capacity, dtype=torch.long))
         self.register_buffer("born", torch.zeros(capacity, dtype=torch.long))
-        self.register_buffer("rewards", torch.zeros(capacity))
         self.register_buffer("weights", torch.zeros(capacity, steps))
         self.register_buffer("added", torch.zeros((), dtype=torch.long))
         self.register_buffer("now", torch.zeros((), dtype=torch.long))
@@ -94,7 +92,6 @@ class Replay(nn.Module):
         self.old[slots] = rollout.prediction.x0.transpose(0, 1)[kept].to(self.old)
         self.times[slots] = rollout.times
         self.groups[slots] = experience.groups[kept].to(self.groups)
-        self.rewards[slots] = experience.rewards[kept].to(self.rewards)
         self.born[slots] = self.now
         self.weights[slots] = self.weights.max().clamp(min=1.0) if self.priority else 1.0
 
