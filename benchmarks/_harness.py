@@ -66,7 +66,9 @@ def mean_and_error(values: list[float]) -> tuple[float, float]:
 
 
 def cell(values: list[float], digits: int = 3) -> str:
-    """`mean ± standard error`."""
+    """`mean ± standard error`; a run that ended in numbers that are none makes it so."""
+    if not all(map(math.isfinite, values)):
+        return "not finite"
     mean, error = mean_and_error(values)
     return f"{mean:.{digits}f} ± {error:.{digits}f}"
 

@@ -6,6 +6,7 @@ python benchmarks/exact.py --only mixture/sqdf/
 
 from __future__ import annotations
 
+import math
 from functools import cache, partial
 from typing import Any
 
@@ -57,6 +58,7 @@ def train(task: str, trainer: str, steps: int, seed: int, iterations: int, grid:
     from scoreaction.config import build, load_recipe
     from scoreaction.evaluation import ExactTask, draw_x0
     from scoreaction.finetuner import TrainingError
+    from scoreaction.rewards import RewardError
     from scoreaction.rollout import Sampler
 
     beta = load_recipe(task).values()["algorithm"]["beta"]  # of the optimum that all are measured to
@@ -67,9 +69,10 @@ def train(task: str, trainer: str, steps: int, seed: int, iterations: int, grid:
     history: list[dict[str, Any]] = []
     try:
         history.extend(tuner)
-    except TrainingError as error:  # without a KL the reward may grow until numbers end: measured as it then is
+    except (TrainingError, RewardError) as error:  # without a KL the reward may grow until numbers end: measured as it then is
         print(f"{task}, {trainer}, {steps} steps, seed {seed}: {error}", flush=True)
-    found = {**measured(tuner, task), "iterations": len(history)}
+    found = {key: value if math.isfinite(value) else math.inf for key, value in measured(tuner, task).items()}
+    found["iterations"] = len(history)
     curve = [{key: m[key] for key in ("iteration", "reward_mean", "kl_nats", "model_evaluations")} for m in history[::20]]
     out: dict[str, Any] = {"summary": found, "curve": curve}
     if grid:
