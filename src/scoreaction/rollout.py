@@ -113,21 +113,47 @@ def roll_out(
     explore: Callable[[Tensor, Tensor, Prediction], Prediction] | None = None,
 ) -> Rollout:
     """n trajectories under `predict` on the grid `times`, without a graph; `explore` changes what is done with it."""
-    x = initial_noise(model, n, generator)
-    states, said, done = [x], [], []
+    x, steps = initial_noise(model, n, generator), len(times) - 1
+    states, said, done = torch.empty(steps + 1, *x.shape, dtype=x.dtype, device=x.device), Kept(steps), Kept(steps)
+    states[0] = x
     asked: list[Prediction] = []
 
     def act(x: Tensor, t: Tensor) -> Prediction:
         asked.append(predict(x, t))
         return asked[-1] if explore is None else explore(x, t, asked[-1])
 
-    for visit in trajectory(act, model.process, x, times, solver=sampler.find(), eta=sampler.eta, generator=generator):
-        states.append(visit.x_next)
-        done.append(visit.prediction)
-        said.append(asked[0])  # a solver may ask again within its step
+    visits = trajectory(act, model.process, x, times, solver=sampler.find(), eta=sampler.eta, generator=generator)
+    for i, visit in enumerate(visits):
+        states[i + 1] = visit.x_next
+        done.add(visit.prediction)
+        if explore is not None:
+            said.add(asked[0])  # a solver may ask again within its step
         asked.clear()
-    action = stacked(done)
-    return Rollout(times, torch.stack(states), action if explore is None else stacked(said), action)
+    action = done.all()
+    return Rollout(times, states, action if explore is None else said.all(), action)
+
+
+class Kept:
+    """`rows` predictions, written into one place one after another, so that there is never a second copy of them all."""
+
+    def __init__(self, rows: int) -> None:
+        self.rows, self.count = rows, 0
+        self.into: Prediction | None = None
+
+    def add(self, prediction: Prediction, rows: int | None = None) -> None:
+        """The next one; or the next `rows`, one each along the first dimension."""
+        x0, eps = (part if rows else part[None] for part in (prediction.x0, prediction.eps))
+        if self.into is None:
+            self.into = Prediction(*(part.new_empty(self.rows, *part.shape[1:]) for part in (x0, eps)))
+        place = slice(self.count, self.count + len(x0))
+        self.into.x0[place], self.into.eps[place] = x0, eps
+        self.count += len(x0)
+
+    def all(self) -> Prediction:
+        """All of them, in a new first dimension."""
+        if self.into is None or self.count < self.rows:
+            raise ValueError(f"{self.count} of {self.rows} predictions are there")
+        return self.into
 
 
 def joined(rollouts: list[Rollout]) -> Rollout:
@@ -138,9 +164,9 @@ def joined(rollouts: list[Rollout]) -> Rollout:
     def side_by_side(predictions: list[Prediction]) -> Prediction:
         return Prediction(torch.cat([p.x0 for p in predictions], 1), torch.cat([p.eps for p in predictions], 1))
 
-    x = torch.cat([rollout.x for rollout in rollouts], 1)
-    said, done = ([getattr(rollout, name) for rollout in rollouts] for name in ("prediction", "action"))
-    return Rollout(rollouts[0].times, x, side_by_side(said), side_by_side(done))
+    x, said = torch.cat([rollout.x for rollout in rollouts], 1), side_by_side([rollout.prediction for rollout in rollouts])
+    explored = any(rollout.action is not rollout.prediction for rollout in rollouts)
+    return Rollout(rollouts[0].times, x, said, side_by_side([rollout.action for rollout in rollouts]) if explored else said)
 
 
 def stacked(predictions: list[Prediction]) -> Prediction:
@@ -150,9 +176,13 @@ def stacked(predictions: list[Prediction]) -> Prediction:
 
 def over_rows(predict: Callable[[Tensor, Tensor, Conditions], Prediction], points: Points, max_rows: int) -> Prediction:
     """`predict` at many points, at most `max_rows` of them in one network call."""
-    pieces = [points.take(rows) for rows in torch.arange(len(points.x)).split(max_rows)]
-    parts = [predict(piece.x, piece.t, piece.conditions) for piece in pieces]
-    return parts[0] if len(parts) == 1 else Prediction(torch.cat([p.x0 for p in parts]), torch.cat([p.eps for p in parts]))
+    if len(points.x) <= max_rows:
+        return predict(points.x, points.t, points.conditions)
+    kept = Kept(len(points.x))
+    for rows in torch.arange(len(points.x)).split(max_rows):
+        piece = points.take(rows)
+        kept.add(predict(piece.x, piece.t, piece.conditions), len(rows))
+    return kept.all()
 
 
 @dataclass(frozen=True)

@@ -60,8 +60,8 @@ class Steps:
 
 def steps_taken(setting: Setting, experience: Experience, *, exploration: float = 0.0) -> Steps:
     """The steps of the rollout that have a density: not the last where its std is 0, not pure noise when exploring."""
-    steps, batch = experience.size
-    rollout, process = experience.rollout, setting.model.process
+    batch = experience.size[1]
+    rollout, reference, process = experience.rollout, experience.reference, setting.model.process
     if exploration > 0:
         has_density = process.alpha(rollout.times[:-1]) > 0
         outcome = rollout.action.eps
@@ -71,23 +71,24 @@ def steps_taken(setting: Setting, experience: Experience, *, exploration: float 
     kept = has_density.nonzero().flatten()
     if len(kept) == 0:
         raise ValueError("sampler.steps: one step has no density to learn from; use at least 2")
-    rows = (kept[:, None] * batch + torch.arange(batch)).flatten()
-    full = experience.reference is not None and experience.reference.eps.shape[1] == batch
+    part = slice(int(kept[0]), int(kept[-1]) + 1)  # only the ends of a path lack one: views of the rollout, no copies
+    full = reference is not None and reference.eps.shape[1] == batch
+    trajectory = torch.arange(batch).repeat(len(kept))
     return Steps(
-        experience.points(),
-        rollout.times[1:].repeat_interleave(batch),
-        outcome.flatten(0, 1),
-        flattened(rollout.prediction),
-        flattened(experience.reference) if full and experience.reference is not None else None,
-        torch.arange(steps * batch) % batch,
-        torch.arange(steps * batch) // batch,
+        Points(rollout.x[part].flatten(0, 1), rollout.times[part].repeat_interleave(batch), experience.conditions, trajectory),
+        rollout.times[1:][part].repeat_interleave(batch),
+        outcome[part].flatten(0, 1),
+        _flattened(rollout.prediction, part),
+        _flattened(reference, part) if full and reference is not None else None,
+        trajectory,
+        kept.repeat_interleave(batch),
         exploration,
-    ).take(rows)
+    )
 
 
-def flattened(prediction: Prediction) -> Prediction:
-    """(N, batch, *shape) to (N * batch, *shape)."""
-    return Prediction(prediction.x0.flatten(0, 1), prediction.eps.flatten(0, 1))
+def _flattened(prediction: Prediction, part: slice) -> Prediction:
+    """These steps of (N, batch, *shape), as (rows, *shape)."""
+    return Prediction(prediction.x0[part].flatten(0, 1), prediction.eps[part].flatten(0, 1))
 
 
 def transition(setting: Setting, prediction: Prediction, steps: Steps) -> Transition:

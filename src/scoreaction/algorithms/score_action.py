@@ -133,18 +133,25 @@ class ScoreActionLearner(Learner):
             return self.setting.model.reference(x, t, conditions, guidance=guidance)
 
         groups = experience.groups.repeat(steps)
-        parts = [self._look(points.take(rows), groups[rows.to(groups.device)], generator) for rows in chosen.split(limit)]
-        predictions = [part[0] for part in parts]
+        flat, looks, slopes = Prediction(torch.empty_like(points.x), torch.empty_like(points.x)), [], []
+
+        def keep(rows: Tensor, said: Prediction) -> None:
+            near = rows.to(points.x.device)
+            flat.x0[near], flat.eps[near] = said.x0, said.eps
+
+        for rows in chosen.split(limit):
+            said, look, slope = self._look(points.take(rows), groups[rows.to(groups.device)], generator)
+            keep(rows, said)
+            looks.append(look)
+            slopes.append(slope)
         with torch.no_grad():
-            predictions += [
-                reference(p.x, p.t, p.conditions) for p in (points.take(rows) for rows in others.split(limit) if len(rows))
-            ]
-        inverse = torch.argsort(order).to(points.x.device)
-        flat = Prediction(torch.cat([p.x0 for p in predictions])[inverse], torch.cat([p.eps for p in predictions])[inverse])
+            for rows in others.split(limit) if len(others) else ():
+                part = points.take(rows)
+                keep(rows, reference(part.x, part.t, part.conditions))
         compared = replace(experience, reference=unflattened(flat, steps))
         target = experience.rewards[None] - self.beta * kl_to_go(self.setting, compared)
         self.critic.scale.calibrate(experience.rewards)
-        look, grad_look = torch.cat([part[1] for part in parts]), torch.cat([part[2] for part in parts])
+        look, grad_look = torch.cat(looks), torch.cat(slopes)
         fields = {name: getattr(compared, name) for name in Experience.__dataclass_fields__}
         return Valued(**fields, chosen=chosen, look=look, grad_look=grad_look, target=target.flatten()[chosen])
 
