@@ -66,9 +66,11 @@ def mean_and_error(values: list[float]) -> tuple[float, float]:
 
 
 def cell(values: list[float], digits: int = 3) -> str:
-    """`mean ± standard error`; a run that ended in numbers that are none makes it so."""
+    """`mean ± standard error`, the bare value of a single run; a run that ended in numbers that are none makes it so."""
     if not all(map(math.isfinite, values)):
         return "not finite"
+    if len(values) == 1:
+        return f"{values[0]:.{digits}f}"
     mean, error = mean_and_error(values)
     return f"{mean:.{digits}f} ± {error:.{digits}f}"
 
