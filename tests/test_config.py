@@ -145,6 +145,8 @@ def test_a_missing_file_is_named_and_a_misspelt_recipe_corrected(tmp_path: Path)
 def test_a_new_name_drops_what_only_the_file_said() -> None:
     assert "beta" not in load_recipe("mixture", ["algorithm.name=ddpo"]).algorithm.dump(), "the file's beta is not DDPO's"
     assert load_recipe("mixture", ["algorithm.name=dpok"]).algorithm.dump()["beta"] == 0.5, "DPOK knows the file's beta"
+    assert load_recipe("shapes", []).algorithm.dump()["estimator"] == "likelihood_ratio"
+    assert load_recipe("shapes", ["algorithm.name=ddpo"]).algorithm.dump()["estimator"] == "ppo", "another kind of estimator"
     assert fault("algorithm.name=ddpo", "algorithm.trust=1") == fault("algorithm.trust=1", "algorithm.name=ddpo")
     assert fault("algorithm.name=ddpo", "algorithm.trust=1").startswith("algorithm.trust: unknown key")
 

@@ -9,7 +9,7 @@ from typing import Any
 import yaml
 
 from scoreaction import shelf
-from scoreaction._checking import Values, dotted, fields_of
+from scoreaction._checking import Values, dotted
 from scoreaction.shelf import Kind, UserError, nearest
 
 KEYS = ["model", "reward", "algorithm", "sampler", "train", "prompts", "evaluation", "early_stop", "online", "distill"]
@@ -82,7 +82,7 @@ def parse_override(text: str) -> tuple[list[str], Any]:
 
 
 def assign(values: Values, key: list[str], value: Any) -> None:
-    """Sets a dotted key. A new name for a block drops the settings of the old one that the new one does not know."""
+    """Sets a dotted key. A new name for a block drops the settings of the old one that are not of the same kind in the new."""
     place: Any = values
     for depth, part in enumerate(key):
         at = dotted(key[:depth])
@@ -109,6 +109,11 @@ def _rename(block: Values, key: list[str], name: Any) -> None:
     kind = kinds.get(key[0])
     if kind is None or block.get("name") in (None, name):
         return
-    known = {"weight", *fields_of(shelf.find(kind, name, key=dotted(key)).Config)}
-    for setting in [setting for setting in block if setting not in known]:
-        del block[setting]
+    new = shelf.find(kind, name, key=dotted(key)).Config.model_fields
+    try:
+        old = shelf.find(kind, block["name"], key=dotted(key)).Config.model_fields
+    except UserError:  # a misspelt name is mended: nothing is known of its settings
+        old = new
+    for setting in set(block) - {"name", "weight"}:  # clips are clips, but the estimators of two algorithms are not the same
+        if setting not in old or setting not in new or old[setting].annotation != new[setting].annotation:
+            del block[setting]
