@@ -268,13 +268,37 @@ def test_the_scorer_tells_right_from_wrong_but_not_always(pictures: Tensor) -> N
     assert bool((x.grad.flatten(1).abs().sum(1) > 0).all())
 
 
+def test_the_scorer_can_be_exploited_and_the_program_is_not_fooled(pictures: Tensor) -> None:
+    """Truth: the program. Climbing the scorer by its gradient makes wrong pictures right in its eyes, and in no others."""
+    learned, exact = shapes_scorer.build(shapes_scorer.Config()), shapes.build(shapes.Config(correct=True))
+    start = pictures[:16].clone()
+    captions = [scene.caption for scene in SCENES[:16]]
+    captions = captions[1:] + captions[:1]
+    assert float(exact(start, captions).sum()) == 0
+
+    def climbed(rate: float) -> Tensor:
+        x = start.clone().requires_grad_(True)
+        optimiser = torch.optim.Adam([x], lr=rate)
+        for _ in range(60):
+            optimiser.zero_grad()
+            (-learned(x.clamp(0, 1), captions).sum()).backward()
+            optimiser.step()
+        return x.detach().clamp(0, 1)
+
+    def check(x: Tensor) -> None:
+        assert float(learned(x, captions).median()) > -0.1
+        assert float(exact(x, captions).mean()) < 0.2
+
+    accepts(check, climbed(0.02), untouched=start, truly_right=pictures[:16].roll(-1, 0))
+
+
 @pytest.mark.slow
 def test_training_repeats_itself(tmp_path: Path) -> None:
     """The same seed gives the same files, another seed does not."""
     from scoreaction.pretraining.shapes import main
 
     def digests(folder: str, seed: int) -> dict[str, str]:
-        main(tmp_path / folder, seed=seed, vae_batches=1, batches=(1, 1), scorer_batches=1, pictures=64)
+        main(tmp_path / folder, seed=seed, vae_batches=1, batches=(1,) * 4, scorer_batches=1, pictures=64, scorer_pictures=64)
         found = sorted((tmp_path / folder).rglob("*.safetensors"))
         return {str(path.relative_to(tmp_path / folder)): sha256(path.read_bytes()).hexdigest() for path in found}
 

@@ -25,12 +25,10 @@ from scoreaction.pretraining import _shapes_parts as parts
 from scoreaction.pretraining._fitting import fit, save_half
 from scoreaction.processes import TableVP
 
-WRONG = (0.25, 0.1)
-"""Chance that a caption names another colour, shape, count or relation, each on its own; in the first half and the second."""
+WRONG = (0.25, 0.1, 0.1, 0.07)
+"""Chance that a caption names another colour, shape, count or relation, each on its own; stage by stage."""
 CAPTION_DROPOUT = 0.12
 """Share of pictures whose caption is withheld, for classifier-free guidance (Ho and Salimans 2022)."""
-SCORER_PICTURES = 4_000
-"""So few that the scorer errs, and can be exploited."""
 VAE_PICTURES = 4_096
 
 
@@ -92,7 +90,7 @@ def encoded(vae: Any, pictures: Tensor) -> Tensor:
     return torch.cat([vae.encode(x).latent_dist.mean for x in pictures.split(256)])
 
 
-def train_diffusion(vae: Any, seed: int, batches: tuple[int, int], pictures: int, console: Console) -> tuple[Any, Any]:
+def train_diffusion(vae: Any, seed: int, batches: tuple[int, ...], pictures: int, console: Console) -> tuple[Any, Any]:
     """Text encoder and UNet together: `E ||v - unet(alpha z + sigma eps, t, text)||^2`, `v = alpha eps - sigma z`."""
     generator = Generator().manual_seed(seed + 1)
     torch.manual_seed(seed + 1)
@@ -117,12 +115,12 @@ def train_diffusion(vae: Any, seed: int, batches: tuple[int, int], pictures: int
         v = net["unet"](alpha * z + sigma * eps, process.timestep(t).float(), text).sample
         return F.mse_loss(v, alpha * eps - sigma * z)
 
-    for half, (wrong, n) in enumerate(zip(WRONG, batches, strict=True)):
-        if half:
-            generator = Generator().manual_seed(seed + 4)
+    for stage, (wrong, n) in enumerate(zip(WRONG, batches, strict=True)):
+        if stage:
+            generator = Generator().manual_seed(seed + 3 + stage)
             net.requires_grad_(True).train()
         part = partial(loss, wrong, generator)
-        net = fit(net, part, batches=n, lr=1.5e-3, name=f"diffusion {half + 1}", console=console, decay=0.998)
+        net = fit(net, part, batches=n, lr=1.5e-3, name=f"diffusion {stage + 1}", console=console, decay=0.998)
     return net["text"], net["unet"]
 
 
@@ -130,7 +128,7 @@ def train_scorer(seed: int, batches: int, pictures: int, console: Console) -> Sc
     """The scorer: which of a right and a wrong caption goes with a picture, blurred or noisy at times."""
     generator = Generator().manual_seed(seed + 2)
     torch.manual_seed(seed + 2)
-    scenes = random_scenes(min(pictures, SCORER_PICTURES), generator)
+    scenes = random_scenes(pictures, generator)
     data = draw(scenes, generator)
     net, size = Scorer(), 64
 
@@ -179,10 +177,13 @@ def main(
     seed: Annotated[int, typer.Option(help="Seed of everything drawn.")] = 0,
     vae_batches: Annotated[int, typer.Option(help="Batches of 24 for the autoencoder.")] = 2000,
     batches: Annotated[
-        tuple[int, int], typer.Option(help="Batches of 64 for text encoder and UNet, first and second half.")
-    ] = (3500, 4000),
-    scorer_batches: Annotated[int, typer.Option(help="Batches of 64 for the scorer.")] = 1500,
-    pictures: Annotated[int, typer.Option(help="Pictures drawn for the diffusion model, and at most for the others.")] = 20_000,
+        tuple[int, int, int, int], typer.Option(help="Batches of 64 for text encoder and UNet, stage by stage.")
+    ] = (3500, 4000, 6000, 5000),
+    scorer_batches: Annotated[int, typer.Option(help="Batches of 64 for the scorer.")] = 6000,
+    pictures: Annotated[
+        int, typer.Option(help="Pictures drawn for the diffusion model and, at most, the autoencoder.")
+    ] = 20_000,
+    scorer_pictures: Annotated[int, typer.Option(help="Pictures drawn for the scorer.")] = 30_000,
     only: Annotated[str, typer.Option(help="vae, diffusion (with the autoencoder of the folder), scorer or all.")] = "all",
 ) -> None:
     """Trains and saves; the weights are stored in half precision."""
@@ -192,8 +193,8 @@ def main(
     torch.set_num_threads(1)
     output.mkdir(parents=True, exist_ok=True)
     if only in ("all", "scorer"):
-        scorer = train_scorer(seed, scorer_batches, pictures, console)
-        right = scorer_accuracy(scorer, seed, min(pictures, 2000))
+        scorer = train_scorer(seed, scorer_batches, scorer_pictures, console)
+        right = scorer_accuracy(scorer, seed, min(scorer_pictures, 2000))
         console.print(f"scorer: prefers the right caption of {right:.4f} new pictures", highlight=False)
         (output / "scorer").mkdir(exist_ok=True)
         save_half(scorer, output / "scorer" / "scorer.safetensors")
