@@ -1,10 +1,12 @@
 """Text-to-image alignment of the shipped shapes: share of prompts followed, by the exact program, at equal budget.
 
-    python benchmarks/shapes.py --stage tune    # results/shapes_tune.json: settings, one seed each
-    python benchmarks/shapes.py                 # results/shapes.json: three seeds at the chosen settings; resumes
+    python benchmarks/shapes.py                                # results/shapes.json: three seeds; resumes
+    python benchmarks/shapes.py --only base                    # the pretrained model alone, with and without guidance
+    python benchmarks/shapes.py --iterations 1 --output /tmp/shapes.json    # does it run?
 
-At most 5,000 pictures a run, one query each. Accuracy is the share of pictures that are their prompt's scene in every respect;
-prompts that ask for things which no training prompt named are measured apart.
+Accuracy is the share of pictures that are their prompt's scene in every respect; prompts that ask for things which no training
+prompt named are measured apart. Nothing is guided but the base where it says so. The black-box trainers draw 4,992 pictures and
+ask the program once for each; those that follow the learned scorer's gradient draw 2,560.
 """
 
 from __future__ import annotations
@@ -13,90 +15,100 @@ from typing import Any
 
 from _harness import arguments, cell, run_jobs, table
 
-ITERATIONS, BATCH = 78, 64  # 4,992 pictures
+BATCH, SHOWN = 64, 12
 BLACK_BOX, LEARNED = ["reward.name=shapes"], ["reward.name=shapes_scorer"]
-CHOSEN: dict[str, list[str]] = {
-    "score_action": ["algorithm.name=score_action", *BLACK_BOX],
-    "ddpo": ["algorithm.name=ddpo", *BLACK_BOX],
-    "sqdf, scorer": ["algorithm.name=sqdf", *LEARNED],
-    "draft, scorer": ["algorithm.name=draft", *LEARNED],
-}
-SWEEP: dict[str, list[list[str]]] = {
-    "score_action": [
-        [*CHOSEN["score_action"], *settings]
-        for settings in (
-            ["algorithm.estimator=likelihood_ratio", "algorithm.beta=0.03"],
-            ["algorithm.estimator=pathwise", "algorithm.beta=0.03"],
-            ["algorithm.estimator=pathwise", "algorithm.beta=0.1"],
-        )
-    ],
-    "ddpo": [[*CHOSEN["ddpo"], f"train.lr={lr}"] for lr in ("3e-4", "1e-3")],
-}
+TRAINERS: dict[str, tuple[int, list[str]]] = {
+    "score_action": (
+        78,
+        [*BLACK_BOX, "algorithm.estimator=likelihood_ratio", "algorithm.look_ahead=none", "algorithm.beta=0.03",
+         "algorithm.updates=4", "train.lr=3e-3"],
+    ),
+    "ddpo": (78, [*BLACK_BOX, "algorithm.name=ddpo", "algorithm.minibatches=4", "train.lr=3e-3"]),
+    "sqdf, scorer": (
+        40,
+        [*LEARNED, "algorithm.name=sqdf", "algorithm.beta=3", "algorithm.x0_steps=3", "algorithm.updates=4",
+         "algorithm.rows=80", "train.lr=1e-3"],
+    ),
+    "draft, scorer": (
+        40,
+        [*LEARNED, "algorithm.name=draft", "algorithm.last=null", "algorithm.beta=0.3", "train.lr=2e-3"],
+    ),
+}  # fmt: skip
+GUIDED = (1.0, 2.0, 3.0)
 
 
-def train(trainer: str, settings: list[str], seed: int, iterations: int, n: int) -> dict[str, Any]:
-    """One run: its summary on the training prompts, base and tuned on the unseen ones, and the metrics of each iteration."""
+def job(settings: list[str], seed: int, n: int, guidance: float | None = None, picture: str | None = None) -> dict[str, Any]:
+    """A run, or with `guidance` the base under it: accuracy on the training prompts and on the unseen ones."""
     from scoreaction.config import build, load_recipe, prompt_list
-    from scoreaction.evaluation import measure
+    from scoreaction.evaluation import draw, measure
+    from scoreaction.pictures import pairs_figure
 
     fixed = [
-        f"train.iterations={iterations}", f"train.batch={BATCH}", f"train.seed={seed}", f"evaluation.n={n}",
+        f"train.batch={BATCH}", f"train.seed={seed}", f"evaluation.n={n}", "sampler.guidance=1",
         "train.held_out_rows=64", "evaluation.held_out=[{name: shapes, correct: true}, {name: shapes_scorer}]",
     ]  # fmt: skip
-    tuner = build(load_recipe("shapes", [*settings, *fixed]))
-    curve = [metrics for metrics in tuner]
-    out: dict[str, Any] = {"curve": curve, "summary": tuner.summary()}
-    sampler, unseen = tuner.evaluation.sampler(tuner.sampler), prompt_list("shapes_unseen")
-    for kind in ("base", "tuned"):
-        found, _ = measure(
-            tuner.model, sampler, tuner.reward, tuner.held_out,
-            n=n, prompts=unseen, seed=tuner.evaluation.seed, reference=kind == "base",
-        )  # fmt: skip
-        out[f"unseen_{kind}"] = found
+    tuner = build(load_recipe("shapes", [*fixed, *settings]))
+    sampler = tuner.evaluation.sampler(tuner.sampler)
+    prompts = {"seen": prompt_list("shapes"), "unseen": prompt_list("shapes_unseen")}
+
+    def figures(*, reference: bool, strength: float) -> dict[str, Any]:
+        at = sampler.model_copy(update={"guidance": strength})
+        return {
+            kind: measure(
+                tuner.model, at, tuner.reward, tuner.held_out,
+                n=n, prompts=asked, seed=tuner.evaluation.seed, reference=reference,
+            )[0]
+            for kind, asked in prompts.items()
+        }  # fmt: skip
+
+    if guidance is not None:
+        return {"base": figures(reference=True, strength=guidance)}
+    out: dict[str, Any] = {"curve": list(tuner), "summary": tuner.summary(), "tuned": figures(reference=False, strength=1.0)}
+    out["tuned, guided"] = figures(reference=False, strength=2.0)
+    if picture is not None:
+        shown = prompts["seen"][:: len(prompts["seen"]) // SHOWN][:SHOWN]
+        before, after = (
+            draw(tuner.model, sampler, SHOWN, shown, seed, reference=reference).numpy() for reference in (True, False)
+        )
+        pairs_figure(before, after, shown).savefig(picture, dpi=110)
     return out
 
 
 def main() -> None:
     parser = arguments(__doc__ or "", "shapes.json")
-    parser.add_argument("--stage", choices=["tune", "main"], default="main")
-    parser.add_argument("--iterations", type=int, default=ITERATIONS, help="of each run")
+    parser.add_argument("--iterations", type=int, help="of each run, instead of its own")
+    parser.add_argument("--n", type=int, default=480, help="pictures of a measurement")
     options = parser.parse_args()
-    tune = options.stage == "tune"
-    if tune:
-        options.output = options.output.with_name("shapes_tune.json")
-        jobs = {
-            f"{trainer}/{' '.join(settings)}": {
-                "trainer": trainer, "settings": settings, "seed": 100, "iterations": options.iterations, "n": 192,
-            }
-            for trainer, sweep in SWEEP.items()
-            for settings in sweep
-        }  # fmt: skip
-    else:
-        jobs = {
-            f"{trainer}/seed{seed}": {
-                "trainer": trainer, "settings": settings, "seed": seed, "iterations": options.iterations, "n": 480,
-            }
-            for seed in range(3)
-            for trainer, settings in CHOSEN.items()
-        }  # fmt: skip
-    report(run_jobs(train, jobs, options), by_settings=tune)
+    jobs: dict[str, dict[str, Any]] = {
+        f"base, guidance {g:g}": {"settings": [], "seed": 0, "n": options.n, "guidance": g} for g in GUIDED
+    }
+    for seed in range(3):
+        for trainer, (iterations, settings) in TRAINERS.items():
+            own = [*settings, f"train.iterations={options.iterations or iterations}"]
+            name = trainer.partition(",")[0]
+            picture = None if seed else str(options.output.with_name(f"{options.output.stem}_{name}.png"))
+            jobs[f"{trainer}/seed{seed}"] = {"settings": own, "seed": seed, "n": options.n, "picture": picture}
+    report(run_jobs(job, jobs, options))
 
 
-def report(results: dict[str, dict[str, Any]], *, by_settings: bool) -> None:
-    """Prints accuracy on training and unseen prompts, base and tuned, with KL, diversity and cost."""
+def report(results: dict[str, dict[str, Any]]) -> None:
+    """Prints accuracy on training and unseen prompts, of the base and of each trainer, with KL, diversity and cost."""
     groups: dict[str, list[dict[str, Any]]] = {}
     for name, result in results.items():
-        groups.setdefault(name if by_settings else result["job"]["trainer"], []).append(result)
+        groups.setdefault(name.partition("/")[0], []).append(result)
     rows = []
     for name, runs in groups.items():
-        summaries = [run["summary"] for run in runs]
-        keys = ("held_out.shapes_base", "held_out.shapes_tuned")
-        cells = [cell([100 * s[key] for s in summaries], 1) for key in keys]
-        cells += [cell([100 * run[f"unseen_{kind}"]["held_out.shapes"] for run in runs], 1) for kind in ("base", "tuned")]
-        cells += [cell([s[key] for s in summaries]) for key in ("kl_nats", "diversity_base", "diversity_tuned")]
-        cells += [cell([s[key] for s in summaries], 0) for key in ("reward_queries", "model_evaluations", "seconds")]
+        tuned = "summary" in runs[0]
+        cells = [
+            cell([100 * run[measured][prompts]["held_out.shapes"] for run in runs], 1) if measured in runs[0] else "-"
+            for measured in ("tuned" if tuned else "base", "tuned, guided")
+            for prompts in ("seen", "unseen")
+        ]
+        cells.append(cell([run["tuned" if tuned else "base"]["seen"]["diversity"] for run in runs], 2))
+        keys = (("kl_nats", 1), ("reward_queries", 0), ("model_evaluations", 0), ("seconds", 0))
+        cells += [cell([run["summary"][key] for run in runs], digits) if tuned else "-" for key, digits in keys]
         rows.append([name, str(len(runs)), *cells])
-    header = ["trainer", "seeds", "accuracy % base", "tuned", "unseen % base", "tuned", "KL", "diversity base", "tuned"]
+    header = ["trainer", "seeds", "accuracy %", "unseen %", "guided, accuracy %", "unseen %", "diversity", "KL"]
     print(table([*header, "queries", "evaluations", "seconds"], rows))
 
 

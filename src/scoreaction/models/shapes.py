@@ -14,11 +14,11 @@ from scoreaction.models._pipelines import build_from_pipeline
 from scoreaction.models._shapes_nets import shipped
 
 DEFAULTS: dict[str, Any] = {
-    "sampler": {"steps": 12, "eta": 1.0, "guidance": 2.0},
-    "train": {"iterations": 40, "batch": 64, "lr": 1e-3, "max_rows": 256},
+    "sampler": {"steps": 12, "eta": 1.0, "guidance": 1.0},
+    "train": {"iterations": 78, "batch": 64, "lr": 3e-3, "max_rows": 256},
     "evaluation": {"n": 192, "steps": 20, "held_out": [{"name": "shapes", "correct": True}]},
     "prompts": "shapes",
-    "algorithm": {"beta": 0.1, "rows": 80, "updates": 8, "critic_updates": 16},
+    "algorithm": {"beta": 0.03, "rows": 80, "updates": 4, "critic_updates": 16, "minibatches": 4},
 }
 
 
