@@ -242,7 +242,7 @@ def test_plain_diffusers_draws_what_prompts_ask_for_about_half_the_time() -> Non
     """Truth: the program. The base is made to follow 40 to 60 % of prompts; 96 pictures measure it to 5 %."""
     prompts = prompt_sets()["shapes"].read_text().splitlines() * 2
     scenes = [parse_caption(prompt) for prompt in prompts]
-    drawn = in_plain_diffusers(prompts, guidance=2.0)
+    drawn = in_plain_diffusers(prompts, guidance=1.0)
 
     def check(images: Tensor) -> None:
         assert 0.3 < right(images, scenes) < 0.7
@@ -298,7 +298,7 @@ def test_training_repeats_itself(tmp_path: Path) -> None:
     from scoreaction.pretraining.shapes import main
 
     def digests(folder: str, seed: int) -> dict[str, str]:
-        main(tmp_path / folder, seed=seed, vae_batches=1, batches=(1,) * 4, scorer_batches=1, pictures=64, scorer_pictures=64)
+        main(tmp_path / folder, seed=seed, vae_batches=1, batches=(1,) * 5, scorer_batches=1, pictures=64, scorer_pictures=64)
         found = sorted((tmp_path / folder).rglob("*.safetensors"))
         return {str(path.relative_to(tmp_path / folder)): sha256(path.read_bytes()).hexdigest() for path in found}
 

@@ -25,8 +25,9 @@ from scoreaction.pretraining import _shapes_parts as parts
 from scoreaction.pretraining._fitting import fit, save_half
 from scoreaction.processes import TableVP
 
-WRONG = (0.25, 0.1, 0.1, 0.07)
-"""Chance that a caption names another colour, shape, count or relation, each on its own; stage by stage."""
+WRONG = (0.25, 0.1, 0.1, 0.07, 0.12)
+"""Chance that a caption names another colour, shape, count or relation, each on its own; stage by stage. The last decides how
+often the model errs."""
 CAPTION_DROPOUT = 0.12
 """Share of pictures whose caption is withheld, for classifier-free guidance (Ho and Salimans 2022)."""
 VAE_PICTURES = 4_096
@@ -177,8 +178,8 @@ def main(
     seed: Annotated[int, typer.Option(help="Seed of everything drawn.")] = 0,
     vae_batches: Annotated[int, typer.Option(help="Batches of 24 for the autoencoder.")] = 2000,
     batches: Annotated[
-        tuple[int, int, int, int], typer.Option(help="Batches of 64 for text encoder and UNet, stage by stage.")
-    ] = (3500, 4000, 6000, 5000),
+        tuple[int, int, int, int, int], typer.Option(help="Batches of 64 for text encoder and UNet, stage by stage.")
+    ] = (3500, 4000, 6000, 5000, 1000),
     scorer_batches: Annotated[int, typer.Option(help="Batches of 64 for the scorer.")] = 6000,
     pictures: Annotated[
         int, typer.Option(help="Pictures drawn for the diffusion model and, at most, the autoencoder.")
