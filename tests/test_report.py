@@ -162,7 +162,7 @@ def test_pairs_of_pictures_stand_over_their_prompts() -> None:
         assert titles[:3] == prompts
         assert not any(titles[3:])
         sheet = figure.axes[0].images[0].get_array()
-        assert (float(sheet[0, 0, 0]), float(sheet[0, -1, 0])) == (0.0, 0.5)
+        assert (float(sheet[1, 1, 0]), float(sheet[1, -2, 0])) == (0.0, 0.5), "inside their frames"
 
     right = pairs_figure(dark, light, prompts)
     right.canvas.draw()

@@ -122,8 +122,9 @@ def pairs_figure(before: Array, after: Array, prompts: Sequence[str], *, columns
     for axis in axes:
         axis.set_axis_off()
     for axis, pair, prompt in zip(axes, zip(before, after, strict=True), prompts, strict=False):
-        axis.imshow(tiled(np.stack(pair).astype(np.float32), 2, gap=3), interpolation="nearest")
-        axis.set_title(fill(prompt, 28), y=-0.04, verticalalignment="top", fontsize=7)
+        framed = np.pad(np.stack(pair).astype(np.float32), ((0, 0), (0, 0), (1, 1), (1, 1)), constant_values=0.8)
+        axis.imshow(tiled(framed, 2, gap=3), interpolation="nearest")
+        axis.set_title(fill(prompt, 28), y=-0.1, verticalalignment="top", fontsize=7)
     return figure
 
 
