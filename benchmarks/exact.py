@@ -57,7 +57,7 @@ def train(task: str, trainer: str, steps: int, seed: int, iterations: int, grid:
     """One run: its summary, how training went, and the distance and reward over samplers."""
     from scoreaction.config import build, load_recipe
     from scoreaction.evaluation import ExactTask, draw_x0
-    from scoreaction.finetuner import TrainingError
+    from scoreaction.optimising import TrainingError
     from scoreaction.rewards import RewardError
     from scoreaction.rollout import Sampler
 

@@ -10,8 +10,8 @@ from twins import accepts, close
 
 import scoreaction as sa
 from scoreaction.exact import Quadratic
-from scoreaction.finetuner import TrainingError
 from scoreaction.models import gaussian_mixture
+from scoreaction.optimising import TrainingError
 from scoreaction.rewards import RewardError
 from scoreaction.rewards._closed_form import QuadraticReward
 
@@ -176,7 +176,7 @@ def test_one_process_may_hold_runs_of_any_precision(precision):
     model = sa.Model(Watched(), process=sa.VP(), predicts="eps", shape=(2,))
     tuner = tune(sa.DDPO(), iterations=2, model=model, precision=precision)
     if precision == "fp16":
-        tuner.scaler = torch.amp.GradScaler("cpu", init_scale=128.0)  # small enough not to overflow at once
+        tuner.optimisation.scaler = torch.amp.GradScaler("cpu", init_scale=128.0)  # small enough not to overflow at once
     metrics = list(tuner)
     assert all(math.isfinite(record["reward_mean"]) for record in metrics)
     truth = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}[precision]
@@ -192,12 +192,12 @@ def test_one_process_may_hold_runs_of_any_precision(precision):
 
 def test_an_overflow_in_fp16_is_a_step_left_out():
     tuner = tune(sa.DDPO(minibatches=1), iterations=1, precision="fp16")
-    tuner.scaler = torch.amp.GradScaler("cpu", init_scale=2.0**100)
+    tuner.optimisation.scaler = torch.amp.GradScaler("cpu", init_scale=2.0**100)
     before = tuner.model.parameters["body.0.weight"].detach().clone()
     (metrics,) = tuner
     assert metrics["skipped"] == 1
     assert torch.equal(before, tuner.model.parameters["body.0.weight"])
-    assert tuner.scaler.get_scale() < 2.0**100
+    assert tuner.optimisation.scaler.get_scale() < 2.0**100
 
 
 class Dead(nn.Module):
@@ -344,9 +344,9 @@ def test_the_rate_follows_its_schedule():
     rates = []
     tuner = tune(sa.DDPO(), iterations=4, lr=0.1)
     for _ in tuner:
-        rates.append(tuner.optimisers["policy"].param_groups[0]["lr"])
+        rates.append(tuner.optimisation.optimisers["policy"].param_groups[0]["lr"])
     truth = [0.1 * (0.01 + 0.495 * (1 + math.cos(math.pi * i / 4))) for i in range(4)]
     close(rates, truth, constant=[0.1] * 4, one_late=truth[1:] + [0.001])
     constant = tune(sa.DDPO(), iterations=2, schedule="constant", lr=0.1)
     list(constant)
-    assert constant.optimisers["policy"].param_groups[0]["lr"] == 0.1
+    assert constant.optimisation.optimisers["policy"].param_groups[0]["lr"] == 0.1

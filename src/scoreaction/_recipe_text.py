@@ -112,7 +112,7 @@ def _rename(block: Values, key: list[str], name: Any) -> None:
     new = shelf.find(kind, name, key=dotted(key)).Config.model_fields
     try:
         old = shelf.find(kind, block["name"], key=dotted(key)).Config.model_fields
-    except UserError:  # a misspelt name is mended: nothing is known of its settings
+    except UserError:  # a misspelt name is mended: its settings were meant for the right one
         old = new
     for setting in set(block) - {"name", "weight"}:  # clips are clips, but the estimators of two algorithms are not the same
         if setting not in old or setting not in new or old[setting].annotation != new[setting].annotation:

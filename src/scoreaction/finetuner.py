@@ -16,7 +16,7 @@ import torch
 from accelerate import Accelerator
 from torch import Tensor
 
-from scoreaction.algorithms._learner import Algorithm, Judge, Learner, Setting, Update
+from scoreaction.algorithms._learner import Algorithm, Judge, Learner, Setting
 from scoreaction.checkpoints import RunFolder, load_tree, save_tree, write_whole
 from scoreaction.conditions import take
 from scoreaction.evaluation import Evaluation, diversity
@@ -24,7 +24,7 @@ from scoreaction.export import save_model
 from scoreaction.kl import chain_kl, path_kl
 from scoreaction.model import Model
 from scoreaction.online import Online, Rounds
-from scoreaction.optimising import Train, adam, learning_rate, policy_optimiser
+from scoreaction.optimising import Optimisation, Train
 from scoreaction.rewards import CountedReward, RewardError
 from scoreaction.rewards._weighted import WeightedSum
 from scoreaction.rollout import Experience, Sampler, joined, roll_out
@@ -34,11 +34,6 @@ from scoreaction.types import Prompt, RewardFunction
 
 PIECES = 4
 """In which a batch is drawn at least where the reward works in the background: three quarters of its time are hidden."""
-NO_GRADIENT = "check that the network's output depends on them, and that nothing detaches it"
-
-
-class TrainingError(RuntimeError):
-    """Training cannot go on: no gradient reaches the trained parameters, or a number is not finite."""
 
 
 class Finetuner:
@@ -81,7 +76,6 @@ class Finetuner:
         # not accelerate's: its precision is one for the whole process, and a second tuner may want another
         dtype = {"fp32": None, "bf16": torch.bfloat16, "fp16": torch.float16}[self.train.precision]
         self.model.autocast = nullcontext if dtype is None else partial(torch.autocast, device, dtype=dtype)
-        self.scaler = torch.amp.GradScaler(device, enabled=dtype == torch.float16)
         if dtype != torch.float16 and any(p.dtype == torch.float16 for p in self.model.net.parameters()):
             raise ValueError(
                 "train.precision: gradients through fp16 weights vanish unless they are scaled; set it to fp16, or the weights'"
@@ -123,11 +117,8 @@ class Finetuner:
             self.conditions = model.conditions(self.prompts)
             self.learner: Learner = algorithm.build(self._setting())
         self.learner.networks.to(self.model.device)
-        self.optimisers: dict[str, torch.optim.Optimizer] = {"policy": policy_optimiser(self.train, self.model)}
-        for name, network in self.learner.networks.items():
-            if name not in self.learner.lr:
-                continue
-            self.optimisers[name] = adam(network.parameters(), self.learner.lr[name])
+        networks = {name: self.learner.networks[name] for name in self.learner.lr}
+        self.optimisation = Optimisation(self.train, self.model, networks, self.learner.lr, scaled=dtype == torch.float16)
         self._board: Any = None
 
     def _setting(self) -> Setting:
@@ -169,7 +160,7 @@ class Finetuner:
         experience = self.learner.prepare(experience, self.generator)
         metrics = {"reward_mean": float(experience.rewards.mean()), "reward_std": float(experience.rewards.std())}
         metrics |= self._kl(experience)
-        metrics |= self._learn(self.learner.updates(experience, self.generator))
+        metrics |= self.optimisation.learn(self.learner.updates(experience, self.generator), self.iteration)
         self.learner.adapt_beta(metrics["kl_nats"])
         decay = min(self.train.ema_decay, (1 + self.iteration) / (10 + self.iteration)) if self.train.ema else 0.0
         if self.train.ema:
@@ -252,41 +243,6 @@ class Finetuner:
             "kl_chain_nats": float(chain_kl(self.model.process, times, difference, eta).mean()),
         }
 
-    def _learn(self, updates: Iterator[Update]) -> dict[str, float]:
-        """Backward and step for each loss; the mean of each metric, and the policy's mean gradient norm."""
-        seen: dict[str, list[float]] = {}
-        share = learning_rate(self.train, self.iteration)
-        for name, optimiser in self.optimisers.items():
-            for group in optimiser.param_groups:
-                group["lr"] = share * (self.train.lr if name == "policy" else self.learner.lr[name])
-        for update in updates:
-            for name, value in update.metrics.items():
-                seen.setdefault(name, []).append(value)
-            if not update.loss.requires_grad:
-                raise TrainingError(f"iteration {self.iteration + 1}: the {update.network} received no gradient; {NO_GRADIENT}")
-            self.scaler.scale(update.loss).backward()
-            if update.step:
-                norm = self._step(update.network)
-                if update.network == "policy" and math.isfinite(norm):
-                    seen.setdefault("grad_norm", []).append(norm)
-        if "grad_norm" not in seen:  # nothing to learn from (all rewards equal, fp16 overflowed): said in the log, not an error
-            return {"grad_norm": 0.0, "skipped": 1.0}
-        if not any(seen["grad_norm"]):
-            raise TrainingError(f"iteration {self.iteration + 1}: the trained parameters received no gradient; {NO_GRADIENT}")
-        return {name: sum(values) / len(values) for name, values in seen.items()}
-
-    def _step(self, name: str) -> float:
-        optimiser = self.optimisers[name]
-        parameters = [p for group in optimiser.param_groups for p in group["params"]]
-        self.scaler.unscale_(optimiser)
-        norm = float(torch.nn.utils.clip_grad_norm_(parameters, self.train.max_grad_norm if name == "policy" else 1e9))
-        if not math.isfinite(norm) and not self.scaler.is_enabled():
-            raise TrainingError(f"iteration {self.iteration + 1}: the gradient of the {name} is not finite; lower train.lr")
-        self.scaler.step(optimiser)  # with fp16 a step whose gradient overflowed is left out, and the scale lowered
-        self.scaler.update()
-        optimiser.zero_grad(set_to_none=True)
-        return norm
-
     @torch.no_grad()
     def _watch(self, experience: Experience, prompts: list[Any] | None) -> dict[str, float]:
         """Diversity and held-out rewards of some of this iteration's samples."""
@@ -332,10 +288,10 @@ class Finetuner:
             "policy": dict(self.model.parameters.items()),
             "average": self.model.average,
             "networks": self.learner.networks.state_dict(),
-            "optimisers": {name: optimiser.state_dict() for name, optimiser in self.optimisers.items()},
+            "optimisers": {name: optimiser.state_dict() for name, optimiser in self.optimisation.optimisers.items()},
             "learner": self.learner.state,
             "generator": self.generator.get_state(),
-            "scaler": self.scaler.state_dict(),
+            "scaler": self.optimisation.scaler.state_dict(),
             "queries": self.reward.queries,
             "moments": self.reward.reward.moments if isinstance(self.reward.reward, WeightedSum) else None,
             "evaluations": [self.model.evaluations.forward, self.model.evaluations.backward],
@@ -355,11 +311,11 @@ class Finetuner:
         average = state["average"]
         self.model.average = None if average is None else {k: v.to(self.model.device) for k, v in average.items()}
         self.learner.networks.load_state_dict(state["networks"])
-        for name, optimiser in self.optimisers.items():
+        for name, optimiser in self.optimisation.optimisers.items():
             optimiser.load_state_dict(state["optimisers"][name])
         self.learner.state = state["learner"]
         self.generator.set_state(state["generator"])
-        self.scaler.load_state_dict(state["scaler"])
+        self.optimisation.scaler.load_state_dict(state["scaler"])
         self.reward.queries = state["queries"]
         if isinstance(self.reward.reward, WeightedSum):
             self.reward.reward.moments = state["moments"]

@@ -1,15 +1,24 @@
-"""How long and how fast a run trains: its settings, its optimisers, its schedule."""
+"""How long and how fast a run trains: its settings, its optimisers, its schedule, and the steps they take."""
 
 from __future__ import annotations
 
 import importlib.util
 import math
+from collections.abc import Iterator
 from typing import Any, Literal
 
 import torch
 from pydantic import BaseModel, ConfigDict, Field
+from torch import nn
 
+from scoreaction.algorithms._learner import Update
 from scoreaction.model import Model
+
+NO_GRADIENT = "check that the network's output depends on them, and that nothing detaches it"
+
+
+class TrainingError(RuntimeError):
+    """Training cannot go on: no gradient reaches the trained parameters, or a number is not finite."""
 
 
 class Train(BaseModel):
@@ -67,3 +76,50 @@ def adam(parameters: Any, lr: float) -> torch.optim.Adam:
     if not chosen:
         raise ValueError("the network has no trainable parameters; unfreeze some, or set lora_rank")
     return torch.optim.Adam(chosen, lr=lr, eps=1e-12, fused=True)
+
+
+class Optimisation:
+    """The optimisers of a run, one for the policy and one for each network with a rate, and the scaler of fp16 gradients."""
+
+    def __init__(
+        self, train: Train, model: Model, networks: dict[str, nn.Module], rates: dict[str, float], *, scaled: bool
+    ) -> None:
+        self.train, self.rates = train, {"policy": train.lr, **rates}
+        self.scaler = torch.amp.GradScaler(model.device.type, enabled=scaled)
+        self.optimisers: dict[str, torch.optim.Optimizer] = {"policy": policy_optimiser(train, model)}
+        self.optimisers |= {name: adam(network.parameters(), rates[name]) for name, network in networks.items()}
+
+    def learn(self, updates: Iterator[Update], iteration: int) -> dict[str, float]:
+        """Backward and step for each loss; the mean of each metric, and the policy's mean gradient norm."""
+        seen: dict[str, list[float]] = {}
+        share = learning_rate(self.train, iteration)
+        for name, optimiser in self.optimisers.items():
+            for group in optimiser.param_groups:
+                group["lr"] = share * self.rates[name]
+        for update in updates:
+            for name, value in update.metrics.items():
+                seen.setdefault(name, []).append(value)
+            if not update.loss.requires_grad:
+                raise TrainingError(f"iteration {iteration + 1}: the {update.network} received no gradient; {NO_GRADIENT}")
+            self.scaler.scale(update.loss).backward()
+            if update.step:
+                norm = self._step(update.network, iteration)
+                if update.network == "policy" and math.isfinite(norm):
+                    seen.setdefault("grad_norm", []).append(norm)
+        if "grad_norm" not in seen:  # nothing to learn from (all rewards equal, fp16 overflowed): said in the log, not an error
+            return {"grad_norm": 0.0, "skipped": 1.0}
+        if not any(seen["grad_norm"]):
+            raise TrainingError(f"iteration {iteration + 1}: the trained parameters received no gradient; {NO_GRADIENT}")
+        return {name: sum(values) / len(values) for name, values in seen.items()}
+
+    def _step(self, name: str, iteration: int) -> float:
+        optimiser = self.optimisers[name]
+        parameters = [p for group in optimiser.param_groups for p in group["params"]]
+        self.scaler.unscale_(optimiser)
+        norm = float(nn.utils.clip_grad_norm_(parameters, self.train.max_grad_norm if name == "policy" else 1e9))
+        if not math.isfinite(norm) and not self.scaler.is_enabled():
+            raise TrainingError(f"iteration {iteration + 1}: the gradient of the {name} is not finite; lower train.lr")
+        self.scaler.step(optimiser)  # with fp16 a step whose gradient overflowed is left out, and the scale lowered
+        self.scaler.update()
+        optimiser.zero_grad(set_to_none=True)
+        return norm

@@ -17,7 +17,8 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextC
 
 from scoreaction.checkpoints import RunFolder
 from scoreaction.config import EarlyStop, Recipe, build, load_recipe, named
-from scoreaction.finetuner import Finetuner, TrainingError
+from scoreaction.finetuner import Finetuner
+from scoreaction.optimising import TrainingError
 from scoreaction.shelf import UserError
 
 Values = dict[str, Any]

@@ -18,7 +18,7 @@ DEFAULTS: dict[str, Any] = {
     "train": {"iterations": 78, "batch": 64, "lr": 3e-3, "max_rows": 256},
     "evaluation": {"n": 192, "steps": 20, "held_out": [{"name": "shapes", "correct": True}]},
     "prompts": "shapes",
-    "algorithm": {"beta": 0.03, "rows": 80, "updates": 4, "critic_updates": 16, "minibatches": 4},
+    "algorithm": {"beta": 0.03, "rows": 80, "updates": 4, "critic_updates": 16},
 }
 
 
