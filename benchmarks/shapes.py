@@ -110,14 +110,6 @@ def report(results: dict[str, dict[str, Any]]) -> None:
         rows.append([name, str(len(runs)), *cells])
     header = ["trainer", "seeds", "accuracy %", "unseen %", "guided, accuracy %", "unseen %", "diversity", "KL"]
     print(table([*header, "queries", "evaluations", "seconds"], rows))
-    ends = []
-    for name, runs in groups.items():
-        last = [run["curve"][-10:] for run in runs if "curve" in run]
-        means = {key: [sum(at[key] for at in ten) / len(ten) for ten in last] for key in ("held_out.shapes", "kl_nats")}
-        if last:
-            ends.append([name, cell([100 * v for v in means["held_out.shapes"]], 1), cell(means["kl_nats"], 1)])
-    print("\nIn training, over the sampler's own steps, the last ten iterations:")
-    print(table(["trainer", "accuracy %", "KL"], ends))
 
 
 if __name__ == "__main__":
