@@ -125,7 +125,7 @@ def test_the_right_twins_of_wrong_overrides_pass() -> None:
         ("- a list", "a recipe is a mapping"),
         ("!!python/object/apply:os.system ['true']", "not valid YAML"),
         ("reward: {name: linear}", "model: is required"),
-        ("model: {name: gaussian_mixture}\nreward: {name: linear, direction: [1.0, 0.0]}\nalgorithm: {name: ddpo}", "reward.direction: is required"),
+        ("model: {name: gaussian_mixture}\nreward: {name: linear}\nalgorithm: {name: ddpo}", "reward.direction: is required"),
         ("", "a recipe is a mapping"),
     ],
 )
@@ -144,7 +144,8 @@ def test_a_missing_file_is_named_and_a_misspelt_recipe_corrected(tmp_path: Path)
 
 def test_a_new_name_for_a_misspelt_one_keeps_its_settings(tmp_path: Path) -> None:
     path = tmp_path / "recipe.yaml"
-    path.write_text("model: {name: gaussian_mixture}\nreward: {name: linear, direction: [1.0, 0.0]}\nalgorithm: {name: dpko, beta: 0.25}\n")
+    reward = "reward: {name: linear, direction: [1.0, 0.0]}"
+    path.write_text(f"model: {{name: gaussian_mixture}}\n{reward}\nalgorithm: {{name: dpko, beta: 0.25}}\n")
     assert load_recipe(str(path), ["algorithm.name=dpok"]).algorithm.dump()["beta"] == 0.25
     assert fault(recipe=str(path)).startswith("algorithm.name: unknown algorithm 'dpko'")
 
