@@ -1,0 +1,69 @@
+"""Reward servers for tests: a real one, one that answers as it is told, and a client of either."""
+
+from __future__ import annotations
+
+import socket
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from typing import Any
+
+import torch
+
+from scoreaction.rewards import http as client
+from scoreaction.serving import Server, open_server, service_of
+
+IMAGES = torch.rand(10, 3, 8, 8, generator=torch.Generator().manual_seed(0))
+
+
+@contextmanager
+def serving(
+    reward: Any, *, host: str = "127.0.0.1", token: str | None = None, max_images: int = 64, max_bytes: int = 2**20
+) -> Iterator[Server]:
+    """A server on a port that the system chose."""
+    service = service_of("tested", reward, device="cpu", token=token, max_images=max_images, max_bytes=max_bytes)
+    server = open_server(service, host, 0)
+    thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01})
+    thread.start()
+    try:
+        yield server
+    finally:
+        server.shutdown()
+        server.server_close()
+        thread.join()
+
+
+@contextmanager
+def pretending(answer: Callable[[int, bytes], tuple[int, bytes] | None]) -> Iterator[str]:
+    """A server that answers its i-th question by `answer(i, body)`, None cuts the line; gives its address."""
+    asked: list[int] = []
+
+    class Pretender(BaseHTTPRequestHandler):
+        def do_POST(self) -> None:
+            asked.append(1)
+            said = answer(len(asked), self.rfile.read(int(self.headers["Content-Length"])))
+            if said is None:
+                self.connection.shutdown(socket.SHUT_RDWR)
+                return
+            self.send_response(said[0])
+            self.send_header("Content-Length", str(len(said[1])))
+            self.end_headers()
+            self.wfile.write(said[1])
+
+        def log_message(self, format: str, *args: Any) -> None:
+            pass
+
+    server = ThreadingHTTPServer(("127.0.0.1", 0), Pretender)
+    thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01})
+    thread.start()
+    try:
+        yield f"http://127.0.0.1:{server.server_address[1]}"
+    finally:
+        server.shutdown()
+        server.server_close()
+        thread.join()
+
+
+def remote(url: str, **settings: Any) -> client.Http:
+    return client.build(client.Config(**{"url": url, "backoff": 0.01, "timeout": 5.0, **settings}))
