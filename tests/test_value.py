@@ -3,6 +3,7 @@
 import math
 
 import pytest
+import scipy.stats
 import torch
 from twins import F64, accepts, close, f64
 
@@ -101,6 +102,23 @@ def test_conditions_of_every_form_become_one_vector(example):
     assert embed.width == 16
     assert ConditionEmbedding(None)(None) is None
     assert ConditionEmbedding(None).width == 0
+
+
+@pytest.mark.parametrize("width", [(5,), (7, 5)])
+def test_features_that_hardly_differ_are_told_apart(width):
+    """As by z-scores of the prompts' features (scipy), whatever they have in common and whatever their units."""
+    different = torch.randn(6, *width, generator=GENERATOR)
+    embed = ConditionEmbedding(100 + 1e-2 * different)
+    averaged = different.flatten(1, -2).mean(1) if len(width) > 1 else different
+    scores = torch.from_numpy(scipy.stats.zscore(averaged.double().numpy(), axis=0)).float()
+    linear = embed.parts[0][1]
+    close(embed(100 + 1e-2 * different).detach(), linear(scores).detach(), atol=0.02, raw=linear(100 + averaged).detach())
+
+
+def test_a_feature_that_all_prompts_share_says_nothing():
+    sizes = torch.tensor([[512.0, 512.0, 0.0]]).expand(4, 3)
+    embed = ConditionEmbedding(sizes)
+    close(embed(sizes).detach(), embed.parts[0][1].bias.expand(4, 16).detach(), atol=1e-6, raw=sizes.repeat(1, 6)[:, :16])
 
 
 def test_time_features_are_bounded_at_both_ends():

@@ -267,7 +267,11 @@ def zeroth_order(score: Callable[[Tensor], Tensor], x0: Tensor, std: float, gene
 
 
 class ConditionEmbedding(nn.Module):
-    """Conditions (class ids or features, one tensor or a dict of them) to one vector of `width`: (batch, 16), or None."""
+    """Conditions (class ids or features, one tensor or a dict of them) to one vector of `width`: (batch, 16), or None.
+
+    example: the conditions of all prompts, (prompts, ...). Features (batch, ..., d) are averaged over tokens and standardised
+    over those prompts: next to what all texts' states have in common, the differences between two of them are small.
+    """
 
     def __init__(self, example: Conditions) -> None:
         super().__init__()
@@ -278,15 +282,34 @@ class ConditionEmbedding(nn.Module):
 
     def _part(self, example: Tensor) -> nn.Module:
         if example.is_floating_point():
-            return nn.Linear(example.shape[-1], self.width)
+            return nn.Sequential(Standardised(example), nn.Linear(example.shape[-1], self.width))
         return nn.Embedding(int(example.max()) + 1, self.width)
 
     def forward(self, conditions: Conditions) -> Tensor | None:
         if not self.names:
             return None
         named = conditions if isinstance(conditions, dict) else {"": conditions}
-        told = []
-        for name, part in zip(self.names, self.parts, strict=True):
-            out = part(named[name].float() if named[name].is_floating_point() else named[name])
-            told.append(out.flatten(1, -2).mean(1) if out.ndim > 2 else out)
-        return torch.stack(told).sum(0)
+        return torch.stack([part(named[name]) for name, part in zip(self.names, self.parts, strict=True)]).sum(0)
+
+
+class Standardised(nn.Module):
+    """Features (batch, ..., d) averaged over tokens, less their mean and over their std in `example`: (batch, d)."""
+
+    mean: Tensor
+    spread: Tensor
+
+    def __init__(self, example: Tensor) -> None:
+        super().__init__()
+        features = self.averaged(example.detach())
+        spread = features.std(0, correction=0)
+        rounding = 1e-6 * features.abs().max()
+        self.register_buffer("mean", features.mean(0))
+        self.register_buffer("spread", torch.where(spread > rounding, spread, torch.ones_like(spread)))
+
+    @staticmethod
+    def averaged(features: Tensor) -> Tensor:
+        """The mean over all dimensions but the first and the last, in float32."""
+        return features.flatten(1, -2).mean(1, dtype=torch.float32) if features.ndim > 2 else features.float()
+
+    def forward(self, features: Tensor) -> Tensor:
+        return (self.averaged(features) - self.mean) / self.spread
