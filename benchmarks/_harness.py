@@ -30,14 +30,16 @@ def run_jobs(
 ) -> dict[str, dict[str, Any]]:
     """Runs `function(**arguments)` for each named job that the JSON lacks; returns all results, saved after each.
 
-    A job that fails is said and left out; the others go on.
+    Each has a process of its own, so that its peak memory is its own too. A job that fails is said and left out; the
+    others go on.
     """
     path: Path = options.output
     done = json.loads(path.read_text()) if path.exists() else {}
     todo = {name: job for name, job in jobs.items() if name not in done and options.only in name}
     path.parent.mkdir(parents=True, exist_ok=True)
     began = time.time()
-    with ProcessPoolExecutor(options.processes, mp_context=get_context("spawn"), initializer=_one_thread) as pool:
+    spawn = get_context("spawn")
+    with ProcessPoolExecutor(options.processes, mp_context=spawn, initializer=_one_thread, max_tasks_per_child=1) as pool:
         futures = {pool.submit(function, **job): name for name, job in todo.items()}
         for count, future in enumerate(as_completed(futures), 1):
             name = futures[future]

@@ -51,6 +51,7 @@ def watched(tuner: Any) -> Iterator[Stopwatch]:
     networks = [tuner.model.net, tuner.model.reference_net, *tuner.learner.networks.values()]
     for network in {id(network): network for network in networks}.values():
         network.forward = watch.wrap(network.forward)
+    tuner.model.decode = watch.wrap(tuner.model.decode)
     tuner.reward.reward = _Timed(tuner.reward.reward, watch)
     torch.autograd.backward, torch.autograd.grad = watch.wrap(backward), watch.wrap(grad)
     try:

@@ -3,9 +3,10 @@
     python benchmarks/pipelines.py             # results/pipelines.json and a table; each job in a process of its own
     python benchmarks/pipelines.py --only cpu  # CPU: 512 x 512, batch 2 asked one row at a time, 4 steps
 
-On the CPU: all cores, fp32, gradient checkpointing, no guidance; seconds of the iteration and the process's peak resident
-memory. On a GPU, where there is one: pictures a second of sampling, seconds of an iteration and peak memory at LoRA rank 4,
-bf16, for 1 to 16 points of one network call. Reward: redness of the picture, with its gradient, through the decoder.
+On the CPU: all cores, fp32, gradient checkpointing, no guidance. Seconds of the iteration, the same over the time inside
+forwards and backwards of networks, decoder and reward, and the process's peak resident memory. On a GPU, where there is one:
+pictures a second of sampling, seconds of an iteration and peak memory at LoRA rank 4, bf16, for 1 to 16 points of one network
+call. Reward: redness of the picture, with its gradient, through the decoder.
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ from typing import Any
 
 import torch
 from _harness import arguments, run_jobs, table
+from overhead import watched
 
 ALGORITHMS = ("score_action", "ddpo", "dpok", "sqdf", "vard", "pi_ft", "draft", "refl", "adjoint_matching")
 ROWS = (1, 2, 4, 8, 16)
@@ -86,10 +88,12 @@ def on_cpu(algorithm: str) -> dict[str, Any]:
     """Seconds and peak memory of one iteration: the smallest batch is 2, asked one row at a time."""
     torch.set_num_threads(os.cpu_count() or 1)
     tuner = tuner_for(algorithm, device="cpu", rows=1, steps=4, batch=2)
-    began = time.perf_counter()
-    metrics = next(iter(tuner))
+    with watched(tuner) as watch:
+        began = time.perf_counter()
+        metrics = next(iter(tuner))
+        seconds = time.perf_counter() - began
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
-    return {"seconds": time.perf_counter() - began, "peak_gib": peak / GIB, **_counts(metrics)}
+    return {"seconds": seconds, "network_seconds": watch.seconds, "peak_gib": peak / GIB, **_counts(metrics)}
 
 
 def on_gpu(algorithm: str, rows: int) -> dict[str, Any]:
@@ -135,11 +139,19 @@ def main() -> None:
     if torch.cuda.is_available():
         jobs |= {f"gpu-{name}-{n}": {"device": "cuda", "algorithm": name, "rows": n} for name in there for n in ROWS}
     found = run_jobs(job, jobs, options)
+    cpu, gpu = ({name[4:]: one for name, one in found.items() if name.startswith(kind)} for kind in ("cpu", "gpu"))
     lines = [
-        [name, f"{one['seconds']:.1f}", f"{one['peak_gib']:.1f}", f"{one.get('pictures_per_second', float('nan')):.2f}"]
-        for name, one in found.items()
+        [*_line(name, one), f"{one['seconds'] / one['network_seconds']:.3f}", f"{one['peak_gib']:.1f}"]
+        for name, one in cpu.items()
     ]
-    print(table(["job", "seconds an iteration", "peak GiB", "pictures a second"], lines))
+    print(table(["algorithm", "evaluations", "rows backward", "seconds", "over networks", "peak GiB"], lines))
+    lines = [[*_line(name, one), f"{one['pictures_per_second']:.2f}", f"{one['peak_gib']:.1f}"] for name, one in gpu.items()]
+    if lines:
+        print(table(["algorithm, rows", "evaluations", "rows backward", "seconds", "pictures a second", "peak GiB"], lines))
+
+
+def _line(name: str, one: dict[str, Any]) -> list[str]:
+    return [name, str(one["model_evaluations"]), str(one["model_backward_rows"]), f"{one['seconds']:.1f}"]
 
 
 if __name__ == "__main__":
