@@ -99,7 +99,7 @@ def test_the_headline_says_what_the_figures_say() -> None:
     assert "Its mean reward went from 0.1 to 2." in said
     assert "1.2 nats (KL)" in said
     assert "50 % as diverse" in said
-    assert "legibility, which was not trained on, went from 0.9 to 0.4" in said
+    assert "legibility, which was only measured, went from 0.9 to 0.4" in said
     assert "reward - 0.5 x KL, came to 1.4; the best possible is 1.45" in said
     close(objectives(SUMMARY)[0], 2.0 - 0.5 * 1.2, wrong_sign=2.0 + 0.5 * 1.2, without_beta=2.0 - 1.2)
 

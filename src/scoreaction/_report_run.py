@@ -81,7 +81,7 @@ def run_headline(recipe: Recipe, records: list[Values], summary: Values | None) 
     for key in [key for key in summary if key.startswith("held_out.") and key.endswith("_base")]:
         title = key.removeprefix("held_out.").removesuffix("_base")
         after = summary[key.removesuffix("_base") + "_tuned"]
-        said.append(f"The held-out reward {title}, which was not trained on, went {change(summary[key], after)}.")
+        said.append(f"The held-out reward {title}, which was only measured, went {change(summary[key], after)}.")
     if "selected_iteration" in summary:
         said.append(
             f"All of this is of the weights after iteration {summary['selected_iteration']}, the best by {recipe.train.select}."
@@ -111,7 +111,7 @@ def run_cards(summary: Values) -> list[tuple[str, str, str]]:
     for key in [key for key in summary if key.startswith("held_out.") and key.endswith("_base")]:
         after = summary[key.removesuffix("_base") + "_tuned"]
         title = key.removeprefix("held_out.").removesuffix("_base")
-        cards.append((title, f"{number(summary[key], 3)} → {number(after, 3)}", "held out: not trained on"))
+        cards.append((title, f"{number(summary[key], 3)} → {number(after, 3)}", "held out: only measured"))
     if "distance_to_optimum" in summary:
         small = f"floor {number(summary['distance_floor'], 3)}, oracle {number(summary['distance_oracle'], 3)}"
         cards.append(("distance to the optimum", number(summary["distance_to_optimum"], 3), small))

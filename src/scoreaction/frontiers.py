@@ -35,7 +35,7 @@ def prices(groups: Sequence[Values]) -> list[Price]:
         Price("kl", "kl_nats", None, TITLES["kl_nats"], "left"),
         Price("diversity", "diversity_tuned", "diversity_base", "diversity", "right"),
         *(
-            Price(key.removeprefix("held_out."), f"{key}_tuned", f"{key}_base", f"{key[9:]} (not trained on)", "right")
+            Price(key.removeprefix("held_out."), f"{key}_tuned", f"{key}_base", f"{key[9:]} (only measured)", "right")
             for key in held_out
         ),
     ]

@@ -75,7 +75,7 @@ def _measured(figures: dict[str, Any]) -> list[str]:
 
 
 def _named(key: str) -> str:
-    return f"{key.removeprefix('held_out.')} (not trained on)" if key.startswith("held_out.") else key
+    return f"{key.removeprefix('held_out.')} (only measured)" if key.startswith("held_out.") else key
 
 
 def _cell(figures: dict[str, Any], key: str, kind: str) -> str:

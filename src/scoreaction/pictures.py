@@ -148,7 +148,7 @@ def curve_keys(records: Sequence[Values]) -> list[str]:
 
 def title_of(key: str) -> str:
     """What a metric is called in a figure."""
-    return TITLES.get(key, key.removeprefix("held_out.") + " (not trained on)" if key.startswith("held_out.") else key)
+    return TITLES.get(key, key.removeprefix("held_out.") + " (only measured)" if key.startswith("held_out.") else key)
 
 
 def _series(records: Sequence[Values], x: str, y: str) -> tuple[Array, Array]:
