@@ -43,7 +43,9 @@ def black_box(samples, conditions):
     return (sign * samples[:, 0]).numpy().tolist() if conditions is None else sign * samples[:, 0]
 
 
-def tune(algorithm, *, iterations=4, output=None, reward=black_box, prompts=None, sampler=None, model=None, **train):
+def tune(
+    algorithm, *, iterations=4, output=None, reward=black_box, prompts=None, sampler=None, model=None, held_out=None, **train
+):
     options = {"iterations": iterations, "batch": 16, "device": "cpu", "checkpoint_every": 2} | train
     return sa.Finetuner(
         model or own_model(prompts is not None),
@@ -53,6 +55,7 @@ def tune(algorithm, *, iterations=4, output=None, reward=black_box, prompts=None
         train=sa.Train(**options),
         prompts=prompts,
         output=output,
+        held_out=held_out,
     )
 
 
@@ -246,6 +249,39 @@ def test_a_gradient_that_is_not_finite_is_an_error():
 def test_bad_rewards_are_reward_errors(reward, message):
     with pytest.raises(RewardError, match=message):
         list(tune(SCORE_ACTION, reward=reward))
+
+
+@pytest.mark.parametrize("which", ["held out", "looked ahead"])
+def test_a_reward_that_fails_while_it_is_watched_takes_the_iteration_back(tmp_path, which):
+    """Truth: the run in which nothing failed, bit for bit."""
+    asked = []
+
+    def flaky(samples, conditions):
+        asked.append(1)
+        if len(asked) == broken:
+            raise OSError("the scorer is gone")
+        return samples[:, 1]
+
+    def run(folder):
+        looks = which == "looked ahead"
+        algorithm = SCORE_ACTION.model_copy(update={"look_ahead": "zeroth_order"}) if looks else SCORE_ACTION
+        options = {"reward": flaky} if looks else {"held_out": {"second": flaky}}
+        return tune(algorithm, output=folder, checkpoint_every=100, **options)
+
+    broken = 0
+    whole = list(run(tmp_path / "whole"))
+    broken = 3 * len(asked) // 4  # in the third of four iterations
+    asked.clear()
+    with pytest.raises(RewardError, match="the scorer is gone"):
+        list(run(tmp_path / "cut"))
+    again = run(tmp_path / "cut")
+    assert again.resume()
+    assert again.iteration == 2
+
+    def same(found):
+        assert [{**m, "seconds": 0} for m in found] == [{**m, "seconds": 0} for m in whole[2:]]
+
+    accepts(same, list(again), first=whole[:2])
 
 
 def test_the_public_interface_as_documented(tmp_path):

@@ -192,6 +192,23 @@ class Net(nn.Module):
         return self.last(torch.cat([x, t[:, None], cond.to(x)[:, None]], 1))
 
 
+@pytest.mark.parametrize("name", ["draft", "adjoint_matching"])
+def test_the_moments_do_not_depend_on_the_pieces_whose_gradient_is_asked(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Truth: those of a batch that is scored in one piece. Twin: those of its first piece."""
+
+    def moments(rows: int) -> torch.Tensor:
+        sizes = ["train.iterations=1", "train.batch=16", "sampler.steps=3", f"train.max_rows={rows}"]
+        tuner = build(load_recipe("mixture", [f"algorithm={{name: {name}}}", *sizes, SUM]))
+        list(tuner)
+        found = tuner.reward.reward.moments  # type: ignore[attr-defined]
+        assert isinstance(found, torch.Tensor)
+        return found
+
+    whole, pieces = moments(16), moments(2)
+    monkeypatch.setattr(sa.Finetuner, "_settle", lambda *_: None)
+    close(pieces, whole, atol=1e-5, first_piece=moments(2))
+
+
 def tuned(prompts: list[Any], reward: Any, **train: Any) -> sa.Finetuner:
     def encode(texts: list[str]) -> torch.Tensor:
         return torch.tensor([len(text) for text in texts])
@@ -215,7 +232,8 @@ def test_prompts_are_drawn_by_their_weights_and_metadata_reaches_the_reward() ->
         seen.extend(prompts)
         return samples[:, 0]
 
-    list(tuned([sa.Prompt("a", weight=3.0, metadata={"count": 1}), "bb", sa.Prompt("ccc", weight=0.0)], reward))
+    prompts = [sa.Prompt("a", weight=3, metadata={"count": 1}), sa.Prompt("bb", weight=1), sa.Prompt("ccc", weight=0)]
+    list(tuned(prompts, reward))
     share = seen.count("a") / len(seen)
     close(share, 0.75, atol=4 * (0.75 * 0.25 / 2000) ** 0.5, uniform=1 / 3, without_the_zero=0.5)
     assert {prompt.metadata["count"] for prompt in seen if prompt == "a"} == {1}

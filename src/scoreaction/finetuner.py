@@ -8,6 +8,7 @@ import math
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import nullcontext
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -156,8 +157,7 @@ class Finetuner:
             if self.folder is not None:
                 self.write_recipe()  # so that the answers are known to be this run's
             self.rounds.query(self._draw, self.train.batch, self.generator)
-        experience, prompts = self._collect()
-        experience = self.learner.prepare(experience, self.generator)
+        experience, watched = self._collect()
         metrics = {"reward_mean": float(experience.rewards.mean()), "reward_std": float(experience.rewards.std())}
         metrics |= self._kl(experience)
         metrics |= self.optimisation.learn(self.learner.updates(experience, self.generator), self.iteration)
@@ -167,7 +167,7 @@ class Finetuner:
             self.model.average_weights(decay)
         metrics |= {name: value for name, value in self.learner.state.items() if isinstance(value, float)}
         metrics |= {} if self.rounds is None else self.rounds.figures
-        metrics |= self._watch(experience, prompts)
+        metrics |= watched
         if self.selection is not None and self.selection(metrics[self.selection.metric], self.iteration + 1, decay):
             self.model.select_weights()
         return metrics
@@ -180,17 +180,20 @@ class Finetuner:
             rollout = roll_out(self.model, self.sampler, policy, len(groups), self.generator, times=times)
             return self.model.decode(rollout.x0)
 
-    def _collect(self) -> tuple[Experience, list[Any] | None]:
-        """Prompts, trajectories and their rewards.
+    def _collect(self) -> tuple[Experience, dict[str, float]]:
+        """Trajectories with all that is asked of them before anything is learned, and what is only watched in them.
 
-        Where the reward fails nothing is learned yet: the iteration is taken back, and what was learned before is saved.
+        Where a reward fails nothing is learned yet: the iteration is taken back, and what was learned before is saved.
         """
-        before = self.generator.get_state(), self.model.evaluations.forward, self.reward.queries
+        evaluations = self.model.evaluations
+        before, asked, queries = self.generator.get_state(), replace(evaluations), self.reward.queries
         try:
-            return self._experienced()
+            experience, prompts = self._experienced()
+            watched = self._watch(experience, prompts)
+            return self.learner.prepare(experience, self.generator), watched
         except RewardError:
-            self.generator.set_state(before[0])
-            self.model.evaluations.forward, self.reward.queries = before[1:]
+            self.generator.set_state(before)
+            evaluations.forward, evaluations.backward, self.reward.queries = asked.forward, asked.backward, queries
             self.between = True
             if self.iteration > 0:
                 self.checkpoint()
@@ -214,12 +217,20 @@ class Finetuner:
                     waiting.append(self.objective.begin_decoded(rollouts[-1].x0, self.model.decode, asked))
         rollout = joined(rollouts)
         if self.learner.reward_gradient:
+            self._settle(rollout.x0, groups)
             parts = [self._slope(x0, part) for x0, part in zip(rollout.x0.split(limit), groups.split(limit), strict=True)]
             rewards, gradient = torch.cat([r for r, _ in parts]), torch.cat([g for _, g in parts])
         else:
             rewards = torch.cat([scores() for scores in waiting])
         groups = groups.to(rewards.device)
         return Experience(rollout, rewards, conditions, groups, reward_gradient=gradient), prompts
+
+    def _settle(self, x0: Tensor, groups: Tensor) -> None:
+        """A weighted sum takes its scale from all of the first batch, and not from the first piece whose gradient is asked."""
+        reward = self.reward.reward
+        if self.objective is self.reward and isinstance(reward, WeightedSum) and reward.unsettled:
+            with torch.no_grad():
+                self._score(x0, groups)
 
     def _slope(self, x0: Tensor, groups: Tensor) -> tuple[Tensor, Tensor]:
         """Rewards and their gradient by x0, before decoding."""

@@ -72,5 +72,5 @@ class Prompt(str):
         if not 0 <= weight < float("inf"):
             raise ValueError(f"prompts: the weight of {text!r} must be finite and not negative (got {weight})")
         prompt = super().__new__(cls, text)
-        prompt.weight, prompt.metadata = weight, metadata or {}
+        prompt.weight, prompt.metadata = float(weight), metadata or {}
         return prompt

@@ -46,6 +46,11 @@ class WeightedSum:
         return all(part.reward.differentiable for part in self.parts)
 
     @property
+    def unsettled(self) -> bool:
+        """Whether the batch that is scored next says how its parts are normalised."""
+        return self.moments is None and any(part.normalise for part in self.parts)
+
+    @property
     def rows(self) -> int:
         """Samples at a time: what suits the part that wants fewest; all of them where no part works in the background."""
         return min((part.reward.rows for part in self.parts if isinstance(part.reward, Background)), default=EVERY)
