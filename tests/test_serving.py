@@ -123,6 +123,7 @@ def test_pictures_that_unfold_too_far_or_differ_are_refused() -> None:
     with serving(ink.build(ink.Config())) as server:
         assert post(server, png((4, 4), (4, 4))) == (200, "")
         assert "too large" in post(server, png((5000, 5000)))[1]
+        assert "20 pictures of 4000 x 4000 at once are too large" in post(server, png(*[(4000, 4000)] * 20))[1]
         assert "of one size" in post(server, png((4, 4), (5, 4)))[1]
         assert "gray or RGB" in post(server, png((4, 4), mode="RGBA"))[1]
 

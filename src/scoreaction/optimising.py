@@ -60,7 +60,7 @@ def policy_optimiser(train: Train, model: Model) -> torch.optim.Optimizer:
         raise ValueError(f"train.optimizer: adam8bit runs on a GPU only, and train.device is {model.device.type}; use adam")
     from bitsandbytes.optim import Adam8bit
 
-    return Adam8bit(list(parameters), lr=train.lr, eps=1e-12)
+    return Adam8bit(list(parameters), lr=train.lr)  # its own eps: in 8 bits a small second moment is 0, and the step m/eps
 
 
 def learning_rate(train: Train, iteration: int) -> float:

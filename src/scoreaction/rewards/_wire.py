@@ -21,8 +21,8 @@ from torch import Tensor
 from scoreaction.types import Prompt
 
 Format = Literal["npy", "png"]
-LARGEST_PICTURE = 2**24
-"""Pixels: a small PNG file may unfold to far more than it weighs."""
+LARGEST_PICTURE, LARGEST_QUESTION = 2**24, 2**28
+"""Pixels of a picture and numbers of all of them: a small PNG file may unfold to far more than it weighs."""
 
 
 class WireError(ValueError):
@@ -155,13 +155,16 @@ def _from_png(texts: Any, most: int) -> Tensor:
     if not isinstance(texts, list) or not texts:
         raise WireError("samples must be a list of PNG files in base64")
     _few(len(texts), most)
-    pictures = [_picture(_bytes(text)) for text in texts]
-    if len({picture.shape for picture in pictures}) > 1:
-        raise WireError("samples must be pictures of one size and kind")
+    first = _picture(_bytes(texts[0]))
+    if len(texts) * first.size > LARGEST_QUESTION:
+        size = f"{first.shape[1]} x {first.shape[0]}"
+        raise WireError(f"samples: {len(texts)} pictures of {size} at once are too large; ask for fewer")
+    pictures = [first, *(_picture(_bytes(text), like=first) for text in texts[1:])]
     return torch.from_numpy(np.stack(pictures)).permute(0, 3, 1, 2).float() / 255
 
 
-def _picture(data: bytes) -> np.ndarray[Any, Any]:
+def _picture(data: bytes, *, like: np.ndarray[Any, Any] | None = None) -> np.ndarray[Any, Any]:
+    """The pixels (H, W, channels) of a file, refused before it is unfolded where it is too large or not as `like` is."""
     from PIL import Image
 
     try:
@@ -170,6 +173,9 @@ def _picture(data: bytes) -> np.ndarray[Any, Any]:
                 raise WireError(f"samples: a picture of {picture.size[0]} x {picture.size[1]} pixels is too large")
             if picture.mode not in ("L", "RGB"):
                 raise WireError(f"samples: a picture must be gray or RGB with 8 bits, got {picture.mode}")
+            kind = (picture.height, picture.width, len(picture.getbands()))
+            if like is not None and kind != like.shape:
+                raise WireError("samples must be pictures of one size and kind")
             pixels = np.asarray(picture)
     except WireError:
         raise
