@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import math
+import re
+from importlib.resources import files
 from pathlib import Path
 
 import pytest
@@ -37,6 +39,26 @@ def test_a_shipped_recipe_loads_and_its_dump_is_itself(name: str) -> None:
     again = resolve(parse_yaml(dump(recipe), where="dump"))
     assert again == recipe
     assert again != load_recipe(name, ["train.seed=7"])
+
+
+@pytest.mark.parametrize("name", ["sd15", "sdxl", "sd3", "flux"])
+def test_the_command_in_a_recipes_header_says_all_that_it_lacks(name: str) -> None:
+    """Truth: what its rewards refuse to be without, but for what the hub has. Twin: the command without its settings."""
+    header = (files("scoreaction") / "recipes" / f"{name}.yaml").read_text().split("model:")[0]
+    said = re.findall(rf"#   scoreaction train {name} ?(\S*=\S*)?", header)
+    recipe = load_recipe(name, [said[0]] if said[0] else [])
+    asked = {"head": "reward.head=", "path": "reward.path="}
+    needs = {f"reward.{key}" for key in asked if getattr(recipe.reward.config, key, "") is None}
+    assert not needs, f"{name} needs {needs}"
+    if said[0]:
+        bare = load_recipe(name)
+        assert any(getattr(bare.reward.config, key, "") is None for key in asked)
+
+
+def test_what_a_reward_lacks_is_said_before_the_model_is_built(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("scoreaction.config.build_model", lambda recipe: pytest.fail("it fetched the model"))
+    with pytest.raises(UserError, match="reward: head: LAION's head is not shipped"):
+        build(load_recipe("sd15"))
 
 
 def test_each_layer_covers_the_one_below(tmp_path: Path) -> None:

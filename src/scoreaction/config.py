@@ -264,12 +264,12 @@ def build_model(recipe: Recipe) -> Model:
 
 def build(recipe: Recipe, output: str | Path | None = None) -> Finetuner:
     """The run that a recipe describes. UserError where its parts do not fit one another, with the remedy."""
-    model = build_model(recipe)
     if isinstance(recipe.reward, Block):
         reward = _made(recipe.reward, "reward")
     else:
         reward = WeightedSum([_part(block, f"reward.{i}") for i, block in enumerate(recipe.reward)])
     held_out = [_made(block, f"evaluation.held_out.{i}") for i, block in enumerate(recipe.held_out)]
+    model = build_model(recipe)  # after the rewards: what they lack is said before gigabytes of model are fetched
     algorithm = recipe.algorithm.config
     if not isinstance(algorithm, Algorithm):
         raise UserError(f"algorithm.name: Config of {recipe.algorithm.name} is no scoreaction.algorithms._learner.Algorithm")
