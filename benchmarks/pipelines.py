@@ -1,12 +1,13 @@
 """One full iteration of each algorithm on a network of Stable Diffusion 1.5's size with random weights.
 
     python benchmarks/pipelines.py             # results/pipelines.json and a table; each job in a process of its own
-    python benchmarks/pipelines.py --only cpu  # CPU: 512 x 512, batch 2 asked one row at a time, 4 steps
+    python benchmarks/pipelines.py --only cpu  # CPU: 512 x 512, batch 2 asked one row at a time, 4 steps, half an hour
 
-On the CPU: all cores, fp32, gradient checkpointing, no guidance. Seconds of the iteration, the same over the time inside
-forwards and backwards of networks, decoder and reward, and the process's peak resident memory. On a GPU, where there is one:
-pictures a second of sampling, seconds of an iteration and peak memory at LoRA rank 4, bf16, for 1 to 16 points of one network
-call. Reward: redness of the picture, with its gradient, through the decoder.
+An algorithm that updates at random points of the paths does one update at 2 of them (on a GPU, as many as a network call has),
+one that takes likelihood ratios goes over all steps. On the CPU: all cores, fp32, gradient checkpointing, no guidance. Seconds
+of the iteration, the same over the time inside forwards and backwards of networks, decoder and reward, and the process's peak
+resident memory. On a GPU, where there is one: pictures a second of sampling, seconds of an iteration and peak memory at LoRA
+rank 4, bf16, for 1 to 16 points of one network call. Reward: redness of the picture, with its gradient, through the decoder.
 """
 
 from __future__ import annotations
@@ -66,7 +67,7 @@ def tuner_for(algorithm: str, *, device: str, rows: int, steps: int, batch: int)
     from scoreaction.models._pipelines import build_from_pipeline
 
     config = shelf.find("algorithm", algorithm, key="algorithm.name").Config
-    small = {"updates": 1, "rows": rows, "critic_updates": 2} if algorithm == "score_action" else {}
+    small = {"updates": 1, "critic_updates": 2, "stages": 1, "inner": 1, "rows": max(2, rows), "critic_rows": 8}
     width = torch.float32 if device == "cpu" else torch.bfloat16
     with torch.random.fork_rng():
         torch.manual_seed(0)
@@ -74,7 +75,7 @@ def tuner_for(algorithm: str, *, device: str, rows: int, steps: int, batch: int)
     return sa.Finetuner(
         model,
         reward=sa.Reward(redness, differentiable=True),
-        algorithm=config(**small),
+        algorithm=config(**{key: value for key, value in small.items() if key in config.model_fields}),
         sampler=sa.Sampler(steps=steps, grid="scheduler", guidance=1.0 if device == "cpu" else 5.0),
         train=sa.Train(
             iterations=2, batch=batch, lr=1e-4, max_rows=rows, device=device, held_out_rows=2, checkpoint_every=1000,

@@ -35,12 +35,13 @@ TRAINERS: dict[str, tuple[int, list[str]]] = {
     ),
 }  # fmt: skip
 GUIDED = (1.0, 2.0, 3.0)
+POINTS, LEVELS = 9, (1.0, 2.0, 4.0, 8.0, 16.0)
 
 
 def job(settings: list[str], seed: int, n: int, guidance: float | None = None, picture: str | None = None) -> dict[str, Any]:
     """A run, or with `guidance` the base under it: accuracy on the training prompts and on the unseen ones."""
     from scoreaction.config import build, load_recipe, prompt_list
-    from scoreaction.evaluation import draw, measure
+    from scoreaction.evaluation import draw, measure, measure_kl
     from scoreaction.pictures import pairs_figure
 
     fixed = [
@@ -63,7 +64,19 @@ def job(settings: list[str], seed: int, n: int, guidance: float | None = None, p
 
     if guidance is not None:
         return {"base": figures(reference=True, strength=guidance)}
-    out: dict[str, Any] = {"curve": list(tuner), "summary": tuner.summary(), "tuned": figures(reference=False, strength=1.0)}
+
+    def seen_so_far() -> dict[str, float]:
+        """Accuracy on the training prompts and KL of the averaged weights as they are, at the evaluation's steps."""
+        queries, seed = tuner.reward.queries, tuner.evaluation.seed
+        found = measure(tuner.model, sampler, tuner.reward, tuner.held_out, n=n, prompts=prompts["seen"], seed=seed)[0]
+        tuner.reward.queries = queries
+        return {"accuracy": found["held_out.shapes"], **measure_kl(tuner.model, sampler, n // 2, prompts["seen"], seed)}
+
+    way, every = [], max(1, tuner.train.iterations // POINTS)
+    for metrics in tuner:
+        if metrics["iteration"] % every == 0:
+            way.append({"iteration": metrics["iteration"], "pictures": metrics["iteration"] * BATCH, **seen_so_far()})
+    out: dict[str, Any] = {"way": way, "summary": tuner.summary(), "tuned": figures(reference=False, strength=1.0)}
     out["tuned, guided"] = figures(reference=False, strength=2.0)
     if picture is not None:
         shown = prompts["seen"][:: len(prompts["seen"]) // SHOWN][:SHOWN]
@@ -88,7 +101,9 @@ def main() -> None:
             name = trainer.partition(",")[0]
             picture = None if seed else str(options.output.with_name(f"{options.output.stem}_{name}.png"))
             jobs[f"{trainer}/seed{seed}"] = {"settings": own, "seed": seed, "n": options.n, "picture": picture}
-    report(run_jobs(job, jobs, options))
+    results = run_jobs(job, jobs, options)
+    report(results)
+    figure(results, str(options.output.with_name(f"{options.output.stem}_frontier.png")))
 
 
 def report(results: dict[str, dict[str, Any]]) -> None:
@@ -110,6 +125,47 @@ def report(results: dict[str, dict[str, Any]]) -> None:
         rows.append([name, str(len(runs)), *cells])
     header = ["trainer", "seeds", "accuracy %", "unseen %", "guided, accuracy %", "unseen %", "diversity", "KL"]
     print(table([*header, "queries", "evaluations", "seconds"], rows))
+
+
+def at_kl(way: list[dict[str, float]], level: float, base: float) -> float | None:
+    """Accuracy when training first reached this KL, between the points that were measured; None where it never did."""
+    before = {"kl_nats": 0.0, "accuracy": base}
+    for point in way:
+        if point["kl_nats"] >= level:
+            share = (level - before["kl_nats"]) / (point["kl_nats"] - before["kl_nats"])
+            return before["accuracy"] + share * (point["accuracy"] - before["accuracy"])
+        before = point
+    return None
+
+
+def figure(results: dict[str, dict[str, Any]], path: str) -> None:
+    """Accuracy against KL along training, a line a run; prints what each trainer has at equal KL."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    import matplotlib.pyplot as plt
+
+    from scoreaction.pictures import COLOURS
+
+    base = results["base, guidance 1"]["base"]["seen"]["held_out.shapes"]
+    runs: dict[str, list[list[dict[str, float]]]] = {}
+    for name, result in results.items():
+        if "way" in result:
+            runs.setdefault(name.partition("/")[0], []).append(result["way"])
+    drawn, axes = plt.subplots(figsize=(7.5, 4.6), layout="constrained")
+    rows = []
+    for colour, (name, ways) in zip(COLOURS, runs.items(), strict=False):
+        for i, way in enumerate(ways):
+            line = [(0.0, 100 * base), *((point["kl_nats"], 100 * point["accuracy"]) for point in way)]
+            axes.plot(*zip(*line, strict=True), "o-", color=colour, ms=3.5, lw=1.3, label=None if i else name)
+        found = [[at_kl(way, level, base) for way in ways] for level in LEVELS]
+        rows.append([name, *("-" if None in values else cell([100 * v for v in values if v], 1) for values in found)])
+    axes.set(xlabel="KL to the base model (nats)", ylabel="prompts followed (%)", xscale="symlog", xlim=(0, None))
+    axes.set_title("Prompts followed against KL while training, one line a seed", loc="left")
+    axes.grid(alpha=0.3)
+    axes.legend(frameon=False)
+    drawn.savefig(path, dpi=110)
+    print(table(["accuracy % at a KL of", *(f"{level:g}" for level in LEVELS)], rows))
 
 
 if __name__ == "__main__":

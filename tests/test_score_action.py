@@ -2,13 +2,14 @@
 
 import math
 
+import numpy as np
 import pytest
 import torch
 from affine import BETA, NEW, OLD, REWARD, ExactValue, model, policy, problem, setting
 from twins import F64, accepts, close, f64
 
 import scoreaction as sa
-from scoreaction.algorithms._critic import kl_to_go, running_cost
+from scoreaction.algorithms._critic import calibrated, kl_to_go, running_cost
 from scoreaction.algorithms._lookahead import Rates, Weights, advantage_rate, improved, lookahead_loss
 from scoreaction.gaussians import sum_event
 from scoreaction.rollout import Experience, Rollout, stacked
@@ -404,13 +405,14 @@ def test_the_critics_loss_is_the_martingale_loss():
 
 
 def test_lambda_returns():
-    """lambda 1 telescopes to `r - beta cost to go - V(x_t)`, lambda 0 is one step's gain; exact V makes both mean 0."""
+    """lambda 1 telescopes to `r - beta cost to go - V(x_t)`, lambda 0 is one step's gain, V calibrated on the targets."""
     exact = ExactValue(VP, 1.0, NEW)
     found, _ = learner(VP, 1.0, "likelihood_ratio", steps=50, batch=2000, parameters=NEW, exact=exact, gae_lambda=1.0)
     experience = experienced(found, 2000, torch.Generator().manual_seed(0))
     points = experience.points()
-    value = exact.value(points.x, points.t).reshape(50, 2000)
-    telescoped = experience.rewards[None] - BETA * kl_to_go(found.setting, experience) - value
+    target = experience.rewards[None] - BETA * kl_to_go(found.setting, experience)
+    value = calibrated(exact.value(points.x, points.t).reshape(50, 2000), target)
+    telescoped = target - value
     advantage = found.advantages(experience)
     wrong = {
         "no_cost": advantage + BETA * kl_to_go(found.setting, experience),
@@ -425,6 +427,36 @@ def test_lambda_returns():
     found.config = found.config.model_copy(update={"gae_lambda": 0.5})
     half = found.advantages(experience)
     close(half[-2], one[-2] + 0.5 * one[-1], atol=1e-5, forward=one[-2] + 0.5 * one[-3])
+
+
+def test_a_value_is_believed_as_far_as_it_explains_the_targets():
+    """Truth: the exact value is nearly left alone, one of another policy's state is left out; numpy's regression between."""
+    generator = torch.Generator().manual_seed(0)
+    value = torch.randn(3, 4000, generator=generator)
+    noise = torch.randn(3, 4000, generator=generator)
+    target = 2.0 + value + noise
+    close(calibrated(value, target), 2.0 + value, atol=0.25, mean=target.mean(1, keepdim=True).expand_as(value))
+    close(calibrated(noise + 7, 2.0 + value), torch.full_like(value, 2.0), atol=0.25, believed=2.0 + noise)
+    blurred = (value + noise - (value + noise).mean(1, keepdim=True)).flatten()
+    slope, _ = np.polyfit(blurred.numpy(), (value - value.mean(1, keepdim=True)).flatten().numpy(), 1)
+    truth = 2.0 + value.mean(1, keepdim=True) + slope * blurred.reshape(3, 4000)
+    close(calibrated(value + noise, 2.0 + value), truth, atol=1e-3, whole=2.0 + value + noise)
+
+
+def test_advantages_are_of_a_critic_that_has_not_seen_the_batch():
+    """Truth: the critic as it was when the iteration began; the twin is the critic after it."""
+    found, _ = learner(VP, 1.0, "likelihood_ratio", steps=8, batch=64, updates=1, critic_updates=64)
+    generator = torch.Generator().manual_seed(0)
+    optimiser = torch.optim.Adam(found.networks["critic"].parameters(), lr=1e-2)
+    for _ in range(2):
+        experience = experienced(found, 64, generator)
+        before, used = found.advantages(experience), []
+        found._ratio_updates = lambda experience, advantage, generator, used=used: used.append(advantage) or iter(())
+        for update in found.updates(experience, generator):
+            optimiser.zero_grad()
+            update.loss.backward()
+            optimiser.step()
+    close(used[0], before, atol=1e-6, after=found.advantages(experience))
 
 
 def test_the_trust_region_adapts_its_penalty():

@@ -21,7 +21,7 @@ from scoreaction.selection import Selection
 
 
 class Run(Protocol):
-    """What is measured: a `Finerun`, at the end of its loop."""
+    """What is measured: a `Finetuner`, at the end of its loop."""
 
     model: Model
     sampler: Sampler

@@ -11,7 +11,7 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
-from scoreaction.algorithms._critic import critic_updates, kl_to_go, running_cost
+from scoreaction.algorithms._critic import calibrated, critic_updates, kl_to_go, running_cost
 from scoreaction.algorithms._learner import Learner, Regularised, Setting, Update, unflattened
 from scoreaction.algorithms._likelihood import Steps, ratio_updates, refuse_without_density, steps_taken
 from scoreaction.algorithms._lookahead import Decisions, Weights, adapt_trust, decisions_at, improvement, perturbed
@@ -184,11 +184,13 @@ class ScoreActionLearner(Learner):
         assert isinstance(experience, Valued)
         if self.look_ahead == "surrogate":
             yield from self._surrogate_updates(experience, generator)
-        yield from self._critic_updates(experience, generator)
         if self.config.estimator == "pathwise":
+            yield from self._critic_updates(experience, generator)
             yield from self._pathwise_updates(experience)
         else:
-            yield from self._ratio_updates(experience, generator)
+            advantage = self.advantages(experience)  # before the critic has seen what it is a baseline of
+            yield from self._critic_updates(experience, generator)
+            yield from self._ratio_updates(experience, advantage, generator)
 
     def _surrogate_updates(self, experience: Valued, generator: torch.Generator) -> Iterator[Update]:
         for _ in range(self.config.surrogate_updates):
@@ -228,11 +230,9 @@ class ScoreActionLearner(Learner):
     def _grad_at(self, experience: Valued, decisions: Decisions, prediction: Prediction) -> Tensor:
         return self.grad_value(decisions.points, experience, decisions.index)
 
-    def _ratio_updates(self, experience: Valued, generator: torch.Generator) -> Iterator[Update]:
+    def _ratio_updates(self, experience: Valued, advantage: Tensor, generator: torch.Generator) -> Iterator[Update]:
         setting = self.setting
         steps = steps_taken(setting, experience, exploration=self.config.exploration)
-        advantage = self.advantages(experience).flatten()[steps.index * experience.size[1] + steps.trajectory]
-
         moved: list[Tensor] = []
 
         def penalty(prediction: Prediction, part: Steps) -> Tensor:
@@ -247,7 +247,7 @@ class ScoreActionLearner(Learner):
         yield from ratio_updates(
             self,
             steps,
-            advantage,
+            advantage[steps.index, steps.trajectory],
             penalty=penalty,
             clip=self.config.clip,
             epochs=1,
@@ -258,7 +258,7 @@ class ScoreActionLearner(Learner):
 
     @torch.no_grad()
     def advantages(self, experience: Valued) -> Tensor:
-        """`sum lambda^k (V(x_s) - V(x_t) - beta cost)` over the steps to come, V(x_0) = r: (N, batch).
+        """`sum lambda^k (V(x_s) - V(x_t) - beta cost)` over the steps to come, V calibrated and V(x_0) = r: (N, batch).
 
         Schulman et al. 2016 (arXiv 1506.02438), eq. 16, without a discount.
         """
@@ -266,9 +266,9 @@ class ScoreActionLearner(Learner):
         points = experience.points().take(experience.chosen)
         pieces = torch.arange(len(experience.chosen)).split(self.setting.max_rows)
         values = torch.cat([self.value(points.take(rows), experience.look[rows]) for rows in pieces])
-        value = torch.empty_like(values)
-        value[experience.chosen] = values
-        value = torch.cat([value.reshape(steps, batch), experience.rewards[None].to(value)])
+        order = experience.chosen.argsort()
+        value = calibrated(values[order].reshape(steps, batch), experience.target[order].reshape(steps, batch))
+        value = torch.cat([value, experience.rewards[None].to(value)])
         gain = value[1:] - value[:-1] - self.beta * running_cost(self.setting, experience)
         out, ahead = [], torch.zeros_like(gain[0])
         for step in reversed(range(steps)):
