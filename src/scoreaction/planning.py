@@ -55,7 +55,10 @@ def plan(recipe: Recipe) -> Values:
     watch = watch_iteration(recipe, sized.model, gradient=gradient)
     costs = measure_costs(recipe, sized, watch)
     resident = resident_bytes(recipe, sized)
-    passes = peaks(watch, costs) | {"encoding the prompts": sized.encoder_bytes}
+    later = resident["trajectories"] + sum(scorer_bytes(recipe).values())  # neither is on the device while texts are encoded
+    passes = peaks(watch, costs) | {
+        "encoding the prompts, beyond trajectories and scorers": max(sized.encoder_bytes - later, 0)
+    }
     worst = max(passes, key=lambda name: passes[name])
     each = doubled(recipe, sized.model)
     point, picture = costs["sampling"].forward / recipe.train.max_rows, costs["a picture"].forward

@@ -144,8 +144,8 @@ def show_plan(found: Values) -> None:
 
 
 def _remedies(found: Values) -> str:
-    """What to change where it does not fit."""
-    remedies = ["lower train.max_rows, train.batch or sampler.steps", "take a LoRA, bf16 and model.gradient_checkpointing"]
+    """What to change where it does not fit; first the scorers, which cost the training nothing."""
+    remedies = ["lower train.max_rows, train.batch or sampler.steps, or take a LoRA, bf16 and gradient checkpointing"]
     if any(name.startswith("scorers") for name in found["resident"]):
-        remedies.append("give scorers dtype: bf16, or leave held-out ones to a server (serve-reward, http)")
+        remedies.insert(0, "give scorers dtype: bf16, or leave held-out ones to a server (serve-reward, http)")
     return "; ".join(remedies)
