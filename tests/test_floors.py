@@ -47,6 +47,7 @@ FLOORS = {
         "distilling",
         "model_card",
         "planning",
+        "_plan_watch",
         "live_memory",
         "measuring",
         "serving",

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -129,6 +129,15 @@ def standard_error(values: Tensor) -> float:
     return float(values.double().std() / math.sqrt(len(values)))
 
 
+def kl_samples(n: int, steps: int, shape: Sequence[int]) -> int:
+    """How many of n samples the KL is measured on: their trajectories are kept, so fewer where they are large.
+
+    >>> kl_samples(64, 30, (4, 128, 128)), kl_samples(64, 30, (2,))
+    (4, 64)
+    """
+    return max(2, min(n, 2**23 // (steps * math.prod(shape))))
+
+
 @torch.no_grad()
 def measure_kl(
     model: Model, sampler: Sampler, n: int, prompts: list[Any] | None, seed: int, *, max_rows: int = 4096
@@ -138,7 +147,7 @@ def measure_kl(
     Where the sampler is deterministic (or looks back) the KL is that of DDIM on the same grid, at eta 1 where eta is 0.
     """
     noisy = sampler.model_copy(update={"solver": "ddim", "eta": sampler.eta or 1.0})
-    n = max(2, min(n, 2**23 // (sampler.steps * math.prod(model.shape))))
+    n = kl_samples(n, sampler.steps, model.shape)
     prompts = spread_prompts(prompts, n)
     conditions = model.conditions(prompts)
     generator = torch.Generator().manual_seed(seed)

@@ -3,22 +3,22 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from scoreaction.algorithms._learner import Algorithm
+from scoreaction._plan_watch import Graph, Watch, doubled, watch_iteration
 from scoreaction.conditions import map_conditions
-from scoreaction.config import LOCAL, Block, Recipe, named, prompt_list
-from scoreaction.finetuner import Finetuner
+from scoreaction.config import LOCAL, Block, Recipe, named, names_of, prompt_list
+from scoreaction.evaluation import kl_samples
 from scoreaction.live_memory import LiveMemory
 from scoreaction.model import Model
-from scoreaction.rewards import Reward
 from scoreaction.shelf import UserError
 from scoreaction.types import Conditions
 
@@ -30,7 +30,7 @@ RESERVE = 2 * GIB
 SUSTAINED = 50e12
 """Floating-point operations a second that times are given at."""
 BLACK_BOXES = ("http",)
-"""Rewards that are not in this process: they have no gradient."""
+"""Rewards that are not in this process: they have no gradient, and no weights here."""
 
 
 @dataclass(frozen=True)
@@ -52,28 +52,36 @@ def plan(recipe: Recipe) -> Values:
     except (ValueError, OSError) as error:
         raise UserError(named(str(error), "model")) from error
     gradient = differentiable(recipe)
-    counts = count_iteration(recipe, sized.model, gradient=gradient)
-    passes = measure_passes(recipe, sized, gradient=gradient)
+    watch = watch_iteration(recipe, sized.model, gradient=gradient)
+    costs = measure_costs(recipe, sized, watch)
     resident = resident_bytes(recipe, sized)
-    needs = {name: found.peak for name, found in passes.items()} | {"encoding the prompts": sized.encoder_bytes}
-    worst = max(needs, key=lambda name: needs[name])
-    rows = recipe.train.max_rows * _doubled(recipe, sized.model)
-    forward, both = passes["sampling"].flops / rows, passes["an update"].flops / rows
-    flops = counts["model_evaluations"] * forward + counts["model_backward_rows"] * max(both - forward, 0)
+    later = resident["trajectories"] + sum(scorer_bytes(recipe).values())  # neither is on the device while texts are encoded
+    passes = peaks(watch, costs) | {
+        "encoding the prompts, beyond trajectories and scorers": max(sized.encoder_bytes - later, 0)
+    }
+    worst = max(passes, key=lambda name: passes[name])
+    each = doubled(recipe, sized.model)
+    point, picture = costs["sampling"].forward / recipe.train.max_rows, costs["a picture"].forward
+    flops = watch.iteration["model_evaluations"] / each * point + watch.calls["decoder"] * picture
+    flops += sum(count * costs[kind].backward / costs[kind].rows for kind, count in watch.gradients.items())
+    points = _measured_points(recipe, sized.model)
+    measuring = points * point + 2 * recipe.evaluation.n * picture
     return {
         "parameters": sized.parameters,
         "trained": sum(p.numel() for p in sized.model.parameters.values()),
         "resident": resident,
-        "passes": needs,
-        "total": sum(resident.values()) + needs[worst] + RESERVE,
+        "passes": passes,
+        "total": sum(resident.values()) + passes[worst] + RESERVE,
         "worst": worst,
-        "iteration": counts,
+        "iteration": watch.iteration,
         "iterations": recipe.train.iterations,
-        "measuring": _measuring(recipe, sized.model),
+        "pictures": watch.calls["decoder"],
+        "picture_flops": picture,
+        "measuring": points * each,
         "flops": flops,
-        "hours": flops * recipe.train.iterations / SUSTAINED / 3600,
-        "rows": rows,
-        "reward_gradient": gradient,
+        "measuring_flops": measuring,
+        "hours": (flops * recipe.train.iterations + measuring) / SUSTAINED / 3600,
+        "rows": recipe.train.max_rows * each,
     }
 
 
@@ -92,100 +100,108 @@ def _sized(recipe: Recipe) -> Sized:
 
 def differentiable(recipe: Recipe) -> bool:
     """Whether the reward has a gradient, without loading scorers: those that are not ours are taken to have one."""
-    blocks = (recipe.reward,) if isinstance(recipe.reward, Block) else recipe.reward
     return all(
         block.module.build(block.config).differentiable if block.name in LOCAL else block.name not in BLACK_BOXES
-        for block in blocks
+        for block in _rewards(recipe)
     )
 
 
-# Network evaluations
+def _rewards(recipe: Recipe) -> tuple[Block, ...]:
+    return (recipe.reward,) if isinstance(recipe.reward, Block) else recipe.reward
 
 
-class _Still(nn.Module):
-    """A network that does nothing but have a parameter."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.scale = nn.Parameter(torch.full((), 0.5))
-
-    def forward(self, x: Tensor, t: Tensor, cond: Conditions) -> Tensor:
-        return self.scale * x
+def scorer_bytes(recipe: Recipe) -> dict[str, int]:
+    """Weights of the reward and of what is held out, by name, as published: of those whose file says how many `PARAMETERS`."""
+    width = {"fp32": 4, "bf16": 2, "fp16": 2}
+    blocks = [*_rewards(recipe), *recipe.held_out]
+    parameters = [vars(block.module).get("PARAMETERS", 0) for block in blocks]
+    sizes = [n * width[block.config.model_dump().get("dtype", "fp32")] for n, block in zip(parameters, blocks, strict=True)]
+    return {name: size for name, size in zip(names_of(blocks), sizes, strict=True) if size}
 
 
-def count_iteration(recipe: Recipe, model: Model, *, gradient: bool) -> Values:
-    """What one iteration asks of networks and reward: counted, by running it with a network that does nothing."""
-    small = tuple(min(side, 8) for side in model.shape)
-    prompts = prompt_list(recipe.prompts)
-    still = Model(
-        _Still(),
-        process=model.process,
-        predicts=model.predicts,
-        shape=small,
-        encode=lambda asked: torch.zeros(len(asked), 1),
-        null=torch.zeros(1, 1),
-        true_cfg=model.true_cfg,
-    )
-    if still.true_cfg is not None:
-        still.encode, still.null = (lambda asked: {"text": torch.zeros(len(asked), 1)}), {"text": torch.zeros(1, 1)}
-    algorithm = recipe.algorithm.config
-    assert isinstance(algorithm, Algorithm)
-    changes = {"iterations": 1, "device": "cpu", "precision": "fp32", "optimizer": "adam"}
-    try:
-        tuner = Finetuner(
-            still,
-            reward=Reward(lambda samples, asked: samples.flatten(1).mean(1), differentiable=gradient),
-            algorithm=algorithm,
-            sampler=recipe.sampler,
-            train=recipe.train.model_copy(update=changes),
-            prompts=prompts,
-            evaluation=recipe.evaluation,
-        )
-    except ValueError as error:
-        raise UserError(named(str(error), "recipe")) from error
-    metrics = next(iter(tuner))
-    return {key: metrics[key] for key in ("model_evaluations", "model_backward_rows", "reward_queries")}
+def _measured_points(recipe: Recipe, model: Model) -> int:
+    """Points at which networks are asked to measure base and tuned model at the end, and the KL between them."""
+    chosen = recipe.evaluation
+    return 2 * chosen.steps * (chosen.n + kl_samples(chosen.n, chosen.steps, model.shape))
 
 
-def _doubled(recipe: Recipe, model: Model) -> int:
-    """Rows of the network for one point: guidance takes two."""
-    weight = recipe.sampler.guidance if model.true_cfg is None else model.true_cfg
-    return 2 if weight != 1.0 and recipe.prompts is not None else 1
+# Memory and operations
 
 
-def _measuring(recipe: Recipe, model: Model) -> int:
-    """Rows that measuring base and tuned model takes at the end, without the KL's."""
-    return 2 * recipe.evaluation.n * recipe.evaluation.steps * _doubled(recipe, model)
+@dataclass(frozen=True)
+class Cost:
+    """Of a pass at `rows` points: bytes that its graph keeps and at the peak, operations forward and backward."""
+
+    rows: int
+    kept: int
+    peak: int
+    forward: int
+    backward: int
 
 
-# Memory
+def _cost(mode: Any, rows: int, forward: Callable[[], Tensor], backward: Callable[[Tensor], Any] = lambda out: None) -> Cost:
+    memory = LiveMemory()
+    with mode, memory:
+        out = forward()
+        kept, operations = memory.live, memory.flops
+        backward(out)
+    return Cost(rows, kept, memory.peak, operations, memory.flops - operations)
 
 
-def measure_passes(recipe: Recipe, sized: Sized, *, gradient: bool) -> dict[str, LiveMemory]:
-    """Peak memory and operations of what is done at most `max_rows` points at a time."""
-    model, rows = sized.model, recipe.train.max_rows
-    t = torch.full((rows,), 0.5, dtype=torch.float64)
-    guidance = recipe.sampler.guidance
-    with sized.mode:
-        x = torch.zeros(rows, *model.shape)
-        conditions = map_conditions(lambda c: torch.cat([c] * rows), sized.conditions)
+def measure_costs(recipe: Recipe, sized: Sized, watch: Watch) -> dict[str, Cost]:
+    """One pass of each kind, with fake tensors: those with a graph at the most points at which the algorithm has one."""
+    model, mode, guidance = sized.model, sized.mode, recipe.sampler.guidance
     model.max_rows = None
-    found = {name: LiveMemory() for name in ("sampling", "an update", "a picture")}
+    largest = dict(sorted(graph for graphs in watch.moments for graph in graphs))  # of a kind the last, with the most points
+
+    def inputs(rows: int) -> tuple[Tensor, Tensor, Conditions]:
+        t = torch.full((rows,), 0.5, dtype=torch.float64)
+        with mode:
+            return torch.zeros(rows, *model.shape), t, map_conditions(lambda c: torch.cat([c] * rows), sized.conditions)
+
+    def with_graph(kind: str, rows: int) -> Cost:
+        x, t, told = inputs(rows)
+        if kind == "policy":
+            return _cost(mode, rows, lambda: model.predict(x, t, told, guidance=guidance).eps, learn)
+        x.requires_grad_(True)
+        ask = (lambda: model.decode(x)) if kind == "decoder" else lambda: model.reference(x, t, told, guidance=guidance).x0
+        return _cost(mode, rows, ask, lambda out: torch.autograd.grad(out.sum(), x))
+
+    def learn(out: Tensor) -> None:
+        out.square().sum().backward()
+        for parameter in model.parameters.values():
+            parameter.grad = None
+
     with _at_precision(recipe, model):
-        with torch.no_grad(), sized.mode, found["sampling"]:
-            model.predict(x, t, conditions, guidance=guidance)
-        with sized.mode, found["an update"]:
-            model.predict(x, t, conditions, guidance=guidance).eps.square().sum().backward()
-            for parameter in model.parameters.values():
-                parameter.grad = None
-    with torch.no_grad(), sized.mode, found["a picture"]:
-        model.decode(x[:1])
-    if gradient:
-        found["the reward's gradient"] = LiveMemory()
-        with _at_precision(recipe, model), sized.mode, found["the reward's gradient"]:
-            y = x.clone().requires_grad_(True)
-            look = model.decode(model.reference(y, t, conditions, guidance=guidance).x0)
-            torch.autograd.grad(look.sum(), y)
+        costs = {kind: with_graph(kind, rows) for kind, rows in largest.items()}
+        with torch.no_grad():
+            x, t, told = inputs(recipe.train.max_rows)
+            costs["sampling"] = _cost(mode, len(x), lambda: model.predict(x, t, told, guidance=guidance).eps)
+            costs["a picture"] = _cost(mode, 1, lambda: model.decode(x[:1]))
+    return costs
+
+
+def peak_together(graphs: Iterable[Graph], costs: dict[str, Cost]) -> int:
+    """The peak while these graphs are alive: what all of them keep, and what the backward of one adds to it."""
+    kept = adds = 0.0
+    for kind, rows in graphs:
+        cost = costs[kind]
+        kept += cost.kept * rows / cost.rows
+        adds = max(adds, (cost.peak - cost.kept) * rows / cost.rows)
+    return round(kept + adds)
+
+
+def peaks(watch: Watch, costs: dict[str, Cost]) -> dict[str, int]:
+    """The peak of everything that is done one after the other, by name."""
+    found = {"sampling": costs["sampling"].peak, "a picture": costs["a picture"].peak}
+    alive = {graphs: Counter(graphs) for graphs in watch.moments}
+    for graphs, mine in alive.items():
+        if any(mine < more for more in alive.values()):
+            continue  # on the way to more
+        kinds = {kind for kind, _ in graphs}
+        learns, judged = "policy" in kinds, "decoder" in kinds
+        name = "an update" if learns else "the reward's gradient" if judged else "the reference's gradient"
+        found[name] = max(found.get(name, 0), peak_together(graphs, costs))
     return found
 
 
@@ -212,9 +228,10 @@ def resident_bytes(recipe: Recipe, sized: Sized) -> dict[str, int]:
     texts = sized.conditions.values() if isinstance(sized.conditions, dict) else [sized.conditions]
     each = sum(c.numel() * c.element_size() for c in texts if c is not None)
     states = recipe.train.batch * (7 * recipe.sampler.steps + 1) * math.prod(model.shape) * 4
+    scorers = scorer_bytes(recipe)
     return {
         "frozen weights": frozen + sized.vae_bytes,
         "trained weights, gradient, Adam, average": round(trained * (2 + moments + recipe.train.ema)),
         "encoded prompts": each * (len(prompts) + recipe.train.batch),
         "trajectories": states,
-    }
+    } | ({f"scorers: {', '.join(scorers)}": sum(scorers.values())} if scorers else {})

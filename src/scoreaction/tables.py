@@ -104,40 +104,48 @@ def comparison_keys(found: Values) -> list[str]:
 def show_plan(found: Values) -> None:
     """What a run will need, and how the figures came about."""
     gib = 2**30
-    table = Table(title="plan")
+    table = Table(title="memory")
     for column in ("", "GiB"):
         table.add_column(column, justify="left" if not column else "right")
     for name, size in found["resident"].items():
-        table.add_row(name, f"{size / gib:.2f}")
+        table.add_row(f"+ {name}", f"{size / gib:.2f}")
+    table.add_row("+ CUDA and its allocator", "2.00", end_section=True)
     for name, size in found["passes"].items():
         if size:
-            table.add_row(f"{'+ ' if name == found['worst'] else '  '}{name}", f"{size / gib:.2f}")
-    table.add_row("+ CUDA and its allocator", "2.00")
-    table.add_row("in all", f"{found['total'] / gib:.1f}")
+            table.add_row(f"{'+' if name == found['worst'] else ' '} {name}", f"{size / gib:.2f}")
+    table.add_section()
+    table.add_row("in all, the largest only of what is done one after the other", f"{found['total'] / gib:.1f}")
     _console().print(table)
+    fits = found["total"] <= 24 * gib
+    print(f"fits 24 GiB: {'yes' if fits else f'no; {_remedies(found)}'}")
     parts = ", ".join(f"{name} {number(count)}" for name, count in found["parameters"].items())
     print(f"parameters: {parts}; trained {number(found['trained'])}")
-    once = found["iteration"]
-    rows, back = once["model_evaluations"], once["model_backward_rows"]
+    once, whole = found["iteration"], found["iterations"]
+    rows, queries = once["model_evaluations"], once["reward_queries"]
     print(
-        f"an iteration: {number(rows)} network evaluations, {number(back)} of them with gradient,"
-        f" {number(once['reward_queries'])} rewards"
+        f"an iteration: {number(rows)} network evaluations, {number(once['model_backward_rows'])} of them with gradient,"
+        f" {number(found['pictures'])} samples decoded, {number(queries)} rewards"
     )
-    whole = found["iterations"]
     print(
-        f"in all: {whole} iterations, {number(rows * whole)} network evaluations, {number(once['reward_queries'] * whole)}"
-        f" rewards; measuring at the end {number(found['measuring'])} evaluations more"
+        f"in all: {whole} iterations, {number(rows * whole)} network evaluations, {number(queries * whole)} rewards;"
+        f" measuring at the end {number(found['measuring'])} evaluations more"
     )
-    print(f"time: {found['flops'] / 1e15:.3g} PFLOP an iteration; {found['hours']:.2g} hours in all at 50 TFLOP/s")
-    fits = (
-        "yes" if found["total"] <= 24 * gib else "no; lower train.max_rows, train.batch or sampler.steps, or take a LoRA, bf16"
-    )
-    print(f"fits 24 GiB: {fits}{'' if fits == 'yes' else ' and model.gradient_checkpointing'}")
     print(
-        "how: layers are built without weights and run once; every tensor that is kept is counted"
-        f" ({found['rows']} rows at a time, see train.max_rows), of the lines after the first four only the largest, marked +."
-        " One iteration is run with a network that does nothing to count evaluations. Not counted: the reward's own network,"
-        " the critic, kernels' workspaces"
-        + (". The reward is taken to have a gradient" if found["reward_gradient"] else "")
-        + "."
+        f"time: {found['flops'] / 1e15:.3g} PFLOP an iteration, {found['measuring_flops'] / 1e15:.3g} for measuring;"
+        f" {found['hours']:.2g} hours in all at 50 TFLOP/s, without the scorers' own"
     )
+    print(
+        "how: layers are built without weights and run once; every tensor that is kept is counted, sampling at"
+        f" {found['rows']} rows at a time (train.max_rows). One iteration is run with networks that do nothing, to count"
+        " evaluations and see which graphs are alive together. Scorers are counted by the published weights of aesthetic, clip,"
+        " pickscore, hpsv2 and imagereward; other rewards as none. Not counted: activations of the scorers, the critic,"
+        " kernels' workspaces."
+    )
+
+
+def _remedies(found: Values) -> str:
+    """What to change where it does not fit; first the scorers, which cost the training nothing."""
+    remedies = ["lower train.max_rows, train.batch or sampler.steps, or take a LoRA, bf16 and gradient checkpointing"]
+    if any(name.startswith("scorers") for name in found["resident"]):
+        remedies.insert(0, "give scorers dtype: bf16, or leave held-out ones to a server (serve-reward, http)")
+    return "; ".join(remedies)

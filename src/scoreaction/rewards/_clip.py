@@ -18,6 +18,8 @@ STD = (0.26862954, 0.26130258, 0.27577711)
 
 Precision = Literal["fp32", "bf16", "fp16"]
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+VIT_L_14, VIT_H_14 = 427_616_513, 986_109_441
+"""Parameters of both towers: openai/clip-vit-large-patch14; laion/CLIP-ViT-H-14-laion2B-s32B-b79K and what is tuned from it."""
 REMEMBERED = 4096
 """Prompts whose features are kept."""
 

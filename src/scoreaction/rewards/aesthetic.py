@@ -10,10 +10,12 @@ from typing import Literal
 from pydantic import BaseModel, Field
 from torch import Tensor, nn
 
-from scoreaction.rewards._clip import DTYPES, Clip, Precision, load_clip
+from scoreaction.rewards._clip import DTYPES, VIT_L_14, Clip, Precision, load_clip
 from scoreaction.rewards._images import check_images
 from scoreaction.types import Conditions
 
+PARAMETERS = VIT_L_14
+"""Of openai/clip-vit-large-patch14; the head has under a million."""
 CONVERT = (
     'python -c "import torch, safetensors.torch as s; '
     "s.save_file(torch.load('HEAD.pth', weights_only=True), 'HEAD.safetensors')\""

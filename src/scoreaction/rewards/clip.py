@@ -8,9 +8,12 @@ from typing import Literal
 from pydantic import BaseModel, Field
 from torch import Tensor
 
-from scoreaction.rewards._clip import Clip, Precision, load_clip, prompts_for
+from scoreaction.rewards._clip import VIT_L_14, Clip, Precision, load_clip, prompts_for
 from scoreaction.rewards._images import check_images
 from scoreaction.types import Conditions
+
+PARAMETERS = VIT_L_14
+"""Of openai/clip-vit-large-patch14."""
 
 
 class Config(BaseModel, frozen=True, extra="forbid"):

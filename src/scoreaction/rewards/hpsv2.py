@@ -10,10 +10,12 @@ from typing import Any, Literal
 from pydantic import BaseModel, Field
 from torch import Tensor
 
-from scoreaction.rewards._clip import DTYPES, Precision, TextMemory, fitted, prompts_for, unit
+from scoreaction.rewards._clip import DTYPES, VIT_H_14, Precision, TextMemory, fitted, prompts_for, unit
 from scoreaction.rewards._images import check_images
 from scoreaction.types import Conditions
 
+PARAMETERS = VIT_H_14
+"""Of xswu/HPSv2."""
 FETCH = (
     "fetch HPS_v2.1_compressed.pt of xswu/HPSv2 from the hub and convert it once: python -c"
     ' "import torch, safetensors.torch as s; s.save_file({k: v.contiguous() for k, v in'

@@ -6,8 +6,11 @@ from typing import Literal
 
 from pydantic import BaseModel, Field
 
-from scoreaction.rewards._clip import Precision, load_clip
+from scoreaction.rewards._clip import VIT_H_14, Precision, load_clip
 from scoreaction.rewards.clip import ClipScore
+
+PARAMETERS = VIT_H_14
+"""Of yuvalkirstain/PickScore_v1."""
 
 
 class Config(BaseModel, frozen=True, extra="forbid"):
