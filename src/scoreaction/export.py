@@ -76,16 +76,24 @@ def load_weights(model: Model, path: Path) -> None:
     model.average = {name: value.to(model.device) for name, value in weights.items()}
 
 
-def load_described(path: Path, net: nn.Module | None = None) -> Model:
-    """The model that `save_model` wrote without a recipe; `net`, with pretrained weights, where it was not described."""
+def load_described(path: Path, net: nn.Module | Model | None = None) -> Model:
+    """The model that `save_model` wrote without a recipe; `net`, or its `Model`, as pretrained, where it was not described."""
     file = path / DESCRIPTION
     if not file.exists():
         raise ValueError(f"{path}: no {DESCRIPTION} there; give the folder that save wrote")
     found = json.loads(file.read_text())
     process = _process(found["process"])
+    if isinstance(net, Model):
+        if (net.process, net.predicts, list(net.shape)) != (process, found["predicts"], found["shape"]):
+            raise ValueError(f"{path}: net is another model than the one that was saved: process, predicts or shape differ")
+        load_weights(net, path)
+        return net
     if net is None:
         if found["net"] is None:
-            raise ValueError(f"{path}: this network cannot be rebuilt from its description; give it: load(path, net=...)")
+            raise ValueError(
+                f"{path}: this network cannot be rebuilt from its description; give it, or the Model before training:"
+                " load(path, net=...)"
+            )
         net = rebuild(found["net"])
         net.load_state_dict(load_file(path / REFERENCE))
     model = Model(net, process=process, predicts=found["predicts"], shape=found["shape"])

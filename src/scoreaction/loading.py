@@ -11,11 +11,12 @@ from scoreaction.export import load_described, load_weights
 from scoreaction.model import Model
 
 
-def load(path: str | Path, *, net: nn.Module | None = None) -> Model:
+def load(path: str | Path, *, net: nn.Module | Model | None = None) -> Model:
     """The tuned model that `Finetuner.save` or a run folder holds, with its reference: the inverse of `save`.
 
     A run of a recipe is rebuilt from it. A network of your own is rebuilt where its class is imported and its attributes
-    are plain values; else pass it, with its pretrained weights, as `net`. ValueError says what is missing.
+    are plain values; else pass it, with its pretrained weights, as `net`. A whole `Model` as it was before training, such as
+    one of a pipeline that is in memory, is filled and keeps what it encodes and decodes with. ValueError says what is missing.
     """
     folder = Path(path)
     if (folder / "model").is_dir():

@@ -218,6 +218,13 @@ class Model:
             raise ValueError("prompts: this model takes no prompts; leave them out, or pass encode= to Model")
         return map_conditions(lambda c: c.to(self.device), self.encode(prompts))
 
+    def lead_away_from(self, negative_prompt: str) -> None:
+        """Guidance leads away from this prompt's condition, instead of the unconditional one."""
+        try:
+            self.null = self.conditions([negative_prompt])
+        except ValueError as error:
+            raise ValueError(f"sampler.negative_prompt: {str(error).removeprefix('prompts: ')}") from error
+
     def average_weights(self, decay: float) -> None:
         """One step of the exponential moving average of the trained weights: `a <- decay a + (1 - decay) w`."""
         with torch.no_grad():

@@ -171,12 +171,23 @@ def text_shapes(kind: str, core: Any) -> dict[str, tuple[int, ...]]:
 
 
 def limits(kind: str, pipeline: Any) -> Sequence[Limit]:
-    """The tokenizers that must see a prompt whole: T5 where there is one, else CLIP's."""
+    """The tokenizers that must see a prompt whole: T5 where there is one, which reads on where CLIP stops, else CLIP's."""
     t5 = {"StableDiffusion3Pipeline": "tokenizer_3", "FluxPipeline": "tokenizer_2"}.get(kind)
     if t5 is not None and pipeline.components[t5] is not None:
-        return [Limit(pipeline.components[t5], T5_TOKENS[kind])]
+        return [Limit(t5, pipeline.components[t5], T5_TOKENS[kind])]
     names = [name for name in ("tokenizer", "tokenizer_2") if pipeline.components.get(name) is not None]
-    return [Limit(pipeline.components[name], pipeline.components[name].model_max_length) for name in names]
+    return [Limit(name, pipeline.components[name], pipeline.components[name].model_max_length) for name in names]
+
+
+def clamp_tokenizers(kind: str, pipeline: Any) -> None:
+    """No tokenizer gives more tokens than its text encoder has positions for, where it has (a T5 has not)."""
+    for name in FAMILIES[kind].encoders:
+        encoder, tokenizer = (pipeline.components.get(each) for each in (name, name.replace("text_encoder", "tokenizer")))
+        positions = None if encoder is None else encoder.config.to_dict().get("max_position_embeddings")
+        if tokenizer is not None and positions is not None:
+            tokenizer.model_max_length = min(tokenizer.model_max_length, positions)
+    if kind in T5_TOKENS and pipeline.components["tokenizer"] is not None:
+        pipeline.tokenizer_max_length = pipeline.tokenizer.model_max_length
 
 
 def unconditional(pipeline: Any, encode: Callable[[list[Any]], Conditions]) -> Conditions:

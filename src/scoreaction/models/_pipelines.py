@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from scoreaction.model import Model
 from scoreaction.models._decoding import Decoder, small_pictures, to_unit
-from scoreaction.models._families import FAMILIES, Geometry, geometry, limits, network, unconditional
+from scoreaction.models._families import FAMILIES, Geometry, clamp_tokenizers, geometry, limits, network, unconditional
 from scoreaction.models._networks import PipelineNet
 from scoreaction.models._text import TextEncoding
 from scoreaction.shelf import nearest
@@ -138,6 +138,7 @@ def _encoding(pipeline: Any, kind: str, core: nn.Module) -> TextEncoding | None:
     encoders = [pipeline.components[name] for name in family.encoders if pipeline.components.get(name) is not None]
     for encoder in encoders:
         encoder.requires_grad_(False).eval()
+    clamp_tokenizers(kind, pipeline)
     return TextEncoding(
         encoders,
         lambda prompts, device: encode(pipeline, prompts, device),

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from typing import Any, cast
+from typing import Any, get_args
 
 from torch import Tensor
 
@@ -19,7 +19,8 @@ def table_process(scheduler: Any) -> tuple[TableVP, Predicts]:
     """The process of a scheduler with a table `alphas_cumprod`, and the prediction it is trained for.
 
     Where the scheduler does not say, t = 0 is clean data (`set_alpha_to_one`). A `clip_sample` or `thresholding` of its
-    predictions is no part of the process and is not applied. ValueError where there is no table, or one that cannot be used.
+    predictions and its `variance_type` are no part of the process and are not applied. ValueError where there is no table, or
+    one that cannot be used.
     """
     kind = type(scheduler).__name__
     table = vars(scheduler).get("alphas_cumprod")
@@ -31,9 +32,12 @@ def table_process(scheduler: Any) -> tuple[TableVP, Predicts]:
         raise ValueError(f"model.path: the alphas of the scheduler {kind} do not fall from 1 towards 0; {TABLE_REMEDY}")
     config = scheduler.config
     said = config.get("prediction_type", "epsilon")
-    if said not in PREDICTS:
+    if said not in list(PREDICTS):
         raise ValueError(f"model.path: the scheduler's prediction_type {said!r} is not known; it must be {', '.join(PREDICTS)}")
-    spacing = cast(Spacing, config.get("timestep_spacing", "leading"))
+    spacing = config.get("timestep_spacing", "leading")
+    if spacing not in get_args(Spacing):
+        known = ", ".join(get_args(Spacing))
+        raise ValueError(f"model.path: the scheduler's timestep_spacing {spacing!r} is not known; it must be {known}")
     ends_at_data = bool(config.get("set_alpha_to_one", True)) and float(table[0]) < 1
     process = TableVP.from_scheduler(
         table, ends_at_data=ends_at_data, spacing=spacing, steps_offset=int(config.get("steps_offset", 0))

@@ -18,8 +18,9 @@ AT_ONCE = 16
 
 @dataclass(frozen=True)
 class Limit:
-    """A tokenizer and the most tokens of it that the model reads."""
+    """A tokenizer, by its name in the pipeline, and the most tokens of it that the model reads."""
 
+    name: str
     tokenizer: Any
     tokens: int
 
@@ -28,7 +29,9 @@ class Limit:
         found = len(self.tokenizer(prompt, truncation=False, verbose=False).input_ids)
         if found > self.tokens:
             short = prompt if len(prompt) <= 60 else prompt[:57] + "..."
-            raise ValueError(f"prompts: {short!r} has {found} tokens and the model reads {self.tokens}; shorten it")
+            raise ValueError(
+                f"prompts: {short!r} has {found} tokens by {self.name} and the model reads {self.tokens}; shorten it"
+            )
 
 
 class TextEncoding:
