@@ -18,7 +18,7 @@ class Told(nn.Module):
         return self.scale * cond[:, None].to(x).expand_as(x)
 
 
-def guided(negative, prompts=("2",)):
+def guided(negative, prompts=("2",), guidance=3.0, **options):
     made = sa.Model(
         Told(),
         process=sa.VP(),
@@ -26,8 +26,9 @@ def guided(negative, prompts=("2",)):
         shape=(2,),
         encode=lambda texts: torch.tensor([float(text) for text in texts]),
         null=torch.tensor([0.0]),
+        **options,
     )
-    sampler = sa.Sampler(steps=3, guidance=3.0, negative_prompt=negative)
+    sampler = sa.Sampler(steps=3, guidance=guidance, negative_prompt=negative)
     sa.Finetuner(made, reward=lambda x, c: x[:, 0], algorithm=sa.DDPO(), sampler=sampler, prompts=prompts)
     t = torch.tensor(0.5, dtype=torch.float64)
     said = made.reference(torch.zeros(1, 2), t, made.conditions(["2"]), guidance=3.0)
@@ -42,3 +43,10 @@ def test_guidance_leads_away_from_the_negative_prompt():
 def test_a_negative_prompt_without_prompts_is_refused():
     with pytest.raises(ValueError, match=r"sampler\.negative_prompt"):
         guided("5", prompts=None)
+
+
+def test_a_negative_prompt_without_guidance_is_refused():
+    with pytest.raises(ValueError, match=r"sampler\.negative_prompt: .*; set sampler\.guidance above 1"):
+        guided("5", guidance=1.0)
+    with pytest.raises(ValueError, match=r"sampler\.negative_prompt: .*; set model\.true_cfg above 1"):
+        guided("5", true_cfg=1.0)

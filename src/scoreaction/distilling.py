@@ -41,7 +41,7 @@ def distill_recipe(recipe: Recipe, folder: Path) -> dict[str, Any]:
     try:
         distiller = Distiller(model, settings, guidance=recipe.sampler.guidance, prompts=prompts)
         if recipe.sampler.negative_prompt is not None and prompts is not None:
-            model.lead_away_from(recipe.sampler.negative_prompt)
+            model.lead_away_from(recipe.sampler.negative_prompt, guidance=recipe.sampler.guidance)
     except ValueError as error:
         raise UserError(named(str(error), "distill")) from error
     try:

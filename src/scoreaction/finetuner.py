@@ -114,7 +114,7 @@ class Finetuner:
             if self.sampler.negative_prompt is not None:
                 if self.prompts is None:
                     raise ValueError("sampler.negative_prompt: there are no prompts to set it against; give prompts, or null")
-                model.lead_away_from(self.sampler.negative_prompt)
+                model.lead_away_from(self.sampler.negative_prompt, guidance=self.sampler.guidance)
             self.conditions = model.conditions(self.prompts)
             self.learner: Learner = algorithm.build(self._setting())
         self.learner.networks.to(self.model.device)

@@ -172,7 +172,7 @@ class Model:
 
     def _predict(self, role: Role, x: Tensor, t: Tensor, conditions: Conditions, guidance: float) -> Prediction:
         t = torch.as_tensor(t, dtype=torch.float64, device=x.device).expand(x.shape[0])
-        weight = guidance if self.true_cfg is None else self.true_cfg
+        weight = self._weight(guidance)
         guided = weight != 1.0 and conditions is not None and role != "consistency"
         if guided and self.null is None:
             raise ValueError("sampler.guidance: this model has no unconditional condition; set guidance to 1 or pass null=")
@@ -189,6 +189,10 @@ class Model:
         if y.shape != x.shape:
             raise ValueError(f"the network returned shape {tuple(y.shape)} for x of shape {tuple(x.shape)}; they must be equal")
         return to_prediction(self.process, self.predicts, x, t, y.to(x.dtype))
+
+    def _weight(self, guidance: float) -> float:
+        """What weighs both halves."""
+        return guidance if self.true_cfg is None else self.true_cfg
 
     def _ask(self, role: Role, x: Tensor, t: Tensor, conditions: Conditions, *, guidance: float, weight: float) -> Tensor:
         """The guided output in one network call."""
@@ -218,8 +222,13 @@ class Model:
             raise ValueError("prompts: this model takes no prompts; leave them out, or pass encode= to Model")
         return map_conditions(lambda c: c.to(self.device), self.encode(prompts))
 
-    def lead_away_from(self, negative_prompt: str) -> None:
-        """Guidance leads away from this prompt's condition, instead of the unconditional one."""
+    def lead_away_from(self, negative_prompt: str, *, guidance: float) -> None:
+        """Guidance leads away from this prompt's condition, instead of the unconditional one. ValueError where none does."""
+        if self._weight(guidance) == 1:
+            key = "sampler.guidance" if self.true_cfg is None else "model.true_cfg"
+            raise ValueError(
+                f"sampler.negative_prompt: without guidance nothing leads away from it; set {key} above 1, or null"
+            )
         try:
             self.null = self.conditions([negative_prompt])
         except ValueError as error:
