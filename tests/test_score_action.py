@@ -10,8 +10,10 @@ from twins import F64, accepts, close, f64
 
 import scoreaction as sa
 from scoreaction.algorithms._critic import calibrated, kl_to_go, running_cost
+from scoreaction.algorithms._likelihood import steps_taken
 from scoreaction.algorithms._lookahead import Rates, Weights, advantage_rate, improved, lookahead_loss
 from scoreaction.gaussians import sum_event
+from scoreaction.kl import path_kl_steps
 from scoreaction.rollout import Experience, Rollout, stacked
 from scoreaction.solvers import ddim_step, time_grid
 from scoreaction.types import Prediction
@@ -457,6 +459,24 @@ def test_advantages_are_of_a_critic_that_has_not_seen_the_batch():
             update.loss.backward()
             optimiser.step()
     close(used[0], before, atol=1e-6, after=found.advantages(experience))
+
+
+@pytest.mark.parametrize(("hold_below", "steps"), [(0.0, 8), (0.2, 300)])
+def test_steps_without_a_ratio_pay_their_kl(hold_below, steps):
+    """Truth: the path KL by the trapezoid rule in log SNR, ten times its price below `hold_below`, once in the last step."""
+    found, made = learner(VP, 1.0, "likelihood_ratio", steps=steps, batch=64, updates=3, hold_below=hold_below)
+    generator = torch.Generator().manual_seed(0)
+    experience = experienced(found, 64, generator)
+    times = experience.rollout.times
+    kl = path_kl_steps(made.process, times, experience.difference(), 1.0).mean(1)
+    below = times[:-1] < hold_below
+    truth = float((10 * kl[below]).sum()) if hold_below else float(kl[-1])
+    taken = steps_taken(found.setting, experience, above=hold_below)
+    assert float(taken.points.t.min()) > hold_below
+    held = [sum(float(update.loss.detach()) for update in part) for part in found._held(experience, taken, generator)]
+    assert len(held) == 3
+    wrong = {"one_price": truth / 10, "whole_path": 10 * float(kl.sum()), "nothing": 0.0, "summed": sum(held) / BETA}
+    close(sum(held) / 3 / BETA, truth, atol=0.1 * truth, **wrong)
 
 
 def test_the_trust_region_adapts_its_penalty():

@@ -58,8 +58,10 @@ class Steps:
         )
 
 
-def steps_taken(setting: Setting, experience: Experience, *, exploration: float = 0.0) -> Steps:
-    """The steps of the rollout that have a density: not the last where its std is 0, not pure noise when exploring."""
+def steps_taken(setting: Setting, experience: Experience, *, exploration: float = 0.0, above: float = 0.0) -> Steps:
+    """The steps from times later than `above` that have a density: not the last where its std is 0, not pure noise when
+    exploring.
+    """
     batch = experience.size[1]
     rollout, reference, process = experience.rollout, experience.reference, setting.model.process
     if exploration > 0:
@@ -68,9 +70,10 @@ def steps_taken(setting: Setting, experience: Experience, *, exploration: float 
     else:
         has_density = process.sigma2(rollout.times[1:]) > 0
         outcome = rollout.x[1:]
-    kept = has_density.nonzero().flatten()
+    kept = (has_density & (rollout.times[:-1] > above)).nonzero().flatten()
     if len(kept) == 0:
-        raise ValueError("sampler.steps: one step has no density to learn from; use at least 2")
+        where = f" above time {above:g}" if above > 0 else ""
+        raise ValueError(f"sampler.steps: no step{where} has a density to learn from; use more of them, at least 2")
     part = slice(int(kept[0]), int(kept[-1]) + 1)  # only the ends of a path lack one: views of the rollout, no copies
     full = reference is not None and reference.eps.shape[1] == batch
     trajectory = torch.arange(batch).repeat(len(kept))

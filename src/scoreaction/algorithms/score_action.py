@@ -21,6 +21,8 @@ from scoreaction.rollout import Experience, Points, Rollout, roll_out
 from scoreaction.types import Conditions, Prediction
 from scoreaction.value import Critic, Surrogate, zeroth_order
 
+HOLD = 10.0
+"""The price of a nat below `hold_below`, in betas."""
 LookAhead = Literal["auto", "reward", "surrogate", "zeroth_order", "none"]
 
 
@@ -31,7 +33,9 @@ class ScoreAction(Regularised):
     `q = c g^2 <grad V, a - s> - (beta/2)(c/eta)^2 g^2 (||a - s_pre||^2 - ||s - s_pre||^2)` (see `advantage_rate`):
 
     - `pathwise` goes through grad V: it moves eps towards `eps_pre - (eta^2/c) sigma grad V/beta`;
-    - `likelihood_ratio` weighs densities by `V(x_s) - V(x_t) - beta KL_step`, lambda-averaged, with PPO's clip.
+    - `likelihood_ratio` weighs densities by `V(x_s) - V(x_t) - beta KL_step`, lambda-averaged, with PPO's clip. Close to the
+      data little is left to gain and every change costs many nats: below `hold_below` only the KL is learned, at ten times its
+      price.
 
     The integral over time is taken at random visited times with importance weights in continuous time, so it means the
     same at any number of steps. `trust` (in betas) penalises the path KL to the old policy, and adapts so that one
@@ -59,6 +63,7 @@ class ScoreAction(Regularised):
     clip: float = Field(0.2, gt=0, description="of the likelihood ratio")
     gae_lambda: float = Field(0.95, ge=0, le=1)
     zeroth_order_std: float = Field(0.05, gt=0)
+    hold_below: float = Field(0.0, ge=0, lt=1, description="time below which likelihood_ratio holds on to the pretrained model")
 
     def build(self, setting: Setting) -> ScoreActionLearner:
         if setting.sampler.eta == 0 and self.exploration == 0:
@@ -231,30 +236,57 @@ class ScoreActionLearner(Learner):
         return self.grad_value(decisions.points, experience, decisions.index)
 
     def _ratio_updates(self, experience: Valued, advantage: Tensor, generator: torch.Generator) -> Iterator[Update]:
-        setting = self.setting
-        steps = steps_taken(setting, experience, exploration=self.config.exploration)
+        config = self.config
+        steps = steps_taken(self.setting, experience, exploration=config.exploration, above=config.hold_below)
         moved: list[Tensor] = []
 
         def penalty(prediction: Prediction, part: Steps) -> Tensor:
-            weights = Weights.of_path(setting.model.process, part.points.t, part.s, setting.sampler.eta)
-            half = weights.stay.to(prediction.x0) / 2
             assert part.reference is not None
-            stay = half * sum_event((prediction.x0 - part.reference.x0) ** 2)
-            leave = half * sum_event((prediction.x0 - part.old.x0) ** 2)
+            stay, leave = (self._stay(prediction.x0, to.x0, part.points.t, part.s) for to in (part.reference, part.old))
             moved.append(leave.detach())
             return self.beta * (stay + self.state["trust"] * leave)
 
-        yield from ratio_updates(
+        held = self._held(experience, steps, generator)
+        for update in ratio_updates(
             self,
             steps,
             advantage[steps.index, steps.trajectory],
             penalty=penalty,
-            clip=self.config.clip,
+            clip=config.clip,
             epochs=1,
-            minibatches=self.config.updates,
+            minibatches=config.updates,
             generator=generator,
-        )
+        ):
+            if update.step:
+                yield from next(held)
+            yield update
         self._adapt(float(moved[-1].mean()) * experience.size[0])
+
+    def _held(self, experience: Valued, steps: Steps, generator: torch.Generator) -> Iterator[Iterator[Update]]:
+        """The KL of the steps that have no ratio, for each minibatch: of the last one, and of those below `hold_below`."""
+        times, batch = experience.rollout.times, experience.size[1]
+        without = torch.ones(len(times) - 1, dtype=torch.bool)
+        without[steps.index.unique()] = False
+        step = without.nonzero().flatten().repeat_interleave(batch)
+        path = torch.arange(batch).repeat(int(without.sum()))
+        for rows in torch.randperm(len(step), generator=generator).tensor_split(self.config.updates):
+            yield self._holding(experience, step[rows], path[rows], per_path=len(step) / batch)
+
+    def _holding(self, experience: Valued, step: Tensor, path: Tensor, *, per_path: float) -> Iterator[Update]:
+        points, times = experience.points(), experience.rollout.times
+        assert experience.reference is not None
+        for rows in torch.arange(len(step)).split(self.setting.max_rows) if len(step) else ():
+            of, k = path[rows], step[rows]
+            part = points.take(k * experience.size[1] + of)
+            x0 = self.policy(part.conditions)(part.x, part.t).x0
+            price = self.beta * torch.where(part.t < self.config.hold_below, HOLD, 1.0).to(x0)
+            cost = price * self._stay(x0, experience.reference.x0[k, of], part.t, times[k + 1])
+            yield Update(cost.sum() * per_path / len(step), "policy", step=False)
+
+    def _stay(self, x0: Tensor, other: Tensor, t: Tensor, s: Tensor) -> Tensor:
+        """The path KL in nats of saying x0 over the step t -> s where `other` was to be said: (rows,)."""
+        weights = Weights.of_path(self.setting.model.process, t, s, self.setting.sampler.eta)
+        return weights.stay.to(x0) / 2 * sum_event((x0 - other) ** 2)
 
     @torch.no_grad()
     def advantages(self, experience: Valued) -> Tensor:
