@@ -284,6 +284,27 @@ def test_a_reward_that_fails_while_it_is_watched_takes_the_iteration_back(tmp_pa
     accepts(same, list(again), first=whole[:2])
 
 
+def test_a_module_of_the_users_is_a_reward_with_a_gradient_and_stays_as_it_is():
+    """Truth: the same function written out; the twin's module has other weights."""
+
+    class Scorer(nn.Module):
+        def __init__(self, slope):
+            super().__init__()
+            self.line = nn.Linear(2, 1, bias=False)
+            nn.init.constant_(self.line.weight, slope)
+
+        def forward(self, samples, prompts):
+            return self.line(samples)[:, 0]
+
+    def rewards(reward):
+        return [metrics["reward_mean"] for metrics in tune(sa.DRaFT(), reward=sa.Reward(reward, differentiable=True))]
+
+    module = Scorer(0.5).eval().requires_grad_(False)
+    truth = rewards(lambda samples, prompts: 0.5 * samples.sum(1))
+    close(rewards(module), truth, atol=1e-5, other_weights=rewards(Scorer(-0.5).eval().requires_grad_(False)))
+    assert float(module.line.weight.mean()) == 0.5
+
+
 def test_the_public_interface_as_documented(tmp_path):
     """A user's own network and a plain function, black box, and the reward goes up; saved and drawn from."""
     model = sa.Model(Net(), process=sa.VP(), predicts="eps", shape=(2,))
