@@ -299,6 +299,8 @@ def test_compare_runs_what_is_missing_and_gives_standard_errors(
     assert [group["label"] for group in found["groups"]] == ["ddpo", "dpok, beta 0.1", "dpok, beta 0.3"]
     assert (folder / "dpok" / "algorithm.beta=0.3" / "seed1" / "summary.json").exists()
     assert (folder / "ddpo" / "seed0" / "summary.json").exists()
+    card = (folder / "dpok" / "algorithm.beta=0.3" / "seed1" / "model" / "README.md").read_text()
+    assert "beta: 0.3" in card, "a model card has its own run's recipe"
     assert {path.name for path in folder.glob("*.png")} >= {"reward.png", "kl.png", "diversity.png"}
     assert "optimum_reward" in found["groups"][0]["mean"], "an algorithm without beta is measured to the recipe's optimum"
 

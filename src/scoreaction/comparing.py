@@ -14,6 +14,7 @@ from scoreaction._checking import fields_of
 from scoreaction._recipe_text import parse_override, parse_yaml
 from scoreaction.checkpoints import RunFolder, write_whole
 from scoreaction.config import Recipe, load_recipe
+from scoreaction.model_card import write_card
 from scoreaction.shelf import UserError, nearest
 from scoreaction.training import Interrupted, run
 
@@ -108,6 +109,7 @@ def compare(
             summary = run(entry.recipe, folder / entry.folder, resume=True, title=f"{entry.label}, seed {entry.seed}")
         except Interrupted as stop:
             raise Interrupted(f"{stop}; the same command with --output {folder} goes on") from stop
+        write_card(folder / entry.folder, entry.recipe, summary)
         runs.append({**vars(entry), "recipe": None, "summary": summary})
     for record in runs:
         del record["recipe"]
