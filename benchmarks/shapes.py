@@ -121,11 +121,11 @@ def report(results: dict[str, dict[str, Any]]) -> None:
             for prompts in ("seen", "unseen")
         ]
         cells.append(cell([run["tuned" if tuned else "base"]["seen"]["diversity"] for run in runs], 2))
-        keys = (("kl_nats", 1), ("reward_queries", 0), ("model_evaluations", 0), ("seconds", 0))
+        keys = (("kl_nats", 1), ("reward_queries", 0), ("model_evaluations", 0))
         cells += [cell([run["summary"][key] for run in runs], digits) if tuned else "-" for key, digits in keys]
         rows.append([name, str(len(runs)), *cells])
     header = ["trainer", "seeds", "accuracy %", "unseen %", "guided, accuracy %", "unseen %", "diversity", "KL"]
-    print(table([*header, "queries", "evaluations", "seconds"], rows))
+    print(table([*header, "queries", "evaluations"], rows))
 
 
 def at_kl(way: list[dict[str, float]], level: float, base: float) -> float | None:
