@@ -36,7 +36,7 @@ TRAINERS: dict[str, tuple[int, list[str]]] = {
     ),
 }  # fmt: skip
 GUIDED = (1.0, 2.0, 3.0)
-POINTS, LEVELS = 9, (1.0, 2.0, 4.0, 8.0, 16.0)
+POINTS, LEVELS = 9, (0.55, 0.6, 0.65, 0.7, 0.75)
 
 
 def job(settings: list[str], seed: int, n: int, guidance: float | None = None, picture: str | None = None) -> dict[str, Any]:
@@ -128,19 +128,19 @@ def report(results: dict[str, dict[str, Any]]) -> None:
     print(table([*header, "queries", "evaluations"], rows))
 
 
-def at_kl(way: list[dict[str, float]], level: float, base: float) -> float | None:
-    """Accuracy when training first reached this KL, between the points that were measured; None where it never did."""
+def kl_at(way: list[dict[str, float]], level: float, base: float) -> float | None:
+    """KL when training first reached this accuracy, between the points that were measured; None where it never did."""
     before = {"kl_nats": 0.0, "accuracy": base}
     for point in way:
-        if point["kl_nats"] >= level:
-            share = (level - before["kl_nats"]) / (point["kl_nats"] - before["kl_nats"])
-            return before["accuracy"] + share * (point["accuracy"] - before["accuracy"])
+        if point["accuracy"] >= level:
+            share = (level - before["accuracy"]) / (point["accuracy"] - before["accuracy"])
+            return before["kl_nats"] + share * (point["kl_nats"] - before["kl_nats"])
         before = point
     return None
 
 
 def figure(results: dict[str, dict[str, Any]], path: str) -> None:
-    """Accuracy against KL along training, a line a run; prints what each trainer has at equal KL."""
+    """Accuracy against KL along training, a line a run; prints the KL at which each trainer has the same accuracy."""
     import matplotlib
 
     matplotlib.use("Agg")
@@ -159,14 +159,14 @@ def figure(results: dict[str, dict[str, Any]], path: str) -> None:
         for i, way in enumerate(ways):
             line = [(0.0, 100 * base), *((point["kl_nats"], 100 * point["accuracy"]) for point in way)]
             axes.plot(*zip(*line, strict=True), "o-", color=colour, ms=3.5, lw=1.3, label=None if i else name)
-        found = [[at_kl(way, level, base) for way in ways] for level in LEVELS]
-        rows.append([name, *("-" if None in values else cell([100 * v for v in values if v], 1) for values in found)])
+        found = [[kl_at(way, level, base) for way in ways] for level in LEVELS]
+        rows.append([name, *("-" if None in values else cell([v for v in values if v is not None], 1) for values in found)])
     axes.set(xlabel="KL to the base model (nats)", ylabel="prompts followed (%)", xscale="symlog", xlim=(0, None))
     axes.set_title("Prompts followed against KL while training, one line a seed", loc="left")
     axes.grid(alpha=0.3)
     axes.legend(frameon=False)
     drawn.savefig(path, dpi=110)
-    print(table(["accuracy % at a KL of", *(f"{level:g}" for level in LEVELS)], rows))
+    print(table(["KL when first at", *(f"{level:.0%}" for level in LEVELS)], rows))
 
 
 if __name__ == "__main__":

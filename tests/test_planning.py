@@ -192,9 +192,10 @@ def test_scorers_have_the_parameters_of_their_architecture():
 
 def test_scorers_stay_on_the_device():
     """Truth: the sizes of the published files, 3.94 GB, 1.71 GB and (in half precision) 1.97 GB."""
-    found = scorer_bytes(load_recipe("sdxl"))
+    held_out = "evaluation.held_out=[{name: aesthetic}, {name: hpsv2}]"
+    found = scorer_bytes(load_recipe("sdxl", [held_out]))
     assert list(found) == ["pickscore", "aesthetic", "hpsv2"]
-    half = scorer_bytes(load_recipe("sdxl", ["reward.dtype=bf16"]))
+    half = scorer_bytes(load_recipe("sdxl", [held_out, "reward.dtype=bf16"]))
     close(list(found.values()), [3.94e9, 1.71e9, 2 * 1.97e9], atol=1e7, one_in_half=list(half.values()))
     assert scorer_bytes(load_recipe("sdxl", ["reward.name=http", "evaluation.held_out=[]"])) == {}
 
