@@ -104,6 +104,14 @@ def test_the_headline_says_what_the_figures_say() -> None:
     close(objectives(SUMMARY)[0], 2.0 - 0.5 * 1.2, wrong_sign=2.0 + 0.5 * 1.2, without_beta=2.0 - 1.2)
 
 
+def test_a_held_out_reward_of_the_trained_ones_name_is_told_apart() -> None:
+    figures = {**SUMMARY, "held_out.shapes_base": 0.4, "held_out.shapes_tuned": 0.6}
+    said = " ".join(run_headline(load_recipe("shapes"), [], figures))
+    assert "The held-out reward shapes (correct: true), which was only measured, went from 0.4 to 0.6" in said
+    said = " ".join(run_headline(load_recipe("shapes", ["reward.name=shapes_scorer"]), [], figures))
+    assert "The held-out reward shapes, which" in said
+
+
 def test_a_comparison_names_who_left_the_data() -> None:
     def said(kl: float) -> str:
         mean = {**SUMMARY, "kl_nats": kl}

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from scoreaction import shelf
 from scoreaction.checkpoints import RunFolder
-from scoreaction.config import Recipe
+from scoreaction.config import Recipe, names_of
 from scoreaction.evaluation import ExactTask
 from scoreaction.exact import Mixture
 from scoreaction.tables import number
@@ -77,6 +77,17 @@ def reward_name(recipe: Recipe) -> str:
     if isinstance(recipe.reward, tuple):
         return " + ".join(f"{block.share.weight:g} x {block.name}" for block in recipe.reward if block.share)
     return recipe.reward.name
+
+
+def held_out_title(recipe: Recipe, name: str) -> str:
+    """A held-out reward's name; with its settings where a reward of that name is trained on."""
+    rewards = recipe.reward if isinstance(recipe.reward, tuple) else (recipe.reward,)
+    block = dict(zip(names_of(recipe.held_out), recipe.held_out, strict=True)).get(name)
+    if block is None or block.name not in {reward.name for reward in rewards}:
+        return name
+    settings = block.config.model_dump(mode="json", exclude_defaults=True, exclude={"name"})
+    said = ", ".join(f"{key}: {str(value).lower() if isinstance(value, bool) else value}" for key, value in settings.items())
+    return f"{name} ({said})" if said else name
 
 
 def about(recipe: Recipe) -> str:

@@ -16,6 +16,7 @@ from scoreaction._report_parts import (
     change,
     display_name,
     exact_laws,
+    held_out_title,
     objectives,
     picture,
     reward_name,
@@ -50,7 +51,7 @@ def run_part(folder: Path) -> Part:
     caption = "Each iteration's own samples, against the number of network evaluations. Reward should rise, KL stay moderate."
     part.pictures.append(picture("How training went", caption, run_figure(records, summary)))
     if summary is not None:
-        part.cards = run_cards(summary)
+        part.cards = run_cards(recipe, summary)
         part.tables = run_tables(summary)
     return part
 
@@ -79,7 +80,7 @@ def run_headline(recipe: Recipe, records: list[Values], summary: Values | None) 
         f" {kept:.0f} % as diverse as before."
     )
     for key in [key for key in summary if key.startswith("held_out.") and key.endswith("_base")]:
-        title = key.removeprefix("held_out.").removesuffix("_base")
+        title = held_out_title(recipe, key.removeprefix("held_out.").removesuffix("_base"))
         after = summary[key.removesuffix("_base") + "_tuned"]
         said.append(f"The held-out reward {title}, which was only measured, went {change(summary[key], after)}.")
     if "selected_iteration" in summary:
@@ -101,7 +102,7 @@ def run_headline(recipe: Recipe, records: list[Values], summary: Values | None) 
     return said
 
 
-def run_cards(summary: Values) -> list[tuple[str, str, str]]:
+def run_cards(recipe: Recipe, summary: Values) -> list[tuple[str, str, str]]:
     """The figures to see first: label, value, small print."""
     cards = [
         ("reward", f"{number(summary['reward_base'], 3)} → {number(summary['reward_tuned'], 3)}", "base → tuned"),
@@ -110,7 +111,7 @@ def run_cards(summary: Values) -> list[tuple[str, str, str]]:
     ]
     for key in [key for key in summary if key.startswith("held_out.") and key.endswith("_base")]:
         after = summary[key.removesuffix("_base") + "_tuned"]
-        title = key.removeprefix("held_out.").removesuffix("_base")
+        title = held_out_title(recipe, key.removeprefix("held_out.").removesuffix("_base"))
         cards.append((title, f"{number(summary[key], 3)} → {number(after, 3)}", "held out: only measured"))
     if "distance_to_optimum" in summary:
         small = f"floor {number(summary['distance_floor'], 3)}, oracle {number(summary['distance_oracle'], 3)}"
