@@ -104,7 +104,8 @@ def main() -> None:
             jobs[f"{trainer}/seed{seed}"] = {"settings": own, "seed": seed, "n": options.n, "picture": picture}
     results = run_jobs(job, jobs, options)
     report(results)
-    figure(results, str(options.output.with_name(f"{options.output.stem}_frontier.png")))
+    if "base, guidance 1" in results and any("way" in result for result in results.values()):
+        figure(results, str(options.output.with_name(f"{options.output.stem}_frontier.png")))
 
 
 def report(results: dict[str, dict[str, Any]]) -> None:

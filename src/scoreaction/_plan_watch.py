@@ -79,8 +79,7 @@ class _Still(nn.Module):
 
 def doubled(recipe: Recipe, model: Model) -> int:
     """Rows of the network for one point: guidance takes two."""
-    weight = recipe.sampler.guidance if model.true_cfg is None else model.true_cfg
-    return 2 if weight != 1.0 and recipe.prompts is not None else 1
+    return 2 if model.guidance_weight(recipe.sampler.guidance) != 1.0 and recipe.prompts is not None else 1
 
 
 def watch_iteration(recipe: Recipe, model: Model, *, gradient: bool) -> Watch:

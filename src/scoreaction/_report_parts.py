@@ -81,9 +81,8 @@ def reward_name(recipe: Recipe) -> str:
 
 def held_out_title(recipe: Recipe, name: str) -> str:
     """A held-out reward's name; with its settings where a reward of that name is trained on."""
-    rewards = recipe.reward if isinstance(recipe.reward, tuple) else (recipe.reward,)
     block = dict(zip(names_of(recipe.held_out), recipe.held_out, strict=True)).get(name)
-    if block is None or block.name not in {reward.name for reward in rewards}:
+    if block is None or block.name not in {reward.name for reward in recipe.rewards}:
         return name
     settings = block.config.model_dump(mode="json", exclude_defaults=True, exclude={"name"})
     said = ", ".join(f"{key}: {str(value).lower() if isinstance(value, bool) else value}" for key, value in settings.items())
@@ -92,8 +91,7 @@ def held_out_title(recipe: Recipe, name: str) -> str:
 
 def about(recipe: Recipe) -> str:
     """What the model and the rewards are, from the first lines of their files."""
-    rewards = recipe.reward if isinstance(recipe.reward, tuple) else (recipe.reward,)
-    named: list[tuple[shelf.Kind, str]] = [("model", recipe.model.name), *(("reward", block.name) for block in rewards)]
+    named: list[tuple[shelf.Kind, str]] = [("model", recipe.model.name), *(("reward", block.name) for block in recipe.rewards)]
     paths = [(kind, name, shelf.files(kind).get(name)) for kind, name in named]
     return " ".join(
         f"The {kind} {name}: {shelf.summary(path).rstrip('.').replace('`', '')}."

@@ -80,6 +80,11 @@ class Recipe(BaseModel):
     online: Online | None
     distill: Distill | None = None
 
+    @property
+    def rewards(self) -> tuple[Block, ...]:
+        """The rewards that are trained on: one, or the parts of a sum."""
+        return (self.reward,) if isinstance(self.reward, Block) else self.reward
+
     def values(self) -> Values:
         """The recipe as plain values, every default written out."""
         reward = self.reward.dump() if isinstance(self.reward, Block) else [block.dump() for block in self.reward]

@@ -172,7 +172,7 @@ class Model:
 
     def _predict(self, role: Role, x: Tensor, t: Tensor, conditions: Conditions, guidance: float) -> Prediction:
         t = torch.as_tensor(t, dtype=torch.float64, device=x.device).expand(x.shape[0])
-        weight = self._weight(guidance)
+        weight = self.guidance_weight(guidance)
         guided = weight != 1.0 and conditions is not None and role != "consistency"
         if guided and self.null is None:
             raise ValueError("sampler.guidance: this model has no unconditional condition; set guidance to 1 or pass null=")
@@ -190,8 +190,8 @@ class Model:
             raise ValueError(f"the network returned shape {tuple(y.shape)} for x of shape {tuple(x.shape)}; they must be equal")
         return to_prediction(self.process, self.predicts, x, t, y.to(x.dtype))
 
-    def _weight(self, guidance: float) -> float:
-        """What weighs both halves."""
+    def guidance_weight(self, guidance: float) -> float:
+        """What weighs the conditional against the unconditional half: 1 asks for no second half."""
         return guidance if self.true_cfg is None else self.true_cfg
 
     def _ask(self, role: Role, x: Tensor, t: Tensor, conditions: Conditions, *, guidance: float, weight: float) -> Tensor:
@@ -224,7 +224,7 @@ class Model:
 
     def lead_away_from(self, negative_prompt: str, *, guidance: float) -> None:
         """Guidance leads away from this prompt's condition, instead of the unconditional one. ValueError where none does."""
-        if self._weight(guidance) == 1:
+        if self.guidance_weight(guidance) == 1:
             key = "sampler.guidance" if self.true_cfg is None else "model.true_cfg"
             raise ValueError(
                 f"sampler.negative_prompt: without guidance nothing leads away from it; set {key} above 1, or null"

@@ -50,7 +50,7 @@ def _header(recipe: Recipe, model: Path) -> str:
 
 
 def _body(recipe: Recipe, figures: dict[str, Any], model: Path) -> str:
-    rewards = recipe.reward if isinstance(recipe.reward, tuple) else (recipe.reward,)
+    rewards = recipe.rewards
     judged = " + ".join(block.name for block in rewards)
     rows = [f"| {_named(key)} | {_cell(figures, key, 'base')} | {_cell(figures, key, 'tuned')} |" for key in _measured(figures)]
     table = ["| | base | tuned |", "| --- | --- | --- |", *rows]

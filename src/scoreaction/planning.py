@@ -15,7 +15,7 @@ from torch import Tensor
 
 from scoreaction._plan_watch import Graph, Watch, doubled, watch_iteration
 from scoreaction.conditions import map_conditions
-from scoreaction.config import LOCAL, Block, Recipe, named, names_of, prompt_list
+from scoreaction.config import LOCAL, Recipe, named, names_of, prompt_list
 from scoreaction.evaluation import kl_samples
 from scoreaction.live_memory import LiveMemory
 from scoreaction.model import Model
@@ -102,21 +102,19 @@ def differentiable(recipe: Recipe) -> bool:
     """Whether the reward has a gradient, without loading scorers: those that are not ours are taken to have one."""
     return all(
         block.module.build(block.config).differentiable if block.name in LOCAL else block.name not in BLACK_BOXES
-        for block in _rewards(recipe)
+        for block in recipe.rewards
     )
-
-
-def _rewards(recipe: Recipe) -> tuple[Block, ...]:
-    return (recipe.reward,) if isinstance(recipe.reward, Block) else recipe.reward
 
 
 def scorer_bytes(recipe: Recipe) -> dict[str, int]:
     """Weights of the reward and of what is held out, by name, as published: of those whose file says how many `PARAMETERS`."""
     width = {"fp32": 4, "bf16": 2, "fp16": 2}
-    blocks = [*_rewards(recipe), *recipe.held_out]
-    parameters = [vars(block.module).get("PARAMETERS", 0) for block in blocks]
-    sizes = [n * width[block.config.model_dump().get("dtype", "fp32")] for n, block in zip(parameters, blocks, strict=True)]
-    return {name: size for name, size in zip(names_of(blocks), sizes, strict=True) if size}
+    blocks = [*recipe.rewards, *recipe.held_out]
+    return {
+        name: vars(block.module)["PARAMETERS"] * width[block.config.model_dump().get("dtype", "fp32")]
+        for name, block in zip(names_of(blocks), blocks, strict=True)
+        if "PARAMETERS" in vars(block.module)
+    }
 
 
 def _measured_points(recipe: Recipe, model: Model) -> int:
