@@ -144,3 +144,21 @@ class ExactValue:
     def law(self, t):
         """Mean and variance at t (rows,), under this policy."""
         return self._at(self.law_at, t)
+
+
+def learner(process, eta, estimator, *, steps, batch, parameters=OLD, look="reward", exact=None, **options):
+    """A learner of the affine policy; with `exact` the critic is the closed-form value."""
+    made = model(process, parameters)
+    config = sa.ScoreAction(beta=BETA, estimator=estimator, look_ahead=look, **{"trust": 0.0, **options})
+    found = config.build(setting(made, eta=eta, steps=steps, batch=batch))
+    if exact is not None:
+        found.grad_value = lambda points, experience, rows: exact.grad(points.x, points.t)
+        found.value = lambda points, look: exact.value(points.x, points.t)
+        found._critic_updates = lambda experience, generator: iter(())
+    return found, made
+
+
+def experienced(found, batch, generator):
+    rollout = found.explore(None, batch, found.times(generator), generator)
+    raw = Experience(rollout, REWARD(rollout.x0), None, torch.zeros(batch, dtype=torch.long))
+    return found.prepare(raw, generator)

@@ -2,19 +2,16 @@
 
 import math
 
-import numpy as np
 import pytest
 import torch
-from affine import BETA, NEW, OLD, REWARD, ExactValue, model, policy, problem, setting
+from affine import BETA, NEW, OLD, REWARD, ExactValue, experienced, learner, model, policy, problem, setting
 from twins import F64, accepts, close, f64
 
 import scoreaction as sa
-from scoreaction.algorithms._critic import calibrated, kl_to_go, running_cost
-from scoreaction.algorithms._likelihood import steps_taken
+from scoreaction.algorithms._critic import kl_to_go, running_cost
 from scoreaction.algorithms._lookahead import Rates, Weights, advantage_rate, improved, lookahead_loss
 from scoreaction.gaussians import sum_event
-from scoreaction.kl import path_kl_steps
-from scoreaction.rollout import Experience, Rollout, stacked
+from scoreaction.rollout import Experience
 from scoreaction.solvers import ddim_step, time_grid
 from scoreaction.types import Prediction
 
@@ -160,24 +157,6 @@ def test_the_chains_weights_are_those_of_its_own_step(process, eta):
     step, alone = Weights.of_step(process, t, s, eta), Weights.of_path(process, t, s, eta)
     whole = weights if process is FLOW else alone  # at alpha = 0 the step is taken whole
     close(step.pull, torch.cat([whole.pull[:1], alone.pull[1:]]), atol=1e-12, chain_everywhere=weights.pull)
-
-
-def learner(process, eta, estimator, *, steps, batch, parameters=OLD, look="reward", exact=None, **options):
-    """A learner of the affine policy; with `exact` the critic is the closed-form value."""
-    made = model(process, parameters)
-    config = sa.ScoreAction(beta=BETA, estimator=estimator, look_ahead=look, **{"trust": 0.0, **options})
-    found = config.build(setting(made, eta=eta, steps=steps, batch=batch))
-    if exact is not None:
-        found.grad_value = lambda points, experience, rows: exact.grad(points.x, points.t)
-        found.value = lambda points, look: exact.value(points.x, points.t)
-        found._critic_updates = lambda experience, generator: iter(())
-    return found, made
-
-
-def experienced(found, batch, generator):
-    rollout = found.explore(None, batch, found.times(generator), generator)
-    raw = Experience(rollout, REWARD(rollout.x0), None, torch.zeros(batch, dtype=torch.long))
-    return found.prepare(raw, generator)
 
 
 def ascent(found, made, experience, generator):
@@ -345,168 +324,6 @@ def test_black_box_look_aheads_point_the_right_way(look):
     truth = 1.2 - points.x[near, 0]
     slope = float((grad[near] * truth).mean() / (truth * truth).mean())
     close(slope, 1.0, atol=0.3, sign=-slope, nothing=0.0)
-
-
-def test_a_learned_value_reaches_the_closed_form():
-    """The martingale loss with the package's critic, on exact pairs (x_t, x_0): V to 2 % of the rewards' spread.
-
-    What is left is the noise of so few samples: under the exact score x_t is x_0 noised, without an error of steps.
-    """
-    exact = ExactValue(VP, 1.0, (0.0, 0.0))
-    torch.manual_seed(0)
-    found, made = learner(VP, 1.0, "pathwise", steps=20, batch=4096, parameters=(0.0, 0.0), updates=1, rows=10**6)
-    found.config = found.config.model_copy(update={"critic_updates": 25})
-    generator = torch.Generator().manual_seed(0)
-    times = time_grid(VP, 20, name="power")
-
-    def pairs():
-        x0 = 0.3 + math.sqrt(0.8) * torch.randn(4096, 1, generator=generator)
-        noise = torch.randn(21, 4096, 1, generator=generator)
-        x = VP.alpha(times)[:, None, None].float() * x0 + VP.sigma(times)[:, None, None].float() * noise
-        with torch.no_grad():
-            said = stacked([made.predict(x[i], times[i]) for i in range(20)])
-        raw = Experience(Rollout(times, x, said, said), REWARD(x[-1]), None, torch.zeros(4096, dtype=torch.long))
-        found.config = found.config.model_copy(update={"rows": 40_960})
-        prepared = found.prepare(raw, generator)
-        found.config = found.config.model_copy(update={"rows": 2048})
-        return prepared
-
-    def error(experience):
-        points = experience.points().take(experience.chosen)
-        truth = exact.value(points.x, points.t)
-        with torch.no_grad():
-            apart = found.value(points, experience.look) - truth
-        return float(apart.square().mean().sqrt() / experience.rewards.std())
-
-    optimiser, probe = torch.optim.Adam(found.critic.parameters()), pairs()
-    before, rounds = error(probe), 24
-    for turn in range(rounds):
-        optimiser.param_groups[0]["lr"] = 4e-3 * (0.01 + 0.5 * (1 + math.cos(math.pi * turn / rounds)))
-        for update in found._critic_updates(pairs(), generator):
-            optimiser.zero_grad()
-            update.loss.backward()
-            optimiser.step()
-    close(error(probe), 0.0, atol=0.02, untrained=before)
-
-
-def test_the_critics_loss_is_the_martingale_loss():
-    found, _ = learner(VP, 1.0, "pathwise", steps=10, batch=64, updates=2, rows=300, critic_updates=3)
-    experience = experienced(found, 64, torch.Generator().manual_seed(0))
-    updates = list(found._critic_updates(experience, torch.Generator().manual_seed(7)))
-    assert [u.network for u in updates] == ["critic"] * 3
-    rows = torch.randint(600, (75,), generator=torch.Generator().manual_seed(7))  # an eighth of the chosen points
-    points = experience.points().take(experience.chosen)
-    said = found.critic(points.x, points.t, None, experience.look)
-    squares = ((said - experience.target) / experience.rewards.std(correction=0)).square()[rows]
-    close(
-        updates[0].loss.detach(),
-        squares.mean().detach(),
-        rtol=1e-4,
-        in_reward_units=experience.rewards.var() * squares.mean().detach(),
-    )
-
-
-def test_lambda_returns():
-    """lambda 1 telescopes to `r - beta cost to go - V(x_t)`, lambda 0 is one step's gain, V calibrated on the targets."""
-    exact = ExactValue(VP, 1.0, NEW)
-    found, _ = learner(VP, 1.0, "likelihood_ratio", steps=50, batch=2000, parameters=NEW, exact=exact, gae_lambda=1.0)
-    experience = experienced(found, 2000, torch.Generator().manual_seed(0))
-    points = experience.points()
-    target = experience.rewards[None] - BETA * kl_to_go(found.setting, experience)
-    value = calibrated(exact.value(points.x, points.t).reshape(50, 2000), target)
-    telescoped = target - value
-    advantage = found.advantages(experience)
-    wrong = {
-        "no_cost": advantage + BETA * kl_to_go(found.setting, experience),
-        "sign": -advantage,
-        "shifted": advantage.roll(1, 0),
-    }
-    close(advantage, telescoped, atol=2e-4, **wrong)
-    found.config = found.config.model_copy(update={"gae_lambda": 0.0})
-    one = found.advantages(experience)
-    after = torch.cat([value[1:], experience.rewards[None]])
-    close(one, after - value - BETA * running_cost(found.setting, experience), atol=1e-4, telescoped=telescoped)
-    found.config = found.config.model_copy(update={"gae_lambda": 0.5})
-    half = found.advantages(experience)
-    close(half[-2], one[-2] + 0.5 * one[-1], atol=1e-5, forward=one[-2] + 0.5 * one[-3])
-
-
-def test_a_value_is_believed_as_far_as_it_explains_the_targets():
-    """Truth: the exact value is nearly left alone, one of another policy's state is left out; numpy's regression between."""
-    generator = torch.Generator().manual_seed(0)
-    value = torch.randn(3, 4000, generator=generator)
-    noise = torch.randn(3, 4000, generator=generator)
-    target = 2.0 + value + noise
-    close(calibrated(value, target), 2.0 + value, atol=0.25, mean=target.mean(1, keepdim=True).expand_as(value))
-    close(calibrated(noise + 7, 2.0 + value), torch.full_like(value, 2.0), atol=0.25, believed=2.0 + noise)
-    blurred = (value + noise - (value + noise).mean(1, keepdim=True)).flatten()
-    slope, _ = np.polyfit(blurred.numpy(), (value - value.mean(1, keepdim=True)).flatten().numpy(), 1)
-    truth = 2.0 + value.mean(1, keepdim=True) + slope * blurred.reshape(3, 4000)
-    close(calibrated(value + noise, 2.0 + value), truth, atol=1e-3, whole=2.0 + value + noise)
-
-
-def test_advantages_are_of_a_critic_that_has_not_seen_the_batch():
-    """Truth: the critic as it was when the iteration began; the twin is the critic after it."""
-    found, _ = learner(VP, 1.0, "likelihood_ratio", steps=8, batch=64, updates=1, critic_updates=64)
-    generator = torch.Generator().manual_seed(0)
-    optimiser = torch.optim.Adam(found.networks["critic"].parameters(), lr=1e-2)
-    for _ in range(2):
-        experience = experienced(found, 64, generator)
-        before, used = found.advantages(experience), []
-        found._ratio_updates = lambda experience, advantage, generator, used=used: used.append(advantage) or iter(())
-        for update in found.updates(experience, generator):
-            optimiser.zero_grad()
-            update.loss.backward()
-            optimiser.step()
-    close(used[0], before, atol=1e-6, after=found.advantages(experience))
-
-
-@pytest.mark.parametrize(("hold_below", "steps"), [(0.0, 8), (0.2, 300)])
-def test_steps_without_a_ratio_pay_their_kl(hold_below, steps):
-    """Truth: the path KL by the trapezoid rule in log SNR, ten times its price below `hold_below`, once in the last step."""
-    found, made = learner(VP, 1.0, "likelihood_ratio", steps=steps, batch=64, updates=3, hold_below=hold_below)
-    generator = torch.Generator().manual_seed(0)
-    experience = experienced(found, 64, generator)
-    times = experience.rollout.times
-    kl = path_kl_steps(made.process, times, experience.difference(), 1.0).mean(1)
-    below = times[:-1] < hold_below
-    truth = float((10 * kl[below]).sum()) if hold_below else float(kl[-1])
-    taken = steps_taken(found.setting, experience, above=hold_below)
-    assert float(taken.points.t.min()) > hold_below
-    held = [sum(float(update.loss.detach()) for update in part) for part in found._held(experience, taken, generator)]
-    assert len(held) == 3
-    wrong = {"one_price": truth / 10, "whole_path": 10 * float(kl.sum()), "nothing": 0.0, "summed": sum(held) / BETA}
-    close(sum(held) / 3 / BETA, truth, atol=0.1 * truth, **wrong)
-
-
-def test_the_trust_region_adapts_its_penalty():
-    found, _ = learner(VP, 1.0, "pathwise", steps=5, batch=8, trust=5.0, trust_region=0.1)
-
-    def run(moves):
-        found.state["trust"] = 5.0
-        for kl in moves:
-            found._adapt(kl)
-        return found.state["trust"]
-
-    close([run([0.2]), run([0.2] * 3), run([0.05]), run([0.2, 0.05])], [10.0, 40.0, 5.0, 9.0], never=[5.0] * 4)
-    assert found.state["kl_to_old"] == 0.05
-
-
-def test_the_trust_region_measures_the_path_kl_to_the_old_policy():
-    """A policy moved by a known score difference: the nats are those of the path KL, fewer on a coarse grid (left ends)."""
-    nats = []
-    for steps in (10, 100):
-        found, made = learner(VP, 1.0, "pathwise", steps=steps, batch=200, trust=5.0, updates=1, rows=10**6)
-        found._critic_updates = lambda experience, generator: iter(())
-        experience = experienced(found, 200, torch.Generator().manual_seed(0))
-        with torch.no_grad():
-            made.parameters["th"].copy_(torch.tensor([OLD[0], OLD[1] + 1.0]))
-        for _ in found.updates(experience, torch.Generator().manual_seed(0)):
-            pass
-        nats.append(found.state["kl_to_old"])
-    truth = 0.5 * (1 - float(VP.alpha(f64(1.0))) ** 2)  # 1/2 int g^2 alpha^2 dt = -1/2 int dalpha^2
-    close(nats[0], truth, rtol=0.35, atol=0, without_half=2 * nats[0], mean_over_steps=nats[0] / 10)
-    close(nats[1], truth, rtol=0.05, atol=0, without_half=2 * nats[1], mean_over_steps=nats[1] / 100)
 
 
 @pytest.mark.parametrize("estimator", ["pathwise", "likelihood_ratio"])
