@@ -144,8 +144,9 @@ def test_steps_without_a_ratio_pay_their_kl(hold_below, steps):
     truth = float((10 * kl[below]).sum()) if hold_below else float(kl[-1])
     taken = steps_taken(found.setting, experience, above=hold_below)
     assert float(taken.points.t.min()) > hold_below
-    held = [sum(float(update.loss.detach()) for update in part) for part in found._held(experience, taken, generator)]
-    assert len(held) == 3
+    policy_updates = [update for update in found.updates(experience, generator) if update.network == "policy"]
+    assert [update.step for update in policy_updates] == [False, True] * 3, "each minibatch steps once, with what is held"
+    held = [float(update.loss.detach()) for update in policy_updates if not update.step]
     wrong = {"one_price": truth / 10, "whole_path": 10 * float(kl.sum()), "nothing": 0.0, "summed": sum(held) / BETA}
     close(sum(held) / 3 / BETA, truth, atol=0.1 * truth, **wrong)
 
