@@ -2,6 +2,7 @@
 PYTHON ?= python3
 PY := .venv/bin/python
 STAMP := .venv/.installed
+APART := .venv/apart
 DEMO := runs/demo
 
 export OMP_NUM_THREADS ?= 1
@@ -14,6 +15,12 @@ $(STAMP): pyproject.toml constraints.txt
 	$(PY) -m pip install --disable-pip-version-check --quiet -c constraints.txt -e ".[dev]"
 	@touch $(STAMP)
 
+# packages that the environment cannot hold: each list in a folder beside it, for one file of tests/apart
+$(APART)/%: tests/apart/%.txt $(STAMP)
+	rm -rf $@
+	$(PY) -m pip install --disable-pip-version-check --quiet --no-deps --target $@ -r $<
+	@touch $@
+
 demo: $(STAMP)
 	@rm -rf $(DEMO) && mkdir -p $(DEMO)
 	@echo "digits: training beside the mixture, log in $(DEMO)/digits.log"
@@ -24,7 +31,7 @@ demo: $(STAMP)
 	tail -n +1 $(DEMO)/digits.log
 	@$(PY) -m scoreaction report $(DEMO)
 
-test: $(STAMP)
+test: $(STAMP) $(APART)/open_clip $(APART)/image_reward $(APART)/bitsandbytes
 	$(PY) -m pytest -n 2
 
 check: $(STAMP)

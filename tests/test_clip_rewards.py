@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from PIL import Image
+from captioned import PROMPTS, pictures, pil
 from safetensors.torch import save_file
 from tiny_clip import SIZE, save_tiny_clip
 from torch import nn
@@ -19,8 +19,6 @@ from scoreaction.config import build as build_run
 from scoreaction.config import load_recipe
 from scoreaction.rewards import _clip, aesthetic, clip, pickscore
 from scoreaction.shelf import UserError
-
-PROMPTS = ["a cat", "two blue dogs on a boat", "a cat"]
 
 
 @pytest.fixture(scope="module")
@@ -47,21 +45,6 @@ def head(tmp_path_factory: pytest.TempPathFactory) -> Path:
         tensors[f"layers.{number}.bias"] = torch.randn(after, generator=generator)
     save_file(tensors, path)
     return path
-
-
-def pictures(*sizes: tuple[int, int]) -> list[torch.Tensor]:
-    """Smooth and sharp at once, in whole 8-bit steps, (3, H, W) in [0, 1]."""
-    found = []
-    for i, (height, width) in enumerate(sizes):
-        rough = torch.rand(3, height, width, generator=torch.Generator().manual_seed(i))
-        smooth = nn.functional.avg_pool2d(rough[None], 5, 1, 2)[0]
-        sharp = (torch.arange(width) // 7 % 2).expand(3, height, width)
-        found.append(((0.6 * smooth + 0.2 * rough + 0.2 * sharp) * 255).round() / 255)
-    return found
-
-
-def pil(picture: torch.Tensor) -> Image.Image:
-    return Image.fromarray((picture * 255).round().to(torch.uint8).permute(1, 2, 0).numpy())
 
 
 def theirs(picture: torch.Tensor, size: int = SIZE) -> torch.Tensor:

@@ -1,4 +1,4 @@
-"""hpsv2 against open_clip where it can be imported, imagereward through its package's interface, and what both refuse."""
+"""What hpsv2 and imagereward ask of their packages and what they refuse; against the packages themselves in tests/apart."""
 
 from __future__ import annotations
 
@@ -11,9 +11,9 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from captioned import PROMPTS, pictures, pil
 from PIL import Image
 from safetensors.torch import save_file
-from test_clip_rewards import PROMPTS, pictures, pil
 from torch import nn
 from twins import close
 
@@ -38,51 +38,6 @@ def test_a_picture_is_fitted_whole(size: tuple[int, int]) -> None:
     if height != width:
         wrong |= {"cropped": _clip.cropped(picture[None], 32)[0], "gray_edges": ours + (ours == ours[:, :1, :1])}
     close(ours, normalised(square), atol=1.01 * step, **wrong)
-
-
-def tiny_open_clip(open_clip: Any, folder: Path) -> Any:
-    """The real classes, small and random, in open_clip's format."""
-    tower = {"layers": 2, "width": 16}
-    config = {
-        "embed_dim": 8,
-        "vision_cfg": {**tower, "image_size": 32, "patch_size": 8, "head_width": 8},
-        "text_cfg": {**tower, "heads": 2, "context_length": 77, "vocab_size": 49408},
-    }
-    folder.mkdir()
-    (folder / "open_clip_config.json").write_text(json.dumps({"model_cfg": config, "preprocess_cfg": {}}))
-    torch.manual_seed(0)
-    net = open_clip.CLIP(**config).eval()
-    save_file({name: value.contiguous() for name, value in net.state_dict().items()}, folder / "open_clip_model.safetensors")
-    return net
-
-
-def test_hpsv2_is_the_cosine_of_open_clips_embeddings(tmp_path: Path) -> None:
-    """Truth: open_clip's own transform, tokenizer and forward pass."""
-    if not _importable("open_clip"):
-        pytest.skip("open_clip cannot be imported here")
-    import open_clip
-
-    net = tiny_open_clip(open_clip, tmp_path / "tiny")
-    images = torch.stack(pictures((48, 64), (48, 64), (48, 64)))
-    transform = open_clip.image_transform(32, is_train=False, resize_mode="longest", fill_color=0)
-    with torch.no_grad():
-        image, text, _ = net(
-            torch.stack([transform(pil(picture)) for picture in images]), open_clip.get_tokenizer("ViT-H-14")(PROMPTS)
-        )
-    truth = (image * text).sum(1)
-    reward = hpsv2.build(hpsv2.Config(path=str(tmp_path / "tiny")))
-    ours = reward(images, PROMPTS)
-    close(ours, truth, atol=2e-3, prompts=reward(images, PROMPTS[1:] + PROMPTS[1:2]), scaled=100 * truth)
-    x = images.requires_grad_()
-    assert float(torch.autograd.grad(reward(x, PROMPTS).sum(), x)[0].abs().sum()) > 0
-
-
-def _importable(name: str) -> bool:
-    try:
-        __import__(name)
-    except (ImportError, RuntimeError):
-        return False
-    return True
 
 
 def test_hpsv2_says_what_to_fetch(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -25,7 +25,7 @@ class Train(BaseModel):
     """How long and how fast: iterations, trajectories an iteration, learning rate, seed, device, averages, checkpoints.
 
     max_rows is the largest batch of one network call (guidance doubles it); optimizer adam8bit keeps the policy's Adam in 8
-    bits, for full fine-tuning on a GPU; held_out_rows how many samples an iteration the held-out rewards and diversity are
+    bits, for full fine-tuning; held_out_rows how many samples an iteration the held-out rewards and diversity are
     measured on. select: the metric whose best weights are kept, higher is better; they are then what is reported, sampled
     and saved.
     """
@@ -56,8 +56,6 @@ def policy_optimiser(train: Train, model: Model) -> torch.optim.Optimizer:
         return adam(parameters, train.lr)
     if importlib.util.find_spec("bitsandbytes") is None:
         raise ValueError('train.optimizer: adam8bit needs the package bitsandbytes: pip install "scoreaction[adam8bit]"')
-    if model.device.type != "cuda":
-        raise ValueError(f"train.optimizer: adam8bit runs on a GPU only, and train.device is {model.device.type}; use adam")
     from bitsandbytes.optim import Adam8bit
 
     return Adam8bit(list(parameters), lr=train.lr)  # its own eps: in 8 bits a small second moment is 0, and the step m/eps

@@ -27,6 +27,11 @@ FETCH = (
     " weights_only=True).items()}, 'ImageReward.safetensors')\""
 )
 
+TOKENIZER = (
+    "its package takes the tokenizer bert-base-uncased from the hub: run once where there is a network, or put the hub's"
+    " folder of that name where the server is started"
+)
+
 
 class Config(BaseModel, frozen=True, extra="forbid"):
     """`r(x, c)` is the package's score: mean 0 and standard deviation 1 over its test pictures, about -2 to 2.
@@ -69,7 +74,10 @@ def build(config: Config) -> ImageRewardScore:
     for file in ("ImageReward.safetensors", "med_config.json"):
         if not (folder / file).is_file():
             raise ValueError(f"path: {folder} holds no {file}; {FETCH}")
-    net = ImageReward(med_config=str(folder / "med_config.json"), device="cpu")
+    try:
+        net = ImageReward(med_config=str(folder / "med_config.json"), device="cpu")
+    except OSError as error:
+        raise ValueError(f"imagereward: {str(error).splitlines()[0]}; {TOKENIZER}") from error
     _fill(net, folder / "ImageReward.safetensors")
     return ImageRewardScore(net.eval().requires_grad_(False))
 
