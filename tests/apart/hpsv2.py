@@ -65,3 +65,12 @@ def test_a_file_of_another_network_is_refused(tmp_path: Path, monkeypatch: pytes
     path = weights_alone(open_clip.CLIP(**wider), tmp_path, monkeypatch)
     with pytest.raises(ValueError, match=r"hpsv2.safetensors does not fit open_clip's ViT-H-14: .*"):
         hpsv2.build(hpsv2.Config(path=path))
+
+
+def test_its_published_size_is_the_one_that_plan_counts() -> None:
+    """Truth: open_clip's own ViT-H-14."""
+    counts = {}
+    for name in ("ViT-H-14", "ViT-g-14"):
+        with torch.device("meta"):
+            counts[name] = sum(p.numel() for p in open_clip.CLIP(**open_clip.get_model_config(name)).parameters())
+    close(hpsv2.PARAMETERS, counts["ViT-H-14"], atol=0, another=counts["ViT-g-14"])

@@ -86,3 +86,13 @@ def test_without_its_tokenizer_it_says_what_to_fetch(place: Path, package: Any) 
     (place / "bert-base-uncased").rename(place / "elsewhere")
     with pytest.raises(ValueError, match="takes the tokenizer bert-base-uncased from the hub"):
         imagereward.build(imagereward.Config(path=str(place)))
+
+
+def test_its_published_size_is_the_one_that_plan_counts(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Truth: the package's own ViT-L/16 and a BERT of bert-base's size with two tokens more, as its med_config.json says."""
+    monkeypatch.undo()
+    monkeypatch.chdir(place)
+    sizes = {"num_hidden_layers": 12, "intermediate_size": 3072, "vocab_size": 30524, "max_position_embeddings": 512}
+    (place / "med_config.json").write_text(json.dumps(BERT | sizes))
+    count = sum(parameter.numel() for parameter in ImageReward(str(place / "med_config.json")).parameters())
+    close(imagereward.PARAMETERS, count, atol=0, without_its_projections=count - 1024 * 256 - 768 * 256 - 2 * 256)

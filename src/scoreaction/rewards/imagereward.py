@@ -15,8 +15,8 @@ from scoreaction.types import Conditions
 
 SIZE, WORDS = 224, 35
 """Pixels and tokens that it sees."""
-PARAMETERS = 446_206_689
-"""Of THUDM/ImageReward: ViT-L/16, a BERT that looks at it, and a head."""
+PARAMETERS = 446_665_953
+"""Of THUDM/ImageReward: ViT-L/16, a BERT that looks at it, two projections that no score needs, and a head."""
 APART = (
     "its package pins old versions: install it in an environment of its own (docs/rewards.md), there run scoreaction"
     " serve-reward imagereward path=FOLDER, and here take {name: http, url: ...}"
