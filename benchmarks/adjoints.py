@@ -20,7 +20,8 @@ TASKS = ("linear_quadratic", "mixture16", "mixture")
 
 def measured(task: str, steps: int) -> list[dict[str, float]]:
     """At nine steps of the chain, from noise to data."""
-    from scoreaction.config import build, load_recipe
+    from scoreaction.building import build
+    from scoreaction.config import load_recipe
     from scoreaction.rollout import Experience, roll_out
 
     tuner = build(load_recipe(task, ["algorithm.name=adjoint_matching", f"sampler.steps={steps}"]))

@@ -26,7 +26,9 @@ JOBS: dict[str, dict[str, Any]] = {
 def _prepared(task: str, leap: int | None) -> tuple[Any, float, list[str] | None, float]:
     """The model with its consistency model, the guidance, the prompts, and the seconds that distilling took."""
     import scoreaction as sa
-    from scoreaction.config import build_model, distill_settings, load_recipe, prompt_list
+    from scoreaction._prompts import prompt_list
+    from scoreaction.building import build_model
+    from scoreaction.config import distill_settings, load_recipe
 
     recipe = load_recipe(task, ["model.consistency=shipped"] if task == "digits" else [])
     model, prompts, began = build_model(recipe), prompt_list(recipe.prompts), time.process_time()

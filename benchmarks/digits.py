@@ -43,7 +43,8 @@ GRID = [(solver, eta, steps) for steps in (5, 10, 25, 50) for solver, eta in (("
 
 def train(trainer: str, settings: list[str], seed: int, iterations: int, grid: bool) -> dict[str, Any]:
     """One run: its summary, the metrics of each iteration, and reward and legibility over samplers."""
-    from scoreaction.config import build, load_recipe
+    from scoreaction.building import build
+    from scoreaction.config import load_recipe
     from scoreaction.evaluation import measure
     from scoreaction.rollout import Sampler
 

@@ -55,7 +55,8 @@ def _drawn(model: Any, sampler: Any, seed: int) -> Any:
 
 def train(task: str, trainer: str, steps: int, seed: int, iterations: int, grid: bool) -> dict[str, Any]:
     """One run: its summary, how training went, and the distance and reward over samplers."""
-    from scoreaction.config import build, load_recipe
+    from scoreaction.building import build
+    from scoreaction.config import load_recipe
     from scoreaction.evaluation import ExactTask, draw_x0
     from scoreaction.optimising import TrainingError
     from scoreaction.rewards import RewardError
@@ -94,7 +95,8 @@ def train(task: str, trainer: str, steps: int, seed: int, iterations: int, grid:
 @cache
 def yardstick(task: str) -> dict[str, float]:
     """Optimum, floor and oracle of a task: the same for every run on it."""
-    from scoreaction.config import build, load_recipe
+    from scoreaction.building import build
+    from scoreaction.config import load_recipe
     from scoreaction.evaluation import ExactTask
 
     tuner = build(load_recipe(task))

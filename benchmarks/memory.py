@@ -27,7 +27,8 @@ def peak(trainer: str, steps: int) -> float:
     """MiB."""
     import torch
 
-    from scoreaction.config import build, load_recipe
+    from scoreaction.building import build
+    from scoreaction.config import load_recipe
     from scoreaction.live_memory import LiveMemory
 
     torch.set_num_threads(1)

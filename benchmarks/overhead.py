@@ -70,7 +70,8 @@ class _Timed:
 
 def measure(settings: list[str]) -> list[float]:
     """Wall time over bare time of each counted iteration."""
-    from scoreaction.config import build, load_recipe
+    from scoreaction.building import build
+    from scoreaction.config import load_recipe
 
     tuner = build(load_recipe("digits", [*settings, f"train.iterations={WARM_UP + COUNTED}"]))
     ratios = []

@@ -25,6 +25,7 @@ TRAINERS: dict[str, tuple[int, list[str]]] = {
          "train.lr=3e-3"],
     ),
     "ddpo": (78, [*BLACK_BOX, "algorithm.name=ddpo", "algorithm.minibatches=4", "train.lr=3e-3"]),
+    "dpok": (78, [*BLACK_BOX, "algorithm.name=dpok", "algorithm.beta=0.01", "algorithm.minibatches=4", "train.lr=3e-3"]),
     "sqdf, scorer": (
         40,
         [*LEARNED, "algorithm.name=sqdf", "algorithm.beta=3", "algorithm.x0_steps=3", "algorithm.updates=4",
@@ -41,7 +42,9 @@ POINTS, LEVELS = 9, (0.55, 0.6, 0.65, 0.7, 0.75)
 
 def job(settings: list[str], seed: int, n: int, guidance: float | None = None, picture: str | None = None) -> dict[str, Any]:
     """A run, or with `guidance` the base under it: accuracy on the training prompts and on the unseen ones."""
-    from scoreaction.config import build, load_recipe, prompt_list
+    from scoreaction._prompts import prompt_list
+    from scoreaction.building import build
+    from scoreaction.config import load_recipe
     from scoreaction.evaluation import draw, measure, measure_kl
     from scoreaction.pictures import pairs_figure
 

@@ -24,7 +24,8 @@ POINTS = 4000
 
 
 def learner_of(task: str, settings: list[str]) -> Any:
-    from scoreaction.config import build, load_recipe
+    from scoreaction.building import build
+    from scoreaction.config import load_recipe
 
     return build(load_recipe(task, ["algorithm.name=sqdf", "sampler.steps=25", "train.seed=0", *settings]))
 

@@ -15,7 +15,9 @@ from transformers import CLIPModel, CLIPTokenizer
 from transformers.models.clip.image_processing_pil_clip import CLIPImageProcessorPil
 from twins import close
 
-from scoreaction.config import build as build_run
+import scoreaction as sa
+from scoreaction.building import build as build_run
+from scoreaction.cli import main
 from scoreaction.config import load_recipe
 from scoreaction.rewards import _clip, aesthetic, clip, pickscore
 from scoreaction.shelf import UserError
@@ -248,3 +250,18 @@ def test_the_head_is_in_the_order_of_its_numbers(tmp_path: Path) -> None:
     save_file({**weights, "layers.10.bias": torch.ones(1), "layers.2.bias": torch.ones(2)}, tmp_path / "head.safetensors")
     found = [layer.in_features for layer in aesthetic.load_head(str(tmp_path / "head.safetensors"))]
     close(found, [8, 2], by_text=[2, 8])
+
+
+def test_a_run_is_drawn_from_without_its_rewards_weights(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Twin: what measures rewards says what to fetch."""
+    save_tiny_clip(tmp_path / "clip")
+    run, clip_there = tmp_path / "run", f"{{name: clip, path: '{tmp_path}/clip'}}"
+    small = ["train.iterations=1", "train.batch=4", "evaluation.n=4", "sampler.steps=2", "algorithm={name: ddpo}"]
+    recipe = [f"reward=[{clip_there}, ink]", f"evaluation.held_out=[{clip_there}]", "train.select=held_out.clip", *small]
+    assert main(["train", "digits", *recipe, "--output", str(run)]) == 0
+    (tmp_path / "clip").rename(tmp_path / "gone")
+    assert main(["sample", str(run), "--n", "2"]) == 0
+    assert sa.load(run).shape == (1, 16, 16)
+    capsys.readouterr()
+    assert main(["evaluate", str(run), "--n", "2"]) == 2
+    assert f"no folder {tmp_path}/clip" in capsys.readouterr().err

@@ -13,9 +13,12 @@ import yaml
 from twins import close
 
 from scoreaction import shelf
+from scoreaction._prompts import prompt_list
 from scoreaction._recipe_text import parse_yaml
-from scoreaction.config import Recipe, WeightedSum, build, dump, load_recipe, prompt_list, resolve
+from scoreaction.building import build
+from scoreaction.config import Recipe, dump, load_recipe, resolve
 from scoreaction.models import gaussian_mixture
+from scoreaction.rewards._weighted import WeightedSum
 from scoreaction.shelf import UserError
 
 SMALL = {
@@ -56,7 +59,7 @@ def test_the_command_in_a_recipes_header_says_all_that_it_lacks(name: str) -> No
 
 
 def test_what_a_reward_lacks_is_said_before_the_model_is_built(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("scoreaction.config.build_model", lambda recipe: pytest.fail("it fetched the model"))
+    monkeypatch.setattr("scoreaction.building.build_model", lambda recipe: pytest.fail("it fetched the model"))
     with pytest.raises(UserError, match="reward: head: LAION's head is not shipped"):
         build(load_recipe("sd15"))
 

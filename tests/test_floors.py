@@ -37,6 +37,7 @@ FLOORS = {
     7: [
         "cli",
         "config",
+        "building",
         "report",
         "_report_run",
         "_report_comparison",

@@ -16,7 +16,8 @@ from servers import IMAGES, pretending, remote, serving
 from twins import accepts, close
 
 import scoreaction as sa
-from scoreaction.config import build_reward, load_recipe
+from scoreaction.building import build_reward
+from scoreaction.config import load_recipe
 from scoreaction.rewards import CountedReward, Reward, RewardError, _wire, ink
 from scoreaction.rewards import http as client
 from scoreaction.training import Failed, run

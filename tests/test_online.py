@@ -13,7 +13,8 @@ from test_finetuner import SCORE_ACTION, Net, flat, lines, own_model
 from twins import accepts, close
 
 import scoreaction as sa
-from scoreaction.config import build, load_recipe
+from scoreaction.building import build
+from scoreaction.config import load_recipe
 from scoreaction.measuring import open_run
 from scoreaction.online import LOG, Online
 from scoreaction.pictures import run_figure

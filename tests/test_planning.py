@@ -181,7 +181,8 @@ def test_scorers_have_the_parameters_of_their_architecture():
         sees = BlipVisionModel(BlipVisionConfig(image_size=224, **large(1024, 16, num_hidden_layers=24)))
         reads = BlipTextModel(words, add_pooling_layer=False)
         head = torch.nn.Sequential(
-            *(torch.nn.Linear(a, b) for a, b in ((768, 1024), (1024, 128), (128, 64), (64, 16), (16, 1)))
+            *(torch.nn.Linear(a, b) for a, b in ((768, 1024), (1024, 128), (128, 64), (64, 16), (16, 1))),
+            *(torch.nn.Linear(width, 256) for width in (1024, 768)),  # it has these two, and asks them nothing
         )
     small, huge = (sum(p.numel() for p in net.parameters()) for net in (vit_l, vit_h))
     blip = sum(p.numel() for net in (sees, reads, head) for p in net.parameters())

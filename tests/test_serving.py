@@ -21,7 +21,7 @@ from servers import IMAGES, remote, serving
 from twins import close
 
 import scoreaction as sa
-from scoreaction.config import build_reward
+from scoreaction.building import build_reward
 from scoreaction.rewards import ink
 from scoreaction.serving import Server, open_server, service_of
 from scoreaction.shelf import UserError

@@ -15,7 +15,8 @@ from twins import close, f64
 import scoreaction as sa
 from scoreaction._prompts import prompt_list, read_prompts
 from scoreaction._report_run import prompts_table
-from scoreaction.config import build, dump, load_recipe, resolve
+from scoreaction.building import build
+from scoreaction.config import dump, load_recipe, resolve
 from scoreaction.rewards import CountedReward, Reward
 from scoreaction.rewards._weighted import Part, WeightedSum
 from scoreaction.shelf import UserError

@@ -10,8 +10,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from scoreaction._prompts import prompt_list
 from scoreaction.algorithms._learner import Algorithm
-from scoreaction.config import Recipe, named, prompt_list
+from scoreaction.building import named
+from scoreaction.config import Recipe
 from scoreaction.finetuner import Finetuner
 from scoreaction.model import Model
 from scoreaction.rewards import Reward

@@ -7,6 +7,7 @@ from typing import Any
 
 from numpy.typing import NDArray
 
+from scoreaction._prompts import prompt_list
 from scoreaction._report_parts import (
     Grid,
     Part,
@@ -23,7 +24,7 @@ from scoreaction._report_parts import (
     samples_of,
 )
 from scoreaction.checkpoints import RunFolder
-from scoreaction.config import Recipe, load_recipe, prompt_list
+from scoreaction.config import Recipe, load_recipe
 from scoreaction.shelf import UserError
 from scoreaction.tables import number, with_error
 from scoreaction.training import read_json_lines, read_summary

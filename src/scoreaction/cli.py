@@ -109,7 +109,7 @@ def sample(
     """Draw from the tuned model: samples.npz and samples.png."""
     from scoreaction.measuring import draw_samples, open_run
 
-    opened = open_run(run, tuned=not base)
+    opened = open_run(run, tuned=not base, judged=False)
     where = draw_samples(opened, output or run, n=n, prompts=prompt, steps=steps, solver=solver, eta=eta, seed=seed, base=base)
     print(f"samples: {where}")
 
@@ -169,7 +169,7 @@ def serve_reward(
     max_megabytes: Annotated[int, typer.Option(min=1, help="Size of one question.")] = 256,
 ) -> None:
     """Answer for a reward over HTTP, for the reward `http` of a run elsewhere. Ctrl-C ends it."""
-    from scoreaction.config import build_reward
+    from scoreaction.building import build_reward
     from scoreaction.serving import open_server, serve, service_of
 
     reward = build_reward(name, overrides or [])

@@ -1,4 +1,4 @@
-"""Recipes: what a run is made of, read from YAML and overrides, checked key by key, and built into a `Finetuner`.
+"""Recipes: what a run is made of, read from YAML and overrides, and checked key by key.
 
 Values come from, each over the one before: the defaults in the code, the model's `DEFAULTS`, the recipe file, the
 overrides. Whatever is wrong is a `UserError`: one line that names the dotted key.
@@ -13,24 +13,19 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
-import torch
 import yaml
 from pydantic import BaseModel, ConfigDict, Field
 
 from scoreaction import shelf
 from scoreaction._checking import Key, Values, check, check_finite, dotted, fields_of, refuse_unknown
-from scoreaction._prompts import PromptValue, prompt_list, read_prompts
+from scoreaction._prompts import PromptValue, read_prompts
 from scoreaction._recipe_text import KEYS, assign, parse_override, read_recipe
-from scoreaction.algorithms._learner import Algorithm
 from scoreaction.distillation import Distill
 from scoreaction.evaluation import Evaluation
-from scoreaction.finetuner import Finetuner, Train
-from scoreaction.model import Model
 from scoreaction.online import Online
-from scoreaction.rewards._weighted import Part, WeightedSum
+from scoreaction.optimising import Train
 from scoreaction.rollout import Sampler
 from scoreaction.shelf import Kind, UserError
-from scoreaction.types import RewardFunction
 
 
 class Share(BaseModel):
@@ -102,9 +97,6 @@ class Recipe(BaseModel):
         }
 
 
-LOCAL = ("linear", "quadratic", "ink", "classifier", "legibility", "jpeg", "shapes", "shapes_scorer")
-"""Our rewards that answer at once, on this machine."""
-
 _SECTIONS: dict[str, type[BaseModel]] = {
     "sampler": Sampler, "train": Train, "evaluation": Evaluation, "early_stop": EarlyStop, "online": Online, "distill": Distill,
 }  # fmt: skip
@@ -147,7 +139,7 @@ def resolve(values: Values, *, folder: Path = Path()) -> Recipe:
     for key in ("model", "reward", "algorithm"):
         if values.get(key) is None:
             raise UserError(f"{key}: is required, for example {key}: {{name: {next(iter(shelf.files(key)), 'x')}}}")
-    model = _block("model", values["model"], ("model",))
+    model = block_of("model", values["model"], ("model",))
     defaults = copy.deepcopy(vars(model.module).get("DEFAULTS", {}))
     sections = {name: _overlay(defaults.get(name), values.get(name), name) for name in ("sampler", "train", "evaluation")}
     held_out = _rewards(sections["evaluation"].pop("held_out", None) or [], ("evaluation", "held_out"))
@@ -178,7 +170,7 @@ def _overlay(below: Values | None, above: Any, key: str) -> Values:
     return {**(below or {}), **(above or {})}
 
 
-def _block(kind: Kind, values: Any, at: Key, *, weighted: bool = False) -> Block:
+def block_of(kind: Kind, values: Any, at: Key, *, weighted: bool = False) -> Block:
     """Finds the module a block names and checks its settings."""
     if isinstance(values, str):
         values = {"name": values}
@@ -194,14 +186,14 @@ def _one_reward(values: Any) -> Block:
     for key in Share.model_fields if isinstance(values, dict) else ():
         if key in values:
             raise UserError(f"reward.{key}: a single reward has no {key}; make reward a list of blocks to weigh them")
-    return _block("reward", values, ("reward",))
+    return block_of("reward", values, ("reward",))
 
 
 def _rewards(values: Any, at: Key) -> tuple[Block, ...]:
     if not isinstance(values, list) or (at == ("reward",) and not values):
         raise UserError(f"{dotted(at)}: must be a list of rewards, for example [{{name: {next(iter(shelf.files('reward')))}}}]")
     weighted = at == ("reward",)
-    return tuple(_block("reward", value, (*at, i), weighted=weighted) for i, value in enumerate(values))
+    return tuple(block_of("reward", value, (*at, i), weighted=weighted) for i, value in enumerate(values))
 
 
 def _algorithm(values: Any, defaults: Values) -> Block:
@@ -211,41 +203,7 @@ def _algorithm(values: Any, defaults: Values) -> Block:
         known = fields_of(shelf.find("algorithm", name, key="algorithm.name").Config)
         given = values if isinstance(values, dict) else {"name": name}
         values = {**{key: value for key, value in defaults.items() if key in known}, **given}
-    return _block("algorithm", values, ("algorithm",))
-
-
-# Building
-
-
-def _made(block: Block, key: str) -> Any:
-    """What a block builds; its refusals are the user's errors."""
-    try:
-        return block.module.build(block.config)
-    except ImportError as error:
-        package = (error.name or str(error)).partition(".")[0]
-        raise UserError(f'{key}: {block.name} needs the package {package}: pip install "scoreaction[all]"') from error
-    except (ValueError, OSError) as error:
-        raise UserError(named(str(error), key)) from error
-
-
-def _part(block: Block, key: str) -> Part:
-    assert block.share is not None
-    return Part(_made(block, key), weight=block.share.weight, normalise=block.share.normalise)
-
-
-def build_reward(name: str, overrides: Sequence[str]) -> RewardFunction:
-    """A reward of the shelf or of the user's, with `key=value` settings. UserError for whatever is wrong."""
-    values: Values = {"reward": {"name": name}}
-    for text in overrides:
-        key, value = parse_override(text)
-        assign(values, ["reward", *key], value)
-    return _made(_block("reward", values["reward"], ("reward",)), "reward")
-
-
-def named(message: str, key: str) -> str:
-    """The message with the key it is about in front, unless it begins with a key of the recipe."""
-    first = message.partition(":")[0].partition(".")[0]
-    return message if first in KEYS or message.startswith("--") else f"{key}: {message}"
+    return block_of("algorithm", values, ("algorithm",))
 
 
 def names_of(blocks: Sequence[Block]) -> Iterator[str]:
@@ -254,76 +212,3 @@ def names_of(blocks: Sequence[Block]) -> Iterator[str]:
     for block in blocks:
         seen[block.name] = seen.get(block.name, 0) + 1
         yield block.name if seen[block.name] == 1 else f"{block.name}_{seen[block.name]}"
-
-
-def build_model(recipe: Recipe) -> Model:
-    """The recipe's model, as it is before training. UserError where prompts or device do not fit it."""
-    with torch.random.fork_rng(devices=[]):  # a run's networks begin the same whatever was drawn before
-        torch.manual_seed(recipe.train.seed)
-        model: Model = _made(recipe.model, "model")
-    if recipe.prompts is not None and model.encode is None:
-        raise UserError(f"prompts: the model {recipe.model.name} takes no prompts; leave them out (prompts: null)")
-    _check_device(recipe.train.device)
-    return model
-
-
-def build(recipe: Recipe, output: str | Path | None = None) -> Finetuner:
-    """The run that a recipe describes. UserError where its parts do not fit one another, with the remedy."""
-    if isinstance(recipe.reward, Block):
-        reward = _made(recipe.reward, "reward")
-    else:
-        reward = WeightedSum([_part(block, f"reward.{i}") for i, block in enumerate(recipe.reward)])
-    held_out = [_made(block, f"evaluation.held_out.{i}") for i, block in enumerate(recipe.held_out)]
-    model = build_model(recipe)  # after the rewards: what they lack is said before gigabytes of model are fetched
-    algorithm = recipe.algorithm.config
-    if not isinstance(algorithm, Algorithm):
-        raise UserError(f"algorithm.name: Config of {recipe.algorithm.name} is no scoreaction.algorithms._learner.Algorithm")
-    try:
-        tuner = Finetuner(
-            model,
-            reward=reward,
-            algorithm=algorithm,
-            sampler=recipe.sampler,
-            train=recipe.train,
-            prompts=prompt_list(recipe.prompts),
-            output=output,
-            evaluation=recipe.evaluation,
-            held_out=dict(zip(names_of(recipe.held_out), held_out, strict=True)),
-            recipe=dump(recipe),
-            online=recipe.online,
-        )
-    except ValueError as error:
-        raise UserError(named(str(error), "recipe")) from error
-    _probe(tuner, recipe)
-    return tuner
-
-
-def _check_device(name: str) -> None:
-    if name == "auto":
-        return
-    try:
-        torch.zeros((), device=name)
-    except (RuntimeError, AssertionError, NotImplementedError) as error:
-        raise UserError(f"train.device: {name!r} cannot be used here; take auto, cpu or, with a GPU, cuda") from error
-
-
-def _probe(tuner: Finetuner, recipe: Recipe) -> None:
-    """Asks our own rewards, which refuse samples of the wrong kind with a ValueError, before anything is run."""
-    model, prompts = tuner.model, None if tuner.prompts is None else tuner.prompts[:1] * 2
-    asked: dict[str, RewardFunction] = {}
-    if isinstance(recipe.reward, Block):
-        if recipe.reward.name in LOCAL:
-            asked["reward"] = tuner.reward.reward
-    elif isinstance(tuner.reward.reward, WeightedSum):
-        parts = zip(recipe.reward, tuner.reward.reward.parts, strict=True)
-        asked = {f"reward.{i}": part.reward for i, (block, part) in enumerate(parts) if block.name in LOCAL}
-    for i, (block, judge) in enumerate(zip(recipe.held_out, tuner.held_out.values(), strict=True)):
-        if block.name in LOCAL:
-            asked[f"evaluation.held_out.{i}"] = judge.reward
-    with torch.no_grad():
-        samples = model.decode(torch.zeros(2, *model.shape, device=model.device)) if asked else torch.zeros(2)
-        for key, reward in asked.items():
-            try:
-                reward(samples, prompts)
-            except ValueError as error:
-                raise UserError(f"{key}: does not fit the model {recipe.model.name}: {error}") from error

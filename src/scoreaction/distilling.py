@@ -12,7 +12,9 @@ from accelerate import Accelerator
 from rich.console import Console
 from rich.progress import track
 
-from scoreaction.config import Recipe, build_model, distill_settings, named, prompt_list
+from scoreaction._prompts import prompt_list
+from scoreaction.building import build_model, named
+from scoreaction.config import Recipe, distill_settings
 from scoreaction.consistency import DESCRIPTION
 from scoreaction.distillation import Distiller, endpoint_errors
 from scoreaction.shelf import UserError

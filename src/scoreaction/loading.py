@@ -6,7 +6,8 @@ from pathlib import Path
 
 from torch import nn
 
-from scoreaction.config import build, load_recipe
+from scoreaction.building import build
+from scoreaction.config import load_recipe
 from scoreaction.export import load_described, load_weights
 from scoreaction.model import Model
 
@@ -24,6 +25,6 @@ def load(path: str | Path, *, net: nn.Module | Model | None = None) -> Model:
     recipe = folder / "recipe.yaml"
     if not recipe.is_file():
         return load_described(folder, net)
-    model = build(load_recipe(str(recipe))).model
+    model = build(load_recipe(str(recipe)), judged=False).model
     load_weights(model, folder)
     return model

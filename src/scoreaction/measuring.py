@@ -12,8 +12,9 @@ import numpy as np
 from torch import Tensor
 
 from scoreaction._prompts import prompt_list, read_prompts
+from scoreaction.building import build
 from scoreaction.checkpoints import RunFolder, load_tree, write_whole
-from scoreaction.config import Recipe, build, load_recipe
+from scoreaction.config import Recipe, load_recipe
 from scoreaction.evaluation import ExactTask, draw, measure, measure_kl, spread_prompts
 from scoreaction.finetuner import Finetuner
 from scoreaction.rollout import Sampler
@@ -32,13 +33,16 @@ class Opened:
     tuner: Finetuner
 
 
-def open_run(folder: Path, *, tuned: bool) -> Opened:
-    """Builds the run of a folder and, for the tuned model, loads its newest checkpoint; nothing in the folder changes."""
+def open_run(folder: Path, *, tuned: bool, judged: bool = True) -> Opened:
+    """Builds the run of a folder and, for the tuned model, loads its newest checkpoint; nothing in the folder changes.
+
+    Not judged: without its rewards, to draw from.
+    """
     place = RunFolder(folder)
     if not place.recipe_path.is_file():
         raise UserError(f"{folder}: not a run folder (no recipe.yaml in it); give what train printed after run:")
     recipe = load_recipe(str(place.recipe_path))
-    tuner = build(recipe)
+    tuner = build(recipe, judged=judged)
     newest = place.newest_checkpoint()
     if newest is not None:
         try:

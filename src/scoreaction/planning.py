@@ -14,8 +14,10 @@ import torch
 from torch import Tensor
 
 from scoreaction._plan_watch import Graph, Watch, doubled, watch_iteration
+from scoreaction._prompts import prompt_list
+from scoreaction.building import LOCAL, named
 from scoreaction.conditions import map_conditions
-from scoreaction.config import LOCAL, Recipe, named, names_of, prompt_list
+from scoreaction.config import Recipe, names_of
 from scoreaction.evaluation import kl_samples
 from scoreaction.live_memory import LiveMemory
 from scoreaction.model import Model

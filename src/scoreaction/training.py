@@ -15,8 +15,9 @@ from typing import Any
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
+from scoreaction.building import build, named
 from scoreaction.checkpoints import RunFolder
-from scoreaction.config import EarlyStop, Recipe, build, load_recipe, named
+from scoreaction.config import EarlyStop, Recipe, load_recipe
 from scoreaction.finetuner import Finetuner
 from scoreaction.optimising import TrainingError
 from scoreaction.shelf import UserError
