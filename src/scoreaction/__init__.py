@@ -12,6 +12,7 @@ from scoreaction.algorithms.sqdf import SQDF
 from scoreaction.algorithms.vard import VARD
 from scoreaction.consistency import load_consistency
 from scoreaction.distillation import Distill, Distiller
+from scoreaction.doctor import examine
 from scoreaction.evaluation import Evaluation, sample
 from scoreaction.finetuner import Finetuner, Train
 from scoreaction.loading import load
@@ -48,6 +49,7 @@ __all__ = [
     "ScoreAction",
     "TableVP",
     "Train",
+    "examine",
     "gaussian_mixture",
     "load",
     "load_consistency",

@@ -1,4 +1,5 @@
-"""The command `scoreaction`: train, plan, distill, sample, evaluate, compare, report, serve-reward, list.
+"""The command `scoreaction`: train, plan, doctor, distill, sample, evaluate, compare, report, serve-reward,
+list.
 
 Exit codes: 0 done; 2 the input is wrong; 1 it failed; 130 interrupted. Whatever goes wrong is one line on stderr; `--debug`
 shows the traceback.
@@ -188,6 +189,24 @@ def report(
     from scoreaction.report import write_report
 
     print(f"report: {write_report(folder)}")
+
+
+@app.command()
+def doctor(
+    recipe: RecipeName,
+    overrides: Overrides = None,
+    iterations: Annotated[int, typer.Option(min=1, help="How many to train for.")] = 3,
+) -> None:
+    """Check what is known to go wrong: model, reward, a few iterations. Writes nothing; exits 1 where something is wrong."""
+    from scoreaction.building import build
+    from scoreaction.config import load_recipe
+    from scoreaction.doctor import examine
+    from scoreaction.tables import show_findings
+    from scoreaction.training import Failed
+
+    wrong = show_findings(examine(build(load_recipe(recipe, overrides or [])), iterations))
+    if wrong:
+        raise Failed(f"checks that found something wrong: {wrong}")
 
 
 @app.command("list")

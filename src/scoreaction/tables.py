@@ -3,10 +3,15 @@
 from __future__ import annotations
 
 import shutil
-from typing import Any
+from collections.abc import Iterator
+from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
 from rich.table import Table
+from rich.text import Text
+
+if TYPE_CHECKING:
+    from scoreaction._doctor_finding import Finding
 
 Values = dict[str, Any]
 
@@ -149,3 +154,16 @@ def _remedies(found: Values) -> str:
     if any(name.startswith("scorers") for name in found["resident"]):
         remedies.insert(0, "give scorers dtype: bf16, or leave held-out ones to a server (serve-reward, http)")
     return "; ".join(remedies)
+
+
+def show_findings(findings: Iterator[Finding]) -> int:
+    """Each finding as it comes, with what to do about it; gives how many are wrong."""
+    console, counts = _console(), {"ok": 0, "note": 0, "wrong": 0}
+    colours = {"ok": "green", "note": "yellow", "wrong": "bold red"}
+    for finding in findings:
+        counts[finding.verdict] += 1
+        console.print(Text.assemble((f"{finding.verdict:6}", colours[finding.verdict]), f"{finding.check}: {finding.seen}"))
+        if finding.remedy:
+            console.print(Text(f"        {finding.remedy}", "dim"))
+    console.print(f"{counts['ok']} ok, {counts['note']} to note, {counts['wrong']} wrong")
+    return counts["wrong"]

@@ -1,0 +1,199 @@
+"""What `doctor` watches in a few iterations: what must move does, what must not does not, figures begin where they must."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from scoreaction._doctor_finding import Finding, apart, rounding
+from scoreaction._doctor_model import Places
+from scoreaction.finetuner import Finetuner
+from scoreaction.optimising import TrainingError
+from scoreaction.rewards import RewardError
+from scoreaction.tables import number
+
+Values = dict[str, Any]
+
+
+def training_findings(tuner: Finetuner, places: Places, iterations: int) -> Iterator[Finding]:
+    """Trains for a few iterations and looks."""
+    model, guidance, fresh = tuner.model, tuner.sampler.guidance, tuner.iteration == 0
+    before = {name: p.detach().clone() for name, p in model.parameters.items()}
+    frozen = _fingerprints(tuner)
+    with model.uncounted(), torch.no_grad():
+        reference = model.reference(places.x, places.t, places.conditions, guidance=guidance)
+    records: list[Values] = []
+    failure = None
+    with _largest_gradients(model.parameters) as gradients:
+        try:
+            for metrics in tuner:
+                records.append(metrics)
+                if len(records) == iterations:
+                    break
+        except (TrainingError, RewardError) as error:
+            failure = error
+    if failure is not None:
+        yield Finding("training runs", "wrong", str(failure))
+        return
+    seconds = (
+        (records[-1]["seconds"] - records[0]["seconds"]) / (len(records) - 1) if len(records) > 1 else records[0]["seconds"]
+    )
+    whole = seconds * tuner.train.iterations
+    told = f"{number(whole / 60, 2)} minutes" if whole > 120 else f"{number(whole, 2)} s"
+    yield Finding(
+        "training runs",
+        "ok",
+        f"{len(records)} iterations, {number(seconds, 2)} s each: all {tuner.train.iterations} take {told}",
+    )
+    skipped = sum("skipped" in record for record in records)
+    if skipped:
+        yield Finding(
+            "every iteration learns", "note", f"{skipped} of {len(records)} did not: all rewards equal, or fp16 overflowed"
+        )
+    yield _reached(gradients)
+    yield _moved(before, model.parameters, gradients)
+
+    changed = [name for name, value in _fingerprints(tuner).items() if value != frozen[name]]
+    if changed:
+        yield Finding(
+            "what is frozen stays",
+            "wrong",
+            f"{len(changed)} tensors changed, {changed[0]} among them",
+            "train only what requires a gradient",
+        )
+    else:
+        yield Finding("what is frozen stays", "ok", f"{len(frozen)} tensors, to the bit")
+    with model.uncounted(), torch.no_grad():
+        difference = apart(reference, model.reference(places.x, places.t, places.conditions, guidance=guidance))
+    if difference > 0:
+        yield Finding(
+            "the reference stays",
+            "wrong",
+            f"it moved by {difference:.1g} standard deviations",
+            "it must not share what is trained",
+        )
+    else:
+        yield Finding("the reference stays", "ok", "to the bit")
+    if fresh:
+        yield _begins(records[0]["kl_nats"], rounding(tuner))
+    yield from _ratios(tuner, records)
+    yield from _grid(records)
+
+
+def _fingerprints(tuner: Finetuner) -> dict[str, tuple[float, float]]:
+    """A sum and a sum of squares of each tensor that is not trained, of network, reference and consistency model."""
+    trained = {id(p) for p in tuner.model.parameters.values()}
+    found = {}
+    nets = {"network": tuner.model.net, "reference": tuner.model.reference_net, "consistency": tuner.model.consistency_net}
+    for role, net in nets.items():
+        for name, value in _tensors(net):
+            if id(value) not in trained:
+                wide = value.detach().double()
+                found[f"{role}.{name}"] = (float(wide.sum()), float(wide.square().sum()))
+    return found
+
+
+def _tensors(net: nn.Module | None) -> Iterator[tuple[str, Tensor]]:
+    if net is not None:
+        yield from net.named_parameters()
+        yield from net.named_buffers()
+
+
+@contextmanager
+def _largest_gradients(parameters: dict[str, nn.Parameter]) -> Iterator[dict[str, float]]:
+    """The largest absolute gradient that each parameter received meanwhile; 0 where none did."""
+    found = dict.fromkeys(parameters, 0.0)
+
+    def watcher(name: str) -> Any:
+        def look(parameter: Tensor) -> None:
+            if parameter.grad is not None:
+                found[name] = max(found[name], float(parameter.grad.abs().max()))
+
+        return look
+
+    handles = [p.register_post_accumulate_grad_hook(watcher(name)) for name, p in parameters.items()]
+    try:
+        yield found
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+def _reached(gradients: dict[str, float]) -> Finding:
+    check, without = "gradients reach all that is trained", [name for name, size in gradients.items() if not size > 0]
+    if without:
+        return Finding(
+            check, "note", f"{len(without)} of {len(gradients)} tensors received none, {without[0]} among them",
+            "the network does not use them here; leave them out of what is trained",
+        )  # fmt: skip
+    return Finding(check, "ok", f"{len(gradients)} tensors")
+
+
+def _moved(before: dict[str, Tensor], after: dict[str, nn.Parameter], gradients: dict[str, float]) -> Finding:
+    check = "what is trained moves"
+    moves = torch.tensor([float((after[name].detach() - old).double().norm()) for name, old in before.items()])
+    sizes = torch.tensor([float(old.double().norm()) for old in before.values()])
+    share = float(moves.norm() / sizes.norm())
+    remedy = "steps of this train.lr are lost in rounding: raise it, or keep trained weights in fp32"
+    if share < 1e-6:
+        return Finding(check, "wrong", f"by {number(share, 2)} of its size, which is rounding", remedy)
+    stuck = [name for name, old in before.items() if gradients[name] > 0 and torch.equal(old, after[name].detach())]
+    if stuck:
+        return Finding(check, "note", f"{len(stuck)} of {len(before)} tensors did not, {stuck[0]} among them", remedy)
+    return Finding(check, "ok", f"by {number(share, 2)} of its size")
+
+
+def _begins(kl: float, tolerance: float) -> Finding:
+    check = "the KL begins at 0"
+    if kl <= 1e-2:
+        return Finding(check, "ok", f"{kl:.1g} nats")
+    if tolerance > 1e-2:
+        return Finding(
+            check,
+            "note",
+            f"{number(kl, 2)} nats, which is rounding: smaller figures mean nothing",
+            "train.precision=fp32 has less",
+        )
+    return Finding(check, "wrong", f"{number(kl, 2)} nats before the first update", "policy and reference must be asked alike")
+
+
+def _ratios(tuner: Finetuner, records: list[Values]) -> Iterator[Finding]:
+    """The ratio of densities is 1 until the first update of an iteration, and then it is not."""
+    first = [record["log_ratio_first"] for record in records if "log_ratio_first" in record]
+    if not first:
+        return
+    check, limit = "ratios begin at 1", 0.5 if rounding(tuner) > 1e-2 else 1e-2
+    if max(first) > limit:
+        yield Finding(
+            check, "wrong", f"log-ratio {number(max(first), 2)} before the first update of an iteration",
+            "a state or a prediction is not what the policy that acted had: look at precision, dropout, and guidance",
+        )  # fmt: skip
+    else:
+        yield Finding(check, "ok", f"log-ratio {max(first):.1g} before the first update of an iteration, as it must")
+    later = max(record["log_ratio"] for record in records)
+    clipped = max(record.get("clip_fraction", 0.0) for record in records)
+    check = "ratios then leave 1"
+    if later <= max(1e-6, *first):
+        remedy = "with one update an iteration they cannot; with more, raise train.lr"
+        yield Finding(check, "note", "they do not in the updates that follow", remedy)
+    elif clipped > 0.5:
+        yield Finding(check, "note", f"{clipped:.0%} of them are clipped", "lower train.lr, or make fewer updates an iteration")
+    elif later < 1e-6:
+        yield Finding(check, "note", "they do not: updates hardly move the policy", "raise train.lr")
+    else:
+        yield Finding(check, "ok", f"largest log-ratio {number(later, 2)}, {clipped:.0%} clipped")
+
+
+def _grid(records: list[Values]) -> Iterator[Finding]:
+    """The chain's KL comes near the path's as the grid grows finer."""
+    kl, chain = records[-1]["kl_nats"], records[-1]["kl_chain_nats"]
+    if kl > 1e-4:
+        check, seen = "the grid is fine enough", f"the chain pays {number(chain / kl, 2)} times the path's KL"
+        if chain > 2 * kl:
+            yield Finding(check, "note", seen, "more sampler.steps or another sampler.grid; kl_nats is the figure to compare")
+        else:
+            yield Finding(check, "ok", seen)

@@ -1,0 +1,195 @@
+"""Truth: runs that are broken on purpose, each found by its own check, which says ok of the run that is in order."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+import scoreaction as sa
+from scoreaction._doctor_finding import Finding
+from scoreaction.cli import main
+from scoreaction.models import gaussian_mixture
+
+PRETRAINED = gaussian_mixture.build(gaussian_mixture.Config())
+
+
+class Net(nn.Module):
+    """The mixture's network, broken in one way."""
+
+    def __init__(self, how: str) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.inner = gaussian_mixture.build(gaussian_mixture.Config()).net
+        self.unused = nn.Linear(2, 2) if how == "unused" else nn.Identity()
+        self.register_buffer("calls", torch.zeros(()))
+        self.how = how
+
+    def forward(self, x: Tensor, t: Tensor, cond: Any) -> Tensor:
+        y = self.inner(x, t, None)
+        match self.how:
+            case "random":
+                return y + 0.1 * torch.randn_like(y)
+            case "mixing":
+                return y - 0.1 * y.mean(0)
+            case "counting":
+                self.calls += 1
+            case "detached":
+                return y.detach() + 0 * x
+            case "told":
+                return y + 0.1 * cond
+        return y
+
+
+def linear(x: Tensor, _: Any) -> Tensor:
+    return x @ torch.tensor([1.0, 0.5])
+
+
+def flat(x: Tensor, _: Any) -> Tensor:
+    return linear(x, _).round() + 0 * x[:, 0]
+
+
+def backwards(x: Tensor, _: Any) -> Tensor:
+    return 2 * linear(x, _).detach() - linear(x, _)
+
+
+def raising(x: Tensor, _: Any) -> Tensor:
+    raise OSError("the scorer is down")
+
+
+def differentiable(fn: Callable[[Tensor, Any], Tensor]) -> sa.Reward:
+    return sa.Reward(fn, differentiable=True)
+
+
+def tune(
+    how: str = "whole",
+    *,
+    reward: Any = linear,
+    algorithm: Any = None,
+    predicts: Any = "v",
+    prompts: list[str] | None = None,
+    steps: int = 25,
+    eta: float = 1.0,
+    lr: float = 1e-3,
+) -> sa.Finetuner:
+    encode = (lambda names: torch.tensor([[float(name)] for name in names])) if prompts else None
+    model = sa.Model(Net(how), process=sa.VP(), predicts=predicts, shape=(2,), encode=encode)
+    return sa.Finetuner(
+        model, reward=reward, algorithm=algorithm or sa.DPOK(beta=0.5), prompts=prompts,
+        sampler=sa.Sampler(steps=steps, eta=eta), train=sa.Train(iterations=3, batch=64, lr=lr, device="cpu"),
+    )  # fmt: skip
+
+
+def other_reference() -> sa.Finetuner:
+    tuner = tune()
+    with torch.no_grad():
+        next(tuner.model.reference_net.parameters()).add_(0.3)
+    return tuner
+
+
+def shared_reference() -> sa.Finetuner:
+    tuner = tune()
+    tuner.model.reference_net = tuner.model.net
+    return tuner
+
+
+def standardised(x: Tensor, _: Any) -> Tensor:
+    return linear(x, _) - linear(x, _).max()
+
+
+def noisy(x: Tensor, _: Any) -> Tensor:
+    return linear(x, _) + 0.1 * torch.randn(len(x))
+
+
+BROKEN: dict[str, tuple[Callable[[], sa.Finetuner], str, str]] = {
+    "random": (lambda: tune("random"), "the network answers the same twice", "wrong"),
+    "random ratios": (lambda: tune("random"), "ratios begin at 1", "wrong"),
+    "mixing rows": (lambda: tune("mixing"), "a row's answer is its own", "wrong"),
+    "another reference": (other_reference, "the policy begins as the pretrained model", "wrong"),
+    "another reference's KL": (other_reference, "the KL begins at 0", "wrong"),
+    "shared reference": (shared_reference, "the reference stays", "wrong"),
+    "blind to prompts": (lambda: tune(prompts=["0", "1"]), "prompts matter", "wrong"),
+    "eps for v": (lambda: tune(predicts="eps"), "the network finds the noise", "wrong"),
+    "half eta": (lambda: tune(eta=0.5), "samples forget their noise", "note"),
+    "noise": (lambda: tune(reward=noisy), "the reward answers the same twice", "note"),
+    "standardised": (lambda: tune(reward=standardised), "a sample's reward is its own", "wrong"),
+    "all equal": (lambda: tune(reward=lambda x, _: torch.ones(len(x))), "the reward tells samples apart", "wrong"),
+    "nearly all equal": (
+        lambda: tune(reward=lambda x, _: (torch.arange(len(x)) % 32 == 0).float()), "the reward tells samples apart", "note",
+    ),
+    "down": (lambda: tune(reward=raising), "the reward answers", "wrong"),
+    "low beta": (lambda: tune(algorithm=sa.DPOK(beta=1e-3)), "beta suits the reward's scale", "note"),
+    "high beta": (lambda: tune(algorithm=sa.DPOK(beta=1e3)), "beta suits the reward's scale", "note"),
+    "no beta": (lambda: tune(algorithm=sa.DDPO()), "beta suits the reward's scale", "note"),
+    "no graph": (
+        lambda: tune(reward=differentiable(lambda x, _: linear(x, _).detach())), "the reward's gradient is its own", "wrong",
+    ),
+    "no slope": (lambda: tune(reward=differentiable(flat)), "the reward's gradient is its own", "wrong"),
+    "wrong slope": (lambda: tune(reward=differentiable(backwards)), "the reward's gradient is its own", "wrong"),
+    "dead": (lambda: tune("detached"), "training runs", "wrong"),
+    "nothing to learn": (lambda: tune(reward=lambda x, _: torch.ones(len(x))), "every iteration learns", "note"),
+    "unused": (lambda: tune("unused"), "gradients reach all that is trained", "note"),
+    "lost in rounding": (lambda: tune(lr=1e-13), "what is trained moves", "wrong"),
+    "counting": (lambda: tune("counting"), "what is frozen stays", "wrong"),
+    "one update": (lambda: tune(algorithm=sa.DPOK(minibatches=1)), "ratios then leave 1", "note"),
+    "clipped": (lambda: tune(lr=0.1), "ratios then leave 1", "note"),
+    "coarse": (lambda: tune(steps=3), "the grid is fine enough", "note"),
+}  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def in_order() -> dict[str, Finding]:
+    found = {finding.check: finding for finding in sa.examine(tune("told", prompts=["0", "1"], reward=differentiable(linear)))}
+    return found | {finding.check: finding for finding in sa.examine(tune(reward=differentiable(linear)))}
+
+
+def test_a_run_in_order(in_order: dict[str, Finding]) -> None:
+    assert {finding.verdict for finding in in_order.values()} == {"ok"}, in_order
+
+
+@pytest.mark.parametrize("name", BROKEN)
+def test_what_is_broken_is_found(name: str, in_order: dict[str, Finding]) -> None:
+    make, check, verdict = BROKEN[name]
+    found = {finding.check: finding for finding in sa.examine(make())}
+    assert found[check].verdict == verdict, found
+    assert found[check].remedy or verdict == "note" or check in ("training runs", "the reward answers")
+    if check in ("every iteration learns", "the reward answers"):
+        assert check not in in_order
+    else:
+        assert in_order[check].verdict == "ok"
+
+
+def test_looking_counts_for_nothing_and_leaves_gradients_on() -> None:
+    tuner = tune(reward=differentiable(linear))
+    findings = sa.examine(tuner, iterations=2)
+    next(findings)
+    assert torch.is_grad_enabled()
+    list(findings)
+    plain = tune(reward=differentiable(linear))
+    done = list(islice(plain, 2))[-1]
+    assert tuner.counts() | {"seconds": 0} == {key: done[key] for key in tuner.counts()} | {"seconds": 0}
+    assert all(torch.equal(a, b) for a, b in zip(tuner.model.parameters.values(), plain.model.parameters.values(), strict=True))
+
+
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+def test_the_command(
+    precision: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Nothing is written; what is wrong is exit code 1, what the user got wrong 2."""
+    monkeypatch.chdir(tmp_path)
+    small = ["train.batch=32", "sampler.steps=10", f"train.precision={precision}"]
+    assert main(["doctor", "mixture", *small, "--iterations", "2"]) == 0
+    out = capsys.readouterr().out
+    assert "training runs: 2 iterations" in out
+    assert " 0 wrong" in out
+    assert list(tmp_path.iterdir()) == []
+    assert main(["doctor", "mixture", *small, "train.lr=1e-13"]) == 1
+    said = capsys.readouterr()
+    assert "wrong what is trained moves" in said.out
+    assert said.err == "checks that found something wrong: 1\n"
+    assert main(["doctor", "nowhere"]) == 2
