@@ -37,3 +37,8 @@ def apart(one: Prediction, other: Prediction) -> float:
         spread = float(a.float().std()) or 1.0
         found.append(float((a - b).abs().max()) / spread)
     return max(found)
+
+
+def told(difference: float) -> str:
+    """A difference in words."""
+    return "to the bit" if difference == 0 else f"to {difference:.1g} standard deviations"
