@@ -11,11 +11,22 @@ from twins import accepts, close, f64
 
 import scoreaction as sa
 from scoreaction import linear_quadratic as lq
-from scoreaction.evaluation import ExactTask, diversity, draw, measure, measure_kl, spread_prompts, standard_error
+from scoreaction.evaluation import (
+    ExactTask,
+    diversity,
+    draw,
+    measure,
+    measure_kl,
+    rounding_floor,
+    spread_prompts,
+    standard_error,
+)
 from scoreaction.exact import Mixture, Quadratic, sliced_w2
 from scoreaction.models import gaussian_mixture
 from scoreaction.rewards import CountedReward, Reward
 from scoreaction.rewards._closed_form import QuadraticReward
+from scoreaction.rollout import Experience, Rollout
+from scoreaction.types import Prediction
 
 LINEAR = QuadraticReward(Quadratic.linear([1.0, 0.5]))
 
@@ -92,6 +103,7 @@ def check_equal(a, b):
 
 def test_prompts_are_spread_evenly():
     assert spread_prompts(["a", "b", "c"], 5) == ["a", "b", "c", "a", "b"]
+    assert spread_prompts(list("abcdefgh"), 4) == ["a", "c", "e", "g"]
     assert spread_prompts(None, 5) is None
 
 
@@ -207,3 +219,36 @@ def test_sampling_is_repeatable_and_asks_no_more_than_it_needs(steps):
     chunked = draw(made, sa.Sampler(steps=steps, eta=0.0), 10, None, 5, chunk=4)
     assert chunked.shape == (10, 2)
     close(f64(len(chunked.unique(dim=0))), 10, repeated_chunks=4)
+
+
+def test_rounding_alone_is_a_kl_in_half_precision():
+    """Truth: in float64 the same small change of the weights is nothing; the floor grows with the dimensions, fourfold here."""
+    floors = {}
+    for width, precision in ((64, torch.float64), (64, torch.bfloat16), (256, torch.bfloat16)):
+        torch.manual_seed(0)
+        net = Wide(width).double() if precision == torch.float64 else Wide(width)
+        made = sa.Model(net, process=sa.VP(), predicts="eps", shape=(width,))
+        made.autocast = lambda precision=precision: torch.autocast(
+            "cpu", dtype=torch.bfloat16, enabled=precision == torch.bfloat16
+        )
+        sampler, before = sa.Sampler(steps=10), [p.detach().clone() for p in made.parameters.values()]
+        x = torch.randn(11, 16, width, dtype=next(net.parameters()).dtype)
+        said = Prediction(x[:-1], x[:-1])
+        experience = Experience(
+            Rollout(sampler.times(made.process), x, said, said), torch.zeros(16), None, torch.zeros(16).long()
+        )
+        floors[width, precision] = rounding_floor(made, sampler, experience, 0, rows=16)
+        assert all(torch.equal(old, new) for old, new in zip(before, made.parameters.values(), strict=True))
+        assert made.evaluations.forward == 0
+    fine, coarse, wide = floors.values()
+    close(fine / coarse, 0.0, atol=1e-2, measured=1.0)
+    close(wide / coarse, 4.0, atol=2.0, flat=1.0)
+
+
+class Wide(nn.Module):
+    def __init__(self, width):
+        super().__init__()
+        self.body = nn.Sequential(nn.Linear(width, 128), nn.SiLU(), nn.Linear(128, width))
+
+    def forward(self, x, t, cond):
+        return self.body(x)

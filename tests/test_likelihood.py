@@ -313,3 +313,13 @@ def test_what_a_density_needs_is_refused_with_a_remedy():
     one = sa.DDPO().build(setting(made, steps=1, batch=4))
     with pytest.raises(ValueError, match=r"sampler\.steps.*at least 2"):
         list(one.updates(collected(one, 4), torch.Generator()))
+
+
+def test_dpok_learns_nothing_from_a_batch_of_equal_rewards_whatever_came_before():
+    """Their distance to the past would be measured in units of their own rounding."""
+    found = sa.DPOK(beta=BETA).build(setting(model(VP), steps=4, batch=16))
+    mixed = collected(found, 16, reward=lambda x0: torch.linspace(0.2, 0.9, 16))
+    for _ in range(2):
+        spread = found.advantages(mixed)
+    equal = found.advantages(collected(found, 16, reward=lambda x0: torch.full((16,), 0.9) + 1e-8 * torch.arange(16)))
+    close(equal, torch.zeros(16), atol=0, spread=spread, at_the_clip=torch.full((16,), 5.0))

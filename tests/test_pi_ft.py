@@ -255,3 +255,20 @@ def test_what_it_needs_is_refused_with_a_remedy():
         sa.PIFT().build(setting(made, eta=0.0))
     with pytest.raises(ValueError, match=r"reward: pi_ft needs its gradient"):
         sa.PIFT().build(setting(made, differentiable=False))
+
+
+def test_the_value_ahead_at_the_data_is_the_reward_where_sigma_there_is_not_0():
+    """Stable Diffusion's table keeps sigma = 0.029 at t = 0, where a critic that never saw it would say something too."""
+    made = model(sa.TableVP.scaled_linear())
+    found = sa.PIFT(beta=BETA).build(setting(made, steps=4, batch=8))
+    found.critic.double()
+    made.net.double()
+    found.critic.scale.calibrate(f64([-1.0, 0.0, 1.0]))
+    nn.init.normal_(found.critic.net.last.weight)
+    x, t, zero = f64([[-1.0], [0.5]]), f64([0.0, 0.2]), torch.zeros(2, dtype=torch.long)
+    value, grad = found.value_ahead(points(x, t), zero), found.grad_ahead(points(x, t), zero)
+    soft = pi_ft.soft_q(found, points(x, t), zero, slope=True)
+    with_critic = found.critic(x, t, None, soft.value).detach()
+    close(value[0], soft.value[0].detach(), atol=1e-9, with_critic=with_critic[0])
+    close(grad[0], soft.grad[0], atol=1e-9, with_critic=grad[0] + found.critic.slope(x, t, None)[0])
+    close(value[1], with_critic[1], atol=1e-9, alone=soft.value[1].detach())

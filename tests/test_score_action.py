@@ -9,7 +9,7 @@ from twins import F64, accepts, close, f64
 
 import scoreaction as sa
 from scoreaction.algorithms._critic import kl_to_go, running_cost
-from scoreaction.algorithms._lookahead import Rates, Weights, advantage_rate, improved, lookahead_loss
+from scoreaction.algorithms._lookahead import Rates, Weights, adapt_trust, advantage_rate, improved, lookahead_loss
 from scoreaction.gaussians import sum_event
 from scoreaction.rollout import Experience
 from scoreaction.solvers import ddim_step, time_grid
@@ -375,6 +375,19 @@ def test_kl_target_moves_beta_the_right_way():
     fixed, _ = learner(VP, 1.0, "pathwise", steps=5, batch=8)
     fixed.adapt_beta(100.0)
     assert fixed.beta == BETA
+    found.state["kl_floor"] = 2.0
+    close(after(3.0), 0.5, with_the_rounding=0.51)
+
+
+def test_trust_doubles_where_the_policy_went_too_far_and_rounding_is_not_far():
+    def after(kl, trust=4.0, **state):
+        state = {"trust": trust, **state}
+        adapt_trust(state, kl, least=1.0, region=0.1)
+        return state["trust"]
+
+    close([after(0.2), after(0.05), after(0.05, trust=1.0)], [8.0, 3.6, 1.0], reversed=[3.6, 8.0, 2.0])
+    close([after(2.0, kl_floor=1.0), after(2.2, kl_floor=1.0)], [3.6, 8.0], rounding_counts=[8.0, 8.0])
+    close(after(0.2, trust=900.0), 1000.0, without_an_end=1800.0)
 
 
 def test_losses_sum_over_dimensions():

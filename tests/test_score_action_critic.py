@@ -1,6 +1,8 @@
 """Truth: the linear-quadratic case: the critic of Score as Action, its advantages, and what a run pays to stay near."""
 
+import copy
 import math
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -179,3 +181,33 @@ def test_the_trust_region_measures_the_path_kl_to_the_old_policy():
     truth = 0.5 * (1 - float(VP.alpha(f64(1.0))) ** 2)  # 1/2 int g^2 alpha^2 dt = -1/2 int dalpha^2
     close(nats[0], truth, rtol=0.35, atol=0, without_half=2 * nats[0], mean_over_steps=nats[0] / 10)
     close(nats[1], truth, rtol=0.05, atol=0, without_half=2 * nats[1], mean_over_steps=nats[1] / 100)
+
+
+@pytest.mark.parametrize("hold_below", [0.0, 0.3])
+def test_the_trust_region_sees_the_steps_that_are_compared(hold_below):
+    """Truth: `1/2 (alpha^2(hold_below) - alpha^2(1))`, the path KL of a shift of x0 by 1 above that time, by hand."""
+    found, made = learner(VP, 1.0, "likelihood_ratio", steps=400, batch=64, trust=5.0, updates=2, hold_below=hold_below)
+    found.setting = replace(found.setting, max_rows=1000)
+    found._critic_updates = lambda experience, generator: iter(())
+    experience = experienced(found, 64, torch.Generator().manual_seed(0))
+    with torch.no_grad():
+        made.parameters["th"].copy_(f64([OLD[0], OLD[1] + 1.0]))
+    list(found.updates(experience, torch.Generator().manual_seed(0)))
+    above, end = (float(VP.alpha(f64(t))) ** 2 for t in (hold_below, 1.0))
+    truth = (above - end) / 2
+    whole = 400 / len(steps_taken(found.setting, experience, above=hold_below).s) * 64
+    close(found.state["kl_to_old"], truth, atol=0.06 * truth, whole_path=truth * whole if hold_below else 2 * truth)
+
+
+@pytest.mark.parametrize("estimator", ["likelihood_ratio", "pathwise"])
+def test_a_surrogate_that_is_a_baseline_has_not_seen_the_batch(estimator):
+    """Truth: the surrogate as it was when the iteration began; a gradient may come from what it knows afterwards."""
+    found, _ = learner(VP, 1.0, estimator, steps=8, batch=64, look="surrogate")
+    generator = torch.Generator().manual_seed(0)
+    for _ in range(2):
+        before = copy.deepcopy(found.surrogate)
+        experience = experienced(found, 64, generator)
+    x0 = experience.reference.x0.flatten(0, 1)[experience.chosen]
+    unseen, seen = before(x0, None), found.surrogate(x0, None)
+    truth, twin = (unseen, seen) if estimator == "likelihood_ratio" else (seen, unseen)
+    close(experience.look, truth.detach(), atol=1e-5, twin=twin.detach())

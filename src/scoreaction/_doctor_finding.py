@@ -5,8 +5,6 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
-import torch
-
 from scoreaction.finetuner import Finetuner
 from scoreaction.types import Prediction
 
@@ -25,9 +23,7 @@ class Finding:
 
 def rounding(tuner: Finetuner) -> float:
     """What the precision of a run may change in a prediction, in its standard deviations, when the batch has another shape."""
-    halves = (torch.bfloat16, torch.float16)
-    half = tuner.train.precision != "fp32" or any(p.dtype in halves for p in tuner.model.net.parameters())
-    return 5e-2 if half else 1e-3
+    return 5e-2 if tuner.half else 1e-3
 
 
 def apart(one: Prediction, other: Prediction) -> float:

@@ -80,6 +80,8 @@ def training_findings(tuner: Finetuner, places: Places, iterations: int) -> Iter
         yield Finding("the reference stays", "ok", "to the bit")
     if fresh:
         yield _begins(records[0]["kl_nats"], rounding(tuner))
+    if tuner.half:
+        yield _floor(tuner.learner.kl_floor, ratios="log_ratio" in records[0])
     yield from _ratios(tuner, records)
     yield from _grid(records)
 
@@ -159,6 +161,19 @@ def _begins(kl: float, tolerance: float) -> Finding:
             "train.precision=fp32 has less",
         )
     return Finding(check, "wrong", f"{number(kl, 2)} nats before the first update", "policy and reference must be asked alike")
+
+
+def _floor(nats: float, *, ratios: bool) -> Finding:
+    """Where rounding moves log densities by about its KL, a clip on their ratio clips noise."""
+    check, seen = "figures stand above rounding", f"rounding alone measures {number(nats, 2)} nats"
+    if ratios and nats > 0.1:
+        return Finding(
+            check, "wrong", f"{seen}: ratios of densities are noise", "train.precision=fp32, or fp16, which rounds 8 times less"
+        )
+    if nats > 0.1:
+        remedy = "the trust region and kl_target allow for it; fp32, or fp16, which rounds 8 times less, measures finer"
+        return Finding(check, "note", f"{seen}: smaller KLs mean nothing", remedy)
+    return Finding(check, "ok", seen)
 
 
 def _ratios(tuner: Finetuner, records: list[Values]) -> Iterator[Finding]:

@@ -44,8 +44,15 @@ class Evaluation(BaseModel):
 
 
 def spread_prompts(prompts: list[Any] | None, n: int) -> list[Any] | None:
-    """n prompts, each as often as the others."""
-    return None if prompts is None else [prompts[i % len(prompts)] for i in range(n)]
+    """n prompts, each as often as the others; fewer than there are, from all over the list.
+
+    >>> spread_prompts(["a", "b", "c", "d"], 2), spread_prompts(["a", "b"], 3)
+    (['a', 'c'], ['a', 'b', 'a'])
+    """
+    if prompts is None:
+        return None
+    size = len(prompts)
+    return [prompts[i % size if n >= size else i * size // n] for i in range(n)]
 
 
 @torch.no_grad()
@@ -136,6 +143,31 @@ def kl_samples(n: int, steps: int, shape: Sequence[int]) -> int:
     (4, 64)
     """
     return max(2, min(n, 2**23 // (steps * math.prod(shape))))
+
+
+@torch.no_grad()
+def rounding_floor(model: Model, sampler: Sampler, experience: Experience, seed: int, *, rows: int = 4) -> float:
+    """The path KL in nats of the policy to itself with its weights moved by next to nothing: what rounding alone measures.
+
+    Two predictions in half precision round apart as soon as a weight differs, by an amount that grows with the dimensions
+    and with guidance. Smaller figures than this one say nothing.
+    """
+    rows = min(rows, experience.size[1])
+    generator = torch.Generator().manual_seed(seed)
+    kept = {name: p.detach().clone() for name, p in model.parameters.items()}
+    points, rollout = experience.points(rows), experience.rollout
+    with model.uncounted():
+        ask = partial(model.predict, guidance=sampler.guidance)
+        plain = over_rows(ask, points, model.max_rows or len(points.x))
+        for p in model.parameters.values():
+            size = float(p.detach().square().mean().sqrt())
+            p.add_(torch.randn(p.shape, generator=generator).to(p) * (1e-4 * size or 1e-5))
+        moved = over_rows(ask, points, model.max_rows or len(points.x))
+    for name, p in model.parameters.items():
+        p.copy_(kept[name])
+    shape = (experience.size[0], rows)
+    difference = Prediction((moved.x0 - plain.x0).unflatten(0, shape), (moved.eps - plain.eps).unflatten(0, shape))
+    return float(path_kl(model.process, rollout.times, difference, sampler.eta or 1.0).mean())
 
 
 @torch.no_grad()

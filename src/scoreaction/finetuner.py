@@ -20,7 +20,7 @@ from torch import Tensor
 from scoreaction.algorithms._learner import Algorithm, Judge, Learner, Setting
 from scoreaction.checkpoints import RunFolder, load_tree, save_tree, write_whole
 from scoreaction.conditions import take
-from scoreaction.evaluation import Evaluation, diversity
+from scoreaction.evaluation import Evaluation, diversity, rounding_floor
 from scoreaction.export import save_model
 from scoreaction.kl import chain_kl, path_kl
 from scoreaction.model import Model
@@ -122,6 +122,12 @@ class Finetuner:
         self.optimisation = Optimisation(self.train, self.model, networks, self.learner.lr, scaled=dtype == torch.float16)
         self._board: Any = None
 
+    @property
+    def half(self) -> bool:
+        """Whether the network works in half precision, by its weights or by the run's."""
+        halves = (torch.bfloat16, torch.float16)
+        return self.train.precision != "fp32" or any(p.dtype in halves for p in self.model.net.parameters())
+
     def _setting(self) -> Setting:
         judge = Judge(self._score, self.objective.differentiable)
         return Setting(self.model, self.sampler, judge, self.train.batch, self.train.max_rows, self.conditions)
@@ -158,6 +164,8 @@ class Finetuner:
                 self.write_recipe()  # so that the answers are known to be this run's
             self.rounds.query(self._draw, self.train.batch, self.generator)
         experience, watched = self._collect()
+        if self.half and "kl_floor" not in self.learner.state:
+            self.learner.state["kl_floor"] = rounding_floor(self.model, self.sampler, experience, self.train.seed)
         metrics = {"reward_mean": float(experience.rewards.mean()), "reward_std": float(experience.rewards.std())}
         metrics |= self._kl(experience)
         metrics |= self.optimisation.learn(self.learner.updates(experience, self.generator), self.iteration)

@@ -200,8 +200,8 @@ def time_grid(process: Process, steps: int, *, name: GridName = "uniform", rho: 
 def jittered(times: Tensor, generator: torch.Generator) -> Tensor:
     """The same grid with its inner times moved together, by one uniform share of up to half the way to a neighbour.
 
-    A network trained on one fixed grid is trained at a few times only; this trains it at all of them. They move together
-    because multistep solvers look back: a short step after a long one would be extrapolated far.
+    A network trained on one fixed grid is trained at a few times only; this trains it at all but those below half the last
+    inner one. They move together because multistep solvers look back: a short step after a long one would be extrapolated far.
     """
     move = float(torch.rand((), generator=generator, dtype=torch.float64)) - 0.5
     gaps = times[:-1] - times[1:]

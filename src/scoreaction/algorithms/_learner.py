@@ -94,12 +94,18 @@ class Learner:
         """The weight of the KL now."""
         return self.state["beta"]
 
+    @property
+    def kl_floor(self) -> float:
+        """The path KL, in nats, that rounding alone puts between two policies that hardly differ; 0 in fp32."""
+        return self.state.get("kl_floor", 0.0)
+
     def adapt_beta(self, kl_nats: float) -> None:
         """Moves beta towards the KL target: `beta *= 1 + clip(KL/target - 1, -0.2, 0.2)/10` an iteration.
 
-        The proportional rule of Ziegler et al. 2019 (arXiv 1909.08593), section 2.2.
+        The proportional rule of Ziegler et al. 2019 (arXiv 1909.08593), section 2.2. What is rounding does not count.
         """
         if self.kl_target is not None:
+            kl_nats = max(kl_nats - self.kl_floor, 0.0)
             self.state["beta"] *= 1 + 0.1 * min(max(kl_nats / self.kl_target - 1, -0.2), 0.2)
 
     def policy(self, conditions: Conditions) -> Predict:
@@ -113,7 +119,7 @@ class Learner:
         return lambda x, t: model.reference(x, t, conditions, guidance=guidance)
 
     def times(self, generator: torch.Generator) -> Tensor:
-        """The grid of an iteration: the sampler's own, moved a little each time, so that no time is left untrained."""
+        """The grid of an iteration: the sampler's own, moved a little each time, so that nearly all times are trained."""
         return jittered(self.setting.sampler.times(self.setting.model.process), generator)
 
     def explore(self, conditions: Conditions, n: int, times: Tensor, generator: torch.Generator) -> Rollout:

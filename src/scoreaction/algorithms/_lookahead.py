@@ -18,6 +18,9 @@ from scoreaction.rollout import Experience, Points
 from scoreaction.solvers import ddim_step, noise_std
 from scoreaction.types import Prediction
 
+MOST_TRUST = 1e3
+"""The dearest that leaving the old policy becomes, in betas: beyond it nothing moves."""
+
 
 @dataclass(frozen=True)
 class Rates:
@@ -224,9 +227,12 @@ def improvement(learner: Learner, decisions: Decisions, look: Look, *, trust: fl
 
 
 def adapt_trust(state: dict[str, Any], kl_to_old: float, *, least: float, region: float) -> None:
-    """Doubles the penalty on leaving the old policy where the last update found it too far, and lets it fall back."""
-    factor = 2.0 if kl_to_old > region else 0.9
-    state.update(kl_to_old=kl_to_old, trust=max(least, state["trust"] * factor))
+    """Doubles the penalty on leaving the old policy where the last update found it too far, and lets it fall back.
+
+    What is rounding cannot be held: too far is the region and twice the `kl_floor` that the run has measured.
+    """
+    factor = 2.0 if kl_to_old > region + 2 * state.get("kl_floor", 0.0) else 0.9
+    state.update(kl_to_old=kl_to_old, trust=min(max(least, state["trust"] * factor), max(least, MOST_TRUST)))
 
 
 def perturbed(

@@ -94,6 +94,8 @@ class DDPOLearner(Learner):
                 # with a KL all prompts share one std, so that beta is worth the same on each
                 spread = float(rewards.std(correction=0)) if self.beta > 0 else None
                 advantage = prompt_advantages(self.state["prompt_rewards"], rewards, experience.groups, spread=spread)
+                if spread is not None and spread_is_rounding(rewards):  # a distance to the past over nothing
+                    advantage = torch.zeros_like(advantage)
         return advantage.clamp(-self.config.advantage_clip, self.config.advantage_clip)
 
     def updates(self, experience: Experience, generator: torch.Generator) -> Iterator[Update]:
@@ -102,8 +104,7 @@ class DDPOLearner(Learner):
             return
         steps = steps_taken(self.setting, experience)
         # rewards were divided by their std, so beta is too: it stays in reward units per nat
-        flat = spread_is_rounding(experience.rewards)
-        weight = self.beta if flat else self.beta / float(experience.rewards.std(correction=0))
+        weight = self.beta / float(experience.rewards.std(correction=0)) if self.beta > 0 else 0.0
         reinforce = self.config.estimator == "reinforce"
         yield from ratio_updates(
             self,

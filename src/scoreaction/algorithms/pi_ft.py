@@ -104,13 +104,15 @@ class PIFTLearner(Learner):
         """grad V at points: `c_skip grad r(x0_hat) + c_out grad F`, at t = 0 that of the reward itself; (rows, *shape)."""
         slope = soft_q(self, points, groups, slope=True).grad
         grad = self.critic.slope(points.x, points.t, points.conditions)
-        return grad + expand(self.critic.coefficients(points.t)[0], slope) * slope
+        grad = grad + expand(self.critic.coefficients(points.t)[0], slope) * slope
+        return torch.where(expand(points.t == 0, slope).bool(), slope, grad)
 
     @torch.no_grad()
     def value_ahead(self, points: Points, groups: Tensor) -> Tensor:
         """V at points: `c_skip r(x0_hat) + c_out F`, at t = 0 the reward itself; (rows,)."""
         look = soft_q(self, points, groups, slope=False).value
-        return self.critic(points.x, points.t, points.conditions, look)
+        value = self.critic(points.x, points.t, points.conditions, look)
+        return torch.where((points.t == 0).to(look.device), look.to(value), value)  # c_out is not 0 where sigma at 0 is not
 
     def _evaluate(self, decisions: Decisions, generator: torch.Generator) -> Iterator[Update]:
         """V at this stage's states, under the policy as it is now."""

@@ -37,12 +37,13 @@ class ScoreAction(Regularised):
       data little is left to gain and every change costs many nats: below `hold_below` only the KL is learned, at ten times its
       price.
 
-    The integral over time is taken at random visited times with importance weights in continuous time, so it means the
-    same at any number of steps. `trust` (in betas) penalises the path KL to the old policy, and adapts so that one
-    iteration moves at most `trust_region` nats of it. `look_ahead` is what stands in the critic's skip
-    `c_skip r(x0_hat)`: the reward's own value and gradient, a fitted `surrogate` of a black-box reward, its `zeroth_order`
-    gradient, or nothing; `auto` takes `reward` where it is differentiable and `surrogate` where not. At eta = 0 the cost is
-    `beta/2 integral g^2 ||a - s_pre||^2`, and `exploration` (std of eps) must be positive.
+    `pathwise` takes the integral over time at random visited times with importance weights in continuous time, so it means the
+    same at any number of steps; `likelihood_ratio` sums over the steps of the chain, and is off on coarse grids. `trust` (in
+    betas) penalises the path KL to the old policy, and adapts so that one iteration moves at most `trust_region` nats of it.
+    `look_ahead` is what stands in the critic's skip `c_skip r(x0_hat)`: the reward's own value and gradient, a fitted
+    `surrogate` of a black-box reward, its `zeroth_order` gradient, or nothing; `auto` takes `reward` where it is differentiable
+    and `surrogate` where not. At eta = 0 the cost is `beta/2 integral g^2 ||a - s_pre||^2`, and `exploration` (std of eps) must
+    be positive.
 
     >>> ScoreAction(beta=0.5).estimator
     'pathwise'
@@ -123,11 +124,10 @@ class ScoreActionLearner(Learner):
 
     def prepare(self, experience: Experience, generator: torch.Generator) -> Valued:
         """Asks the reference everywhere, with the gradient of the look-ahead at the points that updates will use."""
-        if self.look_ahead == "surrogate":
-            self.surrogate.remember(experience.rollout.x0, experience.groups, experience.rewards)
-            self.surrogate.fit_line()
         steps, batch = experience.size
         everywhere = self.config.estimator == "likelihood_ratio"
+        if self.look_ahead == "surrogate" and not everywhere:
+            self._learn_rewards(experience)
         wanted = steps * batch if everywhere else min(steps * batch, self.config.updates * self.config.rows)
         order = torch.randperm(steps * batch, generator=generator)
         chosen, others = order[:wanted], order[wanted:]
@@ -153,12 +153,18 @@ class ScoreActionLearner(Learner):
             for rows in others.split(limit) if len(others) else ():
                 part = points.take(rows)
                 keep(rows, reference(part.x, part.t, part.conditions))
+        if self.look_ahead == "surrogate" and everywhere:  # after: a baseline must not know the rewards that it is taken off
+            self._learn_rewards(experience)
         compared = replace(experience, reference=unflattened(flat, steps))
         target = experience.rewards[None] - self.beta * kl_to_go(self.setting, compared)
         self.critic.scale.calibrate(experience.rewards)
         look, grad_look = torch.cat(looks), torch.cat(slopes)
         fields = {name: getattr(compared, name) for name in Experience.__dataclass_fields__}
         return Valued(**fields, chosen=chosen, look=look, grad_look=grad_look, target=target.flatten()[chosen])
+
+    def _learn_rewards(self, experience: Experience) -> None:
+        self.surrogate.remember(experience.rollout.x0, experience.groups, experience.rewards)
+        self.surrogate.fit_line()
 
     def _look(self, points: Points, groups: Tensor, generator: torch.Generator) -> tuple[Prediction, Tensor, Tensor]:
         """The reference's prediction, the look-ahead r(x0_hat) and its gradient in x, at these points."""
@@ -239,6 +245,7 @@ class ScoreActionLearner(Learner):
         config = self.config
         steps = steps_taken(self.setting, experience, exploration=config.exploration, above=config.hold_below)
         moved: list[Tensor] = []
+        last = torch.zeros(1)
 
         def penalty(prediction: Prediction, part: Steps) -> Tensor:
             assert part.reference is not None
@@ -259,8 +266,10 @@ class ScoreActionLearner(Learner):
         ):
             if update.step:
                 yield from next(held)
+                last = torch.cat(moved)
+                moved.clear()
             yield update
-        self._adapt(float(moved[-1].mean()) * experience.size[0])
+        self._adapt(float(last.mean()) * len(steps.s) / experience.size[1])
 
     def _held(self, experience: Valued, steps: Steps, generator: torch.Generator) -> Iterator[Iterator[Update]]:
         """The KL of the steps that have no ratio, for each minibatch: of the last one, and of those below `hold_below`."""
