@@ -26,6 +26,18 @@ def test_density_and_kl_agree_with_torch(std):
     close(here.kl(here), 0.0, atol=0.0, there=kl)
 
 
+def test_ratios_of_many_dimensions_keep_their_digits():
+    """Truth: float64; the difference of two float32 log densities is the twin."""
+    generator = torch.Generator().manual_seed(0)
+    mean, change, noise = torch.randn(3, 8, 262_144, generator=generator)
+    std = f64([0.1] * 8)
+    now, then, x = Transition(mean + 1e-4 * change, std), Transition(mean, std), mean + 0.1 * noise
+    wide = [Transition(step.mean.double(), std) for step in (now, then)]
+    truth = wide[0].log_prob(x.double()) - wide[1].log_prob(x.double())
+    close(wide[0].log_ratio(wide[1], x.double()), truth, atol=1e-8, reversed=-truth)
+    close(now.log_ratio(then, x), truth, atol=1e-4, difference=now.log_prob(x) - then.log_prob(x))
+
+
 def test_samples_have_mean_and_std():
     step = Transition(f64([1.0, -2.0]).expand(40_000, 2).contiguous(), f64(0.3))
     draws = step.sample(torch.Generator().manual_seed(0))
@@ -55,11 +67,13 @@ def test_low_precision_is_scored_in_float32():
 
 def test_steps_without_density_are_refused():
     here, there, x = pair(f64(0.0))
-    for call in (lambda: here.log_prob(x), lambda: here.kl(there)):
+    for call in (lambda: here.log_prob(x), lambda: here.kl(there), lambda: here.log_ratio(there, x)):
         with pytest.raises(ValueError, match="no density"):
             call()
     with pytest.raises(ValueError, match="same std"):
         here.kl(Transition(there.mean, f64(1.0)))
+    with pytest.raises(ValueError, match="same std"):
+        here.log_ratio(Transition(there.mean, f64(1.0)), x)
 
 
 def test_sum_event_sums_everything_but_the_batch():

@@ -43,13 +43,27 @@ class Transition:
         dimension = x[0].numel()
         return -0.5 * squares / (std**2).to(squares) - dimension * (torch.log(std) + 0.5 * math.log(2 * math.pi)).to(squares)
 
+    def log_ratio(self, other: Transition, x: Tensor) -> Tensor:
+        """`log p(x) - log p_other(x)` in nats for two steps of the same std: `<m - m', 2x - m - m'>/(2 std^2)`, (batch,).
+
+        The difference of two log densities would lose what is left of it: at D = 65,536 each is some 10^5 nats in float32.
+        """
+        self._check_std(other)
+        wide = torch.promote_types(x.dtype, torch.float32)
+        x, here, there = x.to(wide), self.mean.to(wide), other.mean.to(wide)
+        products = sum_event((here - there) * ((x - here) + (x - there)))
+        return 0.5 * products / (self._positive_std() ** 2).to(products)
+
     def kl(self, other: Transition) -> Tensor:
         """`KL(self || other)` in nats for two steps of the same std: `||m - m'||^2/(2 std^2)`, (batch,)."""
-        if not torch.equal(self.std, other.std):
-            raise ValueError("KL between two steps needs the same std: use the same solver, eta and grid for both")
+        self._check_std(other)
         wide = torch.promote_types(self.mean.dtype, torch.float32)
         squares = sum_event((self.mean.to(wide) - other.mean.to(wide)) ** 2)
         return 0.5 * squares / (self._positive_std() ** 2).to(squares)
+
+    def _check_std(self, other: Transition) -> None:
+        if not torch.equal(self.std, other.std):
+            raise ValueError("two steps are compared at the same std only: use the same solver, eta and grid for both")
 
     def _positive_std(self) -> Tensor:
         if not bool((self.std > 0).all()):

@@ -176,8 +176,8 @@ def ratio_updates(
             for i, rows in enumerate(pieces):
                 part = steps.take(rows)
                 prediction = learner.policy(part.points.conditions)(part.points.x, part.points.t)
-                log_prob = transition(setting, prediction, part).log_prob(part.outcome)
-                log_ratio = log_prob - transition(setting, part.old, part).log_prob(part.outcome)
+                now, then = transition(setting, prediction, part), transition(setting, part.old, part)
+                log_ratio = now.log_ratio(then, part.outcome)
                 loss = clipped_surrogate(log_ratio, advantage[rows], clip)
                 if penalty is not None:
                     loss = loss + penalty(prediction, part)
