@@ -10,6 +10,7 @@ from twins import accepts
 import scoreaction as sa
 from scoreaction.checkpoints import RunFolder, load_tree, save_tree, write_whole
 from scoreaction.export import load_weights
+from scoreaction.shelf import UserError
 
 
 def test_a_tree_comes_back_to_the_bit(tmp_path):
@@ -180,3 +181,22 @@ def test_saved_weights_are_the_averaged_ones_and_load_back(tmp_path):
     stranger = sa.Model(torch.nn.Linear(2, 2), process=sa.VP(), predicts="eps", shape=(2,))
     with pytest.raises(ValueError, match="belongs to another network"):
         load_weights(stranger, tmp_path / "out")
+
+
+@pytest.mark.parametrize("file", ["tensors.safetensors", "tree.json"])
+@pytest.mark.parametrize("how", ["cut", "gone", "other"])
+def test_a_damaged_checkpoint_is_one_line_that_names_it(file, how, tmp_path):
+    """Twin: whole, it is read."""
+    whole = tmp_path / "000001"
+    save_tree(whole, {"a": torch.ones(3), "b": 1})
+    assert load_tree(whole)["b"] == 1
+    broken = whole / file
+    match how:
+        case "cut":
+            broken.write_bytes(broken.read_bytes()[:5])
+        case "gone":
+            broken.unlink()
+        case _:
+            broken.write_text("[1]")
+    with pytest.raises(UserError, match=r"000001: cannot be read: damaged.*the one before it, or train again"):
+        load_tree(whole)

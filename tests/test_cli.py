@@ -96,6 +96,8 @@ def test_the_module_and_its_exit_code_from_a_shell(tmp_path: Path) -> None:
         (["train", "mixture", "reward.direction=[1]"], "reward: does not fit"),
         (["train", "mixture", "--output", "/dev/null"], "--output: /dev/null is a file"),
         (["train", "mixture", "--output", "/dev/null/x"], "--output: /dev/null/x cannot be written (Not a directory)"),
+        (["train", "mixture", "train.seed=99999999999999999999"], "train.seed: must be less than 4611686018427387904"),
+        (["train", "mixture", "evaluation.solver=heun"], "evaluation.solver: heun takes eta zero and eta is 1.0"),
         (["sample", "nowhere"], "nowhere: not a run folder"),
         (["evaluate", "nowhere"], "nowhere: not a run folder"),
         (["report", "nowhere"], "nowhere: neither a run nor a comparison"),
@@ -120,6 +122,7 @@ def test_wrong_input_is_one_line_and_code_2(
     ("arguments", "said"),
     [
         (["sample", "--n", "x"], "Invalid value for '--n'"),
+        (["sample", "--output", "/dev/null/x"], "--output: /dev/null/x cannot be made (Not a directory)"),
         (["sample", "--n", "0"], "Invalid value for '--n'"),
         (["sample", "--solver", "heum"], "--solver: unknown solver 'heum'; did you mean heun?"),
         (["sample", "--solver", "heun", "--eta", "1"], "--solver: heun takes only eta 0"),

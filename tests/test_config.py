@@ -244,3 +244,9 @@ def test_a_run_begins_the_same_whatever_was_drawn_before() -> None:
     torch.randn(3)
     assert torch.equal(first, weights())
     assert not math.isclose(float(torch.randn(1)), float(torch.randn(1))), "the caller's own randomness goes on"
+
+
+def test_a_key_that_is_a_list_is_no_recipe(tmp_path):
+    (tmp_path / "odd.yaml").write_text("? [a, b]\n: 1\n")
+    with pytest.raises(UserError, match=r"odd.yaml.*not valid YAML"):
+        load_recipe(str(tmp_path / "odd.yaml"))

@@ -10,8 +10,11 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
+
+from scoreaction.shelf import UserError
 
 
 class RunFolder:
@@ -83,6 +86,9 @@ def write_whole(path: Path, text: str) -> None:
     os.replace(part, path)
 
 
+DAMAGED = "cannot be read: damaged, or written by another version; delete it to go on from the one before it, or train again"
+
+
 def save_tree(path: Path, tree: dict[str, Any]) -> None:
     """A tree of dicts, lists, tensors and plain values as `tensors.safetensors` and `tree.json` in a new folder."""
     part = path.with_name(path.name + ".part")
@@ -99,9 +105,12 @@ def save_tree(path: Path, tree: dict[str, Any]) -> None:
 
 
 def load_tree(path: Path) -> dict[str, Any]:
-    """What `save_tree` wrote."""
-    tensors = load_file(path / "tensors.safetensors")
-    return _whole(json.loads((path / "tree.json").read_text()), tensors)
+    """What `save_tree` wrote. UserError where it is damaged."""
+    try:
+        tensors = load_file(path / "tensors.safetensors")
+        return _whole(json.loads((path / "tree.json").read_text(encoding="utf-8")), tensors)
+    except (SafetensorError, OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        raise UserError(f"{path}: {DAMAGED}") from error
 
 
 def _plain(value: Any, name: str, tensors: dict[str, Tensor]) -> Any:

@@ -108,6 +108,10 @@ class Finetuner:
         self.iteration, self.seconds, self.between = 0, 0.0, True
         self.generator = torch.Generator().manual_seed(self.train.seed)
         self.sampler.find()
+        try:
+            self.evaluation.sampler(self.sampler).find()  # said now, and not after training
+        except ValueError as error:
+            raise ValueError(f"evaluation.{str(error).removeprefix('sampler.')}") from error
         self.sampler.times(model.process)
         with torch.no_grad(), torch.random.fork_rng(devices=[]):
             torch.manual_seed(self.train.seed)

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from scoreaction._prompts import prompt_list, read_prompts
 from scoreaction.building import build
-from scoreaction.checkpoints import RunFolder, load_tree, write_whole
+from scoreaction.checkpoints import DAMAGED, RunFolder, load_tree, write_whole
 from scoreaction.config import Recipe, load_recipe
 from scoreaction.evaluation import ExactTask, draw, measure, measure_kl, spread_prompts
 from scoreaction.finetuner import Finetuner
@@ -47,8 +47,8 @@ def open_run(folder: Path, *, tuned: bool, judged: bool = True) -> Opened:
     if newest is not None:
         try:
             tuner.load_state(load_tree(newest))
-        except (RuntimeError, KeyError, ValueError, OSError) as error:
-            raise UserError(f"{newest}: cannot be read: damaged, or written by another version; train again") from error
+        except (RuntimeError, KeyError, ValueError, TypeError) as error:
+            raise UserError(f"{newest}: {DAMAGED}") from error
     elif tuned:
         raise UserError(f"{folder}: no checkpoint yet; train it first, or take --base where there is that option")
     return Opened(folder, recipe, tuner)
@@ -99,7 +99,10 @@ def draw_samples(
     except ValueError as error:
         raise UserError(f"--prompt: {error}") from error
     samples = draw(tuner.model, sampler, n, asked, seed, reference=base).cpu().numpy()
-    output.mkdir(parents=True, exist_ok=True)
+    try:
+        output.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UserError(f"--output: {output} cannot be made ({error.strerror}); name another folder") from error
     arrays = {"samples": samples} if asked is None else {"samples": samples, "prompts": np.array(asked)}
     np.savez_compressed(output / "samples.npz", **arrays)  # type: ignore[arg-type]
     save_samples(output / "samples.png", samples, asked)

@@ -16,7 +16,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
 from scoreaction.building import build, named
-from scoreaction.checkpoints import RunFolder
+from scoreaction.checkpoints import DAMAGED, RunFolder
 from scoreaction.config import EarlyStop, Recipe, load_recipe
 from scoreaction.finetuner import Finetuner
 from scoreaction.optimising import TrainingError
@@ -52,7 +52,10 @@ def read_json_lines(path: Path) -> list[Values]:
 def read_summary(folder: Path) -> Values | None:
     """A finished run's summary, or None."""
     path = RunFolder(folder).summary_path
-    return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else None
+    try:
+        return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else None
+    except ValueError as error:
+        raise UserError(f"{path}: is not JSON; delete it, and train --resume measures again") from error
 
 
 def flattened(values: Any, key: str = "") -> Values:
@@ -199,7 +202,10 @@ def run(recipe: Recipe, folder: Path, *, resume: bool, title: str | None = None)
     place = RunFolder(folder)
     with held(place), Signals() as signals:
         if resume:
-            tuner.resume()
+            try:
+                tuner.resume()
+            except (RuntimeError, KeyError, TypeError) as error:
+                raise UserError(f"{place.newest_checkpoint()}: {DAMAGED}") from error
         stopper = Stopper(recipe.early_stop)
         stopped = any([stopper(metrics) for metrics in read_json_lines(place.metrics_path)]) if tuner.iteration else False
         finished = stopped or tuner.iteration >= recipe.train.iterations
