@@ -41,6 +41,8 @@ class Net(nn.Module):
                 self.calls += 1
             case "detached":
                 return y.detach() + 0 * x
+            case "not finite":
+                return y * float("nan")
             case "told":
                 return y + 0.1 * cond
         return y
@@ -60,6 +62,19 @@ def backwards(x: Tensor, _: Any) -> Tensor:
 
 def raising(x: Tensor, _: Any) -> Tensor:
     raise OSError("the scorer is down")
+
+
+class Tiring:
+    """A reward that fails in the second iteration: the checks ask it three times before."""
+
+    differentiable = False
+
+    def __init__(self) -> None:
+        self.calls = 0
+
+    def __call__(self, x: Tensor, conditions: Any) -> Tensor:
+        self.calls += 1
+        return raising(x, conditions) if self.calls > 5 else linear(x, conditions)
 
 
 def differentiable(fn: Callable[[Tensor, Any], Tensor]) -> sa.Reward:
@@ -108,6 +123,7 @@ def noisy(x: Tensor, _: Any) -> Tensor:
 
 BROKEN: dict[str, tuple[Callable[[], sa.Finetuner], str, str]] = {
     "random": (lambda: tune("random"), "the network answers the same twice", "wrong"),
+    "not finite": (lambda: tune("not finite"), "the network answers the same twice", "wrong"),
     "random ratios": (lambda: tune("random"), "ratios begin at 1", "wrong"),
     "mixing rows": (lambda: tune("mixing"), "a row's answer is its own", "wrong"),
     "another reference": (other_reference, "the policy begins as the pretrained model", "wrong"),
@@ -132,6 +148,7 @@ BROKEN: dict[str, tuple[Callable[[], sa.Finetuner], str, str]] = {
     "no slope": (lambda: tune(reward=differentiable(flat)), "the reward's gradient is its own", "wrong"),
     "wrong slope": (lambda: tune(reward=differentiable(backwards)), "the reward's gradient is its own", "wrong"),
     "dead": (lambda: tune("detached"), "training runs", "wrong"),
+    "down later": (lambda: tune(reward=Tiring()), "training runs", "wrong"),
     "nothing to learn": (lambda: tune(reward=lambda x, _: torch.ones(len(x))), "every iteration learns", "note"),
     "unused": (lambda: tune("unused"), "gradients reach all that is trained", "note"),
     "lost in rounding": (lambda: tune(lr=1e-13), "what is trained moves", "wrong"),

@@ -5,10 +5,10 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
+import torch
+
 from scoreaction.finetuner import Finetuner
 from scoreaction.types import Prediction
-
-Verdict = Literal["ok", "note", "wrong"]
 
 
 @dataclass(frozen=True)
@@ -16,9 +16,14 @@ class Finding:
     """One check: ok, worth a note, or wrong; what was seen, and what to do where something is to be done."""
 
     check: str
-    verdict: Verdict
+    verdict: Literal["ok", "note", "wrong"]
     seen: str
     remedy: str = ""
+
+
+def judged(check: str, right: bool, ok: str, wrong: str, remedy: str) -> Finding:
+    """The finding of a check that is right or wrong."""
+    return Finding(check, "ok", ok) if right else Finding(check, "wrong", wrong, remedy)
 
 
 def rounding(tuner: Finetuner) -> float:
@@ -27,12 +32,11 @@ def rounding(tuner: Finetuner) -> float:
 
 
 def apart(one: Prediction, other: Prediction) -> float:
-    """The largest difference, in standard deviations of what is predicted."""
+    """The largest difference, in standard deviations of what is predicted; NaN where a prediction is not finite."""
     found = []
     for a, b in ((one.eps, other.eps), (one.x0, other.x0)):
-        spread = float(a.float().std()) or 1.0
-        found.append(float((a - b).abs().max()) / spread)
-    return max(found)
+        found.append((a - b).abs().max() / (a.float().std() or 1.0))
+    return float(torch.stack(found).max())  # which, unlike Python's, keeps NaN
 
 
 def told(difference: float) -> str:

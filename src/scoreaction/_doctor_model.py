@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
 
-from scoreaction._doctor_finding import Finding, apart, rounding, told
+from scoreaction._doctor_finding import Finding, apart, judged, rounding, told
 from scoreaction.conditions import repeat, take
 from scoreaction.finetuner import Finetuner
 from scoreaction.rollout import Rollout, Sampler, roll_out
@@ -52,63 +52,76 @@ def _trajectories(tuner: Finetuner, sampler: Sampler, conditions: Conditions, n:
 
 def model_findings(tuner: Finetuner, places: Places, generator: torch.Generator) -> Iterator[Finding]:
     """The checks of the network; each names its remedy."""
-    model, guidance, tolerance = tuner.model, tuner.sampler.guidance, rounding(tuner)
-    policy = model.predict(places.x, places.t, places.conditions, guidance=guidance)
-
-    check = "the network answers the same twice"
-    difference = apart(policy, model.predict(places.x, places.t, places.conditions, guidance=guidance))
-    if difference > tolerance:
-        yield Finding(
-            check, "wrong", f"answers differ by {difference:.1g} standard deviations",
-            "take the randomness out of it: dropout that eval() does not reach, or noise drawn in forward",
-        )  # fmt: skip
-    else:
-        yield Finding(check, "ok", told(difference))
-
-    check, rows = "a row's answer is its own", torch.arange(len(places.x))
-    parts = [
-        model.predict(places.x[part.to(places.x.device)], places.t[part], take(places.conditions, part), guidance=guidance)
-        for part in (rows[:1], rows[1:])
-    ]
-    difference = apart(policy, Prediction(torch.cat([p.x0 for p in parts]), torch.cat([p.eps for p in parts])))
-    if difference > tolerance:
-        yield Finding(
-            check, "wrong", f"in another batch it differs by {difference:.1g} standard deviations",
-            "take out what mixes rows: statistics over the batch, or a reshape that folds rows into another dimension",
-        )  # fmt: skip
-    else:
-        yield Finding(check, "ok", f"the same in another batch {told(difference)}")
-
+    policy = _ask(tuner, places)
+    yield _repeats(tuner, places, policy)
+    yield _keeps_rows_apart(tuner, places, policy)
     if tuner.iteration == 0:
-        check = "the policy begins as the pretrained model"
-        difference = apart(policy, model.reference(places.x, places.t, places.conditions, guidance=guidance))
-        if difference > tolerance:
-            yield Finding(
-                check, "wrong", f"it differs by {difference:.1g} standard deviations",
-                "the adapters must begin at 0, and network and reference hold the same weights",
-            )  # fmt: skip
-        else:
-            yield Finding(check, "ok", told(difference))
-
+        yield _begins(tuner, places, policy)
     if tuner.prompts and len(set(map(str, tuner.prompts))) > 1:
-        yield _prompts(tuner, places)
+        yield _prompts(tuner, places, policy)
     yield _denoises(tuner, places, generator)
     yield _forgets(tuner, places)
 
 
-def _prompts(tuner: Finetuner, places: Places) -> Finding:
-    check, guidance = "prompts matter", tuner.sampler.guidance
-    asked = tuner.model.predict(places.x, places.t, places.conditions, guidance=guidance)
+def _ask(tuner: Finetuner, places: Places, conditions: Conditions = None) -> Prediction:
+    asked = places.conditions if conditions is None else conditions
+    return tuner.model.predict(places.x, places.t, asked, guidance=tuner.sampler.guidance)
+
+
+def _repeats(tuner: Finetuner, places: Places, policy: Prediction) -> Finding:
+    difference = apart(policy, _ask(tuner, places))
+    return judged(
+        "the network answers the same twice",
+        difference <= rounding(tuner),
+        told(difference),
+        f"answers differ by {difference:.1g} standard deviations",
+        "take the randomness out of it: dropout that eval() does not reach, noise drawn in forward; or it is not finite",
+    )
+
+
+def _keeps_rows_apart(tuner: Finetuner, places: Places, policy: Prediction) -> Finding:
+    rows, near = torch.arange(len(places.x)), places.x.device
+    parts = [
+        replace(places, x=places.x[part.to(near)], t=places.t[part], conditions=take(places.conditions, part))
+        for part in (rows[:1], rows[1:])
+    ]
+    said = [_ask(tuner, part) for part in parts]
+    difference = apart(policy, Prediction(torch.cat([p.x0 for p in said]), torch.cat([p.eps for p in said])))
+    return judged(
+        "a row's answer is its own",
+        difference <= rounding(tuner),
+        f"the same in another batch {told(difference)}",
+        f"in another batch it differs by {difference:.1g} standard deviations",
+        "take out what mixes rows: statistics over the batch, or a reshape that folds rows into another dimension",
+    )
+
+
+def _begins(tuner: Finetuner, places: Places, policy: Prediction) -> Finding:
+    difference = apart(policy, reference_at(tuner, places))
+    return judged(
+        "the policy begins as the pretrained model",
+        difference <= rounding(tuner),
+        told(difference),
+        f"it differs by {difference:.1g} standard deviations",
+        "the adapters must begin at 0, and network and reference hold the same weights",
+    )
+
+
+def reference_at(tuner: Finetuner, places: Places) -> Prediction:
+    """What the pretrained model says there."""
+    return tuner.model.reference(places.x, places.t, places.conditions, guidance=tuner.sampler.guidance)
+
+
+def _prompts(tuner: Finetuner, places: Places, policy: Prediction) -> Finding:
     others = take(tuner.conditions, (places.groups + 1) % len(tuner.prompts or []))
-    difference = apart(asked, tuner.model.predict(places.x, places.t, others, guidance=guidance))
-    if difference == 0:
-        return Finding(
-            check,
-            "wrong",
-            "the network says the same for every prompt",
-            "encode= must tell prompts apart, and the network use them",
-        )
-    return Finding(check, "ok", f"the next prompt changes the answer by {difference:.2g} standard deviations")
+    difference = apart(policy, _ask(tuner, places, others))
+    return judged(
+        "prompts matter",
+        difference > 0,
+        f"the next prompt changes the answer by {difference:.2g} standard deviations",
+        "the network says the same for every prompt",
+        "encode= must tell prompts apart, and the network use them",
+    )
 
 
 def _denoises(tuner: Finetuner, places: Places, generator: torch.Generator) -> Finding:

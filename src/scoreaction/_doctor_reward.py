@@ -8,7 +8,7 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor
 
-from scoreaction._doctor_finding import Finding
+from scoreaction._doctor_finding import Finding, judged
 from scoreaction._doctor_model import Places
 from scoreaction.algorithms._likelihood import spread_is_rounding
 from scoreaction.finetuner import Finetuner
@@ -40,16 +40,15 @@ def reward_findings(tuner: Finetuner, places: Places, generator: torch.Generator
         )  # fmt: skip
     else:
         yield Finding(check, "ok", f"{n} samples")
-        check = "a sample's reward is its own"
         halves = torch.cat([score(slice(0, n // 2)), score(slice(n // 2, n))])
         difference = float((halves - scores).abs().max())
-        if difference > 1e-2 * spread + 1e-5 * float(scores.abs().max()):
-            yield Finding(
-                check, "wrong", f"in half the batch it is other by {number(difference, 2)}, the spread is {number(spread, 2)}",
-                "score each row by itself; the algorithms do the standardising",
-            )  # fmt: skip
-        else:
-            yield Finding(check, "ok", "the same in a batch of half the size")
+        yield judged(
+            "a sample's reward is its own",
+            difference <= 1e-2 * spread + 1e-5 * float(scores.abs().max()),
+            "the same in a batch of half the size",
+            f"in half the batch it is other by {number(difference, 2)}, the spread is {number(spread, 2)}",
+            "score each row by itself; the algorithms do the standardising",
+        )
 
     yield _spread(scores)
     yield _scale(tuner, scores)
@@ -126,13 +125,13 @@ def _slope(tuner: Finetuner, places: Places, prompts: list[object] | None, gener
     if not float(gradient.abs().max()) > 0:
         return Finding(check, "wrong", "it is 0 at every sample", "look for clamp, round or argmax on the way to the score")
     unit = float(x0.std()) or 1.0
-    errors = {}
+    errors = []
     for step in STEPS:
         h = step * unit
         numeric = (score(x0 + h * way) - score(x0 - h * way)) / (2 * h)
-        errors[step] = float((numeric - along).norm() / torch.maximum(numeric.norm(), along.norm()))
-    error = min(errors.values())
-    if error > 0.5:
+        errors.append(float((numeric - along).norm() / torch.maximum(numeric.norm(), along.norm())))
+    error = min(errors)
+    if not error <= 0.5:
         return Finding(
             check, "wrong", f"finite differences miss it by {error:.0%}",
             "something on the way to the score is detached, straight-through or rounded",

@@ -4,86 +4,87 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from itertools import islice
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from scoreaction._doctor_finding import Finding, apart, rounding
-from scoreaction._doctor_model import Places
+from scoreaction._doctor_finding import Finding, apart, judged
+from scoreaction._doctor_model import Places, reference_at
 from scoreaction.finetuner import Finetuner
 from scoreaction.optimising import TrainingError
 from scoreaction.rewards import RewardError
 from scoreaction.tables import number
+from scoreaction.types import Prediction
 
 Values = dict[str, Any]
 
 
 def training_findings(tuner: Finetuner, places: Places, iterations: int) -> Iterator[Finding]:
     """Trains for a few iterations and looks."""
-    model, guidance, fresh = tuner.model, tuner.sampler.guidance, tuner.iteration == 0
+    model, fresh = tuner.model, tuner.iteration == 0
     before = {name: p.detach().clone() for name, p in model.parameters.items()}
-    frozen = _fingerprints(tuner)
-    with model.uncounted(), torch.no_grad():
-        reference = model.reference(places.x, places.t, places.conditions, guidance=guidance)
+    frozen, reference = _fingerprints(tuner), _reference(tuner, places)
     records: list[Values] = []
     failure = None
     with _largest_gradients(model.parameters) as gradients:
         try:
-            for metrics in tuner:
-                records.append(metrics)
-                if len(records) == iterations:
-                    break
+            records.extend(islice(tuner, iterations))
         except (TrainingError, RewardError) as error:
             failure = error
     if failure is not None:
         yield Finding("training runs", "wrong", str(failure))
         return
-    seconds = (
-        (records[-1]["seconds"] - records[0]["seconds"]) / (len(records) - 1) if len(records) > 1 else records[0]["seconds"]
-    )
-    whole = seconds * tuner.train.iterations
-    told = f"{number(whole / 60, 2)} minutes" if whole > 120 else f"{number(whole, 2)} s"
-    yield Finding(
-        "training runs",
-        "ok",
-        f"{len(records)} iterations, {number(seconds, 2)} s each: all {tuner.train.iterations} take {told}",
-    )
-    skipped = sum("skipped" in record for record in records)
-    if skipped:
-        yield Finding(
-            "every iteration learns", "note", f"{skipped} of {len(records)} did not: all rewards equal, or fp16 overflowed"
-        )
+    yield from _pace(tuner, records)
     yield _reached(gradients)
     yield _moved(before, model.parameters, gradients)
-
-    changed = [name for name, value in _fingerprints(tuner).items() if value != frozen[name]]
-    if changed:
-        yield Finding(
-            "what is frozen stays",
-            "wrong",
-            f"{len(changed)} tensors changed, {changed[0]} among them",
-            "train only what requires a gradient",
-        )
-    else:
-        yield Finding("what is frozen stays", "ok", f"{len(frozen)} tensors, to the bit")
-    with model.uncounted(), torch.no_grad():
-        difference = apart(reference, model.reference(places.x, places.t, places.conditions, guidance=guidance))
-    if difference > 0:
-        yield Finding(
-            "the reference stays",
-            "wrong",
-            f"it moved by {difference:.1g} standard deviations",
-            "it must not share what is trained",
-        )
-    else:
-        yield Finding("the reference stays", "ok", "to the bit")
+    yield _froze(frozen, _fingerprints(tuner))
+    difference = apart(reference, _reference(tuner, places))
+    yield judged(
+        "the reference stays",
+        difference == 0,
+        "to the bit",
+        f"it moved by {difference:.1g} standard deviations",
+        "it must not share what is trained",
+    )
     if fresh:
-        yield _begins(records[0]["kl_nats"], rounding(tuner))
+        yield _begins(records[0]["kl_nats"], half=tuner.half)
     if tuner.half:
         yield _floor(tuner.learner.kl_floor, ratios="log_ratio" in records[0])
-    yield from _ratios(tuner, records)
+    if "log_ratio" in records[0]:
+        yield from _ratios(records, half=tuner.half)
     yield from _grid(records)
+
+
+def _reference(tuner: Finetuner, places: Places) -> Prediction:
+    with tuner.model.uncounted(), torch.no_grad():
+        return reference_at(tuner, places)
+
+
+def _pace(tuner: Finetuner, records: list[Values]) -> Iterator[Finding]:
+    """How long all of it will take, by the iterations after the first where there are any."""
+    first, last, later = records[0]["seconds"], records[-1]["seconds"], len(records) - 1
+    seconds = (last - first) / later if later else first
+    whole = seconds * tuner.train.iterations
+    told = f"{number(whole / 60, 2)} minutes" if whole > 120 else f"{number(whole, 2)} s"
+    seen = f"{len(records)} iterations, {number(seconds, 2)} s each: all {tuner.train.iterations} take {told}"
+    yield Finding("training runs", "ok", seen)
+    skipped = sum("skipped" in record for record in records)
+    if skipped:
+        seen = f"{skipped} of {len(records)} did not: all rewards equal, or fp16 overflowed"
+        yield Finding("every iteration learns", "note", seen)
+
+
+def _froze(before: dict[str, tuple[float, float]], after: dict[str, tuple[float, float]]) -> Finding:
+    changed = [name for name, value in after.items() if value != before[name]]
+    return judged(
+        "what is frozen stays",
+        not changed,
+        f"{len(before)} tensors, to the bit",
+        f"{len(changed)} tensors changed, {(changed or [''])[0]} among them",
+        "train only what requires a gradient",
+    )
 
 
 def _fingerprints(tuner: Finetuner) -> dict[str, tuple[float, float]]:
@@ -149,18 +150,13 @@ def _moved(before: dict[str, Tensor], after: dict[str, nn.Parameter], gradients:
     return Finding(check, "ok", f"by {number(share, 2)} of its size")
 
 
-def _begins(kl: float, tolerance: float) -> Finding:
+def _begins(kl: float, *, half: bool) -> Finding:
     check = "the KL begins at 0"
-    if kl <= 1e-2:
-        return Finding(check, "ok", f"{kl:.1g} nats")
-    if tolerance > 1e-2:
-        return Finding(
-            check,
-            "note",
-            f"{number(kl, 2)} nats, which is rounding: smaller figures mean nothing",
-            "train.precision=fp32 has less",
-        )
-    return Finding(check, "wrong", f"{number(kl, 2)} nats before the first update", "policy and reference must be asked alike")
+    if half and kl > 1e-2:
+        seen = f"{number(kl, 2)} nats, which is rounding: smaller figures mean nothing"
+        return Finding(check, "note", seen, "train.precision=fp32 has less")
+    wrong = f"{number(kl, 2)} nats before the first update"
+    return judged(check, kl <= 1e-2, f"{kl:.1g} nats", wrong, "policy and reference must be asked alike")
 
 
 def _floor(nats: float, *, ratios: bool) -> Finding:
@@ -176,29 +172,24 @@ def _floor(nats: float, *, ratios: bool) -> Finding:
     return Finding(check, "ok", seen)
 
 
-def _ratios(tuner: Finetuner, records: list[Values]) -> Iterator[Finding]:
+def _ratios(records: list[Values], *, half: bool) -> Iterator[Finding]:
     """The ratio of densities is 1 until the first update of an iteration, and then it is not."""
-    first = [record["log_ratio_first"] for record in records if "log_ratio_first" in record]
-    if not first:
-        return
-    check, limit = "ratios begin at 1", 0.5 if rounding(tuner) > 1e-2 else 1e-2
-    if max(first) > limit:
-        yield Finding(
-            check, "wrong", f"log-ratio {number(max(first), 2)} before the first update of an iteration",
-            "a state or a prediction is not what the policy that acted had: look at precision, dropout, and guidance",
-        )  # fmt: skip
-    else:
-        yield Finding(check, "ok", f"log-ratio {max(first):.1g} before the first update of an iteration, as it must")
-    later = max(record["log_ratio"] for record in records)
+    first = max(record["log_ratio_first"] for record in records if "log_ratio_first" in record)
+    yield judged(
+        "ratios begin at 1",
+        first <= (0.5 if half else 1e-2),
+        f"log-ratio {first:.1g} before the first update of an iteration, as it must",
+        f"log-ratio {number(first, 2)} before the first update of an iteration",
+        "a state or a prediction is not what the policy that acted had: look at precision, dropout, and guidance",
+    )
+    later = max(record.get("log_ratio", 0.0) for record in records)
     clipped = max(record.get("clip_fraction", 0.0) for record in records)
     check = "ratios then leave 1"
-    if later <= max(1e-6, *first):
+    if later <= max(1e-6, first):
         remedy = "with one update an iteration they cannot; with more, raise train.lr"
         yield Finding(check, "note", "they do not in the updates that follow", remedy)
     elif clipped > 0.5:
         yield Finding(check, "note", f"{clipped:.0%} of them are clipped", "lower train.lr, or make fewer updates an iteration")
-    elif later < 1e-6:
-        yield Finding(check, "note", "they do not: updates hardly move the policy", "raise train.lr")
     else:
         yield Finding(check, "ok", f"largest log-ratio {number(later, 2)}, {clipped:.0%} clipped")
 
