@@ -161,7 +161,9 @@ def test_an_unconditional_lora_is_merged_into_a_pipeline(tmp_path: Path) -> None
         accepts(equal_to(merged(x, index).sample), model.predict(x, t).eps, base=base(x, index).sample)
 
 
-def test_the_model_card_says_what_was_trained(tmp_path: Path) -> None:
+def test_the_model_card_says_what_was_trained_and_runs(tmp_path: Path) -> None:
+    from diffusers import StableDiffusionPipeline
+
     run = train(tmp_path, "sd")
     card = (run / "model" / "README.md").read_text()
     header, _, body = card.removeprefix("---\n").partition("---\n")
@@ -172,7 +174,21 @@ def test_the_model_card_says_what_was_trained(tmp_path: Path) -> None:
     assert "lora" in said["tags"]
     assert f"{summary['reward_tuned']:.4g}" in body
     assert "algorithm: {name: ddpo" in body
-    assert "load_lora_weights" in body
+    for folder in (tmp_path / "base", run / "model"):  # its parts may be stored in different precisions
+        assert f'"{folder}"' in body.replace("this folder", str(run / "model"))
+    StableDiffusionPipeline.from_pretrained(tmp_path / "base").text_encoder.half().save_pretrained(
+        tmp_path / "base/text_encoder"
+    )
+    printed = body.partition("```python\n")[2].partition("```")[0].replace("this folder", str(run / "model"))
+
+    def follow(text: str) -> None:
+        names: dict[str, Any] = {}
+        exec(text, names)
+        names["pipeline"]("a cat", num_inference_steps=1, guidance_scale=1.0, output_type="np")
+
+    follow(printed)
+    with pytest.raises(RuntimeError):
+        follow(printed.replace(", torch_dtype=torch.float32", ""))
     assert (run / "model" / "samples.png").is_file()
     assert "samples.png" in body
 

@@ -86,12 +86,13 @@ def _loading(recipe: Recipe, model: Path) -> list[str]:
     lines = ["```python"]
     if recipe.model.name != "diffusers":
         lines += ["import scoreaction as sa", 'model = sa.load("this folder")']
-    elif (model / LORA_FILE).is_file():
-        base = recipe.model.config.model_dump()["path"]
-        lines += ["from diffusers import DiffusionPipeline", f'pipeline = DiffusionPipeline.from_pretrained("{base}")']
-        lines += ['pipeline.load_lora_weights("this folder")']
     else:
-        lines += ["from diffusers import DiffusionPipeline", 'pipeline = DiffusionPipeline.from_pretrained("this folder")']
+        lora = (model / LORA_FILE).is_file()
+        base = recipe.model.config.model_dump()["path"] if lora else "this folder"
+        # without a dtype its parts keep the ones they are stored in, which need not go together
+        loaded = f'DiffusionPipeline.from_pretrained("{base}", torch_dtype=torch.float32)'
+        lines += ["import torch", "from diffusers import DiffusionPipeline", f"pipeline = {loaded}"]
+        lines += ['pipeline.load_lora_weights("this folder")'] if lora else []
     return [*lines, "```"]
 
 
