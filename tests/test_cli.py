@@ -19,7 +19,9 @@ from scoreaction import shelf
 from scoreaction.cli import listed, main
 from scoreaction.comparing import grouped
 from scoreaction.config import load_recipe
+from scoreaction.evaluation import draw, spread_prompts
 from scoreaction.finetuner import Finetuner
+from scoreaction.measuring import open_run
 from scoreaction.solvers import SOLVERS
 from scoreaction.training import Stopper, read_json_lines
 
@@ -341,3 +343,18 @@ def test_list_names_the_shelves(capsys: pytest.CaptureFixture[str]) -> None:
     assert set(listed("solvers")) == set(SOLVERS)
     assert set(listed("recipes")) == set(shelf.recipes())
     assert not [name for name in listed("algorithms") if name.startswith("_")]
+
+
+def test_a_run_on_a_black_box_is_drawn_from(tmp_path: Path) -> None:
+    """Its critic and surrogate are another's than a differentiable reward would have had, and drawing needs neither."""
+    small = ["train.iterations=1", "train.batch=4", "sampler.steps=2", "evaluation.n=4", "evaluation.held_out=[]"]
+    assert main(["train", "digits", "reward=jpeg", *small, "--output", str(tmp_path / "run")]) == 0
+    assert main(["sample", str(tmp_path / "run"), "--n", "2", "--seed", "3"]) == 0
+    drawn = np.load(tmp_path / "run" / "samples.npz")["samples"]
+    tuner = open_run(tmp_path / "run", tuned=True).tuner
+    prompts = spread_prompts(tuner.prompts, 2)
+    samples = [
+        draw(tuner.model, tuner.evaluation.sampler(tuner.sampler), 2, prompts, 3, reference=base).cpu()
+        for base in (False, True)
+    ]
+    close(drawn, samples[0], atol=1e-6, base=samples[1])

@@ -325,14 +325,18 @@ class Finetuner:
             state["selection"] = self.selection.state(self.model.selected)
         return state
 
-    def load_state(self, state: dict[str, Any]) -> None:
-        """Puts back what `state` took."""
-        self.iteration, self.seconds = state["iteration"], state["seconds"]
+    def load_weights(self, state: dict[str, Any]) -> None:
+        """Puts back the model's part of what `state` took: all that drawing needs."""
         with torch.no_grad():
             for name, parameter in self.model.parameters.items():
                 parameter.copy_(state["policy"][name])
-        average = state["average"]
-        self.model.average = None if average is None else {k: v.to(self.model.device) for k, v in average.items()}
+        for name, kept in (("average", state["average"]), ("selected", state.get("selection", {}).get("weights"))):
+            setattr(self.model, name, None if kept is None else {k: v.to(self.model.device) for k, v in kept.items()})
+
+    def load_state(self, state: dict[str, Any]) -> None:
+        """Puts back what `state` took."""
+        self.load_weights(state)
+        self.iteration, self.seconds = state["iteration"], state["seconds"]
         self.learner.networks.load_state_dict(state["networks"])
         for name, optimiser in self.optimisation.optimisers.items():
             optimiser.load_state_dict(state["optimisers"][name])
@@ -347,8 +351,6 @@ class Finetuner:
             self.rounds.load_state(state["rounds"])
         if self.selection is not None:
             self.selection.load_state(state["selection"])
-            kept = state["selection"]["weights"]
-            self.model.selected = None if kept is None else {k: v.to(self.model.device) for k, v in kept.items()}
 
     def checkpoint(self) -> bool:
         """Saves the state, keeping the newest two; False in the middle of an iteration, whose state is of no use."""

@@ -46,7 +46,7 @@ def open_run(folder: Path, *, tuned: bool, judged: bool = True) -> Opened:
     newest = place.newest_checkpoint()
     if newest is not None:
         try:
-            tuner.load_state(load_tree(newest))
+            (tuner.load_state if judged else tuner.load_weights)(load_tree(newest))
         except (RuntimeError, KeyError, ValueError, TypeError) as error:
             raise UserError(f"{newest}: {DAMAGED}") from error
     elif tuned:
