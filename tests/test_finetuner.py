@@ -203,6 +203,14 @@ def test_an_overflow_in_fp16_is_a_step_left_out():
     assert tuner.optimisation.scaler.get_scale() < 2.0**100
 
 
+@pytest.mark.parametrize("algorithm", [sa.SQDF(), sa.DRaFT(), sa.ReFL(), sa.DDPO()], ids=lambda a: a.name)
+def test_equal_rewards_are_a_logged_skip(algorithm):
+    """A clamp that all samples are above gives no gradient; the twin, one that tells them apart, does."""
+    rewards = [sa.Reward(lambda x, c, end=end: x[:, 0].clamp(max=end), differentiable=True) for end in (-1e6, 1e6)]
+    skipped = [[metrics.get("skipped") for metrics in tune(algorithm, reward=reward, iterations=2)] for reward in rewards]
+    assert skipped == [[1.0, 1.0], [None, None]]
+
+
 class Dead(nn.Module):
     """A network whose output does not depend on its parameters."""
 

@@ -156,15 +156,17 @@ def rounding_floor(model: Model, sampler: Sampler, experience: Experience, seed:
     generator = torch.Generator().manual_seed(seed)
     kept = {name: p.detach().clone() for name, p in model.parameters.items()}
     points, rollout = experience.points(rows), experience.rollout
+    ask = partial(over_rows, partial(model.predict, guidance=sampler.guidance), points, model.max_rows or len(points.x))
     with model.uncounted():
-        ask = partial(model.predict, guidance=sampler.guidance)
-        plain = over_rows(ask, points, model.max_rows or len(points.x))
-        for p in model.parameters.values():
-            size = float(p.detach().square().mean().sqrt())
-            p.add_(torch.randn(p.shape, generator=generator).to(p) * (1e-4 * size or 1e-5))
-        moved = over_rows(ask, points, model.max_rows or len(points.x))
-    for name, p in model.parameters.items():
-        p.copy_(kept[name])
+        plain = ask()
+        try:
+            for p in model.parameters.values():
+                size = float(p.detach().square().mean().sqrt())
+                p.add_(torch.randn(p.shape, generator=generator).to(p) * (1e-4 * size or 1e-5))
+            moved = ask()
+        finally:
+            for name, p in model.parameters.items():
+                p.copy_(kept[name])
     shape = (experience.size[0], rows)
     difference = Prediction((moved.x0 - plain.x0).unflatten(0, shape), (moved.eps - plain.eps).unflatten(0, shape))
     return float(path_kl(model.process, rollout.times, difference, sampler.eta or 1.0).mean())

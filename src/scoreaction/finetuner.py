@@ -18,6 +18,7 @@ from accelerate import Accelerator
 from torch import Tensor
 
 from scoreaction.algorithms._learner import Algorithm, Judge, Learner, Setting
+from scoreaction.algorithms._likelihood import spread_is_rounding
 from scoreaction.checkpoints import RunFolder, load_tree, save_tree, write_whole
 from scoreaction.conditions import take
 from scoreaction.evaluation import Evaluation, diversity, rounding_floor
@@ -86,6 +87,8 @@ class Finetuner:
         self.model.net.eval()  # dropout would make the ratio of the first pass differ from 1
         self.reward = CountedReward(reward)
         self.held_out = {name: CountedReward(judge, name=f"held_out.{name}") for name, judge in (held_out or {}).items()}
+        if isinstance(prompts, str):
+            raise ValueError(f"prompts: must be a list of prompts (got {prompts!r}); one prompt is [{prompts!r}]")
         self.prompts = list(prompts) if prompts is not None else None
         if self.prompts is not None and not self.prompts:
             raise ValueError("prompts: the list is empty; give at least one prompt, or null for none")
@@ -172,7 +175,8 @@ class Finetuner:
             self.learner.state["kl_floor"] = rounding_floor(self.model, self.sampler, experience, self.train.seed)
         metrics = {"reward_mean": float(experience.rewards.mean()), "reward_std": float(experience.rewards.std())}
         metrics |= self._kl(experience)
-        metrics |= self.optimisation.learn(self.learner.updates(experience, self.generator), self.iteration)
+        equal = spread_is_rounding(experience.rewards)
+        metrics |= self.optimisation.learn(self.learner.updates(experience, self.generator), self.iteration, equal=equal)
         self.learner.adapt_beta(metrics["kl_nats"])
         decay = min(self.train.ema_decay, (1 + self.iteration) / (10 + self.iteration)) if self.train.ema else 0.0
         if self.train.ema:

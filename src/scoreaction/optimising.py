@@ -87,8 +87,11 @@ class Optimisation:
         self.optimisers: dict[str, torch.optim.Optimizer] = {"policy": policy_optimiser(train, model)}
         self.optimisers |= {name: adam(network.parameters(), rates[name]) for name, network in networks.items()}
 
-    def learn(self, updates: Iterator[Update], iteration: int) -> dict[str, float]:
-        """Backward and step for each loss; the mean of each metric, and the policy's mean gradient norm."""
+    def learn(self, updates: Iterator[Update], iteration: int, *, equal: bool) -> dict[str, float]:
+        """Backward and step for each loss; the mean of each metric, and the policy's mean gradient norm.
+
+        equal: all rewards of the iteration are, so that a gradient of 0 is no fault: it is said in the log.
+        """
         seen: dict[str, list[float]] = {}
         share = learning_rate(self.train, iteration)
         for name, optimiser in self.optimisers.items():
@@ -107,6 +110,8 @@ class Optimisation:
         if "grad_norm" not in seen:  # nothing to learn from (all rewards equal, fp16 overflowed): said in the log, not an error
             return {"grad_norm": 0.0, "skipped": 1.0}
         if not any(seen["grad_norm"]):
+            if equal:
+                return {"grad_norm": 0.0, "skipped": 1.0}
             raise TrainingError(f"iteration {iteration + 1}: the trained parameters received no gradient; {NO_GRADIENT}")
         return {name: sum(values) / len(values) for name, values in seen.items()}
 
