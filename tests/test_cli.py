@@ -109,6 +109,14 @@ def test_the_module_and_its_exit_code_from_a_shell(tmp_path: Path) -> None:
         (["compare", "mixture", "--algorithms", ","], "--algorithms: name at least one"),
         (["compare", "mixture", "--algorithms", "ddpo", "--seeds", "a"], "--seeds: must be whole numbers"),
         (["compare", "mixture", "--algorithms", "ddpo", "--sweep", "beta"], "--sweep: must be key=value,value"),
+        (
+            ["compare", "mixture", "--algorithms", "ddpo", "--sweep", "train.seed=1,2"],
+            "--sweep: train.seed has an option of its own",
+        ),
+        (
+            ["compare", "mixture", "--algorithms", "dpok", "--sweep", "algorithm.beta=0.1,0.10"],
+            "--sweep: algorithm.beta has a value",
+        ),
         (["compare", "mixture", "--algorithms", "ddpo", "--sweep", "algorithm.beta=1"], "algorithm.beta: no setting of ddpo"),
     ],
 )
@@ -258,6 +266,7 @@ def test_early_stop_ends_a_run_for_good(tmp_path: Path, refused: Callable[..., s
     stop = "early_stop={metric: model_evaluationz, patience: 2}"
     command = ["train", "mixture", *TINY, "train.iterations=4", stop, "--output", tmp_path / "unknown"]
     assert refused(*command).startswith("early_stop.metric: no metric 'model_evaluationz'")
+    assert len(read_json_lines(tmp_path / "unknown" / "metrics.jsonl")) == 1, "it was said late"
     falling = ["reward={name: linear, direction: [0.0, 0.0]}", "early_stop={metric: reward_mean, patience: 2}"]
     assert train(tmp_path / "flat", *falling) == 0
     assert len(read_json_lines(tmp_path / "flat" / "metrics.jsonl")) == 3

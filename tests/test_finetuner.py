@@ -415,3 +415,8 @@ def test_the_rate_follows_its_schedule():
     constant = tune(sa.DDPO(), iterations=2, schedule="constant", lr=0.1)
     list(constant)
     assert constant.optimisation.optimisers["policy"].param_groups[0]["lr"] == 0.1
+
+
+def test_a_prompt_alone_is_no_list_of_prompts():
+    with pytest.raises(ValueError, match=r"prompts: must be a list of prompts \(got '01'\); one prompt is \['01'\]"):
+        tune(sa.DDPO(), prompts="01", model=own_model(True))

@@ -11,7 +11,7 @@ from PIL import Image
 from pydantic import ValidationError
 from twins import accepts, close, f64
 
-from scoreaction.rewards import classifier, ink, jpeg, legibility, linear, quadratic
+from scoreaction.rewards import CountedReward, RewardError, classifier, ink, jpeg, legibility, linear, quadratic
 
 IDS = torch.arange(6)
 
@@ -201,3 +201,15 @@ def test_configurations_that_cannot_be_meant_are_refused() -> None:
         quadratic.build(quadratic.Config(center=[0.0, 0.0], curvature=[[1.0]]))
     with pytest.raises(ValueError, match=r"expected samples \(batch, 2\)"):
         linear.build(linear.Config(direction=[1.0, 0.5]))(torch.zeros(4, 3), None)
+
+
+def test_a_reward_that_changes_its_samples_is_refused() -> None:
+    """They are measured after it; the twin works on a copy."""
+
+    def bytes_in_place(samples: torch.Tensor, conditions: object) -> torch.Tensor:
+        return samples.mul_(255).sum(1)
+
+    samples = torch.rand(4, 3)
+    with pytest.raises(RewardError, match=r"reward: changes its samples in place.*samples.clone\(\)"):
+        CountedReward(bytes_in_place)(samples, None)
+    CountedReward(lambda samples, conditions: bytes_in_place(samples.clone(), conditions))(samples, None)

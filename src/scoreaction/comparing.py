@@ -44,8 +44,12 @@ def parse_sweep(text: str | None) -> tuple[str | None, list[str]]:
     key, _, values = text.partition("=")
     if not key or not values:
         raise UserError(f"--sweep: must be key=value,value, for example algorithm.beta=0.1,0.3 (got {text!r})")
-    parse_override(text)
+    if key in ("train.seed", "algorithm.name"):
+        raise UserError(f"--sweep: {key} has an option of its own: {'--seeds' if key == 'train.seed' else '--algorithms'}")
+    parse_override(f"{key}=0")
     parsed = parse_yaml(f"[{values}]", where="--sweep")
+    if any(value in parsed[:i] for i, value in enumerate(parsed)):
+        raise UserError(f"--sweep: {key} has a value twice (got {values})")
     return key, [json.dumps(value) if not isinstance(value, str) else value for value in parsed]
 
 

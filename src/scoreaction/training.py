@@ -128,7 +128,7 @@ class Stopper:
                 self.best, self.since = value, 0
                 return False
         self.since += 1
-        if self.since >= self.rule.patience and not self.seen:
+        if not self.seen and "skipped" not in metrics:  # an iteration that learns nothing logs less
             known = ", ".join(key for key, number in metrics.items() if isinstance(number, int | float))
             raise UserError(f"early_stop.metric: no metric {self.rule.metric!r}; choose from {known}")
         return self.since >= self.rule.patience

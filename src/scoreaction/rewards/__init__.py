@@ -52,7 +52,12 @@ class CountedReward:
     def begin(self, samples: Tensor, prompts: list[Any] | None) -> Callable[[], Tensor]:
         """Begins to score; calling what it gives waits for the checked scores. Only a `Background` reward works meanwhile."""
         self.queries += len(samples)
+        before = samples._version
         scores = self._tried(partial(self._begun, samples, prompts))
+        if samples._version != before:
+            raise RewardError(
+                f"{self.name}: changes its samples in place, which are measured after it; begin with samples.clone()"
+            )
         return lambda: self._checked(self._tried(scores), samples)
 
     @property
