@@ -6,7 +6,10 @@ import sys
 from graphlib import CycleError, TopologicalSorter
 from pathlib import Path
 
+import pytest
 from twins import accepts
+
+import scoreaction
 
 ROOT = Path(__file__).parents[1] / "src" / "scoreaction"
 FLOORS = {
@@ -149,3 +152,31 @@ def no_heavy_library(modules: set[str]) -> None:
 def test_importing_the_package_needs_torch_and_small_libraries_only():
     floors_0_to_2 = "import scoreaction, scoreaction.exact, scoreaction.linear_quadratic, scoreaction.solvers"
     accepts(no_heavy_library, imported_by(floors_0_to_2), heavy=imported_by("import matplotlib"))
+
+
+def test_the_package_says_where_its_names_are_from() -> None:
+    """What type checkers read is what is imported on demand; a command answers before torch is imported."""
+    tree = ast.parse((ROOT / "__init__.py").read_text())
+    block = next(node for node in tree.body if isinstance(node, ast.If))
+    told = {
+        alias.name: (node.module or "").removeprefix("scoreaction").removeprefix(".")
+        for node in block.body
+        if isinstance(node, ast.ImportFrom)
+        for alias in node.names
+    }
+    modules = {name: home for name, home in scoreaction._HOMES.items() if home.rpartition(".")[2] == name}
+    expected = scoreaction._HOMES | {name: home.rpartition(".")[0] for name, home in modules.items()}
+    accepts(
+        lambda homes: _equal(homes, expected), told, another_home=told | {"VP": "model"}, one_less=dict([*told.items()][1:])
+    )
+    for name in scoreaction.__all__:
+        assert getattr(scoreaction, name) is not None
+    with pytest.raises(AttributeError, match="no attribute 'nothing'"):
+        _ = scoreaction.nothing
+    quick = "import sys, scoreaction.cli; sys.exit('torch' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", quick], check=False).returncode == 0
+    assert subprocess.run([sys.executable, "-c", quick.replace(";", "; scoreaction.VP;")], check=False).returncode == 1
+
+
+def _equal(found: object, expected: object) -> None:
+    assert found == expected

@@ -1,5 +1,4 @@
-"""The command `scoreaction`: train, plan, doctor, distill, sample, evaluate, compare, report, serve-reward,
-list.
+"""The command `scoreaction`: train, plan, doctor, distill, sample, evaluate, compare, report, serve-reward, list.
 
 Exit codes: 0 done; 2 the input is wrong; 1 it failed; 130 interrupted. Whatever goes wrong is one line on stderr; `--debug`
 shows the traceback.
@@ -7,10 +6,13 @@ shows the traceback.
 
 from __future__ import annotations
 
+import io
+import shlex
 import sys
 import traceback
 from collections.abc import Sequence
 from datetime import datetime
+from importlib.metadata import version
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -30,14 +32,36 @@ app = typer.Typer(
     rich_markup_mode=None,
 )
 
+
+def folder_named(text: str) -> Path:
+    """A folder that may not be there yet."""
+    if not text:
+        raise typer.BadParameter("is empty; name a folder.")
+    return Path(text)
+
+
+def output_option(text: str) -> Any:
+    """The option --output, which says what the folder is for."""
+    return typer.Option(parser=folder_named, metavar="DIR", help=text)
+
+
 RecipeName = Annotated[str, typer.Argument(metavar="RECIPE", help="A shipped recipe (see: list recipes) or a YAML file.")]
 Overrides = Annotated[list[str] | None, typer.Argument(metavar="KEY=VALUE", help="For example algorithm.beta=0.2")]
-Output = Annotated[Path | None, typer.Option(help="Folder to write to.")]
 RunPath = Annotated[Path, typer.Argument(metavar="RUN", help="The folder of a run.")]
 
 
+def show_version(asked: bool) -> None:
+    """Prints the version and ends."""
+    if asked:
+        print(f"scoreaction {version('scoreaction')}")
+        raise typer.Exit
+
+
 @app.callback()
-def options(debug: Annotated[bool, typer.Option("--debug", help="Show the traceback of an error.")] = False) -> None:
+def options(
+    debug: Annotated[bool, typer.Option("--debug", help="Show the traceback of an error.")] = False,
+    version: Annotated[bool, typer.Option("--version", is_eager=True, callback=show_version, help="Show the version.")] = False,
+) -> None:
     """`--debug` is taken off by `main`, wherever it stands."""
 
 
@@ -45,7 +69,7 @@ def options(debug: Annotated[bool, typer.Option("--debug", help="Show the traceb
 def train(
     recipe: RecipeName,
     overrides: Overrides = None,
-    output: Annotated[Path | None, typer.Option(help="Run folder; default runs/RECIPE-ALGORITHM-TIME.")] = None,
+    output: Annotated[Path | None, output_option("Run folder; default runs/RECIPE-ALGORITHM-TIME.")] = None,
     resume: Annotated[bool, typer.Option("--resume", help="Go on with the run in --output.")] = False,
 ) -> None:
     """Fine-tune a model by a recipe."""
@@ -61,7 +85,7 @@ def train(
     try:
         figures = run(chosen, folder, resume=resume)
     except Interrupted as stop:
-        again = f"scoreaction train {folder / 'recipe.yaml'} --output {folder} --resume"
+        again = shlex.join(["scoreaction", "train", str(folder / "recipe.yaml"), "--output", str(folder), "--resume"])
         raise Interrupted(f"{stop}; go on with: {again}") from stop
     write_card(folder, chosen, figures)
     show_summary(figures)
@@ -72,7 +96,7 @@ def train(
 def distill(
     recipe: RecipeName,
     overrides: Overrides = None,
-    output: Annotated[Path | None, typer.Option(help="Folder; default runs/RECIPE-consistency-TIME.")] = None,
+    output: Annotated[Path | None, output_option("Folder; default runs/RECIPE-consistency-TIME.")] = None,
 ) -> None:
     """Make a consistency model of a recipe's model: the clean sample in one evaluation."""
     from scoreaction.config import load_recipe
@@ -105,7 +129,7 @@ def sample(
     eta: Annotated[float | None, typer.Option(help="Noise level from 0 (ODE) to 1.")] = None,
     seed: Annotated[int, typer.Option(min=0, max=2**62)] = 0,
     base: Annotated[bool, typer.Option("--base", help="The pretrained model instead of the tuned one.")] = False,
-    output: Annotated[Path | None, typer.Option(help="Folder for samples.npz and samples.png; default RUN.")] = None,
+    output: Annotated[Path | None, output_option("Folder for samples.npz and samples.png; default RUN.")] = None,
 ) -> None:
     """Draw from the tuned model: samples.npz and samples.png."""
     from scoreaction.measuring import draw_samples, open_run
@@ -142,7 +166,7 @@ def compare(
     algorithms: Annotated[str, typer.Option(help="For example score_action,ddpo.")] = ...,  # type: ignore[assignment]
     seeds: Annotated[str, typer.Option(help="For example 0,1,2.")] = "0",
     sweep: Annotated[str | None, typer.Option(help="For example algorithm.beta=0.1,0.3.")] = None,
-    output: Annotated[Path | None, typer.Option(help="Folder; what is finished in it is kept.")] = None,
+    output: Annotated[Path | None, output_option("Folder; what is finished in it is kept.")] = None,
 ) -> None:
     """Run algorithms with the same budget: comparison.json, plots and a report."""
     from scoreaction.comparing import compare as run_all
@@ -240,8 +264,9 @@ def listed(what: str) -> dict[str, str]:
 
 
 def default_folder(recipe: str, what: str) -> Path:
-    """runs/RECIPE-WHAT-TIME."""
-    return Path("runs") / f"{Path(recipe).stem}-{what.replace('.', '_')}-{datetime.now():%Y%m%d-%H%M%S}"
+    """runs/RECIPE-WHAT-TIME, to the millisecond: runs that a loop starts together are apart."""
+    now = datetime.now()
+    return Path("runs") / f"{Path(recipe).stem}-{what.replace('.', '_')}-{now:%Y%m%d-%H%M%S}-{now.microsecond // 1000:03d}"
 
 
 def names(text: str, option: str) -> list[str]:
@@ -270,6 +295,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Runs a command and returns its exit code; errors are one line on stderr."""
     arguments = list(sys.argv[1:] if argv is None else argv)
     debug = "--debug" in arguments
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="replace")  # a terminal that cannot show a letter is no reason to fail
     try:
         command = typer.main.get_command(app)
         result = command.main([a for a in arguments if a != "--debug"], prog_name="scoreaction", standalone_mode=False)
