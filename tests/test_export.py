@@ -1,6 +1,7 @@
 """Truth: the samples of the tuner that was saved."""
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -29,8 +30,8 @@ class Closure(Own):
         self.hidden = lambda x: x
 
 
-def tuned(net: nn.Module) -> sa.Finetuner:
-    model = sa.Model(net, process=sa.VP(), predicts="v", shape=(2,))
+def tuned(net: nn.Module, **options: Any) -> sa.Finetuner:
+    model = sa.Model(net, process=sa.VP(), predicts="v", shape=(2,), **options)
     train = sa.Train(iterations=2, batch=8, lr=0.05)
     tuner = sa.Finetuner(model, reward=lambda x, c: x[:, 0], algorithm=sa.DDPO(), sampler=sa.Sampler(steps=4), train=train)
     assert len(list(tuner)) == 2
@@ -49,6 +50,52 @@ def test_load_is_the_inverse_of_save(tmp_path: Path) -> None:
     assert torch.equal(drawn(again, reference=True), drawn(tuner.model, reference=True))
     assert not torch.equal(drawn(again), drawn(again, reference=True))  # the twin: base weights loaded twice
     assert not list((tmp_path / "out").glob("*.p*t*l"))
+
+
+def test_a_lora_is_loaded_with_its_rank_and_alpha(tmp_path: Path) -> None:
+    options = {"lora_rank": 2, "lora_alpha": 8.0, "lora_targets": ["body.0"]}
+    net = Own(8)
+    base = {name: value.clone() for name, value in net.state_dict().items()}
+    tuner = tuned(net, **options)
+    tuner.save(tmp_path)
+    fresh = Own(8)
+    fresh.load_state_dict(base)
+    for again in (sa.load(tmp_path), sa.load(tmp_path, net=fresh)):
+        assert torch.equal(drawn(again), drawn(tuner.model))
+        assert torch.equal(drawn(again, reference=True), drawn(tuner.model, reference=True))
+        assert not torch.equal(drawn(again), drawn(again, reference=True))
+    other = sa.Model(Own(8), process=sa.VP(), predicts="v", shape=(2,), **{**options, "lora_alpha": 4.0})
+    with pytest.raises(ValueError, match="another model than the one that was saved: lora differ"):
+        sa.load(tmp_path, net=other)
+
+
+def test_what_is_frozen_stays_frozen(tmp_path: Path) -> None:
+    net = Own(8)
+    net.body[0].requires_grad_(False)
+    tuner = tuned(net)
+    tuner.save(tmp_path)
+    again = sa.load(tmp_path)
+    assert list(again.parameters) == list(tuner.model.parameters) == ["body.2.weight", "body.2.bias"]
+    assert torch.equal(drawn(again), drawn(tuner.model))
+
+
+def test_what_decodes_is_asked_for(tmp_path: Path) -> None:
+    """Without it the samples would be others, and nothing would say so."""
+
+    def double(x: torch.Tensor) -> torch.Tensor:
+        return 2 * x
+
+    net = Own(8)
+    base = {name: value.clone() for name, value in net.state_dict().items()}
+    tuner = tuned(net, decode=double)
+    tuner.save(tmp_path)
+    fresh = Own(8)
+    fresh.load_state_dict(base)
+    for given in (None, fresh):
+        with pytest.raises(ValueError, match="the model's decode cannot be rebuilt"):
+            sa.load(tmp_path, net=given)
+    again = sa.load(tmp_path, net=sa.Model(fresh, process=sa.VP(), predicts="v", shape=(2,), decode=double))
+    assert torch.equal(drawn(again), drawn(tuner.model))
 
 
 def test_a_network_that_cannot_be_described_is_asked_for(tmp_path: Path) -> None:

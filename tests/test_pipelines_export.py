@@ -58,6 +58,7 @@ def plain_call(pipeline: Any, x: torch.Tensor, generator: torch.Generator, eta: 
     return torch.from_numpy(pipeline(PROMPTS, generator=generator, eta=eta, **call).images).permute(0, 3, 1, 2)
 
 
+@pytest.mark.slow
 def test_a_lora_run_draws_the_same_in_plain_diffusers(tmp_path: Path) -> None:
     from diffusers import StableDiffusionPipeline
 
@@ -87,6 +88,7 @@ def test_a_lora_run_draws_the_same_in_plain_diffusers(tmp_path: Path) -> None:
 CONVOLUTIONS = ["to_q", "conv1", "conv_in"]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("name", "rank", "targets"),
     [
@@ -135,6 +137,7 @@ def test_what_a_tuner_saves_draws_the_same_in_plain_diffusers(
     accepts(equal_to(ours(model, PROMPTS, sampler)), drawn(tuned=True), **wrong)
 
 
+@pytest.mark.slow
 def test_full_fine_tuning_leaves_a_pipeline(tmp_path: Path) -> None:
     from diffusers import StableDiffusionPipeline
 
@@ -161,6 +164,7 @@ def test_an_unconditional_lora_is_merged_into_a_pipeline(tmp_path: Path) -> None
         accepts(equal_to(merged(x, index).sample), model.predict(x, t).eps, base=base(x, index).sample)
 
 
+@pytest.mark.slow
 def test_the_model_card_says_what_was_trained_and_runs(tmp_path: Path) -> None:
     from diffusers import StableDiffusionPipeline
 
@@ -193,6 +197,7 @@ def test_the_model_card_says_what_was_trained_and_runs(tmp_path: Path) -> None:
     assert "samples.png" in body
 
 
+@pytest.mark.slow
 def test_a_lora_file_is_a_consistency_model_too(tmp_path: Path) -> None:
     """The same LoRA as the policy's adapter and, read from its file as an LCM-LoRA is, in the consistency slot."""
     run = train(tmp_path, "sd", lora_rank=2, lora_alpha=3.0)
@@ -213,7 +218,7 @@ def test_a_tuner_of_a_pipeline_in_memory_is_loaded_into_its_model(tmp_path: Path
     )  # fmt: skip
     list(tuner)
     tuner.save(tmp_path)
-    with pytest.raises(ValueError, match=r"give it, or the Model before training: load\(path, net=\.\.\.\)"):
+    with pytest.raises(ValueError, match=r"give the Model as it was before training: load\(path, net=\.\.\.\)"):
         sa.load(tmp_path)
     with pytest.raises(ValueError, match="net is another model than the one that was saved"):
         sa.load(tmp_path, net=build("sd_v"))

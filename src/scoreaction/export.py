@@ -31,13 +31,7 @@ def save_model(model: Model, sampler: Sampler, path: Path, *, recipe: str | None
     if path.exists() and not path.is_dir():
         raise ValueError(f"{path}: is a file; give the name of a folder")
     path.mkdir(parents=True, exist_ok=True)
-    description: dict[str, Any] = {
-        "process": {"name": type(model.process).__name__, **asdict(model.process)},
-        "predicts": model.predicts,
-        "shape": list(model.shape),
-        "sampler": sampler.model_dump(),
-        "net": None,
-    }
+    description = _kind(model) | {"sampler": sampler.model_dump(), "functions": model.functions, "net": None}
     with model.averaged():
         save_file(_plain_tensors(dict(model.parameters.items())), path / WEIGHTS)
         if model.export is not None:
@@ -50,10 +44,23 @@ def save_model(model: Model, sampler: Sampler, path: Path, *, recipe: str | None
             except TypeError:
                 pass  # `load` then asks for the network itself
             else:
-                save_file(_plain_tensors(model.net.state_dict()), path / NETWORK)
+                if model.lora is None:
+                    save_file(_plain_tensors(model.net.state_dict()), path / NETWORK)
                 save_file(_plain_tensors(base_tensors(model.reference_net.state_dict())), path / REFERENCE)
     write_whole(path / DESCRIPTION, json.dumps(description, indent=2) + "\n")
     return path
+
+
+def _kind(model: Model) -> dict[str, Any]:
+    """What the trained weights mean something in: as JSON gives it back."""
+    kind = {
+        "process": {"name": type(model.process).__name__, **asdict(model.process)},
+        "predicts": model.predicts,
+        "shape": list(model.shape),
+        "true_cfg": model.true_cfg,
+        "lora": None if model.lora is None else asdict(model.lora),
+    }
+    return json.loads(json.dumps(kind))
 
 
 def _plain_tensors(tensors: dict[str, Any]) -> dict[str, Tensor]:
@@ -77,26 +84,41 @@ def load_weights(model: Model, path: Path) -> None:
 
 
 def load_described(path: Path, net: nn.Module | Model | None = None) -> Model:
-    """The model that `save_model` wrote without a recipe; `net`, or its `Model`, as pretrained, where it was not described."""
+    """The model that `save_model` wrote without a recipe; `net`, or its `Model`, as pretrained, where no file can hold it."""
     file = path / DESCRIPTION
     if not file.exists():
         raise ValueError(f"{path}: no {DESCRIPTION} there; give the folder that save wrote")
     found = json.loads(file.read_text())
-    process = _process(found["process"])
     if isinstance(net, Model):
-        if (net.process, net.predicts, list(net.shape)) != (process, found["predicts"], found["shape"]):
-            raise ValueError(f"{path}: net is another model than the one that was saved: process, predicts or shape differ")
+        different = [name for name, value in _kind(net).items() if value != found[name]]
+        if different:
+            raise ValueError(f"{path}: net is another model than the one that was saved: {', '.join(different)} differ")
         load_weights(net, path)
         return net
+    if found["functions"] or (net is None and found["net"] is None):
+        lost = " and ".join(found["functions"]) or "network"
+        raise ValueError(
+            f"{path}: the model's {lost} cannot be rebuilt from a file; give the Model as it was before training:"
+            " load(path, net=...)"
+        )
     if net is None:
-        if found["net"] is None:
-            raise ValueError(
-                f"{path}: this network cannot be rebuilt from its description; give it, or the Model before training:"
-                " load(path, net=...)"
-            )
         net = rebuild(found["net"])
         net.load_state_dict(load_file(path / REFERENCE))
-    model = Model(net, process=process, predicts=found["predicts"], shape=found["shape"])
+    lora = found["lora"]
+    if lora is None:  # what was frozen stays frozen
+        trained = load_file(path / WEIGHTS)
+        for name, parameter in net.named_parameters():
+            parameter.requires_grad_(name in trained)
+    model = Model(
+        net,
+        process=_process(found["process"]),
+        predicts=found["predicts"],
+        shape=found["shape"],
+        true_cfg=found["true_cfg"],
+        lora_rank=lora and lora["rank"],
+        lora_alpha=lora and lora["alpha"],
+        lora_targets=lora and lora["targets"],
+    )
     load_weights(model, path)
     return model
 
@@ -108,16 +130,19 @@ def _process(values: dict[str, Any]) -> Process:
     return kind(**{k: tuple(v) if isinstance(v, list) else v for k, v in values.items() if k != "name"})
 
 
-_OWN = set(nn.Module().__dict__)
-"""What every module has, and `rebuild` makes anew."""
+_OWN = {*nn.Module().__dict__, "peft_config"}
+"""What every module has, or one with adapters, and `rebuild` makes anew."""
 
 
 def describe(module: nn.Module) -> dict[str, Any]:
-    """A module as plain values: its class, attributes, children, and the shapes of its tensors. TypeError where it has more.
+    """A module as plain values: its class, attributes, children, and the shapes of its tensors, all without adapters.
+
+    TypeError where it has more.
 
     >>> describe(nn.Linear(2, 3))["attributes"]
     {'in_features': 2, 'out_features': 3}
     """
+    module = getattr(module, "base_layer", module)  # of a layer that has adapters
     if module._forward_hooks or module._forward_pre_hooks:
         raise TypeError("a module with hooks has no plain description")
     kind = type(module)

@@ -16,8 +16,8 @@ def load(path: str | Path, *, net: nn.Module | Model | None = None) -> Model:
     """The tuned model that `Finetuner.save` or a run folder holds, with its reference: the inverse of `save`.
 
     A run of a recipe is rebuilt from it. A network of your own is rebuilt where its class is imported and its attributes
-    are plain values; else pass it, with its pretrained weights, as `net`. A whole `Model` as it was before training, such as
-    one of a pipeline that is in memory, is filled and keeps what it encodes and decodes with. ValueError says what is missing.
+    are plain values; else pass it, with its pretrained weights, as `net`. Where the model encodes or decodes by functions of
+    yours, pass the whole `Model` as it was before training: it is filled. ValueError says what is missing.
     """
     folder = Path(path)
     if (folder / "model").is_dir():

@@ -83,12 +83,16 @@ class Model:
         self.features = features or (lambda samples: samples.flatten(1))
         self.reference_net = copy.deepcopy(net).requires_grad_(False).eval() if lora_rank is None else net
         self.adapters = Adapters(self.reference_net)
+        self.lora: LoraShape | None = None
+        self.functions = [name for name, given in (("encode", encode), ("decode", decode)) if given is not None]
+        """What it was given that no file can hold."""
         if lora_rank is not None:
             chosen = list(lora_targets or [name for name, m in base_modules(net).items() if isinstance(m, nn.Linear)])
             if not chosen:
                 raise ValueError("lora_targets: the network has no linear layer; name the modules that LoRA should change")
             net.requires_grad_(False)
-            self.adapters.add("policy", LoraShape(lora_rank, lora_alpha or lora_rank, chosen))
+            self.lora = LoraShape(lora_rank, lora_alpha or lora_rank, chosen)
+            self.adapters.add("policy", self.lora)
         self.consistency_net: nn.Module | None = None
         self.consistency_parameters: dict[str, nn.Parameter] = {}
         self.consistency_guidance: float | None = None
