@@ -1,7 +1,5 @@
 """Truth: what was put in comes out, to the bit; a crash leaves the old or the new, never a mixture."""
 
-import os
-
 import pytest
 import torch
 from test_finetuner import SCORE_ACTION, own_model, tune
@@ -143,16 +141,16 @@ def test_metrics_are_cut_back_to_the_checkpoint(tmp_path):
     accepts(check, folder.metrics_path.read_text(), uncut=before)
 
 
-def test_a_folder_is_one_process_at_a_time(tmp_path):
-    folder = RunFolder(tmp_path)
-    with folder.lock():
-        (tmp_path / ".lock").write_text(str(os.getppid()))
-        with pytest.raises(ValueError, match=r"--output: .* in use by process"), folder.lock():
+def test_a_folder_is_one_run_at_a_time(tmp_path):
+    mine, other = RunFolder(tmp_path), RunFolder(tmp_path)
+    (tmp_path / ".lock").write_text("999999999")  # left by a process that was killed
+    with mine.held():
+        with mine.held():  # a run's own loop within the command
             pass
-        (tmp_path / ".lock").write_text("999999999")  # nobody
-        with folder.lock():
+        with pytest.raises(ValueError, match=r"output: .* in use by another run"), other.held():
             pass
-    assert not (tmp_path / ".lock").exists()
+    with other.held():
+        pass
 
 
 def test_a_text_is_written_whole(tmp_path):

@@ -16,6 +16,7 @@ import pytest
 from twins import accepts, close
 
 from scoreaction import shelf
+from scoreaction.checkpoints import RunFolder
 from scoreaction.cli import listed, main
 from scoreaction.comparing import grouped
 from scoreaction.config import load_recipe
@@ -244,10 +245,10 @@ def test_a_longer_run_extends_a_finished_one(tmp_path: Path) -> None:
 
 
 def test_a_run_held_by_a_living_process_is_refused(tmp_path: Path, refused: Callable[..., str]) -> None:
-    folder = tmp_path / "run"
-    folder.mkdir()
-    (folder / ".lock").write_text(str(os.getppid()))
-    assert refused("train", "mixture", *TINY, "train.iterations=1", "--output", folder).startswith("--output:")
+    command = ["train", "mixture", *TINY, "train.iterations=1", "--output", tmp_path / "run"]
+    with RunFolder(tmp_path / "run").held():
+        assert "is in use by another run" in refused(*command)
+    assert main([str(part) for part in command]) == 0
 
 
 def test_early_stop_waits_for_its_patience() -> None:
@@ -300,6 +301,7 @@ def test_evaluate_measures_the_grid_and_leaves_out_what_cannot_be(run: Path, cap
     assert "left out: heun takes only eta 0" in capsys.readouterr().out
 
 
+@pytest.mark.slow
 def test_compare_runs_what_is_missing_and_gives_standard_errors(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -354,6 +356,7 @@ def test_list_names_the_shelves(capsys: pytest.CaptureFixture[str]) -> None:
     assert not [name for name in listed("algorithms") if name.startswith("_")]
 
 
+@pytest.mark.slow
 def test_a_run_on_a_black_box_is_drawn_from(tmp_path: Path) -> None:
     """Its critic and surrogate are another's than a differentiable reward would have had, and drawing needs neither."""
     small = ["train.iterations=1", "train.batch=4", "sampler.steps=2", "evaluation.n=4", "evaluation.held_out=[]"]

@@ -10,6 +10,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from filelock import FileLock, Timeout
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
@@ -29,6 +30,7 @@ class RunFolder:
         self.samples = self.path / "samples"
         self.tensorboard = self.path / "tensorboard"
         self.model = self.path / "model"
+        self._lock = FileLock(self.path / ".lock")
 
     @property
     def exists(self) -> bool:
@@ -36,19 +38,18 @@ class RunFolder:
         return self.recipe_path.exists() or self.metrics_path.exists()
 
     @contextmanager
-    def lock(self) -> Iterator[None]:
-        """Holds the folder for this process; ValueError where a living process holds it."""
+    def held(self) -> Iterator[None]:
+        """Keeps the folder for whoever has this object; a process that died keeps nothing. ValueError where another has it."""
         self.path.mkdir(parents=True, exist_ok=True)
-        file = self.path / ".lock"
-        if file.exists():
-            holder = file.read_text().strip()
-            if holder.isdigit() and int(holder) != os.getpid() and _alive(int(holder)):
-                raise ValueError(f"--output: {self.path} is in use by process {holder}; wait for it or choose another folder")
-        file.write_text(str(os.getpid()))
+        try:
+            self._lock.acquire(timeout=0)
+        except Timeout as error:
+            message = f"output: {self.path} is in use by another run; wait for it, or name another folder"
+            raise ValueError(message) from error
         try:
             yield
         finally:
-            file.unlink(missing_ok=True)
+            self._lock.release()
 
     def saved_checkpoints(self) -> list[Path]:
         """Whole checkpoints, oldest first; one whose writing was cut off is not among them."""
@@ -66,16 +67,6 @@ class RunFolder:
         if self.metrics_path.exists():
             lines = self.metrics_path.read_text().splitlines(keepends=True)
             write_whole(self.metrics_path, "".join(lines[:iteration]))
-
-
-def _alive(pid: int) -> bool:
-    try:
-        os.kill(pid, 0)
-    except ProcessLookupError:
-        return False
-    except PermissionError:
-        return True
-    return True
 
 
 def write_whole(path: Path, text: str) -> None:

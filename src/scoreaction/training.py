@@ -15,7 +15,7 @@ from typing import Any
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
-from scoreaction.building import build, named
+from scoreaction.building import build
 from scoreaction.checkpoints import DAMAGED, RunFolder
 from scoreaction.config import EarlyStop, Recipe, load_recipe
 from scoreaction.finetuner import Finetuner
@@ -95,12 +95,12 @@ def claim(folder: Path, recipe: Recipe, *, resume: bool) -> None:
 
 @contextmanager
 def held(place: RunFolder) -> Iterator[None]:
-    """The folder's lock; UserError where another process has it or the folder cannot be written."""
+    """The folder's lock; UserError where another run has it or the folder cannot be written."""
     with ExitStack() as stack:
         try:
-            stack.enter_context(place.lock())
+            stack.enter_context(place.held())
         except ValueError as error:
-            raise UserError(named(str(error), "--output")) from error
+            raise UserError(f"--{error}") from error
         except OSError as error:
             raise UserError(f"--output: {place.path} cannot be written ({error.strerror}); name another folder") from error
         yield
@@ -199,7 +199,8 @@ def run(recipe: Recipe, folder: Path, *, resume: bool, title: str | None = None)
     """
     claim(folder, recipe, resume=resume)
     tuner = build(recipe, output=folder)
-    place = RunFolder(folder)
+    place = tuner.folder
+    assert place is not None
     with held(place), Signals() as signals:
         if resume:
             try:
