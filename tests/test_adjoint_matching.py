@@ -59,6 +59,7 @@ def test_the_loss_is_the_regression_on_the_adjoint():
     close(gradient(split.setting.model, parts) / 4, by_hand(adjoint / BETA), rtol=1e-6, a_quarter=whole / 4)
 
 
+@pytest.mark.slow
 def test_its_fixed_point_is_the_optimal_action():
     """Along the tilted law's own paths the regression asks for nothing more, up to the error of 200 steps."""
 

@@ -252,6 +252,7 @@ def test_the_head_is_in_the_order_of_its_numbers(tmp_path: Path) -> None:
     close(found, [8, 2], by_text=[2, 8])
 
 
+@pytest.mark.slow
 def test_a_run_is_drawn_from_without_its_rewards_weights(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """Twin: what measures rewards says what to fetch."""
     save_tiny_clip(tmp_path / "clip")

@@ -49,6 +49,7 @@ def lq(process="vp", **settings):
     return linear_quadratic.build(linear_quadratic.Config(process=process, **settings))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("process", ["vp", "flow"])
 def test_a_distilled_gaussian_is_the_ode_in_closed_form(process):
     """Tolerance 0.06 (the data's spread is 0.89). Twins: the mean of x0 given x_t, which it began as, and too few steps."""
@@ -120,6 +121,7 @@ def test_small_batches_give_the_gradient_of_the_whole():
     close(gradient(7), whole, atol=1e-6, summed=3 * whole)
 
 
+@pytest.mark.slow
 def test_guidance_of_the_teacher_is_in_it():
     """Truth: the guided reference's own ODE at the prompt's guidance. Twin: the unguided one."""
 
@@ -406,6 +408,7 @@ def digits():
     return digits.build(digits.Config(consistency="shipped"))
 
 
+@pytest.mark.slow
 def test_the_shipped_one_of_the_digits_is_near_the_ends_of_its_ode(digits):
     """Truth: 40 steps of the guided teacher. Twin: its x0, at every t above 0.5."""
     assert digits.consistency_guidance == 2.0

@@ -53,6 +53,7 @@ def draw(unet: torch.nn.Module, prompts: Tensor, *, steps: int, guidance: float,
     return (x / 2 + 0.5).clamp(0, 1)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("eta", [0.0, 1.0])
 def test_plain_diffusers_draws_digits_that_the_judge_reads(judge: digits.Judge, eta: float) -> None:
     """Truth: the prompt. 20 steps, guidance 2."""
@@ -243,6 +244,7 @@ def test_rewards_and_networks_import_torch_only() -> None:
     accepts(check, light, heavy="PIL")
 
 
+@pytest.mark.slow
 def test_training_repeats_itself(tmp_path: Path) -> None:
     """The same seed gives the same weights, another seed does not, and what was written loads."""
     from scoreaction.pretraining.digits import main

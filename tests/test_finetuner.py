@@ -211,6 +211,36 @@ def test_equal_rewards_are_a_logged_skip(algorithm):
     assert skipped == [[1.0, 1.0], [None, None]]
 
 
+def test_a_policy_that_diverged_is_not_the_rewards_fault():
+    class Overflowing(Net):
+        def forward(self, x, t, cond):
+            return 1e20 * (1 + x.square()) + super().forward(x, t, cond)
+
+    with pytest.raises(TrainingError, match="iteration 2: the policy diverged, its KLs are not finite; lower train.lr"):
+        list(tune(sa.DDPO(), lr=1e30))
+    model = sa.Model(Overflowing(), process=sa.VP(), predicts="eps", shape=(2,))
+    with pytest.raises(TrainingError, match="iteration 1: the policy diverged, its samples are not finite"):
+        list(tune(sa.DDPO(), model=model))
+    assert len(list(tune(sa.DDPO(), lr=1e-3))) == 4
+
+
+def test_a_second_run_is_kept_out_of_the_folder_of_the_first(tmp_path):
+    first = tune(sa.DDPO(), output=tmp_path, iterations=2)
+    running = iter(first)
+    next(running)
+    second = tune(sa.DDPO(), output=tmp_path, iterations=2)
+    with pytest.raises(ValueError, match="output: .* is in use by another run"):
+        next(iter(second))
+    list(running)
+    before = (tmp_path / "metrics.jsonl").read_text()
+    with pytest.raises(ValueError, match=r"output: .* already holds a run; go on with it by resume\(\)"):
+        list(second)
+    assert (tmp_path / "metrics.jsonl").read_text() == before
+    longer = tune(sa.DDPO(), output=tmp_path, iterations=3)
+    assert longer.resume()
+    assert [metrics["iteration"] for metrics in longer] == [3]
+
+
 class Dead(nn.Module):
     """A network whose output does not depend on its parameters."""
 
@@ -342,6 +372,7 @@ def test_the_public_interface_as_documented(tmp_path):
     assert not list(tmp_path.glob("*.jsonl"))
 
 
+@pytest.mark.slow
 def test_training_on_the_recipes_mixture_comes_nearer_to_the_tilted_law():
     """Fifteen iterations are not the optimum; reward and KL must have moved towards 2.098 and 1.229."""
     torch.manual_seed(0)

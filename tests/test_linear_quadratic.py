@@ -209,6 +209,7 @@ def test_performance_difference_is_the_integrated_advantage(eta):
     close(problem.affine_objective(A1, b1, start=start), reward - 0.5 * kl, atol=1e-7, kl_to_go_without_beta=reward - kl)
 
 
+@pytest.mark.slow
 def test_affine_value_of_the_optimal_policy_is_the_optimum():
     for eta in (1.0, 0.5):
         problem, matrix = scalar_lq(VP(), eta), matrix_lq(VP(), eta)

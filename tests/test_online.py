@@ -83,6 +83,7 @@ def killed_in_fit(monkeypatch, number):
     monkeypatch.setattr(Proxy, "fit", dying)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("dies_in", "every", "hidden"), [(1, 100, 0), (2, 1, 8), (3, 100, 0)], ids=["at_once", "with_checkpoints", "without"]
 )
@@ -224,6 +225,7 @@ def test_training_follows_the_proxy_and_the_kl_is_to_the_pretrained_model():
     assert last["kl_nats"] > 0
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", ["ensemble", "ucb"])
 def test_few_noisy_answers_bring_the_mixture_near_its_optimum(kind):
     """Optimum: reward 2.098. 96 answers, each with noise of 0.5; the model that was asked first has reward 0."""
@@ -301,6 +303,7 @@ def test_what_cannot_be_is_refused_in_one_line(tmp_path):
         tuner_with(Oracle(), output=tmp_path, iterations=3).resume()
 
 
+@pytest.mark.slow
 def test_a_finished_run_is_opened_reported_and_drawn_from(tmp_path):
     assert train(tmp_path / "run", "online.rounds=[8,8]", "online.hidden=4") == 0
     opened = open_run(tmp_path / "run", tuned=True).tuner

@@ -88,6 +88,7 @@ def test_pictures_are_decoded_one_at_a_time(gradient):
     accepts(equals([1] * (6 if gradient else 3)), rows(model.decode), whole=whole)  # backward decodes each anew
 
 
+@pytest.mark.slow
 def test_compiled_networks_have_the_same_outputs_and_gradients(monkeypatch):
     compiled, plain = [], nn.Module.compile
     monkeypatch.setattr(nn.Module, "compile", lambda self: compiled.append(self) or plain(self, backend="eager"))

@@ -140,6 +140,7 @@ def test_the_planned_memory_and_operations_are_those_of_an_iteration(tmp_path, a
     accepts(within(memory.flops, 0.05), found["flops"], without_pictures=decoding)
 
 
+@pytest.mark.slow
 def test_measuring_is_planned(tmp_path):
     """Operations within 4 %: the reference has no LoRA to compute."""
     settings = {"train": {"batch": 2, "iterations": 1}, "sampler": {"guidance": 3.0, "steps": 2}}

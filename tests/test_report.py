@@ -122,6 +122,7 @@ def test_a_comparison_names_who_left_the_data() -> None:
     assert "left the data behind" not in said(1.2)
 
 
+@pytest.mark.slow
 def test_a_comparison_page_shows_every_way(tmp_path: Path) -> None:
     from test_cli import TINY
 

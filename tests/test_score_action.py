@@ -167,6 +167,7 @@ def ascent(found, made, experience, generator):
     return -made.parameters["th"].grad.clone()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("estimator", ["pathwise", "likelihood_ratio"])
 @pytest.mark.parametrize(("process", "eta", "name"), [(VP, 1.0, "VP-1"), (VP, 0.5, "VP-.5")])
 def test_both_estimators_of_a_run_give_the_policy_gradient(process, eta, name, estimator):

@@ -75,11 +75,9 @@ def run_headline(recipe: Recipe, records: list[Values], summary: Values | None) 
         f" {change(summary['reward_base'], summary['reward_tuned'])}.",
         *parts,
     ]
-    kept = 100 * summary["diversity_tuned"] / summary["diversity_base"] if summary["diversity_base"] else 0.0
-    said.append(
-        f"For that it moved {number(summary['kl_nats'], 3)} nats (KL) away from the pretrained model, and its samples are"
-        f" {kept:.0f} % as diverse as before."
-    )
+    base, tuned = summary["diversity_base"], summary["diversity_tuned"]
+    diverse = f", and its samples are {100 * tuned / base:.0f} % as diverse as before" if base else ""
+    said.append(f"For that it moved {number(summary['kl_nats'], 3)} nats (KL) away from the pretrained model{diverse}.")
     for key in [key for key in summary if key.startswith("held_out.") and key.endswith("_base")]:
         title = held_out_title(recipe, key.removeprefix("held_out.").removesuffix("_base"))
         after = summary[key.removesuffix("_base") + "_tuned"]
@@ -108,8 +106,10 @@ def run_cards(recipe: Recipe, summary: Values) -> list[tuple[str, str, str]]:
     cards = [
         ("reward", f"{number(summary['reward_base'], 3)} → {number(summary['reward_tuned'], 3)}", "base → tuned"),
         ("KL", f"{number(summary['kl_nats'], 3)} nats", "from the pretrained model"),
-        ("diversity", f"{number(summary['diversity_base'], 3)} → {number(summary['diversity_tuned'], 3)}", "base → tuned"),
     ]
+    if summary["diversity_base"] is not None:
+        both = f"{number(summary['diversity_base'], 3)} → {number(summary['diversity_tuned'], 3)}"
+        cards.append(("diversity", both, "base → tuned"))
     for key in [key for key in summary if key.startswith("held_out.") and key.endswith("_base")]:
         after = summary[key.removesuffix("_base") + "_tuned"]
         title = held_out_title(recipe, key.removeprefix("held_out.").removesuffix("_base"))

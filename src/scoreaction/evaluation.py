@@ -212,8 +212,10 @@ def by_prompt(prompts: list[Any] | None, values: Tensor) -> dict[str, float]:
 
 
 @torch.no_grad()
-def diversity(model: Model, samples: Tensor, groups: Tensor, *, at_most: int = 256) -> tuple[float, float]:
-    """Mean pairwise feature distance, and Vendi score, of samples of one prompt, averaged over prompts.
+def diversity(model: Model, samples: Tensor, groups: Tensor, *, at_most: int = 256) -> dict[str, float]:
+    """Mean pairwise feature distance, and Vendi score, of samples of one prompt, averaged over prompts that have two.
+
+    Empty where no prompt has: then neither is known.
 
     The Vendi score is `exp(-sum l log l)` over the eigenvalues l of K/n, K the cosine similarities of features: the
     effective number of different samples, at most 256 a prompt (Friedman and Dieng 2023, arXiv 2210.02410).
@@ -228,8 +230,8 @@ def diversity(model: Model, samples: Tensor, groups: Tensor, *, at_most: int = 2
         spectrum = torch.linalg.eigvalsh(unit @ unit.T / len(unit)).clamp(min=1e-15)
         scores.append(float(torch.exp(-(spectrum * spectrum.log()).sum())))
     if not distances:
-        return 0.0, 1.0
-    return sum(distances) / len(distances), sum(scores) / len(scores)
+        return {}
+    return {"diversity": sum(distances) / len(distances), "vendi": sum(scores) / len(scores)}
 
 
 @dataclass(frozen=True)
@@ -294,8 +296,8 @@ def measure(
 ) -> tuple[dict[str, Any], Tensor]:
     """Reward, held-out rewards and diversity of the averaged policy (or the reference), and the decoded samples.
 
-    With prompts also `by_prompt`, the mean reward of each. What is drawn is scored while more is drawn, where the reward
-    works in the background.
+    With prompts also `by_prompt`, the mean reward of each; diversity is None where no prompt has two samples. What is drawn
+    is scored while more is drawn, where the reward works in the background.
     """
     asked = spread_prompts(prompts, n)
     judges = {"reward": reward, **{f"held_out.{name}": judge for name, judge in held_out.items()}}
@@ -311,9 +313,8 @@ def measure(
         scores = {name: torch.cat([scored() for scored in mine]) for name, mine in begun.items()}
     samples, rewards = torch.cat(parts), scores.pop("reward")
     groups = torch.arange(n) % (len(prompts) if prompts else 1)
-    distance, vendi = diversity(model, samples, groups)
     figures: dict[str, Any] = {"reward": float(rewards.mean()), "reward_se": standard_error(rewards)}
-    figures |= {"diversity": distance, "vendi": vendi}
+    figures |= {"diversity": None, "vendi": None} | diversity(model, samples, groups)
     for name, values in scores.items():
         figures |= {name: float(values.mean()), f"{name}_se": standard_error(values)}
     if asked is not None:

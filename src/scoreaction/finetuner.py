@@ -7,7 +7,7 @@ import json
 import math
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import nullcontext
+from contextlib import contextmanager, nullcontext
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -26,7 +26,7 @@ from scoreaction.export import save_model
 from scoreaction.kl import chain_kl, path_kl
 from scoreaction.model import Model
 from scoreaction.online import Online, Rounds
-from scoreaction.optimising import Optimisation, Train
+from scoreaction.optimising import Optimisation, Train, TrainingError
 from scoreaction.rewards import CountedReward, RewardError
 from scoreaction.rewards._weighted import WeightedSum
 from scoreaction.rollout import Experience, Sampler, joined, roll_out
@@ -108,7 +108,7 @@ class Finetuner:
         if self.train.select is not None:
             known = ["reward_mean", "diversity", "vendi", *(f"held_out.{name}" for name in self.held_out)]
             self.selection = Selection(self.train.select, known)
-        self.iteration, self.seconds, self.between = 0, 0.0, True
+        self.iteration, self.seconds, self.between, self.resumed = 0, 0.0, True, False
         self.generator = torch.Generator().manual_seed(self.train.seed)
         self.sampler.find()
         try:
@@ -151,6 +151,20 @@ class Finetuner:
         return scores
 
     def __iter__(self) -> Iterator[dict[str, Any]]:
+        with nullcontext() if self.folder is None else self._claimed(self.folder):
+            yield from self._iterations()
+
+    @contextmanager
+    def _claimed(self, folder: RunFolder) -> Iterator[None]:
+        """The folder, kept from other runs while this one iterates."""
+        with folder.held():
+            if self.iteration == 0 and not self.resumed and folder.exists:
+                raise ValueError(
+                    f"output: {folder.path} already holds a run; go on with it by resume(), or name another folder"
+                )
+            yield
+
+    def _iterations(self) -> Iterator[dict[str, Any]]:
         while self.iteration < self.train.iterations:
             began = time.perf_counter()
             self.between = False
@@ -184,7 +198,9 @@ class Finetuner:
         metrics |= {name: value for name, value in self.learner.state.items() if isinstance(value, float)}
         metrics |= {} if self.rounds is None else self.rounds.figures
         metrics |= watched
-        if self.selection is not None and self.selection(metrics[self.selection.metric], self.iteration + 1, decay):
+        chosen = self.selection
+        # diversity is not among them where no prompt came twice
+        if chosen and chosen.metric in metrics and chosen(metrics[chosen.metric], self.iteration + 1, decay):
             self.model.select_weights()
         return metrics
 
@@ -227,6 +243,7 @@ class Finetuner:
         rollouts, waiting = [], []
         for part in torch.arange(batch).split(size):
             rollouts.append(self.learner.explore(take(conditions, part), len(part), times, self.generator))
+            self._check_finite("its samples", rollouts[-1].x0)
             if not self.learner.reward_gradient:
                 asked = None if prompts is None else [prompts[i] for i in part.tolist()]
                 with torch.no_grad():
@@ -265,10 +282,14 @@ class Finetuner:
     def _kl(self, experience: Experience) -> dict[str, float]:
         difference, times = experience.difference(), experience.rollout.times
         eta = self.sampler.eta or 1.0  # a deterministic sampler has no path KL: that of the same scores at eta 1
-        return {
-            "kl_nats": float(path_kl(self.model.process, times, difference, eta).mean()),
-            "kl_chain_nats": float(chain_kl(self.model.process, times, difference, eta).mean()),
-        }
+        kl = {"kl_nats": path_kl, "kl_chain_nats": chain_kl}
+        nats = {name: found(self.model.process, times, difference, eta).mean() for name, found in kl.items()}
+        self._check_finite("its KLs", torch.stack([*nats.values()]))
+        return {name: float(value) for name, value in nats.items()}
+
+    def _check_finite(self, what: str, values: Tensor) -> None:
+        if not bool(torch.isfinite(values).all()):
+            raise TrainingError(f"iteration {self.iteration + 1}: the policy diverged, {what} are not finite; lower train.lr")
 
     @torch.no_grad()
     def _watch(self, experience: Experience, prompts: list[Any] | None) -> dict[str, float]:
@@ -276,9 +297,8 @@ class Finetuner:
         n = min(self.train.held_out_rows, self.train.batch)
         samples = self.model.decode(experience.rollout.x0[:n])
         some = None if prompts is None else prompts[:n]
-        distance, vendi = diversity(self.model, samples, experience.groups[:n])
         judged = {f"held_out.{name}": float(judge(samples, some).mean()) for name, judge in self.held_out.items()}
-        return {"diversity": distance, "vendi": vendi, **judged}
+        return {**diversity(self.model, samples, experience.groups[:n]), **judged}
 
     def counts(self) -> dict[str, Any]:
         return {
@@ -292,7 +312,8 @@ class Finetuner:
         assert self.folder is not None
         self.write_recipe()
         with self.folder.metrics_path.open("a", encoding="utf-8") as file:
-            file.write(json.dumps(metrics) + "\n")
+            known = {key: value if math.isfinite(value) else None for key, value in metrics.items()}  # JSON has no infinity
+            file.write(json.dumps(known) + "\n")
         if self._board is None and importlib.util.find_spec("tensorboard"):
             from torch.utils.tensorboard import SummaryWriter
 
@@ -371,7 +392,8 @@ class Finetuner:
         return True
 
     def resume(self) -> bool:
-        """Continues from the newest checkpoint; False where there is none."""
+        """Continues from the newest checkpoint; False where there is none, and the run starts afresh."""
+        self.resumed = True
         newest = self.folder.newest_checkpoint() if self.folder is not None else None
         if self.rounds is not None:
             self.rounds.resume()

@@ -31,7 +31,7 @@ def prices(groups: Sequence[Values]) -> list[Price]:
     held_out = [
         key.removesuffix("_tuned") for key in groups[0]["mean"] if key.startswith("held_out.") and key.endswith("_tuned")
     ]
-    return [
+    known = [
         Price("kl", "kl_nats", None, TITLES["kl_nats"], "left"),
         Price("diversity", "diversity_tuned", "diversity_base", "diversity", "right"),
         *(
@@ -39,6 +39,7 @@ def prices(groups: Sequence[Values]) -> list[Price]:
             for key in held_out
         ),
     ]
+    return [price for price in known if all(price.key in group["mean"] for group in groups)]
 
 
 def frontier_figures(found: Values) -> dict[str, Figure]:

@@ -140,7 +140,7 @@ def save_samples(path: Path, samples: Array, prompts: Sequence[str] | None) -> N
 
 def curve_keys(records: Sequence[Values]) -> list[str]:
     """What is worth a curve: reward, KL, diversity and the held-out rewards."""
-    present = records[0].keys() if records else ()
+    present = dict.fromkeys(key for record in records for key in record)
     return [key for key in ("reward_mean", "kl_nats", "diversity") if key in present] + [
         key for key in present if key.startswith("held_out.")
     ]

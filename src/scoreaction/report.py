@@ -18,7 +18,8 @@ GLOSSARY = {
     " A high reward at a high KL often means that the reward was exploited rather than met.",
     "beta": "The price of KL in units of reward: training maximises reward - beta x KL. A small beta allows large changes.",
     "reward - beta x KL": "What training maximises; the optimum has the highest value there is.",
-    "diversity": "The mean distance between two samples of one prompt. If it falls to nothing, the model has collapsed.",
+    "diversity": "The mean distance between two samples of one prompt. If it falls to nothing, the model has collapsed."
+    " It is not known where no prompt was drawn twice: then raise evaluation.n to twice the number of prompts.",
     "vendi": "The effective number of different samples (Vendi score): 1 where all are alike.",
     "held-out": "A reward that is measured and never trained on. If it falls while the reward rises, the gain is not real.",
     "optimum": "The best any method can do at this beta: the data law times exp(reward/beta). Known exactly on small tasks.",
