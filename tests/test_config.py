@@ -218,6 +218,22 @@ def test_a_dotted_path_reaches_a_users_file(tmp_path: Path, monkeypatch: pytest.
     assert build(recipe).reward.reward(torch.ones(1, 2), None).tolist() == [3.0]
     assert fault("reward={name: mine.upside, facto: 3}") == "reward.facto: unknown key; did you mean factor?"
     assert fault("reward={name: mine.downside}").startswith("reward.name: no module 'mine.downside'")
+    (tmp_path / "mine" / "broken.py").write_text("1 / 0\n")
+    assert (
+        fault("reward={name: mine.broken}") == "reward.name: importing mine.broken raised ZeroDivisionError: division by zero"
+    )
+    (tmp_path / "mine" / "late.py").write_text("from mine.upside import Config\ndef build(config): 1 / 0\n")
+    with pytest.raises(UserError, match=r"reward: build of mine\.late raised ZeroDivisionError"):
+        build(load_recipe("mixture", ["reward={name: mine.late}"]))
+
+
+def test_an_algorithm_without_beta_is_held_to_the_recipes_optimum() -> None:
+    def beta(*overrides: str) -> float | None:
+        return load_recipe("mixture", overrides).evaluation.beta
+
+    assert beta("algorithm.name=ddpo") == 0.5
+    assert beta("algorithm.name=ddpo", "evaluation.beta=0.2") == 0.2
+    assert beta("algorithm.name=dpok") is None, "it has its own"
 
 
 @pytest.mark.parametrize(

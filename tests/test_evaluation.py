@@ -258,3 +258,12 @@ class Wide(nn.Module):
 
     def forward(self, x, t, cond):
         return self.body(x)
+
+
+@pytest.mark.parametrize(
+    ("wrong", "said"),
+    [({"n": 0}, "n: must be at least 1"), ({"prompts": "cat"}, "prompts: must be a list"), ({"prompts": []}, "one at least")],
+)
+def test_what_cannot_be_sampled_is_named(wrong, said):
+    with pytest.raises(ValueError, match=said):
+        sa.sample(recipe_model(), **{"n": 2, "steps": 2, **wrong})

@@ -182,3 +182,16 @@ def test_refusals():
 
     with pytest.raises(ValueError, match=r"shape \(5,\) for x of shape \(5, 2\)"):
         sa.Model(Flat(), process=sa.VP(), predicts="eps", shape=(2,)).predict(X, T)
+
+
+@pytest.mark.parametrize(
+    ("wrong", "said"),
+    [
+        ({"lora_rank": 0}, r"lora_rank: must be at least 1 \(got 0\)"),
+        ({"process": "vp"}, r"process: must be one such as sa.VP\(\) \(got 'vp'\)"),
+        ({"process": sa.VP}, "process: must be one such as"),
+    ],
+)
+def test_what_no_model_can_be_made_of_is_named(wrong, said):
+    with pytest.raises(ValueError, match=said):
+        sa.Model(nn.Linear(2, 2), **{"process": sa.VP(), "predicts": "eps", "shape": (2,), **wrong})

@@ -50,7 +50,11 @@ def parse_yaml(text: str, *, where: str) -> Any:
 def read_recipe(name_or_path: str) -> tuple[Values, Path]:
     """The unchecked values of a shipped recipe or a YAML file, and the folder it lies in."""
     path = shelf.recipes().get(name_or_path, Path(name_or_path))
-    if not path.is_file():
+    try:
+        there = path.is_file()
+    except OSError:  # a name that no file can have
+        there = False
+    if not there:
         looks_like_path = path.suffix in (".yaml", ".yml") or len(path.parts) > 1
         hint = "give a shipped name or a YAML file" if looks_like_path else nearest(name_or_path, shelf.recipes())
         raise UserError(f"{name_or_path}: no such recipe; {hint}")

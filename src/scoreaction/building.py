@@ -33,6 +33,10 @@ def _made(block: Block, key: str) -> Any:
         raise UserError(f'{key}: {block.name} needs the package {package}: pip install "scoreaction[all]"') from error
     except (ValueError, OSError) as error:
         raise UserError(named(str(error), key)) from error
+    except Exception as error:
+        if "." not in block.name:
+            raise
+        raise UserError(f"{key}: build of {block.name} raised {type(error).__name__}: {error}") from error
 
 
 def _part(block: Block, key: str) -> Part:
@@ -112,7 +116,7 @@ def _check_device(name: str) -> None:
     if name == "auto":
         return
     try:
-        torch.zeros((), device=name)
+        float(torch.zeros((), device=name))  # meta makes tensors, and holds no numbers
     except (RuntimeError, AssertionError, NotImplementedError) as error:
         raise UserError(f"train.device: {name!r} cannot be used here; take auto, cpu or, with a GPU, cuda") from error
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import shutil
+import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -67,6 +68,16 @@ class RunFolder:
         if self.metrics_path.exists():
             lines = self.metrics_path.read_text().splitlines(keepends=True)
             write_whole(self.metrics_path, "".join(lines[:iteration]))
+
+
+def check_writable(folder: Path, key: str) -> None:
+    """Makes the folder; UserError, before any work is done for it, where nothing can be written there."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=folder):
+            pass
+    except OSError as error:
+        raise UserError(f"{key}: {folder} cannot be written to ({error.strerror}); name another folder") from error
 
 
 def write_whole(path: Path, text: str) -> None:

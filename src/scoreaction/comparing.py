@@ -12,11 +12,12 @@ from typing import Any
 from scoreaction import shelf
 from scoreaction._checking import fields_of
 from scoreaction._recipe_text import parse_override, parse_yaml
+from scoreaction.building import build
 from scoreaction.checkpoints import RunFolder, write_whole
 from scoreaction.config import Recipe, load_recipe
 from scoreaction.model_card import write_card
 from scoreaction.shelf import UserError, nearest
-from scoreaction.training import Interrupted, run
+from scoreaction.training import Interrupted, read_summary, run
 
 Values = dict[str, Any]
 
@@ -56,7 +57,7 @@ def parse_sweep(text: str | None) -> tuple[str | None, list[str]]:
 def planned(
     recipe: str, overrides: Sequence[str], algorithms: Sequence[str], seeds: Sequence[int], sweep: str | None
 ) -> list[Entry]:
-    """All runs, every one of them checked before the first begins.
+    """All runs, the recipe of each checked.
 
     An `algorithm.` setting goes to the algorithms that know it, and one of them must; the others run without it. Distances
     are to one optimum: that of the recipe's own beta, for algorithms that have none.
@@ -107,6 +108,7 @@ def compare(
     if folder.is_file() or RunFolder(folder).exists:
         raise UserError(f"--output: {folder} is a {'file' if folder.is_file() else 'run'}; name another folder")
     entries = planned(recipe, overrides, algorithms, seeds, sweep)
+    _build_each([entry for entry in entries if read_summary(folder / entry.folder) is None])
     runs = []
     for entry in entries:
         try:
@@ -129,6 +131,18 @@ def compare(
     write_whole(folder / "comparison.json", json.dumps(found, indent=2) + "\n")
     draw_plots(found, folder)
     return found
+
+
+def _build_each(entries: Sequence[Entry]) -> None:
+    """Builds one run of each label and lets it go: what does not fit is said before the first of several begins."""
+    first: dict[str, Entry] = {}
+    for entry in entries:
+        first.setdefault(entry.label, entry)
+    for entry in first.values() if len(first) > 1 else ():
+        try:
+            build(entry.recipe)
+        except UserError as error:
+            raise UserError(f"{error} (in {entry.label})") from error
 
 
 def grouped(runs: Sequence[Values]) -> list[Values]:

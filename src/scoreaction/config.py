@@ -111,10 +111,20 @@ def load_recipe(name_or_path: str, overrides: Sequence[str] = ()) -> Recipe:
     0.2
     """
     values, folder = read_recipe(name_or_path)
+    beta = _beta(values)
     assignments = [parse_override(text) for text in overrides]
     for key, value in sorted(assignments, key=lambda pair: pair[0][-1] != "name"):  # names first: they say what is known
         assign(values, key, value)
+    if beta is not None and _beta(values) is None and isinstance(values.setdefault("evaluation", {}), dict):
+        values["evaluation"].setdefault(
+            "beta", beta
+        )  # the optimum of the recipe stays what an algorithm without beta is held to
     return resolve(values, folder=folder)
+
+
+def _beta(values: Values) -> Any:
+    algorithm = values.get("algorithm")
+    return algorithm.get("beta") if isinstance(algorithm, dict) else None
 
 
 def dump(recipe: Recipe) -> str:

@@ -14,6 +14,7 @@ from rich.progress import track
 
 from scoreaction._prompts import prompt_list
 from scoreaction.building import build_model, named
+from scoreaction.checkpoints import check_writable
 from scoreaction.config import Recipe, distill_settings
 from scoreaction.consistency import DESCRIPTION
 from scoreaction.distillation import Distiller, endpoint_errors
@@ -28,8 +29,7 @@ def distill_recipe(recipe: Recipe, folder: Path) -> dict[str, Any]:
 
     UserError where the input is wrong; Failed or Interrupted where nothing was written.
     """
-    if folder.exists() and not folder.is_dir():
-        raise UserError(f"--output: {folder} is a file; name a folder")
+    check_writable(folder, "--output")
     if (folder / DESCRIPTION).exists():
         raise UserError(f"--output: {folder} already holds a consistency model; name another folder")
     if recipe.train.precision == "fp16":

@@ -127,6 +127,10 @@ def sample(
     >>> sample(model, n=3, steps=5).shape
     torch.Size([3, 2])
     """
+    if n < 1:
+        raise ValueError(f"n: must be at least 1 (got {n})")
+    if prompts is not None and (isinstance(prompts, str) or not prompts):
+        raise ValueError(f"prompts: must be a list of one at least (got {prompts!r})")
     sampler = Sampler(solver=solver, steps=steps, eta=eta, guidance=guidance, grid=grid)
     return draw(model, sampler, n, spread_prompts(prompts, n), seed, reference=reference)
 

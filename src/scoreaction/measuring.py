@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -13,7 +14,7 @@ from torch import Tensor
 
 from scoreaction._prompts import prompt_list, read_prompts
 from scoreaction.building import build
-from scoreaction.checkpoints import DAMAGED, RunFolder, load_tree, write_whole
+from scoreaction.checkpoints import DAMAGED, RunFolder, check_writable, load_tree, write_whole
 from scoreaction.config import Recipe, load_recipe
 from scoreaction.evaluation import ExactTask, draw, measure, measure_kl, spread_prompts
 from scoreaction.finetuner import Finetuner
@@ -56,13 +57,8 @@ def open_run(folder: Path, *, tuned: bool, judged: bool = True) -> Opened:
 
 def sampler_with(opened: Opened, *, steps: int | None, solver: str | None, eta: float | None) -> Sampler:
     """The evaluation's sampler with some settings replaced; a solver that takes one eta only gets it."""
+    _check(steps=steps, solver=solver, eta=eta)
     sampler = opened.tuner.evaluation.sampler(opened.tuner.sampler)
-    if solver is not None and solver not in SOLVERS:
-        raise UserError(f"--solver: unknown solver {solver!r}; {nearest(solver, SOLVERS)}")
-    if eta is not None and not 0 <= eta <= 1:
-        raise UserError(f"--eta: must be between 0 and 1 (got {eta})")
-    if steps is not None and steps < 1:
-        raise UserError(f"--steps: must be at least 1 (got {steps})")
     chosen = SOLVERS[solver or sampler.solver]
     if eta is None:
         eta = sampler.eta if chosen.takes(sampler.eta) else (0.0 if chosen.noises == "zero" else 1.0)
@@ -72,6 +68,15 @@ def sampler_with(opened: Opened, *, steps: int | None, solver: str | None, eta: 
             f"--solver: {changes['solver']} takes only eta {'0' if chosen.noises == 'zero' else 'above 0'} (got {eta:g})"
         )
     return sampler.model_copy(update=changes)
+
+
+def _check(*, steps: int | None, solver: str | None, eta: float | None) -> None:
+    if solver is not None and solver not in SOLVERS:
+        raise UserError(f"--solver: unknown solver {solver!r}; {nearest(solver, SOLVERS)}")
+    if eta is not None and not 0 <= eta <= 1:
+        raise UserError(f"--eta: must be between 0 and 1 (got {eta})")
+    if steps is not None and steps < 1:
+        raise UserError(f"--steps: must be at least 1 (got {steps})")
 
 
 def draw_samples(
@@ -98,11 +103,8 @@ def draw_samples(
         tuner.model.conditions(None if asked is None else asked[:1] if not prompts else list(prompts))
     except ValueError as error:
         raise UserError(f"--prompt: {error}") from error
+    check_writable(output, "--output")
     samples = draw(tuner.model, sampler, n, asked, seed, reference=base).cpu().numpy()
-    try:
-        output.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise UserError(f"--output: {output} cannot be made ({error.strerror}); name another folder") from error
     arrays = {"samples": samples} if asked is None else {"samples": samples, "prompts": np.array(asked)}
     np.savez_compressed(output / "samples.npz", **arrays)  # type: ignore[arg-type]
     save_samples(output / "samples.png", samples, asked)
@@ -124,6 +126,9 @@ def evaluate_grid(
     prompts: a shipped set or a file in place of the run's own.
     """
     tuner = opened.tuner
+    check_writable(opened.folder, "RUN")
+    for solver, eta, count in itertools.product(solvers, etas, steps):  # what can never be, before anything is measured
+        _check(steps=count, solver=solver, eta=eta)
     asked = tuner.prompts if prompts is None else _other_prompts(opened, prompts)
     n = n or tuner.evaluation.n
     seed = tuner.evaluation.seed if seed is None else seed
@@ -136,8 +141,6 @@ def evaluate_grid(
                 try:
                     rows.append(cell | _cell(tuner, sampler_with(opened, steps=count, solver=solver, eta=eta), n, asked, seed))
                 except UserError as error:
-                    if solver not in SOLVERS or not 0 <= eta <= 1 or count < 1:
-                        raise
                     skipped.append({"solver": solver, "eta": eta, "why": str(error).removeprefix("--solver: ")})
                     break
                 except ValueError as error:

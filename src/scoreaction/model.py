@@ -71,6 +71,8 @@ class Model:
         true_cfg: float | None = None,
         export: Callable[[Path], None] | None = None,
     ) -> None:
+        if not isinstance(process, Process):
+            raise ValueError(f"process: must be one such as sa.VP() (got {process!r})")
         to_prediction(process, predicts, torch.zeros(1), torch.full((), 0.5, dtype=torch.float64), torch.zeros(1))
         if predicts in ("eps", "score") and float(process.alpha(torch.ones((), dtype=torch.float64))) == 0:
             raise ValueError(
@@ -87,6 +89,8 @@ class Model:
         self.functions = [name for name, given in (("encode", encode), ("decode", decode)) if given is not None]
         """What it was given that no file can hold."""
         if lora_rank is not None:
+            if lora_rank < 1:
+                raise ValueError(f"lora_rank: must be at least 1 (got {lora_rank}); leave it out to train all parameters")
             chosen = list(lora_targets or [name for name, m in base_modules(net).items() if isinstance(m, nn.Linear)])
             if not chosen:
                 raise ValueError("lora_targets: the network has no linear layer; name the modules that LoRA should change")
@@ -224,7 +228,11 @@ class Model:
             return None
         if self.encode is None:
             raise ValueError("prompts: this model takes no prompts; leave them out, or pass encode= to Model")
-        return map_conditions(lambda c: c.to(self.device), self.encode(prompts))
+        try:
+            encoded = self.encode(prompts)
+        except ValueError as error:
+            raise ValueError(f"prompts: {str(error).removeprefix('prompts: ')}") from error
+        return map_conditions(lambda c: c.to(self.device), encoded)
 
     def lead_away_from(self, negative_prompt: str, *, guidance: float) -> None:
         """Guidance leads away from this prompt's condition, instead of the unconditional one. ValueError where none does."""

@@ -7,7 +7,7 @@ from pathlib import Path
 from scoreaction._report_comparison import comparison_part
 from scoreaction._report_parts import Part
 from scoreaction._report_run import run_part
-from scoreaction.checkpoints import RunFolder, write_whole
+from scoreaction.checkpoints import RunFolder, check_writable, write_whole
 from scoreaction.shelf import UserError
 
 GLOSSARY = {
@@ -39,7 +39,9 @@ def write_report(folder: Path) -> Path:
     """
     import jinja2
 
-    parts = [part_of(path) for path in found_in(folder)]
+    found = found_in(folder)
+    check_writable(folder, "RUN_OR_COMPARISON")
+    parts = [part_of(path) for path in found]
     environment = jinja2.Environment(autoescape=True, trim_blocks=True, lstrip_blocks=True)
     template = environment.from_string((Path(__file__).parent / "report.html.jinja").read_text(encoding="utf-8"))
     title = parts[0].title if len(parts) == 1 else "Fine-tuning with scoreaction"

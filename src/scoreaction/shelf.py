@@ -97,6 +97,8 @@ def _users(name: str, key: str) -> ModuleType:
         if name == missing or name.startswith(missing + "."):
             raise UserError(f"{key}: no module {missing!r}; is its folder the working directory or on PYTHONPATH?") from error
         raise UserError(f"{key}: {name} needs the package {missing!r}, which is not installed") from error
+    except Exception as error:
+        raise UserError(f"{key}: importing {name} raised {type(error).__name__}: {error}") from error
 
 
 @cache

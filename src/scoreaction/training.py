@@ -16,7 +16,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
 from scoreaction.building import build
-from scoreaction.checkpoints import DAMAGED, RunFolder
+from scoreaction.checkpoints import DAMAGED, RunFolder, check_writable
 from scoreaction.config import EarlyStop, Recipe, load_recipe
 from scoreaction.finetuner import Finetuner
 from scoreaction.optimising import TrainingError
@@ -73,7 +73,11 @@ def flattened(values: Any, key: str = "") -> Values:
 
 def claim(folder: Path, recipe: Recipe, *, resume: bool) -> None:
     """Refuses a folder that this run may not have: a file, a comparison, another run, one whose recipe differs."""
-    if folder.exists() and not folder.is_dir():
+    try:
+        is_file = folder.exists() and not folder.is_dir()
+    except OSError as error:  # a name that no folder can have
+        raise UserError(f"--output: {error.strerror}; name another folder") from error
+    if is_file:
         raise UserError(f"--output: {folder} is a file; name a folder")
     if (folder / "comparison.json").exists():
         raise UserError(f"--output: {folder} holds a comparison; name another folder")
@@ -96,13 +100,12 @@ def claim(folder: Path, recipe: Recipe, *, resume: bool) -> None:
 @contextmanager
 def held(place: RunFolder) -> Iterator[None]:
     """The folder's lock; UserError where another run has it or the folder cannot be written."""
+    check_writable(place.path, "--output")
     with ExitStack() as stack:
         try:
             stack.enter_context(place.held())
         except ValueError as error:
             raise UserError(f"--{error}") from error
-        except OSError as error:
-            raise UserError(f"--output: {place.path} cannot be written ({error.strerror}); name another folder") from error
         yield
 
 
