@@ -5,18 +5,25 @@ from __future__ import annotations
 import base64
 import json
 import re
+from collections.abc import Callable
 from html.parser import HTMLParser
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
+import torch
+import yaml
 from matplotlib.figure import Figure
-from test_cli import run, train  # noqa: F401 - a fixture
+from test_cli import refused, run, train  # noqa: F401 - fixtures
+from test_export import Own
 from twins import accepts, close
 
+import scoreaction as sa
 from scoreaction._report_comparison import comparison_headline
 from scoreaction._report_parts import objectives
 from scoreaction._report_run import run_headline
+from scoreaction.algorithms._learner import Algorithm
 from scoreaction.config import load_recipe
 from scoreaction.pictures import band, pairs_figure, samples_figure, tiled
 from scoreaction.report import write_report
@@ -88,6 +95,45 @@ def test_an_unfinished_run_says_so(tmp_path: Path, run: Path) -> None:  # noqa: 
     assert "is not finished" not in page(run).words
 
 
+def test_a_run_started_from_python_has_a_page_and_no_commands(
+    tmp_path: Path,
+    refused: Callable[..., str],  # noqa: F811
+) -> None:
+    def rightness(samples: torch.Tensor, conditions: None) -> torch.Tensor:
+        return samples[:, 0]
+
+    def write(output: Path, algorithm: Algorithm, **more: Any) -> None:
+        model = sa.Model(Own(8), process=sa.VP(), predicts="v", shape=(2,))
+        tuner = sa.Finetuner(
+            model, reward=rightness, algorithm=algorithm, train=sa.Train(iterations=1, batch=4), sampler=sa.Sampler(steps=2),
+            held_out={"up": lambda x, c: x[:, 1]}, output=output, evaluation=sa.Evaluation(n=16, steps=2), **more,
+        )  # fmt: skip
+        assert len(list(tuner)) == 1
+        tuner.summary()
+
+    write(tmp_path / "run", sa.DDPO())
+    said = page(tmp_path / "run").words
+    assert "DDPO fine-tuned the model Own on the reward rightness." in said
+    assert "The held-out reward up, which was only measured" in said
+    assert "minibatches: 4" in said
+    write(tmp_path / "other", sa.DPOK())
+    assert "DPOK fine-tuned" in page(tmp_path / "other").words
+    for command in (["sample"], ["evaluate"]):
+        assert "was started from Python" in refused(*command, tmp_path / "run")
+    assert "was started from Python" in refused("train", "mixture", "--output", tmp_path / "run", "--resume")
+
+
+def test_a_run_on_a_module_of_ones_own_has_its_page_anywhere(tmp_path: Path, run: Path) -> None:  # noqa: F811
+    """The module is not there where the page is made."""
+    for path in run.iterdir():
+        if path.is_file():
+            (tmp_path / path.name).write_bytes(path.read_bytes())
+    recipe = yaml.safe_load((run / "recipe.yaml").read_text())
+    recipe["reward"] = {"name": "nowhere.mine", "factor": 2}
+    (tmp_path / "recipe.yaml").write_text(yaml.safe_dump(recipe))
+    assert "on the reward nowhere.mine." in page(tmp_path).words
+
+
 def test_a_folder_of_several_is_one_page(tmp_path: Path) -> None:
     for seed in (0, 1):
         assert train(tmp_path / f"run{seed}", f"train.seed={seed}", iterations=2) == 0
@@ -95,7 +141,7 @@ def test_a_folder_of_several_is_one_page(tmp_path: Path) -> None:
 
 
 def test_the_headline_says_what_the_figures_say() -> None:
-    said = " ".join(run_headline(load_recipe("mixture"), [], SUMMARY))
+    said = " ".join(run_headline(load_recipe("mixture").values(), [], SUMMARY))
     assert "Its mean reward went from 0.1 to 2." in said
     assert "1.2 nats (KL)" in said
     assert "50 % as diverse" in said
@@ -106,9 +152,9 @@ def test_the_headline_says_what_the_figures_say() -> None:
 
 def test_a_held_out_reward_of_the_trained_ones_name_is_told_apart() -> None:
     figures = {**SUMMARY, "held_out.shapes_base": 0.4, "held_out.shapes_tuned": 0.6}
-    said = " ".join(run_headline(load_recipe("shapes"), [], figures))
+    said = " ".join(run_headline(load_recipe("shapes").values(), [], figures))
     assert "The held-out reward shapes (correct: true), which was only measured, went from 0.4 to 0.6" in said
-    said = " ".join(run_headline(load_recipe("shapes", ["reward.name=shapes_scorer"]), [], figures))
+    said = " ".join(run_headline(load_recipe("shapes", ["reward.name=shapes_scorer"]).values(), [], figures))
     assert "The held-out reward shapes, which" in said
 
 
@@ -116,7 +162,7 @@ def test_a_comparison_names_who_left_the_data() -> None:
     def said(kl: float) -> str:
         mean = {**SUMMARY, "kl_nats": kl}
         group = {"label": "ddpo", "mean": mean, "standard_error": dict.fromkeys(mean)}
-        return " ".join(comparison_headline({"groups": [group], "seeds": [0]}, load_recipe("mixture")))
+        return " ".join(comparison_headline({"groups": [group], "seeds": [0]}, load_recipe("mixture").values()))
 
     assert "left the data behind" in said(100.0)
     assert "left the data behind" not in said(1.2)

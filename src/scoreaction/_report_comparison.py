@@ -15,14 +15,13 @@ from scoreaction._report_parts import (
     Values,
     about,
     change,
+    described,
     exact_laws,
     objectives,
     picture,
     reward_name,
     samples_of,
 )
-from scoreaction.checkpoints import RunFolder
-from scoreaction.config import Recipe, load_recipe
 from scoreaction.exact import Mixture
 from scoreaction.tables import comparison_keys, number, with_error
 
@@ -33,11 +32,11 @@ def comparison_part(folder: Path) -> Part:
 
     found = json.loads((folder / "comparison.json").read_text(encoding="utf-8"))
     first = folder / found["runs"][0]["folder"]
-    text = RunFolder(first).recipe_path.read_text(encoding="utf-8")
+    values, text = described(first)
     several = len(found["seeds"]) > 1
     part = Part(
         title=f"Comparison on {Path(found['recipe']).stem}: {', '.join(group['label'] for group in found['groups'])}",
-        headline=comparison_headline(found, load_recipe(str(RunFolder(first).recipe_path))),
+        headline=comparison_headline(found, values),
         recipe=text,
         recipe_of="its first run",
     )
@@ -76,13 +75,13 @@ def _frontiers(found: Values) -> list[Picture]:
     ]
 
 
-def comparison_headline(found: Values, recipe: Recipe) -> list[str]:
+def comparison_headline(found: Values, values: Values) -> list[str]:
     """Who reached what, in plain words."""
     seeds = len(found["seeds"])
     said = [
-        f"{len(found['groups'])} ways to fine-tune the model {recipe.model.name} on the reward {reward_name(recipe)}, with the"
-        f" same number of iterations and samples each, {seeds} seed{'s' if seeds > 1 else ''}.",
-        *(text for text in [about(recipe)] if text),
+        f"{len(found['groups'])} ways to fine-tune the model {values['model']['name']} on the reward {reward_name(values)},"
+        f" with the same number of iterations and samples each, {seeds} seed{'s' if seeds > 1 else ''}.",
+        *(text for text in [about(values)] if text),
     ]
     exact = all("distance_to_optimum" in group["mean"] for group in found["groups"])
     key, sign = ("distance_to_optimum", 1) if exact else ("reward_tuned", -1)
@@ -141,8 +140,7 @@ def _panels(folder: Path, found: Values) -> Picture:
     laws: dict[str, Mixture | None] = {}
     for label, record in first.items():
         place = folder / record["folder"]
-        recipe = load_recipe(str(RunFolder(place).recipe_path))
-        data, optimum = exact_laws(recipe, record["summary"].get("beta"))
+        data, optimum = exact_laws(described(place)[0], record["summary"])
         base, tuned = samples_of(place, "base"), samples_of(place, "tuned")
         if base is not None and tuned is not None:
             panels.setdefault("before", base)

@@ -12,8 +12,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from scoreaction import shelf
+from scoreaction._recipe_text import parse_yaml, read_text
+from scoreaction.building import build_parts
 from scoreaction.checkpoints import RunFolder
-from scoreaction.config import Recipe, names_of
+from scoreaction.config import numbered
 from scoreaction.evaluation import ExactTask
 from scoreaction.exact import Mixture
 from scoreaction.tables import number
@@ -72,26 +74,41 @@ def display_name(kind: shelf.Kind, name: str) -> str:
     return shelf.summary(path).partition(":")[0] or name
 
 
-def reward_name(recipe: Recipe) -> str:
+def described(folder: Path) -> tuple[Values, str]:
+    """What a run was, as its recipe or settings say, and their text. Nothing in them is imported, so that any run is read."""
+    path = RunFolder(folder).description
+    text = read_text(path)
+    return parse_yaml(text, where=str(path)), text
+
+
+def rewards_of(values: Values) -> list[Values]:
+    """The rewards that are trained on: one, or the parts of a sum."""
+    return values["reward"] if isinstance(values["reward"], list) else [values["reward"]]
+
+
+def reward_name(values: Values) -> str:
     """The reward, or the weighted sum of rewards."""
-    if isinstance(recipe.reward, tuple):
-        return " + ".join(f"{block.share.weight:g} x {block.name}" for block in recipe.reward if block.share)
-    return recipe.reward.name
+    if isinstance(values["reward"], list):
+        return " + ".join(f"{block['weight']:g} x {block['name']}" for block in values["reward"])
+    return values["reward"]["name"]
 
 
-def held_out_title(recipe: Recipe, name: str) -> str:
-    """A held-out reward's name; with its settings where a reward of that name is trained on."""
-    block = dict(zip(names_of(recipe.held_out), recipe.held_out, strict=True)).get(name)
-    if block is None or block.name not in {reward.name for reward in recipe.rewards}:
+def held_out_title(values: Values, name: str) -> str:
+    """A held-out reward's name; where a reward of that name is trained on, with the settings that differ."""
+    blocks = values["evaluation"]["held_out"]
+    block = dict(zip(numbered(block["name"] for block in blocks), blocks, strict=True)).get(name, {})
+    trained = next((reward for reward in rewards_of(values) if reward["name"] == block.get("name")), None)
+    if trained is None:
         return name
-    settings = block.config.model_dump(mode="json", exclude_defaults=True, exclude={"name"})
-    said = ", ".join(f"{key}: {str(value).lower() if isinstance(value, bool) else value}" for key, value in settings.items())
+    own = {key: value for key, value in block.items() if value != trained.get(key)}
+    said = ", ".join(f"{key}: {str(value).lower() if isinstance(value, bool) else value}" for key, value in own.items())
     return f"{name} ({said})" if said else name
 
 
-def about(recipe: Recipe) -> str:
+def about(values: Values) -> str:
     """What the model and the rewards are, from the first lines of their files."""
-    named: list[tuple[shelf.Kind, str]] = [("model", recipe.model.name), *(("reward", block.name) for block in recipe.rewards)]
+    named: list[tuple[shelf.Kind, str]] = [("model", values["model"]["name"])]
+    named += [("reward", block["name"]) for block in rewards_of(values)]
     paths = [(kind, name, shelf.files(kind).get(name)) for kind, name in named]
     return " ".join(
         f"The {kind} {name}: {shelf.summary(path).rstrip('.').replace('`', '')}."
@@ -109,15 +126,15 @@ def samples_of(folder: Path, kind: str) -> NDArray[Any] | None:
         return np.asarray(arrays["samples"], dtype=np.float32)
 
 
-def exact_laws(recipe: Recipe, beta: float | None) -> tuple[Mixture | None, Mixture | None]:
+def exact_laws(values: Values, summary: Values) -> tuple[Mixture | None, Mixture | None]:
     """The data law and the optimum's, where they are known and the user's parts can be loaded."""
-    if isinstance(recipe.reward, tuple):
+    if "distance_to_optimum" not in summary:
         return None, None
     try:
-        model = recipe.model.module.build(recipe.model.config)
-        task = ExactTask.of(model, recipe.reward.module.build(recipe.reward.config), beta)
-    except (ValueError, ImportError, OSError):
+        model, reward = build_parts(values)
+    except shelf.UserError:
         return None, None
+    task = ExactTask.of(model, reward, summary.get("beta"))
     return (None, None) if task is None else (task.law, task.optimum.law)
 
 

@@ -15,6 +15,7 @@ from scoreaction._report_parts import (
     Values,
     about,
     change,
+    described,
     display_name,
     exact_laws,
     held_out_title,
@@ -24,7 +25,6 @@ from scoreaction._report_parts import (
     samples_of,
 )
 from scoreaction.checkpoints import RunFolder
-from scoreaction.config import Recipe, load_recipe
 from scoreaction.shelf import UserError
 from scoreaction.tables import number, with_error
 from scoreaction.training import read_json_lines, read_summary
@@ -37,36 +37,36 @@ def run_part(folder: Path) -> Part:
     """The section about one run, finished or not."""
     from scoreaction.pictures import run_figure
 
-    recipe = load_recipe(str(RunFolder(folder).recipe_path))
+    values, text = described(folder)
     records, summary = read_json_lines(RunFolder(folder).metrics_path), read_summary(folder)
     if not records:
         raise UserError(f"{folder}: no iteration is logged yet; train it first")
     part = Part(
-        title=f"{display_name('algorithm', recipe.algorithm.name)} on {recipe.model.name}",
-        headline=run_headline(recipe, records, summary),
-        recipe=RunFolder(folder).recipe_path.read_text(encoding="utf-8"),
+        title=f"{display_name('algorithm', values['algorithm']['name'])} on {values['model']['name']}",
+        headline=run_headline(values, records, summary),
+        recipe=text,
     )
     panels = {title: samples_of(folder, kind) for title, kind in (("before", "base"), ("after", "tuned"))}
     if summary is not None and all(value is not None for value in panels.values()):
-        part.pictures.append(_samples_picture(recipe, summary, {k: v for k, v in panels.items() if v is not None}))
+        part.pictures.append(_samples_picture(values, summary, {k: v for k, v in panels.items() if v is not None}))
     caption = "Each iteration's own samples, against the number of network evaluations. Reward should rise, KL stay moderate."
     part.pictures.append(picture("How training went", caption, run_figure(records, summary)))
     if summary is not None:
-        part.cards = run_cards(recipe, summary)
+        part.cards = run_cards(values, summary)
         part.tables = run_tables(summary)
     return part
 
 
-def run_headline(recipe: Recipe, records: list[Values], summary: Values | None) -> list[str]:
+def run_headline(values: Values, records: list[Values], summary: Values | None) -> list[str]:
     """What was trained and what came of it, in plain words."""
-    model, reward = recipe.model.name, reward_name(recipe)
-    name = display_name("algorithm", recipe.algorithm.name)
-    parts = [text for text in [about(recipe)] if text]
+    model, reward = values["model"]["name"], reward_name(values)
+    name = display_name("algorithm", values["algorithm"]["name"])
+    parts = [text for text in [about(values)] if text]
     if summary is None:
         last = records[-1]
         return [
             f"{name} is fine-tuning the model {model} on the reward {reward}: iteration {last['iteration']} of"
-            f" {recipe.train.iterations}, mean reward {change(records[0]['reward_mean'], last['reward_mean'])} so far."
+            f" {values['train']['iterations']}, mean reward {change(records[0]['reward_mean'], last['reward_mean'])} so far."
             " The run is not finished, so nothing is measured yet.",
             *parts,
         ]
@@ -79,12 +79,13 @@ def run_headline(recipe: Recipe, records: list[Values], summary: Values | None) 
     diverse = f", and its samples are {100 * tuned / base:.0f} % as diverse as before" if base else ""
     said.append(f"For that it moved {number(summary['kl_nats'], 3)} nats (KL) away from the pretrained model{diverse}.")
     for key in [key for key in summary if key.startswith("held_out.") and key.endswith("_base")]:
-        title = held_out_title(recipe, key.removeprefix("held_out.").removesuffix("_base"))
+        title = held_out_title(values, key.removeprefix("held_out.").removesuffix("_base"))
         after = summary[key.removesuffix("_base") + "_tuned"]
         said.append(f"The held-out reward {title}, which was only measured, went {change(summary[key], after)}.")
     if "selected_iteration" in summary:
         said.append(
-            f"All of this is of the weights after iteration {summary['selected_iteration']}, the best by {recipe.train.select}."
+            f"All of this is of the weights after iteration {summary['selected_iteration']}, the best by"
+            f" {values['train']['select']}."
         )
     if "distance_to_optimum" in summary:
         goal, best = (number(value, 3) for value in objectives(summary))
@@ -101,7 +102,7 @@ def run_headline(recipe: Recipe, records: list[Values], summary: Values | None) 
     return said
 
 
-def run_cards(recipe: Recipe, summary: Values) -> list[tuple[str, str, str]]:
+def run_cards(values: Values, summary: Values) -> list[tuple[str, str, str]]:
     """The figures to see first: label, value, small print."""
     cards = [
         ("reward", f"{number(summary['reward_base'], 3)} → {number(summary['reward_tuned'], 3)}", "base → tuned"),
@@ -112,7 +113,7 @@ def run_cards(recipe: Recipe, summary: Values) -> list[tuple[str, str, str]]:
         cards.append(("diversity", both, "base → tuned"))
     for key in [key for key in summary if key.startswith("held_out.") and key.endswith("_base")]:
         after = summary[key.removesuffix("_base") + "_tuned"]
-        title = held_out_title(recipe, key.removeprefix("held_out.").removesuffix("_base"))
+        title = held_out_title(values, key.removeprefix("held_out.").removesuffix("_base"))
         cards.append((title, f"{number(summary[key], 3)} → {number(after, 3)}", "held out: only measured"))
     if "distance_to_optimum" in summary:
         small = f"floor {number(summary['distance_floor'], 3)}, oracle {number(summary['distance_oracle'], 3)}"
@@ -169,10 +170,10 @@ def prompts_table(prompts: list[Values]) -> Grid:
     return Grid("By prompt", caption, ["", "base", "tuned", "gained"], rows)
 
 
-def _samples_picture(recipe: Recipe, summary: Values, panels: dict[str, NDArray[Any]]) -> Picture:
+def _samples_picture(values: Values, summary: Values, panels: dict[str, NDArray[Any]]) -> Picture:
     from scoreaction.pictures import is_pictures, pairs_figure, samples_figure
 
-    data, optimum = exact_laws(recipe, summary.get("beta"))
+    data, optimum = exact_laws(values, summary)
     laws = {"before": data, "after": optimum}
     caption = "The same random noise turned into samples by the base model (left) and by the tuned model (right)."
     first = next(iter(panels.values()))
@@ -180,7 +181,7 @@ def _samples_picture(recipe: Recipe, summary: Values, panels: dict[str, NDArray[
         caption += " Red contours: the data law (left) and the optimum (right). A good run fills the contours and nothing else."
     elif not is_pictures(first) and first[0].size > 2:
         caption += f" Shown are the first two of {first[0].size} coordinates."
-    prompts = prompt_list(recipe.prompts)
+    prompts = prompt_list(values["prompts"])
     if prompts and len(prompts) > 10 and is_pictures(first):  # too many for rows of ten: each picture says its own
         n = min(len(first), len(prompts))
         shown = [i * n // min(n, 24) for i in range(min(n, 24))]

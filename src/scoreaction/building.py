@@ -12,7 +12,7 @@ from scoreaction._checking import Values
 from scoreaction._prompts import prompt_list
 from scoreaction._recipe_text import KEYS, assign, parse_override
 from scoreaction.algorithms._learner import Algorithm
-from scoreaction.config import Block, Recipe, block_of, dump, names_of
+from scoreaction.config import Block, Recipe, block_of, dump, numbered
 from scoreaction.finetuner import Finetuner
 from scoreaction.model import Model
 from scoreaction.rewards import Reward
@@ -59,6 +59,13 @@ def named(message: str, key: str) -> str:
     return message if first in KEYS or message.startswith("--") else f"{key}: {message}"
 
 
+def build_parts(values: Values) -> tuple[Model, RewardFunction]:
+    """The model and the single reward of a recipe's values. UserError where they cannot be built."""
+    return _made(block_of("model", values["model"], ("model",)), "model"), _made(
+        block_of("reward", values["reward"], ("reward",)), "reward"
+    )
+
+
 def build_model(recipe: Recipe) -> Model:
     """The recipe's model, as it is before training. UserError where prompts or device do not fit it."""
     with torch.random.fork_rng(devices=[]):  # a run's networks begin the same whatever was drawn before
@@ -101,7 +108,7 @@ def build(recipe: Recipe, output: str | Path | None = None, *, judged: bool = Tr
             prompts=prompt_list(recipe.prompts),
             output=output,
             evaluation=recipe.evaluation,
-            held_out=dict(zip(names_of(recipe.held_out), held_out, strict=True)),
+            held_out=dict(zip(numbered(block.name for block in recipe.held_out), held_out, strict=True)),
             recipe=dump(recipe),
             online=recipe.online,
         )

@@ -25,6 +25,7 @@ class RunFolder:
     def __init__(self, path: str | os.PathLike[str]) -> None:
         self.path = Path(path)
         self.recipe_path = self.path / "recipe.yaml"
+        self.settings_path = self.path / "settings.yaml"
         self.metrics_path = self.path / "metrics.jsonl"
         self.summary_path = self.path / "summary.json"
         self.checkpoints = self.path / "checkpoints"
@@ -36,7 +37,12 @@ class RunFolder:
     @property
     def exists(self) -> bool:
         """Whether a run is there."""
-        return self.recipe_path.exists() or self.metrics_path.exists()
+        return self.description.exists() or self.metrics_path.exists()
+
+    @property
+    def description(self) -> Path:
+        """What says what the run is: its recipe, or the settings of one that was started from Python."""
+        return self.settings_path if self.settings_path.exists() else self.recipe_path
 
     @contextmanager
     def held(self) -> Iterator[None]:

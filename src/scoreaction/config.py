@@ -7,7 +7,7 @@ overrides. Whatever is wrong is a `UserError`: one line that names the dotted ke
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import ModuleType
@@ -216,9 +216,13 @@ def _algorithm(values: Any, defaults: Values) -> Block:
     return block_of("algorithm", values, ("algorithm",))
 
 
-def names_of(blocks: Sequence[Block]) -> Iterator[str]:
-    """The blocks' names, numbered where one comes twice."""
+def numbered(names: Iterable[str]) -> Iterator[str]:
+    """The names, numbered where one comes twice.
+
+    >>> list(numbered(["ink", "jpeg", "ink"]))
+    ['ink', 'jpeg', 'ink_2']
+    """
     seen: dict[str, int] = {}
-    for block in blocks:
-        seen[block.name] = seen.get(block.name, 0) + 1
-        yield block.name if seen[block.name] == 1 else f"{block.name}_{seen[block.name]}"
+    for name in names:
+        seen[name] = seen.get(name, 0) + 1
+        yield name if seen[name] == 1 else f"{name}_{seen[name]}"

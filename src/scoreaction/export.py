@@ -31,7 +31,7 @@ def save_model(model: Model, sampler: Sampler, path: Path, *, recipe: str | None
     if path.exists() and not path.is_dir():
         raise ValueError(f"{path}: is a file; give the name of a folder")
     path.mkdir(parents=True, exist_ok=True)
-    description = _kind(model) | {"sampler": sampler.model_dump(), "functions": model.functions, "net": None}
+    description = described(model) | {"sampler": sampler.model_dump(), "functions": model.functions, "net": None}
     with model.averaged():
         save_file(_plain_tensors(dict(model.parameters.items())), path / WEIGHTS)
         if model.export is not None:
@@ -51,7 +51,7 @@ def save_model(model: Model, sampler: Sampler, path: Path, *, recipe: str | None
     return path
 
 
-def _kind(model: Model) -> dict[str, Any]:
+def described(model: Model) -> dict[str, Any]:
     """What the trained weights mean something in: as JSON gives it back."""
     kind = {
         "process": {"name": type(model.process).__name__, **asdict(model.process)},
@@ -90,7 +90,7 @@ def load_described(path: Path, net: nn.Module | Model | None = None) -> Model:
         raise ValueError(f"{path}: no {DESCRIPTION} there; give the folder that save wrote")
     found = json.loads(file.read_text())
     if isinstance(net, Model):
-        different = [name for name, value in _kind(net).items() if value != found[name]]
+        different = [name for name, value in described(net).items() if value != found[name]]
         if different:
             raise ValueError(f"{path}: net is another model than the one that was saved: {', '.join(different)} differ")
         load_weights(net, path)

@@ -31,7 +31,7 @@ from scoreaction.rewards import CountedReward, RewardError
 from scoreaction.rewards._weighted import WeightedSum
 from scoreaction.rollout import Experience, Sampler, joined, roll_out
 from scoreaction.selection import Selection
-from scoreaction.summarising import summarise
+from scoreaction.summarising import settings_text, summarise
 from scoreaction.types import Prompt, RewardFunction
 
 PIECES = 4
@@ -69,7 +69,7 @@ class Finetuner:
         online: Online | None = None,
     ) -> None:
         self.sampler, self.train, self.evaluation = sampler or Sampler(), train or Train(), evaluation or Evaluation()
-        self.algorithm, self.recipe = algorithm, recipe
+        self.algorithm, self.recipe, self.online = algorithm, recipe, online
         self.accelerator = Accelerator(cpu=self.train.device == "cpu")
         if self.accelerator.num_processes > 1:
             raise ValueError("train.device: one process trains; start scoreaction without a distributed launcher")
@@ -323,10 +323,13 @@ class Finetuner:
                 self._board.add_scalar(name, value, self.iteration)
 
     def write_recipe(self) -> None:
+        """What the run is: its recipe, or its settings where it was started from Python without one."""
         assert self.folder is not None
         self.folder.path.mkdir(parents=True, exist_ok=True)
         if self.recipe is not None:  # rewritten: a resumed run may have grown
             write_whole(self.folder.recipe_path, self.recipe)
+        else:
+            write_whole(self.folder.settings_path, settings_text(self))
 
     def state(self) -> dict[str, Any]:
         """All that changes: what a resumed run needs to equal the uninterrupted one."""

@@ -40,6 +40,10 @@ def open_run(folder: Path, *, tuned: bool, judged: bool = True) -> Opened:
     Not judged: without its rewards, to draw from.
     """
     place = RunFolder(folder)
+    if place.settings_path.is_file():
+        raise UserError(
+            f"{folder}: was started from Python, where its network is; there sa.load(folder, net=...) reads it, sa.sample draws"
+        )
     if not place.recipe_path.is_file():
         raise UserError(f"{folder}: not a run folder (no recipe.yaml in it); give what train printed after run:")
     recipe = load_recipe(str(place.recipe_path))

@@ -17,7 +17,7 @@ from scoreaction._plan_watch import Graph, Watch, doubled, watch_iteration
 from scoreaction._prompts import prompt_list
 from scoreaction.building import LOCAL, named
 from scoreaction.conditions import map_conditions
-from scoreaction.config import Recipe, names_of
+from scoreaction.config import Recipe, numbered
 from scoreaction.evaluation import kl_samples
 from scoreaction.live_memory import LiveMemory
 from scoreaction.model import Model
@@ -114,7 +114,7 @@ def scorer_bytes(recipe: Recipe) -> dict[str, int]:
     blocks = [*recipe.rewards, *recipe.held_out]
     return {
         name: vars(block.module)["PARAMETERS"] * width[block.config.model_dump().get("dtype", "fp32")]
-        for name, block in zip(names_of(blocks), blocks, strict=True)
+        for name, block in zip(numbered(block.name for block in blocks), blocks, strict=True)
         if "PARAMETERS" in vars(block.module)
     }
 

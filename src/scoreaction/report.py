@@ -62,7 +62,7 @@ def found_in(folder: Path) -> list[Path]:
 
 def _reportable(folder: Path) -> bool:
     place = RunFolder(folder)
-    return (folder / "comparison.json").exists() or (place.recipe_path.exists() and place.metrics_path.exists())
+    return (folder / "comparison.json").exists() or (place.description.exists() and place.metrics_path.exists())
 
 
 def part_of(folder: Path) -> Part:

@@ -8,22 +8,27 @@ from pathlib import Path
 from typing import Any, Protocol
 
 import numpy as np
+import yaml
 from torch import Tensor
 
-from scoreaction.algorithms._learner import Learner
+from scoreaction.algorithms._learner import Algorithm, Learner
 from scoreaction.checkpoints import RunFolder, write_whole
 from scoreaction.evaluation import Evaluation, ExactTask, measure, measure_kl
+from scoreaction.export import described
 from scoreaction.model import Model
+from scoreaction.online import Online
 from scoreaction.optimising import Train
-from scoreaction.rewards import CountedReward
+from scoreaction.rewards import CountedReward, Reward
 from scoreaction.rollout import Sampler
 from scoreaction.selection import Selection
+from scoreaction.types import RewardFunction
 
 
 class Run(Protocol):
     """What is measured: a `Finetuner`, at the end of its loop."""
 
     model: Model
+    algorithm: Algorithm
     sampler: Sampler
     train: Train
     evaluation: Evaluation
@@ -33,6 +38,7 @@ class Run(Protocol):
     learner: Learner
     selection: Selection | None
     folder: RunFolder | None
+    online: Online | None
     iteration: int
 
     def counts(self) -> dict[str, Any]: ...
@@ -76,6 +82,27 @@ def summarise(run: Run) -> dict[str, Any]:
         write_whole(run.folder.summary_path, json.dumps(figures, indent=2) + "\n")
         run.save(run.folder.model)
     return figures
+
+
+def settings_text(run: Run) -> str:
+    """What a run without a recipe was, in the recipe's form: every setting, and names for what only Python has."""
+    values = {
+        "model": {"name": type(run.model.net).__name__, **described(run.model)},
+        "reward": {"name": _name_of(run.reward.reward)},
+        "algorithm": {"name": type(run.algorithm).__name__, **run.algorithm.model_dump(mode="json")},
+        "sampler": run.sampler.model_dump(mode="json"),
+        "train": run.train.model_dump(mode="json"),
+        "prompts": None if run.prompts is None else [str(prompt) for prompt in run.prompts],
+        "evaluation": {**run.evaluation.model_dump(mode="json"), "held_out": [{"name": name} for name in run.held_out]},
+        "online": None if run.online is None else run.online.model_dump(mode="json"),
+    }
+    return yaml.safe_dump(values, sort_keys=False, default_flow_style=None, width=110, allow_unicode=True)
+
+
+def _name_of(reward: RewardFunction) -> str:
+    own = reward.fn if isinstance(reward, Reward) else reward
+    name = getattr(own, "__name__", type(own).__name__)
+    return "reward" if name == "<lambda>" else name
 
 
 def _save_samples(run: Run, kind: str, samples: Tensor) -> None:

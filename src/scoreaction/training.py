@@ -84,6 +84,8 @@ def claim(folder: Path, recipe: Recipe, *, resume: bool) -> None:
     place = RunFolder(folder)
     if place.exists and not resume:
         raise UserError(f"--output: {folder} already holds a run; add --resume to go on with it, or name another folder")
+    if place.settings_path.exists():
+        raise UserError(f"--output: {folder} holds a run that was started from Python; go on with it there, by resume()")
     saved = place.recipe_path
     if not saved.exists():
         return
