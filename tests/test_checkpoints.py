@@ -1,5 +1,7 @@
 """Truth: what was put in comes out, to the bit; a crash leaves the old or the new, never a mixture."""
 
+import fcntl
+
 import pytest
 import torch
 from test_finetuner import SCORE_ACTION, own_model, tune
@@ -142,14 +144,18 @@ def test_metrics_are_cut_back_to_the_checkpoint(tmp_path):
 
 
 def test_a_folder_is_one_run_at_a_time(tmp_path):
-    mine, other = RunFolder(tmp_path), RunFolder(tmp_path)
+    """Truth: flock of the operating system, which another process would have."""
     (tmp_path / ".lock").write_text("999999999")  # left by a process that was killed
-    with mine.held():
-        with mine.held():  # a run's own loop within the command
+    with RunFolder(tmp_path).held():
+        with RunFolder(tmp_path).held():  # a run's own loop within the command
             pass
-        with pytest.raises(ValueError, match=r"output: .* in use by another run"), other.held():
+        with (tmp_path / ".lock").open() as file, pytest.raises(BlockingIOError):
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    with (tmp_path / ".lock").open() as file:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        with pytest.raises(ValueError, match=r"output: .* in use by another process"), RunFolder(tmp_path).held():
             pass
-    with other.held():
+    with RunFolder(tmp_path).held():
         pass
 
 

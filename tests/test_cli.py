@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fcntl
 import json
 import os
 import signal
@@ -16,7 +17,6 @@ import pytest
 from twins import accepts, close
 
 from scoreaction import shelf
-from scoreaction.checkpoints import RunFolder
 from scoreaction.cli import listed, main
 from scoreaction.comparing import grouped
 from scoreaction.config import load_recipe
@@ -258,8 +258,10 @@ def test_a_longer_run_extends_a_finished_one(tmp_path: Path) -> None:
 
 def test_a_run_held_by_a_living_process_is_refused(tmp_path: Path, refused: Callable[..., str]) -> None:
     command = ["train", "mixture", *TINY, "train.iterations=1", "--output", tmp_path / "run"]
-    with RunFolder(tmp_path / "run").held():
-        assert "is in use by another run" in refused(*command)
+    (tmp_path / "run").mkdir()
+    with (tmp_path / "run" / ".lock").open("w") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        assert refused(*command).startswith(f"--output: {tmp_path / 'run'} is in use by another process")
     assert main([str(part) for part in command]) == 0
 
 

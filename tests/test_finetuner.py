@@ -1,5 +1,6 @@
 """Truth: the uninterrupted run, bit for bit; counting by hand; the tilted law that a short training must come nearer to."""
 
+import fcntl
 import json
 import math
 
@@ -225,13 +226,16 @@ def test_a_policy_that_diverged_is_not_the_rewards_fault():
 
 
 def test_a_second_run_is_kept_out_of_the_folder_of_the_first(tmp_path):
-    first = tune(sa.DDPO(), output=tmp_path, iterations=2)
-    running = iter(first)
-    next(running)
+    running = iter(tune(sa.DDPO(), output=tmp_path, iterations=2))
     second = tune(sa.DDPO(), output=tmp_path, iterations=2)
-    with pytest.raises(ValueError, match="output: .* is in use by another run"):
-        next(iter(second))
+    next(running)
+    with (tmp_path / ".lock").open() as file, pytest.raises(BlockingIOError):
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
     list(running)
+    with (tmp_path / ".lock").open() as file:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        with pytest.raises(ValueError, match="output: .* is in use by another process"):
+            list(second)
     before = (tmp_path / "metrics.jsonl").read_text()
     with pytest.raises(ValueError, match=r"output: .* already holds a run; go on with it by resume\(\)"):
         list(second)

@@ -27,6 +27,8 @@ FLOORS = {
         "finetuner",
         "evaluation",
         "checkpoints",
+        "collecting",
+        "journal",
         "export",
         "online",
         "selection",

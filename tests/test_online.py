@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 
@@ -212,7 +213,9 @@ def test_training_follows_the_proxy_and_the_kl_is_to_the_pretrained_model():
     generator = torch.Generator().manual_seed(0)
     rollout = tuner.learner.explore(None, 16, tuner.learner.times(generator), generator)
     groups = torch.zeros(16, dtype=torch.long)
-    close(tuner.objective(rollout.x0, None), tuner.rounds.proxy(rollout.x0, groups), oracle=Oracle()(rollout.x0, None))
+    close(
+        tuner.collector.objective(rollout.x0, None), tuner.rounds.proxy(rollout.x0, groups), oracle=Oracle()(rollout.x0, None)
+    )
     assert tuner.learner.setting.judge.differentiable, "whatever the oracle is"
     by_default = {kind: tuner_with(Oracle(), proxy=kind).rounds.proxy.optimism for kind in ("ensemble", "ucb")}
     assert by_default == {"ensemble": 0.0, "ucb": 1.0}
@@ -258,7 +261,7 @@ def test_a_prompt_given_twice_is_one_to_the_proxy():
 
     tuner = tuner_with(oracle, prompts=["1", "0", "1"], rounds=(60,), iterations=1, noise_std=0.0)
     list(tuner)
-    told = tuner.objective(torch.zeros(2, 2), ["1", "0"])
+    told = tuner.collector.objective(torch.zeros(2, 2), ["1", "0"])
     close(told, [5.0, 0.0], atol=0.1, first_of_two_only=[2.5, 0.0], one_for_all=[3.3, 3.3])
 
 
@@ -291,8 +294,10 @@ def test_what_cannot_be_is_refused_in_one_line(tmp_path):
         tuner_with(Oracle(), model=hard)
     assert tuner_with(Oracle(), model=hard, features="samples").rounds is not None
     list(tuner_with(Oracle(), output=tmp_path, iterations=3))
+    (tmp_path / "moved").mkdir()
+    shutil.copy(tmp_path / LOG, tmp_path / "moved")
     with pytest.raises(ValueError, match="holds the answers of another run"):
-        list(tuner_with(Oracle(), output=tmp_path, iterations=3))
+        list(tuner_with(Oracle(), output=tmp_path / "moved", iterations=3))
     (tmp_path / LOG).unlink()
     longer = tuner_with(Oracle(), output=tmp_path, rounds=(*ROUNDS, 8), iterations=4)
     longer.resume()

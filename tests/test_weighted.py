@@ -16,6 +16,7 @@ import scoreaction as sa
 from scoreaction._prompts import prompt_list, read_prompts
 from scoreaction._report_run import prompts_table
 from scoreaction.building import build
+from scoreaction.collecting import Collector
 from scoreaction.config import dump, load_recipe, resolve
 from scoreaction.rewards import CountedReward, Reward
 from scoreaction.rewards._weighted import Part, WeightedSum
@@ -206,7 +207,7 @@ def test_the_moments_do_not_depend_on_the_pieces_whose_gradient_is_asked(name: s
         return found
 
     whole, pieces = moments(16), moments(2)
-    monkeypatch.setattr(sa.Finetuner, "_settle", lambda *_: None)
+    monkeypatch.setattr(Collector, "_settle", lambda *_: None)
     close(pieces, whole, atol=1e-5, first_piece=moments(2))
 
 

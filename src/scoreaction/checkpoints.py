@@ -32,7 +32,7 @@ class RunFolder:
         self.samples = self.path / "samples"
         self.tensorboard = self.path / "tensorboard"
         self.model = self.path / "model"
-        self._lock = FileLock(self.path / ".lock")
+        self._lock = FileLock(self.path / ".lock", is_singleton=True)  # one a process
 
     @property
     def exists(self) -> bool:
@@ -46,12 +46,12 @@ class RunFolder:
 
     @contextmanager
     def held(self) -> Iterator[None]:
-        """Keeps the folder for whoever has this object; a process that died keeps nothing. ValueError where another has it."""
+        """Keeps the folder for this process; one that died keeps nothing. ValueError where another has it."""
         self.path.mkdir(parents=True, exist_ok=True)
         try:
             self._lock.acquire(timeout=0)
         except Timeout as error:
-            message = f"output: {self.path} is in use by another run; wait for it, or name another folder"
+            message = f"output: {self.path} is in use by another process; wait for it, or name another folder"
             raise ValueError(message) from error
         try:
             yield

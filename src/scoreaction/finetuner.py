@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
-import json
-import math
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
@@ -19,23 +16,21 @@ from torch import Tensor
 
 from scoreaction.algorithms._learner import Algorithm, Judge, Learner, Setting
 from scoreaction.algorithms._likelihood import spread_is_rounding
-from scoreaction.checkpoints import RunFolder, load_tree, save_tree, write_whole
-from scoreaction.conditions import take
+from scoreaction.checkpoints import RunFolder, load_tree, save_tree
+from scoreaction.collecting import Collector, check_finite
 from scoreaction.evaluation import Evaluation, diversity, rounding_floor
 from scoreaction.export import save_model
+from scoreaction.journal import Journal
 from scoreaction.kl import chain_kl, path_kl
 from scoreaction.model import Model
 from scoreaction.online import Online, Rounds
-from scoreaction.optimising import Optimisation, Train, TrainingError
+from scoreaction.optimising import Optimisation, Train
 from scoreaction.rewards import CountedReward, RewardError
 from scoreaction.rewards._weighted import WeightedSum
-from scoreaction.rollout import Experience, Sampler, joined, roll_out
+from scoreaction.rollout import Experience, Sampler
 from scoreaction.selection import Selection
 from scoreaction.summarising import settings_text, summarise
-from scoreaction.types import Prompt, RewardFunction
-
-PIECES = 4
-"""In which a batch is drawn at least where the reward works in the background: three quarters of its time are hidden."""
+from scoreaction.types import RewardFunction
 
 
 class Finetuner:
@@ -99,11 +94,11 @@ class Finetuner:
                 " make them equal, or distill again"
             )
         self.folder = RunFolder(output) if output is not None else None
+        self.journal = None if self.folder is None else Journal(self.folder)
         self.rounds: Rounds | None = None
         if online is not None:
             folder = None if self.folder is None else self.folder.path
             self.rounds = Rounds(online, self.train.iterations, self.model, self.reward, self.prompts, folder)
-        self.objective = self.rounds or self.reward  # what training follows
         self.selection: Selection | None = None
         if self.train.select is not None:
             known = ["reward_mean", "diversity", "vendi", *(f"held_out.{name}" for name in self.held_out)]
@@ -123,11 +118,13 @@ class Finetuner:
                     raise ValueError("sampler.negative_prompt: there are no prompts to set it against; give prompts, or null")
                 model.lead_away_from(self.sampler.negative_prompt, guidance=self.sampler.guidance)
             self.conditions = model.conditions(self.prompts)
+            self.collector = Collector(
+                self.model, self.sampler, self.train, self.reward, self.rounds, self.prompts, self.conditions
+            )
             self.learner: Learner = algorithm.build(self._setting())
         self.learner.networks.to(self.model.device)
         networks = {name: self.learner.networks[name] for name in self.learner.lr}
         self.optimisation = Optimisation(self.train, self.model, networks, self.learner.lr, scaled=dtype == torch.float16)
-        self._board: Any = None
 
     @property
     def half(self) -> bool:
@@ -136,19 +133,8 @@ class Finetuner:
         return self.train.precision != "fp32" or any(p.dtype in halves for p in self.model.net.parameters())
 
     def _setting(self) -> Setting:
-        judge = Judge(self._score, self.objective.differentiable)
+        judge = Judge(self.collector.score, self.collector.objective.differentiable)
         return Setting(self.model, self.sampler, judge, self.train.batch, self.train.max_rows, self.conditions)
-
-    def _score(self, x0: Tensor, groups: Tensor) -> Tensor:
-        """The reward of x0 for the prompts of these numbers."""
-        prompts = None if self.prompts is None else [self.prompts[group] for group in groups.tolist()]
-        scores = self.objective(self.model.decode(x0), prompts)
-        if torch.is_grad_enabled() and self.objective.differentiable and not scores.requires_grad:
-            raise RewardError(
-                f"{self.objective.name}: says it is differentiable, and no gradient reaches the samples; keep the graph in it,"
-                " or leave differentiable out"
-            )
-        return scores
 
     def __iter__(self) -> Iterator[dict[str, Any]]:
         with nullcontext() if self.folder is None else self._claimed(self.folder):
@@ -173,17 +159,18 @@ class Finetuner:
             self.between = True
             self.seconds += time.perf_counter() - began
             metrics = {"iteration": self.iteration, **metrics, **self.counts()}
-            if self.folder is not None:
-                self._log(metrics)
+            if self.journal is not None:
+                self.write_recipe()
+                self.journal.log(metrics)
                 if self.iteration % self.train.checkpoint_every == 0 or self.iteration == self.train.iterations:
                     self.checkpoint()
             yield metrics
 
     def _iterate(self) -> dict[str, Any]:
         if self.rounds is not None and self.rounds.due(self.iteration):
-            if self.folder is not None:
-                self.write_recipe()  # so that the answers are known to be this run's
-            self.rounds.query(self._draw, self.train.batch, self.generator)
+            self.write_recipe()  # so that the answers are known to be this run's
+            draw = partial(self.collector.samples, self.learner, generator=self.generator)
+            self.rounds.query(draw, self.train.batch, self.generator)
         experience, watched = self._collect()
         if self.half and "kl_floor" not in self.learner.state:
             self.learner.state["kl_floor"] = rounding_floor(self.model, self.sampler, experience, self.train.seed)
@@ -204,14 +191,6 @@ class Finetuner:
             self.model.select_weights()
         return metrics
 
-    def _draw(self, groups: Tensor) -> Tensor:
-        """Samples of the policy as it is, decoded; groups (n,) say the prompt of each."""
-        conditions, times = take(self.conditions, groups), self.sampler.times(self.model.process)
-        policy = self.learner.policy(conditions)
-        with torch.no_grad():
-            rollout = roll_out(self.model, self.sampler, policy, len(groups), self.generator, times=times)
-            return self.model.decode(rollout.x0)
-
     def _collect(self) -> tuple[Experience, dict[str, float]]:
         """Trajectories with all that is asked of them before anything is learned, and what is only watched in them.
 
@@ -220,7 +199,7 @@ class Finetuner:
         evaluations = self.model.evaluations
         before, asked, queries = self.generator.get_state(), replace(evaluations), self.reward.queries
         try:
-            experience, prompts = self._experienced()
+            experience, prompts = self.collector.experience(self.learner, self.generator, self.iteration)
             watched = self._watch(experience, prompts)
             return self.learner.prepare(experience, self.generator), watched
         except RewardError:
@@ -231,65 +210,13 @@ class Finetuner:
                 self.checkpoint()
             raise
 
-    def _experienced(self) -> tuple[Experience, list[Any] | None]:
-        batch, each, limit = self.train.batch, self.train.samples_per_prompt, self.train.max_rows
-        groups = self._drawn(math.ceil(batch / each)).repeat_interleave(each)[:batch]
-        conditions = take(self.conditions, groups)
-        prompts = None if self.prompts is None else [self.prompts[group] for group in groups.tolist()]
-        times, gradient = self.learner.times(self.generator), None
-        # a reward that works in the background begins with the first trajectories while the next are drawn
-        rows = self.objective.rows
-        size = batch if rows is None else min(limit, max(rows, math.ceil(batch / PIECES)))
-        rollouts, waiting = [], []
-        for part in torch.arange(batch).split(size):
-            rollouts.append(self.learner.explore(take(conditions, part), len(part), times, self.generator))
-            self._check_finite("its samples", rollouts[-1].x0)
-            if not self.learner.reward_gradient:
-                asked = None if prompts is None else [prompts[i] for i in part.tolist()]
-                with torch.no_grad():
-                    waiting.append(self.objective.begin_decoded(rollouts[-1].x0, self.model.decode, asked))
-        rollout = joined(rollouts)
-        if self.learner.reward_gradient:
-            self._settle(rollout.x0, groups)
-            parts = [self._slope(x0, part) for x0, part in zip(rollout.x0.split(limit), groups.split(limit), strict=True)]
-            rewards, gradient = torch.cat([r for r, _ in parts]), torch.cat([g for _, g in parts])
-        else:
-            rewards = torch.cat([scores() for scores in waiting])
-        groups = groups.to(rewards.device)
-        return Experience(rollout, rewards, conditions, groups, reward_gradient=gradient), prompts
-
-    def _settle(self, x0: Tensor, groups: Tensor) -> None:
-        """A weighted sum takes its scale from all of the first batch, and not from the first piece whose gradient is asked."""
-        reward = self.reward.reward
-        if self.objective is self.reward and isinstance(reward, WeightedSum) and reward.unsettled:
-            with torch.no_grad():
-                self._score(x0, groups)
-
-    def _slope(self, x0: Tensor, groups: Tensor) -> tuple[Tensor, Tensor]:
-        """Rewards and their gradient by x0, before decoding."""
-        with torch.enable_grad():
-            leaf = x0.detach().requires_grad_(True)
-            scores = self._score(leaf, groups)
-            return scores.detach(), torch.autograd.grad(scores.sum(), leaf)[0]
-
-    def _drawn(self, n: int) -> Tensor:
-        """The numbers of n prompts: each as likely as the others, or by the weights that a `Prompt` has."""
-        weights = [prompt.weight if isinstance(prompt, Prompt) else 1.0 for prompt in self.prompts or ["none"]]
-        if len(set(weights)) == 1:
-            return torch.randint(len(weights), (n,), generator=self.generator)
-        return torch.multinomial(torch.tensor(weights), n, replacement=True, generator=self.generator)
-
     def _kl(self, experience: Experience) -> dict[str, float]:
         difference, times = experience.difference(), experience.rollout.times
         eta = self.sampler.eta or 1.0  # a deterministic sampler has no path KL: that of the same scores at eta 1
         kl = {"kl_nats": path_kl, "kl_chain_nats": chain_kl}
         nats = {name: found(self.model.process, times, difference, eta).mean() for name, found in kl.items()}
-        self._check_finite("its KLs", torch.stack([*nats.values()]))
+        check_finite("KLs", torch.stack([*nats.values()]), self.iteration)
         return {name: float(value) for name, value in nats.items()}
-
-    def _check_finite(self, what: str, values: Tensor) -> None:
-        if not bool(torch.isfinite(values).all()):
-            raise TrainingError(f"iteration {self.iteration + 1}: the policy diverged, {what} are not finite; lower train.lr")
 
     @torch.no_grad()
     def _watch(self, experience: Experience, prompts: list[Any] | None) -> dict[str, float]:
@@ -308,28 +235,10 @@ class Finetuner:
             "seconds": round(self.seconds, 3),
         }
 
-    def _log(self, metrics: dict[str, Any]) -> None:
-        assert self.folder is not None
-        self.write_recipe()
-        with self.folder.metrics_path.open("a", encoding="utf-8") as file:
-            known = {key: value if math.isfinite(value) else None for key, value in metrics.items()}  # JSON has no infinity
-            file.write(json.dumps(known) + "\n")
-        if self._board is None and importlib.util.find_spec("tensorboard"):
-            from torch.utils.tensorboard import SummaryWriter
-
-            self._board = SummaryWriter(str(self.folder.tensorboard), purge_step=self.iteration)
-        if self._board is not None:
-            for name, value in metrics.items():
-                self._board.add_scalar(name, value, self.iteration)
-
     def write_recipe(self) -> None:
         """What the run is: its recipe, or its settings where it was started from Python without one."""
-        assert self.folder is not None
-        self.folder.path.mkdir(parents=True, exist_ok=True)
-        if self.recipe is not None:  # rewritten: a resumed run may have grown
-            write_whole(self.folder.recipe_path, self.recipe)
-        else:
-            write_whole(self.folder.settings_path, settings_text(self))
+        if self.journal is not None:
+            self.journal.describe(self.recipe, settings_text(self))
 
     def state(self) -> dict[str, Any]:
         """All that changes: what a resumed run needs to equal the uninterrupted one."""
@@ -385,8 +294,8 @@ class Finetuner:
         if self.folder is None or not self.between:
             return False
         self.write_recipe()
-        if self._board is not None:
-            self._board.flush()
+        if self.journal is not None:
+            self.journal.flush()
         save_tree(self.folder.checkpoints / f"{self.iteration:06d}", self.state())
         from shutil import rmtree
 
