@@ -213,3 +213,6 @@ def test_a_reward_that_changes_its_samples_is_refused() -> None:
     with pytest.raises(RewardError, match=r"reward: changes its samples in place.*samples.clone\(\)"):
         CountedReward(bytes_in_place)(samples, None)
     CountedReward(lambda samples, conditions: bytes_in_place(samples.clone(), conditions))(samples, None)
+    with torch.inference_mode():  # in which a decoder may have made them, and nothing is counted
+        decoded = torch.rand(4, 3)
+    assert CountedReward(lambda samples, conditions: samples.sum(1))(decoded, None).shape == (4,)

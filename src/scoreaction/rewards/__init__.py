@@ -38,6 +38,11 @@ def as_reward(reward: RewardFunction | Callable[[Tensor, Any], Tensor]) -> Rewar
     return cast("RewardFunction", reward if hasattr(reward, "differentiable") else Reward(reward))
 
 
+def _version(samples: Tensor) -> int:
+    """How often they were written into, as far as torch counts it."""
+    return 0 if samples.is_inference() else samples._version
+
+
 class CountedReward:
     """A reward as a run uses it: every row is counted in `queries`, every answer is checked (RewardError)."""
 
@@ -52,9 +57,9 @@ class CountedReward:
     def begin(self, samples: Tensor, prompts: list[Any] | None) -> Callable[[], Tensor]:
         """Begins to score; calling what it gives waits for the checked scores. Only a `Background` reward works meanwhile."""
         self.queries += len(samples)
-        before = samples._version
+        before = _version(samples)
         scores = self._tried(partial(self._begun, samples, prompts))
-        if samples._version != before:
+        if _version(samples) != before:
             raise RewardError(
                 f"{self.name}: changes its samples in place, which are measured after it; begin with samples.clone()"
             )
