@@ -44,8 +44,8 @@ def errors(task: str, leap: int | None) -> dict[str, Any]:
     import torch
 
     from scoreaction.distillation import follow
-    from scoreaction.evaluation import spread_prompts
     from scoreaction.rollout import initial_noise, trajectory
+    from scoreaction.sampling import spread_prompts
     from scoreaction.solvers import SOLVERS, time_grid
 
     model, guidance, prompts, seconds = _prepared(task, leap)

@@ -48,7 +48,7 @@ GRID = [(solver, eta, steps) for steps in (5, 10, 25, 50, 200) for solver, eta i
 
 
 def _drawn(model: Any, sampler: Any, seed: int) -> Any:
-    from scoreaction.evaluation import draw_x0
+    from scoreaction.sampling import draw_x0
 
     return draw_x0(model, sampler, GRID_N, None, seed)
 
@@ -57,10 +57,11 @@ def train(task: str, trainer: str, steps: int, seed: int, iterations: int, grid:
     """One run: its summary, how training went, and the distance and reward over samplers."""
     from scoreaction.building import build
     from scoreaction.config import load_recipe
-    from scoreaction.evaluation import ExactTask, draw_x0
+    from scoreaction.evaluation import ExactTask
     from scoreaction.optimising import TrainingError
     from scoreaction.rewards import RewardError
     from scoreaction.rollout import Sampler
+    from scoreaction.sampling import draw_x0
 
     beta = load_recipe(task).values()["algorithm"]["beta"]  # of the optimum that all are measured to
     settings = [setting.replace("BETA", str(beta)) for setting in TRAINERS[trainer]]
@@ -114,7 +115,8 @@ def yardstick(task: str) -> dict[str, float]:
 
 def measured(tuner: Any, task: str) -> dict[str, Any]:
     """A run's summary as `Finetuner.summary` has it, with the task's yardstick taken once a process."""
-    from scoreaction.evaluation import ExactTask, draw_x0, measure_kl
+    from scoreaction.evaluation import ExactTask, measure_kl
+    from scoreaction.sampling import draw_x0
 
     yard, chosen = yardstick(task), tuner.evaluation
     exact, sampler = ExactTask.of(tuner.model, tuner.reward.reward, yard["beta"]), chosen.sampler(tuner.sampler)

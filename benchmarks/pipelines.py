@@ -99,7 +99,7 @@ def on_cpu(algorithm: str) -> dict[str, Any]:
 
 def on_gpu(algorithm: str, rows: int) -> dict[str, Any]:
     """The second iteration, and sampling alone."""
-    from scoreaction.evaluation import draw
+    from scoreaction.sampling import draw
 
     tuner = tuner_for(algorithm, device="cuda", rows=rows, steps=10, batch=max(2, rows))
     iterations = iter(tuner)

@@ -45,8 +45,9 @@ def job(settings: list[str], seed: int, n: int, guidance: float | None = None, p
     from scoreaction._prompts import prompt_list
     from scoreaction.building import build
     from scoreaction.config import load_recipe
-    from scoreaction.evaluation import draw, measure, measure_kl
+    from scoreaction.evaluation import measure, measure_kl
     from scoreaction.pictures import pairs_figure
+    from scoreaction.sampling import draw
 
     fixed = [
         f"train.batch={BATCH}", f"train.seed={seed}", f"evaluation.n={n}", "sampler.guidance=1",

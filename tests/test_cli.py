@@ -20,9 +20,9 @@ from scoreaction import shelf
 from scoreaction.cli import listed, main
 from scoreaction.comparing import grouped
 from scoreaction.config import load_recipe
-from scoreaction.evaluation import draw, spread_prompts
 from scoreaction.finetuner import Finetuner
 from scoreaction.measuring import open_run
+from scoreaction.sampling import draw, spread_prompts
 from scoreaction.solvers import SOLVERS
 from scoreaction.training import Stopper, read_json_lines
 

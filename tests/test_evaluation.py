@@ -11,21 +11,13 @@ from twins import accepts, close, f64
 
 import scoreaction as sa
 from scoreaction import linear_quadratic as lq
-from scoreaction.evaluation import (
-    ExactTask,
-    diversity,
-    draw,
-    measure,
-    measure_kl,
-    rounding_floor,
-    spread_prompts,
-    standard_error,
-)
+from scoreaction.evaluation import ExactTask, diversity, measure, measure_kl, rounding_floor, standard_error
 from scoreaction.exact import Mixture, Quadratic, sliced_w2
 from scoreaction.models import gaussian_mixture
 from scoreaction.rewards import CountedReward, Reward
 from scoreaction.rewards._closed_form import QuadraticReward
 from scoreaction.rollout import Experience, Rollout
+from scoreaction.sampling import draw, spread_prompts
 from scoreaction.types import Prediction
 
 LINEAR = QuadraticReward(Quadratic.linear([1.0, 0.5]))

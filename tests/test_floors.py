@@ -26,6 +26,7 @@ FLOORS = {
     6: [
         "finetuner",
         "evaluation",
+        "sampling",
         "checkpoints",
         "collecting",
         "journal",

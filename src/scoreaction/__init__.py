@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from scoreaction.consistency import load_consistency
     from scoreaction.distillation import Distill, Distiller
     from scoreaction.doctor import examine
-    from scoreaction.evaluation import Evaluation, sample
+    from scoreaction.evaluation import Evaluation
     from scoreaction.finetuner import Finetuner
     from scoreaction.loading import load
     from scoreaction.model import Model
@@ -29,6 +29,7 @@ if TYPE_CHECKING:
     from scoreaction.processes import VE, VP, CosineVP, Flow, TableVP
     from scoreaction.rewards import Reward
     from scoreaction.rollout import Sampler
+    from scoreaction.sampling import sample
     from scoreaction.types import Prompt
 
 _HOMES = {
@@ -61,7 +62,7 @@ _HOMES = {
     "load": "loading",
     "load_consistency": "consistency",
     "models": "models",
-    "sample": "evaluation",
+    "sample": "sampling",
 }
 """Where each name is from: it is imported when it is first asked for, so that the command line answers before torch does."""
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -12,15 +12,15 @@ import torch
 from pydantic import BaseModel, ConfigDict, Field
 from torch import Tensor
 
-from scoreaction.conditions import take
 from scoreaction.exact import Mixture, Optimum, Quadratic, sliced_w2
 from scoreaction.kl import chain_kl, path_kl
 from scoreaction.model import Model
 from scoreaction.rewards import CountedReward
 from scoreaction.rewards._closed_form import QuadraticReward
-from scoreaction.rollout import Experience, Sampler, initial_noise, over_rows, roll_out, trajectory
-from scoreaction.solvers import GridName, SolverName
-from scoreaction.types import Conditions, Predict, Prediction
+from scoreaction.rollout import Experience, Sampler, over_rows, roll_out
+from scoreaction.sampling import ask, draw_x0, run, spread_prompts, x0_in_parts
+from scoreaction.solvers import SolverName
+from scoreaction.types import Prediction
 
 
 class Evaluation(BaseModel):
@@ -41,98 +41,6 @@ class Evaluation(BaseModel):
     def sampler(self, training: Sampler) -> Sampler:
         """The sampler to measure with: grid and guidance as in training."""
         return Sampler(**{**training.model_dump(), "solver": self.solver, "steps": self.steps, "eta": self.eta})
-
-
-def spread_prompts(prompts: list[Any] | None, n: int) -> list[Any] | None:
-    """n prompts, each as often as the others; fewer than there are, from all over the list.
-
-    >>> spread_prompts(["a", "b", "c", "d"], 2), spread_prompts(["a", "b"], 3)
-    (['a', 'c'], ['a', 'b', 'a'])
-    """
-    if prompts is None:
-        return None
-    size = len(prompts)
-    return [prompts[i % size if n >= size else i * size // n] for i in range(n)]
-
-
-@torch.no_grad()
-def draw_x0(
-    model: Model,
-    sampler: Sampler,
-    n: int,
-    prompts: list[Any] | None,
-    seed: int,
-    *,
-    reference: bool = False,
-    chunk: int = 8192,
-) -> Tensor:
-    """n samples before decoding, of the averaged weights or the reference; prompts (n,) or None. Same seed, same noise."""
-    return torch.cat(list(_drawn(model, sampler, n, prompts, seed, reference=reference, chunk=chunk)))
-
-
-def _drawn(
-    model: Model, sampler: Sampler, n: int, prompts: list[Any] | None, seed: int, *, reference: bool, chunk: int
-) -> Iterator[Tensor]:
-    """What `draw_x0` gives, at most `chunk` of them at a time."""
-    conditions = model.conditions(prompts)
-    predict = model.reference if reference else model.predict
-    generator = torch.Generator().manual_seed(seed)
-    for start in range(0, n, chunk):
-        rows = torch.arange(start, min(start + chunk, n))
-        ask = partial(_ask, predict, take(conditions, rows), sampler.guidance)
-        with model.averaged(), model.uncounted():
-            x0 = _run(model, sampler, ask, len(rows), generator)
-        yield x0
-
-
-def _ask(predict: Callable[..., Prediction], conditions: Conditions, guidance: float, x: Tensor, t: Tensor) -> Prediction:
-    return predict(x, t, conditions, guidance=guidance)
-
-
-def _run(model: Model, sampler: Sampler, predict: Predict, n: int, generator: torch.Generator) -> Tensor:
-    x = initial_noise(model, n, generator)
-    times = sampler.times(model.process)
-    for visit in trajectory(predict, model.process, x, times, solver=sampler.find(), eta=sampler.eta, generator=generator):
-        x = visit.x_next
-    return x
-
-
-def draw(
-    model: Model, sampler: Sampler, n: int, prompts: list[Any] | None, seed: int, *, reference: bool = False, chunk: int = 8192
-) -> Tensor:
-    """n samples as rewards see them (decoded)."""
-    with torch.no_grad():
-        return model.decode(draw_x0(model, sampler, n, prompts, seed, reference=reference, chunk=chunk))
-
-
-def sample(
-    model: Model,
-    *,
-    n: int,
-    steps: int = 50,
-    eta: float = 1.0,
-    solver: SolverName = "ddim",
-    seed: int = 0,
-    guidance: float = 1.0,
-    grid: GridName = "power",
-    prompts: list[Any] | None = None,
-    reference: bool = False,
-) -> Tensor:
-    """n samples of the tuned model (its averaged weights), or with `reference` of the base; same seed, same noise.
-
-    prompts are repeated over the n samples. Returns (n, *shape), decoded where the model decodes.
-
-    >>> import scoreaction as sa
-    >>> model = sa.models.gaussian_mixture.build(sa.models.gaussian_mixture.Config())
-    >>> sample(model, n=3, steps=5).shape
-    torch.Size([3, 2])
-    """
-    if n < 1:
-        raise ValueError(f"n: must be at least 1 (got {n})")
-    if prompts is not None and (isinstance(prompts, str) or not prompts):
-        raise ValueError(f"prompts: must be a list of one at least (got {prompts!r})")
-    sampler = Sampler(solver=solver, steps=steps, eta=eta, guidance=guidance, grid=grid)
-    return draw(model, sampler, n, spread_prompts(prompts, n), seed, reference=reference)
 
 
 def standard_error(values: Tensor) -> float:
@@ -160,14 +68,14 @@ def rounding_floor(model: Model, sampler: Sampler, experience: Experience, seed:
     generator = torch.Generator().manual_seed(seed)
     kept = {name: p.detach().clone() for name, p in model.parameters.items()}
     points, rollout = experience.points(rows), experience.rollout
-    ask = partial(over_rows, partial(model.predict, guidance=sampler.guidance), points, model.max_rows or len(points.x))
+    answer = partial(over_rows, partial(model.predict, guidance=sampler.guidance), points, model.max_rows or len(points.x))
     with model.uncounted():
-        plain = ask()
+        plain = answer()
         try:
             for p in model.parameters.values():
                 size = float(p.detach().square().mean().sqrt())
                 p.add_(torch.randn(p.shape, generator=generator).to(p) * (1e-4 * size or 1e-5))
-            moved = ask()
+            moved = answer()
         finally:
             for name, p in model.parameters.items():
                 p.copy_(kept[name])
@@ -190,7 +98,7 @@ def measure_kl(
     conditions = model.conditions(prompts)
     generator = torch.Generator().manual_seed(seed)
     with model.averaged(), model.uncounted():
-        policy = partial(_ask, model.predict, conditions, noisy.guidance)
+        policy = partial(ask, model.predict, conditions, noisy.guidance)
         rollout = roll_out(model, noisy, policy, n, generator, times=noisy.times(model.process))
         nothing = torch.zeros(n)
         experience = Experience(rollout, nothing, conditions, nothing.long())
@@ -271,7 +179,7 @@ class ExactTask:
         def drawn(seed: int) -> Tensor:
             predict = partial(self.optimum.law.prediction, model.process)
             with torch.no_grad():
-                return _run(model, noisy, predict, n, torch.Generator().manual_seed(seed))
+                return run(model, noisy, predict, n, torch.Generator().manual_seed(seed))
 
         return self.distance(drawn, n, seed)
 
@@ -309,7 +217,7 @@ def measure(
     begun: dict[str, list[Callable[[], Tensor]]] = {name: [] for name in judges}
     with torch.no_grad():
         for start, x0 in zip(
-            range(0, n, chunk), _drawn(model, sampler, n, asked, seed, reference=reference, chunk=chunk), strict=True
+            range(0, n, chunk), x0_in_parts(model, sampler, n, asked, seed, reference=reference, chunk=chunk), strict=True
         ):
             parts.append(model.decode(x0))
             for name, judge in judges.items():

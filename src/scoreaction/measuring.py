@@ -16,9 +16,10 @@ from scoreaction._prompts import prompt_list, read_prompts
 from scoreaction.building import build
 from scoreaction.checkpoints import DAMAGED, RunFolder, check_writable, load_tree, write_whole
 from scoreaction.config import Recipe, load_recipe
-from scoreaction.evaluation import ExactTask, draw, measure, measure_kl, spread_prompts
+from scoreaction.evaluation import ExactTask, measure, measure_kl
 from scoreaction.finetuner import Finetuner
 from scoreaction.rollout import Sampler
+from scoreaction.sampling import draw, spread_prompts
 from scoreaction.shelf import UserError, nearest
 from scoreaction.solvers import SOLVERS
 
