@@ -49,6 +49,9 @@ def test_load_is_the_inverse_of_save(tmp_path: Path) -> None:
     assert torch.equal(drawn(again), drawn(tuner.model))
     assert torch.equal(drawn(again, reference=True), drawn(tuner.model, reference=True))
     assert not torch.equal(drawn(again), drawn(again, reference=True))  # the twin: base weights loaded twice
+    other = sa.load(tmp_path / "out", net=Own(8))  # one of the kind, with weights of its own
+    assert torch.equal(drawn(other), drawn(tuner.model))
+    assert torch.equal(drawn(other, reference=True), drawn(tuner.model, reference=True))
     assert not list((tmp_path / "out").glob("*.p*t*l"))
 
 
@@ -67,6 +70,23 @@ def test_a_lora_is_loaded_with_its_rank_and_alpha(tmp_path: Path) -> None:
     other = sa.Model(Own(8), process=sa.VP(), predicts="v", shape=(2,), **{**options, "lora_alpha": 4.0})
     with pytest.raises(ValueError, match="another model than the one that was saved: lora differ"):
         sa.load(tmp_path, net=other)
+
+
+def test_what_it_was_trained_with_is_what_it_is_drawn_with(tmp_path: Path) -> None:
+    sampler = sa.Sampler(steps=3, guidance=2.0, grid="uniform")
+    model = sa.models.digits.build(sa.models.digits.Config())
+    tuner = sa.Finetuner(
+        model, reward=lambda x, c: x.mean((1, 2, 3)), algorithm=sa.DDPO(), sampler=sampler, prompts=["3", "7"],
+        train=sa.Train(iterations=1, batch=4),
+    )  # fmt: skip
+    list(tuner)
+    tuner.save(tmp_path)
+    again = sa.load(tmp_path, net=sa.models.digits.build(sa.models.digits.Config()))
+    truth = sa.sample(tuner.model, n=4, steps=3, guidance=2.0, grid="uniform", prompts=["3", "7"])
+    for found in (tuner.model, again):
+        assert torch.equal(sa.sample(found, n=4, steps=3), truth)
+    for other in ({"guidance": 1.0}, {"grid": "power"}, {"prompts": ["3"]}):
+        assert not torch.equal(sa.sample(again, n=4, steps=3, **other), truth)
 
 
 def test_what_is_frozen_stays_frozen(tmp_path: Path) -> None:
@@ -115,6 +135,9 @@ def test_a_network_that_cannot_be_described_is_asked_for(tmp_path: Path) -> None
 
 def test_what_does_not_fit_is_named(tmp_path: Path) -> None:
     tuned(Own(8)).save(tmp_path)
+    with pytest.raises(ValueError, match=r"belongs to another network: .* body\.0\.weight"):
+        sa.load(tmp_path, net=Own(9))
+    (tmp_path / "reference.safetensors").unlink()
     with pytest.raises(ValueError, match=r"body\.0\.weight has shape \(8, 3\)"):
         sa.load(tmp_path, net=Own(9))
     with pytest.raises(ValueError, match="no model.json"):

@@ -17,7 +17,7 @@ import scoreaction as sa
 from scoreaction.building import build
 from scoreaction.config import load_recipe
 from scoreaction.measuring import open_run
-from scoreaction.online import LOG, Online
+from scoreaction.online import Online
 from scoreaction.pictures import run_figure
 from scoreaction.proxy import Proxy
 from scoreaction.report import write_report
@@ -25,6 +25,8 @@ from scoreaction.rewards import RewardError
 from scoreaction.training import read_json_lines
 
 ROUNDS = (20, 24, 30)
+
+LOG = "queries.jsonl"
 
 
 class Oracle:
@@ -296,7 +298,7 @@ def test_what_cannot_be_is_refused_in_one_line(tmp_path):
     list(tuner_with(Oracle(), output=tmp_path, iterations=3))
     (tmp_path / "moved").mkdir()
     shutil.copy(tmp_path / LOG, tmp_path / "moved")
-    with pytest.raises(ValueError, match="holds the answers of another run"):
+    with pytest.raises(ValueError, match="already holds a run"):
         list(tuner_with(Oracle(), output=tmp_path / "moved", iterations=3))
     (tmp_path / LOG).unlink()
     longer = tuner_with(Oracle(), output=tmp_path, rounds=(*ROUNDS, 8), iterations=4)

@@ -27,6 +27,7 @@ class RunFolder:
         self.recipe_path = self.path / "recipe.yaml"
         self.settings_path = self.path / "settings.yaml"
         self.metrics_path = self.path / "metrics.jsonl"
+        self.queries_path = self.path / "queries.jsonl"
         self.summary_path = self.path / "summary.json"
         self.checkpoints = self.path / "checkpoints"
         self.samples = self.path / "samples"
@@ -37,7 +38,7 @@ class RunFolder:
     @property
     def exists(self) -> bool:
         """Whether a run is there."""
-        return self.description.exists() or self.metrics_path.exists()
+        return any(path.exists() for path in (self.description, self.metrics_path, self.queries_path))
 
     @property
     def description(self) -> Path:

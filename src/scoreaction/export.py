@@ -31,7 +31,9 @@ def save_model(model: Model, sampler: Sampler, path: Path, *, recipe: str | None
     if path.exists() and not path.is_dir():
         raise ValueError(f"{path}: is a file; give the name of a folder")
     path.mkdir(parents=True, exist_ok=True)
-    description = described(model) | {"sampler": sampler.model_dump(), "functions": model.functions, "net": None}
+    prompts = None if model.prompts is None else [str(prompt) for prompt in model.prompts]
+    description = described(model) | {"sampler": sampler.model_dump(), "prompts": prompts, "functions": model.functions}
+    description["net"] = None
     with model.averaged():
         save_file(_plain_tensors(dict(model.parameters.items())), path / WEIGHTS)
         if model.export is not None:
@@ -94,6 +96,8 @@ def load_described(path: Path, net: nn.Module | Model | None = None) -> Model:
         if different:
             raise ValueError(f"{path}: net is another model than the one that was saved: {', '.join(different)} differ")
         load_weights(net, path)
+        net.guidance, net.grid = found["sampler"]["guidance"], found["sampler"]["grid"]
+        net.prompts = found["prompts"]
         return net
     if found["functions"] or (net is None and found["net"] is None):
         lost = " and ".join(found["functions"]) or "network"
@@ -103,7 +107,8 @@ def load_described(path: Path, net: nn.Module | Model | None = None) -> Model:
         )
     if net is None:
         net = rebuild(found["net"])
-        net.load_state_dict(load_file(path / REFERENCE))
+    if (path / REFERENCE).is_file():
+        _fill(net, path / REFERENCE)
     lora = found["lora"]
     if lora is None:  # what was frozen stays frozen
         trained = load_file(path / WEIGHTS)
@@ -120,7 +125,16 @@ def load_described(path: Path, net: nn.Module | Model | None = None) -> Model:
         lora_targets=lora and lora["targets"],
     )
     load_weights(model, path)
+    model.guidance, model.grid = found["sampler"]["guidance"], found["sampler"]["grid"]
     return model
+
+
+def _fill(net: nn.Module, file: Path) -> None:
+    """The pretrained weights, where they were saved."""
+    try:
+        net.load_state_dict(load_file(file))
+    except RuntimeError as error:
+        raise ValueError(f"{file}: belongs to another network: {' '.join(str(error).split())}") from error
 
 
 def _process(values: dict[str, Any]) -> Process:

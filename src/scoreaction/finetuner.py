@@ -78,7 +78,9 @@ class Finetuner:
                 "train.precision: gradients through fp16 weights vanish unless they are scaled; set it to fp16, or the weights'"
                 " model.dtype to bf16"
             )
-        self.model.max_rows = self.train.max_rows
+        if "max_rows" in self.train.model_fields_set or self.model.max_rows is None:
+            self.model.max_rows = self.train.max_rows
+        self.train = self.train.model_copy(update={"max_rows": self.model.max_rows})
         self.model.net.eval()  # dropout would make the ratio of the first pass differ from 1
         self.reward = CountedReward(reward)
         self.held_out = {name: CountedReward(judge, name=f"held_out.{name}") for name, judge in (held_out or {}).items()}
@@ -97,14 +99,15 @@ class Finetuner:
         self.journal = None if self.folder is None else Journal(self.folder)
         self.rounds: Rounds | None = None
         if online is not None:
-            folder = None if self.folder is None else self.folder.path
-            self.rounds = Rounds(online, self.train.iterations, self.model, self.reward, self.prompts, folder)
+            queries = None if self.folder is None else self.folder.queries_path
+            self.rounds = Rounds(online, self.train.iterations, self.model, self.reward, self.prompts, queries)
         self.selection: Selection | None = None
         if self.train.select is not None:
             known = ["reward_mean", "diversity", "vendi", *(f"held_out.{name}" for name in self.held_out)]
             self.selection = Selection(self.train.select, known)
         self.iteration, self.seconds, self.between, self.resumed = 0, 0.0, True, False
         self.generator = torch.Generator().manual_seed(self.train.seed)
+        model.guidance, model.grid, model.prompts = self.sampler.guidance, self.sampler.grid, self.prompts
         self.sampler.find()
         try:
             self.evaluation.sampler(self.sampler).find()  # said now, and not after training

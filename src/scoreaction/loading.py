@@ -16,8 +16,9 @@ def load(path: str | Path, *, net: nn.Module | Model | None = None) -> Model:
     """The tuned model that `Finetuner.save` or a run folder holds, with its reference: the inverse of `save`.
 
     A run of a recipe is rebuilt from it. A network of your own is rebuilt where its class is imported and its attributes
-    are plain values; else pass it, with its pretrained weights, as `net`. Where the model encodes or decodes by functions of
-    yours, pass the whole `Model` as it was before training: it is filled. ValueError says what is missing.
+    are plain values; where only the class is not, pass one of its kind as `net`, else one with its pretrained weights. Where
+    the model encodes or decodes by functions of yours, pass the whole `Model` as it was before training: it is filled.
+    ValueError says what is missing.
     """
     folder = Path(path)
     if (folder / "model").is_dir():

@@ -110,6 +110,9 @@ class Model:
         self.autocast: Callable[[], AbstractContextManager[None]] = nullcontext
         self.max_rows: int | None = None
         """The most points of one network call without a graph; None is all."""
+        self.guidance, self.grid = 1.0, "power"
+        self.prompts: list[Any] | None = None
+        """With which it was trained, and `sample` draws where nothing else is said: guidance, grid and prompts."""
 
     @property
     def device(self) -> torch.device:

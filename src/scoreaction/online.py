@@ -17,8 +17,6 @@ from scoreaction.model import Model
 from scoreaction.proxy import Kind, Proxy
 from scoreaction.rewards import CountedReward
 
-LOG = "queries.jsonl"
-
 
 class Online(BaseModel):
     """The reward is an expensive oracle, asked in `rounds`; training follows a proxy that is refitted after each.
@@ -152,12 +150,11 @@ class Rounds:
         model: Model,
         oracle: CountedReward,
         prompts: list[Any] | None,
-        folder: Path | None,
+        queries: Path | None,
     ) -> None:
         self.config, self.model, self.oracle, self.prompts = config, model, oracle, prompts
         self.length = config.length(iterations)
-        self.log = QueryLog(None if folder is None else folder / LOG)
-        self.resumed = False
+        self.log = QueryLog(queries)
         self.round = 0
         self.figures: dict[str, float] = {}
         # a prompt given twice is one to the proxy
@@ -202,8 +199,6 @@ class Rounds:
         Answers that the log already has are not asked for again; samples and noise are drawn all the same, so that a run
         taken up again is the uninterrupted one.
         """
-        if not self.resumed and self.round == 0 and self.log.path is not None and self.log.path.exists():
-            raise ValueError(f"{self.log.path}: holds the answers of another run; resume that run, or take another folder")
         number = self.round + 1
         before, known = len(self.log.upto(self.round)[1]), self.log.rounds.count(number)
         if before != sum(self.config.rounds[: self.round]):
@@ -244,7 +239,6 @@ class Rounds:
     def resume(self) -> None:
         """Takes over the answers that the folder holds, also where there is no checkpoint yet."""
         self.log.read()
-        self.resumed = True
 
     def state(self) -> dict[str, Any]:
         """What changes; the answers are in the log."""

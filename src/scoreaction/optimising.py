@@ -24,10 +24,11 @@ class TrainingError(RuntimeError):
 class Train(BaseModel):
     """How long and how fast: iterations, trajectories an iteration, learning rate, seed, device, averages, checkpoints.
 
-    max_rows is the largest batch of one network call (guidance doubles it); optimizer adam8bit keeps the policy's Adam in 8
-    bits, for full fine-tuning; held_out_rows how many samples an iteration the held-out rewards and diversity are
-    measured on. select: the metric whose best weights are kept, higher is better; they are then what is reported, sampled
-    and saved.
+    max_rows is the largest batch of one network call (guidance doubles it), where it is not set the model's own; optimizer
+    adam8bit keeps the policy's Adam in 8 bits, for full fine-tuning; held_out_rows how many samples an iteration the held-out
+    rewards and diversity are measured on. select: the metric whose best weights are kept, higher is better; they are then what
+    is reported, sampled and saved. schedule: of the learning rate over the run. samples_per_prompt: that many trajectories in
+    a row have one prompt.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)

@@ -86,14 +86,15 @@ def sample(
     eta: float = 1.0,
     solver: SolverName = "ddim",
     seed: int = 0,
-    guidance: float = 1.0,
-    grid: GridName = "power",
+    guidance: float | None = None,
+    grid: GridName | None = None,
     prompts: list[Any] | None = None,
     reference: bool = False,
 ) -> Tensor:
     """n samples of the tuned model (its averaged weights), or with `reference` of the base; same seed, same noise.
 
-    prompts are repeated over the n samples. Returns (n, *shape), decoded where the model decodes.
+    guidance, grid and prompts are by default those of the training, of a model that was not trained 1, power and none. Prompts
+    are repeated over the n samples. Returns (n, *shape), decoded where the model decodes.
 
     >>> import scoreaction as sa
     >>> model = sa.models.gaussian_mixture.build(sa.models.gaussian_mixture.Config())
@@ -104,5 +105,6 @@ def sample(
         raise ValueError(f"n: must be at least 1 (got {n})")
     if prompts is not None and (isinstance(prompts, str) or not prompts):
         raise ValueError(f"prompts: must be a list of one at least (got {prompts!r})")
-    sampler = Sampler(solver=solver, steps=steps, eta=eta, guidance=guidance, grid=grid)
-    return draw(model, sampler, n, spread_prompts(prompts, n), seed, reference=reference)
+    own = {"guidance": model.guidance if guidance is None else guidance, "grid": grid or model.grid}
+    sampler = Sampler(solver=solver, steps=steps, eta=eta, **own)
+    return draw(model, sampler, n, spread_prompts(prompts or model.prompts, n), seed, reference=reference)

@@ -17,8 +17,8 @@ from scoreaction.models._networks import PipelineNet
 from scoreaction.models._text import TextEncoding
 from scoreaction.shelf import nearest
 
-ROWS_WITHOUT_GRAPH = 8
-"""Points of one network call while sampling, until a run says otherwise."""
+ROWS = 2
+"""Points of one network call unless a run says otherwise: guidance doubles them, and a card of 24 GB holds their graph."""
 
 
 def build_from_pipeline(
@@ -102,7 +102,7 @@ def assemble(
         features=small_pictures,
         true_cfg=true_cfg if distilled else None,
     )
-    model.max_rows = ROWS_WITHOUT_GRAPH
+    model.max_rows = ROWS
     for each in [model.net] if lora_rank else [model.net, model.reference_net]:
         inner = cast(Any, each).core
         if gradient_checkpointing:

@@ -15,11 +15,11 @@ from pydantic import BaseModel, Field
 from scoreaction.consistency import load_consistency
 from scoreaction.model import Model
 from scoreaction.models._families import FAMILIES
-from scoreaction.models._pipelines import build_from_pipeline, family_of
+from scoreaction.models._pipelines import ROWS, build_from_pipeline, family_of
 
 DEFAULTS: dict[str, Any] = {
     "sampler": {"steps": 20, "eta": 1.0, "grid": "scheduler", "guidance": 5.0},
-    "train": {"iterations": 200, "batch": 16, "lr": 1e-4, "max_rows": 2, "held_out_rows": 8, "checkpoint_every": 20},
+    "train": {"iterations": 200, "batch": 16, "lr": 1e-4, "max_rows": ROWS, "held_out_rows": 8, "checkpoint_every": 20},
     "evaluation": {"n": 64, "steps": 30},
     "algorithm": {"beta": 0.1, "rows": 16, "updates": 4, "critic_updates": 16},
 }
