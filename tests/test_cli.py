@@ -5,6 +5,7 @@ from __future__ import annotations
 import fcntl
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -368,6 +369,26 @@ def test_list_names_the_shelves(capsys: pytest.CaptureFixture[str]) -> None:
     assert set(listed("solvers")) == set(SOLVERS)
     assert set(listed("recipes")) == set(shelf.recipes())
     assert not [name for name in listed("algorithms") if name.startswith("_")]
+
+
+def test_list_shows_the_keys_of_everything(capsys: pytest.CaptureFixture[str], refused: Callable[..., str]) -> None:
+    """Truth: the fields of each class, and that a value which is said to be taken is."""
+    for shelf_name, kind in (("algorithms", "algorithm"), ("rewards", "reward"), ("models", "model")):
+        for name in listed(shelf_name):
+            assert main(["list", shelf_name, name]) == 0
+            said = capsys.readouterr().out
+            lines = said.partition("key ")[2].splitlines()[1:]
+            fields = [key for key in shelf.find(kind, name, key="").Config.model_fields if key != "name"]  # type: ignore[arg-type]
+            assert [line.split()[0] for line in lines[: len(fields)]] == fields
+    assert main(["list", "settings", "train"]) == 0
+    said = capsys.readouterr().out
+    assert re.search(r"\nschedule +cosine +cosine or constant\n", said)
+    assert re.search(r"\nlr +0.001 +number above 0\n", said)
+    assert load_recipe("mixture", ["train.schedule=constant"]).train.schedule == "constant"
+    assert main(["list", "recipes", "mixture"]) == 0
+    assert "algorithm: {name: score_action, beta: 0.5}" in capsys.readouterr().out
+    assert refused("list", "settings", "trian") == "list settings: there is no 'trian'; did you mean train?"
+    assert refused("list", "algorithms", "sqfd").startswith("list algorithms: unknown algorithm 'sqfd'; did you mean sqdf?")
 
 
 @pytest.mark.slow

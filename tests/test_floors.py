@@ -66,6 +66,7 @@ FLOORS = {
         "comparing",
         "tables",
         "loading",
+        "keys",
         "pretraining",
         "__main__",
         "__init__",

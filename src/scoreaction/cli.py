@@ -18,7 +18,7 @@ from typing import Annotated, Any
 
 import typer
 
-from scoreaction.shelf import SHELVES, TOKEN_VARIABLE, Kind, UserError, files, nearest, recipes, summary
+from scoreaction.shelf import SHELVES, TOKEN_VARIABLE, Kind, UserError, files, find, nearest, recipes, summary
 
 # Commands import what they need themselves, so that --help and list answer at once.
 
@@ -127,7 +127,7 @@ def sample(
     steps: Annotated[int | None, typer.Option(min=1, help="Default that of the evaluation.")] = None,
     solver: Annotated[str | None, typer.Option(help="See: list solvers.")] = None,
     eta: Annotated[float | None, typer.Option(help="Noise level from 0 (ODE) to 1.")] = None,
-    seed: Annotated[int, typer.Option(min=0, max=2**62)] = 0,
+    seed: Annotated[int, typer.Option(min=0, max=2**62, help="Of the noise.")] = 0,
     base: Annotated[bool, typer.Option("--base", help="The pretrained model instead of the tuned one.")] = False,
     output: Annotated[Path | None, output_option("Folder for samples.npz and samples.png; default RUN.")] = None,
 ) -> None:
@@ -146,7 +146,7 @@ def evaluate(
     solver: Annotated[str, typer.Option(help="Solvers, for example ddim,heun.")] = "ddim",
     eta: Annotated[str, typer.Option(help="Noise levels, for example 0,1.")] = "1",
     n: Annotated[int | None, typer.Option("--n", min=2, help="Samples each; default the recipe's.")] = None,
-    seed: Annotated[int | None, typer.Option(min=0, max=2**62)] = None,
+    seed: Annotated[int | None, typer.Option(min=0, max=2**62, help="Of the noise; default the recipe's.")] = None,
     prompts: Annotated[str | None, typer.Option(help="A shipped set or a file instead of the run's own prompts.")] = None,
 ) -> None:
     """Reward, held-out rewards, KL and diversity over a grid of samplers: evaluation.json."""
@@ -166,7 +166,9 @@ def compare(
     algorithms: Annotated[str, typer.Option(help="For example score_action,ddpo.")] = ...,  # type: ignore[assignment]
     seeds: Annotated[str, typer.Option(help="For example 0,1,2.")] = "0",
     sweep: Annotated[str | None, typer.Option(help="For example algorithm.beta=0.1,0.3.")] = None,
-    output: Annotated[Path | None, output_option("Folder; what is finished in it is kept.")] = None,
+    output: Annotated[
+        Path | None, output_option("Folder, in which what is done stays; default runs/RECIPE-NAMES-TIME.")
+    ] = None,
 ) -> None:
     """Run algorithms with the same budget: comparison.json, plots and a report."""
     from scoreaction.comparing import compare as run_all
@@ -183,7 +185,9 @@ def compare(
 @app.command("serve-reward")
 def serve_reward(
     name: Annotated[str, typer.Argument(metavar="NAME", help="A reward (see: list rewards) or your module's dotted path.")],
-    overrides: Overrides = None,
+    overrides: Annotated[
+        list[str] | None, typer.Argument(metavar="KEY=VALUE", help="Its settings, for example path=FOLDER")
+    ] = None,
     host: Annotated[str, typer.Option(help="Address to listen at; other machines reach any but a loopback one.")] = "127.0.0.1",
     port: Annotated[int, typer.Option(min=0, max=65535, help="0 takes a free one.")] = 8765,
     token: Annotated[
@@ -235,19 +239,45 @@ def doctor(
 
 @app.command("list")
 def list_(
-    what: Annotated[str | None, typer.Argument(help="algorithms, rewards, models, solvers or recipes; default all.")] = None,
+    what: Annotated[
+        str | None, typer.Argument(help="algorithms, rewards, models, solvers, recipes or settings; default all.")
+    ] = None,
+    name: Annotated[str | None, typer.Argument(help="One of them, to see its keys: list algorithms ddpo")] = None,
 ) -> None:
-    """What there is, one line each."""
-    shelves = ["algorithms", "rewards", "models", "solvers", "recipes"]
-    if what is not None and what not in shelves:
-        raise UserError(f"list: there is no list of {what!r}; {nearest(what, shelves)}")
-    for shelf in shelves if what is None else [what]:
+    """What there is, one line each; with a name, its keys."""
+    if what is not None and what not in LISTS:
+        raise UserError(f"list: there is no list of {what!r}; {nearest(what, LISTS)}")
+    if what is not None and name is not None:
+        print(details(what, name))
+        return
+    for shelf in LISTS if what is None else [what]:
         if what is None:
             print(f"{shelf}:")
         found = listed(shelf)
         width = max(map(len, found), default=0)
-        for name, line in found.items():
-            print(f"{'  ' if what is None else ''}{name:<{width}}  {line}".rstrip())
+        for entry, line in found.items():
+            print(f"{'  ' if what is None else ''}{entry:<{width}}  {line}".rstrip())
+
+
+LISTS = ["algorithms", "rewards", "models", "solvers", "recipes", "settings"]
+
+
+def details(what: str, name: str) -> str:
+    """The keys of a file on a shelf or of the user's, or of a section of the recipe; the text of a recipe."""
+    from scoreaction.config import SECTIONS
+    from scoreaction.keys import explained
+
+    kinds: dict[str, Kind] = {folder: kind for kind, folder in SHELVES.items()}
+    if what in kinds:
+        module = find(kinds[what], name, key=f"list {what}")
+        heading = f"{name}: {(module.__doc__ or '').partition(chr(10))[0]}"
+        brought = [f"{section}: {values}" for section, values in vars(module).get("DEFAULTS", {}).items()]
+        return "\n".join([heading, "", explained(module.Config), *(["", "Defaults for others:", *brought] if brought else [])])
+    if name not in (known := listed(what)):
+        raise UserError(f"list {what}: there is no {name!r}; {nearest(name, known)}")
+    if what == "settings":
+        return explained(SECTIONS[name])
+    return recipes()[name].read_text(encoding="utf-8").rstrip() if what == "recipes" else f"{name}  {known[name]}"
 
 
 def listed(what: str) -> dict[str, str]:
@@ -259,6 +289,10 @@ def listed(what: str) -> dict[str, str]:
     if what == "recipes":
         first = {name: path.read_text(encoding="utf-8").partition("\n")[0] for name, path in recipes().items()}
         return {name: line.removeprefix("#").strip() if line.startswith("#") else "" for name, line in first.items()}
+    if what == "settings":
+        from scoreaction.config import SECTIONS
+
+        return {name: (config.__doc__ or "").partition("\n")[0] for name, config in SECTIONS.items()}
     kinds: dict[str, Kind] = {folder: kind for kind, folder in SHELVES.items()}
     return {name: summary(path) for name, path in files(kinds[what]).items()}
 

@@ -97,9 +97,10 @@ class Recipe(BaseModel):
         }
 
 
-_SECTIONS: dict[str, type[BaseModel]] = {
+SECTIONS: dict[str, type[BaseModel]] = {
     "sampler": Sampler, "train": Train, "evaluation": Evaluation, "early_stop": EarlyStop, "online": Online, "distill": Distill,
 }  # fmt: skip
+"""The sections of a recipe beside the blocks with a name."""
 
 
 def load_recipe(name_or_path: str, overrides: Sequence[str] = ()) -> Recipe:
@@ -144,7 +145,7 @@ def dump(recipe: Recipe) -> str:
 def resolve(values: Values, *, folder: Path = Path()) -> Recipe:
     """Checks a recipe's values and writes every default out; text files are looked for in `folder` too."""
     values = copy.deepcopy(values)
-    refuse_unknown(values, KEYS, sections=_SECTIONS)
+    refuse_unknown(values, KEYS, sections=SECTIONS)
     check_finite(values, ())
     for key in ("model", "reward", "algorithm"):
         if values.get(key) is None:

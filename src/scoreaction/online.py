@@ -6,7 +6,7 @@ import json
 import os
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from pydantic import BaseModel, ConfigDict, Field, ValidationInfo, field_validator
@@ -43,7 +43,7 @@ class Online(BaseModel):
     proxy: Kind = "ensemble"
     optimism: float | None = None
     noise_std: float = Field(0.0, ge=0)
-    features: str = Field("model", pattern="^(model|samples)$")
+    features: Literal["model", "samples"] = "model"
     members: int = Field(8, ge=2, description="networks of the ensemble")
     hidden: int = Field(32, ge=0, description="width of the proxy's two hidden layers; 0 is linear in the features")
 

@@ -1,0 +1,57 @@
+"""What settings there are: the keys of a class with what they take and their defaults, as text."""
+
+from __future__ import annotations
+
+import inspect
+import json
+from typing import Any
+
+from pydantic import BaseModel
+
+
+def explained(config: type[BaseModel]) -> str:
+    """A class's settings: what its docstring says of them, and a line for each with its default and what it takes.
+
+    >>> class Config(BaseModel):
+    ...     '''scale: by which it is multiplied.'''
+    ...     scale: float = 1.0
+    >>> print(explained(Config))
+    scale: by which it is multiplied.
+    <BLANKLINE>
+    key    default  takes
+    scale  1.0      number
+    """
+    schema = config.model_json_schema(mode="validation")
+    fields = {name: field for name, field in schema.get("properties", {}).items() if name != "name"}
+    rows = [("key", "default", "takes")]
+    for name, field in fields.items():
+        default = "required" if name in schema.get("required", []) else _text(field.get("default"))
+        said = config.model_fields[name].description
+        rows.append((name, default, _takes(field, schema) + (f"; {said}" if said else "")))
+    widths = [max(len(row[i]) for row in rows) for i in (0, 1)]
+    table = [f"{key:<{widths[0]}}  {default:<{widths[1]}}  {takes}".rstrip() for key, default, takes in rows]
+    prose = inspect.cleandoc(config.__doc__ or "").partition(">>>")[0].strip()
+    return "\n".join([*([prose, ""] if prose else []), *(table if fields else ["no settings"])])
+
+
+def _takes(field: dict[str, Any], schema: dict[str, Any]) -> str:
+    """What a JSON schema's field admits, in words."""
+    if "anyOf" in field:
+        return " or ".join(dict.fromkeys(_takes(part, schema) for part in field["anyOf"]))
+    if "$ref" in field:
+        inner = schema["$defs"][field["$ref"].rpartition("/")[2]]
+        return _takes(inner, schema) if "enum" in inner else "mapping"
+    if "enum" in field:
+        return " or ".join(map(str, field["enum"]))
+    if "const" in field:
+        return str(field["const"])
+    if field.get("type") == "array":
+        return f"list of {_takes(field['items'], schema)}s" if "type" in field.get("items", {}) else "list"
+    kinds = {"number": "number", "integer": "whole number", "boolean": "true or false", "string": "text", "null": "null"}
+    bounds = {"minimum": "from", "exclusiveMinimum": "above", "maximum": "to", "exclusiveMaximum": "below"}
+    limits = [f"{word} {field[key]:g}" for key, word in bounds.items() if key in field and abs(field[key]) < 2**53]
+    return " ".join([kinds.get(field.get("type", ""), "mapping"), *limits])
+
+
+def _text(default: Any) -> str:
+    return default if isinstance(default, str) and default else json.dumps(default, ensure_ascii=False)
