@@ -9,15 +9,26 @@ from torch import Tensor
 
 from scoreaction.algorithms._learner import Setting, Update
 from scoreaction.algorithms._lookahead import Rates
-from scoreaction.kl import path_kl_steps
+from scoreaction.gaussians import sum_event
+from scoreaction.kl import score_weight
 from scoreaction.rollout import Experience, Points
 from scoreaction.value import Critic
 
 
 def running_cost(setting: Setting, experience: Experience) -> Tensor:
-    """`charge/2 integral of g^2 ||s - s_pre||^2` over each step: (N, batch), at eta > 0 the path KL in nats."""
-    at_1 = path_kl_steps(setting.model.process, experience.rollout.times, experience.difference(), 1.0)
-    return Rates.at(setting.sampler.eta).charge * at_1
+    """`charge/2 integral of g^2 ||s - s_pre||^2` over each step, in nats at eta > 0: (N, batch).
+
+    Trapezoid in the squared score difference, with the integral of g^2 over the step; the last step, which ends where no
+    score was asked, takes its beginning. On coarse grids it is above the path KL, by most on VE, and the dearer KL makes up for
+    some of what a coarse chain overshoots: taught by the path KL itself, 10 steps on the mixture end at 1.36 nats for 1.30.
+    """
+    times, process = experience.rollout.times, setting.model.process
+    t, s = times[:-1], times[1:]
+    squares = torch.stack([sum_event(step**2) for step in experience.difference().eps])
+    squares = squares / process.sigma2(t).to(squares)[:, None]
+    ahead = torch.cat([squares[1:], squares[-1:]])
+    weight = Rates.at(setting.sampler.eta).charge / 2 * score_weight(process, t, s)
+    return weight.to(squares)[:, None] * (squares + ahead) / 2
 
 
 def kl_to_go(setting: Setting, experience: Experience) -> Tensor:
