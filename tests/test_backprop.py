@@ -45,6 +45,7 @@ def slope(times, beta):
     return torch.autograd.grad(objective(th, times, beta), th)[0]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("beta", [0.0, BETA])
 def test_through_all_steps_it_is_the_slope_of_the_chains_own_objective(beta):
     """Of the grid that was run, in standard errors over seeds; with beta the KL is paid with it, states included."""
@@ -90,6 +91,7 @@ def by_hand(found, experience, last, *, beta=0.0):
     return torch.autograd.grad(loss, made.parameters["th"])[0]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("process", [VP, FLOW], ids=["VP", "Flow"])
 @pytest.mark.parametrize("last", [1, 3, None])
 def test_the_last_steps_by_hand(process, last):
@@ -155,6 +157,7 @@ def test_memory_grows_with_the_differentiated_steps_only():
         accepts(small, again, without=whole)
 
 
+@pytest.mark.slow
 def test_low_variance_adds_the_mean_gradient_of_the_last_step():
     """Sums over n noises of x0: n times the expectation, which three nodes integrate exactly; n queries more a sample."""
     asked, n = [], 1000

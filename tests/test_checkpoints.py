@@ -60,6 +60,7 @@ def test_a_checkpoint_that_was_cut_off_is_passed_over(tmp_path):
     assert [path.name for path in folder.saved_checkpoints()] == ["000006", "000008"]
 
 
+@pytest.mark.slow
 def test_no_checkpoint_within_an_iteration(tmp_path):
     """Its state would be half of one iteration and half of another."""
     refused = []

@@ -73,6 +73,7 @@ def test_a_run_leaves_what_the_contract_names(run: Path) -> None:
     assert load_recipe(str(run / "recipe.yaml")) != load_recipe("mixture", [*TINY, "train.iterations=5"])
 
 
+@pytest.mark.slow
 def test_the_module_and_its_exit_code_from_a_shell(tmp_path: Path) -> None:
     def shell(*arguments: str) -> subprocess.CompletedProcess[str]:
         return subprocess.run(
@@ -214,6 +215,7 @@ def test_an_existing_run_is_refused_and_a_finished_one_is_left_alone(run: Path, 
     assert refused("train", "mixture", *TINY, "train.iterations=3", "--output", run, "--resume").startswith("train.iterations")
 
 
+@pytest.mark.slow
 def test_resume_starts_afresh_where_there_is_nothing(run: Path, tmp_path: Path) -> None:
     assert train(tmp_path / "new", "--resume") == 0
     assert weights(tmp_path / "new") == weights(run)
@@ -275,6 +277,7 @@ def test_early_stop_waits_for_its_patience() -> None:
     assert stops([1, 2, 2, 3]) == [False] * 4
 
 
+@pytest.mark.slow
 def test_early_stop_ends_a_run_for_good(tmp_path: Path, refused: Callable[..., str]) -> None:
     stop = "early_stop={metric: iteration, patience: 1}"
     assert train(tmp_path / "rising", stop) == 0
@@ -293,6 +296,7 @@ def test_early_stop_ends_a_run_for_good(tmp_path: Path, refused: Callable[..., s
 # What is done with a run
 
 
+@pytest.mark.slow
 def test_sample_draws_tuned_and_base(run: Path, tmp_path: Path) -> None:
     def draw(*more: str) -> np.ndarray:
         assert main(["sample", str(run), "--n", "12", "--steps", "4", "--output", str(tmp_path), *more]) == 0

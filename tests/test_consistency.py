@@ -325,6 +325,7 @@ def lcm(tmp_path_factory):
     return folder, net(LATENT, f64(0.4).float().expand(2), TEXT).detach()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("file", ["", "pytorch_lora_weights.safetensors", "kohya.safetensors"])
 def test_an_lcm_lora_says_what_it_says_in_diffusers(lcm, file):
     """Truth: the network with the adapter that diffusers saved. Twins: the base, and a scale of 1 for alpha/rank."""
@@ -363,6 +364,7 @@ def test_a_file_that_is_no_lora_of_this_network_is_refused(lcm, tmp_path):
 # The command
 
 
+@pytest.mark.slow
 def test_distill_writes_a_folder_that_a_recipe_takes(tmp_path, capsys):
     made, quick = tmp_path / "made", ["model.hidden=8", "distill.iterations=2", "distill.paths=4"]
     assert main(["distill", "mixture", *quick, "--output", str(made)]) == 0
@@ -397,7 +399,7 @@ def test_distill_writes_a_folder_that_a_recipe_takes(tmp_path, capsys):
     assert "distill.iterration: unknown key; did you mean iterations?" in refused("distill", "mixture", "distill.iterration=1")
     assert "model.consistency: this model already has" in refused("distill", "mixture", *quick, use)
     assert "lora_targets" in refused("distill", "mixture", *quick, "distill.rank=2", "distill.targets=[attention]")
-    assert "is a file" in refused("distill", "mixture", *quick, "--output", str(made / "consistency.json"))
+    assert "cannot be written to" in refused("distill", "mixture", *quick, "--output", str(made / "consistency.json"))
 
 
 @pytest.fixture(scope="module")

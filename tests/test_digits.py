@@ -71,6 +71,7 @@ def test_plain_diffusers_draws_digits_that_the_judge_reads(judge: digits.Judge, 
     accepts(check, images, other_prompts=images.roll(1, 0), upside_down=images.flip(2), half_noise=(images + noise) / 2)
 
 
+@pytest.mark.slow
 def test_the_network_is_the_unet_on_our_clock() -> None:
     """Truth: diffusers' own table, timesteps and conversion of its prediction, at t = (i + 1)/1000."""
     from diffusers import DDIMScheduler
@@ -156,6 +157,7 @@ def no_digits(images: Tensor) -> dict[str, Tensor]:
     }
 
 
+@pytest.mark.slow
 def test_the_judge_calls_blobs_no_digit(data: tuple[Tensor, Tensor], judge: digits.Judge) -> None:
     """At least 90 % of each kind. Twins: digits as they are and with strokes a pixel thicker on each side."""
     from scoreaction.pretraining.digits import halves
@@ -230,6 +232,7 @@ def test_other_prompts_are_refused_by_name(text: str) -> None:
     assert repr(text) in str(refusal.value)
 
 
+@pytest.mark.slow
 def test_rewards_and_networks_import_torch_only() -> None:
     """The heavy libraries wait until something is loaded. Twin: one of them."""
     heavy = "{'diffusers', 'sklearn', 'PIL', 'transformers'}"

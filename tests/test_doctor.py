@@ -165,10 +165,12 @@ def in_order() -> dict[str, Finding]:
     return found | {finding.check: finding for finding in sa.examine(tune(reward=differentiable(linear)))}
 
 
+@pytest.mark.slow
 def test_a_run_in_order(in_order: dict[str, Finding]) -> None:
     assert {finding.verdict for finding in in_order.values()} == {"ok"}, in_order
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", BROKEN)
 def test_what_is_broken_is_found(name: str, in_order: dict[str, Finding]) -> None:
     make, check, verdict = BROKEN[name]
@@ -181,6 +183,7 @@ def test_what_is_broken_is_found(name: str, in_order: dict[str, Finding]) -> Non
         assert in_order[check].verdict == "ok"
 
 
+@pytest.mark.slow
 def test_looking_counts_for_nothing_and_leaves_gradients_on() -> None:
     tuner = tune(reward=differentiable(linear))
     findings = sa.examine(tuner, iterations=2)
@@ -193,6 +196,7 @@ def test_looking_counts_for_nothing_and_leaves_gradients_on() -> None:
     assert all(torch.equal(a, b) for a, b in zip(tuner.model.parameters.values(), plain.model.parameters.values(), strict=True))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("precision", ["fp32", "bf16"])
 def test_the_command(
     precision: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]

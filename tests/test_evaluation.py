@@ -111,6 +111,7 @@ def test_a_standard_error_is_std_over_root_n():
     )
 
 
+@pytest.mark.slow
 def test_measured_reward_kl_and_errors():
     """The policy N(1, 1) of the reference N(0, 1): mean reward 1, path KL 1/2, chain KL by exact moments."""
     process = sa.VP()
@@ -182,6 +183,7 @@ def test_what_has_no_known_optimum_has_no_distances():
     assert ExactTask.of(model(sa.VP(), OLD), REWARD, 0.5) is not None
 
 
+@pytest.mark.slow
 def test_a_summary_says_what_a_user_wants_to_know(tmp_path):
     tuner = sa.Finetuner(
         recipe_model(),

@@ -94,6 +94,7 @@ def test_its_options_run(name, config, kind):
     runs(tuner(name, kind, **config))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", [name for name in SMALL if name not in ("ddpo", "dpok")])
 def test_bfloat16_networks(name):
     made = tuner(name, "vp")
@@ -101,6 +102,7 @@ def test_bfloat16_networks(name):
     runs(made)
 
 
+@pytest.mark.slow
 def test_what_is_counted_is_what_was_asked():
     """8 trajectories of 4 steps: forward rows, backward rows and queries of one iteration, by hand."""
     B, N = 8, 4

@@ -72,6 +72,7 @@ def test_a_lora_is_loaded_with_its_rank_and_alpha(tmp_path: Path) -> None:
         sa.load(tmp_path, net=other)
 
 
+@pytest.mark.slow
 def test_what_it_was_trained_with_is_what_it_is_drawn_with(tmp_path: Path) -> None:
     sampler = sa.Sampler(steps=3, guidance=2.0, grid="uniform")
     model = sa.models.digits.build(sa.models.digits.Config())

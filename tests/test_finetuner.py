@@ -100,6 +100,7 @@ def lines(folder):
     return [{k: v for k, v in record.items() if k != "seconds"} for record in records]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ALGORITHMS)
 def test_a_resumed_run_is_the_uninterrupted_one(name, tmp_path):
     """Parameters, averages, critic, surrogate, replay buffer, optimisers, random state, counts and metrics, bit for bit."""
@@ -140,6 +141,7 @@ def counted(algorithm, *, iterations=1, **options):
     return last["model_evaluations"], last["reward_queries"], last["model_backward_rows"]
 
 
+@pytest.mark.slow
 def test_what_is_counted_is_what_was_asked():
     """16 trajectories of 4 steps, two iterations; by hand from what each algorithm must ask."""
     B, N = 16, 4
@@ -258,6 +260,7 @@ class Dead(nn.Module):
         return self.line(x).detach() if self.how == "detached" else 0.5 * x + 0 * self.line(x)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("how", ["unused", "detached", "times_zero"])
 @pytest.mark.parametrize("algorithm", [sa.DDPO(), SCORE_ACTION], ids=["ddpo", "score_action"])
 def test_a_network_without_gradient_is_an_error(how, algorithm):
@@ -293,6 +296,7 @@ def test_bad_rewards_are_reward_errors(reward, message):
         list(tune(SCORE_ACTION, reward=reward))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("which", ["held out", "looked ahead"])
 def test_a_reward_that_fails_while_it_is_watched_takes_the_iteration_back(tmp_path, which):
     """Truth: the run in which nothing failed, bit for bit."""
@@ -395,6 +399,7 @@ def test_training_on_the_recipes_mixture_comes_nearer_to_the_tilted_law():
     assert 0.05 < last["kl_nats"] < 3
 
 
+@pytest.mark.slow
 def test_looking_does_not_change_training():
     """Summaries, samples and other people's random numbers between iterations leave the run as it is."""
     quiet = [m["reward_mean"] for m in tune(SCORE_ACTION)]

@@ -153,11 +153,13 @@ def no_heavy_library(modules: set[str]) -> None:
     assert not modules & HEAVY, f"importing scoreaction imports {', '.join(sorted(modules & HEAVY))}"
 
 
+@pytest.mark.slow
 def test_importing_the_package_needs_torch_and_small_libraries_only():
     floors_0_to_2 = "import scoreaction, scoreaction.exact, scoreaction.linear_quadratic, scoreaction.solvers"
     accepts(no_heavy_library, imported_by(floors_0_to_2), heavy=imported_by("import matplotlib"))
 
 
+@pytest.mark.slow
 def test_the_package_says_where_its_names_are_from() -> None:
     """What type checkers read is what is imported on demand; a command answers before torch is imported."""
     tree = ast.parse((ROOT / "__init__.py").read_text())

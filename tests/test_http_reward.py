@@ -70,6 +70,7 @@ def test_any_samples_prompts_and_metadata_reach_the_reward() -> None:
     assert seen == [[("a cat", {}), ("zwei Hünde", {"count": 2}), ("a cat", {}), ("x", {})], [(p, None) for p in "abcd"], None]
 
 
+@pytest.mark.slow
 def test_questions_are_in_flight_while_later_samples_are_decoded() -> None:
     """Truth: a clock. Six parts, each decoded and then scored for 0.1 s, take half as long as one after the other."""
 

@@ -62,6 +62,7 @@ def test_the_chains_mean_reward_is_what_the_closed_form_says():
     close(rewards.mean(), mean_reward(f64(OLD), 12), atol=error, new_policy=mean_reward(f64([-0.6, 0.9]), 12))
 
 
+@pytest.mark.slow
 def test_reinforce_is_the_policy_gradient_of_the_chain():
     """`E r sum_steps d log p` of the run's own losses against the derivative of the closed form, in standard errors."""
     steps, batch = 12, 20_000
@@ -310,9 +311,10 @@ def test_what_a_density_needs_is_refused_with_a_remedy():
         ):
             with pytest.raises(ValueError, match=message):
                 config.build(setting(made, eta=eta, solver=solver))
-    one = sa.DDPO().build(setting(made, steps=1, batch=4))
-    with pytest.raises(ValueError, match=r"sampler\.steps.*at least 2"):
-        list(one.updates(collected(one, 4), torch.Generator()))
+    for config in (sa.DDPO(), sa.DPOK(), sa.ScoreAction(estimator="likelihood_ratio")):
+        with pytest.raises(ValueError, match=r"sampler\.steps: no step has a density.*at least 2"):
+            config.build(setting(made, steps=1, batch=4))
+        assert config.build(setting(made, steps=2, batch=4))
 
 
 def test_dpok_learns_nothing_from_a_batch_of_equal_rewards_whatever_came_before():

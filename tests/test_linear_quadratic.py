@@ -101,6 +101,7 @@ def test_hjb_in_two_dimensions(process, eta):
         close(stationary / scale, 0.0, atol=1e-12, no_action=c * g2 * slope / scale)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("eta", [1.0, 0.5])
 def test_optimal_law_by_moment_ode(eta):
     """Flow, data N(.3, .8), r = x, beta .5: the mean is the tilted 1.90 only with eta^2/c and only at the eta trained for."""
@@ -139,6 +140,7 @@ def policy(process, slope, offset):
 OLD, NEW = (-0.2, 0.3), (-0.6, 0.9)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("process", "eta", "end", "truth"),
     [
@@ -167,6 +169,7 @@ def test_affine_policies(process, eta, end, truth):
         close([(u + d) / 2 for u, d in zip(ups, downs, strict=True)], gradient, atol=2e-6, one_sided=ups)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("eta", [1.0, 0.5])
 def test_performance_difference_is_the_integrated_advantage(eta):
     """J(new) - J(old) = E_new int q_old dtau, q from the closed-form advantage rate and new's moments."""

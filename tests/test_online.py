@@ -125,6 +125,7 @@ def test_a_run_killed_between_query_and_refit_asks_nothing_twice(dies_in, every,
         accepts(once, oracle.asked, without_the_log=forgetful.asked)
 
 
+@pytest.mark.slow
 def test_an_oracle_that_breaks_down_within_a_round_is_asked_the_rest_only(tmp_path):
     """The second round asks 16 and then 8; its second question fails, and a line of the log is torn."""
     whole = tuner_with(Oracle(), output=tmp_path / "whole")

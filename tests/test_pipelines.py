@@ -69,6 +69,7 @@ def equal_to(truth: torch.Tensor, tolerance: float = 1e-4):
 # Our sampler with the pipeline's network is the pipeline's own call
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("eta", [0.0, 1.0])
 @pytest.mark.parametrize("name", ["sd", "sd_v", "sdxl"])
 def test_sampler_equals_the_pipelines_own_call(name, eta):
@@ -86,6 +87,7 @@ def test_sampler_equals_the_pipelines_own_call(name, eta):
     )
 
 
+@pytest.mark.slow
 def test_zero_terminal_snr_with_trailing_steps_is_the_pipelines():
     def made():
         with torch.random.fork_rng(devices=[]):
@@ -101,6 +103,7 @@ def test_zero_terminal_snr_with_trailing_steps_is_the_pipelines():
     accepts(equal_to(truth), found, from_t_below_1=ours(model, PROMPTS, Sampler(steps=5, eta=1.0, grid="karras")))
 
 
+@pytest.mark.slow
 def test_negative_prompts_are_the_pipelines():
     for name in ("sd", "sdxl"):
         model, pipeline = build(name), tiny_pipelines.build(name)
@@ -113,6 +116,7 @@ def test_negative_prompts_are_the_pipelines():
         accepts(equal_to(truth), ours(model, PROMPTS, sampler), without=plain)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["sd3", "flux"])
 def test_negative_prompts_of_the_sampler_are_the_pipelines(name):
     pipeline, true_cfg = tiny_pipelines.build(name), 2.5
@@ -136,6 +140,7 @@ def test_negative_prompts_of_the_sampler_are_the_pipelines(name):
     accepts(equal_to(truth), drawn("a frog"), without=without, other=drawn("a dog"))
 
 
+@pytest.mark.slow
 def test_stable_diffusion_3_is_the_pipelines_euler():
     for scheduler in ({}, {"use_dynamic_shifting": True, "base_shift": 0.5, "max_shift": 1.16}):
         with torch.random.fork_rng(devices=[]):
@@ -152,6 +157,7 @@ def test_stable_diffusion_3_is_the_pipelines_euler():
         accepts(equal_to(truth), ours(model, PROMPTS, sampler), uniform=uniform, unguided=unguided)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("true_cfg", [1.0, 2.5])
 def test_flux_is_the_pipelines_euler(true_cfg):
     model, pipeline = build("flux", true_cfg=true_cfg), tiny_pipelines.build("flux")
@@ -170,6 +176,7 @@ def test_flux_is_the_pipelines_euler(true_cfg):
     )
 
 
+@pytest.mark.slow
 def test_flux_without_embedded_guidance_is_guided_by_both_halves():
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
@@ -185,6 +192,7 @@ def test_flux_without_embedded_guidance_is_guided_by_both_halves():
     accepts(equal_to(truth), found, unguided=ours(model, PROMPTS, Sampler(steps=4, eta=0.0, grid="scheduler")))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("kind", "eta"), [("DDPMScheduler", 1.0), ("DDIMScheduler", 0.0), ("DDIMScheduler", 1.0)])
 def test_unconditional_pipelines(kind, eta):
     with torch.random.fork_rng(devices=[]):
@@ -200,6 +208,7 @@ def test_unconditional_pipelines(kind, eta):
     accepts(equal_to(truth), decoded, other_eta=model.decode(ours(model, None, Sampler(steps=5, eta=0.4, grid="scheduler"))))
 
 
+@pytest.mark.slow
 def test_without_prompts_a_text_model_draws_unconditionally():
     model, pipeline = build("sd"), tiny_pipelines.build("sd")
     x, _ = noise_for(model, 2)
@@ -212,6 +221,7 @@ def test_without_prompts_a_text_model_draws_unconditionally():
 # Decoding and text
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["sd", "sdxl", "sd3", "flux"])
 def test_decoding_is_the_pipelines_and_carries_the_gradient(name):
     model, pipeline = build(name), tiny_pipelines.build(name)
@@ -259,6 +269,7 @@ def algorithms() -> dict[str, Any]:
     return {"score_action": sa.ScoreAction(**small), "sqdf": sa.SQDF(updates=2, rows=4), "ddpo": sa.DDPO()}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("algorithm", algorithms())
 @pytest.mark.parametrize("name", ALL)
 def test_only_the_lora_learns_and_off_is_the_base_to_the_bit(name, algorithm):
@@ -291,6 +302,7 @@ def test_only_the_lora_learns_and_off_is_the_base_to_the_bit(name, algorithm):
         accepts(equal_to(truth, 0.0), model.reference(x, t, conditions, guidance=3.0).eps, policy=policy)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["sd", "flux"])
 def test_checkpointed_gradients_are_those_without(name):
     """Backward computes activations anew, after the adapters were switched on again."""
@@ -310,6 +322,7 @@ def test_checkpointed_gradients_are_those_without(name):
         close(slopes[which, True], slopes[which, False], atol=1e-5, rtol=1e-4, other=slopes[other, True])
 
 
+@pytest.mark.slow
 def test_rows_are_asked_a_few_at_a_time_without_a_graph():
     model = build("sd")
     x, conditions, t = noise_for(model, 3)[0], model.conditions(PROMPTS), torch.tensor(0.4, dtype=torch.float64)
@@ -325,6 +338,7 @@ def test_rows_are_asked_a_few_at_a_time_without_a_graph():
     close(found[2], found[None], atol=1e-5, shuffled=found[None].flip(0))
 
 
+@pytest.mark.slow
 def test_narrow_frozen_weights_with_a_wide_lora():
     model = build("sd")
     narrow = build_from_pipeline(tiny_pipelines.build("sd").to(torch.bfloat16))

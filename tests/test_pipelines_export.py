@@ -153,6 +153,7 @@ def test_full_fine_tuning_leaves_a_pipeline(tmp_path: Path) -> None:
     accepts(equal_to(found), drawn(run / "model"), base=drawn(tmp_path / "base"))
 
 
+@pytest.mark.slow
 def test_an_unconditional_lora_is_merged_into_a_pipeline(tmp_path: Path) -> None:
     from diffusers import DDPMPipeline
 
@@ -211,6 +212,7 @@ def test_a_lora_file_is_a_consistency_model_too(tmp_path: Path) -> None:
     accepts(lambda value: torch.testing.assert_close(value, truth, rtol=0, atol=1e-4), found, base=base)
 
 
+@pytest.mark.slow
 def test_a_tuner_of_a_pipeline_in_memory_is_loaded_into_its_model(tmp_path: Path) -> None:
     tuner = sa.Finetuner(
         build("sd"), reward=differentiable, algorithm=sa.DDPO(), sampler=Sampler(steps=3, grid="scheduler", guidance=3.0),

@@ -69,6 +69,7 @@ def test_encoders_are_on_the_device_only_while_they_work(fails):
     accepts(equals(["to cuda", *calls, "to cpu"]), story(handed_over=True), never_moved=story(handed_over=False))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("gradient", [False, True])
 def test_pictures_are_decoded_one_at_a_time(gradient):
     pipeline = tiny_pipelines.build("sd")

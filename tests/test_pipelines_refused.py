@@ -175,6 +175,7 @@ def test_a_folder_that_cannot_be_used_is_refused_in_one_line(what: str, refused:
     assert re.match(pattern, said), said
 
 
+@pytest.mark.slow
 def test_settings_that_do_not_fit_are_refused_in_one_line(refused: Callable[..., str]) -> None:
     assert refused(model={"path": "/no/such/folder"}).startswith("model.path: /no/such/folder: no such folder")
     said = refused(model={"lora_targets": ["to_q", "to_w"]})
@@ -224,6 +225,7 @@ def test_weights_of_which_only_a_variant_is_there_are_read(tmp_path: Path) -> No
         accepts(check, found.components[name], other_weights=other.components[name])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["sd", "flux"])
 def test_a_tokenizer_without_a_limit_has_that_of_its_encoder(name: str) -> None:
     size = {"height": 16, "width": 16} if name == "flux" else {}

@@ -61,7 +61,8 @@ def within(truth: float, share: float):
     return check
 
 
-@pytest.mark.parametrize("checkpointing", [pytest.param(False, marks=pytest.mark.slow), True])
+@pytest.mark.slow
+@pytest.mark.parametrize("checkpointing", [False, True])
 def test_the_planned_peak_of_an_update_is_the_profilers(tmp_path, checkpointing):
     """Pictures of 128 pixels, so that activations outweigh the odd tensor: within 10 % of what the allocator gave out."""
     model = {"height": 128, "width": 128, "gradient_checkpointing": checkpointing}
@@ -111,9 +112,10 @@ GRAPHS = {"draft_through_all": 3, "draft_with_kl": 4}
 """Of networks that are alive together where it is more than one."""
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "algorithm",
-    [pytest.param(n, marks=pytest.mark.slow) if n in ("draft_with_kl", "draft_checkpointed") else n for n in ALGORITHMS],
+    ALGORITHMS,
 )
 def test_the_planned_memory_and_operations_are_those_of_an_iteration(tmp_path, algorithm):
     """Within 15 % of what a real one holds beyond what was there before; operations within 5 %: the critic's are left out."""
@@ -202,9 +204,8 @@ def test_scorers_stay_on_the_device():
     assert scorer_bytes(load_recipe("sdxl", ["reward.name=http", "evaluation.held_out=[]"])) == {}
 
 
-@pytest.mark.parametrize(
-    ("algorithm", "gradient"), [("ddpo", False), pytest.param("score_action", True, marks=pytest.mark.slow)]
-)
+@pytest.mark.slow
+@pytest.mark.parametrize(("algorithm", "gradient"), [("ddpo", False), ("score_action", True)])
 def test_the_planned_counts_are_those_of_a_run(tmp_path, algorithm, gradient):
     small = {"updates": 2, "rows": 3, "critic_updates": 1} if algorithm == "score_action" else {}
     recipe = recipe_for(
@@ -226,9 +227,10 @@ def test_the_planned_counts_are_those_of_a_run(tmp_path, algorithm, gradient):
     accepts(check, counted, unguided={**counted, "model_evaluations": counted["model_evaluations"] // 2})
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "name",
-    [name if name in ("sd", "flux") else pytest.param(name, marks=pytest.mark.slow) for name in tiny_pipelines.PIPELINES],
+    tiny_pipelines.PIPELINES,
 )
 def test_every_family_is_planned_without_weights(tmp_path, name):
     size = {"height": 16, "width": 16} if name == "flux" else {}

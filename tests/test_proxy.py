@@ -77,6 +77,7 @@ def test_the_bonus_is_larger_where_nothing_was_asked():
     assert float(far) > 5 * float(near)
 
 
+@pytest.mark.slow
 def test_the_bootstrap_spread_is_the_sampling_error_of_least_squares():
     """`std(x) = noise sqrt(x^T (X^T X)^-1 x)` with a constant among x (Efron 1979)."""
     x, y = linear_data(2000)
@@ -98,6 +99,7 @@ def test_the_bootstrap_spread_is_the_sampling_error_of_least_squares():
     )
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", ["ensemble", "ucb"])
 def test_hidden_layers_learn_what_a_line_cannot(kind):
     generator = torch.Generator().manual_seed(2)
@@ -115,6 +117,7 @@ def test_hidden_layers_learn_what_a_line_cannot(kind):
     accepts(good, fitted(x, y, kind=kind, members=3), a_line=fitted(x, y, kind=kind, hidden=0), unfitted=Proxy(3, kind=kind))
 
 
+@pytest.mark.slow
 def test_the_generator_is_all_the_randomness_there_is():
     x, y = linear_data(20)
     first = judged(fitted(x, y, members=2), x)[0]
@@ -126,6 +129,7 @@ def test_the_generator_is_all_the_randomness_there_is():
     accepts(check, judged(fitted(x, y, members=2), x)[0], other_seed=judged(fitted(x, y, members=2, seed=8), x)[0])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", ["ensemble", "ucb"])
 def test_optimism_adds_deviations_and_gradients_flow(kind):
     x, y = linear_data(100)
@@ -148,6 +152,7 @@ def test_optimism_adds_deviations_and_gradients_flow(kind):
     close(grad[:, 1], slope, rtol=0.02, atol=1e-3, of_the_mean_alone=torch.autograd.grad(mean.sum(), at)[0][:, 1])
 
 
+@pytest.mark.slow
 def test_units_of_reward_and_features_do_not_matter():
     x, y = linear_data(80)
     plain, other = fitted(x, y), fitted(1000 * x + 5, 100 * y - 7)
@@ -158,6 +163,7 @@ def test_units_of_reward_and_features_do_not_matter():
     close(moved_std, 100 * std, atol=0.3, unscaled=std, shifted=100 * std - 7)
 
 
+@pytest.mark.slow
 def test_each_prompt_has_its_own_level():
     x, _ = linear_data(300)
     groups = torch.arange(300) % 3
@@ -167,6 +173,7 @@ def test_each_prompt_has_its_own_level():
     close(asked, [0.0, 5.0, -3.0], atol=0.3, without_prompts=judged(fitted(x, y, kind="ucb"), torch.zeros(3, 4))[0])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", ["ensemble", "ucb"])
 def test_equal_rewards_are_learned_too(kind):
     x, _ = linear_data(8)

@@ -63,6 +63,7 @@ def page(folder: Path) -> Page:
     return Page(write_report(folder).read_text(encoding="utf-8"))
 
 
+@pytest.mark.slow
 def test_a_runs_page_holds_everything_it_shows(run: Path) -> None:  # noqa: F811
     found = page(run)
     assert found.open == []
@@ -76,6 +77,7 @@ def test_a_runs_page_holds_everything_it_shows(run: Path) -> None:  # noqa: F811
     assert "hidden: 8" in found.words, "the recipe is there"
 
 
+@pytest.mark.slow
 def test_what_users_write_is_text_and_not_html(tmp_path: Path, run: Path) -> None:  # noqa: F811
     assert "<b>loud</b>" not in write_report(run).read_text()
     recipe = (run / "recipe.yaml").read_text()
@@ -88,6 +90,7 @@ def test_what_users_write_is_text_and_not_html(tmp_path: Path, run: Path) -> Non
     assert "&lt;script&gt;" in text
 
 
+@pytest.mark.slow
 def test_an_unfinished_run_says_so(tmp_path: Path, run: Path) -> None:  # noqa: F811
     for name in ("recipe.yaml", "metrics.jsonl"):
         (tmp_path / name).write_bytes((run / name).read_bytes())
@@ -95,6 +98,7 @@ def test_an_unfinished_run_says_so(tmp_path: Path, run: Path) -> None:  # noqa: 
     assert "is not finished" not in page(run).words
 
 
+@pytest.mark.slow
 def test_a_run_started_from_python_has_a_page_and_no_commands(
     tmp_path: Path,
     refused: Callable[..., str],  # noqa: F811
@@ -123,6 +127,7 @@ def test_a_run_started_from_python_has_a_page_and_no_commands(
     assert "was started from Python" in refused("train", "mixture", "--output", tmp_path / "run", "--resume")
 
 
+@pytest.mark.slow
 def test_a_run_on_a_module_of_ones_own_has_its_page_anywhere(tmp_path: Path, run: Path) -> None:  # noqa: F811
     """The module is not there where the page is made."""
     for path in run.iterdir():
@@ -134,6 +139,7 @@ def test_a_run_on_a_module_of_ones_own_has_its_page_anywhere(tmp_path: Path, run
     assert "on the reward nowhere.mine." in page(tmp_path).words
 
 
+@pytest.mark.slow
 def test_a_folder_of_several_is_one_page(tmp_path: Path) -> None:
     for seed in (0, 1):
         assert train(tmp_path / f"run{seed}", f"train.seed={seed}", iterations=2) == 0

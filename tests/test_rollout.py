@@ -87,6 +87,7 @@ def test_noise_has_the_std_of_the_process(process, std):
     close(float(x.std()) / std, 1.0, atol=0.02, variance=float(x.var()) / std + 0.5)
 
 
+@pytest.mark.slow
 def test_samples_of_the_exact_score_have_the_law():
     law = Mixture.isotropic([[1.0, -1.0]], std=0.8)
     for process in (sa.VP(), sa.Flow()):

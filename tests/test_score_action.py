@@ -67,6 +67,7 @@ def test_performance_difference_is_the_integrated_advantage(process, eta, end, t
     close(still, 0.0, atol=1e-12, new=still + 1)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("process", "eta", "end", "truth"), CASES, ids=IDS)
 def test_the_losss_gradient_at_old_is_the_policy_gradient(process, eta, end, truth, request):
     """`lookahead_loss` at the old policy, integrated over its own law: within 1 % of the slope of the objective."""
@@ -190,6 +191,7 @@ def test_both_estimators_of_a_run_give_the_policy_gradient(process, eta, name, e
         assert float((truth - other).abs().max()) > 3 * float(error)
 
 
+@pytest.mark.slow
 def test_the_sampled_gradient_improves_on_the_objective():
     """A hundred small steps of the run's own updates with the exact value of each old policy raise the closed-form J."""
     lq = problem(VP, 1.0)
@@ -207,6 +209,7 @@ def test_the_sampled_gradient_improves_on_the_objective():
     accepts(rises, 0.05, descent=-0.05)
 
 
+@pytest.mark.slow
 def test_times_drawn_at_random_are_unbiased():
     """The mean, over draws of (path, time) points, of the loss of few points is the loss of all points."""
     exact = ExactValue(VP, 1.0, OLD)
@@ -249,6 +252,7 @@ def test_pieces_of_a_batch_are_the_batch(rows):
     close(found[1], found[0], rtol=1e-4, atol=1e-6, twice=2 * found[1])
 
 
+@pytest.mark.slow
 def test_the_target_is_reward_minus_beta_times_kl_to_go():
     """Its conditional mean is V: mean residual at every time, to the error of 100 steps and three standard errors."""
     exact = ExactValue(VP, 1.0, NEW)
@@ -270,6 +274,7 @@ def test_the_target_is_reward_minus_beta_times_kl_to_go():
     accepts(check, target, without_half=reward - 2 * BETA * kl, **wrong)
 
 
+@pytest.mark.slow
 def test_running_cost_is_the_path_kl():
     """Two policies of known laws; the sum of the costs of an iteration is the nats between them, at any eta."""
     for eta in (1.0, 0.5):
@@ -301,6 +306,7 @@ def test_the_skip_terms_gradient_is_not_forgotten():
     close(truth[near], 1.2 - x.detach()[near], atol=0.25, skip_without_gradient=alone[near])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("look", ["surrogate", "zeroth_order", "none"])
 def test_black_box_look_aheads_point_the_right_way(look):
     """Near the data the gradient of V must be that of the reward."""

@@ -80,6 +80,7 @@ def test_the_critics_loss_is_the_martingale_loss():
     )
 
 
+@pytest.mark.slow
 def test_lambda_returns():
     """lambda 1 telescopes to `r - beta cost to go - V(x_t)`, lambda 0 is one step's gain, V calibrated on the targets."""
     exact = ExactValue(VP, 1.0, NEW)
@@ -119,6 +120,7 @@ def test_a_value_is_believed_as_far_as_it_explains_the_targets():
     close(calibrated(value + noise, 2.0 + value), truth, atol=1e-3, whole=2.0 + value + noise)
 
 
+@pytest.mark.slow
 def test_advantages_are_of_a_critic_that_has_not_seen_the_batch():
     """Truth: the critic as it was when the iteration began; the twin is the critic after it."""
     found, _ = learner(VP, 1.0, "likelihood_ratio", steps=8, batch=64, updates=1, critic_updates=64)
@@ -135,6 +137,7 @@ def test_advantages_are_of_a_critic_that_has_not_seen_the_batch():
     close(used[0], before, atol=1e-6, after=found.advantages(experience))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("hold_below", "steps"), [(0.0, 8), (0.2, 300)])
 def test_steps_without_a_ratio_pay_their_kl(hold_below, steps):
     """Truth: the path KL by the trapezoid rule in log SNR, ten times its price below `hold_below`, once in the last step."""
@@ -184,6 +187,7 @@ def test_the_trust_region_measures_the_path_kl_to_the_old_policy():
     close(nats[1], truth, rtol=0.05, atol=0, without_half=2 * nats[1], mean_over_steps=nats[1] / 100)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("hold_below", [0.0, 0.3])
 def test_the_trust_region_sees_the_steps_that_are_compared(hold_below):
     """Truth: `1/2 (alpha^2(hold_below) - alpha^2(1))`, the path KL of a shift of x0 by 1 above that time, by hand."""

@@ -108,6 +108,7 @@ def test_an_unknown_metric_is_refused_at_once():
             tuner_with(select=wrong)
 
 
+@pytest.mark.slow
 def test_a_recipe_selects_and_its_run_is_opened_with_the_chosen_weights(tmp_path):
     from test_cli import train
 

@@ -111,6 +111,7 @@ def test_a_question_that_is_none_is_refused(body: bytes, said: str) -> None:
     assert said in error
 
 
+@pytest.mark.slow
 def test_pictures_that_unfold_too_far_or_differ_are_refused() -> None:
     from PIL import Image
 

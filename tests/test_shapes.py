@@ -92,6 +92,7 @@ def right(pictures: Tensor, scenes: list[Scene]) -> float:
     return sum(value == 1 for value in judge(pictures, scenes)) / len(scenes)
 
 
+@pytest.mark.slow
 def test_the_program_reads_what_was_drawn(pictures: Tensor) -> None:
     """Truth: the scene that was drawn; no scene that differs from it in one attribute passes for it."""
     g = seeded(1)
@@ -108,6 +109,7 @@ def test_the_program_reads_what_was_drawn(pictures: Tensor) -> None:
     assert all(score(f, other) < 1 for f, scene in zip(found, SCENES, strict=True) for other in neighbours(scene))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("damage", ["noise", "blur", "pale"])
 def test_the_program_reads_imperfect_pictures(pictures: Tensor, damage: str) -> None:
     """Truth: the scene that was drawn; pictures of nothing, or smeared beyond recognition, are no scene."""
@@ -158,6 +160,7 @@ def test_credit_for_parts() -> None:
 # Rewards and prompts
 
 
+@pytest.mark.slow
 def test_the_reward_is_the_program_and_may_be_strict(pictures: Tensor) -> None:
     """Truth: `judge`, and whether it is 1."""
     prompts = [scene.caption for scene in SCENES[1:] + SCENES[:1]]
@@ -268,6 +271,7 @@ def test_the_scorer_tells_right_from_wrong_but_not_always(pictures: Tensor) -> N
     assert bool((x.grad.flatten(1).abs().sum(1) > 0).all())
 
 
+@pytest.mark.slow
 def test_the_scorer_can_be_exploited_and_the_program_is_not_fooled(pictures: Tensor) -> None:
     """Truth: the program. Climbing the scorer by its gradient makes wrong pictures right in its eyes, and in no others."""
     learned, exact = shapes_scorer.build(shapes_scorer.Config()), shapes.build(shapes.Config(correct=True))

@@ -112,6 +112,7 @@ def _is_order(measured, declared):
     assert abs(measured - declared) < 0.2, f"measured {measured:.2f}, declared {declared}"
 
 
+@pytest.mark.slow
 @by_name
 @pytest.mark.parametrize("name", [name for name, solver in SOLVERS.items() if solver.order])
 def test_declared_ode_order_is_the_measured_one(name, process):
@@ -120,6 +121,7 @@ def test_declared_ode_order_is_the_measured_one(name, process):
     accepts(lambda declared: _is_order(measured, declared), solver.order, one_more=solver.order + 1, one_less=solver.order - 1)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["heun", "dpmpp_2m"])
 def test_a_broken_corrector_loses_the_order(name):
     """The same check rejects Heun without its second slope and the multistep with its difference reversed."""
@@ -163,6 +165,7 @@ def weak_order(solver: Solver, process, eta) -> float:
     return slope(errors)
 
 
+@pytest.mark.slow
 @by_name
 @pytest.mark.parametrize("name", [name for name, solver in SOLVERS.items() if solver.weak_order])
 def test_declared_weak_order_is_the_measured_one(name, process):
@@ -199,6 +202,7 @@ def test_sde_multistep_is_of_second_weak_order_on_a_mixture_too():
     accepts(lambda measured: _is_order(measured, 2), orders[True], without_the_past=orders[False])
 
 
+@pytest.mark.slow
 def test_wrong_noise_has_no_weak_order():
     """Noise of eta 1 with the mean of eta 0.5 does not converge at all."""
 

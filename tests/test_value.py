@@ -264,6 +264,7 @@ def test_the_surrogate_begins_as_ridge_regression():
     assert float(made.slope.abs().max()) > 0
 
 
+@pytest.mark.slow
 def test_the_surrogate_learns_the_reward_of_each_prompt():
     """Two prompts with opposite linear rewards: value and gradient, on samples it has not seen."""
     made = surrogate(2048, prompts=torch.tensor([0, 1]))

@@ -30,6 +30,7 @@ def ascent(eta, steps, batch, *, value=None, seeds=2):
     return torch.stack(draws).mean(0)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("eta", [1.0, 0.5])
 def test_with_the_exact_value_it_is_the_policy_gradient(eta):
     """Looking from where the policy's own step leads; the steps' first-order error goes with their number."""

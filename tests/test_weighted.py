@@ -85,6 +85,7 @@ def test_a_constant_part_and_gradients() -> None:
 SUM = "reward=[{name: linear, direction: [1, 0], weight: 2, normalise: true}, {name: quadratic, center: [0, 0]}]"
 
 
+@pytest.mark.slow
 def test_the_moments_are_part_of_a_checkpoint_and_resuming_is_exact(tmp_path: Path) -> None:
     """Truth: the run that went through. Twin: without the moments the resumed run is another."""
     sizes = ["algorithm.name=ddpo", "train.iterations=4", "train.batch=16", "sampler.steps=3", "train.checkpoint_every=2"]
@@ -194,6 +195,7 @@ class Net(nn.Module):
         return self.last(torch.cat([x, t[:, None], cond.to(x)[:, None]], 1))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["draft", "adjoint_matching"])
 def test_the_moments_do_not_depend_on_the_pieces_whose_gradient_is_asked(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """Truth: those of a batch that is scored in one piece. Twin: those of its first piece."""

@@ -14,8 +14,8 @@ from scoreaction.rollout import Experience, Points
 from scoreaction.types import Prediction
 
 
-def refuse_without_density(setting: Setting, algorithm: str, *, above: float = 0.0) -> None:
-    """ValueError unless every step but a noiseless one has a density that can be had again, one later than `above` at least."""
+def refuse_without_density(setting: Setting, algorithm: str) -> None:
+    """ValueError unless every step but a noiseless one has a density that can be had again, and one step has noise."""
     solver, process = setting.sampler.find(), setting.model.process
     if setting.sampler.eta == 0:
         raise ValueError(f"sampler.eta: {algorithm} needs densities and eta 0 has none; set sampler.eta above 0, 1 is safe")
@@ -23,10 +23,8 @@ def refuse_without_density(setting: Setting, algorithm: str, *, above: float = 0
         raise ValueError(
             f"sampler.solver: {algorithm} needs densities and {setting.sampler.solver} looks back; use ddim or euler_maruyama"
         )
-    times = setting.sampler.times(process)
-    if not bool(((process.sigma2(times[1:]) > 0) & (times[:-1] > above)).any()):
-        where = f" above time {above:g}" if above > 0 else ""
-        raise ValueError(f"sampler.steps: no step{where} has a density, which {algorithm} needs; use more of them, at least 2")
+    if not bool((process.sigma2(setting.sampler.times(process)[1:]) > 0).any()):
+        raise ValueError(f"sampler.steps: no step has a density, which {algorithm} needs; use more of them, at least 2")
 
 
 @dataclass(frozen=True)

@@ -73,7 +73,7 @@ class ScoreAction(Regularised):
                 " of eta 0 is not the tilted law)"
             )
         if self.estimator == "likelihood_ratio" and self.exploration == 0:
-            refuse_without_density(setting, "the likelihood_ratio estimator", above=self.hold_below)
+            refuse_without_density(setting, "the likelihood_ratio estimator")
         if self.look_ahead == "reward" and not setting.judge.differentiable:
             raise ValueError(
                 "algorithm.look_ahead: this reward has no gradient; use surrogate, zeroth_order or none, or wrap it in"
