@@ -32,13 +32,13 @@ demo: $(STAMP)
 	@$(PY) -m scoreaction report $(DEMO)
 
 test: $(STAMP) $(APART)/open_clip $(APART)/image_reward $(APART)/bitsandbytes
-	$(PY) -m pytest -n 2
+	$(PY) -m pytest -n 2 --dist worksteal
 
 check: $(STAMP)
 	$(PY) -m ruff format --check .
 	$(PY) -m ruff check .
 	$(PY) -m mypy
-	$(PY) -m pytest -n 2 -m "not slow"
+	$(PY) -m pytest -n 2 --dist worksteal -m "not slow"
 
 format: $(STAMP)
 	$(PY) -m ruff format .

@@ -56,7 +56,7 @@ def test_a_distilled_gaussian_is_the_ode_in_closed_form(process):
     torch.manual_seed(0)
     model = lq(process, hidden=64)
     before = lq(process, hidden=64)
-    for _ in sa.Distiller(model, sa.Distill(iterations=250, paths=64, lr=5e-3)):
+    for _ in sa.Distiller(model, sa.Distill(iterations=170, paths=64, lr=5e-3)):
         pass
     for _ in sa.Distiller(before, sa.Distill(iterations=5, paths=64, lr=5e-3)):
         pass
@@ -149,7 +149,7 @@ def test_a_distilled_mixture_is_near_the_ends_of_its_ode():
     """Truth: 100 steps of the teacher. The mean of x0 given x_t, which it begins as, is a twin at every t from 0.6."""
     torch.manual_seed(0)
     model = gaussian_mixture.build(gaussian_mixture.Config())
-    for _ in sa.Distiller(model, sa.Distill(iterations=300, paths=32)):
+    for _ in sa.Distiller(model, sa.Distill(iterations=220, paths=32)):
         pass
     errors = endpoint_errors(model, 512)
     for t, ours, tweedie in zip(errors["t"], errors["consistency"], errors["tweedie"], strict=True):
