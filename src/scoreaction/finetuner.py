@@ -33,6 +33,15 @@ from scoreaction.summarising import settings_text, summarise
 from scoreaction.types import RewardFunction
 
 
+def _listed(prompts: Sequence[Any] | None) -> list[Any] | None:
+    if isinstance(prompts, str):
+        raise ValueError(f"prompts: must be a list of prompts (got {prompts!r}); one prompt is [{prompts!r}]")
+    listed = None if prompts is None else list(prompts)
+    if listed == []:
+        raise ValueError("prompts: the list is empty; give at least one prompt, or null for none")
+    return listed
+
+
 class Finetuner:
     """Fine-tunes a model on a reward: iterate over it, one dict of metrics an iteration.
 
@@ -65,30 +74,10 @@ class Finetuner:
     ) -> None:
         self.sampler, self.train, self.evaluation = sampler or Sampler(), train or Train(), evaluation or Evaluation()
         self.algorithm, self.recipe, self.online = algorithm, recipe, online
-        self.accelerator = Accelerator(cpu=self.train.device == "cpu")
-        if self.accelerator.num_processes > 1:
-            raise ValueError("train.device: one process trains; start scoreaction without a distributed launcher")
-        self.model = model.to(self.accelerator.device if self.train.device == "auto" else self.train.device)
-        device = self.model.device.type
-        # not accelerate's: its precision is one for the whole process, and a second tuner may want another
-        dtype = {"fp32": None, "bf16": torch.bfloat16, "fp16": torch.float16}[self.train.precision]
-        self.model.autocast = nullcontext if dtype is None else partial(torch.autocast, device, dtype=dtype)
-        if dtype != torch.float16 and any(p.dtype == torch.float16 for p in self.model.net.parameters()):
-            raise ValueError(
-                "train.precision: gradients through fp16 weights vanish unless they are scaled; set it to fp16, or the weights'"
-                " model.dtype to bf16"
-            )
-        if "max_rows" in self.train.model_fields_set or self.model.max_rows is None:
-            self.model.max_rows = self.train.max_rows
-        self.train = self.train.model_copy(update={"max_rows": self.model.max_rows})
-        self.model.net.eval()  # dropout would make the ratio of the first pass differ from 1
+        self.model, dtype = model, self._placed(model)
         self.reward = CountedReward(reward)
         self.held_out = {name: CountedReward(judge, name=f"held_out.{name}") for name, judge in (held_out or {}).items()}
-        if isinstance(prompts, str):
-            raise ValueError(f"prompts: must be a list of prompts (got {prompts!r}); one prompt is [{prompts!r}]")
-        self.prompts = list(prompts) if prompts is not None else None
-        if self.prompts is not None and not self.prompts:
-            raise ValueError("prompts: the list is empty; give at least one prompt, or null for none")
+        self.prompts = _listed(prompts)
         taught = model.consistency_guidance
         if self.prompts is not None and taught not in (None, self.sampler.guidance):
             raise ValueError(
@@ -128,6 +117,26 @@ class Finetuner:
         self.learner.networks.to(self.model.device)
         networks = {name: self.learner.networks[name] for name in self.learner.lr}
         self.optimisation = Optimisation(self.train, self.model, networks, self.learner.lr, scaled=dtype == torch.float16)
+
+    def _placed(self, model: Model) -> torch.dtype | None:
+        """Puts the model on its device, in its precision, with the rows of its calls; the dtype of autocast."""
+        accelerator = Accelerator(cpu=self.train.device == "cpu")
+        if accelerator.num_processes > 1:
+            raise ValueError("train.device: one process trains; start scoreaction without a distributed launcher")
+        model.to(accelerator.device if self.train.device == "auto" else self.train.device)
+        # not accelerate's: its precision is one for the whole process, and a second tuner may want another
+        dtype = {"fp32": None, "bf16": torch.bfloat16, "fp16": torch.float16}[self.train.precision]
+        model.autocast = nullcontext if dtype is None else partial(torch.autocast, model.device.type, dtype=dtype)
+        if dtype != torch.float16 and any(p.dtype == torch.float16 for p in model.net.parameters()):
+            raise ValueError(
+                "train.precision: gradients through fp16 weights vanish unless they are scaled; set it to fp16, or the weights'"
+                " model.dtype to bf16"
+            )
+        if "max_rows" in self.train.model_fields_set or model.max_rows is None:
+            model.max_rows = self.train.max_rows
+        self.train = self.train.model_copy(update={"max_rows": model.max_rows})
+        model.net.eval()  # dropout would make the ratio of the first pass differ from 1
+        return dtype
 
     @property
     def half(self) -> bool:
