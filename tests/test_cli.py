@@ -102,7 +102,7 @@ def test_the_module_and_its_exit_code_from_a_shell(tmp_path: Path) -> None:
         (["train", "mixture", "--output", "/dev/null"], "--output: /dev/null is a file"),
         (["train", "mixture", "--output", "/dev/null/x"], "--output: /dev/null/x cannot be written to (Not a directory)"),
         (["train", "mixture", "--output", ""], "Invalid value for '--output': is empty; name a folder"),
-        (["train", "mixture", "--output", "a" * 300], "--output: File name too long; name another folder"),
+        (["train", "mixture", "--output", "a" * 300], "a" * 300 + ": is too long a name; choose a shorter one"),
         (["train", "a" * 300], "a" * 300 + ": no such recipe"),
         (["train", "mixture", "train.device=meta"], "train.device: 'meta' cannot be used here"),
         (["train", "mixture", "algorithm.name=ddpo", "sampler.steps=1"], "sampler.steps: no step has a density, which ddpo"),
@@ -123,6 +123,9 @@ def test_the_module_and_its_exit_code_from_a_shell(tmp_path: Path) -> None:
         (["compare", "mixture", "--algorithms", "ddpo,sqdf", "sampler.eta=0"], "sampler.eta: ddpo needs densities"),
         (["compare", "mixture", "--algorithms", ","], "--algorithms: name at least one"),
         (["compare", "mixture", "--algorithms", "ddpo", "--seeds", "a"], "--seeds: must be whole numbers"),
+        (["compare", "mixture", "--algorithms", "ddpo", "--sweep", "train.lr= "], "--sweep: train.lr has no value"),
+        (["compare", "mixture", "--algorithms", "ddpo", "--output", "a" * 300], "a" * 300 + ": is too long a name"),
+        (["report", "a" * 300], "a" * 300 + "/comparison.json: is too long a name"),
         (["compare", "mixture", "--algorithms", "ddpo", "--sweep", "beta"], "--sweep: must be key=value,value"),
         (
             ["compare", "mixture", "--algorithms", "ddpo", "--sweep", "train.seed=1,2"],
@@ -275,6 +278,12 @@ def test_early_stop_waits_for_its_patience() -> None:
 
     assert stops([1, 2, 2, 2]) == [False, False, False, True]
     assert stops([1, 2, 2, 3]) == [False] * 4
+
+
+def test_early_stop_waits_where_diversity_is_not_known() -> None:
+    stopper = Stopper(load_recipe("mixture", ["early_stop={metric: diversity, patience: 2}"]).early_stop)
+    seen = [{}, {"diversity": 2.0}, {}, {"diversity": 1.0}, {}, {"diversity": 1.0}]
+    assert [stopper(metrics) for metrics in seen] == [False, False, False, False, False, True]
 
 
 @pytest.mark.slow

@@ -227,13 +227,22 @@ def test_a_dotted_path_reaches_a_users_file(tmp_path: Path, monkeypatch: pytest.
         build(load_recipe("mixture", ["reward={name: mine.late}"]))
 
 
-def test_an_algorithm_without_beta_is_held_to_the_recipes_optimum() -> None:
+def test_an_algorithm_without_beta_is_held_to_the_recipes_optimum(tmp_path: Path) -> None:
     def beta(*overrides: str) -> float | None:
         return load_recipe("mixture", overrides).evaluation.beta
 
     assert beta("algorithm.name=ddpo") == 0.5
     assert beta("algorithm.name=ddpo", "evaluation.beta=0.2") == 0.2
     assert beta("algorithm.name=dpok") is None, "it has its own"
+    values = load_recipe("mixture", ["algorithm={name: draft, beta: 0}"]).values()
+    (tmp_path / "free.yaml").write_text(yaml.safe_dump(values))
+    assert load_recipe(str(tmp_path / "free.yaml"), ["algorithm.name=ddpo"]).evaluation.beta is None
+
+
+def test_a_text_that_looks_like_a_number_stays_one() -> None:
+    recipe = load_recipe("digits", ['prompts=["1e5", "7"]'])
+    assert resolve(parse_yaml(dump(recipe), where="dump")).prompts == ["1e5", "7"]
+    assert parse_yaml(yaml.safe_dump(["1e5"]), where="twin") == [1e5]
 
 
 @pytest.mark.parametrize(

@@ -146,3 +146,67 @@ def test_what_does_not_fit_is_named(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     with pytest.raises(ValueError, match="is a file"):
         tuned(Own(8)).save(tmp_path / "file")
+
+
+class Dropping(Own):
+    """One with dropout, and a layer that has the name of a wrapped one."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__(width)
+        self.base_layer, self.drop = nn.Linear(2, 2), nn.Dropout(0.5)
+
+    def forward(self, x: torch.Tensor, t: torch.Tensor, cond: None) -> torch.Tensor:
+        return super().forward(x, t, cond) + self.drop(self.base_layer(x))
+
+
+def test_what_is_loaded_samples_without_dropout(tmp_path: Path) -> None:
+    tuner = tuned(Dropping(8))
+    tuner.save(tmp_path)
+    whole = sa.Model(Dropping(8), process=sa.VP(), predicts="v", shape=(2,))
+    for given in (None, Dropping(8), whole):
+        assert torch.equal(drawn(sa.load(tmp_path, net=given)), drawn(tuner.model))
+    whole.net.train()
+    assert not torch.equal(drawn(whole), drawn(tuner.model))
+
+
+def test_a_folder_that_is_saved_into_again_keeps_nothing_of_before(tmp_path: Path) -> None:
+    tuned(Own(8)).save(tmp_path)
+    assert (tmp_path / "reference.safetensors").is_file()
+    tuned(Closure(8)).save(tmp_path)
+    assert not (tmp_path / "reference.safetensors").is_file()
+
+
+def test_selected_weights_give_way_to_loaded_ones(tmp_path: Path) -> None:
+    tuner = tuned(Own(8))
+    tuner.save(tmp_path)
+    other = sa.Model(Own(8), process=sa.VP(), predicts="v", shape=(2,))
+    other.select_weights()
+    assert torch.equal(drawn(sa.load(tmp_path, net=other)), drawn(tuner.model))
+
+
+class Told(Own):
+    """Depends on numbers that it is conditioned on."""
+
+    def forward(self, x: torch.Tensor, t: torch.Tensor, cond: torch.Tensor) -> torch.Tensor:  # type: ignore[override]
+        return super().forward(x, t, None) + 0.1 * cond[:, None]
+
+
+def test_prompts_that_are_numbers_and_a_negative_one_come_back(tmp_path: Path) -> None:
+    def made() -> sa.Model:
+        def encode(prompts: list[int]) -> torch.Tensor:
+            return torch.tensor([float(prompt) for prompt in prompts])
+
+        torch.manual_seed(0)
+        return sa.Model(Told(8), process=sa.VP(), predicts="v", shape=(2,), encode=encode, null=torch.zeros(1))
+
+    tuner = sa.Finetuner(
+        made(), reward=lambda x, c: x[:, 0], algorithm=sa.DDPO(), prompts=[1, 2], train=sa.Train(iterations=1, batch=4),
+        sampler=sa.Sampler(steps=3, guidance=3.0, negative_prompt="5"),
+    )  # fmt: skip
+    list(tuner)
+    tuner.save(tmp_path)
+    again = sa.load(tmp_path, net=made())
+    assert again.prompts == [1, 2]
+    assert torch.equal(drawn(again), drawn(tuner.model))
+    again.null = torch.zeros(1)
+    assert not torch.equal(drawn(again), drawn(tuner.model))

@@ -3,6 +3,7 @@
 import fcntl
 import json
 import math
+import threading
 
 import pytest
 import torch
@@ -245,6 +246,53 @@ def test_a_second_run_is_kept_out_of_the_folder_of_the_first(tmp_path):
     longer = tune(sa.DDPO(), output=tmp_path, iterations=3)
     assert longer.resume()
     assert [metrics["iteration"] for metrics in longer] == [3]
+
+
+def test_nothing_of_another_run_is_touched(tmp_path):
+    """What resuming cuts, and what measuring and checkpoints replace, belongs to who holds the folder."""
+    list(tune(sa.DDPO(), output=tmp_path, iterations=2))
+    before = {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file() and path.name != ".lock"}
+    for forbidden in (sa.Finetuner.summary, sa.Finetuner.checkpoint):
+        with pytest.raises(ValueError, match="already holds a run"):
+            forbidden(tune(sa.DDPO(), output=tmp_path))
+    with (tmp_path / ".lock").open() as file:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        with pytest.raises(ValueError, match="in use by another process"):
+            tune(sa.DDPO(), output=tmp_path).resume()
+    assert before == {path: path.read_bytes() for path in before}
+    assert tune(sa.DDPO(), output=tmp_path, iterations=3).resume(), "the twin: its own"
+
+
+def test_a_run_is_driven_from_any_thread_and_tried_again(tmp_path):
+    asked = []
+
+    def down_at_first(samples, conditions):
+        asked.append(len(samples))
+        if len(asked) == 1:
+            raise OSError("server down")
+        return black_box(samples, conditions)
+
+    tuner = tune(sa.DDPO(), output=tmp_path, iterations=2, reward=down_at_first)
+    tuner.checkpoint()
+    with pytest.raises(RewardError, match="server down"):
+        next(iter(tuner))
+    steps, found = iter(tuner), []
+    for _ in range(2):
+        thread = threading.Thread(target=lambda: found.append(next(steps)["iteration"]))
+        thread.start()
+        thread.join()
+    assert next(steps, None) is None
+    assert found == [1, 2]
+    with (tmp_path / ".lock").open() as file:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)  # it is free again
+
+
+def test_rows_of_a_call_are_the_models_own_unless_said():
+    model = own_model()
+    model.max_rows = 7
+    assert (tune(sa.DDPO(), model=model).train.rows, model.max_rows) == (7, 7)
+    assert (tune(sa.DDPO(), model=model, max_rows=5).train.rows, model.max_rows) == (5, 5)
+    assert tune(sa.DDPO()).train.rows == 4096
 
 
 class Dead(nn.Module):

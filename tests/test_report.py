@@ -27,6 +27,7 @@ from scoreaction.algorithms._learner import Algorithm
 from scoreaction.config import load_recipe
 from scoreaction.pictures import band, pairs_figure, samples_figure, tiled
 from scoreaction.report import write_report
+from scoreaction.shelf import UserError
 from scoreaction.tables import number, with_error
 
 SUMMARY = {
@@ -140,6 +141,14 @@ def test_a_run_on_a_module_of_ones_own_has_its_page_anywhere(tmp_path: Path, run
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("text", ["", "model: {name: x}", "[1]"])
+def test_a_recipe_that_is_none_is_one_line(text: str, tmp_path: Path, run: Path) -> None:  # noqa: F811
+    (tmp_path / "recipe.yaml").write_text(text)
+    (tmp_path / "metrics.jsonl").write_bytes((run / "metrics.jsonl").read_bytes())
+    with pytest.raises(UserError, match=r"recipe\.yaml: is not what a run writes"):
+        write_report(tmp_path)
+
+
 def test_a_folder_of_several_is_one_page(tmp_path: Path) -> None:
     for seed in (0, 1):
         assert train(tmp_path / f"run{seed}", f"train.seed={seed}", iterations=2) == 0

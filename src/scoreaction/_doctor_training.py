@@ -52,7 +52,7 @@ def training_findings(tuner: Finetuner, places: Places, iterations: int) -> Iter
         yield _begins(records[0]["kl_nats"], half=tuner.half)
     if tuner.half:
         yield _floor(tuner.learner.kl_floor, ratios="log_ratio" in records[0])
-    if "log_ratio" in records[0]:
+    if any("log_ratio_first" in record for record in records):
         yield from _ratios(records, half=tuner.half)
     yield from _grid(records)
 

@@ -18,6 +18,7 @@ from scoreaction.checkpoints import RunFolder
 from scoreaction.config import numbered
 from scoreaction.evaluation import ExactTask
 from scoreaction.exact import Mixture
+from scoreaction.shelf import UserError
 from scoreaction.tables import number
 
 if TYPE_CHECKING:
@@ -78,7 +79,10 @@ def described(folder: Path) -> tuple[Values, str]:
     """What a run was, as its recipe or settings say, and their text. Nothing in them is imported, so that any run is read."""
     path = RunFolder(folder).description
     text = read_text(path)
-    return parse_yaml(text, where=str(path)), text
+    values = parse_yaml(text, where=str(path))
+    if not isinstance(values, dict) or not {"model", "reward", "algorithm", "train", "evaluation"} <= values.keys():
+        raise UserError(f"{path}: is not what a run writes; train again, or put the file back")
+    return values, text
 
 
 def rewards_of(values: Values) -> list[Values]:
@@ -132,7 +136,7 @@ def exact_laws(values: Values, summary: Values) -> tuple[Mixture | None, Mixture
         return None, None
     try:
         model, reward = build_parts(values)
-    except shelf.UserError:
+    except UserError:
         return None, None
     task = ExactTask.of(model, reward, summary.get("beta"))
     return (None, None) if task is None else (task.law, task.optimum.law)

@@ -33,7 +33,7 @@ class RunFolder:
         self.samples = self.path / "samples"
         self.tensorboard = self.path / "tensorboard"
         self.model = self.path / "model"
-        self._lock = FileLock(self.path / ".lock", is_singleton=True)  # one a process
+        self._lock = FileLock(self.path / ".lock", is_singleton=True, thread_local=False)  # one a process
 
     @property
     def exists(self) -> bool:

@@ -6,6 +6,7 @@ shows the traceback.
 
 from __future__ import annotations
 
+import errno
 import io
 import shlex
 import sys
@@ -352,6 +353,8 @@ def explained(error: BaseException) -> tuple[int, str]:
         return 2, f"{error.format_message()} See scoreaction --help"
     if isinstance(error, KeyboardInterrupt | typer.Abort):
         return 130, "interrupted"
+    if isinstance(error, OSError) and error.errno == errno.ENAMETOOLONG:
+        return 2, f"{error.filename}: is too long a name; choose a shorter one"
     from scoreaction.training import Failed, Interrupted
 
     if isinstance(error, Interrupted):

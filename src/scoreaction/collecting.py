@@ -79,7 +79,7 @@ class Collector:
 
     def experience(self, learner: Learner, generator: torch.Generator, iteration: int) -> tuple[Experience, list[Any] | None]:
         """A batch of trajectories with their rewards, and the prompt of each. TrainingError where samples are not finite."""
-        batch, each, limit = self.train.batch, self.train.samples_per_prompt, self.train.max_rows
+        batch, each, limit = self.train.batch, self.train.samples_per_prompt, self.train.rows
         groups = drawn(self.prompts, math.ceil(batch / each), generator).repeat_interleave(each)[:batch]
         conditions, prompts = take(self.conditions, groups), self._asked(groups)
         times, gradient = learner.times(generator), None

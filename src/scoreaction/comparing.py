@@ -49,6 +49,8 @@ def parse_sweep(text: str | None) -> tuple[str | None, list[str]]:
         raise UserError(f"--sweep: {key} has an option of its own: {'--seeds' if key == 'train.seed' else '--algorithms'}")
     parse_override(f"{key}=0")
     parsed = parse_yaml(f"[{values}]", where="--sweep")
+    if not parsed:
+        raise UserError(f"--sweep: {key} has no value")
     if any(value in parsed[:i] for i, value in enumerate(parsed)):
         raise UserError(f"--sweep: {key} has a value twice (got {values})")
     return key, [json.dumps(value) if not isinstance(value, str) else value for value in parsed]

@@ -13,13 +13,12 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
-import yaml
 from pydantic import BaseModel, ConfigDict, Field
 
 from scoreaction import shelf
 from scoreaction._checking import Key, Values, check, check_finite, dotted, fields_of, refuse_unknown
 from scoreaction._prompts import PromptValue, read_prompts
-from scoreaction._recipe_text import KEYS, assign, parse_override, read_recipe
+from scoreaction._recipe_text import KEYS, assign, dump_yaml, parse_override, read_recipe
 from scoreaction.distillation import Distill
 from scoreaction.evaluation import Evaluation
 from scoreaction.online import Online
@@ -116,7 +115,7 @@ def load_recipe(name_or_path: str, overrides: Sequence[str] = ()) -> Recipe:
     assignments = [parse_override(text) for text in overrides]
     for key, value in sorted(assignments, key=lambda pair: pair[0][-1] != "name"):  # names first: they say what is known
         assign(values, key, value)
-    if beta is not None and _beta(values) is None and isinstance(values.setdefault("evaluation", {}), dict):
+    if beta and _beta(values) is None and isinstance(values.setdefault("evaluation", {}), dict):
         values["evaluation"].setdefault(
             "beta", beta
         )  # the optimum of the recipe stays what an algorithm without beta is held to
@@ -136,7 +135,7 @@ def dump(recipe: Recipe) -> str:
     >>> resolve(parse_yaml(dump(recipe), where="here")) == recipe
     True
     """
-    return yaml.safe_dump(recipe.values(), sort_keys=False, default_flow_style=None, width=110, allow_unicode=True)
+    return dump_yaml(recipe.values())
 
 
 # Checking

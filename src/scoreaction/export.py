@@ -6,7 +6,7 @@ import json
 import sys
 from dataclasses import asdict, fields
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 from safetensors.torch import load_file, save_file
@@ -31,7 +31,7 @@ def save_model(model: Model, sampler: Sampler, path: Path, *, recipe: str | None
     if path.exists() and not path.is_dir():
         raise ValueError(f"{path}: is a file; give the name of a folder")
     path.mkdir(parents=True, exist_ok=True)
-    prompts = None if model.prompts is None else [str(prompt) for prompt in model.prompts]
+    prompts = model.prompts if all(isinstance(prompt, str | int | float) for prompt in model.prompts or []) else None
     description = described(model) | {"sampler": sampler.model_dump(), "prompts": prompts, "functions": model.functions}
     description["net"] = None
     with model.averaged():
@@ -41,6 +41,8 @@ def save_model(model: Model, sampler: Sampler, path: Path, *, recipe: str | None
         if recipe is not None:
             write_whole(path / "recipe.yaml", recipe)
         else:
+            for stale in (NETWORK, REFERENCE):
+                (path / stale).unlink(missing_ok=True)
             try:
                 description["net"] = describe(model.net)
             except TypeError:
@@ -62,7 +64,7 @@ def described(model: Model) -> dict[str, Any]:
         "true_cfg": model.true_cfg,
         "lora": None if model.lora is None else asdict(model.lora),
     }
-    return json.loads(json.dumps(kind))
+    return json.loads(json.dumps(kind, default=str))
 
 
 def _plain_tensors(tensors: dict[str, Any]) -> dict[str, Tensor]:
@@ -82,22 +84,25 @@ def load_weights(model: Model, path: Path) -> None:
         if parameter.shape != weights[name].shape:
             raise ValueError(f"{file}: {name} has shape {tuple(weights[name].shape)}, the network's {tuple(parameter.shape)}")
         parameter.data.copy_(weights[name])
-    model.average = {name: value.to(model.device) for name, value in weights.items()}
+    model.average, model.selected = {name: value.to(model.device) for name, value in weights.items()}, None
 
 
 def load_described(path: Path, net: nn.Module | Model | None = None) -> Model:
     """The model that `save_model` wrote without a recipe; `net`, or its `Model`, as pretrained, where no file can hold it."""
     file = path / DESCRIPTION
     if not file.exists():
-        raise ValueError(f"{path}: no {DESCRIPTION} there; give the folder that save wrote")
+        raise ValueError(f"{path}: no {DESCRIPTION} there; give the folder that save wrote, or summary() in a run's")
     found = json.loads(file.read_text())
     if isinstance(net, Model):
         different = [name for name, value in described(net).items() if value != found[name]]
         if different:
             raise ValueError(f"{path}: net is another model than the one that was saved: {', '.join(different)} differ")
         load_weights(net, path)
+        net.net.eval()
         net.guidance, net.grid = found["sampler"]["guidance"], found["sampler"]["grid"]
-        net.prompts = found["prompts"]
+        net.prompts = found["prompts"] or net.prompts
+        if found["sampler"]["negative_prompt"] is not None:
+            net.lead_away_from(found["sampler"]["negative_prompt"], guidance=net.guidance)
         return net
     if found["functions"] or (net is None and found["net"] is None):
         lost = " and ".join(found["functions"]) or "network"
@@ -109,6 +114,7 @@ def load_described(path: Path, net: nn.Module | Model | None = None) -> Model:
         net = rebuild(found["net"])
     if (path / REFERENCE).is_file():
         _fill(net, path / REFERENCE)
+    net.eval()  # as it was trained: dropout and batch statistics off
     lora = found["lora"]
     if lora is None:  # what was frozen stays frozen
         trained = load_file(path / WEIGHTS)
@@ -156,7 +162,8 @@ def describe(module: nn.Module) -> dict[str, Any]:
     >>> describe(nn.Linear(2, 3))["attributes"]
     {'in_features': 2, 'out_features': 3}
     """
-    module = getattr(module, "base_layer", module)  # of a layer that has adapters
+    if "lora_A" in module._modules:  # a layer that has adapters
+        module = cast(Any, module).base_layer
     if module._forward_hooks or module._forward_pre_hooks:
         raise TypeError("a module with hooks has no plain description")
     kind = type(module)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
@@ -24,7 +25,7 @@ from scoreaction.journal import Journal
 from scoreaction.kl import chain_kl, path_kl
 from scoreaction.model import Model
 from scoreaction.online import Online, Rounds
-from scoreaction.optimising import Optimisation, Train
+from scoreaction.optimising import ROWS, Optimisation, Train
 from scoreaction.rewards import CountedReward, RewardError
 from scoreaction.rewards._weighted import WeightedSum
 from scoreaction.rollout import Experience, Sampler
@@ -94,9 +95,8 @@ class Finetuner:
         if self.train.select is not None:
             known = ["reward_mean", "diversity", "vendi", *(f"held_out.{name}" for name in self.held_out)]
             self.selection = Selection(self.train.select, known)
-        self.iteration, self.seconds, self.between, self.resumed = 0, 0.0, True, False
+        self.iteration, self.seconds, self.between, self.owns_folder = 0, 0.0, True, False
         self.generator = torch.Generator().manual_seed(self.train.seed)
-        model.guidance, model.grid, model.prompts = self.sampler.guidance, self.sampler.grid, self.prompts
         self.sampler.find()
         try:
             self.evaluation.sampler(self.sampler).find()  # said now, and not after training
@@ -117,6 +117,8 @@ class Finetuner:
         self.learner.networks.to(self.model.device)
         networks = {name: self.learner.networks[name] for name in self.learner.lr}
         self.optimisation = Optimisation(self.train, self.model, networks, self.learner.lr, scaled=dtype == torch.float16)
+        self.settings = settings_text(self) if recipe is None and output is not None else ""
+        model.guidance, model.grid, model.prompts = self.sampler.guidance, self.sampler.grid, self.prompts
 
     def _placed(self, model: Model) -> torch.dtype | None:
         """Puts the model on its device, in its precision, with the rows of its calls; the dtype of autocast."""
@@ -132,8 +134,7 @@ class Finetuner:
                 "train.precision: gradients through fp16 weights vanish unless they are scaled; set it to fp16, or the weights'"
                 " model.dtype to bf16"
             )
-        if "max_rows" in self.train.model_fields_set or model.max_rows is None:
-            model.max_rows = self.train.max_rows
+        model.max_rows = self.train.max_rows or model.max_rows or ROWS
         self.train = self.train.model_copy(update={"max_rows": model.max_rows})
         model.net.eval()  # dropout would make the ratio of the first pass differ from 1
         return dtype
@@ -146,20 +147,24 @@ class Finetuner:
 
     def _setting(self) -> Setting:
         judge = Judge(self.collector.score, self.collector.objective.differentiable)
-        return Setting(self.model, self.sampler, judge, self.train.batch, self.train.max_rows, self.conditions)
+        return Setting(self.model, self.sampler, judge, self.train.batch, self.train.rows, self.conditions)
 
     def __iter__(self) -> Iterator[dict[str, Any]]:
-        with nullcontext() if self.folder is None else self._claimed(self.folder):
+        with self._folder_held():
             yield from self._iterations()
 
     @contextmanager
-    def _claimed(self, folder: RunFolder) -> Iterator[None]:
-        """The folder, kept from other runs while this one iterates."""
-        with folder.held():
-            if self.iteration == 0 and not self.resumed and folder.exists:
+    def _folder_held(self) -> Iterator[None]:
+        """The folder, if there is one, kept from other runs; ValueError where it is another's."""
+        if self.folder is None:
+            yield
+            return
+        with self.folder.held():
+            if not self.owns_folder and self.folder.exists:
                 raise ValueError(
-                    f"output: {folder.path} already holds a run; go on with it by resume(), or name another folder"
+                    f"output: {self.folder.path} already holds a run; go on with it by resume(), or name another folder"
                 )
+            self.owns_folder = True
             yield
 
     def _iterations(self) -> Iterator[dict[str, Any]]:
@@ -250,7 +255,7 @@ class Finetuner:
     def write_recipe(self) -> None:
         """What the run is: its recipe, or its settings where it was started from Python without one."""
         if self.journal is not None:
-            self.journal.describe(self.recipe, settings_text(self))
+            self.journal.describe(self.recipe, self.settings)
 
     def state(self) -> dict[str, Any]:
         """All that changes: what a resumed run needs to equal the uninterrupted one."""
@@ -303,31 +308,28 @@ class Finetuner:
 
     def checkpoint(self) -> bool:
         """Saves the state, keeping the newest two; False in the middle of an iteration, whose state is of no use."""
-        if self.folder is None or not self.between:
+        if self.folder is None or self.journal is None or not self.between:
             return False
-        self.write_recipe()
-        if self.journal is not None:
+        with self._folder_held():
+            self.write_recipe()
             self.journal.flush()
-        save_tree(self.folder.checkpoints / f"{self.iteration:06d}", self.state())
-        from shutil import rmtree
-
-        for old in self.folder.saved_checkpoints()[:-2]:
-            rmtree(old)
+            save_tree(self.folder.checkpoints / f"{self.iteration:06d}", self.state())
+            for old in self.folder.saved_checkpoints()[:-2]:
+                shutil.rmtree(old)
         return True
 
     def resume(self) -> bool:
         """Continues from the newest checkpoint; False where there is none, and the run starts afresh."""
-        self.resumed = True
-        newest = self.folder.newest_checkpoint() if self.folder is not None else None
-        if self.rounds is not None:
-            self.rounds.resume()
-        if self.folder is None or newest is None:
+        self.owns_folder = True
+        with self._folder_held():
+            newest = self.folder.newest_checkpoint() if self.folder is not None else None
+            if self.rounds is not None:
+                self.rounds.resume()
+            if newest is not None:
+                self.load_state(load_tree(newest))
             if self.folder is not None:
-                self.folder.cut_metrics(0)
-            return False
-        self.load_state(load_tree(newest))
-        self.folder.cut_metrics(self.iteration)
-        return True
+                self.folder.cut_metrics(self.iteration)
+        return newest is not None
 
     def save(self, path: str | Path) -> Path:
         """Writes the averaged weights, the recipe and the summary of what they are into a folder; `load` reads it."""
@@ -335,4 +337,5 @@ class Finetuner:
 
     def summary(self) -> dict[str, Any]:
         """Measures base and tuned model from the same noise; with a folder also writes summary.json, samples/ and model/."""
-        return summarise(self)
+        with self._folder_held():
+            return summarise(self)

@@ -21,7 +21,7 @@ class Journal:
         """Writes the recipe, or the settings of a run that has none; again each time, since a resumed run may have grown."""
         if recipe is not None:
             write_whole(self.folder.recipe_path, recipe)
-        else:
+        elif not self.folder.recipe_path.exists():  # of a run that Python goes on with
             write_whole(self.folder.settings_path, settings)
 
     def log(self, metrics: dict[str, Any]) -> None:

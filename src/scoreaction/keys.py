@@ -7,6 +7,7 @@ import json
 from typing import Any
 
 from pydantic import BaseModel
+from pydantic.errors import PydanticInvalidForJsonSchema
 
 
 def explained(config: type[BaseModel]) -> str:
@@ -21,13 +22,17 @@ def explained(config: type[BaseModel]) -> str:
     key    default  takes
     scale  1.0      number
     """
-    schema = config.model_json_schema(mode="validation")
-    fields = {name: field for name, field in schema.get("properties", {}).items() if name != "name"}
+    try:
+        schema = config.model_json_schema(mode="validation", by_alias=False)
+    except PydanticInvalidForJsonSchema:  # a field of a kind that JSON does not have
+        schema = {}
+    top = schema.get("$defs", {}).get(schema["$ref"].rpartition("/")[2], {}) if "$ref" in schema else schema
+    fields = {name: field for name, field in config.model_fields.items() if name != "name"}
     rows = [("key", "default", "takes")]
     for name, field in fields.items():
-        default = "required" if name in schema.get("required", []) else _text(field.get("default"))
-        said = config.model_fields[name].description
-        rows.append((name, default, _takes(field, schema) + (f"; {said}" if said else "")))
+        default = "required" if field.is_required() else _text(field.get_default(call_default_factory=True))
+        takes = _takes(top["properties"][name], schema) if top else str(field.annotation)
+        rows.append((name, default, takes + (f"; {field.description}" if field.description else "")))
     widths = [max(len(row[i]) for row in rows) for i in (0, 1)]
     table = [f"{key:<{widths[0]}}  {default:<{widths[1]}}  {takes}".rstrip() for key, default, takes in rows]
     prose = inspect.cleandoc(config.__doc__ or "").partition(">>>")[0].strip()
@@ -50,8 +55,8 @@ def _takes(field: dict[str, Any], schema: dict[str, Any]) -> str:
     kinds = {"number": "number", "integer": "whole number", "boolean": "true or false", "string": "text", "null": "null"}
     bounds = {"minimum": "from", "exclusiveMinimum": "above", "maximum": "to", "exclusiveMaximum": "below"}
     limits = [f"{word} {field[key]:g}" for key, word in bounds.items() if key in field and abs(field[key]) < 2**53]
-    return " ".join([kinds.get(field.get("type", ""), "mapping"), *limits])
+    return " ".join([kinds.get(field.get("type", ""), "mapping" if "type" in field else "anything"), *limits])
 
 
 def _text(default: Any) -> str:
-    return default if isinstance(default, str) and default else json.dumps(default, ensure_ascii=False)
+    return default if isinstance(default, str) and default else json.dumps(default, ensure_ascii=False, default=str)

@@ -43,7 +43,8 @@ def open_run(folder: Path, *, tuned: bool, judged: bool = True) -> Opened:
     place = RunFolder(folder)
     if place.settings_path.is_file():
         raise UserError(
-            f"{folder}: was started from Python, where its network is; there sa.load(folder, net=...) reads it, sa.sample draws"
+            f"{folder}: was started from Python, where its network is; there summary() measures it, then sa.load reads"
+            " it and sa.sample draws"
         )
     if not place.recipe_path.is_file():
         raise UserError(f"{folder}: not a run folder (no recipe.yaml in it); give what train printed after run:")
@@ -174,7 +175,7 @@ def _other_prompts(opened: Opened, prompts: str) -> list[str] | None:
 def _cell(tuner: Finetuner, sampler: Sampler, n: int, prompts: list[Any] | None, seed: int) -> Values:
     model = tuner.model
     figures, _ = measure(model, sampler, tuner.reward, tuner.held_out, n=n, prompts=prompts, seed=seed)
-    figures |= measure_kl(model, sampler, n, prompts, seed, max_rows=tuner.train.max_rows)
+    figures |= measure_kl(model, sampler, n, prompts, seed, max_rows=tuner.train.rows)
     task = ExactTask.of(model, tuner.reward.reward, tuner.evaluation.beta or tuner.learner.beta)
     if task is not None:
 

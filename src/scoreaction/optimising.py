@@ -21,10 +21,14 @@ class TrainingError(RuntimeError):
     """Training cannot go on: no gradient reaches the trained parameters, or a number is not finite."""
 
 
+ROWS = 4096
+"""The largest batch of one network call where neither run nor model says otherwise."""
+
+
 class Train(BaseModel):
     """How long and how fast: iterations, trajectories an iteration, learning rate, seed, device, averages, checkpoints.
 
-    max_rows is the largest batch of one network call (guidance doubles it), where it is not set the model's own; optimizer
+    max_rows is the largest batch of one network call (guidance doubles it), null the model's own, else 4096; optimizer
     adam8bit keeps the policy's Adam in 8 bits, for full fine-tuning; held_out_rows how many samples an iteration the held-out
     rewards and diversity are measured on. select: the metric whose best weights are kept, higher is better; they are then what
     is reported, sampled and saved. schedule: of the learning rate over the run. samples_per_prompt: that many trajectories in
@@ -43,11 +47,16 @@ class Train(BaseModel):
     ema_decay: float = Field(0.99, gt=0, lt=1)
     schedule: Literal["cosine", "constant"] = "cosine"
     max_grad_norm: float = Field(1.0, gt=0)
-    max_rows: int = Field(4096, ge=1)
+    max_rows: int | None = Field(None, ge=1)
     samples_per_prompt: int = Field(1, ge=1)
     checkpoint_every: int = Field(50, ge=1)
     held_out_rows: int = Field(64, ge=2)
     select: str | None = None
+
+    @property
+    def rows(self) -> int:
+        """max_rows, once a run has settled it."""
+        return self.max_rows or ROWS
 
 
 def policy_optimiser(train: Train, model: Model) -> torch.optim.Optimizer:

@@ -63,7 +63,7 @@ def plan(recipe: Recipe) -> Values:
     }
     worst = max(passes, key=lambda name: passes[name])
     each = doubled(recipe, sized.model)
-    point, picture = costs["sampling"].forward / recipe.train.max_rows, costs["a picture"].forward
+    point, picture = costs["sampling"].forward / recipe.train.rows, costs["a picture"].forward
     flops = watch.iteration["model_evaluations"] / each * point + watch.calls["decoder"] * picture
     flops += sum(count * costs[kind].backward / costs[kind].rows for kind, count in watch.gradients.items())
     points = _measured_points(recipe, sized.model)
@@ -83,7 +83,7 @@ def plan(recipe: Recipe) -> Values:
         "flops": flops,
         "measuring_flops": measuring,
         "hours": (flops * recipe.train.iterations + measuring) / SUSTAINED / 3600,
-        "rows": recipe.train.max_rows * each,
+        "rows": recipe.train.rows * each,
     }
 
 
@@ -175,7 +175,7 @@ def measure_costs(recipe: Recipe, sized: Sized, watch: Watch) -> dict[str, Cost]
     with _at_precision(recipe, model):
         costs = {kind: with_graph(kind, rows) for kind, rows in largest.items()}
         with torch.no_grad():
-            x, t, told = inputs(recipe.train.max_rows)
+            x, t, told = inputs(recipe.train.rows)
             costs["sampling"] = _cost(mode, len(x), lambda: model.predict(x, t, told, guidance=guidance).eps)
             costs["a picture"] = _cost(mode, 1, lambda: model.decode(x[:1]))
     return costs

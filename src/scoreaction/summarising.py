@@ -8,9 +8,9 @@ from pathlib import Path
 from typing import Any, Protocol
 
 import numpy as np
-import yaml
 from torch import Tensor
 
+from scoreaction._recipe_text import dump_yaml
 from scoreaction.algorithms._learner import Algorithm, Learner
 from scoreaction.checkpoints import RunFolder, write_whole
 from scoreaction.evaluation import Evaluation, ExactTask, measure, measure_kl
@@ -55,7 +55,7 @@ def summarise(run: Run) -> dict[str, Any]:
     sampler = chosen.sampler(run.sampler)
     counts, queries = run.counts(), run.reward.queries
     figures: dict[str, Any] = {"iterations": run.iteration}
-    if run.selection is not None:
+    if run.selection is not None and run.model.selected is not None:
         figures["selected_iteration"] = run.selection.iteration
     prompted: dict[str, dict[str, float]] = {}
     for kind in ("base", "tuned"):
@@ -69,7 +69,7 @@ def summarise(run: Run) -> dict[str, Any]:
         if run.folder is not None:
             _save_samples(run, kind, samples)
     run.reward.queries = queries  # measuring is not training
-    figures |= measure_kl(run.model, sampler, chosen.n, run.prompts, chosen.seed, max_rows=run.train.max_rows)
+    figures |= measure_kl(run.model, sampler, chosen.n, run.prompts, chosen.seed, max_rows=run.train.rows)
     beta = chosen.beta or run.learner.beta
     task = ExactTask.of(run.model, run.reward.reward, beta)
     if task is not None:
@@ -89,14 +89,14 @@ def settings_text(run: Run) -> str:
     values = {
         "model": {"name": type(run.model.net).__name__, **described(run.model)},
         "reward": {"name": _name_of(run.reward.reward)},
-        "algorithm": {"name": type(run.algorithm).__name__, **run.algorithm.model_dump(mode="json")},
+        "algorithm": {"name": type(run.algorithm).__name__, **run.algorithm.model_dump()},
         "sampler": run.sampler.model_dump(mode="json"),
         "train": run.train.model_dump(mode="json"),
         "prompts": None if run.prompts is None else [str(prompt) for prompt in run.prompts],
         "evaluation": {**run.evaluation.model_dump(mode="json"), "held_out": [{"name": name} for name in run.held_out]},
         "online": None if run.online is None else run.online.model_dump(mode="json"),
     }
-    return yaml.safe_dump(values, sort_keys=False, default_flow_style=None, width=110, allow_unicode=True)
+    return dump_yaml(json.loads(json.dumps(values, default=str)))
 
 
 def _name_of(reward: RewardFunction) -> str:

@@ -73,11 +73,7 @@ def flattened(values: Any, key: str = "") -> Values:
 
 def claim(folder: Path, recipe: Recipe, *, resume: bool) -> None:
     """Refuses a folder that this run may not have: a file, a comparison, another run, one whose recipe differs."""
-    try:
-        is_file = folder.exists() and not folder.is_dir()
-    except OSError as error:  # a name that no folder can have
-        raise UserError(f"--output: {error.strerror}; name another folder") from error
-    if is_file:
+    if folder.exists() and not folder.is_dir():
         raise UserError(f"--output: {folder} is a file; name a folder")
     if (folder / "comparison.json").exists():
         raise UserError(f"--output: {folder} holds a comparison; name another folder")
@@ -132,6 +128,8 @@ class Stopper:
             if value > self.best:
                 self.best, self.since = value, 0
                 return False
+        elif self.seen or self.rule.metric in ("diversity", "vendi"):  # not known where no prompt was drawn twice
+            return False
         self.since += 1
         if not self.seen and "skipped" not in metrics:  # an iteration that learns nothing logs less
             known = ", ".join(key for key, number in metrics.items() if isinstance(number, int | float))
