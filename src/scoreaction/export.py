@@ -22,8 +22,8 @@ from scoreaction.rollout import Sampler
 WEIGHTS, NETWORK, REFERENCE, DESCRIPTION = "weights.safetensors", "network.safetensors", "reference.safetensors", "model.json"
 
 
-def save_model(model: Model, sampler: Sampler, path: Path, *, recipe: str | None) -> Path:
-    """Writes the trained parameters, averaged, and what they belong to.
+def save_model(model: Model, sampler: Sampler, prompts: list[Any] | None, path: Path, *, recipe: str | None) -> Path:
+    """Writes the trained parameters, averaged, and what they belong to and are drawn with.
 
     `weights.safetensors` and `model.json` always, and what the model's `export` writes for other libraries; `recipe.yaml`
     where there is one; else, where the network can be described without pickle, all its tensors and the reference's.
@@ -31,7 +31,7 @@ def save_model(model: Model, sampler: Sampler, path: Path, *, recipe: str | None
     if path.exists() and not path.is_dir():
         raise ValueError(f"{path}: is a file; give the name of a folder")
     path.mkdir(parents=True, exist_ok=True)
-    prompts = model.prompts if all(isinstance(prompt, str | int | float) for prompt in model.prompts or []) else None
+    prompts = prompts if all(isinstance(prompt, str | int | float) for prompt in prompts or []) else None
     description = described(model) | {"sampler": sampler.model_dump(), "prompts": prompts, "functions": model.functions}
     description["net"] = None
     with model.averaged():

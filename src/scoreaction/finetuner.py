@@ -333,7 +333,7 @@ class Finetuner:
 
     def save(self, path: str | Path) -> Path:
         """Writes the averaged weights, the recipe and the summary of what they are into a folder; `load` reads it."""
-        return save_model(self.model, self.sampler, Path(path), recipe=self.recipe)
+        return save_model(self.model, self.sampler, self.prompts, Path(path), recipe=self.recipe)
 
     def summary(self) -> dict[str, Any]:
         """Measures base and tuned model from the same noise; with a folder also writes summary.json, samples/ and model/."""
