@@ -120,7 +120,10 @@ def test_the_module_and_its_exit_code_from_a_shell(tmp_path: Path) -> None:
             ["compare", "mixture", "reward.name=jpeg", "--algorithms", "ddpo,draft"],
             "reward: does not fit the model gaussian_mixture",
         ),
-        (["compare", "mixture", "--algorithms", "ddpo,sqdf", "sampler.eta=0"], "sampler.eta: ddpo needs densities"),
+        (
+            ["compare", "mixture", "--algorithms", "sqdf,ddpo", "sampler.steps=1"],
+            "sampler.steps: no step has a density, which ddpo",
+        ),
         (["compare", "mixture", "--algorithms", ","], "--algorithms: name at least one"),
         (["compare", "mixture", "--algorithms", "ddpo", "--seeds", "a"], "--seeds: must be whole numbers"),
         (["compare", "mixture", "--algorithms", "ddpo", "--sweep", "train.lr= "], "--sweep: train.lr has no value"),

@@ -1,9 +1,7 @@
 """Truth: the uninterrupted run, bit for bit; counting by hand; the tilted law that a short training must come nearer to."""
 
-import fcntl
 import json
 import math
-import threading
 
 import pytest
 import torch
@@ -226,65 +224,6 @@ def test_a_policy_that_diverged_is_not_the_rewards_fault():
     with pytest.raises(TrainingError, match="iteration 1: the policy diverged, its samples are not finite"):
         list(tune(sa.DDPO(), model=model))
     assert len(list(tune(sa.DDPO(), lr=1e-3))) == 4
-
-
-def test_a_second_run_is_kept_out_of_the_folder_of_the_first(tmp_path):
-    running = iter(tune(sa.DDPO(), output=tmp_path, iterations=2))
-    second = tune(sa.DDPO(), output=tmp_path, iterations=2)
-    next(running)
-    with (tmp_path / ".lock").open() as file, pytest.raises(BlockingIOError):
-        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    list(running)
-    with (tmp_path / ".lock").open() as file:
-        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        with pytest.raises(ValueError, match="output: .* is in use by another process"):
-            list(second)
-    before = (tmp_path / "metrics.jsonl").read_text()
-    with pytest.raises(ValueError, match=r"output: .* already holds a run; go on with it by resume\(\)"):
-        list(second)
-    assert (tmp_path / "metrics.jsonl").read_text() == before
-    longer = tune(sa.DDPO(), output=tmp_path, iterations=3)
-    assert longer.resume()
-    assert [metrics["iteration"] for metrics in longer] == [3]
-
-
-def test_nothing_of_another_run_is_touched(tmp_path):
-    """What resuming cuts, and what measuring and checkpoints replace, belongs to who holds the folder."""
-    list(tune(sa.DDPO(), output=tmp_path, iterations=2))
-    before = {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file() and path.name != ".lock"}
-    for forbidden in (sa.Finetuner.summary, sa.Finetuner.checkpoint):
-        with pytest.raises(ValueError, match="already holds a run"):
-            forbidden(tune(sa.DDPO(), output=tmp_path))
-    with (tmp_path / ".lock").open() as file:
-        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        with pytest.raises(ValueError, match="in use by another process"):
-            tune(sa.DDPO(), output=tmp_path).resume()
-    assert before == {path: path.read_bytes() for path in before}
-    assert tune(sa.DDPO(), output=tmp_path, iterations=3).resume(), "the twin: its own"
-
-
-def test_a_run_is_driven_from_any_thread_and_tried_again(tmp_path):
-    asked = []
-
-    def down_at_first(samples, conditions):
-        asked.append(len(samples))
-        if len(asked) == 1:
-            raise OSError("server down")
-        return black_box(samples, conditions)
-
-    tuner = tune(sa.DDPO(), output=tmp_path, iterations=2, reward=down_at_first)
-    tuner.checkpoint()
-    with pytest.raises(RewardError, match="server down"):
-        next(iter(tuner))
-    steps, found = iter(tuner), []
-    for _ in range(2):
-        thread = threading.Thread(target=lambda: found.append(next(steps)["iteration"]))
-        thread.start()
-        thread.join()
-    assert next(steps, None) is None
-    assert found == [1, 2]
-    with (tmp_path / ".lock").open() as file:
-        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)  # it is free again
 
 
 def test_rows_of_a_call_are_the_models_own_unless_said():

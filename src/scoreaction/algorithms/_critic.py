@@ -19,8 +19,8 @@ def running_cost(setting: Setting, experience: Experience) -> Tensor:
     """`charge/2 integral of g^2 ||s - s_pre||^2` over each step, in nats at eta > 0: (N, batch).
 
     Trapezoid in the squared score difference, with the integral of g^2 over the step; the last step, which ends where no
-    score was asked, takes its beginning. On coarse grids it is above the path KL, by most on VE, and the dearer KL makes up for
-    some of what a coarse chain overshoots: taught by the path KL itself, 10 steps on the mixture end at 1.36 nats for 1.30.
+    score was asked, takes its beginning. On coarse grids it is above the path KL, by most on VE; with the path KL itself in
+    its place a policy that was trained on a coarse grid overshoots further.
     """
     times, process = experience.rollout.times, setting.model.process
     t, s = times[:-1], times[1:]

@@ -18,7 +18,7 @@ from scoreaction.models._text import TextEncoding
 from scoreaction.shelf import nearest
 
 ROWS = 2
-"""Points of one network call unless a run says otherwise: guidance doubles them, and a card of 24 GB holds their graph."""
+"""Points of one network call unless a run says otherwise; guidance doubles them. Few, since their graph is kept."""
 
 
 def build_from_pipeline(
