@@ -20,9 +20,10 @@ TASKS = ("linear_quadratic", "mixture16", "mixture")
 
 def measured(task: str, steps: int) -> list[dict[str, float]]:
     """At nine steps of the chain, from noise to data."""
-    from scoreaction.building import build
-    from scoreaction.config import load_recipe
-    from scoreaction.rollout import Experience, roll_out
+    from scoreaction.recipes.build import build
+    from scoreaction.recipes.recipe import load_recipe
+    from scoreaction.sampling.experience import Experience
+    from scoreaction.sampling.rollout import roll_out
 
     tuner = build(load_recipe(task, ["algorithm.name=adjoint_matching", f"sampler.steps={steps}"]))
     model, beta, process = tuner.model, tuner.learner.beta, tuner.model.process

@@ -26,9 +26,9 @@ JOBS: dict[str, dict[str, Any]] = {
 def _prepared(task: str, leap: int | None) -> tuple[Any, float, list[str] | None, float]:
     """The model with its consistency model, the guidance, the prompts, and the seconds that distilling took."""
     import scoreaction as sa
-    from scoreaction._prompts import prompt_list
-    from scoreaction.building import build_model
-    from scoreaction.config import distill_settings, load_recipe
+    from scoreaction.recipes.build import build_model
+    from scoreaction.recipes.prompts import prompt_list
+    from scoreaction.recipes.recipe import distill_settings, load_recipe
 
     recipe = load_recipe(task, ["model.consistency=shipped"] if task == "digits" else [])
     model, prompts, began = build_model(recipe), prompt_list(recipe.prompts), time.process_time()
@@ -43,10 +43,10 @@ def errors(task: str, leap: int | None) -> dict[str, Any]:
     """Errors by predictor and time, at points of the reference's own ODE paths."""
     import torch
 
-    from scoreaction.distillation import follow
-    from scoreaction.rollout import initial_noise, trajectory
-    from scoreaction.sampling import spread_prompts
-    from scoreaction.solvers import SOLVERS, time_grid
+    from scoreaction.diffusion.solvers import SOLVERS, time_grid
+    from scoreaction.sampling.draw import spread_prompts
+    from scoreaction.sampling.rollout import initial_noise, trajectory
+    from scoreaction.training.distillation import follow
 
     model, guidance, prompts, seconds = _prepared(task, leap)
     generator = torch.Generator().manual_seed(7)

@@ -43,10 +43,10 @@ GRID = [(solver, eta, steps) for steps in (5, 10, 25, 50) for solver, eta in (("
 
 def train(trainer: str, settings: list[str], seed: int, iterations: int, grid: bool) -> dict[str, Any]:
     """One run: its summary, the metrics of each iteration, and reward and legibility over samplers."""
-    from scoreaction.building import build
-    from scoreaction.config import load_recipe
-    from scoreaction.evaluation import measure
-    from scoreaction.rollout import Sampler
+    from scoreaction.recipes.build import build
+    from scoreaction.recipes.recipe import load_recipe
+    from scoreaction.sampling.rollout import Sampler
+    from scoreaction.training.evaluation import measure
 
     fixed = [
         f"train.iterations={iterations}", f"train.batch={BATCH}", f"train.seed={seed}",
@@ -72,7 +72,7 @@ def train(trainer: str, settings: list[str], seed: int, iterations: int, grid: b
 
 def measured_now(tuner: Any) -> dict[str, float]:
     """The policy as it is, not averaged, under the training sampler."""
-    from scoreaction.evaluation import measure, measure_kl
+    from scoreaction.training.evaluation import measure, measure_kl
 
     average, tuner.model.average = tuner.model.average, None
     queries = tuner.reward.queries

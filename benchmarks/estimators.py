@@ -21,11 +21,11 @@ sys.path.append(str(Path(__file__).parents[1] / "tests"))
 from affine import BETA, LAW, NEW, OLD, REWARD, ExactValue, model, policy, problem, setting  # noqa: E402
 
 import scoreaction as sa  # noqa: E402
-from scoreaction.algorithms._lookahead import Rates, Weights, lookahead_loss  # noqa: E402
-from scoreaction.kl import score_weight  # noqa: E402
-from scoreaction.predictions import score  # noqa: E402
-from scoreaction.rollout import Experience  # noqa: E402
-from scoreaction.solvers import ddim_step, time_grid  # noqa: E402
+from scoreaction.algorithms._pathwise import Rates, Weights, lookahead_loss  # noqa: E402
+from scoreaction.diffusion.kl import score_weight  # noqa: E402
+from scoreaction.diffusion.predictions import score  # noqa: E402
+from scoreaction.diffusion.solvers import ddim_step, time_grid  # noqa: E402
+from scoreaction.sampling.experience import Experience  # noqa: E402
 from scoreaction.types import Prediction  # noqa: E402
 
 F64 = torch.float64

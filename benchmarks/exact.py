@@ -48,20 +48,20 @@ GRID = [(solver, eta, steps) for steps in (5, 10, 25, 50, 200) for solver, eta i
 
 
 def _drawn(model: Any, sampler: Any, seed: int) -> Any:
-    from scoreaction.sampling import draw_x0
+    from scoreaction.sampling.draw import draw_x0
 
     return draw_x0(model, sampler, GRID_N, None, seed)
 
 
 def train(task: str, trainer: str, steps: int, seed: int, iterations: int, grid: bool) -> dict[str, Any]:
     """One run: its summary, how training went, and the distance and reward over samplers."""
-    from scoreaction.building import build
-    from scoreaction.config import load_recipe
-    from scoreaction.evaluation import ExactTask
-    from scoreaction.optimising import TrainingError
+    from scoreaction.recipes.build import build
+    from scoreaction.recipes.recipe import load_recipe
     from scoreaction.rewards import RewardError
-    from scoreaction.rollout import Sampler
-    from scoreaction.sampling import draw_x0
+    from scoreaction.sampling.draw import draw_x0
+    from scoreaction.sampling.rollout import Sampler
+    from scoreaction.training.evaluation import ExactTask
+    from scoreaction.training.optimizer import TrainingError
 
     beta = load_recipe(task).values()["algorithm"]["beta"]  # of the optimum that all are measured to
     settings = [setting.replace("BETA", str(beta)) for setting in TRAINERS[trainer]]
@@ -96,9 +96,9 @@ def train(task: str, trainer: str, steps: int, seed: int, iterations: int, grid:
 @cache
 def yardstick(task: str) -> dict[str, float]:
     """Optimum, floor and oracle of a task: the same for every run on it."""
-    from scoreaction.building import build
-    from scoreaction.config import load_recipe
-    from scoreaction.evaluation import ExactTask
+    from scoreaction.recipes.build import build
+    from scoreaction.recipes.recipe import load_recipe
+    from scoreaction.training.evaluation import ExactTask
 
     tuner = build(load_recipe(task))
     exact, chosen = ExactTask.of(tuner.model, tuner.reward.reward, tuner.learner.beta), tuner.evaluation
@@ -115,8 +115,8 @@ def yardstick(task: str) -> dict[str, float]:
 
 def measured(tuner: Any, task: str) -> dict[str, Any]:
     """A run's summary as `Finetuner.summary` has it, with the task's yardstick taken once a process."""
-    from scoreaction.evaluation import ExactTask, measure_kl
-    from scoreaction.sampling import draw_x0
+    from scoreaction.sampling.draw import draw_x0
+    from scoreaction.training.evaluation import ExactTask, measure_kl
 
     yard, chosen = yardstick(task), tuner.evaluation
     exact, sampler = ExactTask.of(tuner.model, tuner.reward.reward, yard["beta"]), chosen.sampler(tuner.sampler)

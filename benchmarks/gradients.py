@@ -39,8 +39,8 @@ BACKPROP = ("draft-1", "draft-lv", "refl")  # the power grid's last step is at t
 
 def train(trainer: str, settings: list[str], seed: int) -> dict[str, Any]:
     """One run: its summary and the metrics of each iteration."""
-    from scoreaction.building import build
-    from scoreaction.config import load_recipe
+    from scoreaction.recipes.build import build
+    from scoreaction.recipes.recipe import load_recipe
 
     tuner = build(load_recipe("digits", [*settings, f"train.seed={seed}", "evaluation.n=200", "evaluation.steps=20"]))
     curve = [metrics for metrics in tuner]

@@ -27,9 +27,9 @@ def peak(trainer: str, steps: int) -> float:
     """MiB."""
     import torch
 
-    from scoreaction.building import build
-    from scoreaction.config import load_recipe
-    from scoreaction.live_memory import LiveMemory
+    from scoreaction.commands._live_memory import LiveMemory
+    from scoreaction.recipes.build import build
+    from scoreaction.recipes.recipe import load_recipe
 
     torch.set_num_threads(1)
     fixed = [

@@ -35,8 +35,8 @@ TRAINERS: dict[str, list[str]] = {
 
 def train(trainer: str, settings: list[str], oracle: str, seed: int, rounds: list[int], each: int, n: int) -> dict[str, Any]:
     """One run: its summary, and for each round what the oracle said and how far the proxy was from it."""
-    from scoreaction.building import build
-    from scoreaction.config import load_recipe
+    from scoreaction.recipes.build import build
+    from scoreaction.recipes.recipe import load_recipe
 
     fixed = [
         *ORACLES[oracle], f"online.rounds={rounds}", f"train.iterations={len(rounds) * each}", f"train.seed={seed}",

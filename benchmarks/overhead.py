@@ -70,8 +70,8 @@ class _Timed:
 
 def measure(settings: list[str]) -> list[float]:
     """Wall time over bare time of each counted iteration."""
-    from scoreaction.building import build
-    from scoreaction.config import load_recipe
+    from scoreaction.recipes.build import build
+    from scoreaction.recipes.recipe import load_recipe
 
     tuner = build(load_recipe("digits", [*settings, f"train.iterations={WARM_UP + COUNTED}"]))
     ratios = []

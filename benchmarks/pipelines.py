@@ -31,8 +31,8 @@ def random_pipeline(dtype: torch.dtype) -> Any:
     import diffusers
     import transformers
 
-    from scoreaction.models._skeleton import shipped
     from scoreaction.models.diffusers import read_index
+    from scoreaction.models.pipelines.skeleton import shipped
 
     folder = shipped("stable-diffusion-v1-5/stable-diffusion-v1-5")
     kinds = read_index(folder)
@@ -63,10 +63,10 @@ def redness(samples: torch.Tensor, prompts: Any) -> torch.Tensor:
 def tuner_for(algorithm: str, *, device: str, rows: int, steps: int, batch: int) -> Any:
     """A run of one iteration."""
     import scoreaction as sa
-    from scoreaction import shelf
-    from scoreaction.models._pipelines import build_from_pipeline
+    from scoreaction import catalog
+    from scoreaction.models.pipelines.assemble import build_from_pipeline
 
-    config = shelf.find("algorithm", algorithm, key="algorithm.name").Config
+    config = catalog.find("algorithm", algorithm, key="algorithm.name").Config
     small = {"updates": 1, "critic_updates": 2, "stages": 1, "inner": 1, "rows": max(2, rows), "critic_rows": 8}
     width = torch.float32 if device == "cpu" else torch.bfloat16
     with torch.random.fork_rng():
@@ -99,7 +99,7 @@ def on_cpu(algorithm: str) -> dict[str, Any]:
 
 def on_gpu(algorithm: str, rows: int) -> dict[str, Any]:
     """The second iteration, and sampling alone."""
-    from scoreaction.sampling import draw
+    from scoreaction.sampling.draw import draw
 
     tuner = tuner_for(algorithm, device="cuda", rows=rows, steps=10, batch=max(2, rows))
     iterations = iter(tuner)
@@ -130,12 +130,12 @@ def job(device: str, algorithm: str, rows: int) -> dict[str, Any]:
 
 
 def main() -> None:
-    from scoreaction import shelf
+    from scoreaction import catalog
 
     parser = arguments(__doc__ or "", "pipelines.json")
     parser.set_defaults(processes=1)
     options = parser.parse_args()
-    there = [name for name in ALGORITHMS if name in shelf.files("algorithm")]
+    there = [name for name in ALGORITHMS if name in catalog.files("algorithm")]
     jobs = {f"cpu-{name}": {"device": "cpu", "algorithm": name, "rows": 1} for name in there}
     if torch.cuda.is_available():
         jobs |= {f"gpu-{name}-{n}": {"device": "cuda", "algorithm": name, "rows": n} for name in there for n in ROWS}

@@ -42,12 +42,12 @@ POINTS, LEVELS = 9, (0.55, 0.6, 0.65, 0.7, 0.75)
 
 def job(settings: list[str], seed: int, n: int, guidance: float | None = None, picture: str | None = None) -> dict[str, Any]:
     """A run, or with `guidance` the base under it: accuracy on the training prompts and on the unseen ones."""
-    from scoreaction._prompts import prompt_list
-    from scoreaction.building import build
-    from scoreaction.config import load_recipe
-    from scoreaction.evaluation import measure, measure_kl
-    from scoreaction.pictures import pairs_figure
-    from scoreaction.sampling import draw
+    from scoreaction.recipes.build import build
+    from scoreaction.recipes.prompts import prompt_list
+    from scoreaction.recipes.recipe import load_recipe
+    from scoreaction.report.figures import pairs_figure
+    from scoreaction.sampling.draw import draw
+    from scoreaction.training.evaluation import measure, measure_kl
 
     fixed = [
         f"train.batch={BATCH}", f"train.seed={seed}", f"evaluation.n={n}", "sampler.guidance=1",
@@ -151,7 +151,7 @@ def figure(results: dict[str, dict[str, Any]], path: str) -> None:
     matplotlib.use("Agg")
     import matplotlib.pyplot as plt
 
-    from scoreaction.pictures import COLOURS
+    from scoreaction.report.figures import COLOURS
 
     base = results["base, guidance 1"]["base"]["seen"]["held_out.shapes"]
     runs: dict[str, list[list[dict[str, float]]]] = {}

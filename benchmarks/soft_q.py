@@ -24,8 +24,8 @@ POINTS = 4000
 
 
 def learner_of(task: str, settings: list[str]) -> Any:
-    from scoreaction.building import build
-    from scoreaction.config import load_recipe
+    from scoreaction.recipes.build import build
+    from scoreaction.recipes.recipe import load_recipe
 
     return build(load_recipe(task, ["algorithm.name=sqdf", "sampler.steps=25", "train.seed=0", *settings]))
 
@@ -33,7 +33,7 @@ def learner_of(task: str, settings: list[str]) -> Any:
 def errors(tuner: Any, task: str, **options: Any) -> dict[str, dict[str, float]]:
     """Of value and gradient, at each time."""
     from scoreaction.algorithms._soft_q import soft_q
-    from scoreaction.rollout import Points
+    from scoreaction.sampling.experience import Points
 
     law, quadratic, process = tuner.model.law, tuner.reward.reward.quadratic, tuner.model.process
     beta, found = tuner.learner.beta, {}
@@ -60,8 +60,8 @@ def errors(tuner: Any, task: str, **options: Any) -> dict[str, dict[str, float]]
 def main() -> None:
     options = arguments(__doc__ or "", "soft_q.json").parse_args()
     torch.set_num_threads(1)
-    from scoreaction.config import load_recipe
-    from scoreaction.distilling import distill_recipe
+    from scoreaction.commands.distill import distill_recipe
+    from scoreaction.recipes.recipe import load_recipe
 
     out: dict[str, Any] = {}
     for task, iterations in TASKS.items():

@@ -3,19 +3,20 @@
 from __future__ import annotations
 
 import torch
+from oracles.linear_quadratic import ScalarLQ
 from scipy.integrate import solve_ivp
 from torch import nn
 from twins import F64, f64
 
 import scoreaction as sa
 from scoreaction.algorithms._learner import Judge, Setting
-from scoreaction.exact import Mixture, Quadratic
-from scoreaction.linear_quadratic import ScalarLQ
-from scoreaction.model import Model
-from scoreaction.predictions import expand
+from scoreaction.diffusion.mixtures import Mixture, Quadratic
+from scoreaction.diffusion.predictions import expand
+from scoreaction.diffusion.solvers import jittered
+from scoreaction.networks.model import Model
 from scoreaction.rewards._closed_form import QuadraticReward
-from scoreaction.rollout import Experience, Points, Rollout, stacked, trajectory
-from scoreaction.solvers import jittered
+from scoreaction.sampling.experience import Experience, Points
+from scoreaction.sampling.rollout import Rollout, stacked, trajectory
 
 OLD, NEW = (-0.2, 0.3), (-0.6, 0.9)
 BETA = 0.5

@@ -11,8 +11,8 @@ from typing import Any
 
 import torch
 
+from scoreaction.commands.serve_reward import Server, open_server, service_of
 from scoreaction.rewards import http as client
-from scoreaction.serving import Server, open_server, service_of
 
 IMAGES = torch.rand(10, 3, 8, 8, generator=torch.Generator().manual_seed(0))
 

@@ -9,8 +9,8 @@ from torch.utils.checkpoint import CheckpointError, checkpoint
 from twins import F64, accepts, close, f64
 
 import scoreaction as sa
-from scoreaction.adapters import Adapters, LoraShape, base_tensors, without_adapters
-from scoreaction.model import Model
+from scoreaction.networks.adapters import Adapters, LoraShape, base_tensors, without_adapters
+from scoreaction.networks.model import Model
 
 peft = pytest.importorskip("peft")
 

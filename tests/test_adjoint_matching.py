@@ -3,11 +3,11 @@
 import pytest
 import torch
 from affine import BETA, LAW, REWARD, Affine, exactly, gradient, model, setting
+from oracles.linear_quadratic import ScalarLQ
 from twins import accepts, close
 
 import scoreaction as sa
-from scoreaction.algorithms._lookahead import Weights, lookahead_loss
-from scoreaction.linear_quadratic import ScalarLQ
+from scoreaction.algorithms._pathwise import Weights, lookahead_loss
 
 VP, FLOW = sa.VP(), sa.Flow()
 

@@ -8,9 +8,10 @@ from test_finetuner import SCORE_ACTION, own_model, tune
 from twins import accepts
 
 import scoreaction as sa
-from scoreaction.checkpoints import RunFolder, load_tree, save_tree, write_whole
-from scoreaction.export import load_weights
-from scoreaction.shelf import UserError
+from scoreaction.errors import UserError
+from scoreaction.training.checkpoints import load_tree, save_tree
+from scoreaction.training.export import load_weights
+from scoreaction.training.run_folder import RunFolder, write_whole
 
 
 def test_a_tree_comes_back_to_the_bit(tmp_path):

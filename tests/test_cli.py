@@ -17,15 +17,16 @@ import numpy as np
 import pytest
 from twins import accepts, close
 
-from scoreaction import shelf
+from scoreaction import catalog
 from scoreaction.cli import listed, main
-from scoreaction.comparing import grouped
-from scoreaction.config import load_recipe
-from scoreaction.finetuner import Finetuner
-from scoreaction.measuring import open_run
-from scoreaction.sampling import draw, spread_prompts
-from scoreaction.solvers import SOLVERS
-from scoreaction.training import Stopper, read_json_lines
+from scoreaction.commands.compare import grouped
+from scoreaction.commands.evaluate import open_run
+from scoreaction.commands.train import Stopper
+from scoreaction.diffusion.solvers import SOLVERS
+from scoreaction.recipes.recipe import load_recipe
+from scoreaction.sampling.draw import draw, spread_prompts
+from scoreaction.training.finetuner import Finetuner
+from scoreaction.training.run_folder import read_json_lines
 
 TINY = ["algorithm.name=ddpo", "train.batch=8", "evaluation.n=16", "evaluation.steps=3", "sampler.steps=4", "model.hidden=8"]
 CONTRACT = {
@@ -364,7 +365,7 @@ def test_standard_errors_are_over_seeds() -> None:
 
 def test_every_reward_is_documented() -> None:
     """Truth: the shelf. Twin: one that is not there."""
-    from scoreaction.shelf import files
+    from scoreaction.catalog import files
 
     text = (Path(__file__).parents[1] / "docs" / "rewards.md").read_text(encoding="utf-8")
 
@@ -383,7 +384,7 @@ def test_list_names_the_shelves(capsys: pytest.CaptureFixture[str]) -> None:
         assert all(found.values()), f"a file of {what} has no first line"
         assert all(f"  {name}" in everything for name in found)
     assert set(listed("solvers")) == set(SOLVERS)
-    assert set(listed("recipes")) == set(shelf.recipes())
+    assert set(listed("recipes")) == set(catalog.recipes())
     assert not [name for name in listed("algorithms") if name.startswith("_")]
 
 
@@ -394,7 +395,7 @@ def test_list_shows_the_keys_of_everything(capsys: pytest.CaptureFixture[str], r
             assert main(["list", shelf_name, name]) == 0
             said = capsys.readouterr().out
             lines = said.partition("key ")[2].splitlines()[1:]
-            fields = [key for key in shelf.find(kind, name, key="").Config.model_fields if key != "name"]  # type: ignore[arg-type]
+            fields = [key for key in catalog.find(kind, name, key="").Config.model_fields if key != "name"]  # type: ignore[arg-type]
             assert [line.split()[0] for line in lines[: len(fields)]] == fields
     assert main(["list", "settings", "train"]) == 0
     said = capsys.readouterr().out

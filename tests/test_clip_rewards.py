@@ -16,11 +16,11 @@ from transformers.models.clip.image_processing_pil_clip import CLIPImageProcesso
 from twins import close
 
 import scoreaction as sa
-from scoreaction.building import build as build_run
 from scoreaction.cli import main
-from scoreaction.config import load_recipe
+from scoreaction.errors import UserError
+from scoreaction.recipes.build import build as build_run
+from scoreaction.recipes.recipe import load_recipe
 from scoreaction.rewards import _clip, aesthetic, clip, pickscore
-from scoreaction.shelf import UserError
 
 
 @pytest.fixture(scope="module")

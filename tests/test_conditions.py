@@ -4,7 +4,7 @@ import pytest
 import torch
 from twins import accepts
 
-from scoreaction.conditions import concatenate, map_conditions, repeat, take
+from scoreaction.networks.conditions import concatenate, map_conditions, repeat, take
 
 IDS = torch.tensor([5, 6, 7])
 FEATURES = torch.arange(12.0).reshape(3, 2, 2)

@@ -13,12 +13,12 @@ from twins import accepts, close, f64
 
 import scoreaction as sa
 from scoreaction.cli import main
-from scoreaction.distillation import endpoint_errors, follow
-from scoreaction.model import Model
+from scoreaction.diffusion.predictions import expand, from_prediction
+from scoreaction.diffusion.processes import PROCESSES
+from scoreaction.diffusion.solvers import time_grid
 from scoreaction.models import gaussian_mixture, linear_quadratic
-from scoreaction.predictions import expand, from_prediction
-from scoreaction.processes import PROCESSES
-from scoreaction.solvers import time_grid
+from scoreaction.networks.model import Model
+from scoreaction.training.distillation import endpoint_errors, follow
 from scoreaction.types import Prediction
 
 M, V = 0.3, 0.8
@@ -425,7 +425,7 @@ def test_the_shipped_one_is_refused_for_other_digits(tmp_path):
     import shutil
 
     from scoreaction.models import digits
-    from scoreaction.models._digits_nets import shipped
+    from scoreaction.tasks.digits.networks import shipped
 
     for part in ("unet", "scheduler"):
         shutil.copytree(shipped() / part, tmp_path / part)

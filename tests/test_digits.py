@@ -12,15 +12,15 @@ from torch import Tensor
 from torch.nn import functional as F
 from twins import accepts, close, f64
 
-from scoreaction.models import _digits_nets as digits
-from scoreaction.predictions import to_prediction
+from scoreaction.diffusion.predictions import to_prediction
+from scoreaction.tasks.digits import networks as digits
 
 N = 40
 
 
 @pytest.fixture(scope="module")
 def data() -> tuple[Tensor, Tensor]:
-    from scoreaction.pretraining.digits import images_and_labels
+    from scoreaction.tasks.digits.pretrain import images_and_labels
 
     return images_and_labels()
 
@@ -114,7 +114,7 @@ def test_the_network_takes_any_time_between() -> None:
 
 def test_classifiers_read_the_half_they_never_saw(data: tuple[Tensor, Tensor], judge: digits.Judge) -> None:
     """Truth: the labels; and the halves are disjoint and cover the data."""
-    from scoreaction.pretraining.digits import halves
+    from scoreaction.tasks.digits.pretrain import halves
 
     images, labels = data
     ours, theirs = halves()
@@ -160,7 +160,7 @@ def no_digits(images: Tensor) -> dict[str, Tensor]:
 @pytest.mark.slow
 def test_the_judge_calls_blobs_no_digit(data: tuple[Tensor, Tensor], judge: digits.Judge) -> None:
     """At least 90 % of each kind. Twins: digits as they are and with strokes a pixel thicker on each side."""
-    from scoreaction.pretraining.digits import halves
+    from scoreaction.tasks.digits.pretrain import halves
 
     images = data[0][halves()[0][:200]]
 
@@ -174,7 +174,7 @@ def test_the_judge_calls_blobs_no_digit(data: tuple[Tensor, Tensor], judge: digi
 
 def test_legibility_falls_as_strokes_swell_but_not_at_once(data: tuple[Tensor, Tensor], judge: digits.Judge) -> None:
     """A pixel thicker on each side is still read, two and three are not. Twin: a judge of ten classes, as the reward has."""
-    from scoreaction.pretraining.digits import halves
+    from scoreaction.tasks.digits.pretrain import halves
 
     mine = halves()[0][:200]
     images, labels = data[0][mine], data[1][mine]
@@ -192,7 +192,7 @@ def test_legibility_falls_as_strokes_swell_but_not_at_once(data: tuple[Tensor, T
 
 def test_features_tell_digits_apart(data: tuple[Tensor, Tensor], judge: digits.Judge) -> None:
     """The nearest other image in feature space mostly shows the same digit, in a half the judge never saw."""
-    from scoreaction.pretraining.digits import halves
+    from scoreaction.tasks.digits.pretrain import halves
 
     mine = halves()[0][:400]
     with torch.no_grad():
@@ -212,7 +212,7 @@ def test_only_small_safetensors_are_shipped() -> None:
     assert {path.suffix for path in files} == {".safetensors", ".json", ".md"}
     assert sum(path.stat().st_size for path in files) < 3e6
     credit = (digits.shipped() / "README.md").read_text(encoding="utf-8")
-    for words in ("Alpaydin", "Kaynak", "UCI", "1998", "CC BY 4.0", "scikit-learn", "scoreaction.pretraining.digits"):
+    for words in ("Alpaydin", "Kaynak", "UCI", "1998", "CC BY 4.0", "scikit-learn", "scoreaction.tasks.digits.pretrain"):
         assert words in credit
 
 
@@ -243,14 +243,14 @@ def test_rewards_and_networks_import_torch_only() -> None:
         assert done.stdout.strip() == "[]"
 
     names = ("ink", "jpeg", "classifier", "legibility", "linear", "quadratic")
-    light = ", ".join(["scoreaction.models._digits_nets", *(f"scoreaction.rewards.{name}" for name in names)])
+    light = ", ".join(["scoreaction.tasks.digits.networks", *(f"scoreaction.rewards.{name}" for name in names)])
     accepts(check, light, heavy="PIL")
 
 
 @pytest.mark.slow
 def test_training_repeats_itself(tmp_path: Path) -> None:
     """The same seed gives the same weights, another seed does not, and what was written loads."""
-    from scoreaction.pretraining.digits import main
+    from scoreaction.tasks.digits.pretrain import main
 
     def weights(folder: str, seed: int) -> Tensor:
         main(tmp_path / folder, seed=seed, batches=1, classifier_batches=1)

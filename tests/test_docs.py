@@ -14,10 +14,10 @@ from tiny_pipelines import stable_diffusion
 from twins import accepts
 
 import scoreaction as sa
-from scoreaction.building import build
 from scoreaction.cli import app, listed, main
-from scoreaction.config import load_recipe
-from scoreaction.training import run
+from scoreaction.commands.train import run
+from scoreaction.recipes.build import build
+from scoreaction.recipes.recipe import load_recipe
 
 ROOT = Path(__file__).parents[1]
 PAGES = sorted([ROOT / "README.md", ROOT / "CONTRIBUTING.md", *(ROOT / "docs").glob("*.md")])

@@ -12,8 +12,8 @@ import torch
 from torch import Tensor, nn
 
 import scoreaction as sa
-from scoreaction._doctor_finding import Finding
 from scoreaction.cli import main
+from scoreaction.commands.doctor.finding import Finding
 from scoreaction.models import gaussian_mixture
 
 PRETRAINED = gaussian_mixture.build(gaussian_mixture.Config())

@@ -5,19 +5,20 @@ import math
 import pytest
 import torch
 from affine import LAW, OLD, REWARD, model
+from oracles import linear_quadratic as lq
 from scipy.spatial.distance import pdist
 from torch import nn
 from twins import accepts, close, f64
 
 import scoreaction as sa
-from scoreaction import linear_quadratic as lq
-from scoreaction.evaluation import ExactTask, diversity, measure, measure_kl, rounding_floor, standard_error
-from scoreaction.exact import Mixture, Quadratic, sliced_w2
+from scoreaction.diffusion.mixtures import Mixture, Quadratic
 from scoreaction.models import gaussian_mixture
 from scoreaction.rewards import CountedReward, Reward
 from scoreaction.rewards._closed_form import QuadraticReward
-from scoreaction.rollout import Experience, Rollout
-from scoreaction.sampling import draw, spread_prompts
+from scoreaction.sampling.draw import draw, spread_prompts
+from scoreaction.sampling.experience import Experience
+from scoreaction.sampling.rollout import Rollout
+from scoreaction.training.evaluation import ExactTask, diversity, measure, measure_kl, rounding_floor, sliced_w2, standard_error
 from scoreaction.types import Prediction
 
 LINEAR = QuadraticReward(Quadratic.linear([1.0, 0.5]))

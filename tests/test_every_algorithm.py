@@ -7,11 +7,11 @@ import torch
 from twins import close
 
 import scoreaction as sa
-from scoreaction.exact import Quadratic
+from scoreaction.catalog import files, find
+from scoreaction.diffusion.mixtures import Quadratic
 from scoreaction.models import digits, gaussian_mixture
 from scoreaction.rewards import ink
 from scoreaction.rewards._closed_form import QuadraticReward
-from scoreaction.shelf import files, find
 
 SMALL = {
     "score_action": {"updates": 2, "rows": 16, "critic_updates": 2},

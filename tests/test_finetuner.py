@@ -9,11 +9,11 @@ from torch import nn
 from twins import accepts, close
 
 import scoreaction as sa
-from scoreaction.exact import Quadratic
+from scoreaction.diffusion.mixtures import Quadratic
 from scoreaction.models import gaussian_mixture
-from scoreaction.optimising import TrainingError
 from scoreaction.rewards import RewardError
 from scoreaction.rewards._closed_form import QuadraticReward
+from scoreaction.training.optimizer import TrainingError
 
 
 class Net(nn.Module):

@@ -5,9 +5,9 @@ import json
 import pytest
 from twins import accepts, close
 
-from scoreaction._report_comparison import comparison_part
 from scoreaction.cli import main
-from scoreaction.frontiers import frontier_figures, line_of
+from scoreaction.report.comparison import comparison_part
+from scoreaction.report.frontiers import frontier_figures, line_of
 
 
 def group(algorithm, value, reward, kl, *, error=0.1, **more):

@@ -6,7 +6,7 @@ from torch import nn
 from twins import close
 
 import scoreaction as sa
-from scoreaction.predictions import from_prediction
+from scoreaction.diffusion.predictions import from_prediction
 
 
 class Told(nn.Module):

@@ -16,11 +16,12 @@ from servers import IMAGES, pretending, remote, serving
 from twins import accepts, close
 
 import scoreaction as sa
-from scoreaction.building import build_reward
-from scoreaction.config import load_recipe
+from scoreaction.commands.train import run
+from scoreaction.errors import Failed
+from scoreaction.recipes.build import build_reward
+from scoreaction.recipes.recipe import load_recipe
 from scoreaction.rewards import CountedReward, Reward, RewardError, _wire, ink
 from scoreaction.rewards import http as client
-from scoreaction.training import Failed, run
 from scoreaction.types import Prompt
 
 
@@ -294,7 +295,7 @@ def test_a_run_whose_server_goes_away_saves_its_state_and_goes_on(tmp_path: Path
 
 def test_a_reward_over_http_is_held_out_and_measured_like_any_other() -> None:
     """Truth: the same reward in process; measuring in parts, drawn while the ones before are scored, changes nothing."""
-    from scoreaction.evaluation import measure
+    from scoreaction.training.evaluation import measure
 
     model, local = sa.gaussian_mixture.build(sa.gaussian_mixture.Config()), build_reward("linear", ["direction=[1, 0.5]"])
     with serving(local) as server:

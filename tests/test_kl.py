@@ -4,15 +4,15 @@ import math
 
 import pytest
 import torch
+from oracles import linear_quadratic as lq
 from scipy.integrate import quad
 from twins import F64, accepts, close, f64
 
-from scoreaction import linear_quadratic as lq
-from scoreaction.exact import Mixture, Quadratic
-from scoreaction.kl import chain_kl, path_kl, path_kl_steps, score_weight
-from scoreaction.processes import VE, VP, Flow
-from scoreaction.rollout import stacked, trajectory
-from scoreaction.solvers import SOLVERS, time_grid
+from scoreaction.diffusion.kl import chain_kl, path_kl, path_kl_steps, score_weight
+from scoreaction.diffusion.mixtures import Mixture, Quadratic
+from scoreaction.diffusion.processes import VE, VP, Flow
+from scoreaction.diffusion.solvers import SOLVERS, time_grid
+from scoreaction.sampling.rollout import stacked, trajectory
 from scoreaction.types import Prediction
 
 

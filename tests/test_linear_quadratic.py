@@ -4,13 +4,13 @@ import math
 
 import pytest
 import torch
+from oracles.linear_quadratic import LinearQuadratic, ScalarLQ, chain_kl, path_kl
 from scipy.integrate import quad, solve_ivp
 from twins import F64, close, f64
 
-from scoreaction.exact import Mixture, Quadratic
-from scoreaction.linear_quadratic import LinearQuadratic, ScalarLQ, chain_kl, path_kl
-from scoreaction.processes import VE, VP, Flow
-from scoreaction.solvers import SOLVERS, time_grid
+from scoreaction.diffusion.mixtures import Mixture, Quadratic
+from scoreaction.diffusion.processes import VE, VP, Flow
+from scoreaction.diffusion.solvers import SOLVERS, time_grid
 
 
 def matrix_lq(process, eta, l=0.2):

@@ -8,7 +8,7 @@ from torch import nn
 from twins import F64, accepts, close, f64
 
 import scoreaction as sa
-from scoreaction.predictions import to_prediction
+from scoreaction.diffusion.predictions import to_prediction
 
 
 class Net(nn.Module):

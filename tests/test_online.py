@@ -9,20 +9,20 @@ import sys
 import pytest
 import torch
 from test_cli import train
-from test_config import fault
 from test_finetuner import SCORE_ACTION, Net, flat, lines, own_model
+from test_recipe import fault
 from twins import accepts, close
 
 import scoreaction as sa
-from scoreaction.building import build
-from scoreaction.config import load_recipe
-from scoreaction.measuring import open_run
-from scoreaction.online import Online
-from scoreaction.pictures import run_figure
-from scoreaction.proxy import Proxy
-from scoreaction.report import write_report
+from scoreaction.commands.evaluate import open_run
+from scoreaction.networks.proxy import Proxy
+from scoreaction.recipes.build import build
+from scoreaction.recipes.recipe import load_recipe
+from scoreaction.report.figures import run_figure
+from scoreaction.report.page import write_report
 from scoreaction.rewards import RewardError
-from scoreaction.training import read_json_lines
+from scoreaction.training.online import Online
+from scoreaction.training.run_folder import read_json_lines
 
 ROUNDS = (20, 24, 30)
 
@@ -150,7 +150,7 @@ def test_an_oracle_that_breaks_down_within_a_round_is_asked_the_rest_only(tmp_pa
 
 KILL = """
 import os, sys
-from scoreaction.proxy import Proxy
+from scoreaction.networks.proxy import Proxy
 fit, fits = Proxy.fit, []
 def dying(self, *arguments):
     fits.append(1)

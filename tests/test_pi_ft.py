@@ -5,16 +5,16 @@ from dataclasses import replace
 import pytest
 import torch
 from affine import BETA, LAW, REWARD, exactly, gradient, model, points, setting
+from oracles.linear_quadratic import ScalarLQ
 from torch import nn
 from twins import F64, accepts, close, f64
 
 import scoreaction as sa
 from scoreaction.algorithms import _critic, pi_ft
-from scoreaction.algorithms._lookahead import Decisions, Weights, improved, lookahead_loss, stepped
+from scoreaction.algorithms._pathwise import Decisions, Weights, improved, lookahead_loss, stepped
 from scoreaction.algorithms.pi_ft import curvature
-from scoreaction.linear_quadratic import ScalarLQ
-from scoreaction.rollout import Points
-from scoreaction.solvers import time_grid
+from scoreaction.diffusion.solvers import time_grid
+from scoreaction.sampling.experience import Points
 from scoreaction.types import Prediction
 
 VP, FLOW = sa.VP(), sa.Flow()

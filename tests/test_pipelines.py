@@ -11,8 +11,8 @@ import torch
 from twins import accepts, close
 
 import scoreaction as sa
-from scoreaction.model import Model
-from scoreaction.rollout import Sampler, trajectory
+from scoreaction.networks.model import Model
+from scoreaction.sampling.rollout import Sampler, trajectory
 
 pytest.importorskip("diffusers")
 pytest.importorskip("transformers")
@@ -20,7 +20,7 @@ pytest.importorskip("peft")
 
 import tiny_pipelines  # noqa: E402
 
-from scoreaction.models._pipelines import build_from_pipeline  # noqa: E402
+from scoreaction.models.pipelines.assemble import build_from_pipeline  # noqa: E402
 
 ALL = list(tiny_pipelines.PIPELINES)
 TEXT = [name for name in ALL if name != "ddpm"]

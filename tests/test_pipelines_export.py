@@ -15,7 +15,7 @@ from safetensors.torch import load_file, save_file
 import scoreaction as sa
 from scoreaction.cli import main
 from scoreaction.models import diffusers
-from scoreaction.rollout import Sampler
+from scoreaction.sampling.rollout import Sampler
 
 pytest.importorskip("diffusers")
 pytest.importorskip("transformers")

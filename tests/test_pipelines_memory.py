@@ -16,8 +16,8 @@ pytest.importorskip("peft")
 import tiny_pipelines  # noqa: E402
 from test_pipelines import PROMPTS, build, noise_for  # noqa: E402
 
-from scoreaction.models._pipelines import build_from_pipeline  # noqa: E402
-from scoreaction.models._text import AT_ONCE, TextEncoding  # noqa: E402
+from scoreaction.models.pipelines.assemble import build_from_pipeline  # noqa: E402
+from scoreaction.models.pipelines.text import AT_ONCE, TextEncoding  # noqa: E402
 
 
 def equals(truth: Any):

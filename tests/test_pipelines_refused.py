@@ -27,7 +27,7 @@ pytest.importorskip("peft")
 import tiny_pipelines  # noqa: E402
 from test_pipelines_export import PROMPTS, SHORT  # noqa: E402
 
-from scoreaction.models._pipelines import build_from_pipeline  # noqa: E402
+from scoreaction.models.pipelines.assemble import build_from_pipeline  # noqa: E402
 
 
 @pytest.fixture

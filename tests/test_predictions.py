@@ -8,8 +8,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from twins import F64, accepts, close, f64
 
-from scoreaction.predictions import Predicts, expand, from_prediction, row, score, to_prediction
-from scoreaction.processes import VE, VP, CosineVP, Flow, TableVP
+from scoreaction.diffusion.predictions import Predicts, expand, from_prediction, row, score, to_prediction
+from scoreaction.diffusion.processes import VE, VP, CosineVP, Flow, TableVP
 from scoreaction.types import Prediction
 
 KINDS = get_args(Predicts)

@@ -6,7 +6,7 @@ import pytest
 import torch
 from twins import F64, accepts, close, f64
 
-from scoreaction.processes import VE, VP, CosineVP, Flow, TableVP
+from scoreaction.diffusion.processes import VE, VP, CosineVP, Flow, TableVP
 
 SD = TableVP.scaled_linear()
 

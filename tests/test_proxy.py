@@ -7,7 +7,7 @@ import torch
 from sklearn.linear_model import BayesianRidge
 from twins import accepts, close, f64
 
-from scoreaction.proxy import Proxy, fit_ridge
+from scoreaction.networks.proxy import Proxy, fit_ridge
 
 NOISE = 0.7
 

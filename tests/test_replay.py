@@ -7,8 +7,9 @@ from test_finetuner import own_model
 from twins import accepts, close
 
 import scoreaction as sa
-from scoreaction.replay import Replay
-from scoreaction.rollout import Experience, Rollout
+from scoreaction.sampling.experience import Experience
+from scoreaction.sampling.replay import Replay
+from scoreaction.sampling.rollout import Rollout
 from scoreaction.types import Prediction
 
 STEPS = 3
@@ -143,7 +144,7 @@ def test_what_neither_memory_nor_disk_holds_is_refused_in_one_line(monkeypatch):
     room = 2.0 * 4 * 6 * STEPS * 2 / 0.9  # exactly for x and old
     for free, fits in ((room + 2, True), (room - 2, False)):
         usage.free = free
-        monkeypatch.setattr("scoreaction.replay.shutil.disk_usage", lambda path: usage)
+        monkeypatch.setattr("scoreaction.sampling.replay.shutil.disk_usage", lambda path: usage)
         try:
             Replay(6, STEPS, (2,), largest_in_memory=0)
             held = True

@@ -20,15 +20,15 @@ from test_export import Own
 from twins import accepts, close
 
 import scoreaction as sa
-from scoreaction._report_comparison import comparison_headline
-from scoreaction._report_parts import objectives
-from scoreaction._report_run import run_headline
 from scoreaction.algorithms._learner import Algorithm
-from scoreaction.config import load_recipe
-from scoreaction.pictures import band, pairs_figure, samples_figure, tiled
-from scoreaction.report import write_report
-from scoreaction.shelf import UserError
-from scoreaction.tables import number, with_error
+from scoreaction.errors import UserError
+from scoreaction.recipes.recipe import load_recipe
+from scoreaction.report.comparison import comparison_headline
+from scoreaction.report.figures import band, pairs_figure, samples_figure, tiled
+from scoreaction.report.numbers import number, with_error
+from scoreaction.report.page import write_report
+from scoreaction.report.parts import objectives
+from scoreaction.report.run import run_headline
 
 SUMMARY = {
     "reward_base": 0.1, "reward_tuned": 2.0, "kl_nats": 1.2, "diversity_base": 2.0, "diversity_tuned": 1.0, "beta": 0.5,

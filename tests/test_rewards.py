@@ -19,7 +19,7 @@ IDS = torch.arange(6)
 @pytest.fixture(scope="module")
 def images() -> torch.Tensor:
     """Six digits of the data, 0 to 5, (6, 1, 16, 16) in [0, 1]."""
-    from scoreaction.pretraining.digits import images_and_labels
+    from scoreaction.tasks.digits.pretrain import images_and_labels
 
     return images_and_labels()[0][:6]
 

@@ -6,10 +6,11 @@ from torch import nn
 from twins import accepts, close, f64
 
 import scoreaction as sa
-from scoreaction.algorithms._lookahead import perturbed
-from scoreaction.exact import Mixture
-from scoreaction.rollout import Experience, Points, over_rows, roll_out, trajectory
-from scoreaction.solvers import SOLVERS, jittered, time_grid
+from scoreaction.algorithms._pathwise import perturbed
+from scoreaction.diffusion.mixtures import Mixture
+from scoreaction.diffusion.solvers import SOLVERS, jittered, time_grid
+from scoreaction.sampling.experience import Experience, Points, over_rows
+from scoreaction.sampling.rollout import roll_out, trajectory
 from scoreaction.types import Prediction
 
 

@@ -9,10 +9,10 @@ from twins import F64, accepts, close, f64
 
 import scoreaction as sa
 from scoreaction.algorithms._critic import kl_to_go, running_cost
-from scoreaction.algorithms._lookahead import Rates, Weights, adapt_trust, advantage_rate, improved, lookahead_loss
-from scoreaction.gaussians import sum_event
-from scoreaction.rollout import Experience
-from scoreaction.solvers import ddim_step, time_grid
+from scoreaction.algorithms._pathwise import Rates, Weights, adapt_trust, advantage_rate, improved, lookahead_loss
+from scoreaction.diffusion.solvers import ddim_step, time_grid
+from scoreaction.diffusion.transitions import sum_event
+from scoreaction.sampling.experience import Experience
 from scoreaction.types import Prediction
 
 VP, FLOW = sa.VP(), sa.Flow()

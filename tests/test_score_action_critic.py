@@ -12,10 +12,11 @@ from twins import close, f64
 
 import scoreaction as sa
 from scoreaction.algorithms._critic import calibrated, kl_to_go, running_cost
-from scoreaction.algorithms._likelihood import steps_taken
-from scoreaction.kl import path_kl_steps
-from scoreaction.rollout import Experience, Rollout, stacked
-from scoreaction.solvers import time_grid
+from scoreaction.algorithms._likelihood_ratio import steps_taken
+from scoreaction.diffusion.kl import path_kl_steps
+from scoreaction.diffusion.solvers import time_grid
+from scoreaction.sampling.experience import Experience
+from scoreaction.sampling.rollout import Rollout, stacked
 
 VP, FLOW = sa.VP(), sa.Flow()
 

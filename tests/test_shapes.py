@@ -11,11 +11,11 @@ from torch import Tensor
 from torch.nn import functional as F
 from twins import accepts, close
 
-from scoreaction.models import _shapes_nets as nets
-from scoreaction.models._shapes_scenes import COLOURS, HELD_OUT, Scene, Thing, all_scenes, coverage, draw, parse_caption
+from scoreaction.catalog import prompt_sets
 from scoreaction.rewards import shapes, shapes_scorer
-from scoreaction.rewards._shapes_reader import Found, judge, read, score
-from scoreaction.shelf import prompt_sets
+from scoreaction.tasks.shapes import scorer as nets
+from scoreaction.tasks.shapes.reader import Found, judge, read, score
+from scoreaction.tasks.shapes.scenes import COLOURS, HELD_OUT, Scene, Thing, all_scenes, coverage, draw, parse_caption
 
 SCENES = [*all_scenes()[:36], *all_scenes()[36::8]]
 
@@ -213,7 +213,7 @@ def test_only_small_safetensors_are_shipped() -> None:
     files = [path for path in nets.shipped().rglob("*") if path.is_file()]
     assert {path.suffix for path in files} == {".safetensors", ".json", ".md"}
     assert sum(path.stat().st_size for path in files) < 6e6
-    assert "scoreaction.pretraining.shapes" in (nets.shipped() / "README.md").read_text(encoding="utf-8")
+    assert "scoreaction.tasks.shapes.pretrain" in (nets.shipped() / "README.md").read_text(encoding="utf-8")
 
 
 def test_each_of_our_words_is_one_token() -> None:
@@ -297,7 +297,7 @@ def test_the_scorer_can_be_exploited_and_the_program_is_not_fooled(pictures: Ten
 @pytest.mark.slow
 def test_training_repeats_itself(tmp_path: Path) -> None:
     """The same seed gives the same files, another seed does not."""
-    from scoreaction.pretraining.shapes import main
+    from scoreaction.tasks.shapes.pretrain import main
 
     def digests(folder: str, seed: int) -> dict[str, str]:
         main(tmp_path / folder, seed=seed, vae_batches=1, batches=(1,) * 5, scorer_batches=1, pictures=64, scorer_pictures=64)
@@ -315,7 +315,7 @@ def test_training_repeats_itself(tmp_path: Path) -> None:
 
 def test_captions_are_wrong_as_often_as_said() -> None:
     """Truth: a thing alone keeps its caption where colour, shape and count all stay: (1 - 0.25)^3, to 4 standard errors."""
-    from scoreaction.pretraining.shapes import altered
+    from scoreaction.tasks.shapes.pretrain import altered
 
     scene, n, g = parse_caption("two red circles"), 2000, seeded(0)
 

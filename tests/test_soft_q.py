@@ -5,15 +5,15 @@ from dataclasses import replace
 import pytest
 import torch
 from affine import LAW, REWARD, model, points, setting
+from oracles.linear_quadratic import ScalarLQ
 from twins import F64, close, f64
 
 import scoreaction as sa
 from scoreaction.algorithms._learner import Judge
 from scoreaction.algorithms._soft_q import clean_sample, soft_q
-from scoreaction.exact import Quadratic
-from scoreaction.linear_quadratic import ScalarLQ
+from scoreaction.diffusion.mixtures import Quadratic
 from scoreaction.models import gaussian_mixture
-from scoreaction.rollout import Points
+from scoreaction.sampling.experience import Points
 
 VP = sa.VP()
 

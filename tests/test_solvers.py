@@ -4,15 +4,15 @@ import math
 
 import pytest
 import torch
+from oracles.linear_quadratic import ScalarLQ
 from torchdiffeq import odeint
 from twins import F64, accepts, close, f64
 
-from scoreaction.exact import Mixture
-from scoreaction.gaussians import Transition
-from scoreaction.linear_quadratic import ScalarLQ
-from scoreaction.predictions import to_prediction
-from scoreaction.processes import VE, VP, CosineVP, Flow, TableVP
-from scoreaction.solvers import SOLVERS, Past, Solver, ddim_step, find_solver, jittered, noise_std, time_grid
+from scoreaction.diffusion.mixtures import Mixture
+from scoreaction.diffusion.predictions import to_prediction
+from scoreaction.diffusion.processes import VE, VP, CosineVP, Flow, TableVP
+from scoreaction.diffusion.solvers import SOLVERS, Past, Solver, ddim_step, find_solver, jittered, noise_std, time_grid
+from scoreaction.diffusion.transitions import Transition
 from scoreaction.types import Prediction
 
 PROCESSES = [VP(), VE(sigma_min=0.1, sigma_max=3.0), Flow()]

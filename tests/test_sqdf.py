@@ -12,9 +12,9 @@ from twins import F64, close, f64
 
 import scoreaction as sa
 from scoreaction.algorithms._learner import Judge
-from scoreaction.algorithms._lookahead import Weights, improved
-from scoreaction.exact import Quadratic
-from scoreaction.solvers import ddim_step, time_grid
+from scoreaction.algorithms._pathwise import Weights, improved
+from scoreaction.diffusion.mixtures import Quadratic
+from scoreaction.diffusion.solvers import ddim_step, time_grid
 from scoreaction.types import Prediction
 
 VP = sa.VP()

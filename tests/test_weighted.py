@@ -13,14 +13,14 @@ from torch import nn
 from twins import close, f64
 
 import scoreaction as sa
-from scoreaction._prompts import prompt_list, read_prompts
-from scoreaction._report_run import prompts_table
-from scoreaction.building import build
-from scoreaction.collecting import Collector
-from scoreaction.config import dump, load_recipe, resolve
+from scoreaction.errors import UserError
+from scoreaction.recipes.build import build
+from scoreaction.recipes.prompts import prompt_list, read_prompts
+from scoreaction.recipes.recipe import dump, load_recipe, resolve
+from scoreaction.report.run import prompts_table
 from scoreaction.rewards import CountedReward, Reward
 from scoreaction.rewards._weighted import Part, WeightedSum
-from scoreaction.shelf import UserError
+from scoreaction.training.collector import Collector
 
 FIRST = torch.randn(50, 2, generator=torch.Generator().manual_seed(0)) * torch.tensor([3.0, 0.1]) + torch.tensor([5.0, -1.0])
 LATER = FIRST[:10] + 7
@@ -115,7 +115,7 @@ def test_the_moments_are_part_of_a_checkpoint_and_resuming_is_exact(tmp_path: Pa
 def test_shares_in_a_recipe() -> None:
     recipe = load_recipe("mixture", [SUM])
     assert [block["normalise"] for block in recipe.values()["reward"]] == [True, False]
-    from scoreaction._recipe_text import parse_yaml
+    from scoreaction.yaml_text import parse_yaml
 
     assert resolve(parse_yaml(dump(recipe), where="dump")) == recipe
     for wrong, said in {
@@ -147,7 +147,7 @@ def test_json_lines_carry_weights_and_metadata(tmp_path: Path) -> None:
     assert isinstance(prompts[0], sa.Prompt)
     assert (prompts[0].weight, prompts[0].metadata) == (3, {"count": 2, "of": ["cat"]})
     recipe = load_recipe("digits", ["prompts=[{prompt: seven, weight: 2, font: bold}, 3]"])
-    from scoreaction._recipe_text import parse_yaml
+    from scoreaction.yaml_text import parse_yaml
 
     assert resolve(parse_yaml(dump(recipe), where="dump")) == recipe, "a run's recipe holds them whole"
     assert load_recipe("digits", [f"prompts={path}"]).prompts == values

@@ -16,53 +16,53 @@ if TYPE_CHECKING:
     from scoreaction.algorithms.score_action import ScoreAction
     from scoreaction.algorithms.sqdf import SQDF
     from scoreaction.algorithms.vard import VARD
-    from scoreaction.consistency import load_consistency
-    from scoreaction.distillation import Distill, Distiller
-    from scoreaction.doctor import examine
-    from scoreaction.evaluation import Evaluation
-    from scoreaction.finetuner import Finetuner
-    from scoreaction.loading import load
-    from scoreaction.model import Model
+    from scoreaction.commands.doctor.checkup import examine
+    from scoreaction.diffusion.processes import VE, VP, CosineVP, Flow, TableVP
     from scoreaction.models import gaussian_mixture
-    from scoreaction.online import Online
-    from scoreaction.optimising import Train
-    from scoreaction.processes import VE, VP, CosineVP, Flow, TableVP
+    from scoreaction.networks.consistency import load_consistency
+    from scoreaction.networks.model import Model
+    from scoreaction.recipes.restore import load
     from scoreaction.rewards import Reward
-    from scoreaction.rollout import Sampler
-    from scoreaction.sampling import sample
+    from scoreaction.sampling.draw import sample
+    from scoreaction.sampling.rollout import Sampler
+    from scoreaction.training.distillation import Distill, Distiller
+    from scoreaction.training.evaluation import Evaluation
+    from scoreaction.training.finetuner import Finetuner
+    from scoreaction.training.online import Online
+    from scoreaction.training.optimizer import Train
     from scoreaction.types import Prompt
 
 _HOMES = {
     "AdjointMatching": "algorithms.adjoint_matching",
-    "CosineVP": "processes",
+    "CosineVP": "diffusion.processes",
     "DDPO": "algorithms.ddpo",
     "DPOK": "algorithms.dpok",
     "DRaFT": "algorithms.draft",
-    "Distill": "distillation",
-    "Distiller": "distillation",
-    "Evaluation": "evaluation",
-    "Finetuner": "finetuner",
-    "Flow": "processes",
-    "Model": "model",
-    "Online": "online",
+    "Distill": "training.distillation",
+    "Distiller": "training.distillation",
+    "Evaluation": "training.evaluation",
+    "Finetuner": "training.finetuner",
+    "Flow": "diffusion.processes",
+    "Model": "networks.model",
+    "Online": "training.online",
     "PIFT": "algorithms.pi_ft",
     "Prompt": "types",
     "ReFL": "algorithms.refl",
     "Reward": "rewards",
     "SQDF": "algorithms.sqdf",
-    "Sampler": "rollout",
+    "Sampler": "sampling.rollout",
     "ScoreAction": "algorithms.score_action",
-    "TableVP": "processes",
-    "Train": "optimising",
+    "TableVP": "diffusion.processes",
+    "Train": "training.optimizer",
     "VARD": "algorithms.vard",
-    "VE": "processes",
-    "VP": "processes",
-    "examine": "doctor",
+    "VE": "diffusion.processes",
+    "VP": "diffusion.processes",
+    "examine": "commands.doctor.checkup",
     "gaussian_mixture": "models.gaussian_mixture",
-    "load": "loading",
-    "load_consistency": "consistency",
+    "load": "recipes.restore",
+    "load_consistency": "networks.consistency",
     "models": "models",
-    "sample": "sampling",
+    "sample": "sampling.draw",
 }
 """Where each name is from: it is imported when it is first asked for, so that the command line answers before torch does."""
 

@@ -19,7 +19,8 @@ from typing import Annotated, Any
 
 import typer
 
-from scoreaction.shelf import SHELVES, TOKEN_VARIABLE, Kind, UserError, files, find, nearest, recipes, summary
+from scoreaction.catalog import SHELVES, TOKEN_VARIABLE, Kind, files, find, recipes, summary
+from scoreaction.errors import UserError, nearest
 
 # Commands import what they need themselves, so that --help and list answer at once.
 
@@ -74,10 +75,11 @@ def train(
     resume: Annotated[bool, typer.Option("--resume", help="Go on with the run in --output.")] = False,
 ) -> None:
     """Fine-tune a model by a recipe."""
-    from scoreaction.config import load_recipe
-    from scoreaction.model_card import write_card
-    from scoreaction.tables import show_summary
-    from scoreaction.training import Interrupted, run
+    from scoreaction.commands.tables import show_summary
+    from scoreaction.commands.train import run
+    from scoreaction.errors import Interrupted
+    from scoreaction.recipes.recipe import load_recipe
+    from scoreaction.report.model_card import write_card
 
     chosen = load_recipe(recipe, overrides or [])
     if resume and output is None:
@@ -100,9 +102,9 @@ def distill(
     output: Annotated[Path | None, output_option("Folder; default runs/RECIPE-consistency-TIME.")] = None,
 ) -> None:
     """Make a consistency model of a recipe's model: the clean sample in one evaluation."""
-    from scoreaction.config import load_recipe
-    from scoreaction.distilling import distill_recipe
-    from scoreaction.tables import show_endpoint_errors
+    from scoreaction.commands.distill import distill_recipe
+    from scoreaction.commands.tables import show_endpoint_errors
+    from scoreaction.recipes.recipe import load_recipe
 
     chosen = load_recipe(recipe, overrides or [])
     folder = output or default_folder(recipe, "consistency")
@@ -113,9 +115,9 @@ def distill(
 @app.command()
 def plan(recipe: RecipeName, overrides: Overrides = None) -> None:
     """Say what a recipe will need, before it is started: parameters, memory, network evaluations, time."""
-    from scoreaction.config import load_recipe
-    from scoreaction.planning import plan as planned
-    from scoreaction.tables import show_plan
+    from scoreaction.commands.plan import plan as planned
+    from scoreaction.commands.tables import show_plan
+    from scoreaction.recipes.recipe import load_recipe
 
     show_plan(planned(load_recipe(recipe, overrides or [])))
 
@@ -133,7 +135,7 @@ def sample(
     output: Annotated[Path | None, output_option("Folder for samples.npz and samples.png; default RUN.")] = None,
 ) -> None:
     """Draw from the tuned model: samples.npz and samples.png."""
-    from scoreaction.measuring import draw_samples, open_run
+    from scoreaction.commands.evaluate import draw_samples, open_run
 
     opened = open_run(run, tuned=not base, judged=False)
     where = draw_samples(opened, output or run, n=n, prompts=prompt, steps=steps, solver=solver, eta=eta, seed=seed, base=base)
@@ -151,8 +153,8 @@ def evaluate(
     prompts: Annotated[str | None, typer.Option(help="A shipped set or a file instead of the run's own prompts.")] = None,
 ) -> None:
     """Reward, held-out rewards, KL and diversity over a grid of samplers: evaluation.json."""
-    from scoreaction.measuring import evaluate_grid, open_run
-    from scoreaction.tables import show_grid
+    from scoreaction.commands.evaluate import evaluate_grid, open_run
+    from scoreaction.commands.tables import show_grid
 
     grid = [numbers(steps, int, "--steps"), names(solver, "--solver"), numbers(eta, float, "--eta")]
     opened = open_run(run, tuned=True)
@@ -172,9 +174,9 @@ def compare(
     ] = None,
 ) -> None:
     """Run algorithms with the same budget: comparison.json, plots and a report."""
-    from scoreaction.comparing import compare as run_all
-    from scoreaction.report import write_report
-    from scoreaction.tables import show_comparison
+    from scoreaction.commands.compare import compare as run_all
+    from scoreaction.commands.tables import show_comparison
+    from scoreaction.report.page import write_report
 
     chosen = names(algorithms, "--algorithms")
     folder = output or default_folder(recipe, "-".join(chosen))
@@ -199,8 +201,8 @@ def serve_reward(
     max_megabytes: Annotated[int, typer.Option(min=1, help="Size of one question.")] = 256,
 ) -> None:
     """Answer for a reward over HTTP, for the reward `http` of a run elsewhere. Ctrl-C ends it."""
-    from scoreaction.building import build_reward
-    from scoreaction.serving import open_server, serve, service_of
+    from scoreaction.commands.serve_reward import open_server, serve, service_of
+    from scoreaction.recipes.build import build_reward
 
     reward = build_reward(name, overrides or [])
     service = service_of(name, reward, device=device, token=token, max_images=max_images, max_bytes=max_megabytes * 2**20)
@@ -215,7 +217,7 @@ def report(
     folder: Annotated[Path, typer.Argument(metavar="RUN_OR_COMPARISON", help="The folder of a run or of a comparison.")],
 ) -> None:
     """Write one self-contained HTML page about a run or a comparison."""
-    from scoreaction.report import write_report
+    from scoreaction.report.page import write_report
 
     print(f"report: {write_report(folder)}")
 
@@ -227,11 +229,11 @@ def doctor(
     iterations: Annotated[int, typer.Option(min=1, help="How many to train for.")] = 3,
 ) -> None:
     """Check what is known to go wrong: model, reward, a few iterations. Writes nothing; exits 1 where something is wrong."""
-    from scoreaction.building import build
-    from scoreaction.config import load_recipe
-    from scoreaction.doctor import examine
-    from scoreaction.tables import show_findings
-    from scoreaction.training import Failed
+    from scoreaction.commands.doctor.checkup import examine
+    from scoreaction.commands.tables import show_findings
+    from scoreaction.errors import Failed
+    from scoreaction.recipes.build import build
+    from scoreaction.recipes.recipe import load_recipe
 
     wrong = show_findings(examine(build(load_recipe(recipe, overrides or [])), iterations))
     if wrong:
@@ -265,8 +267,8 @@ LISTS = ["algorithms", "rewards", "models", "solvers", "recipes", "settings"]
 
 def details(what: str, name: str) -> str:
     """The keys of a file on a shelf or of the user's, or of a section of the recipe; the text of a recipe."""
-    from scoreaction.config import SECTIONS
-    from scoreaction.keys import explained
+    from scoreaction.recipes.recipe import SECTIONS
+    from scoreaction.recipes.settings_help import explained
 
     kinds: dict[str, Kind] = {folder: kind for kind, folder in SHELVES.items()}
     if what in kinds:
@@ -284,14 +286,14 @@ def details(what: str, name: str) -> str:
 def listed(what: str) -> dict[str, str]:
     """Name and one line of everything of a kind."""
     if what == "solvers":
-        from scoreaction.solvers import SOLVERS
+        from scoreaction.diffusion.solvers import SOLVERS
 
         return {name: solver.summary for name, solver in SOLVERS.items()}
     if what == "recipes":
         first = {name: path.read_text(encoding="utf-8").partition("\n")[0] for name, path in recipes().items()}
         return {name: line.removeprefix("#").strip() if line.startswith("#") else "" for name, line in first.items()}
     if what == "settings":
-        from scoreaction.config import SECTIONS
+        from scoreaction.recipes.recipe import SECTIONS
 
         return {name: (config.__doc__ or "").partition("\n")[0] for name, config in SECTIONS.items()}
     kinds: dict[str, Kind] = {folder: kind for kind, folder in SHELVES.items()}
@@ -355,7 +357,7 @@ def explained(error: BaseException) -> tuple[int, str]:
         return 130, "interrupted"
     if isinstance(error, OSError) and error.errno == errno.ENAMETOOLONG:
         return 2, f"{error.filename}: is too long a name; choose a shorter one"
-    from scoreaction.training import Failed, Interrupted
+    from scoreaction.errors import Failed, Interrupted
 
     if isinstance(error, Interrupted):
         return 130, str(error)

@@ -74,3 +74,6 @@ class Prompt(str):
         prompt = super().__new__(cls, text)
         prompt.weight, prompt.metadata = float(weight), metadata or {}
         return prompt
+
+
+Values = dict[str, Any]

@@ -9,8 +9,8 @@ import torch
 from torch import Tensor
 
 from scoreaction.algorithms._learner import Learner, Setting, Update, refuse_black_box
-from scoreaction.algorithms._lookahead import Decisions, Weights, decisions_at, improvement
-from scoreaction.rollout import Experience
+from scoreaction.algorithms._pathwise import Decisions, Weights, decisions_at, improvement
+from scoreaction.sampling.experience import Experience
 from scoreaction.types import Prediction
 
 

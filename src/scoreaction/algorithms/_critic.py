@@ -8,11 +8,11 @@ import torch
 from torch import Tensor
 
 from scoreaction.algorithms._learner import Setting, Update
-from scoreaction.algorithms._lookahead import Rates
-from scoreaction.gaussians import sum_event
-from scoreaction.kl import score_weight
-from scoreaction.rollout import Experience, Points
-from scoreaction.value import Critic
+from scoreaction.algorithms._pathwise import Rates
+from scoreaction.diffusion.kl import score_weight
+from scoreaction.diffusion.transitions import sum_event
+from scoreaction.networks.critic import Critic
+from scoreaction.sampling.experience import Experience, Points
 
 
 def running_cost(setting: Setting, experience: Experience) -> Tensor:

@@ -12,9 +12,10 @@ import torch
 from pydantic import BaseModel, ConfigDict, Field
 from torch import Tensor, nn
 
-from scoreaction.model import Model
-from scoreaction.rollout import Experience, Rollout, Sampler, over_rows, roll_out
-from scoreaction.solvers import jittered, noise_std
+from scoreaction.diffusion.solvers import jittered, noise_std
+from scoreaction.networks.model import Model
+from scoreaction.sampling.experience import Experience, over_rows
+from scoreaction.sampling.rollout import Rollout, Sampler, roll_out
 from scoreaction.types import Conditions, Predict, Prediction
 
 

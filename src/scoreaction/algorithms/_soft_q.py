@@ -8,8 +8,8 @@ import torch
 from torch import Tensor
 
 from scoreaction.algorithms._learner import Learner
-from scoreaction.rollout import Points
-from scoreaction.solvers import ddim_step
+from scoreaction.diffusion.solvers import ddim_step
+from scoreaction.sampling.experience import Points
 from scoreaction.types import Prediction
 
 

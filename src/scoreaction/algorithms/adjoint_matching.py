@@ -12,10 +12,11 @@ from pydantic import Field
 from torch import Tensor
 
 from scoreaction.algorithms._learner import Learner, Regularised, Setting, Update, refuse_black_box
-from scoreaction.algorithms._lookahead import Weights, decisions_at, given, improvement
-from scoreaction.conditions import take
-from scoreaction.rollout import Experience, stacked
-from scoreaction.solvers import ddim_step
+from scoreaction.algorithms._pathwise import Weights, decisions_at, given, improvement
+from scoreaction.diffusion.solvers import ddim_step
+from scoreaction.networks.conditions import take
+from scoreaction.sampling.experience import Experience
+from scoreaction.sampling.rollout import stacked
 from scoreaction.types import Prediction
 
 

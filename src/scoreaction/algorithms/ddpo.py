@@ -10,7 +10,7 @@ from pydantic import Field
 from torch import Tensor
 
 from scoreaction.algorithms._learner import Algorithm, Learner, Setting, Update, roll_out_chain
-from scoreaction.algorithms._likelihood import (
+from scoreaction.algorithms._likelihood_ratio import (
     ratio_updates,
     refuse_without_density,
     spread_is_rounding,
@@ -18,7 +18,8 @@ from scoreaction.algorithms._likelihood import (
     step_kl,
     steps_taken,
 )
-from scoreaction.rollout import Experience, Rollout
+from scoreaction.sampling.experience import Experience
+from scoreaction.sampling.rollout import Rollout
 from scoreaction.types import Conditions
 
 Baseline = Literal["batch", "prompt", "group"]

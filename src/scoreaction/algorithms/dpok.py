@@ -7,7 +7,7 @@ from typing import Literal
 from pydantic import Field
 
 from scoreaction.algorithms._learner import Regularised, Setting
-from scoreaction.algorithms._likelihood import refuse_without_density
+from scoreaction.algorithms._likelihood_ratio import refuse_without_density
 from scoreaction.algorithms.ddpo import DDPO, DDPOLearner
 
 

@@ -12,12 +12,12 @@ from torch.utils.checkpoint import checkpoint
 
 from scoreaction.algorithms._backprop import refuse_unfit, visited_kl
 from scoreaction.algorithms._learner import Algorithm, Learner, Setting, Update
-from scoreaction.algorithms._lookahead import Weights
-from scoreaction.conditions import take
-from scoreaction.gaussians import sum_event
-from scoreaction.predictions import expand
-from scoreaction.rollout import Experience
-from scoreaction.solvers import ddim_step
+from scoreaction.algorithms._pathwise import Weights
+from scoreaction.diffusion.predictions import expand
+from scoreaction.diffusion.solvers import ddim_step
+from scoreaction.diffusion.transitions import sum_event
+from scoreaction.networks.conditions import take
+from scoreaction.sampling.experience import Experience
 from scoreaction.types import Predict, Prediction
 
 

@@ -13,13 +13,13 @@ from torch import Tensor
 
 from scoreaction.algorithms._critic import fit_critic
 from scoreaction.algorithms._learner import Learner, Regularised, Setting, Update, refuse_black_box
-from scoreaction.algorithms._lookahead import Decisions, Weights, decisions_at, given, improvement, stepped
+from scoreaction.algorithms._pathwise import Decisions, Weights, decisions_at, given, improvement, stepped
 from scoreaction.algorithms._soft_q import soft_q
-from scoreaction.gaussians import sum_event
-from scoreaction.predictions import expand
-from scoreaction.rollout import Experience, Points
+from scoreaction.diffusion.predictions import expand
+from scoreaction.diffusion.transitions import sum_event
+from scoreaction.networks.critic import Critic
+from scoreaction.sampling.experience import Experience, Points
 from scoreaction.types import Prediction
-from scoreaction.value import Critic
 
 
 class PIFT(Regularised):

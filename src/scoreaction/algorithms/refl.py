@@ -10,7 +10,7 @@ from pydantic import Field
 
 from scoreaction.algorithms._backprop import refuse_unfit, visited_kl
 from scoreaction.algorithms._learner import Algorithm, Learner, Setting, Update
-from scoreaction.rollout import Experience
+from scoreaction.sampling.experience import Experience
 
 
 class ReFL(Algorithm):

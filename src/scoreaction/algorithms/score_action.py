@@ -13,13 +13,15 @@ from torch import Tensor
 
 from scoreaction.algorithms._critic import calibrated, critic_updates, kl_to_go, running_cost
 from scoreaction.algorithms._learner import Learner, Regularised, Setting, Update, unflattened
-from scoreaction.algorithms._likelihood import Steps, ratio_updates, refuse_without_density, steps_taken
-from scoreaction.algorithms._lookahead import Decisions, Weights, adapt_trust, decisions_at, improvement, perturbed
-from scoreaction.gaussians import sum_event
-from scoreaction.predictions import expand
-from scoreaction.rollout import Experience, Points, Rollout, roll_out
+from scoreaction.algorithms._likelihood_ratio import Steps, ratio_updates, refuse_without_density, steps_taken
+from scoreaction.algorithms._pathwise import Decisions, Weights, adapt_trust, decisions_at, improvement, perturbed
+from scoreaction.diffusion.predictions import expand
+from scoreaction.diffusion.transitions import sum_event
+from scoreaction.networks.critic import Critic
+from scoreaction.networks.surrogate import Surrogate, zeroth_order
+from scoreaction.sampling.experience import Experience, Points
+from scoreaction.sampling.rollout import Rollout, roll_out
 from scoreaction.types import Conditions, Prediction
-from scoreaction.value import Critic, Surrogate, zeroth_order
 
 HOLD = 10.0
 """The price of a nat below `hold_below`, in betas."""

@@ -12,23 +12,17 @@ from pydantic import Field, model_validator
 from torch import Tensor
 
 from scoreaction.algorithms._critic import fit_critic, kl_to_go
-from scoreaction.algorithms._learner import (
-    Learner,
-    Regularised,
-    Setting,
-    Update,
-    refuse_black_box,
-    roll_out_chain,
-)
-from scoreaction.algorithms._lookahead import Decisions, Look, Weights, adapt_trust, given, improved, improvement, stepped
+from scoreaction.algorithms._learner import Learner, Regularised, Setting, Update, refuse_black_box, roll_out_chain
+from scoreaction.algorithms._pathwise import Decisions, Look, Weights, adapt_trust, given, improved, improvement, stepped
 from scoreaction.algorithms._soft_q import SoftQ, soft_q
-from scoreaction.gaussians import sum_event
-from scoreaction.predictions import expand
-from scoreaction.replay import Drawn, Replay
-from scoreaction.rollout import Experience, Points, Rollout, over_rows
-from scoreaction.solvers import noise_std
+from scoreaction.diffusion.predictions import expand
+from scoreaction.diffusion.solvers import noise_std
+from scoreaction.diffusion.transitions import sum_event
+from scoreaction.networks.critic import Critic
+from scoreaction.sampling.experience import Experience, Points, over_rows
+from scoreaction.sampling.replay import Drawn, Replay
+from scoreaction.sampling.rollout import Rollout
 from scoreaction.types import Conditions, Prediction
-from scoreaction.value import Critic
 
 
 class SQDF(Regularised):

@@ -11,10 +11,10 @@ from torch import Tensor
 
 from scoreaction.algorithms._critic import fit_critic, kl_to_go
 from scoreaction.algorithms._learner import Learner, Regularised, Setting, Update
-from scoreaction.algorithms._lookahead import Decisions, Weights, adapt_trust, decisions_at, improvement
-from scoreaction.rollout import Experience, Points
+from scoreaction.algorithms._pathwise import Decisions, Weights, adapt_trust, decisions_at, improvement
+from scoreaction.networks.critic import Critic
+from scoreaction.sampling.experience import Experience, Points
 from scoreaction.types import Prediction
-from scoreaction.value import Critic
 
 
 class VARD(Regularised):

@@ -12,10 +12,10 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, Field
 
-from scoreaction.consistency import load_consistency
-from scoreaction.model import Model
-from scoreaction.models._families import FAMILIES
-from scoreaction.models._pipelines import ROWS, build_from_pipeline, family_of
+from scoreaction.models.pipelines.assemble import ROWS, build_from_pipeline, family_of
+from scoreaction.models.pipelines.families import FAMILIES
+from scoreaction.networks.consistency import load_consistency
+from scoreaction.networks.model import Model
 
 DEFAULTS: dict[str, Any] = {
     "sampler": {"steps": 20, "eta": 1.0, "grid": "scheduler", "guidance": 5.0},

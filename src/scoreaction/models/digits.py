@@ -9,9 +9,9 @@ import torch
 from pydantic import BaseModel, Field
 from torch import Tensor
 
-from scoreaction.consistency import load_consistency
-from scoreaction.model import Model
-from scoreaction.models._digits_nets import NO_CLASS, judge, load_net, parse_digit_prompt, shipped
+from scoreaction.networks.consistency import load_consistency
+from scoreaction.networks.model import Model
+from scoreaction.tasks.digits.networks import NO_CLASS, judge, load_net, parse_digit_prompt, shipped
 
 DEFAULTS: dict[str, Any] = {
     "sampler": {"steps": 10, "eta": 1.0, "guidance": 2.0},

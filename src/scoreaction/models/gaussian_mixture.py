@@ -9,12 +9,12 @@ import torch
 from pydantic import BaseModel, Field, model_validator
 from torch import Tensor, nn
 
-from scoreaction.consistency import load_consistency
-from scoreaction.exact import Mixture
-from scoreaction.model import Model
-from scoreaction.predictions import expand, from_prediction
-from scoreaction.processes import PROCESSES, Process, ProcessName
-from scoreaction.value import VectorNet
+from scoreaction.diffusion.mixtures import Mixture
+from scoreaction.diffusion.predictions import expand, from_prediction
+from scoreaction.diffusion.processes import PROCESSES, Process, ProcessName
+from scoreaction.networks.consistency import load_consistency
+from scoreaction.networks.layers import VectorNet
+from scoreaction.networks.model import Model
 
 DEFAULTS: dict[str, Any] = {
     "sampler": {"steps": 50, "eta": 1.0},

@@ -8,11 +8,11 @@ from typing import Any, Literal
 import torch
 from pydantic import BaseModel, Field, model_validator
 
-from scoreaction.consistency import load_consistency
-from scoreaction.exact import Mixture
-from scoreaction.model import Model
+from scoreaction.diffusion.mixtures import Mixture
+from scoreaction.diffusion.processes import PROCESSES, ProcessName
 from scoreaction.models import gaussian_mixture
-from scoreaction.processes import PROCESSES, ProcessName
+from scoreaction.networks.consistency import load_consistency
+from scoreaction.networks.model import Model
 
 DEFAULTS: dict[str, Any] = gaussian_mixture.DEFAULTS
 

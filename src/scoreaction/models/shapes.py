@@ -7,11 +7,11 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, Field
 
-from scoreaction.consistency import load_consistency
-from scoreaction.model import Model
 from scoreaction.models import diffusers
-from scoreaction.models._pipelines import build_from_pipeline
-from scoreaction.models._shapes_nets import shipped
+from scoreaction.models.pipelines.assemble import build_from_pipeline
+from scoreaction.networks.consistency import load_consistency
+from scoreaction.networks.model import Model
+from scoreaction.tasks.shapes.scorer import shipped
 
 DEFAULTS: dict[str, Any] = {
     "sampler": {"steps": 12, "eta": 1.0, "guidance": 1.0},

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
-from scoreaction.exact import Quadratic
+from scoreaction.diffusion.mixtures import Quadratic
 from scoreaction.types import Conditions
 
 

@@ -8,8 +8,9 @@ from typing import Literal
 from pydantic import BaseModel
 from torch import Tensor, nn
 
-from scoreaction.models._digits_nets import reward_classifier
-from scoreaction.rewards._images import check_images, class_ids
+from scoreaction.rewards._digits import class_ids
+from scoreaction.rewards._images import check_images
+from scoreaction.tasks.digits.networks import reward_classifier
 from scoreaction.types import Conditions
 
 

@@ -17,9 +17,9 @@ import torch
 from pydantic import BaseModel, Field
 from torch import Tensor
 
+from scoreaction.catalog import TOKEN_VARIABLE
 from scoreaction.rewards import RewardError
 from scoreaction.rewards._wire import Format, WireError, answered, ask, sendable
-from scoreaction.shelf import TOKEN_VARIABLE
 from scoreaction.types import Conditions
 
 BUSY = (429, 502, 503, 504)

@@ -9,8 +9,9 @@ import torch
 from pydantic import BaseModel, Field
 from torch import Tensor
 
-from scoreaction.models._digits_nets import Judge, judge
-from scoreaction.rewards._images import check_images, class_ids
+from scoreaction.rewards._digits import class_ids
+from scoreaction.rewards._images import check_images
+from scoreaction.tasks.digits.networks import Judge, judge
 from scoreaction.types import Conditions
 
 

@@ -7,7 +7,7 @@ from typing import Literal
 import torch
 from pydantic import BaseModel, Field, FiniteFloat
 
-from scoreaction.exact import Quadratic
+from scoreaction.diffusion.mixtures import Quadratic
 from scoreaction.rewards._closed_form import QuadraticReward
 
 

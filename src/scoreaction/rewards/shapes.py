@@ -9,8 +9,8 @@ import torch
 from pydantic import BaseModel, Field
 from torch import Tensor
 
-from scoreaction.rewards._shapes_reader import judge
-from scoreaction.rewards._shapes_samples import scenes_of
+from scoreaction.rewards._shapes import scenes_of
+from scoreaction.tasks.shapes.reader import judge
 from scoreaction.types import Conditions
 
 
@@ -42,7 +42,7 @@ class Shapes:
 def build(config: Config) -> Shapes:
     """The reward.
 
-    >>> from scoreaction.models._shapes_scenes import draw, parse_caption
+    >>> from scoreaction.tasks.shapes.scenes import draw, parse_caption
     >>> picture = draw([parse_caption("a red circle")], torch.Generator().manual_seed(0))
     >>> reward = build(Config())
     >>> [float(reward(picture, [prompt])) for prompt in ("a red circle", "a red square", "a red circle above a blue circle")]

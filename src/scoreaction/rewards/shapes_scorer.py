@@ -9,8 +9,8 @@ from pydantic import BaseModel
 from torch import Tensor
 from torch.nn import functional as F
 
-from scoreaction.models._shapes_nets import Scorer, load_scorer, scene_ids
-from scoreaction.rewards._shapes_samples import scenes_of
+from scoreaction.rewards._shapes import scenes_of
+from scoreaction.tasks.shapes.scorer import Scorer, load_scorer, scene_ids
 from scoreaction.types import Conditions
 
 

@@ -1,0 +1,94 @@
+"""Finding a model, a reward or an algorithm by its name: the file name is the name, a dotted path is the user's own file."""
+
+from __future__ import annotations
+
+import ast
+import importlib
+import os
+import sys
+from functools import cache
+from pathlib import Path
+from types import ModuleType
+from typing import Literal, NoReturn
+
+from scoreaction.errors import UserError, nearest
+
+Kind = Literal["model", "reward", "algorithm"]
+
+PACKAGE = Path(__file__).parent
+TOKEN_VARIABLE = "SCOREACTION_TOKEN"
+"""The environment variable in which a reward's server and its clients look for their token."""
+SHELVES: dict[Kind, str] = {"model": "models", "reward": "rewards", "algorithm": "algorithms"}
+
+
+def files(kind: Kind) -> dict[str, Path]:
+    """The shelf's files by name; those that begin with _ are not on it."""
+    return {path.stem: path for path in sorted((PACKAGE / SHELVES[kind]).glob("*.py")) if not path.stem.startswith("_")}
+
+
+def summary(path: Path) -> str:
+    """The first line of a file's docstring, read without importing it."""
+    doc = ast.get_docstring(ast.parse(path.read_text(encoding="utf-8"))) or ""
+    return doc.partition("\n")[0]
+
+
+def find(kind: Kind, name: object, *, key: str) -> ModuleType:
+    """The module of that name; `key` says in messages where the name was given.
+
+    Raises UserError for an unknown name, a module that cannot be imported, or one that lacks what the shelf asks for.
+    """
+    if not isinstance(name, str):
+        raise UserError(f"{key}: must be a name (got {name!r})")
+    if "." in name:
+        module = _users(name, key)
+    elif name in files(kind):
+        module = _ours(kind, name, key)
+    else:
+        raise UserError(f"{key}: unknown {kind} {name!r}; {nearest(name, files(kind))}")
+    needed = ["Config"] if kind == "algorithm" else ["Config", "build"]
+    missing = [part for part in needed if not hasattr(module, part)]
+    if missing:
+        raise UserError(f"{key}: {name} has no {missing[0]}; a {kind} file defines {' and '.join(needed)}")
+    return module
+
+
+def _ours(kind: Kind, name: str, key: str) -> ModuleType:
+    try:
+        return importlib.import_module(f"scoreaction.{SHELVES[kind]}.{name}")
+    except ImportError as error:
+        _needs(error, key, name)
+
+
+def _needs(error: ImportError, key: str, name: str) -> NoReturn:
+    package = (error.name or "").partition(".")[0]
+    if package in ("", "scoreaction"):
+        raise error
+    raise UserError(f'{key}: {name} needs the package {package}; install it with pip install "scoreaction[all]"') from error
+
+
+def _users(name: str, key: str) -> ModuleType:
+    """A user's own module; the working directory is searched too, as `python -m` does."""
+    if os.getcwd() not in sys.path:
+        sys.path.insert(0, os.getcwd())
+        importlib.invalidate_caches()
+    try:
+        return importlib.import_module(name)
+    except ModuleNotFoundError as error:
+        missing = error.name or name
+        if name == missing or name.startswith(missing + "."):
+            raise UserError(f"{key}: no module {missing!r}; is its folder the working directory or on PYTHONPATH?") from error
+        raise UserError(f"{key}: {name} needs the package {missing!r}, which is not installed") from error
+    except Exception as error:
+        raise UserError(f"{key}: importing {name} raised {type(error).__name__}: {error}") from error
+
+
+@cache
+def recipes() -> dict[str, Path]:
+    """The shipped recipes by name."""
+    return {path.stem: path for path in sorted((PACKAGE / "recipes").glob("*.yaml"))}
+
+
+@cache
+def prompt_sets() -> dict[str, Path]:
+    """The shipped sets of prompts by name: text files, a prompt a line."""
+    return {path.stem: path for path in sorted((PACKAGE / "data" / "prompts").glob("*.txt"))}

@@ -1,0 +1,119 @@
+"""What an iteration asks for: its algorithm is run with networks that do nothing, and their graphs are watched."""
+
+from __future__ import annotations
+
+import weakref
+from collections import Counter
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from scoreaction.algorithms._learner import Algorithm
+from scoreaction.errors import UserError
+from scoreaction.networks.model import Model
+from scoreaction.recipes.build import named
+from scoreaction.recipes.prompts import prompt_list
+from scoreaction.recipes.recipe import Recipe
+from scoreaction.rewards import Reward
+from scoreaction.training.finetuner import Finetuner
+from scoreaction.types import Conditions
+
+Graph = tuple[str, int]
+"""The graph of one call: of `policy`, `reference` or `decoder`, and at how many points."""
+
+
+class Watch:
+    """Counts calls and follows the graphs that they leave: which of them are alive at the same time.
+
+    calls and gradients: points by kind, of all calls and of all backwards; moments: the sets of graphs that were alive
+    together, one whenever a graph was made; iteration: the counters of the run.
+    """
+
+    def __init__(self) -> None:
+        self.calls: Counter[str] = Counter()
+        self.gradients: Counter[str] = Counter()
+        self.moments: set[tuple[Graph, ...]] = set()
+        self.iteration: dict[str, int] = {}
+        self._alive: dict[int, Graph] = {}
+
+    def __call__(self, kind: str, y: Tensor, rows: int) -> Tensor:
+        """y itself, the result of a call at so many points; its graph is followed until it is freed or computed again."""
+        self.calls[kind] += rows
+        if not y.requires_grad:
+            return y
+        mark = torch.empty(1)
+        key = max(self._alive, default=0) + 1
+        self._alive[key] = kind, rows
+        weakref.finalize(mark.untyped_storage(), self._alive.pop, key)
+        self.moments.add(tuple(sorted(self._alive.values())))
+        return _Marked.apply(y, mark, lambda: self.gradients.update({kind: rows}))
+
+
+class _Marked(torch.autograd.Function):
+    """The identity, with a tensor that lives as long as the graph keeps what a layer would keep for its backward."""
+
+    @staticmethod
+    def forward(ctx: Any, y: Tensor, mark: Tensor, went_back: Callable[[], None]) -> Tensor:
+        ctx.save_for_backward(mark)
+        ctx.went_back = went_back
+        return y.view_as(y)
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None]:
+        assert len(ctx.saved_tensors) == 1  # asking for it is what makes a checkpoint compute again
+        ctx.went_back()
+        return grad, None, None
+
+
+class _Still(nn.Module):
+    """A network that does nothing but have a parameter."""
+
+    def __init__(self, watch: Callable[[str, Tensor], Tensor]) -> None:
+        super().__init__()
+        self.scale = nn.Parameter(torch.full((), 0.5))
+        self.watch = watch
+
+    def forward(self, x: Tensor, t: Tensor, cond: Conditions) -> Tensor:
+        return self.watch("policy" if self.scale.requires_grad else "reference", self.scale * x)
+
+
+def doubled(recipe: Recipe, model: Model) -> int:
+    """Rows of the network for one point: guidance takes two."""
+    return 2 if model.guidance_weight(recipe.sampler.guidance) != 1.0 and recipe.prompts is not None else 1
+
+
+def watch_iteration(recipe: Recipe, model: Model, *, gradient: bool) -> Watch:
+    """What one iteration asks of networks, decoder and reward, by running it with a network that does nothing."""
+    watch, small, each = Watch(), tuple(min(side, 8) for side in model.shape), doubled(recipe, model)
+    still = Model(
+        _Still(lambda kind, y: watch(kind, y, len(y) // each)),  # a function: the reference's copy shares it
+        process=model.process,
+        predicts=model.predicts,
+        shape=small,
+        encode=lambda asked: torch.zeros(len(asked), 1),
+        null=torch.zeros(1, 1),
+        decode=lambda x0: watch("decoder", x0, len(x0)),
+        true_cfg=model.true_cfg,
+    )
+    if still.true_cfg is not None:
+        still.encode, still.null = (lambda asked: {"text": torch.zeros(len(asked), 1)}), {"text": torch.zeros(1, 1)}
+    algorithm = recipe.algorithm.config
+    assert isinstance(algorithm, Algorithm)
+    changes = {"iterations": 1, "device": "cpu", "precision": "fp32", "optimizer": "adam"}
+    try:
+        tuner = Finetuner(
+            still,
+            reward=Reward(lambda samples, asked: samples.flatten(1).mean(1), differentiable=gradient),
+            algorithm=algorithm,
+            sampler=recipe.sampler,
+            train=recipe.train.model_copy(update=changes),
+            prompts=prompt_list(recipe.prompts),
+            evaluation=recipe.evaluation,
+        )
+    except ValueError as error:
+        raise UserError(named(str(error), "recipe")) from error
+    metrics = next(iter(tuner))
+    watch.iteration = {key: metrics[key] for key in ("model_evaluations", "model_backward_rows", "reward_queries")}
+    return watch

@@ -1,0 +1,188 @@
+"""Several algorithms, seeds and settings on one recipe with the same budget, and their figures with standard errors."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from scoreaction import catalog
+from scoreaction.commands.train import run
+from scoreaction.errors import Interrupted, UserError, nearest
+from scoreaction.recipes.build import build
+from scoreaction.recipes.recipe import Recipe, load_recipe
+from scoreaction.recipes.text import parse_override
+from scoreaction.recipes.validation import fields_of
+from scoreaction.report.model_card import write_card
+from scoreaction.training.run_folder import RunFolder, read_summary, write_whole
+from scoreaction.types import Values
+from scoreaction.yaml_text import parse_yaml
+
+
+@dataclass(frozen=True)
+class Entry:
+    """One run of a comparison."""
+
+    label: str
+    algorithm: str
+    value: str | None
+    seed: int
+    folder: str
+    recipe: Recipe
+
+
+def parse_sweep(text: str | None) -> tuple[str | None, list[str]]:
+    """`algorithm.beta=0.1,0.3` to its key and values; a value may be a list in brackets.
+
+    >>> parse_sweep("algorithm.beta=0.1,0.3")
+    ('algorithm.beta', ['0.1', '0.3'])
+    """
+    if text is None:
+        return None, []
+    key, _, values = text.partition("=")
+    if not key or not values:
+        raise UserError(f"--sweep: must be key=value,value, for example algorithm.beta=0.1,0.3 (got {text!r})")
+    if key in ("train.seed", "algorithm.name"):
+        raise UserError(f"--sweep: {key} has an option of its own: {'--seeds' if key == 'train.seed' else '--algorithms'}")
+    parse_override(f"{key}=0")
+    parsed = parse_yaml(f"[{values}]", where="--sweep")
+    if not parsed:
+        raise UserError(f"--sweep: {key} has no value")
+    if any(value in parsed[:i] for i, value in enumerate(parsed)):
+        raise UserError(f"--sweep: {key} has a value twice (got {values})")
+    return key, [json.dumps(value) if not isinstance(value, str) else value for value in parsed]
+
+
+def planned(
+    recipe: str, overrides: Sequence[str], algorithms: Sequence[str], seeds: Sequence[int], sweep: str | None
+) -> list[Entry]:
+    """All runs, the recipe of each checked.
+
+    An `algorithm.` setting goes to the algorithms that know it, and one of them must; the others run without it. Distances
+    are to one optimum: that of the recipe's own beta, for algorithms that have none.
+    """
+    key, values = parse_sweep(sweep)
+    known = {name: fields_of(catalog.find("algorithm", name, key="--algorithms").Config) for name in algorithms}
+    own = [text.partition("=")[0] for text in overrides] + ([key] if key else [])
+    for setting in [setting for setting in own if setting.startswith("algorithm.") and setting != "algorithm.name"]:
+        if not any(_knows(known[name], setting) for name in algorithms):
+            raise UserError(f"{setting}: no setting of {' or '.join(algorithms)}; {_nearest(known, setting)}")
+    beta = _beta(recipe, [text for text in overrides if _knows(known[algorithms[0]], text)])
+    entries = []
+    for name in algorithms:
+        changes = [text for text in overrides if _knows(known[name], text)] + [f"algorithm.name={name}"]
+        if "beta" not in known[name] and beta:
+            changes.insert(0, f"evaluation.beta={beta}")
+        swept: list[str | None] = [*values] if key and _knows(known[name], key) else [None]
+        for value in swept:
+            own_value = [] if value is None else [f"{key}={value}"]
+            label = name if value is None else f"{name}, {str(key).rpartition('.')[2]} {value}"
+            for seed in seeds:
+                chosen = load_recipe(recipe, [*changes, *own_value, f"train.seed={seed}"])
+                folder = "/".join([name, *(part.replace("/", "_") for part in own_value), f"seed{seed}"])
+                entries.append(Entry(label, name, value, seed, folder, chosen))
+    return entries
+
+
+def _knows(known: Sequence[str], override: str) -> bool:
+    """Whether an algorithm knows the setting of an override; those of other sections concern everyone."""
+    section, _, setting = override.partition("=")[0].partition(".")
+    return section != "algorithm" or setting.partition(".")[0] in known
+
+
+def _nearest(known: dict[str, list[str]], setting: str) -> str:
+    return nearest(setting.removeprefix("algorithm."), {key for keys in known.values() for key in keys if key != "name"})
+
+
+def _beta(recipe: str, overrides: Sequence[str]) -> float | None:
+    """The recipe's own price of KL."""
+    beta = load_recipe(recipe, overrides).algorithm.dump().get("beta")
+    return beta if isinstance(beta, float) else None
+
+
+def compare(
+    recipe: str, overrides: Sequence[str], algorithms: Sequence[str], seeds: Sequence[int], sweep: str | None, folder: Path
+) -> Values:
+    """Runs what is not finished yet in `folder/ALGORITHM[/KEY=VALUE]/seedK`, writes comparison.json and the plots."""
+    if folder.is_file() or RunFolder(folder).exists:
+        raise UserError(f"--output: {folder} is a {'file' if folder.is_file() else 'run'}; name another folder")
+    entries = planned(recipe, overrides, algorithms, seeds, sweep)
+    _build_each([entry for entry in entries if read_summary(folder / entry.folder) is None])
+    runs = []
+    for entry in entries:
+        try:
+            summary = run(entry.recipe, folder / entry.folder, resume=True, title=f"{entry.label}, seed {entry.seed}")
+        except Interrupted as stop:
+            raise Interrupted(f"{stop}; the same command with --output {folder} goes on") from stop
+        write_card(folder / entry.folder, entry.recipe, summary)
+        runs.append({**vars(entry), "recipe": None, "summary": summary})
+    for record in runs:
+        del record["recipe"]
+    found = {
+        "recipe": recipe,
+        "overrides": list(overrides),
+        "algorithms": list(algorithms),
+        "seeds": list(seeds),
+        "sweep": sweep,
+        "runs": runs,
+        "groups": grouped(runs),
+    }
+    write_whole(folder / "comparison.json", json.dumps(found, indent=2) + "\n")
+    draw_plots(found, folder)
+    return found
+
+
+def _build_each(entries: Sequence[Entry]) -> None:
+    """Builds one run of each label and lets it go: what does not fit is said before the first of several begins."""
+    first: dict[str, Entry] = {}
+    for entry in entries:
+        first.setdefault(entry.label, entry)
+    for entry in first.values() if len(first) > 1 else ():
+        try:
+            build(entry.recipe)
+        except UserError as error:
+            raise UserError(f"{error} (in {entry.label})") from error
+
+
+def grouped(runs: Sequence[Values]) -> list[Values]:
+    """Mean and standard error (over seeds; null for one seed) of every figure, for each label.
+
+    >>> runs = [{"label": "a", "algorithm": "a", "value": None, "summary": {"x": x}} for x in (1.0, 3.0)]
+    >>> grouped(runs)[0]["mean"], grouped(runs)[0]["standard_error"]
+    ({'x': 2.0}, {'x': 1.0})
+    """
+    groups = []
+    for label in dict.fromkeys(record["label"] for record in runs):
+        mine = [record for record in runs if record["label"] == label]
+        keys = [key for key, value in mine[0]["summary"].items() if isinstance(value, int | float)]
+        columns = {key: [float(record["summary"][key]) for record in mine if key in record["summary"]] for key in keys}
+        groups.append(
+            {
+                "label": label,
+                "algorithm": mine[0]["algorithm"],
+                "value": mine[0]["value"],
+                "n": len(mine),
+                "mean": {key: sum(column) / len(column) for key, column in columns.items()},
+                "standard_error": {key: _standard_error(column) for key, column in columns.items()},
+            }
+        )
+    return groups
+
+
+def _standard_error(values: Sequence[float]) -> float | None:
+    n = len(values)
+    if n < 2:
+        return None
+    mean = sum(values) / n
+    return math.sqrt(sum((value - mean) ** 2 for value in values) / (n - 1) / n)
+
+
+def draw_plots(found: Values, folder: Path) -> None:
+    """reward.png, kl.png and so on beside comparison.json: curves with bands of one standard error; frontiers of a sweep."""
+    from scoreaction.report.figures import comparison_figures
+    from scoreaction.report.frontiers import frontier_figures
+
+    for name, figure in {**comparison_figures(found, folder), **frontier_figures(found)}.items():
+        figure.savefig(folder / f"{name}.png", dpi=110)

@@ -1,0 +1,71 @@
+"""Distilling a recipe's model into a folder: the loop with its progress, how good the result is, and the writing."""
+
+from __future__ import annotations
+
+import math
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+from accelerate import Accelerator
+from rich.console import Console
+from rich.progress import track
+
+from scoreaction.errors import Failed, Interrupted, UserError
+from scoreaction.networks.consistency import DESCRIPTION
+from scoreaction.recipes.build import build_model, named
+from scoreaction.recipes.prompts import prompt_list
+from scoreaction.recipes.recipe import Recipe, distill_settings
+from scoreaction.training.distillation import Distiller, endpoint_errors
+from scoreaction.training.run_folder import check_writable
+
+POINTS = 256
+
+
+def distill_recipe(recipe: Recipe, folder: Path) -> dict[str, Any]:
+    """Makes a consistency model of the recipe's model, at the guidance of its sampler, and writes it; its errors by time.
+
+    UserError where the input is wrong; Failed or Interrupted where nothing was written.
+    """
+    check_writable(folder, "--output")
+    if (folder / DESCRIPTION).exists():
+        raise UserError(f"--output: {folder} already holds a consistency model; name another folder")
+    if recipe.train.precision == "fp16":
+        raise UserError("train.precision: distill takes fp32 or bf16")
+    settings = recipe.distill or distill_settings(recipe.model)
+    device = recipe.train.device
+    model = build_model(recipe).to(Accelerator().device if device == "auto" else device)
+    if recipe.train.precision == "bf16":
+        model.autocast = partial(torch.autocast, model.device.type, dtype=torch.bfloat16)
+    prompts = prompt_list(recipe.prompts)
+    try:
+        distiller = Distiller(model, settings, guidance=recipe.sampler.guidance, prompts=prompts)
+        if recipe.sampler.negative_prompt is not None and prompts is not None:
+            model.lead_away_from(recipe.sampler.negative_prompt, guidance=recipe.sampler.guidance)
+    except ValueError as error:
+        raise UserError(named(str(error), "distill")) from error
+    try:
+        seen = _iterate(distiller)
+        errors = endpoint_errors(model, POINTS, guidance=recipe.sampler.guidance, prompts=prompts, seed=settings.seed + 1)
+    except KeyboardInterrupt:
+        raise Interrupted("stopped while distilling; nothing was written") from None
+    except (ValueError, RuntimeError) as error:
+        raise Failed(f"distilling: {error}") from error
+    distiller.save(folder, described={"model": recipe.model.dump(), "metrics": {"loss": seen, "errors": errors}})
+    return errors
+
+
+def _iterate(distiller: Distiller) -> float:
+    """Runs it with a bar on a terminal, else about ten lines; the mean loss of the last tenth."""
+    total, console = distiller.settings.iterations, Console(stderr=True)
+    losses: list[float] = []
+    for metrics in track(distiller, "distilling", total=total, console=console, disable=not console.is_terminal):
+        losses.append(metrics["loss"])
+        every = math.ceil(total / 10)
+        if not console.is_terminal and (metrics["iteration"] % every == 0 or metrics["iteration"] == total):
+            print(
+                f"distilling  {metrics['iteration']}/{total}  loss {sum(losses[-every:]) / len(losses[-every:]):.4f}",
+                flush=True,
+            )
+    return float(torch.tensor(losses[-math.ceil(total / 10) :]).mean())

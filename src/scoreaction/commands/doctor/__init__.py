@@ -1,0 +1,1 @@
+"""`scoreaction doctor`: checks of model, reward and training."""

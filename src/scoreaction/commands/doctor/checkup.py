@@ -1,0 +1,57 @@
+"""`scoreaction doctor`: a few iterations of a run with everything checked that is known to go wrong, each with its remedy."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import torch
+
+from scoreaction.commands.doctor.finding import Finding
+from scoreaction.commands.doctor.model import Places, model_findings, visit
+from scoreaction.commands.doctor.reward import reward_findings
+from scoreaction.commands.doctor.training import training_findings
+from scoreaction.rewards import RewardError
+from scoreaction.training.finetuner import Finetuner
+
+ROWS = 64
+"""Trajectories that the model and the reward are looked at on, at most."""
+
+
+def examine(tuner: Finetuner, iterations: int = 3) -> Iterator[Finding]:
+    """The findings on a run, one after another: its model, its reward, then a few iterations of its training.
+
+    It trains the tuner: build another one for the run itself. Each check is a fact that holds for a run in order, whatever
+    the task: a network that is random, mixes rows, ignores prompts or predicts something else than it is said to; a reward
+    that depends on the batch or whose gradient is not its own; parameters that receive no gradient or do not move, a
+    reference that does; ratios that do not begin at 1, a KL that does not begin at 0.
+
+    >>> import scoreaction as sa
+    >>> from scoreaction.recipes.build import build
+    >>> from scoreaction.recipes.recipe import load_recipe
+    >>> small = ["train.batch=32", "sampler.steps=5", "train.iterations=1"]
+    >>> found = list(sa.examine(build(load_recipe("mixture", small)), iterations=1))
+    >>> {finding.check: finding.verdict for finding in found}["a row's answer is its own"]
+    'ok'
+    """
+    generator = torch.Generator().manual_seed(tuner.train.seed)
+    with tuner.model.uncounted(), torch.no_grad():
+        places = visit(tuner, min(tuner.train.batch, ROWS), generator)
+        found = list(model_findings(tuner, places, generator))
+    yield from found  # outside of no_grad, which would hold for the caller too
+    queries = tuner.reward.queries
+    with torch.no_grad():
+        found, failed = _of_the_reward(tuner, places, generator)
+    tuner.reward.queries = queries
+    yield from found
+    if not failed:
+        yield from training_findings(tuner, places, iterations)
+
+
+def _of_the_reward(tuner: Finetuner, places: Places, generator: torch.Generator) -> tuple[list[Finding], bool]:
+    """What was found until the reward failed, if it did."""
+    found: list[Finding] = []
+    try:
+        found.extend(reward_findings(tuner, places, generator))
+    except RewardError as error:
+        return [*found, Finding("the reward answers", "wrong", str(error))], True
+    return found, False

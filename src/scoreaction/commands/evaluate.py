@@ -1,0 +1,186 @@
+"""What is done with a finished run: drawing from it, and measuring it over a grid of samplers."""
+
+from __future__ import annotations
+
+import itertools
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from torch import Tensor
+
+from scoreaction.diffusion.solvers import SOLVERS
+from scoreaction.errors import UserError, nearest
+from scoreaction.recipes.build import build
+from scoreaction.recipes.prompts import prompt_list, read_prompts
+from scoreaction.recipes.recipe import Recipe, load_recipe
+from scoreaction.sampling.draw import draw, spread_prompts
+from scoreaction.sampling.rollout import Sampler
+from scoreaction.training.checkpoints import DAMAGED, load_tree
+from scoreaction.training.evaluation import ExactTask, measure, measure_kl
+from scoreaction.training.finetuner import Finetuner
+from scoreaction.training.run_folder import RunFolder, check_writable, write_whole
+from scoreaction.types import Values
+
+
+@dataclass(frozen=True)
+class Opened:
+    """A run read back from its folder."""
+
+    folder: Path
+    recipe: Recipe
+    tuner: Finetuner
+
+
+def open_run(folder: Path, *, tuned: bool, judged: bool = True) -> Opened:
+    """Builds the run of a folder and, for the tuned model, loads its newest checkpoint; nothing in the folder changes.
+
+    Not judged: without its rewards, to draw from.
+    """
+    place = RunFolder(folder)
+    if place.settings_path.is_file():
+        raise UserError(
+            f"{folder}: was started from Python, where its network is; there summary() measures it, then sa.load reads"
+            " it and sa.sample draws"
+        )
+    if not place.recipe_path.is_file():
+        raise UserError(f"{folder}: not a run folder (no recipe.yaml in it); give what train printed after run:")
+    recipe = load_recipe(str(place.recipe_path))
+    tuner = build(recipe, judged=judged)
+    newest = place.newest_checkpoint()
+    if newest is not None:
+        try:
+            (tuner.load_state if judged else tuner.load_weights)(load_tree(newest))
+        except (RuntimeError, KeyError, ValueError, TypeError) as error:
+            raise UserError(f"{newest}: {DAMAGED}") from error
+    elif tuned:
+        raise UserError(f"{folder}: no checkpoint yet; train it first, or take --base where there is that option")
+    return Opened(folder, recipe, tuner)
+
+
+def sampler_with(opened: Opened, *, steps: int | None, solver: str | None, eta: float | None) -> Sampler:
+    """The evaluation's sampler with some settings replaced; a solver that takes one eta only gets it."""
+    _check(steps=steps, solver=solver, eta=eta)
+    sampler = opened.tuner.evaluation.sampler(opened.tuner.sampler)
+    chosen = SOLVERS[solver or sampler.solver]
+    if eta is None:
+        eta = sampler.eta if chosen.takes(sampler.eta) else (0.0 if chosen.noises == "zero" else 1.0)
+    changes = {"steps": steps or sampler.steps, "solver": solver or sampler.solver, "eta": eta}
+    if not chosen.takes(eta):
+        raise UserError(
+            f"--solver: {changes['solver']} takes only eta {'0' if chosen.noises == 'zero' else 'above 0'} (got {eta:g})"
+        )
+    return sampler.model_copy(update=changes)
+
+
+def _check(*, steps: int | None, solver: str | None, eta: float | None) -> None:
+    if solver is not None and solver not in SOLVERS:
+        raise UserError(f"--solver: unknown solver {solver!r}; {nearest(solver, SOLVERS)}")
+    if eta is not None and not 0 <= eta <= 1:
+        raise UserError(f"--eta: must be between 0 and 1 (got {eta})")
+    if steps is not None and steps < 1:
+        raise UserError(f"--steps: must be at least 1 (got {steps})")
+
+
+def draw_samples(
+    opened: Opened,
+    output: Path,
+    *,
+    n: int,
+    prompts: Sequence[str] | None,
+    steps: int | None,
+    solver: str | None,
+    eta: float | None,
+    seed: int,
+    base: bool,
+) -> Path:
+    """Writes samples.npz (`samples`, and `prompts` where there are any) and samples.png; gives the first's path."""
+    from scoreaction.report.figures import save_samples
+
+    tuner = opened.tuner
+    sampler = sampler_with(opened, steps=steps, solver=solver, eta=eta)
+    if prompts and tuner.model.encode is None:
+        raise UserError(f"--prompt: the model {opened.recipe.model.name} takes no prompts; leave it out")
+    asked = spread_prompts(list(prompts) if prompts else tuner.prompts, n)
+    try:
+        tuner.model.conditions(None if asked is None else asked[:1] if not prompts else list(prompts))
+    except ValueError as error:
+        raise UserError(f"--prompt: {error}") from error
+    check_writable(output, "--output")
+    samples = draw(tuner.model, sampler, n, asked, seed, reference=base).cpu().numpy()
+    arrays = {"samples": samples} if asked is None else {"samples": samples, "prompts": np.array(asked)}
+    np.savez_compressed(output / "samples.npz", **arrays)  # type: ignore[arg-type]
+    save_samples(output / "samples.png", samples, asked)
+    return output / "samples.npz"
+
+
+def evaluate_grid(
+    opened: Opened,
+    steps: list[int],
+    solvers: list[str],
+    etas: list[float],
+    *,
+    n: int | None,
+    seed: int | None,
+    prompts: str | None = None,
+) -> Values:
+    """Measures the tuned model for every solver, eta and step count that go together; writes evaluation.json.
+
+    prompts: a shipped set or a file in place of the run's own.
+    """
+    tuner = opened.tuner
+    check_writable(opened.folder, "RUN")
+    for solver, eta, count in itertools.product(solvers, etas, steps):  # what can never be, before anything is measured
+        _check(steps=count, solver=solver, eta=eta)
+    asked = tuner.prompts if prompts is None else _other_prompts(opened, prompts)
+    n = n or tuner.evaluation.n
+    seed = tuner.evaluation.seed if seed is None else seed
+    rows: list[Values] = []
+    skipped: list[Values] = []
+    for solver in solvers:
+        for eta in etas:
+            for count in steps:
+                cell = {"solver": solver, "eta": eta, "steps": count}
+                try:
+                    rows.append(cell | _cell(tuner, sampler_with(opened, steps=count, solver=solver, eta=eta), n, asked, seed))
+                except UserError as error:
+                    skipped.append({"solver": solver, "eta": eta, "why": str(error).removeprefix("--solver: ")})
+                    break
+                except ValueError as error:
+                    skipped.append({"solver": solver, "eta": eta, "why": str(error).removeprefix("solver ")})
+                    break
+    if not rows:
+        raise UserError(f"--solver: nothing to measure: {skipped[0]['why']}")
+    found = {"n": n, "seed": seed, "iteration": tuner.iteration, "prompts": prompts, "grid": rows, "skipped": skipped}
+    write_whole(opened.folder / "evaluation.json", json.dumps(found, indent=2) + "\n")
+    return found
+
+
+def _other_prompts(opened: Opened, prompts: str) -> list[str] | None:
+    """A set or a file that the model takes."""
+    model = opened.tuner.model
+    if model.encode is None:
+        raise UserError(f"--prompts: the model {opened.recipe.model.name} takes no prompts; leave it out")
+    try:
+        asked = prompt_list(read_prompts(prompts, Path()))
+        model.conditions(asked)
+    except ValueError as error:
+        raise UserError(f"--prompts: {str(error).removeprefix('prompts: ')}") from error
+    return asked
+
+
+def _cell(tuner: Finetuner, sampler: Sampler, n: int, prompts: list[Any] | None, seed: int) -> Values:
+    model = tuner.model
+    figures, _ = measure(model, sampler, tuner.reward, tuner.held_out, n=n, prompts=prompts, seed=seed)
+    figures |= measure_kl(model, sampler, n, prompts, seed, max_rows=tuner.train.rows)
+    task = ExactTask.of(model, tuner.reward.reward, tuner.evaluation.beta or tuner.learner.beta)
+    if task is not None:
+
+        def drawn(seed: int) -> Tensor:
+            return draw(model, sampler, n, None, seed)
+
+        figures |= {"distance_to_optimum": task.distance(drawn, n, seed), "distance_floor": task.floor(n, seed)}
+    return figures

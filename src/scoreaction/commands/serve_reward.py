@@ -1,0 +1,206 @@
+"""`scoreaction serve-reward`: a reward behind HTTP, so that it can live in an environment of its own.
+
+The standard library's server: two addresses need no framework, and one more package would be one more pin to quarrel
+with in the environment of a scorer.
+"""
+
+from __future__ import annotations
+
+import hmac
+import ipaddress
+import json
+import signal
+import socket
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass, field
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from typing import Any
+
+import torch
+
+from scoreaction.catalog import TOKEN_VARIABLE
+from scoreaction.errors import UserError
+from scoreaction.rewards import CountedReward, RewardError
+from scoreaction.rewards._wire import WireError, answer, asked, sendable
+from scoreaction.types import RewardFunction
+
+WAITING = 8
+"""Questions that are read or scored at a time; the next is told to come again."""
+PATIENCE = 30.0
+"""Seconds that a silent client is waited for."""
+
+
+@dataclass
+class Service:
+    """A reward with its limits and its token; it is asked by one thread at a time."""
+
+    name: str
+    reward: CountedReward
+    device: torch.device
+    token: str | None
+    max_images: int
+    max_bytes: int
+    one: threading.Lock = field(default_factory=threading.Lock)
+    seats: threading.BoundedSemaphore = field(default_factory=lambda: threading.BoundedSemaphore(WAITING))
+
+    def health(self) -> dict[str, Any]:
+        """What GET /health answers."""
+        return {"status": "ok", "reward": self.name, "max_images": self.max_images, "max_bytes": self.max_bytes}
+
+    def allows(self, authorization: str | None) -> bool:
+        """Whether the header holds the token; takes the same time for every wrong one."""
+        if self.token is None:
+            return True
+        return hmac.compare_digest((authorization or "").encode("utf-8", "replace"), f"Bearer {self.token}".encode())
+
+    def score(self, body: bytes) -> bytes:
+        """The answer to a question. WireError where it cannot be read, RewardError where the reward refuses."""
+        samples, prompts = asked(body, most=self.max_images)
+        with self.one, torch.no_grad():
+            return answer(self.reward(samples.to(self.device), prompts).cpu())
+
+
+class Handler(BaseHTTPRequestHandler):
+    """Answers one question a connection, and speaks only JSON."""
+
+    server: Server
+    timeout = PATIENCE
+    server_version, sys_version = "scoreaction", ""
+
+    def do_GET(self) -> None:
+        if self.path != "/health":
+            return self._say(404, {"error": "GET /health, or POST /score"})
+        return self._say(200, self.server.service.health())
+
+    def do_POST(self) -> None:
+        service = self.server.service
+        if self.path != "/score":
+            return self._say(404, {"error": "GET /health, or POST /score"})
+        if not service.allows(self.headers.get("Authorization")):
+            return self._refuse(401, "the token is missing or wrong")
+        if self.headers.get_content_type() != "application/json":  # a web page cannot send this to us unasked
+            return self._refuse(415, "the content type must be application/json")
+        length = self.headers.get("Content-Length", "")
+        if not length.isdecimal():
+            return self._refuse(411, "Content-Length must be given")
+        if int(length) > service.max_bytes:
+            return self._refuse(413, f"{length} bytes are too many, {service.max_bytes} at most; ask for fewer samples at once")
+        if not service.seats.acquire(blocking=False):
+            return self._refuse(503, "busy")
+        try:
+            return self._score(int(length))
+        finally:
+            service.seats.release()
+
+    def _score(self, length: int) -> None:
+        body = self.rfile.read(length)
+        if len(body) < length:
+            return None  # the client went away
+        try:
+            said = self.server.service.score(body)
+        except WireError as error:
+            return self._say(400, {"error": str(error)})
+        except RewardError as error:
+            return self._say(422, {"error": str(error)})
+        return self._say(200, said)
+
+    def _refuse(self, status: int, why: str) -> None:
+        """Answers before the question was read; reads on a little, so that the client sees the answer and not a cut line."""
+        self._say(status, {"error": why})
+        self.wfile.flush()
+        end, left = time.monotonic() + 2.0, 2**26
+        self.connection.settimeout(0.5)
+        with suppress(OSError):
+            while left > 0 and time.monotonic() < end and (read := len(self.rfile.read1(65536))):
+                left -= read
+
+    def _say(self, status: int, said: dict[str, Any] | bytes) -> None:
+        data = said if isinstance(said, bytes) else json.dumps(said).encode()
+        self.send_response(status)
+        self.send_header("Content-Type", "application/json")
+        self.send_header("Content-Length", str(len(data)))
+        self.end_headers()
+        self.wfile.write(data)
+
+    def log_message(self, format: str, *args: Any) -> None:
+        """Nothing: the log of a run is the run's."""
+
+
+class Server(ThreadingHTTPServer):
+    """Serves a `Service` at (host, port); port 0 lets the system choose."""
+
+    request_queue_size = 64
+    daemon_threads = False  # closing waits for what is being answered
+
+    def __init__(self, service: Service, host: str, port: int) -> None:
+        self.service = service
+        if ":" in host:
+            self.address_family = socket.AF_INET6
+        super().__init__((host, port), Handler)
+
+    @property
+    def url(self) -> str:
+        """Where it is."""
+        host, port = self.server_address[:2]
+        return f"http://[{host!s}]:{port}" if ":" in str(host) else f"http://{host!s}:{port}"
+
+    def handle_error(self, request: Any, client_address: Any) -> None:
+        """A client that went away is nothing to report."""
+
+
+def service_of(
+    name: str, reward: RewardFunction, *, device: str, token: str | None, max_images: int, max_bytes: int
+) -> Service:
+    """The service; UserError for a device that is not there."""
+    chosen = ("cuda" if torch.cuda.is_available() else "cpu") if device == "auto" else device
+    try:
+        torch.zeros((), device=chosen)
+    except (RuntimeError, AssertionError, NotImplementedError) as error:
+        raise UserError(f"--device: {device!r} cannot be used here; take auto, cpu or, with a GPU, cuda") from error
+    return Service(name, CountedReward(reward, name=name), torch.device(chosen), token or None, max_images, max_bytes)
+
+
+def open_server(service: Service, host: str, port: int) -> Server:
+    """A server that listens; UserError where it may not or cannot.
+
+    Whatever is reachable from other machines must have a token.
+    """
+    if service.token is not None and not sendable(service.token):
+        raise UserError("--token: must be letters, digits and signs without spaces")
+    if service.token is None and not _loopback(host):
+        raise UserError(f"--host: {host} is reachable from other machines; give --token (or {TOKEN_VARIABLE}), or 127.0.0.1")
+    try:
+        return Server(service, host, port)
+    except OSError as error:
+        raise UserError(f"--port: cannot listen at {host} port {port} ({error.strerror or error}); choose another") from error
+
+
+def _loopback(host: str) -> bool:
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return host == "localhost"
+
+
+def serve(server: Server) -> None:
+    """Serves until Ctrl-C or SIGTERM; then what is being scored is still answered."""
+    with server, stopped_by_signals(), suppress(KeyboardInterrupt):
+        server.serve_forever(poll_interval=0.2)
+
+
+@contextmanager
+def stopped_by_signals() -> Iterator[None]:
+    """SIGTERM ends like Ctrl-C, and both are heard where the shell that started this had them ignored."""
+
+    def stop(number: int, frame: object) -> None:
+        raise KeyboardInterrupt
+
+    before = {number: signal.signal(number, stop) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)

@@ -1,0 +1,140 @@
+"""The tables that commands print."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Iterator
+from typing import TYPE_CHECKING
+
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+if TYPE_CHECKING:
+    from scoreaction.commands.doctor.finding import Finding
+from scoreaction.report.numbers import comparison_keys, number, with_error
+from scoreaction.types import Values
+
+
+def _console() -> Console:
+    """A console wide enough that figures are not cut where the output is a file."""
+    return Console(width=max(shutil.get_terminal_size().columns, 120), highlight=False)
+
+
+def show_summary(figures: Values) -> None:
+    """Base and tuned side by side, and what it took."""
+    table = Table(title="before and after fine-tuning")
+    for column in ("", "base", "tuned"):
+        table.add_column(column, justify="left" if not column else "right")
+    for key in [key.removesuffix("_base") for key in figures if key.endswith("_base")]:
+        cells = [with_error(figures.get(f"{key}_{kind}"), figures.get(f"{key}_{kind}_se")) for kind in ("base", "tuned")]
+        table.add_row(key.replace("_", " "), *cells)
+    table.add_row("KL (nats)", "0", with_error(figures.get("kl_nats"), figures.get("kl_nats_se")))
+    if "distance_to_optimum" in figures:
+        table.add_row("optimum's reward, KL", "", f"{number(figures['optimum_reward'])}, {number(figures['optimum_kl_nats'])}")
+        floor, oracle = number(figures["distance_floor"]), number(figures["distance_oracle"])
+        table.add_row(f"distance to the optimum (floor {floor}, oracle {oracle})", "", number(figures["distance_to_optimum"]))
+    for key, name in (("reward_queries", "reward queries"), ("model_evaluations", "model evaluations"), ("seconds", "seconds")):
+        table.add_row(name, "", number(figures.get(key)))
+    _console().print(table)
+
+
+def show_endpoint_errors(errors: Values) -> None:
+    """How far a consistency model is from the end of the ODE, by time, beside what it began as."""
+    table = Table(title="root mean square error against the end of the ODE")
+    for column in ("t", "consistency", "tweedie"):
+        table.add_column(column, justify="right")
+    for t, ours, tweedie in zip(errors["t"], errors["consistency"], errors["tweedie"], strict=True):
+        table.add_row(f"{t:.2f}", number(ours, 3), number(tweedie, 3))
+    _console().print(table)
+
+
+def show_grid(found: Values) -> None:
+    """The cells of an evaluation, one a row, and what was left out."""
+    leave_out = {key for row in found["grid"] for key in row if key.endswith("_se")}
+    keys = [key for key in found["grid"][0] if key not in leave_out | {"vendi", "by_prompt"}]
+    table = Table(title=f"{found['n']} samples each")
+    for key in keys:
+        header = key.removeprefix("held_out.").replace("_", " ")
+        table.add_column(header, justify="left" if key == "solver" else "right", no_wrap=key == "solver")
+    for row in found["grid"]:
+        table.add_row(*(with_error(row[key], row.get(f"{key}_se"), 3) for key in keys))
+    _console().print(table)
+    for note in found["skipped"]:
+        print(f"left out: {note['why']}")
+
+
+def show_comparison(found: Values) -> None:
+    """A column for each algorithm (and value of the sweep), means over seeds with standard errors."""
+    keys = comparison_keys(found)
+    table = Table(title=f"mean ± standard error over {len(found['seeds'])} seed{'s' if len(found['seeds']) > 1 else ''}")
+    table.add_column("")
+    for group in found["groups"]:
+        table.add_column(group["label"], justify="right")
+    for key in keys:
+        cells = [with_error(group["mean"].get(key), group["standard_error"].get(key)) for group in found["groups"]]
+        table.add_row(key.removeprefix("held_out.").replace("_", " "), *cells)
+    _console().print(table)
+
+
+def show_plan(found: Values) -> None:
+    """What a run will need, and how the figures came about."""
+    gib = 2**30
+    table = Table(title="memory")
+    for column in ("", "GiB"):
+        table.add_column(column, justify="left" if not column else "right")
+    for name, size in found["resident"].items():
+        table.add_row(f"+ {name}", f"{size / gib:.2f}")
+    table.add_row("+ CUDA and its allocator", "2.00", end_section=True)
+    for name, size in found["passes"].items():
+        if size:
+            table.add_row(f"{'+' if name == found['worst'] else ' '} {name}", f"{size / gib:.2f}")
+    table.add_section()
+    table.add_row("in all, the largest only of what is done one after the other", f"{found['total'] / gib:.1f}")
+    _console().print(table)
+    fits = found["total"] <= 24 * gib
+    print(f"fits 24 GiB: {'yes' if fits else f'no; {_remedies(found)}'}")
+    parts = ", ".join(f"{name} {number(count)}" for name, count in found["parameters"].items())
+    print(f"parameters: {parts}; trained {number(found['trained'])}")
+    once, whole = found["iteration"], found["iterations"]
+    rows, queries = once["model_evaluations"], once["reward_queries"]
+    print(
+        f"an iteration: {number(rows)} network evaluations, {number(once['model_backward_rows'])} of them with gradient,"
+        f" {number(found['pictures'])} samples decoded, {number(queries)} rewards"
+    )
+    print(
+        f"in all: {whole} iterations, {number(rows * whole)} network evaluations, {number(queries * whole)} rewards;"
+        f" measuring at the end {number(found['measuring'])} evaluations more"
+    )
+    print(
+        f"time: {found['flops'] / 1e15:.3g} PFLOP an iteration, {found['measuring_flops'] / 1e15:.3g} for measuring;"
+        f" {found['hours']:.2g} hours in all at 50 TFLOP/s, without the scorers' own"
+    )
+    print(
+        "how: layers are built without weights and run once; every tensor that is kept is counted, sampling at"
+        f" {found['rows']} rows at a time (train.max_rows). One iteration is run with networks that do nothing, to count"
+        " evaluations and see which graphs are alive together. Scorers are counted by the published weights of aesthetic, clip,"
+        " pickscore, hpsv2 and imagereward; other rewards as none. Not counted: activations of the scorers, the critic,"
+        " kernels' workspaces."
+    )
+
+
+def _remedies(found: Values) -> str:
+    """What to change where it does not fit; first the scorers, which cost the training nothing."""
+    remedies = ["lower train.max_rows, train.batch or sampler.steps, or take a LoRA, bf16 and gradient checkpointing"]
+    if any(name.startswith("scorers") for name in found["resident"]):
+        remedies.insert(0, "give scorers dtype: bf16, or leave held-out ones to a server (serve-reward, http)")
+    return "; ".join(remedies)
+
+
+def show_findings(findings: Iterator[Finding]) -> int:
+    """Each finding as it comes, with what to do about it; gives how many are wrong."""
+    console, counts = _console(), {"ok": 0, "note": 0, "wrong": 0}
+    colours = {"ok": "green", "note": "yellow", "wrong": "bold red"}
+    for finding in findings:
+        counts[finding.verdict] += 1
+        console.print(Text.assemble((f"{finding.verdict:6}", colours[finding.verdict]), f"{finding.check}: {finding.seen}"))
+        if finding.remedy:
+            console.print(Text(f"        {finding.remedy}", "dim"))
+    console.print(f"{counts['ok']} ok, {counts['note']} to note, {counts['wrong']} wrong")
+    return counts["wrong"]

@@ -1,0 +1,233 @@
+"""Running a recipe in a folder: opening and resuming it, the loop with its progress, early stop and interruption."""
+
+from __future__ import annotations
+
+import signal
+import threading
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, ExitStack, contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from types import FrameType
+from typing import Any
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+
+from scoreaction.errors import Failed, Interrupted, UserError
+from scoreaction.recipes.build import build
+from scoreaction.recipes.recipe import EarlyStop, Recipe, load_recipe
+from scoreaction.training.checkpoints import DAMAGED
+from scoreaction.training.finetuner import Finetuner
+from scoreaction.training.optimizer import TrainingError
+from scoreaction.training.run_folder import RunFolder, check_writable, read_json_lines, read_summary
+from scoreaction.types import Values
+
+
+def flattened(values: Any, key: str = "") -> Values:
+    """Nested values by dotted key.
+
+    >>> flattened({"a": {"b": 1}, "c": [2]})
+    {'a.b': 1, 'c.0': 2}
+    """
+    if isinstance(values, dict) and values:
+        return {k: v for name, inner in values.items() for k, v in flattened(inner, f"{key}.{name}" if key else name).items()}
+    if isinstance(values, list) and values:
+        return {k: v for i, inner in enumerate(values) for k, v in flattened(inner, f"{key}.{i}").items()}
+    return {key: values}
+
+
+def claim(folder: Path, recipe: Recipe, *, resume: bool) -> None:
+    """Refuses a folder that this run may not have: a file, a comparison, another run, one whose recipe differs."""
+    if folder.exists() and not folder.is_dir():
+        raise UserError(f"--output: {folder} is a file; name a folder")
+    if (folder / "comparison.json").exists():
+        raise UserError(f"--output: {folder} holds a comparison; name another folder")
+    place = RunFolder(folder)
+    if place.exists and not resume:
+        raise UserError(f"--output: {folder} already holds a run; add --resume to go on with it, or name another folder")
+    if place.settings_path.exists():
+        raise UserError(f"--output: {folder} holds a run that was started from Python; go on with it there, by resume()")
+    saved = place.recipe_path
+    if not saved.exists():
+        return
+    old, new = flattened(load_recipe(str(saved)).values()), flattened(recipe.values())
+    for key in [*old, *(key for key in new if key not in old)]:
+        before, now = old.get(key), new.get(key)
+        if key == "train.iterations" and before is not None and now is not None:
+            if now < before:
+                raise UserError(f"{key}: this run has {before}; it can be raised, not lowered (got {now})")
+        elif before != now:
+            raise UserError(f"{key}: this run has {before!r}, not {now!r}; resume it unchanged, or name another --output")
+
+
+@contextmanager
+def held(place: RunFolder) -> Iterator[None]:
+    """The folder's lock; UserError where another run has it or the folder cannot be written."""
+    check_writable(place.path, "--output")
+    with ExitStack() as stack:
+        try:
+            stack.enter_context(place.held())
+        except ValueError as error:
+            raise UserError(f"--{error}") from error
+        yield
+
+
+# The loop
+
+
+@dataclass
+class Stopper:
+    """Says when the early-stop metric has not risen for `patience` iterations."""
+
+    rule: EarlyStop | None
+    best: float = float("-inf")
+    since: int = 0
+    seen: bool = False
+
+    def __call__(self, metrics: Values) -> bool:
+        if self.rule is None:
+            return False
+        value = metrics.get(self.rule.metric)
+        if isinstance(value, int | float):
+            self.seen = True
+            if value > self.best:
+                self.best, self.since = value, 0
+                return False
+        elif self.seen or self.rule.metric in ("diversity", "vendi"):  # not known where no prompt was drawn twice
+            return False
+        self.since += 1
+        if not self.seen and "skipped" not in metrics:  # an iteration that learns nothing logs less
+            known = ", ".join(key for key, number in metrics.items() if isinstance(number, int | float))
+            raise UserError(f"early_stop.metric: no metric {self.rule.metric!r}; choose from {known}")
+        return self.since >= self.rule.patience
+
+
+@dataclass
+class Signals(AbstractContextManager["Signals"]):
+    """Ctrl-C and SIGTERM ask the loop to stop after this iteration; a second one stops at once."""
+
+    asked: bool = False
+    at_once: bool = False
+    _before: dict[int, Any] = field(default_factory=dict)
+
+    def __enter__(self) -> Signals:
+        if threading.current_thread() is threading.main_thread():
+            self._before = {number: signal.signal(number, self._receive) for number in (signal.SIGINT, signal.SIGTERM)}
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for number, handler in self._before.items():
+            signal.signal(number, handler)
+
+    def _receive(self, number: int, frame: FrameType | None) -> None:
+        if self.asked or self.at_once:
+            raise KeyboardInterrupt
+        self.asked = True
+
+
+class Reporter:
+    """Shows how a run goes: a bar on a terminal's stderr, otherwise about ten plain lines on stdout."""
+
+    def __init__(self, title: str, *, total: int, done: int) -> None:
+        console = Console(stderr=True)
+        self.title, self.total, self.every = title, total, max(1, total // 10)
+        self.live = console.is_terminal
+        self.progress = Progress(
+            TextColumn("{task.description}"),
+            BarColumn(),
+            MofNCompleteColumn(),
+            TimeElapsedColumn(),
+            TextColumn("left"),
+            TimeRemainingColumn(),
+            TextColumn("{task.fields[figures]}"),
+            console=console,
+            disable=not self.live,
+        )
+        self.task: TaskID = self.progress.add_task(title, total=total, completed=done, figures="")
+
+    @contextmanager
+    def showing(self) -> Iterator[Reporter]:
+        """While it is shown."""
+        with self.progress:
+            yield self
+
+    def __call__(self, metrics: Values) -> None:
+        figures = f"reward {metrics['reward_mean']:.3f}  KL {metrics['kl_nats']:.3f} nats"
+        iteration = metrics["iteration"]
+        self.progress.update(self.task, completed=iteration, figures=figures)
+        if not self.live and (iteration % self.every == 0 or iteration == self.total):
+            print(f"{self.title}  {iteration}/{self.total}  {figures}  {metrics['seconds']:.0f} s", flush=True)
+
+
+def run(recipe: Recipe, folder: Path, *, resume: bool, title: str | None = None) -> Values:
+    """Trains a recipe in a folder, or goes on with it, and measures it; a finished run is left as it is.
+
+    Returns the summary. UserError where the input is wrong, Failed where the run is, Interrupted after Ctrl-C with the
+    state saved.
+    """
+    claim(folder, recipe, resume=resume)
+    tuner = build(recipe, output=folder)
+    place = tuner.folder
+    assert place is not None
+    with held(place), Signals() as signals:
+        if resume:
+            try:
+                tuner.resume()
+            except (RuntimeError, KeyError, TypeError) as error:
+                raise UserError(f"{place.newest_checkpoint()}: {DAMAGED}") from error
+        stopper = Stopper(recipe.early_stop)
+        stopped = any([stopper(metrics) for metrics in read_json_lines(place.metrics_path)]) if tuner.iteration else False
+        finished = stopped or tuner.iteration >= recipe.train.iterations
+        summary = read_summary(folder)
+        if finished and summary is not None:
+            return summary
+        place.summary_path.unlink(missing_ok=True)
+        if not finished:
+            _iterate(
+                tuner, stopper, signals, Reporter(title or folder.name, total=recipe.train.iterations, done=tuner.iteration)
+            )
+        signals.at_once = True
+        return _measured(tuner, title or folder.name)
+
+
+def _iterate(tuner: Finetuner, stopper: Stopper, signals: Signals, reporter: Reporter) -> None:
+    with reporter.showing():
+        iterations = iter(tuner)
+        while True:
+            try:
+                metrics = next(iterations)
+            except StopIteration:
+                return
+            except KeyboardInterrupt:
+                raise Interrupted(f"stopped within iteration {tuner.iteration + 1}; {_kept(tuner)}") from None
+            except TrainingError as error:
+                raise Failed(f"{error}; {_kept(tuner)}") from error
+            except Exception as error:
+                raise Failed(f"iteration {tuner.iteration + 1}: {type(error).__name__}: {error}; {_kept(tuner)}") from error
+            reporter(metrics)
+            if stopper(metrics):
+                tuner.checkpoint()
+                return
+            if signals.asked:
+                tuner.checkpoint()
+                raise Interrupted(f"stopped after iteration {tuner.iteration}, state saved")
+
+
+def _kept(tuner: Finetuner) -> str:
+    """What is saved when an iteration was cut off: its own state is of no use."""
+    newest = None if tuner.folder is None else tuner.folder.newest_checkpoint()
+    return "nothing was saved yet" if newest is None else f"the state after iteration {int(newest.name)} is saved"
+
+
+def _measured(tuner: Finetuner, title: str) -> Values:
+    console = Console(stderr=True)
+    if not console.is_terminal:
+        print(f"{title}  measuring", flush=True)
+    try:
+        with console.status(f"{title}  measuring"):
+            return tuner.summary()
+    except KeyboardInterrupt:
+        raise Interrupted("stopped while measuring; training is done and saved") from None
+    except Exception as error:
+        raise Failed(f"measuring: {type(error).__name__}: {error}") from error

@@ -1,0 +1,210 @@
+"""One step t -> s of the reverse dynamics (s < t), as a Gaussian `Transition`, and the time grids to step on.
+
+Reverse dynamics at noise level eta in [0, 1], in generation time: `dX = [-f X + c g^2 score] dtau + eta g dB`,
+`c = (1 + eta^2)/2`; eta = 0 is the probability-flow ODE, eta = 1 the reverse SDE. Coefficients are computed in
+float64 whatever the dtype of x.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Literal, get_args
+
+import torch
+from torch import Tensor
+
+from scoreaction.diffusion.predictions import expand, score
+from scoreaction.diffusion.processes import Process
+from scoreaction.diffusion.transitions import Transition
+from scoreaction.types import Predict, Prediction
+
+SolverName = Literal["ddim", "euler_maruyama", "heun", "dpmpp_2m", "sde_dpmpp"]
+GridName = Literal["uniform", "power", "log_snr", "karras", "scheduler"]
+
+
+@dataclass(frozen=True)
+class Past:
+    """The step before: its time and what the network said there (multistep solvers look back once)."""
+
+    t: Tensor
+    prediction: Prediction
+
+
+StepFunction = Callable[[Process, Predict, Prediction, Tensor, Tensor, Tensor, float, Past | None], Transition]
+
+
+@dataclass(frozen=True)
+class Solver:
+    """A solver: `step(process, predict, prediction, x, t, s, eta, past) -> Transition`.
+
+    `order` is that of the error in the step size at eta = 0 (`weak_order` in law at eta = 1, 0 if it cannot);
+    `markov`: the transition depends on x_t alone, so that its density can be had again in an update;
+    `evaluations`: network evaluations a step.
+    """
+
+    step: StepFunction
+    order: int
+    weak_order: int
+    markov: bool
+    evaluations: int
+    summary: str
+
+    @property
+    def noises(self) -> str:
+        """The eta it takes: 'any', 'zero' or 'positive'."""
+        if self.weak_order == 0:
+            return "zero"
+        return "any" if self.order else "positive"
+
+    def takes(self, eta: float) -> bool:
+        """Whether it can step at this eta."""
+        return {"any": True, "zero": eta == 0, "positive": eta > 0}[self.noises]
+
+
+def noise_std(process: Process, t: Tensor, s: Tensor, eta: float) -> Tensor:
+    """Std of a generalised DDIM step: `k^2 = eta^2 (sigma_s^2/sigma_t^2)(sigma_t^2 - (alpha_t/alpha_s)^2 sigma_s^2)`.
+
+    Song et al. 2021 (arXiv 2010.02502), eq. 16. At alpha_t = 0, k = eta sigma_s.
+    """
+    return eta * process.sigma(s) * torch.sqrt(-torch.expm1(process.log_snr(t) - process.log_snr(s)))
+
+
+def ddim_step(process: Process, prediction: Prediction, t: Tensor, s: Tensor, eta: float) -> Transition:
+    """Generalised DDIM: `mean = alpha_s x0 + sqrt(sigma_s^2 - k^2) eps`, std k; eta = 1 is the DDPM posterior.
+
+    t and s are () or (batch,) float64. Song et al. 2021 (arXiv 2010.02502), eq. 12.
+    """
+    k = noise_std(process, t, s, eta)
+    direction = torch.sqrt((process.sigma2(s) - k**2).clamp(min=0))
+    mean = expand(process.alpha(s), prediction.x0) * prediction.x0 + expand(direction, prediction.x0) * prediction.eps
+    return Transition(mean, k)
+
+
+def _ddim(
+    process: Process, predict: Predict, prediction: Prediction, x: Tensor, t: Tensor, s: Tensor, eta: float, past: Past | None
+) -> Transition:
+    return ddim_step(process, prediction, t, s, eta)
+
+
+def _euler_maruyama(
+    process: Process, predict: Predict, prediction: Prediction, x: Tensor, t: Tensor, s: Tensor, eta: float, past: Past | None
+) -> Transition:
+    """`x + (t-s)[-f x + c g^2 score]`, std `eta g sqrt(t-s)`, in the clock itself."""
+    f, g2 = process.f(t), process.g2(t)
+    if not bool(torch.isfinite(g2).all()):
+        raise ValueError(
+            f"solver euler_maruyama: g^2 of {type(process).__name__} is infinite at t = 1; use solver ddim or sde_dpmpp"
+        )
+    h, c = t - s, (1 + eta**2) / 2
+    mean = expand(1 - h * f, x) * x + expand(h * c * g2, x) * score(process, t, prediction)
+    return Transition(mean, eta * torch.sqrt(g2 * h))
+
+
+def _heun(
+    process: Process, predict: Predict, prediction: Prediction, x: Tensor, t: Tensor, s: Tensor, eta: float, past: Past | None
+) -> Transition:
+    """Heun's method on `d(x/alpha)/d(sigma/alpha) = eps` (Karras et al. 2022, arXiv 2206.00364, algorithm 1)."""
+    first = ddim_step(process, prediction, t, s, 0.0)
+    if float(process.sigma2(s)) == 0 or float(process.alpha(t)) == 0:
+        return first
+    second = predict(first.mean, s)
+    ratio = process.alpha(s) / process.alpha(t)
+    slope = process.sigma(s) - ratio * process.sigma(t)
+    mean = expand(ratio, x) * x + expand(slope, x) * (prediction.eps + second.eps) / 2
+    return Transition(mean, first.std)
+
+
+def _multistep(
+    process: Process, predict: Predict, prediction: Prediction, x: Tensor, t: Tensor, s: Tensor, eta: float, past: Past | None
+) -> Transition:
+    """DPM-Solver++(2M), ODE and SDE (Lu et al. 2022, arXiv 2211.01095): DDIM with x0 extrapolated in log SNR.
+
+    `D = x0 + (h/(2 h_past)) (x0 - x0_past)`, h the steps in log SNR; first order where the log SNR is infinite.
+    """
+    if past is None or float(process.sigma2(s)) == 0:
+        return ddim_step(process, prediction, t, s, eta)
+    ratio = (process.log_snr(s) - process.log_snr(t)) / (process.log_snr(t) - process.log_snr(past.t))
+    x0 = prediction.x0 + expand(ratio / 2, x) * (prediction.x0 - past.prediction.x0)
+    eps = (x - expand(process.alpha(t), x) * x0) / expand(process.sigma(t), x)
+    return ddim_step(process, Prediction(x0, eps), t, s, eta)
+
+
+SOLVERS: dict[str, Solver] = {
+    "ddim": Solver(_ddim, 1, 1, True, 1, "generalised DDIM, any eta; eta 1 is DDPM, eta 0 an exponential Euler step"),
+    "euler_maruyama": Solver(_euler_maruyama, 1, 1, True, 1, "Euler-Maruyama in the clock t, any eta"),
+    "heun": Solver(_heun, 2, 0, True, 2, "Heun's second-order ODE solver (EDM), eta 0"),
+    "dpmpp_2m": Solver(_multistep, 2, 0, False, 1, "DPM-Solver++(2M), second-order ODE solver, eta 0"),
+    "sde_dpmpp": Solver(_multistep, 0, 2, False, 1, "SDE-DPM-Solver++(2M), eta > 0"),
+}
+
+
+def find_solver(name: str, eta: float) -> Solver:
+    """The solver of that name, refused where it cannot step at this eta."""
+    if name not in SOLVERS:
+        raise ValueError(f"sampler.solver: unknown solver {name!r}; choose from {', '.join(SOLVERS)}")
+    if not 0 <= eta <= 1:
+        raise ValueError(f"sampler.eta: must be between 0 and 1, got {eta}")
+    solver = SOLVERS[name]
+    if not solver.takes(eta):
+        other = "ddim or sde_dpmpp" if solver.noises == "zero" else "ddim, heun or dpmpp_2m"
+        raise ValueError(f"sampler.solver: {name} takes eta {solver.noises} and eta is {eta}; use {other}")
+    return solver
+
+
+def time_grid(process: Process, steps: int, *, name: GridName = "uniform", rho: float = 1.5, t_min: float = 1e-3) -> Tensor:
+    """Decreasing times from 1 to 0, (steps + 1,) float64.
+
+    uniform `i/N`; power `(i/N)^rho`; log_snr uniform in log SNR; karras uniform in `(sigma/alpha)^(1/7)`
+    (Karras et al. 2022, eq. 5). These two run from t = 1 (0.999 where alpha_1 = 0) to t_min, then to 0. scheduler is the
+    pretrained model's own grid, which may begin below 1 (Stable Diffusion's at 0.98).
+
+    >>> time_grid(Process(), 2).tolist()
+    [1.0, 0.5, 0.0]
+    """
+    if steps < 1:
+        raise ValueError(f"sampler.steps: must be at least 1, got {steps}")
+    u = torch.arange(steps, -1, -1, dtype=torch.float64) / steps
+    match name:
+        case "uniform":
+            return u
+        case "power":
+            return u**rho
+        case "scheduler":
+            return process.own_grid(steps)
+        case "log_snr" | "karras":
+            if steps == 1:
+                return u
+            ends = torch.tensor([1.0, t_min if process.reaches_data else 0.0], dtype=torch.float64)
+            if float(process.alpha(ends[0])) == 0:
+                ends[0] = 0.999
+            inner = steps - 1 if process.reaches_data else steps
+            w = torch.linspace(0, 1, inner + 1, dtype=torch.float64)
+            snr_start, snr_end = process.log_snr(ends)
+            if name == "log_snr":
+                log_snr = snr_start + w * (snr_end - snr_start)
+            else:
+                a, b = torch.exp(-snr_start / 14), torch.exp(-snr_end / 14)
+                log_snr = -14 * torch.log(a + w * (b - a))
+            times = process.time_at(log_snr)
+            times[0] = 1.0
+            if process.reaches_data:
+                times[-1] = t_min
+                times = torch.cat([times, torch.zeros(1, dtype=torch.float64)])
+            else:
+                times[-1] = 0.0
+            return times
+    raise ValueError(f"sampler.grid: unknown grid {name!r}; choose from {', '.join(get_args(GridName))}")
+
+
+def jittered(times: Tensor, generator: torch.Generator) -> Tensor:
+    """The same grid with its inner times moved together, by one uniform share of up to half the way to a neighbour.
+
+    A network trained on one fixed grid is trained at a few times only; this trains it at all but those below half the last
+    inner one. They move together because multistep solvers look back: a short step after a long one would be extrapolated far.
+    """
+    move = float(torch.rand((), generator=generator, dtype=torch.float64)) - 0.5
+    gaps = times[:-1] - times[1:]
+    moved = times.clone()
+    moved[1:-1] += move * (gaps[:-1] if move > 0 else gaps[1:])
+    return moved

@@ -1,0 +1,71 @@
+"""The Gaussian transition of one sampler step: it alone owns its density, its KL and its sampling."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from scoreaction.diffusion.predictions import expand
+
+
+def sum_event(x: Tensor) -> Tensor:
+    """Sum over all dimensions but the first: (batch, *shape) -> (batch,), in float32 or better."""
+    x = x.float() if x.dtype in (torch.bfloat16, torch.float16) else x
+    return x.flatten(1).sum(1)
+
+
+@dataclass(frozen=True)
+class Transition:
+    """`x_s ~ N(mean, std^2 I)`; mean (batch, *shape), std () or (batch,) float64. std = 0 has no density.
+
+    >>> step = Transition(torch.zeros(1, 2), torch.tensor(1.0, dtype=torch.float64))
+    >>> round(float(step.log_prob(torch.zeros(1, 2))), 4)
+    -1.8379
+    """
+
+    mean: Tensor
+    std: Tensor
+
+    def sample(self, generator: torch.Generator | None = None) -> Tensor:
+        """A draw, in the dtype of the mean, so that what is stored is what is scored."""
+        source = generator.device if generator is not None else self.mean.device  # a CPU seed draws the same on every device
+        noise = torch.randn(self.mean.shape, generator=generator, dtype=self.mean.dtype, device=source)
+        return self.mean + expand(self.std, self.mean) * noise.to(self.mean.device)
+
+    def log_prob(self, x: Tensor) -> Tensor:
+        """Log density in nats, summed over event dimensions: (batch,). Needs std > 0."""
+        std = self._positive_std()
+        wide = torch.promote_types(x.dtype, torch.float32)
+        squares = sum_event((x.to(wide) - self.mean.to(wide)) ** 2)
+        dimension = x[0].numel()
+        return -0.5 * squares / (std**2).to(squares) - dimension * (torch.log(std) + 0.5 * math.log(2 * math.pi)).to(squares)
+
+    def log_ratio(self, other: Transition, x: Tensor) -> Tensor:
+        """`log p(x) - log p_other(x)` in nats for two steps of the same std: `<m - m', 2x - m - m'>/(2 std^2)`, (batch,).
+
+        The difference of two log densities would lose what is left of it: at D = 65,536 each is some 10^5 nats in float32.
+        """
+        self._check_std(other)
+        wide = torch.promote_types(x.dtype, torch.float32)
+        x, here, there = x.to(wide), self.mean.to(wide), other.mean.to(wide)
+        products = sum_event((here - there) * ((x - here) + (x - there)))
+        return 0.5 * products / (self._positive_std() ** 2).to(products)
+
+    def kl(self, other: Transition) -> Tensor:
+        """`KL(self || other)` in nats for two steps of the same std: `||m - m'||^2/(2 std^2)`, (batch,)."""
+        self._check_std(other)
+        wide = torch.promote_types(self.mean.dtype, torch.float32)
+        squares = sum_event((self.mean.to(wide) - other.mean.to(wide)) ** 2)
+        return 0.5 * squares / (self._positive_std() ** 2).to(squares)
+
+    def _check_std(self, other: Transition) -> None:
+        if not torch.equal(self.std, other.std):
+            raise ValueError("two steps are compared at the same std only: use the same solver, eta and grid for both")
+
+    def _positive_std(self) -> Tensor:
+        if not bool((self.std > 0).all()):
+            raise ValueError("a step with std 0 has no density: the reference acts there, and it carries no KL")
+        return self.std

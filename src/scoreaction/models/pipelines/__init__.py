@@ -1,0 +1,1 @@
+"""Pipelines of diffusers: reading their folders, their schedules, their texts."""

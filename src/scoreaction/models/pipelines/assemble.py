@@ -1,0 +1,190 @@
+"""From a diffusers pipeline in memory to a `Model`: LoRA, reference, text, decoding, checkpointing, export."""
+
+from __future__ import annotations
+
+import copy
+import json
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any, cast
+
+from torch import Tensor, nn
+
+from scoreaction.errors import nearest
+from scoreaction.models.pipelines.decoding import Decoder, small_pictures, to_unit
+from scoreaction.models.pipelines.families import FAMILIES, Geometry, clamp_tokenizers, geometry, limits, network, unconditional
+from scoreaction.models.pipelines.networks import PipelineNet
+from scoreaction.models.pipelines.text import TextEncoding
+from scoreaction.networks.model import Model
+
+ROWS = 2
+"""Points of one network call unless a run says otherwise; guidance doubles them. Few, since their graph is kept."""
+
+
+def build_from_pipeline(
+    pipeline: Any,
+    *,
+    lora_rank: int | None = 4,
+    lora_alpha: float | None = None,
+    lora_targets: Sequence[str] | None = None,
+    gradient_checkpointing: bool = False,
+    compile: bool = False,
+    height: int | None = None,
+    width: int | None = None,
+    true_cfg: float = 1.0,
+) -> Model:
+    """The model of a pipeline that is in memory; its network is changed in place.
+
+    Samples are pictures in [0, 1], (batch, 3, height, width); x is latents, (batch, C, H, W), also where the network takes
+    them packed. Without prompts a text model draws from its unconditional condition. ValueError, naming the key of the
+    recipe, for a class that is not supported, a scheduler that cannot be read, a size or a LoRA target that does not fit.
+    """
+    kind = type(pipeline).__name__
+    family = family_of(kind)
+    core, vae = pipeline.components[family.component], pipeline.components.get("vae")
+    form = geometry(kind, core.config, None if vae is None else vae.config, height, width)
+    model = assemble(
+        kind,
+        core,
+        pipeline.scheduler,
+        form,
+        lora_rank=lora_rank,
+        lora_alpha=lora_alpha,
+        lora_targets=lora_targets,
+        gradient_checkpointing=gradient_checkpointing,
+        compile=compile,
+        true_cfg=true_cfg,
+        encode=_encoding(pipeline, kind, core),
+        decode=to_unit if vae is None else Decoder(vae),
+    )
+    model.export = lambda folder: export(model, pipeline, folder)
+    if model.encode is not None:
+        model.null = unconditional(pipeline, model.encode)
+        for net in (model.net, model.reference_net):
+            cast(PipelineNet, net).null = model.null
+    return model
+
+
+def assemble(
+    kind: str,
+    core: Any,
+    scheduler: Any,
+    form: Geometry,
+    *,
+    lora_rank: int | None,
+    lora_alpha: float | None,
+    lora_targets: Sequence[str] | None,
+    gradient_checkpointing: bool,
+    compile: bool,
+    true_cfg: float,
+    encode: TextEncoding | None = None,
+    decode: Callable[[Tensor], Tensor] | None = None,
+) -> Model:
+    """The model of a pipeline's network and scheduler."""
+    distilled = bool(core.config.get("guidance_embeds", False))
+    if true_cfg != 1.0 and not distilled:
+        raise ValueError("model.true_cfg: only a network with guidance as an input takes it (FLUX.1 dev); set sampler.guidance")
+    targets = list(lora_targets or FAMILIES[kind].targets)
+    if lora_rank is not None:
+        check_targets(core, targets)
+    net, process, predicts = network(kind, core, scheduler, form)
+    core.requires_grad_(lora_rank is None).eval()
+    model = Model(
+        net,
+        process=process,
+        predicts=predicts,
+        shape=form.shape,
+        lora_rank=lora_rank,
+        lora_alpha=lora_alpha,
+        lora_targets=targets if lora_rank else None,
+        encode=encode,
+        decode=decode,
+        features=small_pictures,
+        true_cfg=true_cfg if distilled else None,
+    )
+    model.max_rows = ROWS
+    for each in [model.net] if lora_rank else [model.net, model.reference_net]:
+        inner = cast(Any, each).core
+        if gradient_checkpointing:
+            inner.enable_gradient_checkpointing()
+        if compile:
+            inner.compile()
+    return model
+
+
+def family_of(kind: str) -> Any:
+    """The family of a pipeline class; ValueError where it is not supported."""
+    if kind not in FAMILIES:
+        raise ValueError(f"model.path: a {kind} is not supported; take {', '.join(FAMILIES)}")
+    return FAMILIES[kind]
+
+
+def check_targets(core: nn.Module, targets: Sequence[str]) -> None:
+    """ValueError for a target that names no module which LoRA can change."""
+    kinds = (nn.Linear, nn.Conv2d)
+    names = [name for name, module in core.named_modules() if isinstance(module, kinds)]
+    for target in targets:
+        if not any(name == target or name.endswith("." + target) for name in names):
+            ends = {name.removesuffix(".0").rpartition(".")[2] + (".0" if name.endswith(".0") else "") for name in names}
+            known = {end for end in ends if not end[:1].isdigit()}
+            raise ValueError(f"model.lora_targets: {target!r} names no layer of the network; {nearest(target, known)}")
+
+
+def _encoding(pipeline: Any, kind: str, core: nn.Module) -> TextEncoding | None:
+    family = FAMILIES[kind]
+    encode = family.encode
+    if encode is None:
+        return None
+    encoders = [pipeline.components[name] for name in family.encoders if pipeline.components.get(name) is not None]
+    for encoder in encoders:
+        encoder.requires_grad_(False).eval()
+    clamp_tokenizers(kind, pipeline)
+    return TextEncoding(
+        encoders,
+        lambda prompts, device: encode(pipeline, prompts, device),
+        limits(kind, pipeline),
+        lambda: next(core.parameters()).device,
+    )
+
+
+def export(model: Model, pipeline: Any, folder: Path) -> None:
+    """Writes what plain diffusers loads: the LoRA with its rank and alpha, or the whole pipeline after full fine-tuning.
+
+    Without the adapter's metadata diffusers would take alpha to be the rank, and draw other pictures. Unconditional pipelines
+    load no LoRA: theirs is merged into the pipeline that is written.
+    """
+    if model.reference_net is not model.net:
+        pipeline.save_pretrained(folder, safe_serialization=True)
+        return
+    from safetensors.torch import save_file
+
+    family = family_of(type(pipeline).__name__)
+    component = family.component
+    if family.encode is None:
+        core = merged(cast(Any, model.net).core)
+        type(pipeline)(**{**pipeline.components, component: core}).save_pretrained(folder, safe_serialization=True)
+        return
+    layers = {
+        f"{component}.{name.removeprefix('core.').replace('.default.', '.')}": value.detach().cpu().contiguous().clone()
+        for name, value in model.parameters.items()
+    }
+    settings = {
+        f"{component}.{key}": sorted(value) if isinstance(value, set) else value
+        for key, value in cast(Any, model.net).peft_config["default"].to_dict().items()
+    }
+    folder.mkdir(parents=True, exist_ok=True)
+    metadata = {"format": "pt", "lora_adapter_metadata": json.dumps(settings, sort_keys=True)}
+    save_file(layers, folder / "pytorch_lora_weights.safetensors", metadata=metadata)
+
+
+def merged(core: nn.Module) -> nn.Module:
+    """A copy of a network with its adapters added to its own weights, and no longer there."""
+    from peft.tuners.tuners_utils import BaseTunerLayer
+
+    copied = copy.deepcopy(core)
+    for name, module in list(copied.named_modules()):
+        if isinstance(module, BaseTunerLayer):
+            module.merge()
+            parent, _, child = name.rpartition(".")
+            setattr(copied.get_submodule(parent), child, module.get_base_layer())
+    return copied

@@ -1,0 +1,125 @@
+"""A pipeline without its weights: every layer in its place, from config.json files alone, in no memory."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from importlib import resources
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from scoreaction.models.diffusers import Config, check_named, quiet, read_index
+from scoreaction.models.pipelines.assemble import assemble, family_of
+from scoreaction.models.pipelines.decoding import Decoder, to_unit
+from scoreaction.models.pipelines.families import geometry, text_shapes
+from scoreaction.networks.model import Model
+
+SHIPPED = {
+    "stable-diffusion-v1-5/stable-diffusion-v1-5": "sd15",
+    "stabilityai/stable-diffusion-xl-base-1.0": "sdxl",
+    "stabilityai/stable-diffusion-3-medium-diffusers": "sd3",
+    "black-forest-labs/FLUX.1-dev": "flux",
+}
+"""Hub ids whose sizes are known here, so that the shipped recipes can be planned offline."""
+
+
+@dataclass(frozen=True)
+class Skeleton:
+    """A model of fake tensors; `mode` makes more of them. Sizes in bytes, parameters in numbers, by component."""
+
+    mode: Any
+    model: Model
+    conditions: dict[str, Tensor]
+    parameters: dict[str, int]
+    vae_bytes: int
+    encoder_bytes: int
+    dtype: torch.dtype
+
+
+def skeleton(config: Config) -> Skeleton:
+    """The skeleton of a `diffusers` model; ValueError, naming model.path, where a config.json is missing."""
+    import diffusers
+    from torch._subclasses.fake_tensor import FakeTensorMode
+
+    path = shipped(config.path)
+    index = read_index(path)
+    kind = index["_class_name"]
+    family = family_of(kind)
+    check_named(path, index)
+    width = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}[config.dtype]
+    mode = FakeTensorMode(allow_non_fake_inputs=True)
+    names = [name for name in (family.component, "vae", *family.encoders) if _there(index, name)]
+    with quiet():
+        scheduler = getattr(diffusers, index["scheduler"][1]).from_pretrained(path, subfolder="scheduler")
+        with mode:
+            parts = {}
+            for name in names:
+                wide = name == "vae" or (name == family.component and config.lora_rank is None)
+                with _default_dtype(torch.float32 if wide else width):
+                    parts[name] = _empty(path, name, *index[name]).eval().requires_grad_(False)
+    core, vae = parts[family.component], parts.get("vae")
+    form = geometry(kind, core.config, None if vae is None else vae.config, config.height, config.width)
+    counts = {name: sum(p.numel() for p in part.parameters()) for name, part in parts.items()}
+    model = assemble(
+        kind,
+        core,
+        scheduler,
+        form,
+        lora_rank=config.lora_rank,
+        lora_alpha=config.lora_alpha,
+        lora_targets=config.lora_targets,
+        gradient_checkpointing=config.gradient_checkpointing,
+        compile=False,
+        true_cfg=config.true_cfg,
+        decode=to_unit if vae is None else Decoder(vae),
+    )
+    with mode:
+        conditions = {name: torch.zeros(1, *shape, dtype=width) for name, shape in text_shapes(kind, core.config).items()}
+    model.null = conditions or None
+    encoders = [parts[name] for name in family.encoders if name in parts]
+    return Skeleton(mode, model, conditions, counts, size_of(vae), sum(size_of(encoder) for encoder in encoders), width)
+
+
+def shipped(path: str) -> str:
+    """The folder of configurations that comes with the package for a well-known hub id, or the path itself."""
+    found = resources.files("scoreaction") / "data" / "skeletons" / SHIPPED.get(path, "")
+    return str(found) if path in SHIPPED and not Path(path).exists() else path
+
+
+@contextmanager
+def _default_dtype(dtype: torch.dtype) -> Iterator[None]:
+    """Within it parameters are made in this dtype: fake ones cannot be turned into another."""
+    kept = torch.get_default_dtype()
+    torch.set_default_dtype(dtype)
+    try:
+        yield
+    finally:
+        torch.set_default_dtype(kept)
+
+
+def size_of(module: Any) -> int:
+    """Bytes of a module's parameters."""
+    return 0 if module is None else sum(p.numel() * p.element_size() for p in module.parameters())
+
+
+def _there(index: dict[str, Any], name: str) -> bool:
+    return isinstance(index.get(name), list) and index[name][0] is not None
+
+
+def _empty(path: str, name: str, library: str, kind: str) -> Any:
+    """A component of its configuration alone."""
+    import diffusers
+    import transformers
+
+    try:
+        if library == "transformers":
+            made: Any = getattr(transformers, kind)
+            return made(made.config_class.from_pretrained(path, subfolder=name))
+        made = getattr(diffusers, kind)
+        return made.from_config(made.load_config(path, subfolder=name))
+    except (OSError, ValueError, AttributeError, KeyError) as error:
+        raise ValueError(f"model.path: {path} lacks the config.json of its component {name}, or it cannot be read") from error

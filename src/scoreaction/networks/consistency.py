@@ -1,0 +1,174 @@
+"""Consistency models on disk: a folder of `scoreaction distill`, or an LCM-LoRA, into a model's slot and out of it."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import save_file
+from torch import Tensor
+
+from scoreaction.diffusion.processes import Process
+from scoreaction.networks.adapters import base_modules, base_tensors
+from scoreaction.networks.lora_files import LoraWeights, parse_lora, read_tensors
+from scoreaction.networks.model import Model
+
+WEIGHTS, DESCRIPTION, LCM = "consistency.safetensors", "consistency.json", "pytorch_lora_weights.safetensors"
+TIMES = (0.1, 0.3, 0.5, 0.7, 0.9)
+"""Where two processes are compared."""
+
+
+def load_consistency(model: Model, path: str | Path) -> Model:
+    """Gives a model the consistency model that lies at `path`: a folder of `scoreaction distill`, or an LCM-LoRA.
+
+    An LCM-LoRA (Luo et al. 2023, arXiv 2311.05556) is a safetensors file of LoRA weights, or the folder that holds it as
+    pytorch_lora_weights.safetensors. ValueError where there is none, or it belongs to another process, prediction, shape
+    or network.
+
+    >>> import scoreaction as sa
+    >>> model = sa.gaussian_mixture.build(sa.gaussian_mixture.Config())
+    >>> load_consistency(model, "nowhere")
+    Traceback (most recent call last):
+    ValueError: model.consistency: nowhere holds no consistency model; make one with scoreaction distill, or name an LCM-LoRA
+    """
+    place = Path(path)
+    if (place / DESCRIPTION).is_file():
+        return _load_ours(model, place)
+    file = place / LCM if place.is_dir() else place
+    if file.suffix != ".safetensors" or not file.is_file():
+        raise ValueError(
+            f"model.consistency: {path} holds no consistency model; make one with scoreaction distill, or name an LCM-LoRA"
+        )
+    _put_lora(model, parse_lora(*read_tensors(file), file), file)
+    return model
+
+
+def save_consistency(model: Model, path: str | Path, *, described: dict[str, Any] | None = None) -> Path:
+    """Writes a model's consistency model and what it belongs to; `described` goes into consistency.json too.
+
+    The weights of an adapter are named as peft names them, those of a copy as the network does. The description comes
+    last, so that a folder that has one is whole.
+    """
+    folder = Path(path)
+    lora = model.consistency_net is model.reference_net
+    tensors = {
+        name.replace(".consistency.weight", ".weight") if lora else name: p.detach().cpu().contiguous().clone()
+        for name, p in model.consistency_parameters.items()
+    }
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / DESCRIPTION).unlink(missing_ok=True)
+    save_file(tensors, folder / WEIGHTS)
+    text = json.dumps(
+        {"form": "adapter" if lora else "copy", **belongs(model), "guidance": model.consistency_guidance, **(described or {})},
+        indent=2,
+    )
+    part = folder / f"{DESCRIPTION}.part"
+    part.write_text(text + "\n", encoding="utf-8")
+    part.replace(folder / DESCRIPTION)
+    return folder
+
+
+def belongs(model: Model) -> dict[str, Any]:
+    """What a consistency model shares with the model it was made of."""
+    return {"process": _process(model.process), "predicts": model.predicts, "shape": list(model.shape), "says": _says(model)}
+
+
+@torch.no_grad()
+def _says(model: Model) -> list[float] | None:
+    """Some of the reference's x0 at one fixed place without a prompt; None where it answers to prompts only."""
+    if model.encode is not None and model.null is None:
+        return None
+    x = model.process.prior_std * torch.randn(1, *model.shape, generator=torch.Generator().manual_seed(0))
+    with model.uncounted():
+        x0 = model.reference(x.to(model.device), torch.tensor(0.5, dtype=torch.float64), model.null).x0
+    return x0.flatten()[:16].tolist()
+
+
+def _process(process: Process) -> dict[str, Any]:
+    t = torch.tensor(TIMES, dtype=torch.float64)
+    return {
+        "name": type(process).__name__,
+        "t": list(TIMES),
+        "alpha": process.alpha(t).tolist(),
+        "sigma": process.sigma(t).tolist(),
+    }
+
+
+def _load_ours(model: Model, folder: Path) -> Model:
+    try:
+        found = json.loads((folder / DESCRIPTION).read_text(encoding="utf-8"))
+        theirs, form, guidance = (
+            {key: found[key] for key in ("process", "predicts", "shape", "says")},
+            found["form"],
+            found["guidance"],
+        )
+        curves = torch.tensor([theirs["process"]["alpha"], theirs["process"]["sigma"]], dtype=torch.float64)
+    except (ValueError, KeyError, TypeError) as error:
+        raise ValueError(f"model.consistency: {folder / DESCRIPTION} is damaged; distill again") from error
+    ours = belongs(model)
+    same = torch.tensor([ours["process"]["alpha"], ours["process"]["sigma"]], dtype=torch.float64)
+    if curves.shape != same.shape or not torch.allclose(curves, same, rtol=0, atol=1e-6):
+        raise ValueError(
+            f"model.consistency: {folder} was made for another process ({theirs['process']['name']}), and this model's is"
+            f" {ours['process']['name']}; distill this model"
+        )
+    for key in ("predicts", "shape"):
+        if theirs[key] != ours[key]:
+            raise ValueError(
+                f"model.consistency: {folder} was made for a model of {key} {theirs[key]}, and this model's is {ours[key]};"
+                " distill this model"
+            )
+    if theirs["says"] is not None and not _alike(theirs["says"], ours["says"]):
+        raise ValueError(f"model.consistency: {folder} was made of another model, which predicts otherwise; distill this model")
+    tensors, metadata = read_tensors(folder / WEIGHTS)
+    if form == "adapter":
+        _put_lora(model, parse_lora(tensors, metadata, folder), folder)
+    else:
+        refuse_different(base_tensors(dict(model.reference_net.named_parameters())), tensors, folder)
+        copy_into(model.add_consistency(), tensors)
+    model.consistency_guidance = guidance
+    return model
+
+
+def _alike(theirs: list[float], ours: list[float] | None) -> bool:
+    """Equal but for the rounding of half precision."""
+    if ours is None or len(ours) != len(theirs):
+        return False
+    a, b = torch.tensor(theirs), torch.tensor(ours)
+    return float((a - b).square().mean()) <= 0.02**2 * float(a.square().mean())
+
+
+def _put_lora(model: Model, weights: LoraWeights, path: Path) -> None:
+    modules = base_modules(model.reference_net)
+    placed = weights.onto(modules, path)
+    given = {f"{m}.lora_A.consistency.weight": a for m, a in placed.A.items()}
+    given |= {f"{m}.lora_B.consistency.weight": b for m, b in placed.B.items()}
+    expected = {}
+    for name, a in placed.A.items():
+        weight = modules[name].get_parameter("weight")
+        expected[f"{name}.lora_A.consistency.weight"] = weight.new_empty(a.shape[0], *weight.shape[1:])
+        expected[f"{name}.lora_B.consistency.weight"] = weight.new_empty(len(weight), a.shape[0], *[1] * (weight.ndim - 2))
+    refuse_different(expected, given, path)
+    copy_into(model.add_consistency(placed.shape()), given)
+
+
+def refuse_different(expected: Mapping[str, Tensor], given: Mapping[str, Tensor], path: Path) -> None:
+    """ValueError where names or shapes of two sets of tensors differ."""
+    for name in sorted(set(expected) ^ set(given)):
+        raise ValueError(f"model.consistency: {path} belongs to another network; {name} is in only one of the two")
+    for name, value in expected.items():
+        if value.shape != given[name].shape:
+            raise ValueError(
+                f"model.consistency: {path} belongs to another network; {name} has shape {tuple(given[name].shape)} there and"
+                f" {tuple(value.shape)} here"
+            )
+
+
+def copy_into(parameters: Mapping[str, Tensor], tensors: Mapping[str, Tensor]) -> None:
+    """Copies tensors into parameters of the same names."""
+    with torch.no_grad():
+        for name, p in parameters.items():
+            p.copy_(tensors[name])

@@ -1,0 +1,64 @@
+"""The critic: a value function with the structure of diffusion, `V = c_skip(t) r(x0_hat) + c_out(t) F(t, x, c)`."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import Literal
+
+import torch
+from torch import Tensor, nn
+
+from scoreaction.diffusion.processes import Process
+from scoreaction.networks.layers import ConditionEmbedding, RewardScale, default_network
+from scoreaction.types import Conditions
+
+Skip = Literal["alpha", "cosine", "whole", "none"]
+
+
+class Critic(nn.Module):
+    """`V(t, x, c) = m + c_skip(t) (r(x0_hat) - m) + c_out(t) d F(t, x, c)`, with c_skip(0) = 1 and c_out(0) = 0.
+
+    `alpha`: c_skip = alpha^2, c_out = sigma, of the process scaled to alpha^2 + sigma^2 = 1; `cosine`: cos, sin of pi t/2
+    (the published choice); `whole`: c_skip = 1, c_out = sigma, a residual on the soft Q of SQDF; `none`: c_skip = 0, c_out = 1,
+    for a reward without a gradient. m and d are the mean and spread
+    of the first rewards seen, so that F is of order one. Score as Action (Zhao et al. 2025, arXiv 2502.01819), section 4.
+    example: conditions of any batch, or None.
+
+    x (batch, *shape), t (batch,), look_ahead = r(x0_hat) (batch,) or None to leave the skip out; returns (batch,).
+    """
+
+    def __init__(self, process: Process, shape: Sequence[int], *, skip: Skip, example: Conditions = None) -> None:
+        super().__init__()
+        self.process, self.skip = process, skip
+        self.embed = ConditionEmbedding(example)
+        self.net = default_network(process, shape, self.embed.width)
+        self.scale = RewardScale()
+
+    def coefficients(self, t: Tensor) -> tuple[Tensor, Tensor]:
+        """(c_skip, c_out) at t."""
+        t = t.double()
+        match self.skip:
+            case "alpha" | "whole":
+                alpha2, sigma2 = self.process.alpha(t) ** 2, self.process.sigma2(t)
+                c_skip = alpha2 / (alpha2 + sigma2) if self.skip == "alpha" else torch.ones_like(t)
+                return c_skip, torch.sqrt(sigma2 / (alpha2 + sigma2))
+            case "cosine":
+                return torch.cos(math.pi * t / 2), torch.sin(math.pi * t / 2)
+            case "none":
+                return torch.zeros_like(t), torch.ones_like(t)
+        raise ValueError(f"algorithm.skip: unknown skip {self.skip!r}; choose from alpha, cosine, whole, none")
+
+    def forward(self, x: Tensor, t: Tensor, conditions: Conditions, look_ahead: Tensor | None) -> Tensor:
+        c_skip, c_out = self.coefficients(t)
+        learned = self.net(x, t, self.embed(conditions)).squeeze(1)
+        value = self.scale.mean + c_out.to(x) * self.scale.spread * learned
+        if look_ahead is not None:
+            value = value + c_skip.to(value) * (look_ahead - self.scale.mean)
+        return value
+
+    def slope(self, x: Tensor, t: Tensor, conditions: Conditions) -> Tensor:
+        """The gradient in x of what is learned, `c_out d grad F`, (batch, *shape); the skip's is for the look-ahead to say."""
+        with torch.enable_grad():
+            x = x.detach().requires_grad_(True)
+            return torch.autograd.grad(self(x, t, conditions, None).sum(), x)[0]

@@ -1,0 +1,283 @@
+"""A network, its reference, its conditions, and guidance: the policy that is fine-tuned."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor, nn
+
+from scoreaction.diffusion.predictions import Predicts, expand, to_prediction
+from scoreaction.diffusion.processes import Process
+from scoreaction.networks.adapters import Adapters, LoraShape, Role, base_modules, without_adapters
+from scoreaction.networks.conditions import concatenate, map_conditions, take
+from scoreaction.types import Conditions, Prediction
+
+if TYPE_CHECKING:
+    from scoreaction.diffusion.mixtures import Mixture
+
+
+@dataclass
+class Evaluations:
+    """Network evaluations, in rows: forwards of policy and reference (guidance counts two), and backwards."""
+
+    forward: int = 0
+    backward: int = 0
+
+
+class Model:
+    """A pretrained network with its process, as a policy and its frozen reference.
+
+    `net(x, t, cond) -> tensor`: x (batch, *shape), t (batch,) in [0, 1] with 0 data and 1 noise, cond None or what
+    `encode` gives. `predicts` names what comes out: x0, eps, score, v or velocity. Without `lora_rank` all parameters
+    train and the reference is a frozen copy; with it LoRA layers train and the reference is the net with them off.
+
+    `encode(prompts) -> conditions`; `null` one row of the unconditional condition, for guidance; `decode(x0) ->
+    samples` maps to what rewards see (images in [0, 1]); `features(samples) -> (batch, F)` is what diversity is measured
+    in; `law` is the exact data law where it is known; `export(folder)` writes what other libraries load. A network that
+    takes guidance as an input (distilled) is given `true_cfg`: `guidance` then reaches it as conditions["guidance"], and
+    true_cfg weighs both halves. ValueError for an unknown `predicts` or a bad LoRA target.
+
+    >>> net = lambda x, t, cond: x
+    >>> class Identity(nn.Module):
+    ...     def forward(self, x, t, cond): return x
+    >>> from scoreaction.diffusion.processes import VP
+    >>> model = Model(Identity(), process=VP(), predicts="eps", shape=(2,))
+    >>> model.predict(torch.zeros(4, 2), torch.tensor(0.5)).x0.shape
+    torch.Size([4, 2])
+    """
+
+    def __init__(
+        self,
+        net: nn.Module,
+        *,
+        process: Process,
+        predicts: Predicts,
+        shape: Sequence[int],
+        lora_rank: int | None = None,
+        lora_alpha: float | None = None,
+        lora_targets: Sequence[str] | None = None,
+        encode: Callable[[list[Any]], Conditions] | None = None,
+        null: Conditions = None,
+        decode: Callable[[Tensor], Tensor] | None = None,
+        features: Callable[[Tensor], Tensor] | None = None,
+        law: Mixture | None = None,
+        true_cfg: float | None = None,
+        export: Callable[[Path], None] | None = None,
+    ) -> None:
+        if not isinstance(process, Process):
+            raise ValueError(f"process: must be one such as sa.VP() (got {process!r})")
+        to_prediction(process, predicts, torch.zeros(1), torch.full((), 0.5, dtype=torch.float64), torch.zeros(1))
+        if predicts in ("eps", "score") and float(process.alpha(torch.ones((), dtype=torch.float64))) == 0:
+            raise ValueError(
+                f"predicts: {predicts} says nothing of the sample at t = 1, where alpha of {type(process).__name__} is 0;"
+                " use a network that predicts velocity, v or x0"
+            )
+        self.net, self.process, self.predicts, self.shape = net, process, predicts, tuple(shape)
+        self.encode, self.null, self.law, self.true_cfg, self.export = encode, null, law, true_cfg, export
+        self.decode = decode or (lambda x0: x0)
+        self.features = features or (lambda samples: samples.flatten(1))
+        self.reference_net = copy.deepcopy(net).requires_grad_(False).eval() if lora_rank is None else net
+        self.adapters = Adapters(self.reference_net)
+        self.lora: LoraShape | None = None
+        self.functions = [name for name, given in (("encode", encode), ("decode", decode)) if given is not None]
+        """What it was given that no file can hold."""
+        if lora_rank is not None:
+            if lora_rank < 1:
+                raise ValueError(f"lora_rank: must be at least 1 (got {lora_rank}); leave it out to train all parameters")
+            chosen = list(lora_targets or [name for name, m in base_modules(net).items() if isinstance(m, nn.Linear)])
+            if not chosen:
+                raise ValueError("lora_targets: the network has no linear layer; name the modules that LoRA should change")
+            net.requires_grad_(False)
+            self.lora = LoraShape(lora_rank, lora_alpha or lora_rank, chosen)
+            self.adapters.add("policy", self.lora)
+        self.consistency_net: nn.Module | None = None
+        self.consistency_parameters: dict[str, nn.Parameter] = {}
+        self.consistency_guidance: float | None = None
+        """The guidance of the teacher that the consistency model was distilled from; None where it is not known."""
+        self.parameters = {name: p for name, p in net.named_parameters() if p.requires_grad}
+        """The trained parameters by name."""
+        self.average: dict[str, Tensor] | None = None
+        self.selected: dict[str, Tensor] | None = None
+        """The weights that were best by a metric, where that is asked for: `averaged` then means them."""
+        self.evaluations = Evaluations()
+        self.autocast: Callable[[], AbstractContextManager[None]] = nullcontext
+        self.max_rows: int | None = None
+        """The most points of one network call without a graph; None is all."""
+        self.guidance, self.grid = 1.0, "power"
+        self.prompts: list[Any] | None = None
+        """With which it was trained, and `sample` draws where nothing else is said: guidance, grid and prompts."""
+
+    @property
+    def device(self) -> torch.device:
+        """Where the network is."""
+        tensors = [*self.net.parameters(), *self.net.buffers()]
+        return tensors[0].device if tensors else torch.device("cpu")
+
+    def to(self, device: torch.device | str) -> Model:
+        """Moves network, reference and averages; returns itself."""
+        self.net.to(device)
+        self.reference_net.to(device)
+        if self.consistency_net is not None:
+            self.consistency_net.to(device)
+        for kept in (self.average, self.selected):
+            for name, value in (kept or {}).items():
+                kept[name] = value.to(device)  # type: ignore[index]
+        return self
+
+    def predict(self, x: Tensor, t: Tensor, conditions: Conditions = None, *, guidance: float = 1.0) -> Prediction:
+        """The policy's (x0, eps) at (x, t): x (batch, *shape), t () or (batch,).
+
+        With guidance w the output is `y_null + w (y_cond - y_null)` (Ho and Salimans 2022, arXiv 2207.12598), both
+        halves in one batch. The guided prediction is the policy.
+        """
+        return self._predict("policy", x, t, conditions, guidance)
+
+    def reference(self, x: Tensor, t: Tensor, conditions: Conditions = None, *, guidance: float = 1.0) -> Prediction:
+        """The pretrained model's (x0, eps) at (x, t): gradients reach x, never a parameter."""
+        return self._predict("reference", x, t, conditions, guidance)
+
+    @property
+    def has_consistency(self) -> bool:
+        """Whether the model has a consistency model."""
+        return self.consistency_net is not None
+
+    def consistency(self, x: Tensor, t: Tensor, conditions: Conditions = None) -> Tensor:
+        """The consistency model's clean sample (batch, *shape): where the reference's ODE from (x, t) ends.
+
+        `f(x, t)` is x0 of the network's own prediction (Song et al. 2023, arXiv 2303.01469), one evaluation; `f(x, 0) = x`.
+        The teacher's guidance is in it. Gradients reach x, never a parameter. ValueError where the model has none.
+        """
+        if self.consistency_net is None:
+            raise ValueError(
+                "model.consistency: this model has no consistency model; make one with scoreaction distill and name its folder"
+            )
+        t = torch.as_tensor(t, dtype=torch.float64, device=x.device).expand(x.shape[0])
+        clean = t == 0  # there some predictions say nothing of x0
+        said = self._predict("consistency", x, torch.where(clean, 1.0, t), conditions, self.consistency_guidance or 1.0)
+        return torch.where(expand(clean, x).bool(), x, said.x0)
+
+    def add_consistency(self, lora: LoraShape | None = None) -> dict[str, nn.Parameter]:
+        """Gives the model a consistency model that begins as its reference, frozen; its parameters by name.
+
+        With `lora` a second adapter on the network that serves the reference; without, a copy of that network with weights
+        of its own. `load_consistency` and `Distiller` fill it. ValueError where the model has one already.
+        """
+        if self.has_consistency:
+            raise ValueError("model.consistency: this model already has a consistency model; build it again for another")
+        if lora is not None:
+            self.consistency_parameters = self.adapters.add("consistency", lora)
+            self.consistency_net = self.reference_net
+        else:
+            self.consistency_net = without_adapters(self.reference_net)
+            self.consistency_parameters = dict(self.consistency_net.named_parameters())
+        for p in self.consistency_parameters.values():
+            p.requires_grad_(False)
+        return self.consistency_parameters
+
+    def _predict(self, role: Role, x: Tensor, t: Tensor, conditions: Conditions, guidance: float) -> Prediction:
+        t = torch.as_tensor(t, dtype=torch.float64, device=x.device).expand(x.shape[0])
+        weight = self.guidance_weight(guidance)
+        guided = weight != 1.0 and conditions is not None and role != "consistency"
+        if guided and self.null is None:
+            raise ValueError("sampler.guidance: this model has no unconditional condition; set guidance to 1 or pass null=")
+        rows = x.shape[0] * (2 if guided else 1)
+        self.evaluations.forward += rows
+        if torch.is_grad_enabled():
+            self.evaluations.backward += rows
+        ask = partial(self._ask, role, guidance=guidance, weight=weight if guided else 1.0)
+        if torch.is_grad_enabled() or len(x) <= (self.max_rows or len(x)):
+            y = ask(x, t, conditions)
+        else:
+            pieces = torch.arange(len(x)).split(self.max_rows)
+            y = torch.cat([ask(x[rows], t[rows], take(conditions, rows)) for rows in pieces])
+        if y.shape != x.shape:
+            raise ValueError(f"the network returned shape {tuple(y.shape)} for x of shape {tuple(x.shape)}; they must be equal")
+        return to_prediction(self.process, self.predicts, x, t, y.to(x.dtype))
+
+    def guidance_weight(self, guidance: float) -> float:
+        """What weighs the conditional against the unconditional half: 1 asks for no second half."""
+        return guidance if self.true_cfg is None else self.true_cfg
+
+    def _ask(self, role: Role, x: Tensor, t: Tensor, conditions: Conditions, *, guidance: float, weight: float) -> Tensor:
+        """The guided output in one network call."""
+        net = {"policy": self.net, "reference": self.reference_net, "consistency": self.consistency_net}[role]
+        assert net is not None
+        told = self._with_guidance(conditions, x, guidance)
+
+        def answer(x: Tensor) -> Tensor:
+            if weight == 1.0:
+                return net(x, t.to(x.dtype), told)
+            null = map_conditions(lambda n, c: n.to(c).expand_as(c), self.null, conditions)
+            everything = concatenate(self._with_guidance(null, x, guidance), told)
+            unconditional, conditional = net(torch.cat([x, x]), torch.cat([t, t]).to(x.dtype), everything).chunk(2)
+            return unconditional + weight * (conditional - unconditional)
+
+        with self.autocast():
+            return self.adapters.call(role, answer, x) if net is self.adapters.net else answer(x)
+
+    def _with_guidance(self, conditions: Conditions, x: Tensor, guidance: float) -> Conditions:
+        return conditions if self.true_cfg is None else {**(conditions or {}), "guidance": x.new_full((len(x),), guidance)}
+
+    def conditions(self, prompts: list[Any] | None) -> Conditions:
+        """The network's conditions for these prompts, on its device (None without prompts)."""
+        if prompts is None:
+            return None
+        if self.encode is None:
+            raise ValueError("prompts: this model takes no prompts; leave them out, or pass encode= to Model")
+        try:
+            encoded = self.encode(prompts)
+        except ValueError as error:
+            raise ValueError(f"prompts: {str(error).removeprefix('prompts: ')}") from error
+        return map_conditions(lambda c: c.to(self.device), encoded)
+
+    def lead_away_from(self, negative_prompt: str, *, guidance: float) -> None:
+        """Guidance leads away from this prompt's condition, instead of the unconditional one. ValueError where none does."""
+        if self.guidance_weight(guidance) == 1:
+            key = "sampler.guidance" if self.true_cfg is None else "model.true_cfg"
+            raise ValueError(
+                f"sampler.negative_prompt: without guidance nothing leads away from it; set {key} above 1, or null"
+            )
+        try:
+            self.null = self.conditions([negative_prompt])
+        except ValueError as error:
+            raise ValueError(f"sampler.negative_prompt: {str(error).removeprefix('prompts: ')}") from error
+
+    def average_weights(self, decay: float) -> None:
+        """One step of the exponential moving average of the trained weights: `a <- decay a + (1 - decay) w`."""
+        with torch.no_grad():
+            if self.average is None:
+                self.average = {name: p.detach().clone() for name, p in self.parameters.items()}
+            names = list(self.average)
+            torch._foreach_lerp_([self.average[n] for n in names], [self.parameters[n].detach() for n in names], 1 - decay)
+
+    def select_weights(self) -> None:
+        """Keeps the averaged weights as they are (the policy's own where there is no average)."""
+        self.selected = {name: value.detach().clone() for name, value in (self.average or self.parameters).items()}
+
+    @contextmanager
+    def averaged(self) -> Iterator[None]:
+        """Within it the policy has its selected or else its averaged weights (its own where there is neither)."""
+        own = {name: p.data for name, p in self.parameters.items()}
+        try:
+            for name, value in (self.selected or self.average or {}).items():
+                self.parameters[name].data = value
+            yield
+        finally:
+            for name, p in self.parameters.items():
+                p.data = own[name]
+
+    @contextmanager
+    def uncounted(self) -> Iterator[None]:
+        """Within it network evaluations are not counted: measuring is not training."""
+        kept, self.evaluations = self.evaluations, Evaluations()
+        try:
+            yield
+        finally:
+            self.evaluations = kept

@@ -1,0 +1,1 @@
+"""Recipes: reading, checking, building and restoring what a YAML file describes."""

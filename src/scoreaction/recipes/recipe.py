@@ -1,0 +1,233 @@
+"""Recipes: what a run is made of, read from YAML and overrides, and checked key by key.
+
+Values come from, each over the one before: the defaults in the code, the model's `DEFAULTS`, the recipe file, the
+overrides. Whatever is wrong is a `UserError`: one line that names the dotted key.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+from pydantic import BaseModel, ConfigDict, Field
+
+from scoreaction import catalog
+from scoreaction.catalog import Kind
+from scoreaction.errors import UserError
+from scoreaction.recipes.prompts import PromptValue, read_prompts
+from scoreaction.recipes.text import KEYS, assign, parse_override, read_recipe
+from scoreaction.recipes.validation import Key, check, check_finite, dotted, fields_of, refuse_unknown
+from scoreaction.sampling.rollout import Sampler
+from scoreaction.training.distillation import Distill
+from scoreaction.training.evaluation import Evaluation
+from scoreaction.training.online import Online
+from scoreaction.training.optimizer import Train
+from scoreaction.types import Values
+from scoreaction.yaml_text import dump_yaml
+
+
+class Share(BaseModel):
+    """A reward's share of a sum: its weight, after it was brought to mean 0 and deviation 1 with `normalise`."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+    weight: float = 1.0
+    normalise: bool = False
+
+
+@dataclass(frozen=True)
+class Block:
+    """A named part of a recipe: its module, its checked settings and, for a reward in a list, its share of the sum."""
+
+    name: str
+    module: ModuleType
+    config: BaseModel
+    share: Share | None = None
+
+    def dump(self) -> Values:
+        """The block as it stands in a recipe, every setting written out."""
+        share = {} if self.share is None else self.share.model_dump()
+        return {"name": self.name, **self.config.model_dump(mode="json", exclude={"name"}), **share}
+
+
+class EarlyStop(BaseModel):
+    """Stop when `metric` (higher is better) has not risen for `patience` iterations."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+    metric: str = "reward_mean"
+    patience: int = Field(50, ge=1)
+
+
+class Recipe(BaseModel):
+    """What a run is made of, resolved: every key has its value."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", arbitrary_types_allowed=True)
+    model: Block
+    reward: Block | tuple[Block, ...]
+    algorithm: Block
+    sampler: Sampler
+    train: Train
+    prompts: str | list[PromptValue] | None
+    evaluation: Evaluation
+    held_out: tuple[Block, ...]
+    early_stop: EarlyStop | None
+    online: Online | None
+    distill: Distill | None = None
+
+    @property
+    def rewards(self) -> tuple[Block, ...]:
+        """The rewards that are trained on: one, or the parts of a sum."""
+        return (self.reward,) if isinstance(self.reward, Block) else self.reward
+
+    def values(self) -> Values:
+        """The recipe as plain values, every default written out."""
+        reward = self.reward.dump() if isinstance(self.reward, Block) else [block.dump() for block in self.reward]
+        return {
+            "model": self.model.dump(),
+            "reward": reward,
+            "algorithm": self.algorithm.dump(),
+            "sampler": self.sampler.model_dump(mode="json"),
+            "train": self.train.model_dump(mode="json"),
+            "prompts": self.prompts,
+            "evaluation": {**self.evaluation.model_dump(mode="json"), "held_out": [b.dump() for b in self.held_out]},
+            "early_stop": None if self.early_stop is None else self.early_stop.model_dump(mode="json"),
+            "online": None if self.online is None else self.online.model_dump(mode="json"),
+            "distill": None if self.distill is None else self.distill.model_dump(mode="json"),
+        }
+
+
+SECTIONS: dict[str, type[BaseModel]] = {
+    "sampler": Sampler, "train": Train, "evaluation": Evaluation, "early_stop": EarlyStop, "online": Online, "distill": Distill,
+}  # fmt: skip
+"""The sections of a recipe beside the blocks with a name."""
+
+
+def load_recipe(name_or_path: str, overrides: Sequence[str] = ()) -> Recipe:
+    """The recipe of that shipped name or YAML file with `key=value` overrides, checked and resolved.
+
+    UserError, one line that names the key or the file, for whatever is wrong.
+
+    >>> load_recipe("mixture", ["algorithm.beta=0.2"]).algorithm.config.beta
+    0.2
+    """
+    values, folder = read_recipe(name_or_path)
+    beta = _beta(values)
+    assignments = [parse_override(text) for text in overrides]
+    for key, value in sorted(assignments, key=lambda pair: pair[0][-1] != "name"):  # names first: they say what is known
+        assign(values, key, value)
+    if beta and _beta(values) is None and isinstance(values.setdefault("evaluation", {}), dict):
+        values["evaluation"].setdefault(
+            "beta", beta
+        )  # the optimum of the recipe stays what an algorithm without beta is held to
+    return resolve(values, folder=folder)
+
+
+def _beta(values: Values) -> Any:
+    algorithm = values.get("algorithm")
+    return algorithm.get("beta") if isinstance(algorithm, dict) else None
+
+
+def dump(recipe: Recipe) -> str:
+    """The recipe as YAML, every default written out; `load_recipe` gives the same recipe back.
+
+    >>> from scoreaction.yaml_text import parse_yaml
+    >>> recipe = load_recipe("mixture")
+    >>> resolve(parse_yaml(dump(recipe), where="here")) == recipe
+    True
+    """
+    return dump_yaml(recipe.values())
+
+
+# Checking
+
+
+def resolve(values: Values, *, folder: Path = Path()) -> Recipe:
+    """Checks a recipe's values and writes every default out; text files are looked for in `folder` too."""
+    values = copy.deepcopy(values)
+    refuse_unknown(values, KEYS, sections=SECTIONS)
+    check_finite(values, ())
+    for key in ("model", "reward", "algorithm"):
+        if values.get(key) is None:
+            raise UserError(f"{key}: is required, for example {key}: {{name: {next(iter(catalog.files(key)), 'x')}}}")
+    model = block_of("model", values["model"], ("model",))
+    defaults = copy.deepcopy(vars(model.module).get("DEFAULTS", {}))
+    sections = {name: _overlay(defaults.get(name), values.get(name), name) for name in ("sampler", "train", "evaluation")}
+    held_out = _rewards(sections["evaluation"].pop("held_out", None) or [], ("evaluation", "held_out"))
+    stop, online = values.get("early_stop"), values.get("online")
+    return Recipe(
+        model=model,
+        reward=_rewards(values["reward"], ("reward",)) if isinstance(values["reward"], list) else _one_reward(values["reward"]),
+        algorithm=_algorithm(values["algorithm"], defaults.get("algorithm", {})),
+        sampler=check(Sampler, sections["sampler"], ("sampler",)),
+        train=check(Train, sections["train"], ("train",)),
+        prompts=read_prompts(values["prompts"] if "prompts" in values else defaults.get("prompts"), folder),
+        evaluation=check(Evaluation, sections["evaluation"], ("evaluation",)),
+        held_out=held_out,
+        early_stop=None if stop is None else check(EarlyStop, stop, ("early_stop",)),
+        online=None if online is None else check(Online, online, ("online",)),
+        distill=None if values.get("distill") is None else distill_settings(model, values["distill"]),
+    )
+
+
+def distill_settings(model: Block, given: Any = None) -> Distill:
+    """How a consistency model of this model is made: the settings given, over those that suit the model."""
+    return check(Distill, _overlay(vars(model.module).get("DEFAULTS", {}).get("distill"), given, "distill"), ("distill",))
+
+
+def _overlay(below: Values | None, above: Any, key: str) -> Values:
+    if not isinstance(above, dict | None):
+        raise UserError(f"{key}: must be a mapping of settings (got {above!r})")
+    return {**(below or {}), **(above or {})}
+
+
+def block_of(kind: Kind, values: Any, at: Key, *, weighted: bool = False) -> Block:
+    """Finds the module a block names and checks its settings."""
+    if isinstance(values, str):
+        values = {"name": values}
+    if not isinstance(values, dict) or "name" not in values:
+        raise UserError(f"{dotted(at)}: must be a mapping with a name, for example {{name: {next(iter(catalog.files(kind)))}}}")
+    name, settings = values["name"], {key: value for key, value in values.items() if key != "name"}
+    module = catalog.find(kind, name, key=dotted((*at, "name")))
+    share = check(Share, {key: settings.pop(key) for key in Share.model_fields if key in settings}, at) if weighted else None
+    return Block(name, module, check(module.Config, settings, at, name=name), share)
+
+
+def _one_reward(values: Any) -> Block:
+    for key in Share.model_fields if isinstance(values, dict) else ():
+        if key in values:
+            raise UserError(f"reward.{key}: a single reward has no {key}; make reward a list of blocks to weigh them")
+    return block_of("reward", values, ("reward",))
+
+
+def _rewards(values: Any, at: Key) -> tuple[Block, ...]:
+    if not isinstance(values, list) or (at == ("reward",) and not values):
+        raise UserError(
+            f"{dotted(at)}: must be a list of rewards, for example [{{name: {next(iter(catalog.files('reward')))}}}]"
+        )
+    weighted = at == ("reward",)
+    return tuple(block_of("reward", value, (*at, i), weighted=weighted) for i, value in enumerate(values))
+
+
+def _algorithm(values: Any, defaults: Values) -> Block:
+    """A model's defaults count for the algorithms that know them."""
+    name = values.get("name") if isinstance(values, dict) else values
+    if isinstance(name, str):
+        known = fields_of(catalog.find("algorithm", name, key="algorithm.name").Config)
+        given = values if isinstance(values, dict) else {"name": name}
+        values = {**{key: value for key, value in defaults.items() if key in known}, **given}
+    return block_of("algorithm", values, ("algorithm",))
+
+
+def numbered(names: Iterable[str]) -> Iterator[str]:
+    """The names, numbered where one comes twice.
+
+    >>> list(numbered(["ink", "jpeg", "ink"]))
+    ['ink', 'jpeg', 'ink_2']
+    """
+    seen: dict[str, int] = {}
+    for name in names:
+        seen[name] = seen.get(name, 0) + 1
+        yield name if seen[name] == 1 else f"{name}_{seen[name]}"

@@ -1,0 +1,117 @@
+"""Checking values against a pydantic class, with every fault said in one line that names the dotted key."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any, TypeVar, get_args
+
+from pydantic import BaseModel, ValidationError
+
+from scoreaction.errors import UserError, nearest
+from scoreaction.types import Values
+
+C = TypeVar("C", bound=BaseModel)
+Key = tuple[str | int, ...]
+
+
+def dotted(key: Iterable[str | int]) -> str:
+    """`('reward', 0, 'scale')` as `reward.0.scale`."""
+    return ".".join(str(part) for part in key)
+
+
+def fields_of(config: type[BaseModel]) -> list[str]:
+    """The settings a class knows."""
+    return list(config.model_fields)
+
+
+def check(config: type[C], values: Any, at: Key, *, name: str | None = None) -> C:
+    """`config` with these values, strictly: a text is no number, True is no integer, 3 may stand for 3.0.
+
+    `name` is put into the class's own field `name`; a user's file reached by a dotted path may have left its short name
+    there.
+    """
+    if not isinstance(values, dict):
+        raise UserError(f"{dotted(at)}: must be a mapping of settings (got {values!r})")
+    check_finite(values, at)
+    if "name" in config.model_fields:
+        allowed = get_args(config.model_fields["name"].annotation)
+        values = {"name": allowed[0] if allowed and name not in allowed else name, **values}
+    try:
+        return config.model_validate_json(json.dumps(values, default=str), strict=True)
+    except ValidationError as error:
+        raise UserError(explained(error, config, values, at)) from error
+
+
+def check_finite(value: Any, at: Key) -> None:
+    """No number of a recipe is infinite or undefined."""
+    if isinstance(value, dict):
+        for key, inner in value.items():
+            check_finite(inner, (*at, key))
+    elif isinstance(value, list):
+        for i, inner in enumerate(value):
+            check_finite(inner, (*at, i))
+    elif isinstance(value, float) and not math.isfinite(value):
+        raise UserError(f"{dotted(at)}: must be a finite number (got {value})")
+
+
+def refuse_unknown(values: Values, known: Sequence[str], *, sections: Mapping[str, type[BaseModel]]) -> None:
+    """The first key that is not among the known; one that belongs into a section is told so."""
+    for key in values:
+        if key in known:
+            continue
+        home = next((section for section, config in sections.items() if key in config.model_fields), None)
+        if key == "beta":
+            home = "algorithm"
+        raise UserError(f"{key}: unknown key; {f'did you mean {home}.{key}?' if home else nearest(key, known)}")
+
+
+def explained(error: ValidationError, config: type[BaseModel], values: Values, at: Key) -> str:
+    """The first fault in one line, unknown keys before others."""
+    faults = error.errors(include_url=False)
+    unknown = next((fault for fault in faults if fault["type"] == "extra_forbidden"), None)
+    if unknown is not None:
+        return _unknown(config, unknown["loc"], at)
+    key = _place(faults[0]["loc"], values, missing=faults[0]["type"] == "missing")
+    if faults[0]["type"] == "missing":
+        return f"{dotted((*at, *key))}: is required"
+    same = [fault for fault in faults if _place(fault["loc"], values) == key]
+    said = ", or ".join(dict.fromkeys(_said(fault["msg"]) for fault in same))
+    given = "" if not key or faults[0]["type"] in ("value_error", "assertion_error") else f" (got {_short(faults[0]['input'])})"
+    return f"{dotted((*at, *key))}: {said}{given}"
+
+
+def _unknown(config: type[BaseModel], loc: Key, at: Key) -> str:
+    known: Iterable[str] = ()
+    for part in loc[:-1]:
+        inner = config.model_fields[str(part)].annotation if str(part) in config.model_fields else None
+        nested = [kind for kind in (inner, *get_args(inner)) if isinstance(kind, type) and issubclass(kind, BaseModel)]
+        if nested:
+            config = nested[0]
+    known = [key for key in config.model_fields if key != "name"]
+    return f"{dotted((*at, *loc))}: unknown key; {nearest(str(loc[-1]), known)}"
+
+
+def _place(loc: Key, values: Any, *, missing: bool = False) -> Key:
+    """The part of a location that is in the values: pydantic adds names of types to it."""
+    place: list[str | int] = []
+    for part in loc:
+        inside = (isinstance(values, dict) and part in values) or (
+            isinstance(values, list) and isinstance(part, int) and part < len(values)
+        )
+        if not inside:
+            return (*place, part) if missing else tuple(place)
+        place.append(part)
+        values = values[part]
+    return tuple(place)
+
+
+def _said(message: str) -> str:
+    message = message.removeprefix("Value error, ").removeprefix("Assertion failed, ")
+    return message.replace("Input should be", "must be").replace("Input should have", "must have")
+
+
+def _short(value: Any) -> str:
+    text = repr(value)
+    return text if len(text) <= 60 else text[:57] + "..."

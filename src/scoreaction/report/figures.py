@@ -1,0 +1,262 @@
+"""Figures: samples as points or pictures, curves of a run, comparisons with bands of one standard error."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from textwrap import fill
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from scoreaction.training.run_folder import read_json_lines
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+    from scoreaction.diffusion.mixtures import Mixture
+from scoreaction.types import Values
+
+Array = NDArray[Any]
+
+COLOURS = ["#1b6ca8", "#d1495b", "#2a9d5c", "#e39b1f", "#7b4ea3", "#4a4a4a", "#16a0a0", "#a8581b"]
+TITLES = {
+    "reward_mean": "reward",
+    "kl_nats": "KL to the pretrained model (nats)",
+    "diversity": "diversity",
+}
+EVALUATIONS = "model evaluations"
+
+
+def new_figure(columns: int = 1, rows: int = 1, *, width: float = 4.6, height: float = 3.2) -> tuple[Figure, list[Axes]]:
+    """A figure without any global state, and its axes in reading order."""
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(width * columns, height * rows), layout="constrained")
+    axes = [figure.add_subplot(rows, columns, i + 1) for i in range(rows * columns)]
+    for axis in axes:
+        axis.spines[["top", "right"]].set_visible(False)
+    return figure, axes
+
+
+def is_pictures(samples: Array) -> bool:
+    """Whether these are images (n, 1 or 3, height, width)."""
+    return samples.ndim == 4 and samples.shape[1] in (1, 3)
+
+
+# Samples
+
+
+def tiled(images: Array, columns: int, *, gap: int = 1) -> Array:
+    """Images (n, C, h, w) in [0, 1] as one picture (H, W, 3), white where there is none."""
+    n, _, h, w = images.shape
+    rows = -(-n // columns)
+    sheet = np.ones((rows * (h + gap) - gap, columns * (w + gap) - gap, 3), dtype=np.float32)
+    for i, image in enumerate(images):
+        top, left = (i // columns) * (h + gap), (i % columns) * (w + gap)
+        sheet[top : top + h, left : left + w] = np.clip(image, 0, 1).transpose(1, 2, 0)
+    return sheet
+
+
+def show_pictures(axis: Axes, samples: Array, title: str, *, columns: int = 10, most: int = 50) -> None:
+    """A grid of images."""
+    axis.imshow(tiled(samples[:most].astype(np.float32), columns), interpolation="nearest")
+    axis.set_title(title)
+    axis.set_axis_off()
+
+
+def show_points(axis: Axes, samples: Array, title: str, *, law: Mixture | None, limits: tuple[Array, Array]) -> None:
+    """The first two coordinates of samples over the contours of a law of the plane."""
+    flat = samples.reshape(len(samples), -1)
+    low, high = limits
+    if law is not None:
+        import torch
+
+        grid = [torch.linspace(float(low[i]), float(high[i]), 200, dtype=torch.float64) for i in range(2)]
+        x, y = torch.meshgrid(*grid, indexing="xy")
+        density = law.log_prob(torch.stack([x, y], -1).reshape(-1, 2)).reshape(x.shape).exp().numpy()
+        levels = density.max() * np.array([0.003, 0.03, 0.15, 0.5])
+        axis.contour(x.numpy(), y.numpy(), density, levels=levels, colors="#d1495b", linewidths=1.1)
+    axis.scatter(flat[:2000, 0], flat[:2000, 1], s=3, alpha=0.35, color="#1b6ca8", linewidths=0)
+    axis.set(xlim=(low[0], high[0]), ylim=(low[1], high[1]), aspect="equal", title=title)
+
+
+def show_histogram(axis: Axes, samples: Array, title: str) -> None:
+    """Samples of one dimension."""
+    axis.hist(samples.reshape(len(samples), -1)[:, 0], bins=60, density=True, color="#1b6ca8")
+    axis.set_title(title)
+
+
+def samples_figure(panels: dict[str, Array], laws: dict[str, Mixture | None] | None = None) -> Figure:
+    """Samples next to one another, a panel each: pictures, points of the plane, or a histogram."""
+    first = next(iter(panels.values()))
+    if is_pictures(first):
+        stacked = len(panels) > 3
+        figure, axes = new_figure(2 if stacked else len(panels), -(-len(panels) // 2) if stacked else 1, width=5.2, height=2.9)
+        for axis, (title, samples) in zip(axes, panels.items(), strict=False):
+            show_pictures(axis, samples, title)
+        for axis in axes[len(panels) :]:
+            axis.set_axis_off()
+        return figure
+    flat = np.concatenate([samples.reshape(len(samples), -1) for samples in panels.values()])
+    margin = 0.08 * (flat.max(0) - flat.min(0)) + 1e-6
+    limits = (flat.min(0) - margin, flat.max(0) + margin)
+    spread = limits[1] - limits[0]
+    shape = min(1.3, max(0.4, spread[1] / spread[0])) if flat.shape[1] > 1 else 0.7
+    figure, axes = new_figure(len(panels), width=4.2, height=4.2 * shape + 0.4)
+    for axis, (title, samples) in zip(axes, panels.items(), strict=True):
+        if flat.shape[1] == 1:
+            show_histogram(axis, samples, title)
+            axis.set_xlim(limits[0][0], limits[1][0])
+        else:
+            law = (laws or {}).get(title)
+            show_points(axis, samples, title, law=law if flat.shape[1] == 2 else None, limits=limits)
+    return figure
+
+
+def pairs_figure(before: Array, after: Array, prompts: Sequence[str], *, columns: int = 6) -> Figure:
+    """Pictures before and after side by side, the prompt under each pair: (n, C, h, w) each, n prompts."""
+    figure, axes = new_figure(columns, -(-len(prompts) // columns), width=1.9, height=1.3)
+    for axis in axes:
+        axis.set_axis_off()
+    for axis, pair, prompt in zip(axes, zip(before, after, strict=True), prompts, strict=False):
+        framed = np.pad(np.stack(pair).astype(np.float32), ((0, 0), (0, 0), (1, 1), (1, 1)), constant_values=0.8)
+        axis.imshow(tiled(framed, 2, gap=3), interpolation="nearest")
+        axis.set_title(fill(prompt, 28), y=-0.1, verticalalignment="top", fontsize=7)
+    return figure
+
+
+def save_samples(path: Path, samples: Array, prompts: Sequence[str] | None) -> None:
+    """samples.png: one panel, with the prompts in its title where they are few."""
+    several = list(dict.fromkeys(prompts or []))
+    title = f"{len(samples)} samples" + (f": {', '.join(several)}" if 0 < len(several) <= 3 else "")
+    samples_figure({title: samples}).savefig(path, dpi=120)
+
+
+# Curves
+
+
+def curve_keys(records: Sequence[Values]) -> list[str]:
+    """What is worth a curve: reward, KL, diversity and the held-out rewards."""
+    present = dict.fromkeys(key for record in records for key in record)
+    return [key for key in ("reward_mean", "kl_nats", "diversity") if key in present] + [
+        key for key in present if key.startswith("held_out.")
+    ]
+
+
+def title_of(key: str) -> str:
+    """What a metric is called in a figure."""
+    return TITLES.get(key, key.removeprefix("held_out.") + " (only measured)" if key.startswith("held_out.") else key)
+
+
+def _series(records: Sequence[Values], x: str, y: str) -> tuple[Array, Array]:
+    kept = [record for record in records if isinstance(record.get(y), int | float) and isinstance(record.get(x), int | float)]
+    return np.array([record[x] for record in kept], dtype=float), np.array([record[y] for record in kept], dtype=float)
+
+
+def run_figure(records: Sequence[Values], summary: Values | None) -> Figure:
+    """A run's curves against model evaluations; the optimum's reward and KL as dashed lines where they are known."""
+    keys = curve_keys(records)
+    columns = 3 if len(keys) == 3 else min(2, len(keys))
+    figure, axes = new_figure(columns, -(-len(keys) // columns), width=9.2 / columns)
+    known = {"reward_mean": "optimum_reward", "kl_nats": "optimum_kl_nats"}
+    for axis, key in zip(axes, keys, strict=False):
+        online = key == "reward_mean" and "oracle_mean" in records[0]
+        axis.plot(
+            *_series(records, "model_evaluations", key),
+            color=COLOURS[0],
+            linewidth=1.4,
+            label="by the proxy" if online else None,
+        )
+        if online:  # a round's queries are of the policy that the round began with
+            asked = [now for now, last in zip(records, [{}, *records], strict=False) if now["round"] != last.get("round")]
+            axis.plot(
+                *_series(asked, "model_evaluations", "oracle_mean"), "o", color=COLOURS[3], label="by the oracle, a round"
+            )
+            axis.legend(frameon=False)
+        optimum = (summary or {}).get(known.get(key, ""))
+        if optimum is not None:
+            axis.axhline(optimum, color="#d1495b", linestyle="--", linewidth=1.2, label="optimum")
+            axis.legend(frameon=False)
+        axis.set(title=title_of(key), xlabel=EVALUATIONS)
+        axis.locator_params(axis="x", nbins=5)
+    for axis in axes[len(keys) :]:
+        axis.set_axis_off()
+    return figure
+
+
+def band(curves: Sequence[tuple[Array, Array]]) -> tuple[Array, Array, Array]:
+    """x, mean and standard error of curves, each interpolated onto the range that all of them cover.
+
+    >>> x = np.array([0.0, 1.0])
+    >>> [part.tolist() for part in band([(x, x), (x, x + 2)])][1][::199]
+    [1.0, 2.0]
+    """
+    low, high = max(x[0] for x, _ in curves), min(x[-1] for x, _ in curves)
+    grid = np.linspace(low, high, 200)
+    values = np.stack([np.interp(grid, x, y) for x, y in curves])
+    error = values.std(0, ddof=1) / np.sqrt(len(values)) if len(values) > 1 else np.zeros_like(grid)
+    return grid, values.mean(0), error
+
+
+def comparison_figures(found: Values, folder: Path) -> dict[str, Figure]:
+    """By file name: each metric against model evaluations, reward against seconds, and reward against KL."""
+    records = {
+        group["label"]: [
+            read_json_lines(folder / record["folder"] / "metrics.jsonl")
+            for record in found["runs"]
+            if record["label"] == group["label"]
+        ]
+        for group in found["groups"]
+    }
+    first = next(iter(records.values()))[0]
+    figures = {}
+    for key in curve_keys(first):
+        name = {"reward_mean": "reward", "kl_nats": "kl"}.get(key, key.removeprefix("held_out."))
+        figures[name] = _bands(records, "model_evaluations", key, EVALUATIONS)
+    figures["reward_seconds"] = _bands(records, "seconds", "reward_mean", "seconds of training")
+    figures["reward_kl"] = _frontier(found, records)
+    return figures
+
+
+def _bands(records: dict[str, list[list[Values]]], x: str, y: str, xlabel: str) -> Figure:
+    figure, (axis,) = new_figure()
+    for colour, (label, runs) in zip(COLOURS * 9, records.items(), strict=False):
+        curves = [curve for curve in (_series(run, x, y) for run in runs) if len(curve[0])]
+        if curves:
+            grid, mean, error = band(curves)
+            axis.plot(grid, mean, color=colour, label=label, linewidth=1.4)
+            axis.fill_between(grid, mean - error, mean + error, color=colour, alpha=0.25, linewidth=0)
+    axis.set(ylabel=title_of(y), xlabel=xlabel)
+    if y == "kl_nats":
+        squeeze(axis, "y", [run[-1][y] for runs in records.values() for run in runs if run])
+    axis.legend(frameon=False)
+    return figure
+
+
+def _frontier(found: Values, records: dict[str, list[list[Values]]]) -> Figure:
+    """The way each algorithm took through reward and KL, and where it ended."""
+    figure, (axis,) = new_figure()
+    for colour, group in zip(COLOURS * 9, found["groups"], strict=False):
+        for run in records[group["label"]]:
+            kl, reward = (np.array([record[key] for record in run], dtype=float) for key in ("kl_nats", "reward_mean"))
+            axis.plot(kl, reward, color=colour, alpha=0.25, linewidth=0.8)
+        end = group["mean"]
+        axis.plot(end["kl_nats"], end["reward_tuned"], "o", color=colour, label=group["label"])
+    ends = [group["mean"] for group in found["groups"] if "optimum_reward" in group["mean"]]
+    for kl, reward in sorted({(end["optimum_kl_nats"], end["optimum_reward"]) for end in ends}):
+        axis.plot(kl, reward, "*", color="black", markersize=12, label="optimum", zorder=5)
+    axis.set(xlabel="KL to the pretrained model (nats)", ylabel="reward")
+    squeeze(axis, "x", [group["mean"]["kl_nats"] for group in found["groups"]])
+    handles = dict(zip(*reversed(axis.get_legend_handles_labels()), strict=True))  # one entry a label
+    axis.legend(handles.values(), handles.keys(), frameon=False)
+    return figure
+
+
+def squeeze(axis: Axes, which: str, ends: Sequence[float]) -> None:
+    """A logarithmic axis (linear below 1) where the ends are too far apart to be seen on one scale."""
+    if max(ends) > 20 * max(min(ends), 0.05):
+        (axis.set_xscale if which == "x" else axis.set_yscale)("symlog", linthresh=1.0)
+        (axis.xaxis if which == "x" else axis.yaxis).set_major_formatter("{x:g}")

@@ -1,0 +1,100 @@
+"""The README of a run's model/ folder: what it is, how to load it, what it reached, its recipe and some samples."""
+
+from __future__ import annotations
+
+import importlib.util
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import yaml
+
+from scoreaction.recipes.recipe import Recipe, dump
+from scoreaction.report.numbers import number, with_error
+from scoreaction.training.run_folder import RunFolder, write_whole
+
+LORA_FILE = "pytorch_lora_weights.safetensors"
+SHOWN = 16
+"""Samples in the picture."""
+
+
+def write_card(folder: Path, recipe: Recipe, figures: dict[str, Any]) -> Path:
+    """Writes README.md, and samples.png where pictures can be drawn, into model/ of a finished run."""
+    from scoreaction.report.figures import is_pictures, save_samples
+
+    place = RunFolder(folder)
+    tuned = place.samples / "tuned.npz"
+    picture = ""
+    if tuned.is_file():
+        with np.load(tuned) as found:
+            samples, prompts = found["samples"][:SHOWN], found["prompts"][:SHOWN].tolist() if "prompts" in found else None
+        if is_pictures(samples) and importlib.util.find_spec("matplotlib"):
+            save_samples(place.model / "samples.png", samples, prompts)
+            picture = "\n![samples of the tuned model](samples.png)\n"
+    card = place.model / "README.md"
+    write_whole(
+        card, f"---\n{_header(recipe, place.model)}---\n\n{_body(recipe, figures, place.model)}{picture}{_recipe(recipe)}"
+    )
+    return card
+
+
+def _header(recipe: Recipe, model: Path) -> str:
+    """What the hub reads."""
+    values: dict[str, Any] = {"tags": ["scoreaction", recipe.algorithm.name]}
+    base = recipe.model.config.model_dump().get("path")
+    if recipe.model.name == "diffusers":
+        values = {"library_name": "diffusers", "base_model": base, **values}
+        if (model / LORA_FILE).is_file():
+            values["tags"].append("lora")
+    return yaml.safe_dump(values, sort_keys=False)
+
+
+def _body(recipe: Recipe, figures: dict[str, Any], model: Path) -> str:
+    rewards = recipe.rewards
+    judged = " + ".join(block.name for block in rewards)
+    rows = [f"| {_named(key)} | {_cell(figures, key, 'base')} | {_cell(figures, key, 'tuned')} |" for key in _measured(figures)]
+    table = ["| | base | tuned |", "| --- | --- | --- |", *rows]
+    table.append(f"| KL to the base (nats) | 0 | {with_error(figures['kl_nats'], figures.get('kl_nats_se'))} |")
+    lines = [
+        f"# {recipe.model.name} fine-tuned for {judged}",
+        "",
+        f"Fine-tuned with `{recipe.algorithm.name}` for {figures['iterations']} iterations: "
+        f"{number(figures['reward_queries'])} rewards, {number(figures['model_evaluations'])} network evaluations.",
+        f"Measured on {recipe.evaluation.n} samples, {recipe.evaluation.solver}, {recipe.evaluation.steps} steps, eta"
+        f" {recipe.evaluation.eta:g}, guidance {recipe.sampler.guidance:g}.",
+        "",
+        *table,
+        "",
+        *_loading(recipe, model),
+    ]
+    return "\n".join(lines) + "\n"
+
+
+def _measured(figures: dict[str, Any]) -> list[str]:
+    return [key.removesuffix("_base") for key in figures if key.endswith("_base")]
+
+
+def _named(key: str) -> str:
+    return f"{key.removeprefix('held_out.')} (only measured)" if key.startswith("held_out.") else key
+
+
+def _cell(figures: dict[str, Any], key: str, kind: str) -> str:
+    return with_error(figures.get(f"{key}_{kind}"), figures.get(f"{key}_{kind}_se"))
+
+
+def _loading(recipe: Recipe, model: Path) -> list[str]:
+    lines = ["```python"]
+    if recipe.model.name != "diffusers":
+        lines += ["import scoreaction as sa", 'model = sa.load("this folder")']
+    else:
+        lora = (model / LORA_FILE).is_file()
+        base = recipe.model.config.model_dump()["path"] if lora else "this folder"
+        # without a dtype its parts keep the ones they are stored in, which need not go together
+        loaded = f'DiffusionPipeline.from_pretrained("{base}", torch_dtype=torch.float32)'
+        lines += ["import torch", "from diffusers import DiffusionPipeline", f"pipeline = {loaded}"]
+        lines += ['pipeline.load_lora_weights("this folder")'] if lora else []
+    return [*lines, "```"]
+
+
+def _recipe(recipe: Recipe) -> str:
+    return f"\n## Recipe\n\n```yaml\n{dump(recipe)}```\n"

@@ -1,0 +1,38 @@
+"""Numbers as people read them, and which figures of a comparison are worth a column."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    pass
+from scoreaction.types import Values
+
+
+def number(value: Any, digits: int = 4) -> str:
+    """Significant digits, without an exponent where it is readable.
+
+    >>> number(0.123456), number(1234567), number(None)
+    ('0.1235', '1,234,567', '')
+    """
+    if value is None:
+        return ""
+    if isinstance(value, bool | str):
+        return str(value)
+    if isinstance(value, int) or (abs(value) >= 10 ** (digits - 1) and abs(value) < 1e15):
+        return f"{round(value):,}"
+    return f"{value:.{digits}g}"
+
+
+def with_error(value: Any, error: Any, digits: int = 4) -> str:
+    """`value +- error`."""
+    return f"{number(value, digits)} ± {number(error, 2)}" if error else number(value, digits)
+
+
+def comparison_keys(found: Values) -> list[str]:
+    """The figures worth a column: those of the tuned model, KL, distances and costs."""
+    present = {key for group in found["groups"] for key in group["mean"]}
+    held_out = sorted(k for k in present if k.startswith("held_out.") and k.endswith("_tuned"))
+    wanted = ["reward_base", "reward_tuned", "kl_nats", "diversity_tuned", *held_out]
+    wanted += ["distance_to_optimum", "distance_floor", "distance_oracle", "model_evaluations", "seconds"]
+    return [key for key in wanted if key in present]

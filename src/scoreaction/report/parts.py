@@ -1,0 +1,152 @@
+"""What the report's sections are made of, and what a run's and a comparison's section share."""
+
+from __future__ import annotations
+
+import base64
+import io
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from scoreaction import catalog
+from scoreaction.diffusion.mixtures import Mixture
+from scoreaction.errors import UserError
+from scoreaction.recipes.build import build_parts
+from scoreaction.recipes.recipe import numbered
+from scoreaction.report.numbers import number
+from scoreaction.training.evaluation import ExactTask
+from scoreaction.training.run_folder import RunFolder
+from scoreaction.yaml_text import parse_yaml, read_text
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+from scoreaction.types import Values
+
+
+@dataclass(frozen=True)
+class Picture:
+    """A figure as a data URI, with what it shows in words."""
+
+    title: str
+    caption: str
+    source: str
+    wide: bool
+
+
+@dataclass(frozen=True)
+class Grid:
+    """A table of texts."""
+
+    title: str
+    caption: str
+    columns: list[str]
+    rows: list[list[str]]
+
+
+@dataclass
+class Part:
+    """A section of the page: what happened in words, key figures, pictures, tables, the recipe."""
+
+    title: str
+    headline: list[str]
+    cards: list[tuple[str, str, str]] = field(default_factory=list)
+    pictures: list[Picture] = field(default_factory=list)
+    tables: list[Grid] = field(default_factory=list)
+    recipe: str = ""
+    recipe_of: str = "this run"
+
+
+def picture(title: str, caption: str, figure: Figure, *, wide: bool = True) -> Picture:
+    """A figure embedded as PNG."""
+    buffer = io.BytesIO()
+    figure.savefig(buffer, format="png", dpi=110)
+    return Picture(title, caption, "data:image/png;base64," + base64.b64encode(buffer.getvalue()).decode(), wide)
+
+
+def display_name(kind: catalog.Kind, name: str) -> str:
+    """What a shelf's file calls itself: its first line up to the colon for algorithms, else its name."""
+    path = catalog.files(kind).get(name)
+    if path is None or kind != "algorithm":
+        return name
+    return catalog.summary(path).partition(":")[0] or name
+
+
+def described(folder: Path) -> tuple[Values, str]:
+    """What a run was, as its recipe or settings say, and their text. Nothing in them is imported, so that any run is read."""
+    path = RunFolder(folder).description
+    text = read_text(path)
+    values = parse_yaml(text, where=str(path))
+    if not isinstance(values, dict) or not {"model", "reward", "algorithm", "train", "evaluation"} <= values.keys():
+        raise UserError(f"{path}: is not what a run writes; train again, or put the file back")
+    return values, text
+
+
+def rewards_of(values: Values) -> list[Values]:
+    """The rewards that are trained on: one, or the parts of a sum."""
+    return values["reward"] if isinstance(values["reward"], list) else [values["reward"]]
+
+
+def reward_name(values: Values) -> str:
+    """The reward, or the weighted sum of rewards."""
+    if isinstance(values["reward"], list):
+        return " + ".join(f"{block['weight']:g} x {block['name']}" for block in values["reward"])
+    return values["reward"]["name"]
+
+
+def held_out_title(values: Values, name: str) -> str:
+    """A held-out reward's name; where a reward of that name is trained on, with the settings that differ."""
+    blocks = values["evaluation"]["held_out"]
+    block = dict(zip(numbered(block["name"] for block in blocks), blocks, strict=True)).get(name, {})
+    trained = next((reward for reward in rewards_of(values) if reward["name"] == block.get("name")), None)
+    if trained is None:
+        return name
+    own = {key: value for key, value in block.items() if value != trained.get(key)}
+    said = ", ".join(f"{key}: {str(value).lower() if isinstance(value, bool) else value}" for key, value in own.items())
+    return f"{name} ({said})" if said else name
+
+
+def about(values: Values) -> str:
+    """What the model and the rewards are, from the first lines of their files."""
+    named: list[tuple[catalog.Kind, str]] = [("model", values["model"]["name"])]
+    named += [("reward", block["name"]) for block in rewards_of(values)]
+    paths = [(kind, name, catalog.files(kind).get(name)) for kind, name in named]
+    return " ".join(
+        f"The {kind} {name}: {catalog.summary(path).rstrip('.').replace('`', '')}."
+        for kind, name, path in paths
+        if path is not None
+    )
+
+
+def samples_of(folder: Path, kind: str) -> NDArray[Any] | None:
+    """The samples that a run left, `base` or `tuned`."""
+    path = RunFolder(folder).samples / f"{kind}.npz"
+    if not path.is_file():
+        return None
+    with np.load(path, allow_pickle=False) as arrays:
+        return np.asarray(arrays["samples"], dtype=np.float32)
+
+
+def exact_laws(values: Values, summary: Values) -> tuple[Mixture | None, Mixture | None]:
+    """The data law and the optimum's, where they are known and the user's parts can be loaded."""
+    if "distance_to_optimum" not in summary:
+        return None, None
+    try:
+        model, reward = build_parts(values)
+    except UserError:
+        return None, None
+    task = ExactTask.of(model, reward, summary.get("beta"))
+    return (None, None) if task is None else (task.law, task.optimum.law)
+
+
+def change(before: float, after: float) -> str:
+    """`from 1 to 2`."""
+    return f"from {number(before, 3)} to {number(after, 3)}"
+
+
+def objectives(figures: Values) -> tuple[float, float]:
+    """`reward - beta x KL` of the tuned model and of the optimum."""
+    tuned = figures["reward_tuned"] - figures["beta"] * figures["kl_nats"]
+    return tuned, figures["optimum_reward"] - figures["beta"] * figures["optimum_kl_nats"]

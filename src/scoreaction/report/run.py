@@ -1,0 +1,193 @@
+"""The report's section about one run."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from numpy.typing import NDArray
+
+from scoreaction.errors import UserError
+from scoreaction.recipes.prompts import prompt_list
+from scoreaction.report.numbers import number, with_error
+from scoreaction.report.parts import (
+    Grid,
+    Part,
+    Picture,
+    about,
+    change,
+    described,
+    display_name,
+    exact_laws,
+    held_out_title,
+    objectives,
+    picture,
+    reward_name,
+    samples_of,
+)
+from scoreaction.training.run_folder import RunFolder, read_json_lines, read_summary
+from scoreaction.types import Values
+
+SHOWN = 20
+"""Prompts in the table at most."""
+
+
+def run_part(folder: Path) -> Part:
+    """The section about one run, finished or not."""
+    from scoreaction.report.figures import run_figure
+
+    values, text = described(folder)
+    records, summary = read_json_lines(RunFolder(folder).metrics_path), read_summary(folder)
+    if not records:
+        raise UserError(f"{folder}: no iteration is logged yet; train it first")
+    part = Part(
+        title=f"{display_name('algorithm', values['algorithm']['name'])} on {values['model']['name']}",
+        headline=run_headline(values, records, summary),
+        recipe=text,
+    )
+    panels = {title: samples_of(folder, kind) for title, kind in (("before", "base"), ("after", "tuned"))}
+    if summary is not None and all(value is not None for value in panels.values()):
+        part.pictures.append(_samples_picture(values, summary, {k: v for k, v in panels.items() if v is not None}))
+    caption = "Each iteration's own samples, against the number of network evaluations. Reward should rise, KL stay moderate."
+    part.pictures.append(picture("How training went", caption, run_figure(records, summary)))
+    if summary is not None:
+        part.cards = run_cards(values, summary)
+        part.tables = run_tables(summary)
+    return part
+
+
+def run_headline(values: Values, records: list[Values], summary: Values | None) -> list[str]:
+    """What was trained and what came of it, in plain words."""
+    model, reward = values["model"]["name"], reward_name(values)
+    name = display_name("algorithm", values["algorithm"]["name"])
+    parts = [text for text in [about(values)] if text]
+    if summary is None:
+        last = records[-1]
+        return [
+            f"{name} is fine-tuning the model {model} on the reward {reward}: iteration {last['iteration']} of"
+            f" {values['train']['iterations']}, mean reward {change(records[0]['reward_mean'], last['reward_mean'])} so far."
+            " The run is not finished, so nothing is measured yet.",
+            *parts,
+        ]
+    said = [
+        f"{name} fine-tuned the model {model} on the reward {reward}. Its mean reward went"
+        f" {change(summary['reward_base'], summary['reward_tuned'])}.",
+        *parts,
+    ]
+    base, tuned = summary["diversity_base"], summary["diversity_tuned"]
+    diverse = f", and its samples are {100 * tuned / base:.0f} % as diverse as before" if base else ""
+    said.append(f"For that it moved {number(summary['kl_nats'], 3)} nats (KL) away from the pretrained model{diverse}.")
+    for key in [key for key in summary if key.startswith("held_out.") and key.endswith("_base")]:
+        title = held_out_title(values, key.removeprefix("held_out.").removesuffix("_base"))
+        after = summary[key.removesuffix("_base") + "_tuned"]
+        said.append(f"The held-out reward {title}, which was only measured, went {change(summary[key], after)}.")
+    if "selected_iteration" in summary:
+        said.append(
+            f"All of this is of the weights after iteration {summary['selected_iteration']}, the best by"
+            f" {values['train']['select']}."
+        )
+    if "distance_to_optimum" in summary:
+        goal, best = (number(value, 3) for value in objectives(summary))
+        said.append(f"What it maximises, reward - {summary['beta']:g} x KL, came to {goal}; the best possible is {best}.")
+        away, oracle, floor = (number(summary[f"distance_{name}"], 3) for name in ("to_optimum", "oracle", "floor"))
+        said.append(
+            f"Its samples are at distance {away} from the known optimum; the exact optimal policy reaches {oracle} with the"
+            f" same sampler, and {floor} is the smallest that this many samples can show."
+        )
+    said.append(
+        f"It took {summary['seconds']:.0f} seconds, {summary['reward_queries']:,} questions to the reward and"
+        f" {summary['model_evaluations']:,} evaluations of the network."
+    )
+    return said
+
+
+def run_cards(values: Values, summary: Values) -> list[tuple[str, str, str]]:
+    """The figures to see first: label, value, small print."""
+    cards = [
+        ("reward", f"{number(summary['reward_base'], 3)} → {number(summary['reward_tuned'], 3)}", "base → tuned"),
+        ("KL", f"{number(summary['kl_nats'], 3)} nats", "from the pretrained model"),
+    ]
+    if summary["diversity_base"] is not None:
+        both = f"{number(summary['diversity_base'], 3)} → {number(summary['diversity_tuned'], 3)}"
+        cards.append(("diversity", both, "base → tuned"))
+    for key in [key for key in summary if key.startswith("held_out.") and key.endswith("_base")]:
+        after = summary[key.removesuffix("_base") + "_tuned"]
+        title = held_out_title(values, key.removeprefix("held_out.").removesuffix("_base"))
+        cards.append((title, f"{number(summary[key], 3)} → {number(after, 3)}", "held out: only measured"))
+    if "distance_to_optimum" in summary:
+        small = f"floor {number(summary['distance_floor'], 3)}, oracle {number(summary['distance_oracle'], 3)}"
+        cards.append(("distance to the optimum", number(summary["distance_to_optimum"], 3), small))
+    return cards
+
+
+def run_tables(summary: Values) -> list[Grid]:
+    """Everything that was measured; on exact tasks also the optimum."""
+    rows = [
+        [key.removeprefix("held_out.").replace("_", " ")]
+        + [with_error(summary.get(f"{key}_{kind}"), summary.get(f"{key}_{kind}_se")) for kind in ("base", "tuned")]
+        for key in [key.removesuffix("_base") for key in summary if key.endswith("_base")]
+    ]
+    rows.append(["KL (nats)", "0", with_error(summary["kl_nats"], summary.get("kl_nats_se"))])
+    tables = [Grid("Before and after", "Means with their standard errors over samples.", ["", "base", "tuned"], rows)]
+    if len(summary.get("prompts", [])) > 1:
+        tables.append(prompts_table(summary["prompts"]))
+    if "distance_to_optimum" in summary:
+        goal, best = (number(value) for value in objectives(summary))
+        tuned = [number(summary[key]) for key in ("reward_tuned", "kl_nats")]
+        optimum = [number(summary[key]) for key in ("optimum_reward", "optimum_kl_nats")]
+        away, oracle, floor = (number(summary[f"distance_{name}"]) for name in ("to_optimum", "oracle", "floor"))
+        tables.append(
+            Grid(
+                "Against the optimum",
+                "On this task the best possible result is known in closed form.",
+                ["", "reward", "KL (nats)", f"reward - {summary['beta']:g} x KL", "distance to the optimum"],
+                [
+                    ["tuned", *tuned, goal, away],
+                    ["optimum", *optimum, best, f"{floor} (floor)"],
+                    ["exact policy, same sampler (oracle)", "", "", "", oracle],
+                ],
+            )
+        )
+    return tables
+
+
+def prompts_table(prompts: list[Values]) -> Grid:
+    """The mean reward of each prompt; of many prompts those that gained most and least."""
+    gained = sorted(prompts, key=lambda p: p["reward_tuned"] - p["reward_base"], reverse=True)
+    caption = "Mean reward of each prompt, the one that gained most first."
+    if len(gained) > SHOWN:
+        caption = f"Mean reward of the prompts that gained most and least, of {len(gained)}; summary.json has all."
+        gained = [*gained[: SHOWN // 2], *gained[-SHOWN // 2 :]]
+    rows = [
+        [
+            p["prompt"],
+            *(number(p[f"reward_{kind}"]) for kind in ("base", "tuned")),
+            number(p["reward_tuned"] - p["reward_base"]),
+        ]
+        for p in gained
+    ]
+    return Grid("By prompt", caption, ["", "base", "tuned", "gained"], rows)
+
+
+def _samples_picture(values: Values, summary: Values, panels: dict[str, NDArray[Any]]) -> Picture:
+    from scoreaction.report.figures import is_pictures, pairs_figure, samples_figure
+
+    data, optimum = exact_laws(values, summary)
+    laws = {"before": data, "after": optimum}
+    caption = "The same random noise turned into samples by the base model (left) and by the tuned model (right)."
+    first = next(iter(panels.values()))
+    if data is not None and first[0].size == 2:
+        caption += " Red contours: the data law (left) and the optimum (right). A good run fills the contours and nothing else."
+    elif not is_pictures(first) and first[0].size > 2:
+        caption += f" Shown are the first two of {first[0].size} coordinates."
+    prompts = prompt_list(values["prompts"])
+    if prompts and len(prompts) > 10 and is_pictures(first):  # too many for rows of ten: each picture says its own
+        n = min(len(first), len(prompts))
+        shown = [i * n // min(n, 24) for i in range(min(n, 24))]
+        caption = "The same random noise turned into pictures by the base model (left) and by the tuned model (right)."
+        pairs = pairs_figure(panels["before"][shown], panels["after"][shown], [prompts[i] for i in shown])
+        return picture("Before and after", caption, pairs)
+    if prompts:
+        asked = "; ".join(dict.fromkeys(prompts[:10]))
+        caption += f" Prompts, in this order and again from the start: {asked}{' ...' if len(prompts) > 10 else ''}."
+    return picture("Before and after", caption, samples_figure(panels, laws))

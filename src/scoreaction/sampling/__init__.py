@@ -1,0 +1,1 @@
+"""Trajectories of the sampler, what is learned from them, and drawing samples."""

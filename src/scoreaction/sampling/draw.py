@@ -1,0 +1,110 @@
+"""Drawing samples of a policy or its reference: same seed, same noise."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from scoreaction.diffusion.solvers import GridName, SolverName
+from scoreaction.networks.conditions import take
+from scoreaction.networks.model import Model
+from scoreaction.sampling.rollout import Sampler, initial_noise, trajectory
+from scoreaction.types import Conditions, Predict, Prediction
+
+
+def spread_prompts(prompts: list[Any] | None, n: int) -> list[Any] | None:
+    """n prompts, each as often as the others; fewer than there are, from all over the list.
+
+    >>> spread_prompts(["a", "b", "c", "d"], 2), spread_prompts(["a", "b"], 3)
+    (['a', 'c'], ['a', 'b', 'a'])
+    """
+    if prompts is None:
+        return None
+    size = len(prompts)
+    return [prompts[i % size if n >= size else i * size // n] for i in range(n)]
+
+
+@torch.no_grad()
+def draw_x0(
+    model: Model,
+    sampler: Sampler,
+    n: int,
+    prompts: list[Any] | None,
+    seed: int,
+    *,
+    reference: bool = False,
+    chunk: int = 8192,
+) -> Tensor:
+    """n samples before decoding, of the averaged weights or the reference; prompts (n,) or None. Same seed, same noise."""
+    return torch.cat(list(x0_in_parts(model, sampler, n, prompts, seed, reference=reference, chunk=chunk)))
+
+
+def x0_in_parts(
+    model: Model, sampler: Sampler, n: int, prompts: list[Any] | None, seed: int, *, reference: bool, chunk: int
+) -> Iterator[Tensor]:
+    """What `draw_x0` gives, at most `chunk` of them at a time."""
+    conditions = model.conditions(prompts)
+    predict = model.reference if reference else model.predict
+    generator = torch.Generator().manual_seed(seed)
+    for start in range(0, n, chunk):
+        rows = torch.arange(start, min(start + chunk, n))
+        policy = partial(ask, predict, take(conditions, rows), sampler.guidance)
+        with model.averaged(), model.uncounted():
+            x0 = run(model, sampler, policy, len(rows), generator)
+        yield x0
+
+
+def ask(predict: Callable[..., Prediction], conditions: Conditions, guidance: float, x: Tensor, t: Tensor) -> Prediction:
+    return predict(x, t, conditions, guidance=guidance)
+
+
+def run(model: Model, sampler: Sampler, predict: Predict, n: int, generator: torch.Generator) -> Tensor:
+    x = initial_noise(model, n, generator)
+    times = sampler.times(model.process)
+    for visit in trajectory(predict, model.process, x, times, solver=sampler.find(), eta=sampler.eta, generator=generator):
+        x = visit.x_next
+    return x
+
+
+def draw(
+    model: Model, sampler: Sampler, n: int, prompts: list[Any] | None, seed: int, *, reference: bool = False, chunk: int = 8192
+) -> Tensor:
+    """n samples as rewards see them (decoded)."""
+    with torch.no_grad():
+        return model.decode(draw_x0(model, sampler, n, prompts, seed, reference=reference, chunk=chunk))
+
+
+def sample(
+    model: Model,
+    *,
+    n: int,
+    steps: int = 50,
+    eta: float = 1.0,
+    solver: SolverName = "ddim",
+    seed: int = 0,
+    guidance: float | None = None,
+    grid: GridName | None = None,
+    prompts: list[Any] | None = None,
+    reference: bool = False,
+) -> Tensor:
+    """n samples of the tuned model (its averaged weights), or with `reference` of the base; same seed, same noise.
+
+    guidance, grid and prompts are by default those of the training, of a model that was not trained 1, power and none. Prompts
+    are repeated over the n samples. Returns (n, *shape), decoded where the model decodes.
+
+    >>> import scoreaction as sa
+    >>> model = sa.models.gaussian_mixture.build(sa.models.gaussian_mixture.Config())
+    >>> sample(model, n=3, steps=5).shape
+    torch.Size([3, 2])
+    """
+    if n < 1:
+        raise ValueError(f"n: must be at least 1 (got {n})")
+    if prompts is not None and (isinstance(prompts, str) or not prompts):
+        raise ValueError(f"prompts: must be a list of one at least (got {prompts!r})")
+    own = {"guidance": model.guidance if guidance is None else guidance, "grid": grid or model.grid}
+    sampler = Sampler(solver=solver, steps=steps, eta=eta, **own)
+    return draw(model, sampler, n, spread_prompts(prompts or model.prompts, n), seed, reference=reference)

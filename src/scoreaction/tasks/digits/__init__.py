@@ -1,0 +1,1 @@
+"""Handwritten digits: networks, data and pretraining."""

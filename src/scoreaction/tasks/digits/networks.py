@@ -1,0 +1,169 @@
+"""The networks behind the shipped digits: the diffusion UNet and the two classifiers, with their loaders."""
+
+from __future__ import annotations
+
+import re
+from importlib import resources
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from scoreaction.diffusion.predictions import Predicts
+from scoreaction.diffusion.processes import TableVP
+
+NO_CLASS = 10
+"""The class id that stands for "no prompt" (the network's input) and "not a digit" (the judge's output)."""
+
+NAMES = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine")
+
+PROMPTS: list[str] = [f"a handwritten {name}" for name in NAMES]
+"""The ten prompts, in the order of their class ids."""
+
+_PROMPT = re.compile(rf"(?:an? )?(?:handwritten )?(?:digit )?({'|'.join(NAMES)}|[0-9])")
+
+
+def parse_digit_prompt(text: str) -> int:
+    """The class id of a prompt: a digit or its English name, alone or as "a handwritten ...".
+
+    Raises ValueError, naming the prompt, for anything else.
+
+    >>> [parse_digit_prompt(text) for text in ("a handwritten seven", "a handwritten 7", "Seven", "7")]
+    [7, 7, 7, 7]
+    """
+    found = _PROMPT.fullmatch(" ".join(text.lower().split()))
+    if found is None:
+        raise ValueError(f"prompt {text!r} names no digit: write for example {PROMPTS[7]!r} or '7'")
+    word = found.group(1)
+    return int(word) if word.isdigit() else NAMES.index(word)
+
+
+class DigitsNet(nn.Module):
+    """The prediction `v = net(x, t, cond)` of a class-conditional diffusers UNet, on the clock t in [0, 1].
+
+    x (batch, 1, 16, 16), pixels in [-1, 1] at t = 0; t (batch,) or (); cond (batch,) long class ids 0 to 9, or 10 for
+    no prompt, which is also what `cond=None` means. Its process is `net.process`, which reaches data at t = 0, and its
+    prediction `v = alpha eps - sigma x0` is named by `net.predicts`.
+    """
+
+    predicts: Predicts = "v"
+
+    def __init__(self, unet: nn.Module, alphas_cumprod: Tensor) -> None:
+        super().__init__()
+        self.unet = unet
+        self.process = TableVP.from_scheduler(alphas_cumprod, ends_at_data=True)
+
+    def forward(self, x: Tensor, t: Tensor, cond: Tensor | None) -> Tensor:
+        if cond is None:
+            cond = torch.full((x.shape[0],), NO_CLASS, device=x.device)
+        timestep = self.process.timestep(t).to(x).expand(x.shape[0])
+        return self.unet(x, timestep, class_labels=cond).sample
+
+
+class RewardClassifier(nn.Module):
+    """Logits (batch, 10) of the digit in an image (batch, 1, 16, 16) with values in [0, 1].
+
+    Three strided convolutions with a smooth activation: the gradient by the image exists everywhere.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layers = nn.Sequential(
+            nn.Conv2d(1, 24, 3, padding=1),
+            nn.SiLU(),
+            nn.Conv2d(24, 48, 3, stride=2, padding=1),
+            nn.SiLU(),
+            nn.Conv2d(48, 64, 3, stride=2, padding=1),
+            nn.SiLU(),
+            nn.Flatten(),
+            nn.Linear(64 * 16, 64),
+            nn.SiLU(),
+            nn.Linear(64, 10),
+        )
+
+    def forward(self, images: Tensor) -> Tensor:
+        return self.layers(2 * images - 1)
+
+
+class _Residual(nn.Module):
+    """Two 3x3 convolutions around a skip, halving the resolution."""
+
+    def __init__(self, channels: int, out: int) -> None:
+        super().__init__()
+        self.norm1, self.norm2 = nn.GroupNorm(4, channels), nn.GroupNorm(4, out)
+        self.conv1 = nn.Conv2d(channels, out, 3, padding=1)
+        self.conv2 = nn.Conv2d(out, out, 3, padding=1)
+        self.skip = nn.Conv2d(channels, out, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.conv1(F.gelu(self.norm1(x)))
+        y = self.conv2(F.gelu(self.norm2(y)))
+        return F.avg_pool2d(self.skip(x) + y, 2)
+
+
+class Judge(nn.Module):
+    """A classifier that no reward is made of: ten digits, and an eleventh class for what is not a digit.
+
+    Images (batch, 1, 16, 16) with values in [0, 1]. A residual network, trained on other digits than
+    `RewardClassifier` and, as class 10, on blobs, mixtures and images with far too much or too little ink.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem = nn.Conv2d(1, 16, 3, padding=1)
+        self.blocks = nn.Sequential(_Residual(16, 32), _Residual(32, 48))
+        self.embed = nn.Linear(48 * 16, 64)
+        self.head = nn.Linear(64, NO_CLASS + 1)
+
+    def features(self, images: Tensor) -> Tensor:
+        """The vector (batch, 64) in which diversity is measured."""
+        return F.gelu(self.embed(self.blocks(self.stem(2 * images - 1)).flatten(1)))
+
+    def forward(self, images: Tensor) -> Tensor:
+        return self.head(self.features(images))
+
+    def log_prob(self, images: Tensor) -> Tensor:
+        """Log probabilities (batch, 11); column 10 is "not a digit"."""
+        return self(images).log_softmax(1)
+
+
+def shipped() -> Path:
+    """The folder of the shipped weights."""
+    return Path(str(resources.files("scoreaction") / "data" / "digits"))
+
+
+def _load(net: nn.Module, file: Path) -> nn.Module:
+    from safetensors.torch import load_file
+
+    net.load_state_dict(load_file(file))
+    return net.float().eval().requires_grad_(False)
+
+
+def reward_classifier(folder: Path | None = None) -> RewardClassifier:
+    """The shipped `RewardClassifier`, frozen (gradients by the image still flow)."""
+    net = RewardClassifier()
+    _load(net, (folder or shipped()) / "reward_classifier.safetensors")
+    return net
+
+
+def judge(folder: Path | None = None) -> Judge:
+    """The shipped held-out `Judge`, frozen."""
+    net = Judge()
+    _load(net, (folder or shipped()) / "judge.safetensors")
+    return net
+
+
+def load_unet(folder: Path | None = None) -> nn.Module:
+    """The shipped UNet, or that of a folder which `scoreaction.tasks.digits.pretrain` wrote, in float32."""
+    from diffusers import UNet2DModel
+
+    return UNet2DModel.from_pretrained(str(folder or shipped()), subfolder="unet", torch_dtype=torch.float32)
+
+
+def load_net(folder: Path | None = None) -> DigitsNet:
+    """`load_unet` as a network on our clock, with the process of the scheduler that lies beside it."""
+    from diffusers import DDIMScheduler
+
+    scheduler = DDIMScheduler.from_pretrained(str(folder or shipped()), subfolder="scheduler")
+    return DigitsNet(load_unet(folder), scheduler.alphas_cumprod)

@@ -1,0 +1,1 @@
+"""The training loop: collecting, optimising, evaluating, checkpoints and export."""

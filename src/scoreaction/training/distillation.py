@@ -1,0 +1,217 @@
+"""Consistency distillation: a pretrained model's ODE, from any point to its end, in one evaluation of a network."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+from pydantic import BaseModel, ConfigDict, Field
+from torch import Tensor
+
+from scoreaction.diffusion.solvers import SOLVERS, jittered, time_grid
+from scoreaction.networks.adapters import LoraShape, base_modules
+from scoreaction.networks.conditions import repeat, take
+from scoreaction.networks.consistency import belongs, save_consistency
+from scoreaction.networks.model import Model
+from scoreaction.sampling.experience import Points
+from scoreaction.sampling.rollout import initial_noise, trajectory
+from scoreaction.types import Conditions, Prediction
+
+HUBER = 0.03
+"""Errors below this, in a coordinate, count squared; those above by their size (pseudo-Huber)."""
+
+
+class Distill(BaseModel):
+    """How a consistency model is made: how long, how large, and what it learns from.
+
+    rank: that of the adapter; null gives it a copy of the network with weights of its own. targets: the modules that the
+    adapter changes, by default all linear and convolutional layers. paths: ODE paths an iteration, each of `steps` steps;
+    leap: how many steps ahead a point learns from, null to the path's end. max_rows: the largest batch of one network call.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
+    iterations: int = Field(1000, ge=1)
+    paths: int = Field(32, ge=1)
+    steps: int = Field(16, ge=2)
+    leap: int | None = Field(None, ge=1)
+    lr: float = Field(2e-3, gt=0)
+    ema: float = Field(0.99, ge=0, lt=1)
+    rank: int | None = Field(None, ge=1)
+    targets: list[str] | None = None
+    seed: int = Field(0, ge=0, lt=2**62)
+    max_rows: int = Field(4096, ge=1)
+
+
+class Distiller:
+    """Gives a model a consistency model of its reference: iterate over it, one dict of metrics an iteration.
+
+    Each iteration follows the reference's guided ODE (DPM-Solver++ 2M, a grid in log SNR that moves) from noise to data. At
+    every point of a path `f(x_t, t)` learns, under a pseudo-Huber loss, what the averaged f says `leap` steps further down
+    (Song et al. 2023, arXiv 2303.01469, eq. 7, where leap is 1); at the path's end that is the sample itself. ValueError
+    where the model has a consistency model already.
+
+    >>> import scoreaction as sa
+    >>> model = sa.models.gaussian_mixture.build(sa.models.gaussian_mixture.Config())
+    >>> [metrics["iteration"] for metrics in Distiller(model, Distill(iterations=2))]
+    [1, 2]
+    >>> model.consistency(torch.zeros(4, 2), torch.tensor(0.5)).shape
+    torch.Size([4, 2])
+    """
+
+    def __init__(
+        self, model: Model, settings: Distill | None = None, *, guidance: float = 1.0, prompts: Sequence[Any] | None = None
+    ) -> None:
+        self.model, self.settings, self.guidance = model, settings or Distill(), guidance
+        self.prompts = None if prompts is None else list(prompts)
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(self.settings.seed)
+            self.conditions = model.conditions(self.prompts)
+            self.parameters = model.add_consistency(self._shape())
+        model.consistency_guidance = guidance
+        self.belongs = belongs(model)  # before a negative prompt is set
+        self.generator = torch.Generator().manual_seed(self.settings.seed)
+        self.average = {name: p.detach().clone() for name, p in self.parameters.items()}
+
+    def _shape(self) -> LoraShape | None:
+        rank, targets = self.settings.rank, self.settings.targets
+        if rank is None:
+            return None
+        kinds = (torch.nn.Linear, torch.nn.Conv2d)
+        chosen = targets or [name for name, m in base_modules(self.model.reference_net).items() if isinstance(m, kinds)]
+        return LoraShape(rank, rank, chosen)
+
+    def __iter__(self) -> Iterator[dict[str, Any]]:
+        parameters, total = list(self.parameters.values()), self.settings.iterations
+        optimiser = torch.optim.Adam(parameters, lr=self.settings.lr, eps=1e-12)
+        try:
+            for i in range(total):
+                for group in optimiser.param_groups:
+                    group["lr"] = self.settings.lr * (0.01 + 0.99 * 0.5 * (1 + math.cos(math.pi * i / total)))
+                with self._training():
+                    loss = self._backward(*self._points())
+                norm = float(torch.nn.utils.clip_grad_norm_(parameters, 1.0))
+                if not math.isfinite(norm):
+                    raise ValueError("distill.lr: the gradient is not finite; lower it")
+                if norm == 0:
+                    raise ValueError(
+                        "distill.rank: no gradient reaches the adapter; name other distill.targets, or set rank to null"
+                    )
+                optimiser.step()
+                optimiser.zero_grad(set_to_none=True)
+                keep = min(self.settings.ema, (1 + i) / (10 + i))
+                with torch.no_grad():
+                    torch._foreach_lerp_(list(self.average.values()), [p.detach() for p in parameters], 1 - keep)
+                yield {"iteration": i + 1, "loss": loss, "grad_norm": norm}
+        finally:
+            for name, p in self.parameters.items():
+                p.data = self.average[name]
+
+    @contextmanager
+    def _training(self) -> Iterator[None]:
+        """Outside of it gradients reach no parameter."""
+        try:
+            for p in self.parameters.values():
+                p.requires_grad_(True)
+            yield
+        finally:
+            for p in self.parameters.values():
+                p.requires_grad_(False)
+
+    def _backward(self, points: Points, target: Tensor) -> float:
+        """The loss over all points, and its gradient."""
+        total = 0.0
+        for rows in torch.arange(len(target)).split(self.settings.max_rows):
+            loss = self._loss(points.take(rows), target[rows.to(target.device)]) * (len(rows) / len(target))
+            loss.backward()
+            total += loss.item()
+        return total
+
+    def _loss(self, points: Points, target: Tensor) -> Tensor:
+        """The mean pseudo-Huber distance of f to its targets.
+
+        Distances are divided by `sigma/sqrt(alpha^2 + sigma^2)`, as an error of the network's own output is on its way to
+        x0: else the points near the data count for nothing.
+        """
+        share = torch.sigmoid(-self.model.process.log_snr(points.t)).to(target)
+        f = self.model.consistency(points.x, points.t, points.conditions)
+        return (torch.sqrt((f - target).square().flatten(1).mean(1) / share + HUBER**2) - HUBER).mean()
+
+    @torch.no_grad()
+    def _points(self) -> tuple[Points, Tensor]:
+        """Points of the reference's ODE, (steps * paths) of them, and their targets."""
+        steps, paths, conditions = self.settings.steps, self.settings.paths, self.conditions
+        if self.prompts is not None:
+            conditions = take(conditions, torch.randint(len(self.prompts), (paths,), generator=self.generator))
+        times = jittered(time_grid(self.model.process, steps, name="log_snr"), self.generator)
+        states = follow(self.model, initial_noise(self.model, paths, self.generator), times, conditions, self.guidance)
+        many = repeat(conditions, steps)
+        points = Points(states[:-1].flatten(0, 1), times[:-1].repeat_interleave(paths), many)
+        leap = self.settings.leap or steps
+        ahead = (torch.arange(steps) + leap).clamp(max=steps)
+        near = Points(states[ahead].flatten(0, 1), times[ahead].repeat_interleave(paths), many)
+        if leap >= steps:
+            return points, near.x
+        with self._averaged():
+            chunks = [near.take(rows) for rows in torch.arange(len(near.x)).split(self.settings.max_rows)]
+            return points, torch.cat([self.model.consistency(c.x, c.t, c.conditions) for c in chunks])
+
+    @contextmanager
+    def _averaged(self) -> Iterator[None]:
+        own = {name: p.data for name, p in self.parameters.items()}
+        try:
+            for name, p in self.parameters.items():
+                p.data = self.average[name]
+            yield
+        finally:
+            for name, p in self.parameters.items():
+                p.data = own[name]
+
+    def save(self, path: str | Path, *, described: dict[str, Any] | None = None) -> Path:
+        """Writes the consistency model into a folder, which `load_consistency` and recipes read."""
+        about = {"rank": self.settings.rank, "distill": self.settings.model_dump(), **self.belongs, **(described or {})}
+        return save_consistency(self.model, path, described=about)
+
+
+@torch.no_grad()
+def follow(model: Model, x: Tensor, times: Tensor, conditions: Conditions, guidance: float) -> Tensor:
+    """The reference's guided ODE from x at times[0] down the grid: the states, (len(times), batch, *shape)."""
+
+    def predict(x: Tensor, t: Tensor) -> Prediction:
+        return model.reference(x, t, conditions, guidance=guidance)
+
+    steps = trajectory(predict, model.process, x, times, solver=SOLVERS["dpmpp_2m"], eta=0.0)
+    return torch.stack([x, *(visit.x_next for visit in steps)])
+
+
+@torch.no_grad()
+def endpoint_errors(
+    model: Model, n: int, *, guidance: float = 1.0, prompts: Sequence[Any] | None = None, seed: int = 0, steps: int = 100
+) -> dict[str, list[float]]:
+    """Root mean square error, a coordinate, of ways to say where the reference's ODE ends, by time.
+
+    Truth: `steps` steps of that ODE from noise, at the times and ends of n paths. `consistency` is the model's own,
+    `tweedie` the reference's x0.
+    """
+    generator = torch.Generator().manual_seed(seed)
+    listed = None if prompts is None else [list(prompts)[i % len(prompts)] for i in range(n)]
+    with model.uncounted():
+        conditions = model.conditions(listed)
+        times = time_grid(model.process, steps, name="log_snr")
+        states = follow(model, initial_noise(model, n, generator), times, conditions, guidance)
+        found: dict[str, list[float]] = {"t": [], "consistency": [], "tweedie": []}
+        for at in (1.0, 0.8, 0.6, 0.4, 0.2, 0.1):
+            i = int((times - at).abs().argmin())
+            x, t = states[i], times[i]
+            tweedie = model.reference(x, t, conditions, guidance=guidance).x0
+            found["t"].append(float(t))
+            found["consistency"].append(_rms(model.consistency(x, t, conditions) - states[-1]))
+            found["tweedie"].append(_rms(tweedie - states[-1]))
+    return found
+
+
+def _rms(error: Tensor) -> float:
+    return float(error.double().square().mean().sqrt())

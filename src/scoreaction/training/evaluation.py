@@ -1,0 +1,254 @@
+"""Measuring a policy: samples, reward, KL, diversity, and on exact tasks the distance to the optimum."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+import torch
+from pydantic import BaseModel, ConfigDict, Field
+from torch import Tensor
+
+from scoreaction.diffusion.kl import chain_kl, path_kl
+from scoreaction.diffusion.mixtures import Mixture, Optimum, Quadratic
+from scoreaction.diffusion.solvers import SolverName
+from scoreaction.networks.model import Model
+from scoreaction.rewards import CountedReward
+from scoreaction.rewards._closed_form import QuadraticReward
+from scoreaction.sampling.draw import ask, draw_x0, run, spread_prompts, x0_in_parts
+from scoreaction.sampling.experience import Experience, over_rows
+from scoreaction.sampling.rollout import Sampler, roll_out
+from scoreaction.types import Prediction
+
+
+class Evaluation(BaseModel):
+    """What a run is measured with: n samples, their sampler and seed; rewards that are only reported.
+
+    beta: that of the optimum to which distances are measured, by default the algorithm's.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
+    n: int = Field(8192, ge=2)
+    solver: SolverName = "ddim"
+    steps: int = Field(200, ge=1)
+    eta: float = Field(1.0, ge=0, le=1)
+    seed: int = Field(1234, ge=0, lt=2**62)
+    beta: float | None = Field(None, gt=0)
+    held_out: list[dict[str, Any]] = []
+
+    def sampler(self, training: Sampler) -> Sampler:
+        """The sampler to measure with: grid and guidance as in training."""
+        return Sampler(**{**training.model_dump(), "solver": self.solver, "steps": self.steps, "eta": self.eta})
+
+
+def standard_error(values: Tensor) -> float:
+    """`std/sqrt(n)`."""
+    return float(values.double().std() / math.sqrt(len(values)))
+
+
+def kl_samples(n: int, steps: int, shape: Sequence[int]) -> int:
+    """How many of n samples the KL is measured on: their trajectories are kept, so fewer where they are large.
+
+    >>> kl_samples(64, 30, (4, 128, 128)), kl_samples(64, 30, (2,))
+    (4, 64)
+    """
+    return max(2, min(n, 2**23 // (steps * math.prod(shape))))
+
+
+@torch.no_grad()
+def rounding_floor(model: Model, sampler: Sampler, experience: Experience, seed: int, *, rows: int = 4) -> float:
+    """The path KL in nats of the policy to itself with its weights moved by next to nothing: what rounding alone measures.
+
+    Two predictions in half precision round apart as soon as a weight differs, by an amount that grows with the dimensions
+    and with guidance. Smaller figures than this one say nothing.
+    """
+    rows = min(rows, experience.size[1])
+    generator = torch.Generator().manual_seed(seed)
+    kept = {name: p.detach().clone() for name, p in model.parameters.items()}
+    points, rollout = experience.points(rows), experience.rollout
+    answer = partial(over_rows, partial(model.predict, guidance=sampler.guidance), points, model.max_rows or len(points.x))
+    with model.uncounted():
+        plain = answer()
+        try:
+            for p in model.parameters.values():
+                size = float(p.detach().square().mean().sqrt())
+                p.add_(torch.randn(p.shape, generator=generator).to(p) * (1e-4 * size or 1e-5))
+            moved = answer()
+        finally:
+            for name, p in model.parameters.items():
+                p.copy_(kept[name])
+    shape = (experience.size[0], rows)
+    difference = Prediction((moved.x0 - plain.x0).unflatten(0, shape), (moved.eps - plain.eps).unflatten(0, shape))
+    return float(path_kl(model.process, rollout.times, difference, sampler.eta or 1.0).mean())
+
+
+@torch.no_grad()
+def measure_kl(
+    model: Model, sampler: Sampler, n: int, prompts: list[Any] | None, seed: int, *, max_rows: int = 4096
+) -> dict[str, float]:
+    """Path and chain KL of the averaged policy to its reference on this sampler's grid, with standard errors.
+
+    Where the sampler is deterministic (or looks back) the KL is that of DDIM on the same grid, at eta 1 where eta is 0.
+    """
+    noisy = sampler.model_copy(update={"solver": "ddim", "eta": sampler.eta or 1.0})
+    n = kl_samples(n, sampler.steps, model.shape)
+    prompts = spread_prompts(prompts, n)
+    conditions = model.conditions(prompts)
+    generator = torch.Generator().manual_seed(seed)
+    with model.averaged(), model.uncounted():
+        policy = partial(ask, model.predict, conditions, noisy.guidance)
+        rollout = roll_out(model, noisy, policy, n, generator, times=noisy.times(model.process))
+        nothing = torch.zeros(n)
+        experience = Experience(rollout, nothing, conditions, nothing.long())
+        flat = over_rows(partial(model.reference, guidance=noisy.guidance), experience.points(), max_rows)
+    shape = (noisy.steps, n)
+    reference = Prediction(flat.x0.unflatten(0, shape), flat.eps.unflatten(0, shape))
+    difference = Prediction(rollout.prediction.x0 - reference.x0, rollout.prediction.eps - reference.eps)
+    path = path_kl(model.process, rollout.times, difference, noisy.eta)
+    chain = chain_kl(model.process, rollout.times, difference, noisy.eta)
+    return {"kl_nats": float(path.mean()), "kl_nats_se": standard_error(path), "kl_chain_nats": float(chain.mean())}
+
+
+def by_prompt(prompts: list[Any] | None, values: Tensor) -> dict[str, float]:
+    """The mean of the values of each prompt, in the order in which the prompts come first; empty without prompts.
+
+    >>> by_prompt(["a", "b", "a"], torch.tensor([1.0, 5.0, 3.0]))
+    {'a': 2.0, 'b': 5.0}
+    """
+    found: dict[str, list[float]] = {}
+    for prompt, value in zip(prompts or [], values.tolist(), strict=prompts is not None):
+        found.setdefault(str(prompt), []).append(value)
+    return {prompt: sum(mine) / len(mine) for prompt, mine in found.items()}
+
+
+@torch.no_grad()
+def diversity(model: Model, samples: Tensor, groups: Tensor, *, at_most: int = 256) -> dict[str, float]:
+    """Mean pairwise feature distance, and Vendi score, of samples of one prompt, averaged over prompts that have two.
+
+    Empty where no prompt has: then neither is known.
+
+    The Vendi score is `exp(-sum l log l)` over the eigenvalues l of K/n, K the cosine similarities of features: the
+    effective number of different samples, at most 256 a prompt (Friedman and Dieng 2023, arXiv 2210.02410).
+    """
+    distances, scores = [], []
+    for group in groups.unique():
+        features = model.features(samples[groups == group][:at_most]).double()
+        if len(features) < 2:
+            continue
+        distances.append(float(torch.pdist(features).mean()))
+        unit = features / features.norm(dim=1, keepdim=True).clamp(min=1e-12)
+        spectrum = torch.linalg.eigvalsh(unit @ unit.T / len(unit)).clamp(min=1e-15)
+        scores.append(float(torch.exp(-(spectrum * spectrum.log()).sum())))
+    if not distances:
+        return {}
+    return {"diversity": sum(distances) / len(distances), "vendi": sum(scores) / len(scores)}
+
+
+@dataclass(frozen=True)
+class ExactTask:
+    """A data law and a reward whose tilted law is known: what distances are measured to."""
+
+    law: Mixture
+    optimum: Optimum
+
+    @classmethod
+    def of(cls, model: Model, reward: object, beta: float | None) -> ExactTask | None:
+        """The task, where model, reward and beta make one."""
+        if model.law is None or not isinstance(reward, QuadraticReward) or not beta:
+            return None
+        quadratic: Quadratic = reward.quadratic
+        return cls(model.law, model.law.optimum(quadratic, beta))
+
+    def distance(self, draws: Callable[[int], Tensor], n: int, seed: int, *, repeats: int = 5) -> float:
+        """Sliced W2 of n samples to the optimum, mean over draws with different seeds."""
+        generator = torch.Generator().manual_seed(seed + 1)
+        return sum(sliced_w2(draws(seed + i), self.optimum.law.sample(n, generator)) for i in range(repeats)) / repeats
+
+    def floor(self, n: int, seed: int, *, repeats: int = 20) -> float:
+        """The mean distance of two samples of the optimum itself: what no method can beat."""
+        generator = torch.Generator().manual_seed(seed + 2)
+        law = self.optimum.law
+        return sum(sliced_w2(law.sample(n, generator), law.sample(n, generator)) for _ in range(repeats)) / repeats
+
+    def oracle(self, model: Model, sampler: Sampler, n: int, seed: int) -> float:
+        """The distance of the exact score of the tilted law, run through this sampler at eta 1."""
+        noisy = sampler.model_copy(update={"eta": 1.0, "solver": "ddim"} if sampler.eta == 0 else {})
+
+        def drawn(seed: int) -> Tensor:
+            predict = partial(self.optimum.law.prediction, model.process)
+            with torch.no_grad():
+                return run(model, noisy, predict, n, torch.Generator().manual_seed(seed))
+
+        return self.distance(drawn, n, seed)
+
+    def figures(self, model: Model, sampler: Sampler, n: int, seed: int) -> dict[str, float]:
+        """Optimum, distance of the averaged policy, floor and oracle, under this sampler."""
+        return {
+            "optimum_reward": self.optimum.reward,
+            "optimum_kl_nats": self.optimum.kl_nats,
+            "distance_to_optimum": self.distance(lambda s: draw_x0(model, sampler, n, None, s), n, seed),
+            "distance_floor": self.floor(n, seed),
+            "distance_oracle": self.oracle(model, sampler, n, seed),
+        }
+
+
+def measure(
+    model: Model,
+    sampler: Sampler,
+    reward: CountedReward,
+    held_out: dict[str, CountedReward],
+    *,
+    n: int,
+    prompts: list[Any] | None,
+    seed: int,
+    reference: bool = False,
+    chunk: int = 8192,
+) -> tuple[dict[str, Any], Tensor]:
+    """Reward, held-out rewards and diversity of the averaged policy (or the reference), and the decoded samples.
+
+    With prompts also `by_prompt`, the mean reward of each; diversity is None where no prompt has two samples. What is drawn
+    is scored while more is drawn, where the reward works in the background.
+    """
+    asked = spread_prompts(prompts, n)
+    judges = {"reward": reward, **{f"held_out.{name}": judge for name, judge in held_out.items()}}
+    parts: list[Tensor] = []
+    begun: dict[str, list[Callable[[], Tensor]]] = {name: [] for name in judges}
+    with torch.no_grad():
+        for start, x0 in zip(
+            range(0, n, chunk), x0_in_parts(model, sampler, n, asked, seed, reference=reference, chunk=chunk), strict=True
+        ):
+            parts.append(model.decode(x0))
+            for name, judge in judges.items():
+                begun[name].append(judge.begin(parts[-1], None if asked is None else asked[start : start + chunk]))
+        scores = {name: torch.cat([scored() for scored in mine]) for name, mine in begun.items()}
+    samples, rewards = torch.cat(parts), scores.pop("reward")
+    groups = torch.arange(n) % (len(prompts) if prompts else 1)
+    figures: dict[str, Any] = {"reward": float(rewards.mean()), "reward_se": standard_error(rewards)}
+    figures |= {"diversity": None, "vendi": None} | diversity(model, samples, groups)
+    for name, values in scores.items():
+        figures |= {name: float(values.mean()), f"{name}_se": standard_error(values)}
+    if asked is not None:
+        figures["by_prompt"] = by_prompt(asked, rewards)
+    return figures, samples
+
+
+def sliced_w2(x: Tensor, y: Tensor, projections: int = 200) -> float:
+    """Sliced 2-Wasserstein distance of two samples of equal size, (n, d) each.
+
+    The square root of the mean, over `projections` fixed random directions, of the squared one-dimensional W2
+    (Bonneel et al. 2015). Directions come from a generator of their own, so that any two calls use the same.
+
+    >>> x = torch.zeros(5, 1)
+    >>> round(sliced_w2(x, x + 2), 6)
+    2.0
+    """
+    if x.shape != y.shape or x.ndim != 2:
+        raise ValueError(f"sliced_w2 needs two samples of one shape (n, d), got {tuple(x.shape)} and {tuple(y.shape)}")
+    generator = torch.Generator().manual_seed(20250201)
+    directions = torch.randn(projections, x.shape[1], generator=generator, dtype=torch.float64)
+    directions = directions / directions.norm(dim=1, keepdim=True)
+    a, b = (directions @ sample.detach().cpu().double().T for sample in (x, y))
+    return float(((a.sort(1).values - b.sort(1).values) ** 2).mean().sqrt())

@@ -1,0 +1,228 @@
+"""What a run leaves for others: the averaged weights with what they belong to, and the way back. No pickle either way."""
+
+from __future__ import annotations
+
+import json
+import sys
+from dataclasses import asdict, fields
+from pathlib import Path
+from typing import Any, cast
+
+import torch
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+
+from scoreaction.diffusion import processes
+from scoreaction.diffusion.processes import Process
+from scoreaction.networks.adapters import base_tensors
+from scoreaction.networks.model import Model
+from scoreaction.sampling.rollout import Sampler
+from scoreaction.training.run_folder import write_whole
+
+WEIGHTS, NETWORK, REFERENCE, DESCRIPTION = "weights.safetensors", "network.safetensors", "reference.safetensors", "model.json"
+
+
+def save_model(model: Model, sampler: Sampler, prompts: list[Any] | None, path: Path, *, recipe: str | None) -> Path:
+    """Writes the trained parameters, averaged, and what they belong to and are drawn with.
+
+    `weights.safetensors` and `model.json` always, and what the model's `export` writes for other libraries; `recipe.yaml`
+    where there is one; else, where the network can be described without pickle, all its tensors and the reference's.
+    """
+    if path.exists() and not path.is_dir():
+        raise ValueError(f"{path}: is a file; give the name of a folder")
+    path.mkdir(parents=True, exist_ok=True)
+    prompts = prompts if all(isinstance(prompt, str | int | float) for prompt in prompts or []) else None
+    description = described(model) | {"sampler": sampler.model_dump(), "prompts": prompts, "functions": model.functions}
+    description["net"] = None
+    with model.averaged():
+        save_file(_plain_tensors(dict(model.parameters.items())), path / WEIGHTS)
+        if model.export is not None:
+            model.export(path)
+        if recipe is not None:
+            write_whole(path / "recipe.yaml", recipe)
+        else:
+            for stale in (NETWORK, REFERENCE):
+                (path / stale).unlink(missing_ok=True)
+            try:
+                description["net"] = describe(model.net)
+            except TypeError:
+                pass  # `load` then asks for the network itself
+            else:
+                if model.lora is None:
+                    save_file(_plain_tensors(model.net.state_dict()), path / NETWORK)
+                save_file(_plain_tensors(base_tensors(model.reference_net.state_dict())), path / REFERENCE)
+    write_whole(path / DESCRIPTION, json.dumps(description, indent=2) + "\n")
+    return path
+
+
+def described(model: Model) -> dict[str, Any]:
+    """What the trained weights mean something in: as JSON gives it back."""
+    kind = {
+        "process": {"name": type(model.process).__name__, **asdict(model.process)},
+        "predicts": model.predicts,
+        "shape": list(model.shape),
+        "true_cfg": model.true_cfg,
+        "lora": None if model.lora is None else asdict(model.lora),
+    }
+    return json.loads(json.dumps(kind, default=str))
+
+
+def _plain_tensors(tensors: dict[str, Any]) -> dict[str, Tensor]:
+    return {name: value.detach().cpu().contiguous().clone() for name, value in tensors.items()}
+
+
+def load_weights(model: Model, path: Path) -> None:
+    """Puts saved weights into a model that was built alike; ValueError names what does not fit."""
+    file = path / WEIGHTS
+    if not file.exists():
+        raise ValueError(f"{path}: no {WEIGHTS} there; give the folder that save wrote")
+    weights = load_file(file)
+    different = sorted(set(model.parameters) ^ set(weights))
+    if different:
+        raise ValueError(f"{file}: belongs to another network; {different[0]} is in only one of the two")
+    for name, parameter in model.parameters.items():
+        if parameter.shape != weights[name].shape:
+            raise ValueError(f"{file}: {name} has shape {tuple(weights[name].shape)}, the network's {tuple(parameter.shape)}")
+        parameter.data.copy_(weights[name])
+    model.average, model.selected = {name: value.to(model.device) for name, value in weights.items()}, None
+
+
+def load_described(path: Path, net: nn.Module | Model | None = None) -> Model:
+    """The model that `save_model` wrote without a recipe; `net`, or its `Model`, as pretrained, where no file can hold it."""
+    file = path / DESCRIPTION
+    if not file.exists():
+        raise ValueError(f"{path}: no {DESCRIPTION} there; give the folder that save wrote, or summary() in a run's")
+    found = json.loads(file.read_text())
+    if isinstance(net, Model):
+        different = [name for name, value in described(net).items() if value != found[name]]
+        if different:
+            raise ValueError(f"{path}: net is another model than the one that was saved: {', '.join(different)} differ")
+        load_weights(net, path)
+        net.net.eval()
+        net.guidance, net.grid = found["sampler"]["guidance"], found["sampler"]["grid"]
+        net.prompts = found["prompts"] or net.prompts
+        if found["sampler"]["negative_prompt"] is not None:
+            net.lead_away_from(found["sampler"]["negative_prompt"], guidance=net.guidance)
+        return net
+    if found["functions"] or (net is None and found["net"] is None):
+        lost = " and ".join(found["functions"]) or "network"
+        raise ValueError(
+            f"{path}: the model's {lost} cannot be rebuilt from a file; give the Model as it was before training:"
+            " load(path, net=...)"
+        )
+    if net is None:
+        net = rebuild(found["net"])
+    if (path / REFERENCE).is_file():
+        _fill(net, path / REFERENCE)
+    net.eval()  # as it was trained: dropout and batch statistics off
+    lora = found["lora"]
+    if lora is None:  # what was frozen stays frozen
+        trained = load_file(path / WEIGHTS)
+        for name, parameter in net.named_parameters():
+            parameter.requires_grad_(name in trained)
+    model = Model(
+        net,
+        process=_process(found["process"]),
+        predicts=found["predicts"],
+        shape=found["shape"],
+        true_cfg=found["true_cfg"],
+        lora_rank=lora and lora["rank"],
+        lora_alpha=lora and lora["alpha"],
+        lora_targets=lora and lora["targets"],
+    )
+    load_weights(model, path)
+    model.guidance, model.grid = found["sampler"]["guidance"], found["sampler"]["grid"]
+    return model
+
+
+def _fill(net: nn.Module, file: Path) -> None:
+    """The pretrained weights, where they were saved."""
+    try:
+        net.load_state_dict(load_file(file))
+    except RuntimeError as error:
+        raise ValueError(f"{file}: belongs to another network: {' '.join(str(error).split())}") from error
+
+
+def _process(values: dict[str, Any]) -> Process:
+    kind = getattr(processes, values["name"], None)
+    if not (isinstance(kind, type) and issubclass(kind, Process)):
+        raise ValueError(f"model.json: unknown process {values['name']!r}")
+    return kind(**{k: tuple(v) if isinstance(v, list) else v for k, v in values.items() if k != "name"})
+
+
+_OWN = {*nn.Module().__dict__, "peft_config"}
+"""What every module has, or one with adapters, and `rebuild` makes anew."""
+
+
+def describe(module: nn.Module) -> dict[str, Any]:
+    """A module as plain values: its class, attributes, children, and the shapes of its tensors, all without adapters.
+
+    TypeError where it has more.
+
+    >>> describe(nn.Linear(2, 3))["attributes"]
+    {'in_features': 2, 'out_features': 3}
+    """
+    if "lora_A" in module._modules:  # a layer that has adapters
+        module = cast(Any, module).base_layer
+    if module._forward_hooks or module._forward_pre_hooks:
+        raise TypeError("a module with hooks has no plain description")
+    kind = type(module)
+    return {
+        "class": [kind.__module__, kind.__qualname__],
+        "attributes": {name: _plain(value) for name, value in module.__dict__.items() if name not in _OWN},
+        "training": module.training,
+        "parameters": {name: _shape(value) for name, value in module._parameters.items()},
+        "buffers": {name: _shape(value) for name, value in module._buffers.items()},
+        "children": {name: None if child is None else describe(child) for name, child in module._modules.items()},
+    }
+
+
+def rebuild(found: dict[str, Any]) -> nn.Module:
+    """The module of a description, its tensors empty. Only classes of modules that are already imported are made."""
+    module_name, qualname = found["class"]
+    kind: Any = sys.modules.get(module_name)
+    for part in qualname.split("."):
+        kind = getattr(kind, part, None)
+    if not (isinstance(kind, type) and issubclass(kind, nn.Module)):
+        raise ValueError(
+            f"the network's class {module_name}.{qualname} is not imported; import it, or give load(path, net=...)"
+        )
+    module = kind.__new__(kind)
+    nn.Module.__init__(module)
+    for name, value in found["attributes"].items():
+        module.__dict__[name] = _whole(value)
+    for name, shape in found["parameters"].items():
+        empty = None if shape is None else nn.Parameter(torch.empty(shape["shape"], dtype=getattr(torch, shape["dtype"])))
+        module.register_parameter(name, empty)
+    for name, shape in found["buffers"].items():
+        module.register_buffer(
+            name, None if shape is None else torch.empty(shape["shape"], dtype=getattr(torch, shape["dtype"]))
+        )
+    for name, child in found["children"].items():
+        module.add_module(name, None if child is None else rebuild(child))
+    return module.train(found["training"])
+
+
+def _shape(value: Tensor | None) -> dict[str, Any] | None:
+    return None if value is None else {"shape": list(value.shape), "dtype": str(value.dtype).removeprefix("torch.")}
+
+
+def _plain(value: Any) -> Any:
+    if value is None or isinstance(value, bool | int | float | str):
+        return value
+    if isinstance(value, list | tuple):
+        return {"tuple" if isinstance(value, tuple) else "list": [_plain(item) for item in value]}
+    if isinstance(value, Process):
+        named = {field.name: getattr(value, field.name) for field in fields(value)}
+        return {"process": {"name": type(value).__name__, **named}}
+    raise TypeError(f"no plain description of {type(value).__name__}")
+
+
+def _whole(value: Any) -> Any:
+    if not isinstance(value, dict):
+        return value
+    if "process" in value:
+        return _process(value["process"])
+    (kind, items), *_ = value.items()
+    whole = [_whole(item) for item in items]
+    return tuple(whole) if kind == "tuple" else whole

@@ -1,0 +1,250 @@
+"""Online black-box optimisation: rounds of queries to an expensive oracle, and a proxy of it that training follows."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from pydantic import BaseModel, ConfigDict, Field, ValidationInfo, field_validator
+from torch import Tensor
+
+from scoreaction.networks.model import Model
+from scoreaction.networks.proxy import Kind, Proxy
+from scoreaction.rewards import CountedReward
+from scoreaction.training.run_folder import write_whole
+
+
+class Online(BaseModel):
+    """The reward is an expensive oracle, asked in `rounds`; training follows a proxy that is refitted after each.
+
+    A round draws samples of the policy as it is, asks the oracle `rounds[i]` of them, refits the proxy on every answer so
+    far, and trains `iterations_per_round` iterations against it (by default all iterations are shared out evenly; what
+    is left belongs to the last round). The proxy is differentiable whatever the oracle is. Policy
+    and optimiser go on from round to round, and the KL is always to the pretrained model, so the optimum stays
+    `p_pre exp(r/beta)/Z`. After Uehara et al. 2024 (SEIKO, arXiv 2402.16359), around any algorithm.
+
+    optimism: how many standard deviations of the proxy's own doubt are added to its mean, below 0 taken off it; by default 1
+    for `ucb`, which has its name from that, and 0 for `ensemble`.
+    noise_std: Gaussian noise put on each answer, to try a loop out on a known reward. budget: refused where it does not pay
+    for the rounds. features: what the proxy sees, `model.features` or the samples themselves.
+
+    >>> sum(Online().rounds)
+    1536
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
+    rounds: tuple[int, ...] = Field((256, 384, 384, 512), min_length=1)
+    budget: int | None = None
+    iterations_per_round: int | None = Field(None, ge=1)
+    proxy: Kind = "ensemble"
+    optimism: float | None = None
+    noise_std: float = Field(0.0, ge=0)
+    features: Literal["model", "samples"] = "model"
+    members: int = Field(8, ge=2, description="networks of the ensemble")
+    hidden: int = Field(32, ge=0, description="width of the proxy's two hidden layers; 0 is linear in the features")
+
+    @field_validator("rounds")
+    @classmethod
+    def _large_enough(cls, rounds: tuple[int, ...]) -> tuple[int, ...]:
+        if min(rounds) < 8:
+            raise ValueError(f"a round asks at least 8 samples, fewer say nothing of the reward (got {min(rounds)})")
+        return rounds
+
+    @field_validator("budget")
+    @classmethod
+    def _pays(cls, budget: int | None, info: ValidationInfo) -> int | None:
+        rounds = info.data.get("rounds", ())
+        if budget is not None and budget < sum(rounds):
+            what = f"the first round of {rounds[0]}" if budget < rounds[0] else f"the {sum(rounds)} of all rounds"
+            raise ValueError(f"{budget} queries do not pay for {what}; raise it, or ask for less in online.rounds")
+        return budget
+
+    def length(self, iterations: int) -> int:
+        """Iterations of a round in a run of this many; ValueError where a round would have none.
+
+        >>> Online(rounds=(64, 128)).length(11)
+        5
+        """
+        count = len(self.rounds)
+        each = self.iterations_per_round or max(1, iterations // count)
+        if iterations <= (count - 1) * each:
+            raise ValueError(
+                f"train.iterations: {iterations} end before round {count} begins; raise it to {count * each}, or ask in fewer"
+                " online.rounds"
+            )
+        return each
+
+
+class QueryLog:
+    """Every answer that was paid for, a line each in queries.jsonl: round (from 1), prompt, value, features.
+
+    Lines are on disk before anyone sees the answers. Without a path nothing is written.
+    """
+
+    def __init__(self, path: Path | None) -> None:
+        self.path = path
+        self.rounds: list[int] = []
+        self.values: list[float] = []
+        self.features: list[list[float]] = []
+
+    def read(self) -> None:
+        """Takes over what an interrupted run has asked; a line whose writing was cut off goes."""
+        self.rounds, self.values, self.features = [], [], []
+        if self.path is None or not self.path.exists():
+            return
+        lines = self.path.read_text(encoding="utf-8").splitlines(keepends=True)
+        whole = [line for line in lines if line.endswith("\n")]
+        for number, line in enumerate(whole, 1):
+            try:
+                record = json.loads(line)
+                self._keep(record["round"], record["value"], record["features"])
+            except (ValueError, KeyError, TypeError) as error:
+                raise ValueError(f"{self.path} line {number}: not an answer of the oracle; mend it or remove it") from error
+        if len(whole) < len(lines):
+            write_whole(self.path, "".join(whole))
+
+    def add(self, number: int, prompts: list[Any] | None, values: Tensor, features: Tensor) -> None:
+        """Writes answers and then keeps them: values (n,), features (n, F)."""
+        records = [
+            # nine digits are a float32 to the bit
+            {"round": number, "prompt": prompt, "value": value, "features": [float(f"{part:.9g}") for part in row]}
+            for prompt, value, row in zip(
+                [None] * len(values) if prompts is None else map(str, prompts), values.tolist(), features.tolist(), strict=True
+            )
+        ]
+        if self.path is not None:
+            self.path.parent.mkdir(parents=True, exist_ok=True)
+            with self.path.open("a", encoding="utf-8") as file:
+                file.write("".join(json.dumps(record) + "\n" for record in records))
+                file.flush()
+                os.fsync(file.fileno())
+        for record in records:
+            self._keep(record["round"], record["value"], record["features"])
+
+    def _keep(self, number: int, value: float, features: list[float]) -> None:
+        self.rounds.append(number)
+        self.values.append(value)
+        self.features.append(features)
+
+    def upto(self, number: int) -> tuple[Tensor, Tensor]:
+        """Features (n, F) and values (n,) of the rounds up to this one."""
+        n = sum(asked <= number for asked in self.rounds)
+        return torch.tensor(self.features[:n]), torch.tensor(self.values[:n])
+
+
+class Rounds:
+    """The rounds of a run: as a reward it is the proxy; `query` is what asks the oracle."""
+
+    differentiable = True
+    rows = None
+    name = "online.proxy"
+
+    def __init__(
+        self,
+        config: Online,
+        iterations: int,
+        model: Model,
+        oracle: CountedReward,
+        prompts: list[Any] | None,
+        queries: Path | None,
+    ) -> None:
+        self.config, self.model, self.oracle, self.prompts = config, model, oracle, prompts
+        self.length = config.length(iterations)
+        self.log = QueryLog(queries)
+        self.round = 0
+        self.figures: dict[str, float] = {}
+        # a prompt given twice is one to the proxy
+        self.slots = torch.tensor([0] if prompts is None else [prompts.index(prompt) for prompt in prompts])
+        zeros = torch.zeros(1, *model.shape, device=model.device, requires_grad=True)
+        seen = self._features(model.decode(zeros))
+        if not seen.requires_grad:
+            raise ValueError("online.features: no gradient reaches the samples through this model's features; take samples")
+        self.proxy = Proxy(
+            seen.shape[1],
+            kinds=len(prompts or []),
+            kind=config.proxy,
+            members=config.members,
+            hidden=config.hidden,
+            optimism=float(config.proxy == "ucb") if config.optimism is None else config.optimism,
+        ).to(model.device)
+
+    def __call__(self, samples: Tensor, prompts: list[Any] | None) -> Tensor:
+        """The proxy's reward, (batch,)."""
+        groups = torch.zeros(len(samples), dtype=torch.long)
+        if prompts is not None and self.prompts is not None:
+            groups = torch.tensor([self.prompts.index(prompt) for prompt in prompts])
+        return self.proxy(self._features(samples), groups)
+
+    def begin_decoded(self, x0: Tensor, decode: Callable[[Tensor], Tensor], prompts: list[Any] | None) -> Callable[[], Tensor]:
+        """The proxy's reward of decode(x0), as `CountedReward` has it."""
+        scores = self(decode(x0), prompts)
+        return lambda: scores
+
+    def _features(self, samples: Tensor) -> Tensor:
+        seen = self.model.features(samples) if self.config.features == "model" else samples
+        return seen.flatten(1).float()
+
+    def due(self, iteration: int) -> bool:
+        """Whether a round begins with this iteration (from 0)."""
+        return self.round < len(self.config.rounds) and iteration >= self.round * self.length
+
+    @torch.no_grad()
+    def query(self, draw: Callable[[Tensor], Tensor], rows: int, generator: torch.Generator) -> None:
+        """One round: `draw(groups) -> samples` of the policy, `rows` at a time; the oracle's answers; the proxy refitted.
+
+        Answers that the log already has are not asked for again; samples and noise are drawn all the same, so that a run
+        taken up again is the uninterrupted one.
+        """
+        number = self.round + 1
+        before, known = len(self.log.upto(self.round)[1]), self.log.rounds.count(number)
+        if before != sum(self.config.rounds[: self.round]):
+            raise ValueError(
+                f"{self.log.path}: lacks answers of the rounds before {number}; put the file back, or begin a new run"
+            )
+        n = self.config.rounds[self.round]
+        groups = self._groups(before + n)[before:]
+        for start in range(0, n, rows):
+            piece = groups[start : start + rows]
+            samples = draw(piece)
+            noise = self.config.noise_std * torch.randn(len(piece), generator=generator)
+            old = min(max(known - start, 0), len(piece))
+            self.oracle.queries += old
+            if old < len(piece):
+                asked = None if self.prompts is None else [self.prompts[int(group)] for group in piece[old:]]
+                values = self.oracle(samples[old:], asked).cpu() + noise[old:]
+                self.log.add(number, asked, values, self._features(samples[old:]).cpu())
+        self._refit(number, before, generator)
+        self.round = number
+
+    def _groups(self, n: int) -> Tensor:
+        """Whose turn it is: each prompt as often as the others, over all rounds."""
+        return self.slots[torch.arange(n) % len(self.slots)]
+
+    def _refit(self, number: int, before: int, generator: torch.Generator) -> None:
+        features, values = self.log.upto(number)
+        groups, fresh = self._groups(len(values)), slice(before, None)
+        proxy = self.proxy.cpu()  # few rows and small networks: as fast as anywhere, and the same everywhere
+        self.figures = {"round": float(number), "oracle_mean": float(values[fresh].mean())}
+        if before:
+            foreseen = proxy.judge(features[fresh], groups[fresh])[0]
+            self.figures["proxy_error"] = float((foreseen - values[fresh]).square().mean().sqrt())
+        proxy.fit(features, groups, values, generator)
+        self.figures["proxy_std"] = float(proxy.judge(features[fresh], groups[fresh])[1].mean())
+        proxy.to(self.model.device)
+
+    def resume(self) -> None:
+        """Takes over the answers that the folder holds, also where there is no checkpoint yet."""
+        self.log.read()
+
+    def state(self) -> dict[str, Any]:
+        """What changes; the answers are in the log."""
+        return {"round": self.round, "figures": self.figures, "proxy": self.proxy.state_dict()}
+
+    def load_state(self, state: dict[str, Any]) -> None:
+        """Puts back what `state` took."""
+        self.round, self.figures = state["round"], state["figures"]
+        self.proxy.load_state_dict(state["proxy"])

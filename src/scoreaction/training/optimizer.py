@@ -1,0 +1,138 @@
+"""How long and how fast a run trains: its settings, its optimisers, its schedule, and the steps they take."""
+
+from __future__ import annotations
+
+import importlib.util
+import math
+from collections.abc import Iterator
+from typing import Any, Literal
+
+import torch
+from pydantic import BaseModel, ConfigDict, Field
+from torch import nn
+
+from scoreaction.algorithms._learner import Update
+from scoreaction.networks.model import Model
+
+NO_GRADIENT = "check that the network's output depends on them, and that nothing detaches it"
+
+
+class TrainingError(RuntimeError):
+    """Training cannot go on: no gradient reaches the trained parameters, or a number is not finite."""
+
+
+ROWS = 4096
+"""The largest batch of one network call where neither run nor model says otherwise."""
+
+
+class Train(BaseModel):
+    """How long and how fast: iterations, trajectories an iteration, learning rate, seed, device, averages, checkpoints.
+
+    max_rows is the largest batch of one network call (guidance doubles it), null the model's own, else 4096; optimizer
+    adam8bit keeps the policy's Adam in 8 bits, for full fine-tuning; held_out_rows how many samples an iteration the held-out
+    rewards and diversity are measured on. select: the metric whose best weights are kept, higher is better; they are then what
+    is reported, sampled and saved. schedule: of the learning rate over the run. samples_per_prompt: that many trajectories in
+    a row have one prompt.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
+    iterations: int = Field(300, ge=1)
+    batch: int = Field(256, ge=2)
+    lr: float = Field(1e-3, gt=0)
+    optimizer: Literal["adam", "adam8bit"] = "adam"
+    seed: int = Field(0, ge=0, lt=2**62)
+    device: str = "auto"
+    precision: Literal["fp32", "bf16", "fp16"] = "fp32"
+    ema: bool = True
+    ema_decay: float = Field(0.99, gt=0, lt=1)
+    schedule: Literal["cosine", "constant"] = "cosine"
+    max_grad_norm: float = Field(1.0, gt=0)
+    max_rows: int | None = Field(None, ge=1)
+    samples_per_prompt: int = Field(1, ge=1)
+    checkpoint_every: int = Field(50, ge=1)
+    held_out_rows: int = Field(64, ge=2)
+    select: str | None = None
+
+    @property
+    def rows(self) -> int:
+        """max_rows, once a run has settled it."""
+        return self.max_rows or ROWS
+
+
+def policy_optimiser(train: Train, model: Model) -> torch.optim.Optimizer:
+    """The optimiser of the trained weights. ValueError, with the remedy, where it cannot be had."""
+    parameters = model.parameters.values()
+    if train.optimizer == "adam":
+        return adam(parameters, train.lr)
+    if importlib.util.find_spec("bitsandbytes") is None:
+        raise ValueError('train.optimizer: adam8bit needs the package bitsandbytes: pip install "scoreaction[adam8bit]"')
+    from bitsandbytes.optim import Adam8bit
+
+    return Adam8bit(list(parameters), lr=train.lr)  # its own eps: in 8 bits a small second moment is 0, and the step m/eps
+
+
+def learning_rate(train: Train, iteration: int) -> float:
+    """The share of the learning rate at this iteration: cosine from 1 to 0.01 over the run."""
+    if train.schedule == "constant":
+        return 1.0
+    return 0.01 + 0.99 * 0.5 * (1 + math.cos(math.pi * iteration / train.iterations))
+
+
+def adam(parameters: Any, lr: float) -> torch.optim.Adam:
+    """Adam with an eps far below the scale of any gradient, so that steps do not depend on the reward's units."""
+    chosen = list(parameters)
+    if not chosen:
+        raise ValueError("the network has no trainable parameters; unfreeze some, or set lora_rank")
+    return torch.optim.Adam(chosen, lr=lr, eps=1e-12, fused=True)
+
+
+class Optimisation:
+    """The optimisers of a run, one for the policy and one for each network with a rate, and the scaler of fp16 gradients."""
+
+    def __init__(
+        self, train: Train, model: Model, networks: dict[str, nn.Module], rates: dict[str, float], *, scaled: bool
+    ) -> None:
+        self.train, self.rates = train, {"policy": train.lr, **rates}
+        self.scaler = torch.amp.GradScaler(model.device.type, enabled=scaled)
+        self.optimisers: dict[str, torch.optim.Optimizer] = {"policy": policy_optimiser(train, model)}
+        self.optimisers |= {name: adam(network.parameters(), rates[name]) for name, network in networks.items()}
+
+    def learn(self, updates: Iterator[Update], iteration: int, *, equal: bool) -> dict[str, float]:
+        """Backward and step for each loss; the mean of each metric, and the policy's mean gradient norm.
+
+        equal: all rewards of the iteration are, so that a gradient of 0 is no fault: it is said in the log.
+        """
+        seen: dict[str, list[float]] = {}
+        share = learning_rate(self.train, iteration)
+        for name, optimiser in self.optimisers.items():
+            for group in optimiser.param_groups:
+                group["lr"] = share * self.rates[name]
+        for update in updates:
+            for name, value in update.metrics.items():
+                seen.setdefault(name, []).append(value)
+            if not update.loss.requires_grad:
+                raise TrainingError(f"iteration {iteration + 1}: the {update.network} received no gradient; {NO_GRADIENT}")
+            self.scaler.scale(update.loss).backward()
+            if update.step:
+                norm = self._step(update.network, iteration)
+                if update.network == "policy" and math.isfinite(norm):
+                    seen.setdefault("grad_norm", []).append(norm)
+        if "grad_norm" not in seen:  # nothing to learn from (all rewards equal, fp16 overflowed): said in the log, not an error
+            return {"grad_norm": 0.0, "skipped": 1.0}
+        if not any(seen["grad_norm"]):
+            if equal:
+                return {"grad_norm": 0.0, "skipped": 1.0}
+            raise TrainingError(f"iteration {iteration + 1}: the trained parameters received no gradient; {NO_GRADIENT}")
+        return {name: sum(values) / len(values) for name, values in seen.items()}
+
+    def _step(self, name: str, iteration: int) -> float:
+        optimiser = self.optimisers[name]
+        parameters = [p for group in optimiser.param_groups for p in group["params"]]
+        self.scaler.unscale_(optimiser)
+        norm = float(nn.utils.clip_grad_norm_(parameters, self.train.max_grad_norm if name == "policy" else 1e9))
+        if not math.isfinite(norm) and not self.scaler.is_enabled():
+            raise TrainingError(f"iteration {iteration + 1}: the gradient of the {name} is not finite; lower train.lr")
+        self.scaler.step(optimiser)  # with fp16 a step whose gradient overflowed is left out, and the scale lowered
+        self.scaler.update()
+        optimiser.zero_grad(set_to_none=True)
+        return norm

@@ -1,0 +1,116 @@
+"""Run folders and their state on disk: safetensors for numbers, JSON for the rest, written whole or not at all."""
+
+from __future__ import annotations
+
+import json
+import os
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from filelock import FileLock, Timeout
+
+from scoreaction.errors import UserError
+from scoreaction.types import Values
+
+
+class RunFolder:
+    """The folder of a run and the names in it."""
+
+    def __init__(self, path: str | os.PathLike[str]) -> None:
+        self.path = Path(path)
+        self.recipe_path = self.path / "recipe.yaml"
+        self.settings_path = self.path / "settings.yaml"
+        self.metrics_path = self.path / "metrics.jsonl"
+        self.queries_path = self.path / "queries.jsonl"
+        self.summary_path = self.path / "summary.json"
+        self.checkpoints = self.path / "checkpoints"
+        self.samples = self.path / "samples"
+        self.tensorboard = self.path / "tensorboard"
+        self.model = self.path / "model"
+        self._lock = FileLock(self.path / ".lock", is_singleton=True, thread_local=False)  # one a process
+
+    @property
+    def exists(self) -> bool:
+        """Whether a run is there."""
+        return any(path.exists() for path in (self.description, self.metrics_path, self.queries_path))
+
+    @property
+    def description(self) -> Path:
+        """What says what the run is: its recipe, or the settings of one that was started from Python."""
+        return self.settings_path if self.settings_path.exists() else self.recipe_path
+
+    @contextmanager
+    def held(self) -> Iterator[None]:
+        """Keeps the folder for this process; one that died keeps nothing. ValueError where another has it."""
+        self.path.mkdir(parents=True, exist_ok=True)
+        try:
+            self._lock.acquire(timeout=0)
+        except Timeout as error:
+            message = f"output: {self.path} is in use by another process; wait for it, or name another folder"
+            raise ValueError(message) from error
+        try:
+            yield
+        finally:
+            self._lock.release()
+
+    def saved_checkpoints(self) -> list[Path]:
+        """Whole checkpoints, oldest first; one whose writing was cut off is not among them."""
+        return sorted(
+            (path for path in self.checkpoints.glob("[0-9]*") if path.name.isdigit()), key=lambda path: int(path.name)
+        )
+
+    def newest_checkpoint(self) -> Path | None:
+        """The checkpoint of the highest iteration."""
+        found = self.saved_checkpoints()
+        return found[-1] if found else None
+
+    def cut_metrics(self, iteration: int) -> None:
+        """Drops the lines of metrics.jsonl that come after this many iterations."""
+        if self.metrics_path.exists():
+            lines = self.metrics_path.read_text().splitlines(keepends=True)
+            write_whole(self.metrics_path, "".join(lines[:iteration]))
+
+
+def check_writable(folder: Path, key: str) -> None:
+    """Makes the folder; UserError, before any work is done for it, where nothing can be written there."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=folder):
+            pass
+    except OSError as error:
+        raise UserError(f"{key}: {folder} cannot be written to ({error.strerror}); name another folder") from error
+
+
+def write_whole(path: Path, text: str) -> None:
+    """Writes a text file so that a crash leaves the old one or the new one."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    part = path.with_name(path.name + ".part")
+    part.write_text(text, encoding="utf-8")
+    os.replace(part, path)
+
+
+# Folders
+
+
+def read_json_lines(path: Path) -> list[Values]:
+    """The records of metrics.jsonl; a last line that was cut off is left out."""
+    if not path.is_file():
+        return []
+    records = []
+    for line in path.read_text(encoding="utf-8").splitlines():
+        try:
+            records.append(json.loads(line))
+        except json.JSONDecodeError:
+            break
+    return records
+
+
+def read_summary(folder: Path) -> Values | None:
+    """A finished run's summary, or None."""
+    path = RunFolder(folder).summary_path
+    try:
+        return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else None
+    except ValueError as error:
+        raise UserError(f"{path}: is not JSON; delete it, and train --resume measures again") from error
