@@ -16,12 +16,12 @@ Spacing = Literal["leading", "trailing", "linspace"]
 
 @dataclass(frozen=True)
 class TableVP(Process):
-    """Variance preserving through a table of N cumulative alphas, continuous in t: `alpha^2 = alphas_cumprod[i]` at `t = i/(N-1)`.
+    """Variance preserving through a table of N cumulative alphas, continuous in t.
 
-    Between the nodes `log alpha` is a cubic (Hermite). A table that does not begin with 1 does **not** reach data at t = 0:
-    sigma_0 is its first sigma (0.029 for Stable Diffusion). For a table that ends with 0 (zero terminal SNR, Lin et al. 2023,
-    arXiv 2305.08891) `alpha = (1-t) h`, the cubic goes through log h, and f and g^2 are infinite at t = 1. `spacing` and
-    `steps_offset` are the scheduler's choice of indices, for `own_grid`.
+    At `t = i/(N-1)`, `alpha^2 = alphas_cumprod[i]`; between the nodes `log alpha` is a cubic (Hermite). A table that does not
+    begin with 1 does **not** reach data at t = 0: sigma_0 is its first sigma (0.029 for Stable Diffusion). For a table that
+    ends with 0 (zero terminal SNR, Lin et al. 2023, arXiv 2305.08891) `alpha = (1-t) h`, the cubic goes through log h, and f
+    and g^2 are infinite at t = 1. `spacing` and `steps_offset` are the scheduler's choice of indices, for `own_grid`.
 
     >>> round(float(TableVP.scaled_linear().sigma(torch.zeros((), dtype=torch.float64))), 4)
     0.0292
