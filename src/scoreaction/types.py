@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
-from typing import Any, Protocol, runtime_checkable
+from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 from torch import Tensor
 
@@ -12,8 +11,7 @@ Conditions = Any
 """Conditions of a network: None, a tensor (batch, ...), or a dict of such tensors (see `networks.conditions`)."""
 
 
-@dataclass(frozen=True)
-class Prediction:
+class Prediction(NamedTuple):
     """Prediction of the clean sample and of the noise at (x, t), `x = alpha x0 + sigma eps`; both (batch, *shape).
 
     It holds both because x and one of them do not determine the other everywhere: eps (or the score) leaves x0 open at

@@ -15,12 +15,32 @@ from scoreaction.diffusion.transitions import sum_event
 from scoreaction.types import Prediction
 
 
-def score_weight(process: Process, t: Tensor, s: Tensor) -> Tensor:
+def drift_rate(eta: float) -> float:
+    """Factor `c = (1 + eta^2)/2` of the score a in the reverse drift `-f x + c g^2 a`.
+
+    >>> drift_rate(0.0), drift_rate(1.0)
+    (0.5, 1.0)
+    """
+    return (1 + eta**2) / 2
+
+
+def kl_rate(eta: float) -> float:
+    """Factor `(c/eta)^2` of the path KL: scores that differ by d cost `(c/eta)^2 g^2 |d|^2/2` nats per unit of t (Girsanov).
+
+    At eta = 0, where the path KL is infinite, it is 1: a quadratic cost of the action, whose optimum is not the tilted law.
+
+    >>> kl_rate(1.0), kl_rate(0.5)
+    (1.0, 1.5625)
+    """
+    return (drift_rate(eta) / eta) ** 2 if eta > 0 else 1.0
+
+
+def g2_integral(process: Process, t: Tensor, s: Tensor) -> Tensor:
     """Integral of g^2 over [s, t] by the midpoint rule, `(t - s) g^2((t + s)/2)`: finite even where g^2(1) is infinite.
 
     >>> from scoreaction import Flow
     >>> one = torch.ones((), dtype=torch.float64)
-    >>> float(score_weight(Flow(), one, 0.5 * one))  # 1/2 * 2 (3/4)/(1/4)
+    >>> float(g2_integral(Flow(), one, 0.5 * one))  # 1/2 * 2 (3/4)/(1/4)
     3.0
     """
     return (t - s) * process.g2((t + s) / 2)
@@ -58,7 +78,7 @@ def path_kl_steps(process: Process, times: Tensor, difference: Prediction, eta: 
             steps.append(0.25 * float(snr_s[i]) * (x0[i] + x0[i + 1]))
         else:
             steps.append(0.25 * float(log_snr[i + 1] - log_snr[i]) * (eps[i] + eps[i + 1]))
-    return ((1 + eta**2) / (2 * eta)) ** 2 * torch.stack(steps)
+    return kl_rate(eta) * torch.stack(steps)
 
 
 def path_kl(process: Process, times: Tensor, difference: Prediction, eta: float, t_min: float = 1e-3) -> Tensor:

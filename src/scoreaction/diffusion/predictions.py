@@ -78,3 +78,52 @@ def from_prediction(process: Process, predicts: Predicts, t: Tensor, prediction:
 def score(process: Process, t: Tensor, prediction: Prediction) -> Tensor:
     """Score `s = grad log p_t(x) = -eps/sigma`, (batch, *shape): the action of the policy. Not finite where sigma = 0."""
     return -prediction.eps / expand(process.sigma(t), prediction.eps)
+
+
+def perturbed(
+    process: Process, x: Tensor, t: Tensor, prediction: Prediction, std: float, generator: torch.Generator
+) -> Prediction:
+    """Adds exploration noise to the action: `eps + std z`, z normal, and the x0 of that eps at x (batch, *shape), t ().
+
+    Unchanged at alpha = 0, where x alone determines eps.
+
+    >>> from scoreaction import Flow
+    >>> x, t = torch.ones(1, 2), torch.tensor(0.5, dtype=torch.float64)
+    >>> moved = perturbed(Flow(), x, t, Prediction(x, x), 0.1, torch.Generator().manual_seed(0))
+    >>> torch.allclose(0.5 * moved.x0 + 0.5 * moved.eps, x)
+    True
+    """
+    if std == 0 or float(process.alpha(t)) == 0:
+        return prediction
+    noise = torch.randn(x.shape, generator=generator, dtype=x.dtype).to(x.device)
+    eps = prediction.eps + std * noise
+    return Prediction((x - expand(process.sigma(t), x) * eps) / expand(process.alpha(t), x), eps)
+
+
+class PredictionBuffer:
+    """Memory for the predictions of `rows` rows, filled piece by piece, so that no second copy of them exists.
+
+    >>> buffer = PredictionBuffer(2)
+    >>> for value in (1.0, 2.0):
+    ...     buffer.add(Prediction(torch.full((1, 3), value), torch.zeros(1, 3)))
+    >>> buffer.all().x0[:, 0]
+    tensor([1., 2.])
+    """
+
+    def __init__(self, rows: int) -> None:
+        self.rows, self.count = rows, 0
+        self.into: Prediction | None = None
+
+    def add(self, prediction: Prediction) -> None:
+        """Stores the next rows: x0 and eps (n, *shape)."""
+        if self.into is None:
+            self.into = Prediction(*(part.new_empty(self.rows, *part.shape[1:]) for part in prediction))
+        rows = slice(self.count, self.count + len(prediction.x0))
+        self.into.x0[rows], self.into.eps[rows] = prediction
+        self.count += len(prediction.x0)
+
+    def all(self) -> Prediction:
+        """All rows (rows, *shape); ValueError if some are missing."""
+        if self.into is None or self.count < self.rows:
+            raise ValueError(f"{self.count} of {self.rows} predictions are there")
+        return self.into
