@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol, runtime_checkable
 
@@ -28,13 +28,17 @@ Predict = Callable[[Tensor, Tensor], Prediction]
 """`predict(x, t)`: x (batch, *shape), t () or (batch,) float64 in [0, 1]."""
 
 
+Prompts = Sequence[Any] | None
+"""A prompt for each sample, a text or a `Prompt`; None where the model takes none."""
+
+
 class RewardFunction(Protocol):
-    """`reward(samples, conditions) -> (batch,)`. Higher is better."""
+    """`reward(samples, prompts) -> (batch,)`. Higher is better."""
 
     @property
     def differentiable(self) -> bool: ...
 
-    def __call__(self, samples: Tensor, conditions: Conditions) -> Tensor: ...
+    def __call__(self, samples: Tensor, prompts: Prompts) -> Tensor: ...
 
 
 EVERY = 2**31
@@ -51,7 +55,7 @@ class Background(Protocol):
     @property
     def rows(self) -> int: ...
 
-    def begin(self, samples: Tensor, conditions: Conditions) -> Callable[[], Tensor]: ...
+    def begin(self, samples: Tensor, prompts: Prompts) -> Callable[[], Tensor]: ...
 
 
 class Prompt(str):

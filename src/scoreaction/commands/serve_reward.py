@@ -24,7 +24,7 @@ import torch
 from scoreaction.catalog import TOKEN_VARIABLE
 from scoreaction.errors import UserError
 from scoreaction.rewards import CountedReward, RewardError
-from scoreaction.rewards._wire import WireError, answer, asked, sendable
+from scoreaction.rewards._wire import WireError, answer, read_question, sendable
 from scoreaction.types import RewardFunction
 
 WAITING = 8
@@ -58,7 +58,7 @@ class Service:
 
     def score(self, body: bytes) -> bytes:
         """The answer to a question. WireError where it cannot be read, RewardError where the reward refuses."""
-        samples, prompts = asked(body, most=self.max_images)
+        samples, prompts = read_question(body, most=self.max_images)
         with self.one, torch.no_grad():
             return answer(self.reward(samples.to(self.device), prompts).cpu())
 

@@ -91,14 +91,6 @@ class TextMemory:
         return torch.stack([self.kept[text].to(device) for text in texts])
 
 
-def prompts_for(samples: Tensor, conditions: Any, *, name: str) -> list[Any]:
-    """The samples' prompts; ValueError where they are not given."""
-    if not isinstance(conditions, list | tuple) or len(conditions) != len(samples):
-        got = f"{len(conditions)}" if isinstance(conditions, list | tuple) else type(conditions).__name__
-        raise ValueError(f"reward {name}: needs a prompt for each of the {len(samples)} samples, got {got}; give prompts")
-    return list(conditions)
-
-
 class Clip:
     """A CLIP of transformers, frozen: unit features of images (batch, 1 or 3, H, W) in [0, 1] and of prompts."""
 

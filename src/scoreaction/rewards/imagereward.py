@@ -9,9 +9,9 @@ from typing import Any, Literal
 from pydantic import BaseModel, Field
 from torch import Tensor
 
-from scoreaction.rewards._clip import cropped, prompts_for
-from scoreaction.rewards._images import check_images
-from scoreaction.types import Conditions
+from scoreaction.rewards._clip import cropped
+from scoreaction.rewards._images import check_images, texts_of
+from scoreaction.types import Prompts
 
 SIZE, WORDS = 224, 35
 """Pixels and tokens that it sees."""
@@ -52,9 +52,9 @@ class ImageRewardScore:
     net: Any
     differentiable: bool = True
 
-    def __call__(self, samples: Tensor, conditions: Conditions) -> Tensor:
+    def __call__(self, samples: Tensor, prompts: Prompts) -> Tensor:
         check_images(samples, name="imagereward")
-        texts = [str(prompt) for prompt in prompts_for(samples, conditions, name="imagereward")]
+        texts = texts_of(samples, prompts, name="imagereward")
         net = self.net.to(samples.device)
         net.device = samples.device
         tokens = net.blip.tokenizer(texts, padding="max_length", truncation=True, max_length=WORDS, return_tensors="pt")
