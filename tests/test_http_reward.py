@@ -221,7 +221,8 @@ def test_a_refusal_says_the_servers_reason_and_is_not_asked_again() -> None:
         assert "the scorer is out of memory (HTTP 422)" in failure(remote(url))
     assert asked == [1]
     with serving(legibility.build(legibility.Config())) as server:
-        assert "tested: raised ValueError: reward legibility: expected floating images (batch, 1," in failure(remote(server.url))
+        why = "tested: raised ValueError: reward legibility: expected floating images (batch, 1,"
+        assert why in failure(remote(server.url))
 
 
 def test_the_token(monkeypatch: pytest.MonkeyPatch) -> None:

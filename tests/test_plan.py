@@ -25,9 +25,9 @@ pytest.importorskip("peft")
 
 import tiny_pipelines  # noqa: E402
 
-from scoreaction.models.diffusers import Config  # noqa: E402
+from scoreaction.models.diffusers import Config, skeleton  # noqa: E402
 from scoreaction.models.pipelines.assemble import build_from_pipeline  # noqa: E402
-from scoreaction.models.pipelines.skeleton import SHIPPED, skeleton  # noqa: E402
+from scoreaction.models.pipelines.skeleton import SHIPPED  # noqa: E402
 
 
 def profiled_peak(run: Any) -> int:

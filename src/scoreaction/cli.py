@@ -137,7 +137,7 @@ def sample(
     """Draw from the tuned model: samples.npz and samples.png."""
     from scoreaction.commands.evaluate import draw_samples, open_run
 
-    opened = open_run(run, tuned=not base, judged=False)
+    opened = open_run(run, tuned=not base, rewards=False)
     where = draw_samples(opened, output or run, n=n, prompts=prompt, steps=steps, solver=solver, eta=eta, seed=seed, base=base)
     print(f"samples: {where}")
 
@@ -269,12 +269,13 @@ def details(what: str, name: str) -> str:
     """The keys of a file on a shelf or of the user's, or of a section of the recipe; the text of a recipe."""
     from scoreaction.recipes.recipe import SECTIONS
     from scoreaction.recipes.settings_help import explained
+    from scoreaction.recipes.traits import traits_of
 
     kinds: dict[str, Kind] = {folder: kind for kind, folder in SHELVES.items()}
     if what in kinds:
         module = find(kinds[what], name, key=f"list {what}")
         heading = f"{name}: {(module.__doc__ or '').partition(chr(10))[0]}"
-        brought = [f"{section}: {values}" for section, values in vars(module).get("DEFAULTS", {}).items()]
+        brought = [f"{section}: {values}" for section, values in traits_of(module, key=f"list {what}").defaults.items()]
         return "\n".join([heading, "", explained(module.Config), *(["", "Defaults for others:", *brought] if brought else [])])
     if name not in (known := listed(what)):
         raise UserError(f"list {what}: there is no {name!r}; {nearest(name, known)}")

@@ -35,10 +35,10 @@ class Opened:
     tuner: Finetuner
 
 
-def open_run(folder: Path, *, tuned: bool, judged: bool = True) -> Opened:
+def open_run(folder: Path, *, tuned: bool, rewards: bool = True) -> Opened:
     """Builds the run of a folder and, for the tuned model, loads its newest checkpoint; nothing in the folder changes.
 
-    Not judged: without its rewards, to draw from.
+    rewards False: without its rewards, to draw from.
     """
     place = RunFolder(folder)
     if place.settings_path.is_file():
@@ -49,11 +49,11 @@ def open_run(folder: Path, *, tuned: bool, judged: bool = True) -> Opened:
     if not place.recipe_path.is_file():
         raise UserError(f"{folder}: not a run folder (no recipe.yaml in it); give what train printed after run:")
     recipe = load_recipe(str(place.recipe_path))
-    tuner = build(recipe, judged=judged)
+    tuner = build(recipe, rewards=rewards)
     newest = place.newest_checkpoint()
     if newest is not None:
         try:
-            (tuner.load_state if judged else tuner.load_weights)(load_tree(newest))
+            (tuner.load_state if rewards else tuner.load_weights)(load_tree(newest))
         except (RuntimeError, KeyError, ValueError, TypeError) as error:
             raise UserError(f"{newest}: {DAMAGED}") from error
     elif tuned:

@@ -23,6 +23,7 @@ import torch
 
 from scoreaction.catalog import TOKEN_VARIABLE
 from scoreaction.errors import UserError
+from scoreaction.recipes.build import check_device
 from scoreaction.rewards import CountedReward, RewardError
 from scoreaction.rewards._wire import WireError, answer, read_question, sendable
 from scoreaction.types import RewardFunction
@@ -156,10 +157,7 @@ def service_of(
 ) -> Service:
     """The service; UserError for a device that is not there."""
     chosen = ("cuda" if torch.cuda.is_available() else "cpu") if device == "auto" else device
-    try:
-        torch.zeros((), device=chosen)
-    except (RuntimeError, AssertionError, NotImplementedError) as error:
-        raise UserError(f"--device: {device!r} cannot be used here; take auto, cpu or, with a GPU, cuda") from error
+    check_device(chosen, key="--device")
     return Service(name, CountedReward(reward, name=name), torch.device(chosen), token or None, max_images, max_bytes)
 
 

@@ -113,8 +113,8 @@ def show_plan(found: Values) -> None:
     print(
         "how: layers are built without weights and run once; every tensor that is kept is counted, sampling at"
         f" {found['rows']} rows at a time (train.max_rows). One iteration is run with networks that do nothing, to count"
-        " evaluations and see which graphs are alive together. Scorers are counted by the published weights of aesthetic, clip,"
-        " pickscore, hpsv2 and imagereward; other rewards as none. Not counted: activations of the scorers, the critic,"
+        " evaluations and see which graphs are alive together. Scorers are counted by the weights that"
+        " their files name (PARAMETERS); other rewards as none. Not counted: activations of the scorers, the critic,"
         " kernels' workspaces."
     )
 

@@ -9,11 +9,11 @@ from typing import Any
 import numpy as np
 import yaml
 
+from scoreaction.models._records import Card
 from scoreaction.recipes.recipe import Recipe, dump
 from scoreaction.report.numbers import number, with_error
 from scoreaction.training.run_folder import RunFolder, write_whole
 
-LORA_FILE = "pytorch_lora_weights.safetensors"
 SHOWN = 16
 """Samples in the picture."""
 
@@ -39,14 +39,16 @@ def write_card(folder: Path, recipe: Recipe, figures: dict[str, Any]) -> Path:
 
 
 def _header(recipe: Recipe, model: Path) -> str:
-    """What the hub reads."""
-    values: dict[str, Any] = {"tags": ["scoreaction", recipe.algorithm.name]}
-    base = recipe.model.config.model_dump().get("path")
-    if recipe.model.name == "diffusers":
-        values = {"library_name": "diffusers", "base_model": base, **values}
-        if (model / LORA_FILE).is_file():
-            values["tags"].append("lora")
-    return yaml.safe_dump(values, sort_keys=False)
+    """The hub's part of the page."""
+    card = _card(recipe, model)
+    return yaml.safe_dump({**card.header, "tags": ["scoreaction", recipe.algorithm.name, *card.tags]}, sort_keys=False)
+
+
+def _card(recipe: Recipe, model: Path) -> Card:
+    """The model file's own card, or that of a model which only this package loads."""
+    if recipe.model.traits.card is not None:
+        return recipe.model.traits.card(recipe.model.config, model)
+    return Card({}, [], ["import scoreaction as sa", 'model = sa.load("this folder")'])
 
 
 def _body(recipe: Recipe, figures: dict[str, Any], model: Path) -> str:
@@ -65,7 +67,9 @@ def _body(recipe: Recipe, figures: dict[str, Any], model: Path) -> str:
         "",
         *table,
         "",
-        *_loading(recipe, model),
+        "```python",
+        *_card(recipe, model).code,
+        "```",
     ]
     return "\n".join(lines) + "\n"
 
@@ -80,20 +84,6 @@ def _named(key: str) -> str:
 
 def _cell(figures: dict[str, Any], key: str, kind: str) -> str:
     return with_error(figures.get(f"{key}_{kind}"), figures.get(f"{key}_{kind}_se"))
-
-
-def _loading(recipe: Recipe, model: Path) -> list[str]:
-    lines = ["```python"]
-    if recipe.model.name != "diffusers":
-        lines += ["import scoreaction as sa", 'model = sa.load("this folder")']
-    else:
-        lora = (model / LORA_FILE).is_file()
-        base = recipe.model.config.model_dump()["path"] if lora else "this folder"
-        # without a dtype its parts keep the ones they are stored in, which need not go together
-        loaded = f'DiffusionPipeline.from_pretrained("{base}", torch_dtype=torch.float32)'
-        lines += ["import torch", "from diffusers import DiffusionPipeline", f"pipeline = {loaded}"]
-        lines += ['pipeline.load_lora_weights("this folder")'] if lora else []
-    return [*lines, "```"]
 
 
 def _recipe(recipe: Recipe) -> str:

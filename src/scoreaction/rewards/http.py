@@ -10,7 +10,7 @@ from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Literal
 from urllib.parse import SplitResult, urlsplit
 
 import torch
@@ -25,6 +25,8 @@ from scoreaction.types import Prompts
 BUSY = (429, 502, 503, 504)
 """HTTP statuses after which a query is repeated."""
 LONGEST_ANSWER = 2**24
+PROBE = False
+"""A server's answers may cost money or time."""
 
 
 class Config(BaseModel, frozen=True, extra="forbid"):

@@ -17,6 +17,7 @@ from scoreaction.models.pipelines.networks import PipelineNet
 from scoreaction.models.pipelines.text import TextEncoding
 from scoreaction.networks.model import Model
 
+LORA_FILE = "pytorch_lora_weights.safetensors"
 ROWS = 2
 """Points of one network call unless a run says otherwise; guidance doubles them. Few, since their graph is kept."""
 
@@ -174,7 +175,7 @@ def export(model: Model, pipeline: Any, folder: Path) -> None:
     }
     folder.mkdir(parents=True, exist_ok=True)
     metadata = {"format": "pt", "lora_adapter_metadata": json.dumps(settings, sort_keys=True)}
-    save_file(layers, folder / "pytorch_lora_weights.safetensors", metadata=metadata)
+    save_file(layers, folder / LORA_FILE, metadata=metadata)
 
 
 def merged(core: nn.Module) -> nn.Module:
