@@ -19,11 +19,11 @@ from twins import accepts, close
 
 from scoreaction import catalog
 from scoreaction.cli import listed, main
-from scoreaction.commands.compare import grouped
+from scoreaction.commands.compare import grouped, planned
 from scoreaction.commands.evaluate import open_run
 from scoreaction.commands.train import Stopper
 from scoreaction.diffusion.solvers import SOLVERS
-from scoreaction.recipes.recipe import load_recipe
+from scoreaction.recipes.recipe import load_recipe, optimum_beta
 from scoreaction.sampling.draw import draw, spread_prompts
 from scoreaction.training.finetuner import Finetuner
 from scoreaction.training.run_folder import read_json_lines
@@ -136,6 +136,8 @@ def test_the_module_and_its_exit_code_from_a_shell(tmp_path: Path) -> None:
             ["compare", "mixture", "--algorithms", "ddpo", "--sweep", "train.seed=1,2"],
             "--sweep: train.seed has an option of its own",
         ),
+        (["compare", "mixture", "train.seed=3", "--algorithms", "ddpo"], "train.seed: has an option of its own: --seeds"),
+        (["compare", "mixture", "algorithm={name: dpok, beta: 1}", "--algorithms", "dpok"], "algorithm: has an option of its"),
         (
             ["compare", "mixture", "--algorithms", "dpok", "--sweep", "algorithm.beta=0.1,0.10"],
             "--sweep: algorithm.beta has a value",
@@ -353,6 +355,24 @@ def test_compare_runs_what_is_missing_and_gives_standard_errors(
 
     monkeypatch.setattr(Finetuner, "_iterate", lambda tuner: pytest.fail("a finished run was run again"))
     assert main(command) == 0
+
+
+def test_one_rule_gives_the_optimum_that_a_comparison_is_measured_against(tmp_path: Path) -> None:
+    """evaluation.beta, else the beta of the recipe's own algorithm with the overrides that it knows."""
+
+    def betas(recipe: str, *overrides: str) -> list[float | None]:
+        return [optimum_beta(entry.recipe) for entry in planned(recipe, overrides, ["score_action", "ddpo"], [0], None)]
+
+    def alike(found: list[float | None]) -> None:
+        assert found == [found[0]] * 2
+
+    accepts(alike, betas("mixture"), apart=[0.5, None])
+    assert betas("mixture", "algorithm.beta=0.2") == [0.2, 0.2]
+    assert betas("mixture", "algorithm.minibatches=2") == [0.5, 0.5], "a setting that only the other algorithm knows"
+    own = tmp_path / "own.yaml"
+    own.write_text(catalog.recipes()["mixture"].read_text().replace("seed: 1234}", "seed: 1234, beta: 0.25}"))
+    assert betas(str(own)) == [0.25, 0.25], "the file's evaluation.beta is that of all"
+    assert betas(str(own), "evaluation.beta=0.3") == [0.3, 0.3]
 
 
 def test_standard_errors_are_over_seeds() -> None:

@@ -12,13 +12,16 @@ from scoreaction import catalog
 from scoreaction.commands.train import run
 from scoreaction.errors import Interrupted, UserError, nearest
 from scoreaction.recipes.build import build
-from scoreaction.recipes.recipe import Recipe, load_recipe
+from scoreaction.recipes.recipe import Recipe, load_recipe, optimum_beta
 from scoreaction.recipes.text import parse_override
 from scoreaction.recipes.validation import fields_of
 from scoreaction.report.model_card import write_card
 from scoreaction.training.run_folder import RunFolder, read_summary, write_whole
 from scoreaction.types import Values
 from scoreaction.yaml_text import parse_yaml
+
+OPTIONS = {"train.seed": "--seeds", "algorithm.name": "--algorithms", "algorithm": "--algorithms"}
+"""Keys of a recipe that a comparison sets by options."""
 
 
 @dataclass(frozen=True)
@@ -44,8 +47,8 @@ def parse_sweep(text: str | None) -> tuple[str | None, list[str]]:
     key, _, values = text.partition("=")
     if not key or not values:
         raise UserError(f"--sweep: must be key=value,value, for example algorithm.beta=0.1,0.3 (got {text!r})")
-    if key in ("train.seed", "algorithm.name"):
-        raise UserError(f"--sweep: {key} has an option of its own: {'--seeds' if key == 'train.seed' else '--algorithms'}")
+    if key in OPTIONS:
+        raise UserError(f"--sweep: {key} has an option of its own: {OPTIONS[key]}")
     parse_override(f"{key}=0")
     parsed = parse_yaml(f"[{values}]", where="--sweep")
     if not parsed:
@@ -60,16 +63,17 @@ def planned(
 ) -> list[Entry]:
     """All runs, the recipe of each checked.
 
-    An `algorithm.` setting goes to the algorithms that know it, and one of them must; the others run without it. Distances
-    are to one optimum: that of the recipe's own beta, for algorithms that have none.
+    An `algorithm.` setting goes to the algorithms that know it, and one of them must; the others run without it. Algorithms
+    without a beta are measured against the optimum of the recipe's own.
     """
     key, values = parse_sweep(sweep)
     known = {name: fields_of(catalog.find("algorithm", name, key="--algorithms").Config) for name in algorithms}
-    own = [text.partition("=")[0] for text in overrides] + ([key] if key else [])
-    for setting in [setting for setting in own if setting.startswith("algorithm.") and setting != "algorithm.name"]:
+    for setting in [text.partition("=")[0] for text in overrides] + ([key] if key else []):
+        if setting in OPTIONS:
+            raise UserError(f"{setting}: has an option of its own: {OPTIONS[setting]}")
         if not any(_knows(known[name], setting) for name in algorithms):
             raise UserError(f"{setting}: no setting of {' or '.join(algorithms)}; {_nearest(known, setting)}")
-    beta = _beta(recipe, [text for text in overrides if _knows(known[algorithms[0]], text)])
+    beta = optimum_beta(_as_written(recipe, overrides))
     entries = []
     for name in algorithms:
         changes = [text for text in overrides if _knows(known[name], text)] + [f"algorithm.name={name}"]
@@ -87,7 +91,7 @@ def planned(
 
 
 def _knows(known: Sequence[str], override: str) -> bool:
-    """Whether an algorithm knows the setting of an override; those of other sections concern everyone."""
+    """True where an algorithm knows the setting of an override; those of other sections concern every algorithm."""
     section, _, setting = override.partition("=")[0].partition(".")
     return section != "algorithm" or setting.partition(".")[0] in known
 
@@ -96,10 +100,11 @@ def _nearest(known: dict[str, list[str]], setting: str) -> str:
     return nearest(setting.removeprefix("algorithm."), {key for keys in known.values() for key in keys if key != "name"})
 
 
-def _beta(recipe: str, overrides: Sequence[str]) -> float | None:
-    """The recipe's own price of KL."""
-    beta = load_recipe(recipe, overrides).algorithm.dump().get("beta")
-    return beta if isinstance(beta, float) else None
+def _as_written(recipe: str, overrides: Sequence[str]) -> Recipe:
+    """The recipe with its own algorithm and the overrides that this one knows."""
+    others = [text for text in overrides if not text.startswith("algorithm.")]
+    known = fields_of(type(load_recipe(recipe, others).algorithm.config))
+    return load_recipe(recipe, [text for text in overrides if _knows(known, text)])
 
 
 def compare(

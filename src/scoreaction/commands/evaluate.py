@@ -23,6 +23,7 @@ from scoreaction.training.checkpoints import DAMAGED, load_tree
 from scoreaction.training.evaluation import ExactTask, measure, measure_kl
 from scoreaction.training.finetuner import Finetuner
 from scoreaction.training.run_folder import RunFolder, check_writable, write_whole
+from scoreaction.training.summary import optimum_beta
 from scoreaction.types import Values
 
 
@@ -176,7 +177,7 @@ def _cell(tuner: Finetuner, sampler: Sampler, n: int, prompts: list[Any] | None,
     model = tuner.model
     figures, _ = measure(model, sampler, tuner.reward, tuner.held_out, n=n, prompts=prompts, seed=seed)
     figures |= measure_kl(model, sampler, n, prompts, seed, max_rows=tuner.train.rows)
-    task = ExactTask.of(model, tuner.reward.reward, tuner.evaluation.beta or tuner.learner.beta)
+    task = ExactTask.of(model, tuner.reward.reward, optimum_beta(tuner))
     if task is not None:
 
         def drawn(seed: int) -> Tensor:

@@ -16,7 +16,7 @@ from torch import Tensor
 from scoreaction.commands._live_memory import LiveMemory
 from scoreaction.commands._plan_watch import Graph, Watch, doubled, watch_iteration
 from scoreaction.errors import UserError
-from scoreaction.models._records import Skeleton
+from scoreaction.models import Skeleton
 from scoreaction.networks.conditions import map_conditions
 from scoreaction.networks.model import Model
 from scoreaction.recipes.build import build_block, keyed

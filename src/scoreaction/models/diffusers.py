@@ -21,6 +21,8 @@ DEFAULTS: dict[str, Any] = {
     "algorithm": {"beta": 0.1, "rows": 16, "updates": 4, "critic_updates": 16},
 }
 
+EXAMPLE = {"path": "stable-diffusion-v1-5/stable-diffusion-v1-5"}
+
 
 class Config(BaseModel, frozen=True, extra="forbid", allow_inf_nan=False):
     """path: a folder in diffusers format, or a hub id; lora_rank null trains all of the network's weights.

@@ -183,8 +183,7 @@ def _check_decoded(samples: Tensor, name: str) -> None:
 
 def _misfit(error: RewardError, scorer: Scorer, model: str) -> str:
     """The line for a reward that refused or failed at the probe: with the key of its setting where it names one."""
-    cause = error.__cause__
-    message = keyed(str(cause), scorer.key, scorer.block) if isinstance(cause, ValueError) else str(error)
-    if message.startswith(f"{scorer.key}."):
-        return message
-    return f"{scorer.key}: does not fit the model {model}: {message.removeprefix(f'{scorer.key}: ')}"
+    message = str(error).removeprefix(f"{scorer.key}: ")
+    refusal = message.removeprefix("raised ValueError: ")
+    setting = keyed(refusal, scorer.key, scorer.block)
+    return setting if setting.startswith(f"{scorer.key}.") else f"{scorer.key}: does not fit the model {model}: {refusal}"

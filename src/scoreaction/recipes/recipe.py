@@ -131,6 +131,11 @@ def _algorithm_beta(values: Values) -> Any:
     return algorithm.get("beta") if isinstance(algorithm, dict) else None
 
 
+def optimum_beta(recipe: Recipe) -> float | None:
+    """The beta of the optimum that a recipe's run is measured against: `evaluation.beta`, else the algorithm's own."""
+    return recipe.evaluation.beta or recipe.algorithm.dump().get("beta")
+
+
 def dump(recipe: Recipe) -> str:
     """The recipe as YAML, every default written out; `load_recipe` gives the same recipe back.
 

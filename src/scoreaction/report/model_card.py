@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import yaml
 
-from scoreaction.models._records import Card
+from scoreaction.models import Card
 from scoreaction.recipes.recipe import Recipe, dump
 from scoreaction.report.numbers import number, with_error
 from scoreaction.training.run_folder import RunFolder, write_whole
