@@ -18,9 +18,10 @@ import pytest
 from twins import accepts, close
 
 from scoreaction import catalog
-from scoreaction.cli import listed, main
+from scoreaction.cli import main
 from scoreaction.commands.compare import grouped, planned
 from scoreaction.commands.evaluate import open_run
+from scoreaction.commands.listing import listed
 from scoreaction.commands.train import Stopper
 from scoreaction.diffusion.solvers import SOLVERS
 from scoreaction.recipes.recipe import load_recipe, optimum_beta
@@ -115,6 +116,7 @@ def test_the_module_and_its_exit_code_from_a_shell(tmp_path: Path) -> None:
         (["sample", "nowhere"], "nowhere: not a run folder"),
         (["evaluate", "nowhere"], "nowhere: not a run folder"),
         (["report", "nowhere"], "nowhere: neither a run nor a comparison"),
+        (["list", "algoritms", "ddpo"], "list: there is no list of 'algoritms'; did you mean algorithms?"),
         (["list", "algoritms"], "list: there is no list of 'algoritms'; did you mean algorithms?"),
         (["compare", "mixture"], "Missing option '--algorithms'"),
         (["compare", "mixture", "--algorithms", "ddop"], "--algorithms: unknown algorithm 'ddop'; did you mean ddpo?"),

@@ -19,8 +19,8 @@ from typing import Annotated, Any
 
 import typer
 
-from scoreaction.catalog import SHELVES, TOKEN_VARIABLE, Kind, files, find, recipes, summary
-from scoreaction.errors import UserError, nearest
+from scoreaction.catalog import TOKEN_VARIABLE
+from scoreaction.errors import Failed, Interrupted, UserError
 
 # Commands import what they need themselves, so that --help and list answer at once.
 
@@ -77,7 +77,6 @@ def train(
     """Fine-tune a model by a recipe."""
     from scoreaction.commands.tables import show_summary
     from scoreaction.commands.train import run
-    from scoreaction.errors import Interrupted
     from scoreaction.recipes.recipe import load_recipe
     from scoreaction.report.model_card import write_card
 
@@ -231,7 +230,6 @@ def doctor(
     """Check what is known to go wrong: model, reward, a few iterations. Writes nothing; exits 1 where something is wrong."""
     from scoreaction.commands.doctor.checkup import examine
     from scoreaction.commands.tables import show_findings
-    from scoreaction.errors import Failed
     from scoreaction.recipes.build import build
     from scoreaction.recipes.recipe import load_recipe
 
@@ -248,57 +246,9 @@ def list_(
     name: Annotated[str | None, typer.Argument(help="One of them, to see its keys: list algorithms ddpo")] = None,
 ) -> None:
     """What there is, one line each; with a name, its keys."""
-    if what is not None and what not in LISTS:
-        raise UserError(f"list: there is no list of {what!r}; {nearest(what, LISTS)}")
-    if what is not None and name is not None:
-        print(details(what, name))
-        return
-    for shelf in LISTS if what is None else [what]:
-        if what is None:
-            print(f"{shelf}:")
-        found = listed(shelf)
-        width = max(map(len, found), default=0)
-        for entry, line in found.items():
-            print(f"{'  ' if what is None else ''}{entry:<{width}}  {line}".rstrip())
+    from scoreaction.commands.listing import details, overview
 
-
-LISTS = ["algorithms", "rewards", "models", "solvers", "recipes", "settings"]
-
-
-def details(what: str, name: str) -> str:
-    """The keys of a file on a shelf or of the user's, or of a section of the recipe; the text of a recipe."""
-    from scoreaction.recipes.recipe import SECTIONS
-    from scoreaction.recipes.settings_help import explained
-    from scoreaction.recipes.traits import traits_of
-
-    kinds: dict[str, Kind] = {folder: kind for kind, folder in SHELVES.items()}
-    if what in kinds:
-        module = find(kinds[what], name, key=f"list {what}")
-        heading = f"{name}: {(module.__doc__ or '').partition(chr(10))[0]}"
-        brought = [f"{section}: {values}" for section, values in traits_of(module, key=f"list {what}").defaults.items()]
-        return "\n".join([heading, "", explained(module.Config), *(["", "Defaults for others:", *brought] if brought else [])])
-    if name not in (known := listed(what)):
-        raise UserError(f"list {what}: there is no {name!r}; {nearest(name, known)}")
-    if what == "settings":
-        return explained(SECTIONS[name])
-    return recipes()[name].read_text(encoding="utf-8").rstrip() if what == "recipes" else f"{name}  {known[name]}"
-
-
-def listed(what: str) -> dict[str, str]:
-    """Name and one line of everything of a kind."""
-    if what == "solvers":
-        from scoreaction.diffusion.solvers import SOLVERS
-
-        return {name: solver.summary for name, solver in SOLVERS.items()}
-    if what == "recipes":
-        first = {name: path.read_text(encoding="utf-8").partition("\n")[0] for name, path in recipes().items()}
-        return {name: line.removeprefix("#").strip() if line.startswith("#") else "" for name, line in first.items()}
-    if what == "settings":
-        from scoreaction.recipes.recipe import SECTIONS
-
-        return {name: (config.__doc__ or "").partition("\n")[0] for name, config in SECTIONS.items()}
-    kinds: dict[str, Kind] = {folder: kind for kind, folder in SHELVES.items()}
-    return {name: summary(path) for name, path in files(kinds[what]).items()}
+    print(details(what, name) if what is not None and name is not None else overview(what))
 
 
 def default_folder(recipe: str, what: str) -> Path:
@@ -358,8 +308,6 @@ def explained(error: BaseException) -> tuple[int, str]:
         return 130, "interrupted"
     if isinstance(error, OSError) and error.errno == errno.ENAMETOOLONG:
         return 2, f"{error.filename}: is too long a name; choose a shorter one"
-    from scoreaction.errors import Failed, Interrupted
-
     if isinstance(error, Interrupted):
         return 130, str(error)
     if isinstance(error, Failed):
