@@ -43,7 +43,7 @@ def folder_named(text: str) -> Path:
 
 
 def output_option(text: str) -> Any:
-    """The option --output, which says what the folder is for."""
+    """The option --output; the text is its help."""
     return typer.Option(parser=folder_named, metavar="DIR", help=text)
 
 
@@ -245,7 +245,7 @@ def list_(
     ] = None,
     name: Annotated[str | None, typer.Argument(help="One of them, to see its keys: list algorithms ddpo")] = None,
 ) -> None:
-    """What there is, one line each; with a name, its keys."""
+    """List algorithms, rewards, models, solvers, recipes and settings; with a name, its keys."""
     from scoreaction.commands.listing import details, overview
 
     print(details(what, name) if what is not None and name is not None else overview(what))
@@ -293,13 +293,13 @@ def main(argv: Sequence[str] | None = None) -> int:
     except (Exception, KeyboardInterrupt) as error:
         if debug:
             traceback.print_exc()
-        code, message = explained(error)
+        code, message = exit_of(error)
         print(one_line(message), file=sys.stderr)
         return code
 
 
-def explained(error: BaseException) -> tuple[int, str]:
-    """Exit code and message of what ended a command."""
+def exit_of(error: BaseException) -> tuple[int, str]:
+    """Exit code and message of an error."""
     if isinstance(error, UserError):
         return 2, str(error)
     if isinstance(error, UsageError):

@@ -114,7 +114,7 @@ def compare(
     if folder.is_file() or RunFolder(folder).exists:
         raise UserError(f"--output: {folder} is a {'file' if folder.is_file() else 'run'}; name another folder")
     entries = planned(recipe, overrides, algorithms, seeds, sweep)
-    _build_each([entry for entry in entries if read_summary(folder / entry.folder) is None])
+    _try_each([entry for entry in entries if read_summary(folder / entry.folder) is None])
     runs = []
     for entry in entries:
         try:
@@ -125,7 +125,7 @@ def compare(
         runs.append({**vars(entry), "recipe": None, "summary": summary})
     for record in runs:
         del record["recipe"]
-    found = {
+    comparison = {
         "recipe": recipe,
         "overrides": list(overrides),
         "algorithms": list(algorithms),
@@ -134,13 +134,13 @@ def compare(
         "runs": runs,
         "groups": grouped(runs),
     }
-    write_whole(folder / "comparison.json", json.dumps(found, indent=2) + "\n")
-    draw_plots(found, folder)
-    return found
+    write_whole(folder / "comparison.json", json.dumps(comparison, indent=2) + "\n")
+    draw_plots(comparison, folder)
+    return comparison
 
 
-def _build_each(entries: Sequence[Entry]) -> None:
-    """Builds one run of each label and lets it go: what does not fit is said before the first of several begins."""
+def _try_each(entries: Sequence[Entry]) -> None:
+    """Builds one run of each label and drops it: parts that do not fit are refused before the first of several begins."""
     first: dict[str, Entry] = {}
     for entry in entries:
         first.setdefault(entry.label, entry)
@@ -160,15 +160,15 @@ def grouped(runs: Sequence[Values]) -> list[Values]:
     """
     groups = []
     for label in dict.fromkeys(record["label"] for record in runs):
-        mine = [record for record in runs if record["label"] == label]
-        keys = [key for key, value in mine[0]["summary"].items() if isinstance(value, int | float)]
-        columns = {key: [float(record["summary"][key]) for record in mine if key in record["summary"]] for key in keys}
+        records = [record for record in runs if record["label"] == label]
+        keys = [key for key, value in records[0]["summary"].items() if isinstance(value, int | float)]
+        columns = {key: [float(record["summary"][key]) for record in records if key in record["summary"]] for key in keys}
         groups.append(
             {
                 "label": label,
-                "algorithm": mine[0]["algorithm"],
-                "value": mine[0]["value"],
-                "n": len(mine),
+                "algorithm": records[0]["algorithm"],
+                "value": records[0]["value"],
+                "n": len(records),
                 "mean": {key: sum(column) / len(column) for key, column in columns.items()},
                 "standard_error": {key: _standard_error(column) for key, column in columns.items()},
             }
@@ -184,10 +184,10 @@ def _standard_error(values: Sequence[float]) -> float | None:
     return math.sqrt(sum((value - mean) ** 2 for value in values) / (n - 1) / n)
 
 
-def draw_plots(found: Values, folder: Path) -> None:
+def draw_plots(comparison: Values, folder: Path) -> None:
     """reward.png, kl.png and so on beside comparison.json: curves with bands of one standard error; frontiers of a sweep."""
     from scoreaction.report.figures import comparison_figures
     from scoreaction.report.frontiers import frontier_figures
 
-    for name, figure in {**comparison_figures(found, folder), **frontier_figures(found)}.items():
+    for name, figure in {**comparison_figures(comparison, folder), **frontier_figures(comparison)}.items():
         figure.savefig(folder / f"{name}.png", dpi=110)

@@ -26,21 +26,21 @@ def overview(what: str | None) -> str:
 def details(what: str, name: str) -> str:
     """The keys of a file on a shelf or of the user's, or of a section of the recipe; the text of a recipe."""
     from scoreaction.recipes.recipe import SECTIONS
-    from scoreaction.recipes.settings_help import explained
+    from scoreaction.recipes.settings_help import settings_table
     from scoreaction.recipes.traits import traits_of
 
     _check(what)
     if what in KINDS:
         module = find(KINDS[what], name, key=f"list {what}")
         traits = traits_of(module, key=f"list {what}")
-        lines = [f"{name}: {(module.__doc__ or '').partition(chr(10))[0]}", "", explained(module.Config)]
+        lines = [f"{name}: {(module.__doc__ or '').partition(chr(10))[0]}", "", settings_table(module.Config)]
         lines += ["", f"Example: {{name: {name}, {str(traits.example)[1:-1]}}}".replace("'", "")] if traits.example else []
         lines += ["", "Defaults for others:"] if traits.defaults else []
         return "\n".join(lines + [f"{section}: {values}" for section, values in traits.defaults.items()])
     if name not in (known := listed(what)):
         raise UserError(f"list {what}: there is no {name!r}; {nearest(name, known)}")
     if what == "settings":
-        return explained(SECTIONS[name])
+        return settings_table(SECTIONS[name])
     return recipes()[name].read_text(encoding="utf-8").rstrip() if what == "recipes" else f"{name}  {known[name]}"
 
 

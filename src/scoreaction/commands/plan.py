@@ -1,4 +1,4 @@
-"""What a recipe will need before it is started: parameters, memory, network evaluations, time."""
+"""Needs of a recipe before it is started: parameters, memory, network evaluations, time."""
 
 from __future__ import annotations
 
@@ -112,7 +112,7 @@ def _measured_points(recipe: Recipe, model: Model) -> int:
 
 @dataclass(frozen=True)
 class Cost:
-    """Of a pass at `rows` points: bytes that its graph keeps and at the peak, operations forward and backward."""
+    """Cost of a pass at `rows` points: bytes that its graph keeps and at the peak, operations forward and backward."""
 
     rows: int
     kept: int
@@ -142,11 +142,13 @@ def measure_costs(recipe: Recipe, skeleton: Skeleton, watch: Watch) -> dict[str,
             return torch.zeros(rows, *model.shape), t, map_conditions(lambda c: torch.cat([c] * rows), skeleton.conditions)
 
     def with_graph(kind: str, rows: int) -> Cost:
-        x, t, told = inputs(rows)
+        x, t, conditions = inputs(rows)
         if kind == "policy":
-            return _cost(mode, rows, lambda: model.predict(x, t, told, guidance=guidance).eps, learn)
+            return _cost(mode, rows, lambda: model.predict(x, t, conditions, guidance=guidance).eps, learn)
         x.requires_grad_(True)
-        ask = (lambda: model.decode(x)) if kind == "decoder" else lambda: model.reference(x, t, told, guidance=guidance).x0
+        ask = (
+            (lambda: model.decode(x)) if kind == "decoder" else lambda: model.reference(x, t, conditions, guidance=guidance).x0
+        )
         return _cost(mode, rows, ask, lambda out: torch.autograd.grad(out.sum(), x))
 
     def learn(out: Tensor) -> None:
@@ -157,8 +159,8 @@ def measure_costs(recipe: Recipe, skeleton: Skeleton, watch: Watch) -> dict[str,
     with _at_precision(recipe, model):
         costs = {kind: with_graph(kind, rows) for kind, rows in largest.items()}
         with torch.no_grad():
-            x, t, told = inputs(recipe.train.rows)
-            costs["sampling"] = _cost(mode, len(x), lambda: model.predict(x, t, told, guidance=guidance).eps)
+            x, t, conditions = inputs(recipe.train.rows)
+            costs["sampling"] = _cost(mode, len(x), lambda: model.predict(x, t, conditions, guidance=guidance).eps)
             costs["a picture"] = _cost(mode, 1, lambda: model.decode(x[:1]))
     return costs
 
@@ -175,16 +177,16 @@ def peak_together(graphs: Iterable[Graph], costs: dict[str, Cost]) -> int:
 
 def peaks(watch: Watch, costs: dict[str, Cost]) -> dict[str, int]:
     """The peak of everything that is done one after the other, by name."""
-    found = {"sampling": costs["sampling"].peak, "a picture": costs["a picture"].peak}
+    passes = {"sampling": costs["sampling"].peak, "a picture": costs["a picture"].peak}
     alive = {graphs: Counter(graphs) for graphs in watch.moments}
-    for graphs, mine in alive.items():
-        if any(mine < more for more in alive.values()):
+    for graphs, counts in alive.items():
+        if any(counts < more for more in alive.values()):
             continue  # on the way to more
         kinds = {kind for kind, _ in graphs}
         learns, judged = "policy" in kinds, "decoder" in kinds
         name = "an update" if learns else "the reward's gradient" if judged else "the reference's gradient"
-        found[name] = max(found.get(name, 0), peak_together(graphs, costs))
-    return found
+        passes[name] = max(passes.get(name, 0), peak_together(graphs, costs))
+    return passes
 
 
 @contextmanager
@@ -199,7 +201,7 @@ def _at_precision(recipe: Recipe, model: Model) -> Iterator[None]:
 
 
 def resident_bytes(recipe: Recipe, skeleton: Skeleton) -> dict[str, int]:
-    """What stays on the device throughout."""
+    """Bytes that stay on the device throughout."""
     model = skeleton.model
     trained = sum(p.numel() * p.element_size() for p in model.parameters.values())
     frozen = sum(p.numel() * p.element_size() for p in model.net.parameters() if not p.requires_grad)

@@ -62,7 +62,7 @@ def claim(folder: Path, recipe: Recipe, *, resume: bool) -> None:
 
 
 @contextmanager
-def held(place: RunFolder) -> Iterator[None]:
+def locked(place: RunFolder) -> Iterator[None]:
     """The folder's lock; UserError where another run has it or the folder cannot be written."""
     check_writable(place.path, "--output")
     with ExitStack() as stack:
@@ -161,7 +161,7 @@ def run(recipe: Recipe, folder: Path, *, resume: bool, title: str | None = None)
     tuner = build(recipe, output=folder)
     place = tuner.folder
     assert place is not None
-    with held(place), Signals() as signals:
+    with locked(place), Signals() as signals:
         if resume:
             try:
                 tuner.resume()
@@ -191,11 +191,13 @@ def _iterate(tuner: Finetuner, stopper: Stopper, signals: Signals, reporter: Rep
             except StopIteration:
                 return
             except KeyboardInterrupt:
-                raise Interrupted(f"stopped within iteration {tuner.iteration + 1}; {_kept(tuner)}") from None
+                raise Interrupted(f"stopped within iteration {tuner.iteration + 1}; {_saved_state(tuner)}") from None
             except TrainingError as error:
-                raise Failed(f"{error}; {_kept(tuner)}") from error
+                raise Failed(f"{error}; {_saved_state(tuner)}") from error
             except Exception as error:
-                raise Failed(f"iteration {tuner.iteration + 1}: {type(error).__name__}: {error}; {_kept(tuner)}") from error
+                raise Failed(
+                    f"iteration {tuner.iteration + 1}: {type(error).__name__}: {error}; {_saved_state(tuner)}"
+                ) from error
             reporter(metrics)
             if stopper(metrics):
                 tuner.checkpoint()
@@ -205,8 +207,8 @@ def _iterate(tuner: Finetuner, stopper: Stopper, signals: Signals, reporter: Rep
                 raise Interrupted(f"stopped after iteration {tuner.iteration}, state saved")
 
 
-def _kept(tuner: Finetuner) -> str:
-    """What is saved when an iteration was cut off: its own state is of no use."""
+def _saved_state(tuner: Finetuner) -> str:
+    """The state that is saved when an iteration was cut off: not its own, which is of no use."""
     newest = None if tuner.folder is None else tuner.folder.newest_checkpoint()
     return "nothing was saved yet" if newest is None else f"the state after iteration {int(newest.name)} is saved"
 

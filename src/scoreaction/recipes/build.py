@@ -1,4 +1,4 @@
-"""From a recipe to what it describes: its model, its rewards, its run. Whatever does not fit is a `UserError` of one line."""
+"""Building from a recipe: its model, its rewards, its run. Parts that do not fit are a `UserError` of one line."""
 
 from __future__ import annotations
 
@@ -153,7 +153,7 @@ def check_device(name: str, *, key: str) -> None:
 
 
 def _free(block: Block, *, oracle: bool) -> bool:
-    """True where a reward may be probed: its file decides, and without a word of it everything but an oracle."""
+    """True where a reward may be probed: by the PROBE of its file, else wherever it is not an oracle."""
     return not oracle if block.traits.probe is None else block.traits.probe
 
 

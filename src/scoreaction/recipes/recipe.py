@@ -1,4 +1,4 @@
-"""Recipes: what a run is made of, read from YAML and overrides, and checked key by key.
+"""Recipes: the parts of a run, read from YAML and overrides, and checked key by key.
 
 Values come from, each over the one before: the defaults in the code, the model's `DEFAULTS`, the recipe file, the
 overrides. Whatever is wrong is a `UserError`: one line that names the dotted key.
@@ -33,7 +33,7 @@ from scoreaction.yaml_text import dump_yaml
 
 
 class Share(BaseModel):
-    """A reward's share of a sum: its weight, after it was brought to mean 0 and deviation 1 with `normalise`."""
+    """A reward's share of a sum: its weight; `normalise` first brings it to mean 0 and deviation 1."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
     weight: float = 1.0
@@ -65,7 +65,7 @@ class EarlyStop(BaseModel):
 
 
 class Recipe(BaseModel):
-    """What a run is made of, resolved: every key has its value."""
+    """The parts of a run, resolved: every key has its value."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", arbitrary_types_allowed=True)
     model: Block
@@ -229,8 +229,8 @@ def _algorithm(values: Any, defaults: Values) -> Block:
     name = values.get("name") if isinstance(values, dict) else values
     if isinstance(name, str):
         known = fields_of(catalog.find("algorithm", name, key="algorithm.name").Config)
-        given = values if isinstance(values, dict) else {"name": name}
-        values = {**{key: value for key, value in defaults.items() if key in known}, **given}
+        own = values if isinstance(values, dict) else {"name": name}
+        values = {**{key: value for key, value in defaults.items() if key in known}, **own}
     return block_of("algorithm", values, ("algorithm",))
 
 

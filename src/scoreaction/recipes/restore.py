@@ -1,4 +1,4 @@
-"""The way back from a saved run or tuner to a model that samples."""
+"""Loading a saved run or tuner as a model that samples."""
 
 from __future__ import annotations
 

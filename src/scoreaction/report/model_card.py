@@ -1,4 +1,4 @@
-"""The README of a run's model/ folder: what it is, how to load it, what it reached, its recipe and some samples."""
+"""The README of a run's model/ folder: how to load it, the figures it reached, its recipe and some samples."""
 
 from __future__ import annotations
 
@@ -26,8 +26,8 @@ def write_card(folder: Path, recipe: Recipe, figures: dict[str, Any]) -> Path:
     tuned = place.samples / "tuned.npz"
     picture = ""
     if tuned.is_file():
-        with np.load(tuned) as found:
-            samples, prompts = found["samples"][:SHOWN], found["prompts"][:SHOWN].tolist() if "prompts" in found else None
+        with np.load(tuned) as arrays:
+            samples, prompts = arrays["samples"][:SHOWN], arrays["prompts"][:SHOWN].tolist() if "prompts" in arrays else None
         if is_pictures(samples) and importlib.util.find_spec("matplotlib"):
             save_samples(place.model / "samples.png", samples, prompts)
             picture = "\n![samples of the tuned model](samples.png)\n"

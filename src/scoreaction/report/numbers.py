@@ -29,9 +29,9 @@ def with_error(value: Any, error: Any, digits: int = 4) -> str:
     return f"{number(value, digits)} ± {number(error, 2)}" if error else number(value, digits)
 
 
-def comparison_keys(found: Values) -> list[str]:
+def comparison_keys(comparison: Values) -> list[str]:
     """The figures worth a column: those of the tuned model, KL, distances and costs."""
-    present = {key for group in found["groups"] for key in group["mean"]}
+    present = {key for group in comparison["groups"] for key in group["mean"]}
     held_out = sorted(k for k in present if k.startswith("held_out.") and k.endswith("_tuned"))
     wanted = ["reward_base", "reward_tuned", "kl_nats", "diversity_tuned", *held_out]
     wanted += ["distance_to_optimum", "distance_floor", "distance_oracle", "model_evaluations", "seconds"]

@@ -15,7 +15,7 @@ from scoreaction.rewards._images import check_images
 from scoreaction.types import Prompts
 
 PARAMETERS = VIT_L_14
-"""Of openai/clip-vit-large-patch14; the head has under a million."""
+"""Weights of openai/clip-vit-large-patch14; the head has under a million."""
 CONVERT = (
     'python -c "import torch, safetensors.torch as s; '
     "s.save_file(torch.load('HEAD.pth', weights_only=True), 'HEAD.safetensors')\""
@@ -93,8 +93,8 @@ def load_head(name: str) -> nn.Sequential:
 
 
 def _number(key: str) -> int:
-    found = re.findall(r"\d+", key)
-    return int(found[-1]) if found else 0
+    numbers = re.findall(r"\d+", key)
+    return int(numbers[-1]) if numbers else 0
 
 
 def _file(name: str) -> Path:

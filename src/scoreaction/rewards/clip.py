@@ -13,7 +13,7 @@ from scoreaction.rewards._images import check_images, texts_of
 from scoreaction.types import Prompts
 
 PARAMETERS = VIT_L_14
-"""Of openai/clip-vit-large-patch14."""
+"""Weights of openai/clip-vit-large-patch14."""
 
 
 class Config(BaseModel, frozen=True, extra="forbid"):

@@ -1,4 +1,4 @@
-"""HPSv2: which picture people would prefer for a prompt (Wu et al. 2023, arXiv 2306.09341), through open_clip."""
+"""HPSv2: preference of people among pictures for a prompt (Wu et al. 2023, arXiv 2306.09341), through open_clip."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from scoreaction.rewards._images import check_images, texts_of
 from scoreaction.types import Prompts
 
 PARAMETERS = VIT_H_14
-"""Of xswu/HPSv2."""
+"""Weights of xswu/HPSv2."""
 FETCH = (
     "fetch HPS_v2.1_compressed.pt of xswu/HPSv2 from the hub and convert it once: python -c"
     ' "import torch, safetensors.torch as s; s.save_file({k: v.contiguous() for k, v in'

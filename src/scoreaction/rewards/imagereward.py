@@ -1,4 +1,4 @@
-"""ImageReward: how well people would like a picture for a prompt (Xu et al. 2023, arXiv 2304.05977), by its own package."""
+"""ImageReward: people's rating of a picture for a prompt (Xu et al. 2023, arXiv 2304.05977), by its own package."""
 
 from __future__ import annotations
 
@@ -14,9 +14,9 @@ from scoreaction.rewards._images import check_images, texts_of
 from scoreaction.types import Prompts
 
 SIZE, WORDS = 224, 35
-"""Pixels and tokens that it sees."""
+"""Pixels and tokens of its input."""
 PARAMETERS = 446_665_953
-"""Of THUDM/ImageReward: ViT-L/16, a BERT that looks at it, two projections that no score needs, and a head."""
+"""Weights of THUDM/ImageReward: ViT-L/16, a BERT that attends to it, two projections that no score needs, and a head."""
 APART = (
     "its package pins old versions: install it in an environment of its own (docs/rewards.md), there run scoreaction"
     " serve-reward imagereward path=FOLDER, and here take {name: http, url: ...}"

@@ -1,4 +1,4 @@
-"""What `doctor` asks of a reward: is it a function of one sample, does it tell samples apart, is its gradient its gradient."""
+"""Checks of a reward: that it is a function of one sample, tells samples apart, and has the gradient it says."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from scoreaction.report.numbers import number
 from scoreaction.training.finetuner import Finetuner
 
 STEPS = (1e-1, 3e-2, 1e-2, 3e-3, 1e-3)
-"""Of the finite difference, in standard deviations of the samples; the best one counts."""
+"""Step sizes of the finite difference, in standard deviations of the samples; the best one counts."""
 SLOPES = 8
 """Samples whose gradient is looked at."""
 
@@ -120,15 +120,15 @@ def _slope(tuner: Finetuner, places: Places, prompts: list[object] | None, gener
                 "keep the graph in it, or leave differentiable out",
             )  # fmt: skip
         gradient = torch.autograd.grad(scores.sum(), leaf)[0]
-    way = torch.randn(x0.shape, generator=generator).to(x0)
-    along = (gradient * way).flatten(1).sum(1)
+    direction = torch.randn(x0.shape, generator=generator).to(x0)
+    along = (gradient * direction).flatten(1).sum(1)
     if not float(gradient.abs().max()) > 0:
         return Finding(check, "wrong", "it is 0 at every sample", "look for clamp, round or argmax on the way to the score")
     unit = float(x0.std()) or 1.0
     errors = []
     for step in STEPS:
         h = step * unit
-        numeric = (score(x0 + h * way) - score(x0 - h * way)) / (2 * h)
+        numeric = (score(x0 + h * direction) - score(x0 - h * direction)) / (2 * h)
         errors.append(float((numeric - along).norm() / torch.maximum(numeric.norm(), along.norm())))
     error = min(errors)
     if not error <= 0.5:

@@ -21,7 +21,7 @@ WORDS = ("tokenizer.json", "vocab.json", "*.model")
 
 @contextmanager
 def quiet() -> Iterator[None]:
-    """Within it the libraries that load show no bars of weights and no advice: what goes wrong is said in our one line."""
+    """Context in which the libraries that load show no progress bars and no advice: a failure is our one line."""
     from diffusers.utils import logging as ours
     from huggingface_hub.utils import logging as hub
     from transformers.utils import logging as theirs
@@ -72,8 +72,8 @@ def read_index(path: str) -> dict[str, Any]:
 def check_named(path: str, index: dict[str, Any]) -> None:
     """ValueError for a component that the pipeline cannot do without and its index does not name."""
     for name in FAMILIES[index["_class_name"]].needs:
-        found = index.get(name)
-        if not isinstance(found, list) or len(found) != 2 or not all(isinstance(part, str) for part in found):
+        entry = index.get(name)
+        if not isinstance(entry, list) or len(entry) != 2 or not all(isinstance(part, str) for part in entry):
             raise ValueError(f"model.path: {path} lacks the component {name}; its model_index.json must name one")
 
 
@@ -95,29 +95,29 @@ def check_components(path: str, index: dict[str, Any]) -> None:
 
 
 def variant_of(path: str, index: dict[str, Any]) -> str | None:
-    """The variant of the weights that must be asked for: None where each component of a folder has plain files, or on the hub.
+    """The variant of the weights to load: None where each component of a folder has plain files, or on the hub.
 
     `model.fp16.safetensors` and `model.fp16-00001-of-00002.safetensors` are weights of the variant fp16.
     """
     lacking: dict[str, set[str]] = {}
     for folder in _folders(path, index):
-        said = {file.stem.partition(".")[2].partition("-")[0] for file in folder.glob("*.safetensors")}
-        if _weighs(folder.name) and "" not in said:
-            lacking[folder.name] = said
+        variants = {file.stem.partition(".")[2].partition("-")[0] for file in folder.glob("*.safetensors")}
+        if _weighs(folder.name) and "" not in variants:
+            lacking[folder.name] = variants
     if not lacking:
         return None
     common = set.intersection(*lacking.values())
     if not common:
-        found = ", ".join(f"{name} ({', '.join(sorted(said))})" for name, said in lacking.items())
-        raise ValueError(f"model.path: {path} holds weights of different variants: {found}; fetch all of one variant")
+        names = ", ".join(f"{name} ({', '.join(sorted(variants))})" for name, variants in lacking.items())
+        raise ValueError(f"model.path: {path} holds weights of different variants: {names}; fetch all of one variant")
     return "fp16" if "fp16" in common else min(common)
 
 
 def _folders(path: str, index: dict[str, Any]) -> list[Path]:
-    """Where a folder should have the components that its index names; none for a hub id."""
+    """Folders of the components that an index names; none for a hub id."""
     if not Path(path).is_dir():
         return []
-    named = (name for name, found in index.items() if isinstance(found, list) and found and found[0] is not None)
+    named = (name for name, entry in index.items() if isinstance(entry, list) and entry and entry[0] is not None)
     return [Path(path) / name for name in named if not name.startswith("_") and name not in OPTIONAL]
 
 
@@ -128,12 +128,12 @@ def _weighs(name: str) -> bool:
 def _json(file: Path) -> dict[str, Any]:
     """A file that holds a JSON object; ValueError names it."""
     try:
-        found = json.loads(file.read_text(encoding="utf-8"))
+        values = json.loads(file.read_text(encoding="utf-8"))
     except (OSError, ValueError, RecursionError) as error:
         raise ValueError(f"model.path: {file} cannot be read as JSON; fetch it again") from error
-    if not isinstance(found, dict):
+    if not isinstance(values, dict):
         raise ValueError(f"model.path: {file} holds no JSON object; fetch it again")
-    return found
+    return values
 
 
 def _check_whole(file: Path) -> None:

@@ -1,4 +1,4 @@
-"""A pipeline without its weights: every layer in its place, from config.json files alone, in no memory."""
+"""A pipeline without its weights: every layer, from config.json files alone, in no memory."""
 
 from __future__ import annotations
 
@@ -83,13 +83,13 @@ def pipeline_skeleton(
 
 def shipped(path: str) -> str:
     """The folder of configurations that comes with the package for a well-known hub id, or the path itself."""
-    found = resources.files("scoreaction") / "data" / "skeletons" / SHIPPED.get(path, "")
-    return str(found) if path in SHIPPED and not Path(path).exists() else path
+    folder = resources.files("scoreaction") / "data" / "skeletons" / SHIPPED.get(path, "")
+    return str(folder) if path in SHIPPED and not Path(path).exists() else path
 
 
 @contextmanager
 def _default_dtype(dtype: torch.dtype) -> Iterator[None]:
-    """Within it parameters are made in this dtype: fake ones cannot be turned into another."""
+    """Context in which parameters have this dtype: fake ones cannot be converted."""
     kept = torch.get_default_dtype()
     torch.set_default_dtype(dtype)
     try:
