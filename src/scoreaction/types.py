@@ -6,10 +6,14 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol, runtime_checkable
 
+import torch
 from torch import Tensor
 
+DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+"""Precisions by the names that settings have for them."""
+
 Conditions = Any
-"""What the network is conditioned on: None, or a tensor whose first dimension is the batch."""
+"""The network's conditions: None, a tensor whose first dimension is the batch, or a dict of such tensors by name."""
 
 
 @dataclass(frozen=True)

@@ -7,6 +7,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from statistics import stdev
 
 from scoreaction import catalog
 from scoreaction.commands.train import run
@@ -177,11 +178,7 @@ def grouped(runs: Sequence[Values]) -> list[Values]:
 
 
 def _standard_error(values: Sequence[float]) -> float | None:
-    n = len(values)
-    if n < 2:
-        return None
-    mean = sum(values) / n
-    return math.sqrt(sum((value - mean) ** 2 for value in values) / (n - 1) / n)
+    return stdev(values) / math.sqrt(len(values)) if len(values) > 1 else None
 
 
 def draw_plots(comparison: Values, folder: Path) -> None:

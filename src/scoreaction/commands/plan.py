@@ -24,7 +24,7 @@ from scoreaction.recipes.prompts import prompt_list
 from scoreaction.recipes.recipe import Recipe, numbered
 from scoreaction.rewards import as_reward
 from scoreaction.training.evaluation import kl_samples
-from scoreaction.types import Conditions, Values
+from scoreaction.types import DTYPES, Conditions, Values
 
 GIB = 2**30
 RESERVE = 2 * GIB
@@ -92,10 +92,9 @@ def differentiable(recipe: Recipe) -> bool:
 
 def scorer_bytes(recipe: Recipe) -> dict[str, int]:
     """Bytes of the weights of the reward and the held-out rewards, by name: of those whose file has its `PARAMETERS`."""
-    width = {"fp32": 4, "bf16": 2, "fp16": 2}
     blocks = [*recipe.rewards, *recipe.held_out]
     return {
-        name: block.traits.parameters * width[block.config.model_dump().get("dtype", "fp32")]
+        name: block.traits.parameters * DTYPES[block.config.model_dump().get("dtype", "fp32")].itemsize
         for name, block in zip(numbered(block.name for block in blocks), blocks, strict=True)
         if block.traits.parameters is not None
     }
@@ -191,9 +190,8 @@ def peaks(watch: Watch, costs: dict[str, Cost]) -> dict[str, int]:
 
 @contextmanager
 def _at_precision(recipe: Recipe, model: Model) -> Iterator[None]:
-    dtype = {"fp32": None, "bf16": torch.bfloat16, "fp16": torch.float16}[recipe.train.precision]
-    if dtype is not None:
-        model.autocast = partial(torch.autocast, "cpu", dtype=dtype)
+    if recipe.train.precision != "fp32":
+        model.autocast = partial(torch.autocast, "cpu", dtype=DTYPES[recipe.train.precision])
     try:
         yield
     finally:

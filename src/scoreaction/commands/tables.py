@@ -12,7 +12,7 @@ from rich.text import Text
 
 if TYPE_CHECKING:
     from scoreaction.commands.doctor.finding import Finding
-from scoreaction.report.numbers import comparison_keys, number, with_error
+from scoreaction.report.numbers import before_and_after, comparison_keys, number, with_error
 from scoreaction.types import Values
 
 
@@ -26,9 +26,8 @@ def show_summary(figures: Values) -> None:
     table = Table(title="before and after fine-tuning")
     for column in ("", "base", "tuned"):
         table.add_column(column, justify="left" if not column else "right")
-    for key in [key.removesuffix("_base") for key in figures if key.endswith("_base")]:
-        cells = [with_error(figures.get(f"{key}_{kind}"), figures.get(f"{key}_{kind}_se")) for kind in ("base", "tuned")]
-        table.add_row(key.replace("_", " "), *cells)
+    for key, base, tuned in before_and_after(figures):
+        table.add_row(key.replace("_", " "), base, tuned)
     table.add_row("KL (nats)", "0", with_error(figures.get("kl_nats"), figures.get("kl_nats_se")))
     if "distance_to_optimum" in figures:
         table.add_row("optimum's reward, KL", "", f"{number(figures['optimum_reward'])}, {number(figures['optimum_kl_nats'])}")

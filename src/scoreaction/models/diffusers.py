@@ -8,11 +8,12 @@ from typing import Any, Literal
 from pydantic import BaseModel, Field
 
 from scoreaction.models._records import Card, Skeleton
-from scoreaction.models.pipelines.assemble import LORA_FILE, ROWS, build_from_pipeline, family_of
+from scoreaction.models.pipelines.assemble import LORA_FILE, ROWS, Adaptation, build_from_pipeline, family_of
 from scoreaction.models.pipelines.folders import OPTIONAL, check_components, quiet, read_index, variant_of
 from scoreaction.models.pipelines.skeleton import pipeline_skeleton
 from scoreaction.networks.consistency import load_consistency
 from scoreaction.networks.model import Model
+from scoreaction.types import DTYPES
 
 DEFAULTS: dict[str, Any] = {
     "sampler": {"steps": 20, "eta": 1.0, "grid": "scheduler", "guidance": 5.0},
@@ -65,17 +66,10 @@ def build(config: Config) -> Model:
 
 def skeleton(config: Config) -> Skeleton:
     """The model without its weights, from config.json files alone."""
-    return pipeline_skeleton(
-        config.path,
-        lora_rank=config.lora_rank,
-        lora_alpha=config.lora_alpha,
-        lora_targets=config.lora_targets,
-        dtype=config.dtype,
-        gradient_checkpointing=config.gradient_checkpointing,
-        height=config.height,
-        width=config.width,
-        true_cfg=config.true_cfg,
-    )
+    lora = config.lora_rank, config.lora_alpha, config.lora_targets
+    options = Adaptation(*lora, config.gradient_checkpointing, config.true_cfg)
+    dtype = DTYPES[config.dtype]
+    return pipeline_skeleton(config.path, options, dtype=dtype, height=config.height, width=config.width)
 
 
 def card(config: Config, folder: Path) -> Card:
@@ -103,8 +97,7 @@ def load_pipeline(config: Config) -> Any:
     family = family_of(kind)
     check_components(config.path, index)
     variant = variant_of(config.path, index)
-    narrow = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}[config.dtype]
-    widths = {"default": narrow, "vae": torch.float32}
+    widths = {"default": DTYPES[config.dtype], "vae": torch.float32}
     if config.lora_rank is None:
         widths[family.component] = torch.float32
     unused: dict[str, Any] = {name: None for name in OPTIONAL if name in index}

@@ -95,7 +95,12 @@ class ExactPlusNet(nn.Module):
 
 def build(config: Config) -> Model:
     """The model, with its law for measuring distances."""
-    law, process = config.law(), PROCESSES[config.process]()
-    net = ExactPlusNet(law, process, config.hidden, config.depth)
+    return exact_model(config.law(), config.process, config.hidden, config.depth, config.consistency)
+
+
+def exact_model(law: Mixture, name: ProcessName, hidden: int, depth: int, consistency: Path | None) -> Model:
+    """The model of a law whose score is exact."""
+    process = PROCESSES[name]()
+    net = ExactPlusNet(law, process, hidden, depth)
     model = Model(net, process=process, predicts="v", shape=(law.dimension,), law=law)
-    return model if config.consistency is None else load_consistency(model, config.consistency)
+    return model if consistency is None else load_consistency(model, consistency)

@@ -9,9 +9,8 @@ import torch
 from pydantic import BaseModel, Field, ValidationInfo, field_validator
 
 from scoreaction.diffusion.mixtures import Mixture
-from scoreaction.diffusion.processes import PROCESSES, ProcessName
+from scoreaction.diffusion.processes import ProcessName
 from scoreaction.models import gaussian_mixture
-from scoreaction.networks.consistency import load_consistency
 from scoreaction.networks.model import Model
 
 DEFAULTS: dict[str, Any] = gaussian_mixture.DEFAULTS
@@ -46,7 +45,4 @@ def build(config: Config) -> Model:
     d = len(config.mean)
     variance = torch.as_tensor(config.variance, dtype=torch.float64).expand(d)
     law = Mixture(torch.ones(1), torch.tensor([config.mean], dtype=torch.float64), torch.diag(variance)[None])
-    process = PROCESSES[config.process]()
-    net = gaussian_mixture.ExactPlusNet(law, process, config.hidden, config.depth)
-    model = Model(net, process=process, predicts="v", shape=(d,), law=law)
-    return model if config.consistency is None else load_consistency(model, config.consistency)
+    return gaussian_mixture.exact_model(law, config.process, config.hidden, config.depth, config.consistency)

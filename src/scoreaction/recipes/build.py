@@ -85,9 +85,8 @@ def keyed(message: str, key: str, block: Block) -> str:
 
 def build_parts(values: Values) -> tuple[Model, RewardFunction]:
     """The model and the single reward of a recipe's values. UserError where they cannot be built."""
-    blocks = [block_of(kind, values[kind], (kind,)) for kind in ("model", "reward")]
-    model, reward = (build_block(block, kind) for block, kind in zip(blocks, ("model", "reward"), strict=True))
-    return model, reward
+    model, reward = block_of("model", values["model"], ("model",)), block_of("reward", values["reward"], ("reward",))
+    return build_block(model, "model"), build_block(reward, "reward")
 
 
 def build_model(recipe: Recipe) -> Model:

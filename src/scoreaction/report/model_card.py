@@ -11,7 +11,8 @@ import yaml
 
 from scoreaction.models import Card
 from scoreaction.recipes.recipe import Recipe, dump
-from scoreaction.report.numbers import number, with_error
+from scoreaction.report.figures import title_of
+from scoreaction.report.numbers import before_and_after, number, with_error
 from scoreaction.training.run_folder import RunFolder, write_whole
 
 SHOWN = 16
@@ -54,7 +55,7 @@ def _card(recipe: Recipe, model: Path) -> Card:
 def _body(recipe: Recipe, figures: dict[str, Any], model: Path) -> str:
     rewards = recipe.rewards
     judged = " + ".join(block.name for block in rewards)
-    rows = [f"| {_named(key)} | {_cell(figures, key, 'base')} | {_cell(figures, key, 'tuned')} |" for key in _measured(figures)]
+    rows = [f"| {title_of(key)} | {base} | {tuned} |" for key, base, tuned in before_and_after(figures)]
     table = ["| | base | tuned |", "| --- | --- | --- |", *rows]
     table.append(f"| KL to the base (nats) | 0 | {with_error(figures['kl_nats'], figures.get('kl_nats_se'))} |")
     lines = [
@@ -72,18 +73,6 @@ def _body(recipe: Recipe, figures: dict[str, Any], model: Path) -> str:
         "```",
     ]
     return "\n".join(lines) + "\n"
-
-
-def _measured(figures: dict[str, Any]) -> list[str]:
-    return [key.removesuffix("_base") for key in figures if key.endswith("_base")]
-
-
-def _named(key: str) -> str:
-    return f"{key.removeprefix('held_out.')} (only measured)" if key.startswith("held_out.") else key
-
-
-def _cell(figures: dict[str, Any], key: str, kind: str) -> str:
-    return with_error(figures.get(f"{key}_{kind}"), figures.get(f"{key}_{kind}_se"))
 
 
 def _recipe(recipe: Recipe) -> str:

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-if TYPE_CHECKING:
-    pass
 from scoreaction.types import Values
 
 
@@ -27,6 +25,15 @@ def number(value: Any, digits: int = 4) -> str:
 def with_error(value: Any, error: Any, digits: int = 4) -> str:
     """`value +- error`."""
     return f"{number(value, digits)} ± {number(error, 2)}" if error else number(value, digits)
+
+
+def before_and_after(figures: Values) -> list[list[str]]:
+    """Key, base and tuned, with standard errors, of everything that was measured on both."""
+    keys = [key.removesuffix("_base") for key in figures if key.endswith("_base")]
+    return [
+        [key, *(with_error(figures.get(f"{key}_{kind}"), figures.get(f"{key}_{kind}_se")) for kind in ("base", "tuned"))]
+        for key in keys
+    ]
 
 
 def comparison_keys(comparison: Values) -> list[str]:

@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 
 from scoreaction.errors import UserError
 from scoreaction.recipes.prompts import prompt_list
-from scoreaction.report.numbers import number, with_error
+from scoreaction.report.numbers import before_and_after, number, with_error
 from scoreaction.report.parts import (
     Grid,
     Part,
@@ -122,11 +122,7 @@ def run_cards(values: Values, summary: Values) -> list[tuple[str, str, str]]:
 
 def run_tables(summary: Values) -> list[Grid]:
     """Everything that was measured; on exact tasks also the optimum."""
-    rows = [
-        [key.removeprefix("held_out.").replace("_", " ")]
-        + [with_error(summary.get(f"{key}_{kind}"), summary.get(f"{key}_{kind}_se")) for kind in ("base", "tuned")]
-        for key in [key.removesuffix("_base") for key in summary if key.endswith("_base")]
-    ]
+    rows = [[key.removeprefix("held_out.").replace("_", " "), *cells] for key, *cells in before_and_after(summary)]
     rows.append(["KL (nats)", "0", with_error(summary["kl_nats"], summary.get("kl_nats_se"))])
     tables = [Grid("Before and after", "Means with their standard errors over samples.", ["", "base", "tuned"], rows)]
     if len(summary.get("prompts", [])) > 1:

@@ -11,13 +11,13 @@ import torch
 from torch import Tensor, nn
 
 from scoreaction.rewards._images import rgb
+from scoreaction.types import DTYPES
 
 MEAN = (0.48145466, 0.4578275, 0.40821073)
 STD = (0.26862954, 0.26130258, 0.27577711)
 """Mean and standard deviation of the channels, as in every CLIP of OpenAI and of LAION."""
 
 Precision = Literal["fp32", "bf16", "fp16"]
-DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 VIT_L_14, VIT_H_14 = 427_616_513, 986_109_441
 """Parameters of both towers: openai/clip-vit-large-patch14; laion/CLIP-ViT-H-14-laion2B-s32B-b79K and what is tuned from it."""
 REMEMBERED = 4096

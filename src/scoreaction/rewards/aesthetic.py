@@ -10,9 +10,9 @@ from typing import Literal
 from pydantic import BaseModel, Field
 from torch import Tensor, nn
 
-from scoreaction.rewards._clip import DTYPES, VIT_L_14, Clip, Precision, load_clip
+from scoreaction.rewards._clip import VIT_L_14, Clip, Precision, load_clip
 from scoreaction.rewards._images import check_images
-from scoreaction.types import Prompts
+from scoreaction.types import DTYPES, Prompts
 
 PARAMETERS = VIT_L_14
 """Weights of openai/clip-vit-large-patch14; the head has under a million."""

@@ -10,9 +10,9 @@ from typing import Any, Literal
 from pydantic import BaseModel, Field
 from torch import Tensor
 
-from scoreaction.rewards._clip import DTYPES, VIT_H_14, Precision, TextMemory, fitted, unit
+from scoreaction.rewards._clip import VIT_H_14, Precision, TextMemory, fitted, unit
 from scoreaction.rewards._images import check_images, texts_of
-from scoreaction.types import Prompts
+from scoreaction.types import DTYPES, Prompts
 
 PARAMETERS = VIT_H_14
 """Weights of xswu/HPSv2."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager
 from importlib import resources
 from pathlib import Path
@@ -11,7 +11,7 @@ from typing import Any
 import torch
 
 from scoreaction.models._records import Skeleton
-from scoreaction.models.pipelines.assemble import assemble, family_of
+from scoreaction.models.pipelines.assemble import Adaptation, assemble, family_of
 from scoreaction.models.pipelines.decoding import Decoder, to_unit
 from scoreaction.models.pipelines.families import geometry, text_shapes
 from scoreaction.models.pipelines.folders import check_named, quiet, read_index
@@ -25,18 +25,7 @@ SHIPPED = {
 """Hub ids whose sizes are known here, so that the shipped recipes can be planned offline."""
 
 
-def pipeline_skeleton(
-    path: str,
-    *,
-    lora_rank: int | None,
-    lora_alpha: float | None,
-    lora_targets: Sequence[str] | None,
-    dtype: str,
-    gradient_checkpointing: bool,
-    height: int | None,
-    width: int | None,
-    true_cfg: float,
-) -> Skeleton:
+def pipeline_skeleton(path: str, options: Adaptation, *, dtype: torch.dtype, height: int | None, width: int | None) -> Skeleton:
     """The skeleton of a pipeline; ValueError, naming model.path, where a config.json is missing."""
     import diffusers
     from torch._subclasses.fake_tensor import FakeTensorMode
@@ -46,7 +35,6 @@ def pipeline_skeleton(
     kind = index["_class_name"]
     family = family_of(kind)
     check_named(path, index)
-    narrow = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}[dtype]
     mode = FakeTensorMode(allow_non_fake_inputs=True)
     names = [name for name in (family.component, "vae", *family.encoders) if _there(index, name)]
     with quiet():
@@ -54,8 +42,8 @@ def pipeline_skeleton(
         with mode:
             parts = {}
             for name in names:
-                wide = name == "vae" or (name == family.component and lora_rank is None)
-                with _default_dtype(torch.float32 if wide else narrow):
+                wide = name == "vae" or (name == family.component and options.lora_rank is None)
+                with _default_dtype(torch.float32 if wide else dtype):
                     parts[name] = _empty(path, name, *index[name]).eval().requires_grad_(False)
     core, vae = parts[family.component], parts.get("vae")
     form = geometry(kind, core.config, None if vae is None else vae.config, height, width)
@@ -65,16 +53,11 @@ def pipeline_skeleton(
         core,
         scheduler,
         form,
-        lora_rank=lora_rank,
-        lora_alpha=lora_alpha,
-        lora_targets=lora_targets,
-        gradient_checkpointing=gradient_checkpointing,
-        compile=False,
-        true_cfg=true_cfg,
+        options,
         decode=to_unit if vae is None else Decoder(vae),
     )
     with mode:
-        conditions = {name: torch.zeros(1, *shape, dtype=narrow) for name, shape in text_shapes(kind, core.config).items()}
+        conditions = {name: torch.zeros(1, *shape, dtype=dtype) for name, shape in text_shapes(kind, core.config).items()}
     model.null = conditions or None
     encoders = [parts[name] for name in family.encoders if name in parts]
     encoder_bytes = sum(size_of(encoder) for encoder in encoders)
