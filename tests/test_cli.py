@@ -430,11 +430,12 @@ def test_list_shows_the_keys_of_everything(capsys: pytest.CaptureFixture[str], r
 
 
 @pytest.mark.slow
-def test_a_run_on_a_black_box_is_drawn_from(tmp_path: Path) -> None:
+def test_a_run_on_a_black_box_is_drawn_from(tmp_path: Path, refused: Callable[..., str]) -> None:
     """Its critic and surrogate are another's than a differentiable reward would have had, and drawing needs neither."""
     small = ["train.iterations=1", "train.batch=4", "sampler.steps=2", "evaluation.n=4", "evaluation.held_out=[]"]
     assert main(["train", "digits", "reward=jpeg", *small, "--output", str(tmp_path / "run")]) == 0
     assert main(["sample", str(tmp_path / "run"), "--n", "2", "--seed", "3"]) == 0
+    assert refused("sample", tmp_path / "run", "--prompt", "cat").startswith("--prompt: prompt 'cat' names no digit")
     drawn = np.load(tmp_path / "run" / "samples.npz")["samples"]
     tuner = open_run(tmp_path / "run", tuned=True).tuner
     prompts = spread_prompts(tuner.prompts, 2)

@@ -313,6 +313,25 @@ def test_a_users_scorer_is_planned_by_its_parameters_and_not_loaded(here: Path, 
     assert capsys.readouterr().err == "reward.axis: its weights are elsewhere\n"
 
 
+def test_a_users_model_decodes_images_into_the_one_range(here: Path) -> None:
+    """Twin: it clamps them to [0, 1]."""
+    body = (
+        "import torch\nclass Net(torch.nn.Module):\n    def __init__(self):\n        super().__init__()\n"
+        "        self.w = torch.nn.Linear(4, 4)\n    def forward(self, x, t, cond): return self.w(x)\n"
+        "def build(config): return sa.Model(Net(), process=sa.VP(), predicts='v', shape=(1, 4, 4), decode=DECODE)"
+    )
+    reward = "reward=ink"
+
+    def made(decode: str, name: str) -> Any:
+        return build(
+            load_recipe("mixture", [f"model={{name: {own(here, body.replace('DECODE', decode), name=name)}}}", reward])
+        )
+
+    with pytest.raises(UserError, match=r"^model: the decode= of shelf_of_mine\.raw: images must have values in \[0, 1\]"):
+        made("None", "raw")
+    assert made("lambda x0: ((x0 + 1) / 2).clamp(0, 1)", "clamped").model.shape == (1, 4, 4)
+
+
 def test_a_users_model_has_its_own_card(here: Path) -> None:
     """Twin: without `card` the page loads it with this package."""
     body = "from scoreaction.models.gaussian_mixture import build, Config\n"

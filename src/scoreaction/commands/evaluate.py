@@ -109,7 +109,7 @@ def draw_samples(
     try:
         tuner.model.conditions(None if sample_prompts is None else sample_prompts[:1] if not prompts else list(prompts))
     except ValueError as error:
-        raise UserError(f"--prompt: {error}") from error
+        raise UserError(f"--prompt: {str(error).removeprefix('prompts: ')}") from error
     check_writable(output, "--output")
     samples = draw(tuner.model, sampler, n, sample_prompts, seed, reference=base).cpu().numpy()
     arrays = {"samples": samples} if sample_prompts is None else {"samples": samples, "prompts": np.array(sample_prompts)}

@@ -177,7 +177,7 @@ def _check_decoded(samples: Tensor, name: str) -> None:
         try:
             check_range(samples)
         except ValueError as error:
-            raise UserError(f"model: {name} decodes badly: {error} in its decode=") from error
+            raise UserError(f"model: the decode= of {name}: {error}") from error
 
 
 def _misfit(error: RewardError, scorer: Scorer, model: str) -> str:
