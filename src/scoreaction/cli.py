@@ -52,9 +52,9 @@ Overrides = Annotated[list[str] | None, typer.Argument(metavar="KEY=VALUE", help
 RunPath = Annotated[Path, typer.Argument(metavar="RUN", help="The folder of a run.")]
 
 
-def show_version(asked: bool) -> None:
+def show_version(wanted: bool) -> None:
     """Prints the version and ends."""
-    if asked:
+    if wanted:
         print(f"scoreaction {version('scoreaction')}")
         raise typer.Exit
 
@@ -259,10 +259,10 @@ def default_folder(recipe: str, what: str) -> Path:
 
 def names(text: str, option: str) -> list[str]:
     """`a,b` to a list without repeats."""
-    found = list(dict.fromkeys(part.strip() for part in text.split(",") if part.strip()))
-    if not found:
+    parts = list(dict.fromkeys(part.strip() for part in text.split(",") if part.strip()))
+    if not parts:
         raise UserError(f"{option}: name at least one")
-    return found
+    return parts
 
 
 def numbers(text: str, kind: type[int] | type[float], option: str) -> list[Any]:

@@ -98,7 +98,7 @@ class Stopper:
 class Signals(AbstractContextManager["Signals"]):
     """Ctrl-C and SIGTERM ask the loop to stop after this iteration; a second one stops at once."""
 
-    asked: bool = False
+    requested: bool = False
     at_once: bool = False
     _before: dict[int, Any] = field(default_factory=dict)
 
@@ -112,9 +112,9 @@ class Signals(AbstractContextManager["Signals"]):
             signal.signal(number, handler)
 
     def _receive(self, number: int, frame: FrameType | None) -> None:
-        if self.asked or self.at_once:
+        if self.requested or self.at_once:
             raise KeyboardInterrupt
-        self.asked = True
+        self.requested = True
 
 
 class Reporter:
@@ -202,7 +202,7 @@ def _iterate(tuner: Finetuner, stopper: Stopper, signals: Signals, reporter: Rep
             if stopper(metrics):
                 tuner.checkpoint()
                 return
-            if signals.asked:
+            if signals.requested:
                 tuner.checkpoint()
                 raise Interrupted(f"stopped after iteration {tuner.iteration}, state saved")
 

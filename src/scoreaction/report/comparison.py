@@ -76,7 +76,7 @@ def _frontiers(comparison: Values) -> list[Picture]:
 
 
 def comparison_headline(comparison: Values, values: Values) -> list[str]:
-    """Who reached what, in plain words."""
+    """Sentences about the results of all, best first."""
     seeds = len(comparison["seeds"])
     sentences = [
         f"{len(comparison['groups'])} methods fine-tune the model {values['model']['name']} on the reward"

@@ -171,9 +171,9 @@ def run_figure(records: Sequence[Values], summary: Values | None) -> Figure:
             label="by the proxy" if online else None,
         )
         if online:  # a round's queries are of the policy that the round began with
-            asked = [now for now, last in zip(records, [{}, *records], strict=False) if now["round"] != last.get("round")]
+            rounds = [now for now, last in zip(records, [{}, *records], strict=False) if now["round"] != last.get("round")]
             axis.plot(
-                *_series(asked, "model_evaluations", "oracle_mean"), "o", color=COLOURS[3], label="by the oracle, a round"
+                *_series(rounds, "model_evaluations", "oracle_mean"), "o", color=COLOURS[3], label="by the oracle, a round"
             )
             axis.legend(frameon=False)
         optimum = (summary or {}).get(known.get(key, ""))

@@ -52,7 +52,7 @@ def _trajectories(tuner: Finetuner, sampler: Sampler, conditions: Conditions, n:
 
 def model_findings(tuner: Finetuner, places: Places, generator: torch.Generator) -> Iterator[Finding]:
     """The checks of the network; each names its remedy."""
-    policy = _ask(tuner, places)
+    policy = _predict(tuner, places)
     yield _repeats(tuner, places, policy)
     yield _keeps_rows_apart(tuner, places, policy)
     if tuner.iteration == 0:
@@ -63,13 +63,13 @@ def model_findings(tuner: Finetuner, places: Places, generator: torch.Generator)
     yield _forgets(tuner, places)
 
 
-def _ask(tuner: Finetuner, places: Places, conditions: Conditions = None) -> Prediction:
-    asked = places.conditions if conditions is None else conditions
-    return tuner.model.predict(places.x, places.t, asked, guidance=tuner.sampler.guidance)
+def _predict(tuner: Finetuner, places: Places, conditions: Conditions = None) -> Prediction:
+    chosen = places.conditions if conditions is None else conditions
+    return tuner.model.predict(places.x, places.t, chosen, guidance=tuner.sampler.guidance)
 
 
 def _repeats(tuner: Finetuner, places: Places, policy: Prediction) -> Finding:
-    difference = apart(policy, _ask(tuner, places))
+    difference = apart(policy, _predict(tuner, places))
     return judged(
         "the network answers the same twice",
         difference <= rounding(tuner),
@@ -85,7 +85,7 @@ def _keeps_rows_apart(tuner: Finetuner, places: Places, policy: Prediction) -> F
         replace(places, x=places.x[part.to(device)], t=places.t[part], conditions=take(places.conditions, part))
         for part in (rows[:1], rows[1:])
     ]
-    predictions = [_ask(tuner, part) for part in parts]
+    predictions = [_predict(tuner, part) for part in parts]
     difference = apart(policy, Prediction(torch.cat([p.x0 for p in predictions]), torch.cat([p.eps for p in predictions])))
     return judged(
         "a row's answer is its own",
@@ -114,7 +114,7 @@ def reference_at(tuner: Finetuner, places: Places) -> Prediction:
 
 def _prompts(tuner: Finetuner, places: Places, policy: Prediction) -> Finding:
     others = take(tuner.conditions, (places.groups + 1) % len(tuner.prompts or []))
-    difference = apart(policy, _ask(tuner, places, others))
+    difference = apart(policy, _predict(tuner, places, others))
     return judged(
         "prompts matter",
         difference > 0,

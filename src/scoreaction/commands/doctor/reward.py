@@ -80,7 +80,7 @@ def _scale(tuner: Finetuner, scores: Tensor) -> Finding:
 
     Further away to second order: the optimum gains `var/beta` at `var/(2 beta^2)` nats.
     """
-    check, beta = "beta suits the reward's scale", getattr(tuner.algorithm, "beta", 0.0)
+    check, beta = "beta suits the reward's scale", tuner.learner.beta
     if not beta:
         return Finding(
             check, "note", "there is no price on the KL: nothing holds the model", "watch KL and diversity, stop early"
@@ -106,10 +106,10 @@ def _scale(tuner: Finetuner, scores: Tensor) -> Finding:
 def _slope(tuner: Finetuner, places: Places, prompts: list[object] | None, generator: torch.Generator) -> Finding:
     """Its gradient by x0, through the decoder, against central differences along one random direction a sample."""
     check = "the reward's gradient is its own"
-    x0, asked = places.rollout.x0[:SLOPES], None if prompts is None else prompts[:SLOPES]
+    x0, first = places.rollout.x0[:SLOPES], None if prompts is None else prompts[:SLOPES]
 
     def score(x: Tensor) -> Tensor:
-        return tuner.reward(tuner.model.decode(x), asked)
+        return tuner.reward(tuner.model.decode(x), first)
 
     with torch.enable_grad():
         leaf = x0.detach().requires_grad_(True)
