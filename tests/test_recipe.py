@@ -274,6 +274,7 @@ def test_a_text_that_looks_like_a_number_stays_one() -> None:
         (["prompts=[cat]"], "prompts: the model gaussian_mixture takes no prompts"),
         (["sampler.solver=heun"], "sampler.solver: heun takes eta"),
         (["train.device=gpux"], "train.device: 'gpux' cannot be used here"),
+        (["algorithm={name: scoreaction.rewards.ink}"], "must derive from scoreaction.algorithms.Algorithm"),
         (["sampler.eta=0", "algorithm.name=ddpo"], "sampler.eta: ddpo needs densities"),
     ],
 )

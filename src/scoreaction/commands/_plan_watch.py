@@ -10,10 +10,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from scoreaction.algorithms._learner import Algorithm
 from scoreaction.errors import UserError
 from scoreaction.networks.model import Model
-from scoreaction.recipes.build import named
+from scoreaction.recipes.build import algorithm_of, named
 from scoreaction.recipes.prompts import prompt_list
 from scoreaction.recipes.recipe import Recipe
 from scoreaction.rewards import Reward
@@ -94,19 +93,17 @@ def watch_iteration(recipe: Recipe, model: Model, *, gradient: bool) -> Watch:
         shape=small,
         encode=lambda prompts: torch.zeros(len(prompts), 1),
         null=torch.zeros(1, 1),
-        decode=lambda x0: watch("decoder", x0, len(x0)),
+        decode=lambda x0: watch("decoder", x0, len(x0)).sigmoid(),  # in [0, 1], as images are
         true_cfg=model.true_cfg,
     )
     if stub.true_cfg is not None:
         stub.encode, stub.null = (lambda prompts: {"text": torch.zeros(len(prompts), 1)}), {"text": torch.zeros(1, 1)}
-    algorithm = recipe.algorithm.config
-    assert isinstance(algorithm, Algorithm)
     changes = {"iterations": 1, "device": "cpu", "precision": "fp32", "optimizer": "adam"}
     try:
         tuner = Finetuner(
             stub,
             reward=Reward(lambda samples, prompts: samples.flatten(1).mean(1), differentiable=gradient),
-            algorithm=algorithm,
+            algorithm=algorithm_of(recipe),
             sampler=recipe.sampler,
             train=recipe.train.model_copy(update=changes),
             prompts=prompt_list(recipe.prompts),

@@ -101,6 +101,14 @@ def build_model(recipe: Recipe) -> Model:
     return model
 
 
+def algorithm_of(recipe: Recipe) -> Algorithm:
+    """The recipe's algorithm; UserError for a class that is none."""
+    config = recipe.algorithm.config
+    if not isinstance(config, Algorithm):
+        raise UserError(f"algorithm.name: Config of {recipe.algorithm.name} must derive from scoreaction.algorithms.Algorithm")
+    return config
+
+
 def _no_reward(samples: Tensor, prompts: Prompts) -> Tensor:
     raise RuntimeError("this run was built to draw from, without its rewards")
 
@@ -118,14 +126,11 @@ def build(recipe: Recipe, output: str | Path | None = None, *, rewards: bool = T
         reward = _total(trained)
         held_out = dict(zip(names, (scorer.reward for scorer in only_measured), strict=True))
     model = build_model(recipe)  # after the rewards: what they lack is named before gigabytes of model are fetched
-    algorithm = recipe.algorithm.config
-    if not isinstance(algorithm, Algorithm):
-        raise UserError(f"algorithm.name: Config of {recipe.algorithm.name} must derive from scoreaction.algorithms.Algorithm")
     try:
         tuner = Finetuner(
             model,
             reward=reward,
-            algorithm=algorithm,
+            algorithm=algorithm_of(recipe),
             sampler=recipe.sampler,
             train=recipe.train,
             prompts=prompt_list(recipe.prompts),
