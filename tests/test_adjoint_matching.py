@@ -16,8 +16,9 @@ VP, FLOW = sa.VP(), sa.Flow()
 
 
 def generated(updates):
-    """A list of updates as the generator that an algorithm gives."""
-    yield from updates
+    """A list of updates as the generator that an algorithm gives, which takes figures."""
+    for update in updates:  # noqa: UP028
+        yield update
 
 
 def learner(made, *, steps, batch, beta=BETA, max_rows=10**6, **config):
