@@ -26,9 +26,7 @@ def arguments(description: str, benchmark: str) -> argparse.ArgumentParser:
     parser.add_argument("--only", nargs="+", default=[""], help="run the jobs whose name contains one of these")
     parser.add_argument("--again", action="store_true", help="run the jobs anew whose rows are of another commit")
     parser.add_argument("--mix", action="store_true", help="let rows of several commits stand in one file")
-    parser.add_argument(
-        "--iterations", type=int, help="of each run instead of its own, for a trial with an --output of its own"
-    )
+    parser.add_argument("--iterations", type=int, help="at most so many a run, for a trial with an --output of its own")
     parser.set_defaults(benchmark=benchmark)
     return parser
 
@@ -76,15 +74,8 @@ def run_jobs(function: Callable[..., Figures], jobs: dict[str, Figures], options
     Each has a process of its own, so that its peak memory is its own too. A job that fails is named and left out; the
     others go on.
     """
-    path: Path = options.output
-    stamp, rows, points = code_stamp(), read(path), read(curves_path(path))
-    if options.iterations is not None:
-        if path.parent.resolve() == RESULTS:
-            raise SystemExit("--iterations is for trials, which do not belong into results/: give an --output elsewhere")
-        if not all("iterations" in job for job in jobs.values()):
-            raise SystemExit("--iterations: the runs of this benchmark have their own")
-        jobs = {name: {**job, "iterations": options.iterations} for name, job in jobs.items()}
-    todo = to_run(jobs, rows, options, stamp["commit"])
+    path, stamp = options.output, code_stamp()
+    todo = to_run(jobs if options.iterations is None else _trials(jobs, options), read(path), options, stamp["commit"])
     path.parent.mkdir(parents=True, exist_ok=True)
     began = time.time()
     spawn = get_context("spawn")
@@ -92,23 +83,30 @@ def run_jobs(function: Callable[..., Figures], jobs: dict[str, Figures], options
         futures = {pool.submit(_run, function, job, stamp["commit"]): name for name, job in todo.items()}
         for count, future in enumerate(as_completed(futures), 1):
             name, error = futures[future], future.exception()
-            print(
-                f"[{time.time() - began:6.0f} s] {count}/{len(todo)} {name}{f' FAILED: {error!r}' if error else ''}", flush=True
-            )
+            failed = f" FAILED: {error!r}" if error else ""
+            print(f"[{time.time() - began:6.0f} s] {count}/{len(todo)} {name}{failed}", flush=True)
             if error is None:
-                figures = future.result()
-                curve = [{"name": name, **flat(point)} for point in thinned(figures.pop("curve", []))]
-                rows = _replaced(rows, name, [{"name": name, **flat({**todo[name], **figures}), **stamp}])
-                points = _replaced(points, name, curve)
-                if points:
-                    write(curves_path(path), points)
-                write(path, rows)
+                save(path, name, todo[name] | future.result(), stamp)
     print_tables(path, options.benchmark)
 
 
-def _replaced(rows: list[Row], name: str, new: list[Row]) -> list[Row]:
-    """The rows with these in place of those of that name, in the order of names."""
-    return sorted([row for row in rows if row["name"] != name] + new, key=lambda row: row["name"])
+def save(path: Path, name: str, figures: Figures, stamp: Row) -> None:
+    """Writes a run into the file, and its curve into the one beside it, in place of an earlier one of that name."""
+    values = {key: value for key, value in figures.items() if key != "curve"}
+    points = [{"name": name, **flat(point)} for point in thinned(figures.get("curve", []))]
+    for file, new in ((curves_path(path), points), (path, [{"name": name, **flat(values), **stamp}])):
+        others = [row for row in read(file) if row["name"] != name]
+        if others or new:
+            write(file, sorted([*others, *new], key=lambda row: row["name"]))
+
+
+def _trials(jobs: dict[str, Figures], options: argparse.Namespace) -> dict[str, Figures]:
+    """The jobs with fewer iterations. SystemExit where they would be mistaken for measured runs."""
+    if options.output.parent.resolve() == RESULTS:
+        raise SystemExit("--iterations is for trials, which do not belong into results/: give an --output elsewhere")
+    if not all("iterations" in job for job in jobs.values()):
+        raise SystemExit("--iterations: the runs of this benchmark have their own")
+    return {name: {**job, "iterations": min(job["iterations"], options.iterations)} for name, job in jobs.items()}
 
 
 def _run(function: Callable[..., Figures], job: Figures, now: str) -> Figures:

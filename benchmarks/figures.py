@@ -8,7 +8,7 @@ from typing import Any
 
 from _records import RESULTS
 from _tables import Results, mean_and_error
-from tables import GRADIENTS
+from tables import GRADIENTS, SHAPES
 
 
 def gradients_frontier(results: Results) -> Any:
@@ -43,7 +43,7 @@ def shapes_frontier(results: Results) -> Any:
 
     (base,) = results.where(trainer="base, guidance 1")
     figure, axes = plt.subplots(figsize=(7.5, 4.6), layout="constrained")
-    trained = [(name, runs) for name, runs in results.groups("trainer").items() if runs[0]["name"] in results.curves]
+    trained = [(name, runs) for name, runs in results.groups("trainer", SHAPES).items() if runs[0]["name"] in results.curves]
     for colour, (name, runs) in zip(COLOURS, trained, strict=False):
         for i, run in enumerate(runs):
             line = [(0.0, 100 * base["seen.held_out.shapes"])]
