@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from _records import RESULTS, UNKNOWN, Row, code_stamp, commit, curves_path, flat, read, thinned, write
-from tables import print_tables
+from tables import TABLES, print_tables, run_names
 
 Figures = dict[str, Any]
 """What a job returns: figures by name, nested ones get dotted names; `curve` is a list of points, kept in a file beside it."""
@@ -24,6 +24,7 @@ def arguments(description: str, benchmark: str) -> argparse.ArgumentParser:
     parser.add_argument("--output", type=Path, default=RESULTS / f"{benchmark}.csv")
     parser.add_argument("--processes", type=int, default=os.cpu_count() or 1)
     parser.add_argument("--only", nargs="+", default=[""], help="run the jobs whose name contains one of these")
+    parser.add_argument("--table", choices=TABLES, metavar="NAME", help="run the jobs whose rows this table of the docs shows")
     parser.add_argument("--again", action="store_true", help="run the jobs anew whose rows are of another commit")
     parser.add_argument("--mix", action="store_true", help="let rows of several commits stand in one file")
     parser.add_argument("--iterations", type=int, help="at most so many a run, for a trial with an --output of its own")
@@ -75,7 +76,11 @@ def run_jobs(function: Callable[..., Figures], jobs: dict[str, Figures], options
     others go on.
     """
     path, stamp = options.output, code_stamp()
-    todo = to_run(jobs if options.iterations is None else _trials(jobs, options), read(path), options, stamp["commit"])
+    if options.table is not None:
+        jobs = {name: jobs[name] for name in run_names(options.table) if name in jobs}
+    if options.iterations is not None:
+        jobs = _trials(jobs, options)
+    todo = to_run(jobs, read(path), options, stamp["commit"])
     path.parent.mkdir(parents=True, exist_ok=True)
     began = time.time()
     spawn = get_context("spawn")

@@ -333,6 +333,12 @@ def markdown(name: str, folder: Path = RESULTS) -> str:
     return function(Results.of(folder / f"{benchmark}.csv")).markdown()
 
 
+def run_names(name: str, folder: Path = RESULTS) -> list[str]:
+    """The runs that a table shows."""
+    benchmark, function = TABLES[name]
+    return [run["name"] for run in function(Results.of(folder / f"{benchmark}.csv")).runs]
+
+
 def filled(page: str, folder: Path = RESULTS) -> str:
     """The page with its tables as the files of a folder have them."""
     return BLOCK.sub(lambda found: f"{found[1]}\n{markdown(found[2], folder)}\n{found[3]}", page)

@@ -19,7 +19,8 @@ import _records  # noqa: E402
 import _tables  # noqa: E402
 from _harness import arguments, run_jobs, to_run  # noqa: E402
 from _records import RESULTS, commit, flat, parsed, read, write  # noqa: E402
-from tables import BLOCK, PAGES, TABLES, filled, markdown  # noqa: E402
+from exact import jobs  # noqa: E402
+from tables import BLOCK, PAGES, QUOTED, TABLES, filled, markdown, run_names  # noqa: E402
 
 NAMED = {page: [found[1] for found in BLOCK.findall(page.read_text(encoding="utf-8"))] for page in PAGES}
 JOBS = {name: {"text": name} for name in ("a", "b", "c")}
@@ -95,6 +96,16 @@ def test_runs_of_unknown_versions_are_marked(tmp_path: Path) -> None:
     write(tmp_path / "exact.csv", [{**row, "commit": "abc1234", "version": "0.1.0"} for row in rows])
     accepts(marked, unknown, known=markdown("readme", tmp_path))
     assert "Measured with 0.1.0 at abc1234." in markdown("readme", tmp_path)
+
+
+def test_a_table_names_the_runs_to_measure_again() -> None:
+    """README's table: seven trainers of five seeds, at 25 steps of the mixture. Twin: the runs of another table."""
+
+    def quoted(names: list[str]) -> None:
+        assert sorted(names) == sorted(f"mixture/{trainer}/25/seed{seed}" for trainer in QUOTED for seed in range(5))
+        assert set(names) <= set(jobs())
+
+    accepts(quoted, run_names("readme"), other=run_names("exact_sqdf"))
 
 
 def test_six_digits_come_back_and_commits_stay_text() -> None:
