@@ -32,12 +32,12 @@ def measured(task: str, steps: int) -> Figures:
     nothing = torch.zeros(PATHS)
     experience = Experience(rollout, nothing, None, nothing.long(), reward_gradient=slope.float())
     adjoints: Any = tuner.learner.prepare(experience, generator)
-    found = []
+    points = []
     for i in range(0, steps, max(1, steps // 8)):
         truth = law.value_grad(quadratic, beta, process, rollout.x[i].double(), times[i])
         size, adjoint = float(truth.square().sum(1).mean()), adjoints.adjoint[i].double()
         along = (adjoint * truth).sum(1) / size
-        found.append(
+        points.append(
             {
                 "t": float(times[i]),
                 "along": float(along.mean()),
@@ -45,7 +45,7 @@ def measured(task: str, steps: int) -> Figures:
                 "moment": float(adjoint.square().sum(1).mean()) / size,
             }
         )
-    return {"curve": found}
+    return {"curve": points}
 
 
 if __name__ == "__main__":

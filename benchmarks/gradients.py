@@ -58,7 +58,7 @@ def jobs(stage: str) -> dict[str, Figures]:
             for lr in RATES
             for grid in (("power", "uniform") if trainer in BACKPROP else ("power",))
         }
-    found = {
+    runs = {
         f"{trainer}/beta {beta}/seed{seed}": job(trainer, [*settings, f"algorithm.beta={beta}"], seed)
         for seed in range(3)
         for beta in BETAS
@@ -66,16 +66,16 @@ def jobs(stage: str) -> dict[str, Figures]:
     }
     for seed in range(5):
         for trainer in ("sqdf", "draft-lv"):
-            found[f"{trainer}/beta 0.1/seed{seed}"] = job(trainer, [*TRAINERS[trainer], "algorithm.beta=0.1"], seed)
+            runs[f"{trainer}/beta 0.1/seed{seed}"] = job(trainer, [*TRAINERS[trainer], "algorithm.beta=0.1"], seed)
     for seed in range(3):
         for name, changes in ABLATIONS.items():
             consistency = ["model.consistency=shipped"] if "algorithm.x0_hat=consistency" in changes else []
             settings = [*TRAINERS["sqdf"], "algorithm.beta=0.1", *changes, *consistency]
-            found[f"ablation, {name}/beta 0.1/seed{seed}"] = job(f"ablation, {name}", settings, seed)
+            runs[f"ablation, {name}/beta 0.1/seed{seed}"] = job(f"ablation, {name}", settings, seed)
         for trainer in ("sqdf", "draft-lv"):
             settings = [*TRAINERS[trainer], "algorithm.beta=0.1", "reward.name=classifier"]
-            found[f"classifier, {trainer}/beta 0.1/seed{seed}"] = job(f"classifier, {trainer}", settings, seed)
-    return found
+            runs[f"classifier, {trainer}/beta 0.1/seed{seed}"] = job(f"classifier, {trainer}", settings, seed)
+    return runs
 
 
 def main() -> None:

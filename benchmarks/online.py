@@ -26,7 +26,7 @@ ORACLES = {
 TRAINERS: dict[str, list[str]] = {
     "sqdf, bootstrap": ["algorithm.name=sqdf", "algorithm.beta=0.1", "online.proxy=ensemble"],
     "sqdf, ucb": ["algorithm.name=sqdf", "algorithm.beta=0.1", "online.proxy=ucb", "online.optimism=1.0"],
-    "draft-lv, bootstrap (as SEIKO)": [  # on the grid that the sweep of gradients.py found for it
+    "draft-lv, bootstrap (as SEIKO)": [  # on the grid that the sweep of gradients.py chose for it
         "algorithm.name=draft", "algorithm.low_variance=2", "algorithm.beta=0.1", "sampler.grid=uniform", "train.lr=1e-4",
         "online.proxy=ensemble", "online.optimism=1.0",
     ],

@@ -341,7 +341,7 @@ def run_names(name: str, folder: Path = RESULTS) -> list[str]:
 
 def filled(page: str, folder: Path = RESULTS) -> str:
     """The page with its tables as the files of a folder have them."""
-    return BLOCK.sub(lambda found: f"{found[1]}\n{markdown(found[2], folder)}\n{found[3]}", page)
+    return BLOCK.sub(lambda match: f"{match[1]}\n{markdown(match[2], folder)}\n{match[3]}", page)
 
 
 def write_pages(*, check: bool) -> int:

@@ -22,7 +22,7 @@ from _records import RESULTS, commit, flat, parsed, read, write  # noqa: E402
 from exact import jobs  # noqa: E402
 from tables import BLOCK, PAGES, QUOTED, TABLES, filled, markdown, run_names  # noqa: E402
 
-NAMED = {page: [found[1] for found in BLOCK.findall(page.read_text(encoding="utf-8"))] for page in PAGES}
+NAMED = {page: [match[1] for match in BLOCK.findall(page.read_text(encoding="utf-8"))] for page in PAGES}
 JOBS = {name: {"text": name} for name in ("a", "b", "c")}
 
 
