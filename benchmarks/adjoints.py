@@ -20,6 +20,7 @@ TASKS = ("linear_quadratic", "mixture16", "mixture")
 def measured(task: str, steps: int) -> Figures:
     """At nine steps of the chain, from noise to data."""
     from scoreaction.sampling.experience import Experience
+
     from scoreaction.sampling.rollout import roll_out
 
     tuner = built(task, "algorithm.name=adjoint_matching", f"sampler.steps={steps}")
