@@ -1,6 +1,6 @@
 """Both estimators of Score as Action, and DDPO's, on the linear-quadratic case, where every answer is known in closed form.
 
-    python benchmarks/estimators.py [--output results/estimators.json]     # minutes on one core; what the JSON holds is kept
+    python -m benchmarks.estimators     # results/estimators.csv and tables; minutes on one core, resumes
 
 Data N(.3, .8), reward `-(x - 1)^2/2 + .2 x`, beta .5, policy `a = s_pre + th0 alpha^2 x + th1 alpha` at (-.2, .3), compared
 with (-.6, .9). Rollouts, weights, losses and critic are the package's own; gradients and differences are given the exact V.
@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from _harness import arguments, run_jobs, table
+from _harness import Figures, arguments, run_jobs
 
 sys.path.append(str(Path(__file__).parents[1] / "tests"))
 from affine import BETA, LAW, NEW, OLD, REWARD, ExactValue, model, policy, problem, setting  # noqa: E402
@@ -31,8 +31,6 @@ from scoreaction.types import Prediction  # noqa: E402
 F64 = torch.float64
 PROCESSES = {"vp": (sa.VP, 1.0), "flow": (sa.Flow, 0.999)}
 STEPS = (25, 100, 400)
-PUBLISHED = {"pathwise": (1.03, 0.064), "likelihood_ratio": (1.31, 0.48), "ddpo": (3.4, 1.58)}
-"""sd/mean of a one-trajectory gradient at 25 steps in 1 and in 256 dimensions, as the small trials have it."""
 
 
 def learner(
@@ -56,7 +54,7 @@ def objective(name: str, eta: float, parameters: tuple[float, float]) -> float:
     return lq.affine_objective(*policy(process, parameters), start=lq.marginal(torch.tensor(end, dtype=F64)), t=end)
 
 
-def gradient(process: str, eta: float, estimator: str, steps: int) -> dict[str, Any]:
+def gradient(process: str, eta: float, estimator: str, steps: int) -> Figures:
     """The policy gradient at old: sixteen seeds of 1,000 paths, other ones in every case, all points, exact V."""
     exact, h = ExactValue(PROCESSES[process][0](), eta, OLD, end=PROCESSES[process][1]), 1e-3
     agent, made = learner(process, eta, estimator, steps, 1000)
@@ -77,11 +75,12 @@ def gradient(process: str, eta: float, estimator: str, steps: int) -> dict[str, 
         / (2 * h)
         for i, j in ((1, 0), (0, 1))
     ]
-    return {"mean": found.mean(0).tolist(), "error": (found.std(0) / math.sqrt(16)).tolist(), "truth": truth}
+    figures = {"mean": found.mean(0).tolist(), "error": (found.std(0) / math.sqrt(16)).tolist(), "truth": truth}
+    return {name: {"th0": one, "th1": other} for name, (one, other) in figures.items()}
 
 
 @torch.no_grad()
-def difference(process: str, eta: float, steps: int) -> dict[str, Any]:
+def difference(process: str, eta: float, steps: int) -> Figures:
     """J(new) - J(old) as the old policy's advantage rate, with the exact V, summed along the new policy's rollouts."""
     row = PROCESSES[process][0]()
     old, batch = ExactValue(row, eta, OLD, end=PROCESSES[process][1]), 4000
@@ -101,7 +100,7 @@ def difference(process: str, eta: float, steps: int) -> dict[str, Any]:
     return {"mean": float(total.mean()), "error": float(total.std()) / math.sqrt(batch), "truth": truth}
 
 
-def value(process: str, eta: float) -> dict[str, Any]:
+def value(process: str, eta: float) -> Figures:
     """Two critics, each after 4,000 updates of the martingale loss on 200,000 paths of their own, and their mean.
 
     Errors are root mean squares over visited points, in units of the rewards' spread; the standard error of the mean of two is
@@ -141,7 +140,7 @@ def fitted_value(process: str, eta: float, seed: int, points: Any, look: torch.T
         return agent.value(points, look)
 
 
-def spread(process: str, eta: float, dimensions: int) -> dict[str, Any]:
+def spread(process: str, eta: float, dimensions: int) -> Figures:
     """sd/|mean| of the gradient of one trajectory of 25 steps: of both parameters together (norms), and of th1 alone."""
     row, n = PROCESSES[process][0](), 40_000 if dimensions == 1 else 1500
     exact = ExactValue(row, eta, OLD, end=PROCESSES[process][1])
@@ -188,12 +187,12 @@ def spread(process: str, eta: float, dimensions: int) -> dict[str, Any]:
 JOBS = {"gradient": gradient, "difference": difference, "value": value, "spread": spread}
 
 
-def run(kind: str, **job: Any) -> dict[str, Any]:
+def run(kind: str, **job: Any) -> Figures:
     return JOBS[kind](**job)
 
 
-def jobs() -> dict[str, dict[str, Any]]:
-    found: dict[str, dict[str, Any]] = {}
+def jobs() -> dict[str, Figures]:
+    found: dict[str, Figures] = {}
     for process in PROCESSES:
         for eta in (1.0, 0.5):
             case, at = f"{process} eta={eta}", {"process": process, "eta": eta}
@@ -208,36 +207,5 @@ def jobs() -> dict[str, dict[str, Any]]:
     return found
 
 
-def main() -> None:
-    results = run_jobs(run, jobs(), arguments(__doc__ or "", "estimators.json").parse_args())
-    missing = [name for name in jobs() if name not in results]
-    if missing:
-        print(f"{len(missing)} of {len(jobs())} jobs are not done yet")
-        return
-    cases = [f"{process} eta={eta}" for process in PROCESSES for eta in (1.0, 0.5)]
-    rows = []
-    for case in cases:
-        for estimator in ("pathwise", "likelihood_ratio"):
-            for i in (0, 1):
-                at = [results[f"gradient {case} {estimator} {steps}"] for steps in STEPS]
-                shown = [f"{r['mean'][i]:.4f} ± {r['error'][i]:.4f}" for r in at]
-                rows.append([case, f"dJ/dth{i}, {estimator}", *shown, f"{at[0]['truth'][i]:.4f}"])
-        at = [results[f"difference {case} {steps}"] for steps in STEPS]
-        rows.append([case, "J(new) - J(old)", *[f"{r['mean']:.4f} ± {r['error']:.4f}" for r in at], f"{at[0]['truth']:.4f}"])
-    print("\nExact V; the closed form is of continuous time.")
-    print(table(["case", "quantity", *[f"{steps} steps" for steps in STEPS], "closed form"], rows))
-    print("\nLearned V over the spread of rewards: root mean square error, its standard error, mean error.")
-    keys = ("untrained", "error", "standard_error", "mean_error")
-    learned = [[case, *(f"{results[f'value {case}'][key]:.4f}" for key in keys)] for case in cases]
-    print(table(["case", "untrained", "trained", "standard error", "mean error"], learned))
-    print("\nsd/mean of a one-trajectory gradient, 25 steps: both parameters (th1 alone).")
-    rows = []
-    for name, noted in PUBLISHED.items():
-        for dimensions, note in zip((1, 256), noted, strict=True):
-            shown = [results[f"spread {case} {dimensions}"][name] for case in cases]
-            rows.append([name, str(dimensions), *[f"{r['both']:.3g} ({r['th1']:.3g})" for r in shown], f"{note:g}"])
-    print(table(["estimator", "dimensions", *cases, "small trials"], rows))
-
-
 if __name__ == "__main__":
-    main()
+    run_jobs(run, jobs(), arguments(__doc__ or "", "estimators").parse_args())
