@@ -19,7 +19,7 @@ TASKS = ("linear_quadratic", "mixture16", "mixture")
 
 def measured(task: str, steps: int) -> Figures:
     """At nine steps of the chain, from noise to data."""
-    from scoreaction.sampling.experience import Experience
+    from dataclasses import replace
 
     from scoreaction.sampling.rollout import roll_out
 
@@ -28,11 +28,10 @@ def measured(task: str, steps: int) -> Figures:
     quadratic, law = tuner.reward.reward.quadratic, tuner.model.law
     optimum = law.optimum(quadratic, beta).law
     generator, times = torch.Generator().manual_seed(0), tuner.sampler.times(process)
-    rollout = roll_out(model, tuner.sampler, lambda x, t: optimum.prediction(process, x, t), PATHS, generator, times=times)
+    prompt = torch.zeros(PATHS, dtype=torch.long)
+    rollout = roll_out(model, tuner.sampler, lambda x, t: optimum.prediction(process, x, t), prompt, generator, times=times)
     slope = quadratic.l - (rollout.x0.double() - quadratic.mu) @ quadratic.Q
-    nothing = torch.zeros(PATHS)
-    experience = Experience(rollout, nothing, None, nothing.long(), reward_gradient=slope.float())
-    adjoints: Any = tuner.learner.prepare(experience, generator)
+    adjoints: Any = tuner.learner.prepare(replace(rollout, reward_gradient=slope.float()), generator)
     points = []
     for i in range(0, steps, max(1, steps // 8)):
         truth = law.value_grad(quadratic, beta, process, rollout.x[i].double(), times[i])

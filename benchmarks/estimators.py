@@ -18,14 +18,28 @@ import torch
 from _harness import Figures, arguments, run_jobs
 
 sys.path.append(str(Path(__file__).parents[1] / "tests"))
-from affine import BETA, LAW, NEW, OLD, REWARD, ExactValue, model, policy, problem, setting  # noqa: E402
+from affine import (  # noqa: E402
+    BETA,
+    LAW,
+    NEW,
+    OLD,
+    ExactValue,
+    experienced,
+    model,
+    none,
+    policy,
+    problem,
+    setting,
+    with_value,
+)  # fmt: skip
+from driving import each  # noqa: E402
 
 import scoreaction as sa  # noqa: E402
-from scoreaction.algorithms._pathwise import Rates, Weights, lookahead_loss  # noqa: E402
-from scoreaction.diffusion.kl import score_weight  # noqa: E402
+from scoreaction.algorithms.score_action import advantage_rate, score_action_loss  # noqa: E402
+from scoreaction.diffusion.kl import g2_integral, kl_rate  # noqa: E402
 from scoreaction.diffusion.predictions import score  # noqa: E402
 from scoreaction.diffusion.solvers import ddim_step, time_grid  # noqa: E402
-from scoreaction.sampling.experience import Experience  # noqa: E402
+from scoreaction.networks.conditions import take  # noqa: E402
 from scoreaction.types import Prediction  # noqa: E402
 
 F64 = torch.float64
@@ -42,12 +56,6 @@ def learner(
     return config.build(setting(made, eta=eta, steps=steps, batch=batch, solver=solver)), made
 
 
-def experienced(agent: Any, batch: int, generator: torch.Generator) -> Any:
-    rollout = agent.explore(None, batch, agent.times(generator), generator)
-    raw = Experience(rollout, REWARD(rollout.x0), None, torch.zeros(batch, dtype=torch.long))
-    return agent.prepare(raw, generator)
-
-
 def objective(name: str, eta: float, parameters: tuple[float, float]) -> float:
     process, end = PROCESSES[name][0](), PROCESSES[name][1]
     lq = problem(process, eta)
@@ -58,16 +66,14 @@ def gradient(process: str, eta: float, estimator: str, steps: int) -> Figures:
     """The policy gradient at old: sixteen seeds of 1,000 paths, other ones in every case, all points, exact V."""
     exact, h = ExactValue(PROCESSES[process][0](), eta, OLD, end=PROCESSES[process][1]), 1e-3
     agent, made = learner(process, eta, estimator, steps, 1000)
-    agent.grad_value = lambda points, experience, rows: exact.grad(points.x, points.t)
-    agent.value = lambda points, look: exact.value(points.x, points.t)
-    agent._critic_updates = lambda experience, generator: iter(())
+    with_value(agent, exact)
     draws = []
     first = zlib.crc32(f"{process} {eta} {estimator} {steps}".encode())
     for seed in range(first, first + 16):
         generator = torch.Generator().manual_seed(seed)
         made.parameters["th"].grad = None
-        for update in agent.updates(experienced(agent, 1000, generator), generator):
-            update.loss.backward()
+        for _, loss, _ in each(agent.updates(experienced(agent, 1000, generator), generator)):
+            loss.backward()
         draws.append(-made.parameters["th"].grad)
     found = torch.stack(draws).double()
     truth = [
@@ -87,15 +93,14 @@ def difference(process: str, eta: float, steps: int) -> Figures:
     agent, _ = learner(process, eta, "pathwise", steps, batch, NEW)
     before = model(row, OLD)
     generator = torch.Generator().manual_seed(0)
-    rollout = agent.explore(None, batch, agent.times(generator), generator)
-    rates, total = Rates.at(eta), torch.zeros(batch, dtype=F64)
+    rollout = agent.explore(none(batch), agent.times(generator), generator)
+    total = torch.zeros(batch, dtype=F64)
     for i, (t, s) in enumerate(zip(rollout.times[:-1], rollout.times[1:], strict=True)):
         x = rollout.x[i].double()
-        place = Prediction(rollout.prediction.x0[i].double(), rollout.prediction.eps[i].double())
-        action, own, base = (score(row, t, said) for said in (place, before.predict(x, t), before.reference(x, t)))
-        gain = rates.drift * (old.grad(x, t.expand(batch)) * (action - own)).sum(1)
-        cost = BETA / 2 * rates.charge * (((action - base) ** 2).sum(1) - ((own - base) ** 2).sum(1))
-        total += score_weight(row, t, s) * (gain - cost)
+        place = Prediction(*(part[i].double() for part in rollout.old))
+        action, own, base = (score(row, t, prediction) for prediction in (place, before.predict(x, t), before.reference(x, t)))
+        grad, g2dt = old.grad(x, t.expand(batch)), g2_integral(row, t, s)
+        total += advantage_rate(action, old=own, pretrained=base, grad_value=grad, g2=g2dt, eta=eta, beta=BETA)
     truth = objective(process, eta, NEW) - objective(process, eta, OLD)
     return {"mean": float(total.mean()), "error": float(total.std()) / math.sqrt(batch), "truth": truth}
 
@@ -110,10 +115,10 @@ def value(process: str, eta: float) -> Figures:
     exact = ExactValue(PROCESSES[process][0](), eta, OLD, end=PROCESSES[process][1])
     agent, _ = learner(process, eta, "pathwise", 100, 4000, solver="sde_dpmpp", rows=30_000)
     test = experienced(agent, 4000, torch.Generator().manual_seed(1))
-    points = test.points().take(test.chosen)
-    truth, spread = exact.value(points.x, points.t), float(test.rewards.std())
-    before = float((agent.value(points, test.look).detach() - truth).square().mean().sqrt()) / spread
-    one, two = (fitted_value(process, eta, seed, points, test.look) for seed in (2, 3))
+    states = take(test.steps().states, test.chosen)
+    truth, spread = exact.value(states.x, states.t), float(test.rewards.std())
+    before = float((agent.value.critic(*states, test.look).detach() - truth).square().mean().sqrt()) / spread
+    one, two = (fitted_value(process, eta, seed, states, test.look) for seed in (2, 3))
     error, difference = ((one + two) / 2 - truth, (one - two) / 2)
     return {
         "untrained": before,
@@ -123,21 +128,22 @@ def value(process: str, eta: float) -> Figures:
     }
 
 
-def fitted_value(process: str, eta: float, seed: int, points: Any, look: torch.Tensor) -> torch.Tensor:
-    """What a critic trained from this seed says at these points."""
+def fitted_value(process: str, eta: float, seed: int, states: Any, look: torch.Tensor) -> torch.Tensor:
+    """The value that a critic trained from this seed has at these states."""
     rounds, batch = 50, 4000
     torch.manual_seed(seed)
-    agent, _ = learner(process, eta, "pathwise", 100, batch, solver="sde_dpmpp", rows=30_000, critic_updates=80)
+    agent, _ = learner(process, eta, "pathwise", 100, batch, solver="sde_dpmpp", rows=30_000)
     generator = torch.Generator().manual_seed(seed)
-    optimiser = torch.optim.Adam(agent.critic.parameters())
+    optimiser = torch.optim.Adam(agent.value.critic.parameters())
     for turn in range(rounds):
         optimiser.param_groups[0]["lr"] = 4e-3 * (0.001 + 0.5 * (1 + math.cos(math.pi * turn / rounds)))
-        for update in agent._critic_updates(experienced(agent, batch, generator), generator):
+        rollout = experienced(agent, batch, generator)
+        for _, loss, _ in each(agent.value.updates(rollout, critic=80, generator=generator)):
             optimiser.zero_grad()
-            update.loss.backward()
+            loss.backward()
             optimiser.step()
     with torch.no_grad():
-        return agent.value(points, look)
+        return agent.value.critic(*states, look)
 
 
 def spread(process: str, eta: float, dimensions: int) -> Figures:
@@ -161,13 +167,13 @@ def spread(process: str, eta: float, dimensions: int) -> Figures:
         base = Prediction(flat.x0.reshape(x.shape), flat.eps.reshape(x.shape))
         move = th[:, :1] * alpha * x + th[:, 1:]
         said = Prediction(base.x0 + sigma**2 * move, base.eps - sigma * alpha * move)
-        fixed = {"reference": base.x0, "old": said.x0.detach(), "beta": BETA, "trust": 0.0}
-        weights, grad = Weights.of_path(row, t, s, eta), whole(exact.grad, x, t)
-        pathwise = pathwise - lookahead_loss(said.x0, weights=weights, grad_value=grad, **fixed)
+        action, pretrained, g2dt = score(row, t, said), score(row, t, base), g2_integral(row, t, s)
+        fixed = {"old": action.detach(), "pretrained": pretrained, "eta": eta, "beta": BETA, "trust": 0.0}
+        pathwise = pathwise - score_action_loss(action, grad_value=whole(exact.grad, x, t), g2dt=g2dt, **fixed)
         step = ddim_step(row, said, t, s, eta)
         if float(s) > 0:
             x_next = step.sample(generator).detach()
-            cost = BETA * weights.stay / 2 * ((said.x0 - base.x0) ** 2).sum(1)
+            cost = BETA * kl_rate(eta) / 2 * g2dt * ((action - pretrained) ** 2).sum(1)
             log_prob = step.log_prob(x_next)
             gain = whole(exact.value, x_next, s).sum(1) - whole(exact.value, x, t).sum(1) - cost.detach()
             ratio, density = ratio + log_prob * gain.detach() - cost, density + log_prob

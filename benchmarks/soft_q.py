@@ -28,7 +28,7 @@ PREDICTORS = ("tweedie", "ddim 2", "ddim 4", "consistency", "corrected")
 def errors(tuner: Any, **options: Any) -> Figures:
     """Of value and gradient, at each time."""
     from scoreaction.algorithms._soft_q import soft_q
-    from scoreaction.sampling.experience import Points
+    from scoreaction.sampling.rollout import States
 
     law, quadratic, process = tuner.model.law, tuner.reward.reward.quadratic, tuner.model.process
     beta = tuner.learner.beta
@@ -36,15 +36,15 @@ def errors(tuner: Any, **options: Any) -> Figures:
     for time in TIMES:
         t = torch.tensor(time, dtype=torch.float64)
         x = law.noised(process, t).sample(POINTS, torch.Generator().manual_seed(0)).float()
-        points, groups = Points(x, t.expand(POINTS), None), torch.zeros(POINTS, dtype=torch.long)
+        states = States(x, t.expand(POINTS), torch.zeros(POINTS, dtype=torch.long))
         truth = law.value(quadratic, beta, process, x.double(), t)
         slope = law.value_grad(quadratic, beta, process, x.double(), t)
-        soft = soft_q(tuner.learner, points, groups, slope=True, **options)
+        soft = soft_q(tuner.learner, states, gradient=True, **options)
         value, grad = soft.value, soft.grad
         if tuner.learner.config.correction:
-            grad = tuner.learner.grad_q(points, groups, torch.zeros(POINTS))[0]
+            grad = tuner.learner.gradient(states, torch.zeros(POINTS))[0]
             with torch.no_grad():
-                value = tuner.learner.critic(x, points.t, None, soft.value)
+                value = tuner.learner.critic(*states, soft.value)
         off = value.double() - truth
         out["value"][time] = float(off.std() / truth.std())
         error = (grad.double() - slope).square().sum(1).mean().sqrt()
