@@ -188,6 +188,9 @@ def _check_decoded(samples: Tensor, name: str) -> None:
 def _misfit(error: RewardError, scorer: Scorer, model: str) -> str:
     """The line for a reward that refused or failed at the probe: with the key of its setting where it names one."""
     message = str(error).removeprefix(f"{scorer.key}: ")
-    refusal = message.removeprefix("raised ValueError: ")
+    name = scorer.block.name
+    refusal = message.removeprefix("raised ValueError: ").removeprefix(f"reward {name}: ")
     setting = keyed(refusal, scorer.key, scorer.block)
-    return setting if setting.startswith(f"{scorer.key}.") else f"{scorer.key}: does not fit the model {model}: {refusal}"
+    return (
+        setting if setting.startswith(f"{scorer.key}.") else f"{scorer.key}: {name} does not fit the model {model}: {refusal}"
+    )
