@@ -80,6 +80,9 @@ def fault_line(error: ValidationError, config: type[BaseModel], values: Values, 
     same = [fault for fault in faults if _place(fault["loc"], values) == key]
     problems = ", or ".join(dict.fromkeys(plain(fault["msg"]) for fault in same))
     value = "" if not key or faults[0]["type"] in ("value_error", "assertion_error") else f" (got {_short(faults[0]['input'])})"
+    setting = problems.partition(":")[0]
+    if not key and setting in config.model_fields:  # a check of several settings names the one that is wrong
+        return f"{dotted(at)}.{problems}"
     return f"{dotted((*at, *key))}: {problems}{value}"
 
 
