@@ -122,16 +122,16 @@ def test_questions_are_in_flight_while_later_trajectories_are_drawn() -> None:
         tuner = sa.Finetuner(
             model, reward=reward, algorithm=sa.DDPO(), sampler=sa.Sampler(steps=3), train=sa.Train(iterations=1, batch=8)
         )
-        experience, _ = tuner._collect()
-        return list(events), experience
+        rollout, _ = tuner._collect()
+        return list(events), rollout
 
     with serving(score) as server:
         background = remote(server.url, batch=2)
         afterwards, _ = collected(lambda samples, prompts: background(samples, None))
-        meanwhile, experience = collected(background)
-    x0 = experience.rollout.x0
-    close(experience.rewards, x0.sum(1), atol=1e-5, in_another_order=x0.flip(0).sum(1))
-    assert experience.rollout.x.shape == (4, 8, 2)
+        meanwhile, rollout = collected(background)
+    x0 = rollout.x0
+    close(rollout.rewards, x0.sum(1), atol=1e-5, in_another_order=x0.flip(0).sum(1))
+    assert rollout.x.shape == (4, 8, 2)
     assert x0.unique(dim=0).shape == (8, 2), "each piece has noise of its own"
 
     def check(found: list[str]) -> None:

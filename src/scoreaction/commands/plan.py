@@ -24,6 +24,7 @@ from scoreaction.recipes.prompts import prompt_list
 from scoreaction.recipes.recipe import Recipe, numbered
 from scoreaction.rewards import as_reward
 from scoreaction.training.evaluation import kl_samples
+from scoreaction.training.optimizer import ROWS
 from scoreaction.types import DTYPES, Conditions, Values
 
 GIB = 2**30
@@ -46,7 +47,7 @@ def plan(recipe: Recipe) -> Values:
     }
     worst = max(passes, key=lambda name: passes[name])
     each = doubled(recipe, skeleton.model)
-    point, picture = costs["sampling"].forward / recipe.train.rows, costs["a picture"].forward
+    point, picture = costs["sampling"].forward / (recipe.train.max_rows or ROWS), costs["a picture"].forward
     flops = watch.iteration["model_evaluations"] / each * point + watch.calls["decoder"] * picture
     flops += sum(count * costs[kind].backward / costs[kind].rows for kind, count in watch.gradients.items())
     points = _measured_points(recipe, skeleton.model)
@@ -66,7 +67,7 @@ def plan(recipe: Recipe) -> Values:
         "flops": flops,
         "measuring_flops": measuring,
         "hours": (flops * recipe.train.iterations + measuring) / SUSTAINED / 3600,
-        "rows": recipe.train.rows * each,
+        "rows": (recipe.train.max_rows or ROWS) * each,
     }
 
 
@@ -158,7 +159,7 @@ def measure_costs(recipe: Recipe, skeleton: Skeleton, watch: Watch) -> dict[str,
     with _at_precision(recipe, model):
         costs = {kind: with_graph(kind, rows) for kind, rows in largest.items()}
         with torch.no_grad():
-            x, t, conditions = inputs(recipe.train.rows)
+            x, t, conditions = inputs(recipe.train.max_rows or ROWS)
             costs["sampling"] = _cost(mode, len(x), lambda: model.predict(x, t, conditions, guidance=guidance).eps)
             costs["a picture"] = _cost(mode, 1, lambda: model.decode(x[:1]))
     return costs
@@ -214,6 +215,6 @@ def resident_bytes(recipe: Recipe, skeleton: Skeleton) -> dict[str, int]:
     return {
         "frozen weights": frozen + skeleton.vae_bytes,
         "trained weights, gradient, Adam, average": round(trained * (2 + moments + recipe.train.ema)),
-        "encoded prompts": each * (len(prompts) + recipe.train.batch),
+        "encoded prompts": each * (len(prompts) + (recipe.train.max_rows or ROWS)),
         "trajectories": states,
     } | ({f"scorers: {', '.join(scorers)}": sum(scorers.values())} if scorers else {})
