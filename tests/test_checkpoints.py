@@ -148,16 +148,16 @@ def test_metrics_are_cut_back_to_the_checkpoint(tmp_path):
 def test_a_folder_is_one_run_at_a_time(tmp_path):
     """Truth: flock of the operating system, which another process would have."""
     (tmp_path / ".lock").write_text("999999999")  # left by a process that was killed
-    with RunFolder(tmp_path).held():
-        with RunFolder(tmp_path).held():  # a run's own loop within the command
+    with RunFolder(tmp_path).locked():
+        with RunFolder(tmp_path).locked():  # a run's own loop within the command
             pass
         with (tmp_path / ".lock").open() as file, pytest.raises(BlockingIOError):
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
     with (tmp_path / ".lock").open() as file:
         fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        with pytest.raises(ValueError, match=r"output: .* in use by another process"), RunFolder(tmp_path).held():
+        with pytest.raises(ValueError, match=r"output: .* in use by another process"), RunFolder(tmp_path).locked():
             pass
-    with RunFolder(tmp_path).held():
+    with RunFolder(tmp_path).locked():
         pass
 
 

@@ -122,7 +122,7 @@ def test_the_module_and_its_exit_code_from_a_shell(tmp_path: Path) -> None:
         (["compare", "mixture", "--algorithms", "ddop"], "--algorithms: unknown algorithm 'ddop'; did you mean ddpo?"),
         (
             ["compare", "mixture", "reward.name=jpeg", "--algorithms", "ddpo,draft"],
-            "reward: does not fit the model gaussian_mixture",
+            "reward: jpeg does not fit the model gaussian_mixture: expected floating images",
         ),
         (
             ["compare", "mixture", "--algorithms", "sqdf,ddpo", "sampler.steps=1"],

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import re
 from collections.abc import Iterator
 from itertools import pairwise
 from pathlib import Path
@@ -12,13 +13,19 @@ from twins import accepts
 
 ROOT = Path(__file__).parents[1] / "src" / "scoreaction"
 PLACES = [
+    "commands",
     "diffusion",
+    "models",
+    "recipes",
+    "report",
+    "rewards",
     "tasks",
     "networks/adapters.py",
     "networks/consistency.py",
     "networks/lora_files.py",
     "networks/proxy.py",
     "catalog.py",
+    "cli.py",
     "errors.py",
     "types.py",
     "yaml_text.py",
@@ -60,7 +67,7 @@ def docstrings(tree: ast.Module) -> Iterator[tuple[str, str]]:
         if text := ast.get_docstring(node):
             yield getattr(node, "name", "module"), text
         for above, below in pairwise(node.body):
-            value = getattr(below, "value", None)
+            value = below.value if isinstance(below, ast.Expr) else None
             if (
                 isinstance(above, ast.Assign | ast.AnnAssign)
                 and isinstance(value, ast.Constant)
@@ -163,3 +170,15 @@ def test_names_are_the_fields_nouns(place: str) -> None:
         variable=module("near = 1"),
         keyword=module("f(stay=1)"),
     )
+
+
+def test_messages_name_no_private_module() -> None:
+    """What a user reads, and may import, begins with no underscore."""
+
+    def public(trees: dict[str, ast.Module]) -> None:
+        for path, tree in trees.items():
+            for node in ast.walk(tree):
+                if isinstance(node, ast.Constant) and isinstance(node.value, str):
+                    assert not re.search(r"scoreaction\.[\w.]*\b_\w", node.value), f"{path}, line {node.lineno}: {node.value}"
+
+    accepts(public, sources(""), private=module("raise ValueError('is no scoreaction.algorithms._learner.Algorithm')"))

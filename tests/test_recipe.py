@@ -111,6 +111,7 @@ def test_numbers_mean_what_they_look_like() -> None:
         ("sampler.solver=dimm", "sampler.solver: must be 'ddim'"),
         ("model.means=[[1, 2], [3]]", "model.means: must be"),
         ("model.weights=[1, 2]", "model.weights: must be 4 positive numbers, one for each of the means"),
+        ("model={name: linear_quadratic, mean: []}", "model.mean: must have at least 1 item (got [])"),
         ("model.std=[1, 2]", "model.std: must be positive, one number or 4 of them"),
         (
             "model={name: linear_quadratic, mean: [0, 1], variance: [1, 2, 3]}",
@@ -270,7 +271,11 @@ def test_a_text_that_looks_like_a_number_stays_one() -> None:
         (["reward={name: quadratic, center: [1, 2, 3]}"], "^reward.center: must have 2 numbers"),
         (["reward=[{name: linear, direction: [1, 0]}, {name: linear, direction: [1]}]"], "^reward.1.direction: must have 2"),
         (["evaluation.held_out=[{name: linear, direction: [1]}]"], "^evaluation.held_out.0.direction: must have 2 numbers"),
-        (["evaluation.held_out=[{name: ink}]"], "evaluation.held_out.0: does not fit"),
+        (
+            ["evaluation.held_out=[{name: ink}]"],
+            "^evaluation.held_out.0: ink does not fit the model gaussian_mixture: ",
+        ),
+        (["model={name: digits, path: /nowhere}"], "^model.path: /nowhere is no folder with the digits"),
         (["prompts=[cat]"], "prompts: the model gaussian_mixture takes no prompts"),
         (["sampler.solver=heun"], "sampler.solver: heun takes eta"),
         (["train.device=gpux"], "train.device: 'gpux' cannot be used here"),

@@ -113,7 +113,7 @@ def distill(
 
 @app.command()
 def plan(recipe: RecipeName, overrides: Overrides = None) -> None:
-    """Say what a recipe will need, before it is started: parameters, memory, network evaluations, time."""
+    """Estimate the needs of a recipe before it is started: parameters, memory, network evaluations, time."""
     from scoreaction.commands.plan import plan as planned
     from scoreaction.commands.tables import show_plan
     from scoreaction.recipes.recipe import load_recipe
@@ -124,12 +124,14 @@ def plan(recipe: RecipeName, overrides: Overrides = None) -> None:
 @app.command()
 def sample(
     run: RunPath,
-    n: Annotated[int, typer.Option("--n", min=1, help="How many.")] = 64,
-    prompt: Annotated[list[str] | None, typer.Option(help="May be given several times; default the run's own.")] = None,
+    n: Annotated[int, typer.Option("--n", min=1, help="Number of samples.")] = 64,
+    prompt: Annotated[
+        list[str] | None, typer.Option(help="A prompt; give several by several options; default the run's own.")
+    ] = None,
     steps: Annotated[int | None, typer.Option(min=1, help="Default that of the evaluation.")] = None,
     solver: Annotated[str | None, typer.Option(help="See: list solvers.")] = None,
     eta: Annotated[float | None, typer.Option(help="Noise level from 0 (ODE) to 1.")] = None,
-    seed: Annotated[int, typer.Option(min=0, max=2**62, help="Of the noise.")] = 0,
+    seed: Annotated[int, typer.Option(min=0, max=2**62, help="Seed of the noise.")] = 0,
     base: Annotated[bool, typer.Option("--base", help="The pretrained model instead of the tuned one.")] = False,
     output: Annotated[Path | None, output_option("Folder for samples.npz and samples.png; default RUN.")] = None,
 ) -> None:
@@ -148,7 +150,7 @@ def evaluate(
     solver: Annotated[str, typer.Option(help="Solvers, for example ddim,heun.")] = "ddim",
     eta: Annotated[str, typer.Option(help="Noise levels, for example 0,1.")] = "1",
     n: Annotated[int | None, typer.Option("--n", min=2, help="Samples each; default the recipe's.")] = None,
-    seed: Annotated[int | None, typer.Option(min=0, max=2**62, help="Of the noise; default the recipe's.")] = None,
+    seed: Annotated[int | None, typer.Option(min=0, max=2**62, help="Seed of the noise; default the recipe's.")] = None,
     prompts: Annotated[str | None, typer.Option(help="A shipped set or a file instead of the run's own prompts.")] = None,
 ) -> None:
     """Reward, held-out rewards, KL and diversity over a grid of samplers: evaluation.json."""
@@ -168,9 +170,7 @@ def compare(
     algorithms: Annotated[str, typer.Option(help="For example score_action,ddpo.")] = ...,  # type: ignore[assignment]
     seeds: Annotated[str, typer.Option(help="For example 0,1,2.")] = "0",
     sweep: Annotated[str | None, typer.Option(help="For example algorithm.beta=0.1,0.3.")] = None,
-    output: Annotated[
-        Path | None, output_option("Folder, in which what is done stays; default runs/RECIPE-NAMES-TIME.")
-    ] = None,
+    output: Annotated[Path | None, output_option("Folder; keeps runs that it has; default runs/RECIPE-NAMES-TIME.")] = None,
 ) -> None:
     """Run algorithms with the same budget: comparison.json, plots and a report."""
     from scoreaction.commands.compare import compare as run_all
@@ -193,13 +193,13 @@ def serve_reward(
     host: Annotated[str, typer.Option(help="Address to listen at; other machines reach any but a loopback one.")] = "127.0.0.1",
     port: Annotated[int, typer.Option(min=0, max=65535, help="0 takes a free one.")] = 8765,
     token: Annotated[
-        str | None, typer.Option(envvar=TOKEN_VARIABLE, help="What clients must show; better set in the environment.")
+        str | None, typer.Option(envvar=TOKEN_VARIABLE, help="Secret that clients must send; better set in the environment.")
     ] = None,
     device: Annotated[str, typer.Option(help="cpu, cuda, or auto.")] = "auto",
     max_images: Annotated[int, typer.Option(min=1, help="Samples of one question.")] = 256,
     max_megabytes: Annotated[int, typer.Option(min=1, help="Size of one question.")] = 256,
 ) -> None:
-    """Answer for a reward over HTTP, for the reward `http` of a run elsewhere. Ctrl-C ends it."""
+    """Serve a reward over HTTP, for the reward `http` of a run elsewhere. Ctrl-C ends it."""
     from scoreaction.commands.serve_reward import open_server, serve, service_of
     from scoreaction.recipes.build import build_reward
 
@@ -225,9 +225,9 @@ def report(
 def doctor(
     recipe: RecipeName,
     overrides: Overrides = None,
-    iterations: Annotated[int, typer.Option(min=1, help="How many to train for.")] = 3,
+    iterations: Annotated[int, typer.Option(min=1, help="Iterations to train for.")] = 3,
 ) -> None:
-    """Check what is known to go wrong: model, reward, a few iterations. Writes nothing; exits 1 where something is wrong."""
+    """Check model, reward and a few iterations for known mistakes. Writes nothing; exits 1 where something is wrong."""
     from scoreaction.commands.doctor.checkup import examine
     from scoreaction.commands.tables import show_findings
     from scoreaction.recipes.build import build

@@ -67,7 +67,7 @@ def locked(place: RunFolder) -> Iterator[None]:
     check_writable(place.path, "--output")
     with ExitStack() as stack:
         try:
-            stack.enter_context(place.held())
+            stack.enter_context(place.locked())
         except ValueError as error:
             raise UserError(f"--{error}") from error
         yield

@@ -21,6 +21,7 @@ DEFAULTS: dict[str, Any] = {
     "distill": {"iterations": 450, "paths": 6, "rank": 12},
     "algorithm": {"beta": 0.1, "rows": 80, "updates": 8, "critic_updates": 16},
 }
+RETRAIN = "write one with python -m scoreaction.tasks.digits.pretrain, or leave it out"
 
 
 class Config(BaseModel, frozen=True, extra="forbid"):
@@ -37,7 +38,10 @@ class Config(BaseModel, frozen=True, extra="forbid"):
 
 def build(config: Config) -> Model:
     """The model: v-prediction on the scheduler's own table, diversity in the held-out classifier's features."""
-    net = load_net(config.path)
+    try:
+        net = load_net(config.path)
+    except (OSError, ValueError) as error:
+        raise ValueError(f"path: {config.path} is no folder with the digits' network in diffusers format; {RETRAIN}") from error
     judging = judge().requires_grad_(False)
     model = Model(
         net,

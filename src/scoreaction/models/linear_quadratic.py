@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 import torch
-from pydantic import BaseModel, Field, ValidationInfo, field_validator
+from pydantic import BaseModel, Field, model_validator
 
 from scoreaction.diffusion.mixtures import Mixture
 from scoreaction.diffusion.processes import ProcessName
@@ -30,14 +30,12 @@ class Config(BaseModel, frozen=True, extra="forbid", allow_inf_nan=False):
     depth: int = Field(2, ge=1)
     consistency: Path | None = None
 
-    @field_validator("variance")
-    @classmethod
-    def _positive(cls, variance: float | list[float], info: ValidationInfo) -> float | list[float]:
-        variances = variance if isinstance(variance, list) else [variance]
-        d = len(info.data.get("mean", variances))
-        if min(variances, default=0) <= 0 or len(variances) not in (1, d):
-            raise ValueError(f"must be positive, one number or {d} of them")
-        return variance
+    @model_validator(mode="after")
+    def _shapes(self) -> Config:
+        variances = self.variance if isinstance(self.variance, list) else [self.variance]
+        if min(variances, default=0) <= 0 or len(variances) not in (1, len(self.mean)):
+            raise ValueError(f"variance: must be positive, one number or {len(self.mean)} of them")
+        return self
 
 
 def build(config: Config) -> Model:

@@ -169,7 +169,8 @@ def _probe(tuner: Finetuner, recipe: Recipe, scorers: Sequence[Scorer]) -> None:
     noise = torch.randn(2, *model.shape, generator=torch.Generator().manual_seed(0)).to(model.device)
     with torch.no_grad(), torch.random.fork_rng(devices=[]):
         samples = model.decode(noise)
-        _check_decoded(samples, recipe.model.name)
+        if is_images(samples):
+            check_range(samples, where=f"model: the decode= of {recipe.model.name}")
         for scorer in scorers:
             try:
                 CountedReward(scorer.reward, name=scorer.key).probe(samples, prompts)
@@ -177,17 +178,12 @@ def _probe(tuner: Finetuner, recipe: Recipe, scorers: Sequence[Scorer]) -> None:
                 raise UserError(_misfit(error, scorer, recipe.model.name)) from error
 
 
-def _check_decoded(samples: Tensor, name: str) -> None:
-    if is_images(samples):
-        try:
-            check_range(samples)
-        except ValueError as error:
-            raise UserError(f"model: the decode= of {name}: {error}") from error
-
-
 def _misfit(error: RewardError, scorer: Scorer, model: str) -> str:
     """The line for a reward that refused or failed at the probe: with the key of its setting where it names one."""
     message = str(error).removeprefix(f"{scorer.key}: ")
-    refusal = message.removeprefix("raised ValueError: ")
+    name = scorer.block.name
+    refusal = message.removeprefix("raised ValueError: ").removeprefix(f"reward {name}: ")
     setting = keyed(refusal, scorer.key, scorer.block)
-    return setting if setting.startswith(f"{scorer.key}.") else f"{scorer.key}: does not fit the model {model}: {refusal}"
+    return (
+        setting if setting.startswith(f"{scorer.key}.") else f"{scorer.key}: {name} does not fit the model {model}: {refusal}"
+    )

@@ -9,6 +9,7 @@ from typing import Any
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from scoreaction.errors import UserError
+from scoreaction.recipes.validation import plain
 
 
 class Traits(BaseModel):
@@ -45,5 +46,4 @@ def traits_of(module: ModuleType, *, key: str) -> Traits:
         return Traits.model_validate(vars(module))
     except ValidationError as error:
         fault = error.errors(include_url=False)[0]
-        problem = fault["msg"].replace("Input should be", "must be")
-        raise UserError(f"{key}: {fault['loc'][0]} in {module.__name__} {problem}") from error
+        raise UserError(f"{key}: {fault['loc'][0]} in {module.__name__} {plain(fault['msg'])}") from error

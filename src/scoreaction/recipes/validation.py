@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import re
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, TypeVar, get_args
 
@@ -77,8 +78,11 @@ def fault_line(error: ValidationError, config: type[BaseModel], values: Values, 
     if faults[0]["type"] == "missing":
         return f"{dotted((*at, *key))}: is required"
     same = [fault for fault in faults if _place(fault["loc"], values) == key]
-    problems = ", or ".join(dict.fromkeys(_plain(fault["msg"]) for fault in same))
+    problems = ", or ".join(dict.fromkeys(plain(fault["msg"]) for fault in same))
     value = "" if not key or faults[0]["type"] in ("value_error", "assertion_error") else f" (got {_short(faults[0]['input'])})"
+    setting = problems.partition(":")[0]
+    if not key and setting in config.model_fields:  # a check of several settings names the one that is wrong
+        return f"{dotted(at)}.{problems}"
     return f"{dotted((*at, *key))}: {problems}{value}"
 
 
@@ -107,9 +111,14 @@ def _place(loc: Key, values: Any, *, missing: bool = False) -> Key:
     return tuple(place)
 
 
-def _plain(message: str) -> str:
+def plain(message: str) -> str:
+    """A message of pydantic in our words.
+
+    >>> plain("List should have at least 1 item after validation, not 0")
+    'must have at least 1 item'
+    """
     message = message.removeprefix("Value error, ").removeprefix("Assertion failed, ")
-    return message.replace("Input should be", "must be").replace("Input should have", "must have")
+    return re.sub(r"^[A-Z]\w+ should ", "must ", message).partition(" after validation, not ")[0]
 
 
 def _short(value: Any) -> str:

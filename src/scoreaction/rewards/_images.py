@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from scoreaction.errors import UserError
 from scoreaction.types import Prompts
 
 TOLERANCE = 1e-4
@@ -19,20 +20,19 @@ def is_images(samples: Tensor) -> bool:
     return samples.ndim == 4 and samples.shape[1] in (1, 3) and samples.is_floating_point()
 
 
-def check_range(samples: Tensor) -> None:
-    """Raises ValueError unless every value is in [0, 1]: the one range in which images reach rewards.
+def check_range(samples: Tensor, *, where: str) -> None:
+    """Raises UserError unless every value is in [0, 1]: the one range in which images reach rewards.
 
-    >>> check_range(torch.full((2, 1, 4, 4), -1.0))
+    >>> check_range(torch.full((2, 1, 4, 4), -1.0), where="ink")
     Traceback (most recent call last):
-    ValueError: images must have values in [0, 1], got -1 to -1; map samples in [-1, 1] by (x + 1)/2 and clamp
+    scoreaction.errors.UserError: ink: images must have values in [0, 1], got -1 to -1; map [-1, 1] to it by (x + 1)/2 and clamp
     """
     if samples.numel() == 0:
         return
     low, high = float(samples.detach().min()), float(samples.detach().max())
     if not (low >= -TOLERANCE and high <= 1 + TOLERANCE):  # also catches NaN
-        raise ValueError(
-            f"images must have values in [0, 1], got {low:.3g} to {high:.3g}; map samples in [-1, 1] by (x + 1)/2 and clamp"
-        )
+        wrong = f"images must have values in [0, 1], got {low:.3g} to {high:.3g}"
+        raise UserError(f"{where}: {wrong}; map [-1, 1] to it by (x + 1)/2 and clamp")
 
 
 def check_images(samples: Tensor, *, name: str, channels: tuple[int, ...] = (1, 3)) -> None:
@@ -41,10 +41,7 @@ def check_images(samples: Tensor, *, name: str, channels: tuple[int, ...] = (1, 
         wanted = " or ".join(map(str, channels))
         got = f"{str(samples.dtype).removeprefix('torch.')} {tuple(samples.shape)}"
         raise ValueError(f"reward {name}: expected floating images (batch, {wanted}, height, width), got {got}")
-    try:
-        check_range(samples)
-    except ValueError as error:
-        raise ValueError(f"reward {name}: {error}") from error
+    check_range(samples, where=f"reward {name}")
 
 
 def texts_of(samples: Tensor, prompts: Prompts, *, name: str) -> list[str]:

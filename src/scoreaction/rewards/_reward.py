@@ -77,9 +77,9 @@ class CountedReward:
     def _begin(self, samples: Tensor, prompts: Prompts) -> Callable[[], Any]:
         if is_images(samples):
             try:
-                check_range(samples)
+                check_range(samples, where=self.name)
             except ValueError as error:
-                raise RewardError(f"{self.name}: {error}, in the model's decode=") from error
+                raise RewardError(f"{error}, in the model's decode=") from error
         before = _version(samples)
         scores = self._guarded(partial(begin_scores, self.reward, samples, prompts))
         if _version(samples) != before:

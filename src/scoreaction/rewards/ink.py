@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 import torch
-from pydantic import BaseModel, Field, FiniteFloat, field_validator
+from pydantic import BaseModel, Field, FiniteFloat
 from torch import Tensor
 
 from scoreaction.rewards._images import check_images
@@ -27,13 +27,6 @@ class Config(BaseModel, frozen=True, extra="forbid"):
     unit: FiniteFloat = Field(0.03, description="mean brightness that counts as 1; negative to reward thin strokes")
     differentiable: bool = Field(True, description="false hides the gradient: a black box")
 
-    @field_validator("unit")
-    @classmethod
-    def _not_zero(cls, unit: float) -> float:
-        if unit == 0:
-            raise ValueError("must not be 0")
-        return unit
-
 
 @dataclass(frozen=True)
 class Ink:
@@ -49,5 +42,7 @@ class Ink:
 
 
 def build(config: Config) -> Ink:
-    """The reward."""
+    """The reward. ValueError for a unit of zero."""
+    if config.unit == 0:
+        raise ValueError("unit: must not be 0")
     return Ink(config.unit, config.differentiable)

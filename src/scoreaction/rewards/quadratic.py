@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Literal
 
 import torch
-from pydantic import BaseModel, Field, FiniteFloat, ValidationInfo, field_validator
+from pydantic import BaseModel, Field, FiniteFloat, model_validator
 
 from scoreaction.diffusion.mixtures import Quadratic
 from scoreaction.rewards._closed_form import QuadraticReward
@@ -25,24 +25,16 @@ class Config(BaseModel, frozen=True, extra="forbid"):
     curvature: FiniteFloat | list[list[FiniteFloat]] = Field(1.0, description="Q: a symmetric d x d matrix, or q for q times 1")
     linear: list[FiniteFloat] | None = Field(None, description="l, zero where not given")
 
-    @field_validator("curvature")
-    @classmethod
-    def _symmetric(cls, q: float | list[list[float]], info: ValidationInfo) -> float | list[list[float]]:
-        d = len(info.data.get("center", ()))
-        if isinstance(q, list) and d:
-            if [len(row) for row in q] != [d] * d:
-                raise ValueError(f"must be a number or a matrix {d} x {d}, as the center has {d} numbers")
-            if not torch.allclose(torch.tensor(q), torch.tensor(q).T):
-                raise ValueError("must be symmetric; take (Q + Q^T)/2")
-        return q
-
-    @field_validator("linear")
-    @classmethod
-    def _as_long(cls, l: list[float] | None, info: ValidationInfo) -> list[float] | None:
-        d = len(info.data.get("center", ()))
-        if l is not None and d and len(l) != d:
-            raise ValueError(f"must have {d} numbers, as the center has (got {len(l)})")
-        return l
+    @model_validator(mode="after")
+    def _shapes(self) -> Config:
+        d, q, l = len(self.center), self.curvature, self.linear
+        if isinstance(q, list) and [len(row) for row in q] != [d] * d:
+            raise ValueError(f"curvature: must be a number or a matrix {d} x {d}, as the center has {d} numbers")
+        if isinstance(q, list) and not torch.allclose(torch.tensor(q), torch.tensor(q).T):
+            raise ValueError("curvature: must be symmetric; take (Q + Q^T)/2")
+        if l is not None and len(l) != d:
+            raise ValueError(f"linear: must have {d} numbers, as the center has (got {len(l)})")
+        return self
 
 
 def build(config: Config) -> QuadraticReward:

@@ -157,7 +157,7 @@ class Finetuner:
         if self.folder is None:
             yield
             return
-        with self.folder.held():
+        with self.folder.locked():
             if not self.owns_folder and self.folder.exists:
                 raise ValueError(
                     f"output: {self.folder.path} already holds a run; go on with it by resume(), or name another folder"
