@@ -2,8 +2,8 @@
 
 python examples/online_black_box.py [iterations]        # about a minute and a half on a laptop's CPU
 
-The model draws handwritten digits; the oracle counts dark pixels, with noise, and answers 256 questions in three rounds. Training
-follows a small ensemble that is fitted to all answers so far. A laboratory or people would take the oracle's place.
+The model draws handwritten digits; the oracle counts dark pixels, with noise, and answers 256 questions in three rounds.
+Training follows a small ensemble that is fitted to all answers so far. A laboratory or people would take the oracle's place.
 """
 
 import sys

@@ -2,8 +2,8 @@
 
 python examples/own_reward_on_stable_diffusion.py [iterations]        # about a minute and a half on a laptop's CPU
 
-The pipeline is the tiny one that ships, in Stable Diffusion's own classes: text encoder, UNet, autoencoder, 32 x 32 pictures. For
-the real one change three things, on a GPU:
+The pipeline is the tiny one that ships, in Stable Diffusion's own classes: text encoder, UNet, autoencoder, 32 x 32 pictures.
+For the real one change three things, on a GPU:
 - MODEL = "stable-diffusion-v1-5/stable-diffusion-v1-5", or any other that docs/pipelines.md lists;
 - `build_from_pipeline(pipeline, lora_rank=4, gradient_checkpointing=True)`;
 - `sa.Sampler(steps=20, grid="scheduler", guidance=5.0)` and `sa.Train(batch=16, lr=1e-4, max_rows=2, precision="bf16")`.
