@@ -56,4 +56,4 @@ wheel: $(STAMP)
 	rm -rf dist $(WHEEL) && $(PY) -m build
 	$(PYTHON) -m venv $(WHEEL)
 	$(WHEEL)/bin/python -m pip install --disable-pip-version-check --quiet -c constraints.txt dist/*.whl
-	cd $(WHEEL) && bin/scoreaction train mixture train.iterations=2 --output run
+	cd $(WHEEL) && bin/scoreaction train mixture train.iterations=2 evaluation.n=256 --output run
