@@ -12,7 +12,7 @@ from scoreaction.report.frontiers import frontier_figures, line_of
 
 def group(algorithm, value, reward, kl, *, error=0.1, **more):
     mean = {"reward_tuned": reward, "reward_base": 0.5, "kl_nats": kl, "diversity_tuned": 2 - kl, "diversity_base": 2.0, **more}
-    errors = {key: error for key in mean}
+    errors = {key: error and error * (4 if key == "reward_tuned" else 1) for key in mean}
     return {"label": f"{algorithm} {value}", "algorithm": algorithm, "value": value, "mean": mean, "standard_error": errors}
 
 
@@ -26,7 +26,12 @@ FOUND = {"sweep": "algorithm.beta=10,2", "groups": GROUPS}
 
 def test_a_line_is_an_algorithms_points_in_the_order_of_the_setting():
     points = line_of(GROUPS, "sqdf", "kl_nats")
-    close([point[1:] for point in points], [(0.6, 0.1, 2.0, 0.1), (0.2, 0.1, 1.0, 0.1)], as_texts=[p[1:] for p in points[::-1]])
+    close(
+        [point[1:] for point in points],
+        [(0.6, 0.1, 2.0, 0.4), (0.2, 0.1, 1.0, 0.4)],
+        as_texts=[p[1:] for p in points[::-1]],
+        errors_of_the_other_axis=[(x, y_error, y, x_error) for _, x, x_error, y, y_error in points],
+    )
     assert [point[0] for point in points] == ["2", "10"]
     assert line_of(GROUPS, "ddpo", "kl_nats") == [(None, 1.5, 0.0, 3.0, 0.0)]
 
@@ -37,6 +42,18 @@ def drawn(figure):
     handles, labels = axis.get_legend_handles_labels()
     lines = [handle[0] if isinstance(handle, tuple) else handle for handle in handles]
     return {label: list(map(tuple, line.get_xydata().tolist())) for label, line in zip(labels, lines, strict=True)}
+
+
+def bars(figure):
+    """Half the length of the error bars of the first algorithm's first point: across, and up."""
+    across, up = (bar.get_segments()[0] for bar in figure.axes[0].containers[0].lines[2])
+    return [(across[1] - across[0])[0] / 2, (up[1] - up[0])[1] / 2]
+
+
+def test_an_error_bar_lies_along_its_own_axis():
+    """Each figure has the reward's error upwards, and its own price's across."""
+    found = frontier_figures(FOUND)["frontier_kl"]
+    close(bars(found), [0.1, 0.4], atol=1e-9, exchanged=bars(found)[::-1], whole_length=[0.2, 0.8])
 
 
 def test_the_figures_show_every_way_and_the_pretrained_model():
