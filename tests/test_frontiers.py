@@ -3,7 +3,7 @@
 import json
 
 import pytest
-from twins import accepts, close
+from twins import accepts, close, same
 
 from scoreaction.cli import main
 from scoreaction.report.comparison import comparison_part
@@ -78,10 +78,17 @@ def test_the_optimum_of_each_beta_and_held_out_rewards_are_drawn():
     known = {"optimum_kl_nats": 0.7, "optimum_reward": 2.5, "held_out.ink_tuned": 4.0, "held_out.ink_base": 5.0}
     groups = [group("a", "1", 1.0, 0.2, **known), group("a", "2", 2.0, 0.6, **{**known, "optimum_kl_nats": 0.3})]
     figures = frontier_figures({"sweep": "train.lr=1,2", "groups": groups})
-    assert list(figures) == ["frontier_kl", "frontier_diversity", "frontier_ink"]
-    assert drawn(figures["frontier_kl"])["best possible"] == [(0.3, 2.5), (0.7, 2.5)]
-    assert "best possible" not in drawn(figures["frontier_ink"])
-    assert drawn(figures["frontier_ink"])["pretrained model"] == [(5.0, 0.5)]
+    unknown = frontier_figures({"sweep": "train.lr=1,2", "groups": [group("a", "1", 1.0, 0.2)]})
+    same(list(figures), ["frontier_kl", "frontier_diversity", "frontier_ink"], without_held_out=list(unknown))
+    best = {name: drawn(figure).get("best possible") for name, figure in figures.items()}
+    same(
+        best["frontier_kl"],
+        [(0.3, 2.5), (0.7, 2.5)],
+        on_another_axis=best["frontier_ink"],
+        not_known=drawn(unknown["frontier_kl"]).get("best possible"),
+    )
+    base = {name: drawn(figure)["pretrained model"] for name, figure in figures.items()}
+    same(base["frontier_ink"], [(5.0, 0.5)], of_the_kl=base["frontier_kl"], of_the_diversity=base["frontier_diversity"])
 
 
 @pytest.mark.slow
@@ -93,7 +100,8 @@ def test_a_sweep_leaves_its_frontiers_beside_the_comparison(tmp_path):
     assert main([*command, "--sweep", "algorithm.beta=0.1,1"]) == 0
     assert {path.name for path in folder.glob("frontier_*.png")} == {"frontier_kl.png", "frontier_diversity.png"}
     titles = [picture.title for picture in comparison_part(folder).pictures]
-    assert titles[-2:] == ["Reward against KL: the frontier", "Reward against diversity: the frontier"]
     found = json.loads((folder / "comparison.json").read_text())
     (folder / "comparison.json").write_text(json.dumps({**found, "sweep": None}))
-    assert not any("frontier" in picture.title for picture in comparison_part(folder).pictures)
+    plain = [picture.title for picture in comparison_part(folder).pictures]
+    truth = ["Reward against KL: the frontier", "Reward against diversity: the frontier"]
+    same(titles, plain + truth, nothing_swept=plain, order=plain + truth[::-1])

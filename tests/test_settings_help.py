@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import torch
 from pydantic import BaseModel, ConfigDict, Field
+from twins import same
 
 from scoreaction.recipes.settings_help import explained
 
@@ -32,8 +33,8 @@ def lines(config: type[BaseModel]) -> dict[str, list[str]]:
 
 def test_odd_fields_have_their_line() -> None:
     found = lines(Odd)
-    assert list(found) == ["renamed", "made", "inner", "kids", "whatever"]
-    assert found["renamed"] == ["3", "whole number"]
+    same(list(found), ["renamed", "made", "inner", "kids", "whatever"], of_another=list(lines(Nested)))
+    same(found["renamed"], ["3", "whole number"], default_of_another=lines(Nested)["depth"])
     assert explained(Odd).splitlines()[2].split(maxsplit=3)[1:] == ["[1,", "2]", "list of whole numbers"]
     assert found["whatever"] == ["null", "anything"]
     assert list(lines(Foreign)) == ["dtype"]
