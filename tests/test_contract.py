@@ -3,7 +3,7 @@
 import pytest
 import torch
 from torch import nn
-from twins import accepts
+from twins import accepts, close
 
 import scoreaction as sa
 from scoreaction.catalog import files, find
@@ -33,7 +33,7 @@ class Net(nn.Module):
         return -sa.VP().sigma(t)[:, None].to(x) * self.body(torch.cat([x, t[:, None].to(x), cond], 1))
 
 
-def tuner_of(name, sign, *, differentiable):
+def tuner_of(name, sign, *, differentiable, **train):
     """A short run whose reward is `sign` times the slope of the prompt."""
     Config = find("algorithm", name, key="algorithm.name").Config
 
@@ -45,7 +45,7 @@ def tuner_of(name, sign, *, differentiable):
         reward=sa.Reward(reward, differentiable=differentiable),
         algorithm=Config(**{"beta": BETA} if "beta" in Config.model_fields else {}),
         sampler=sa.Sampler(steps=8),
-        train=sa.Train(iterations=6, batch=96, lr=1e-2, device="cpu"),
+        train=sa.Train(**{"iterations": 6, "batch": 96, "lr": 1e-2, "device": "cpu"} | train),
         evaluation=sa.Evaluation(n=1024, steps=8),
         prompts=list(SLOPES),
     )
@@ -74,6 +74,18 @@ def test_it_improves_the_objective_and_not_with_the_sign_flipped(name):
     right, flipped = (gains(tuner_of(name, sign, differentiable=True), sign) for sign in (1, -1))
     accepts(improves, right, flipped=flipped, first_prompt_only=(right[0], 0.0, right[2]), beyond=(*right[:2], 2 * BEST))
     accepts(worsens, flipped, right=right)
+
+
+@pytest.mark.parametrize("name", SHELF)
+def test_the_rows_of_a_call_change_nothing(name):
+    """The gradient of a batch is the sum over its pieces: of 7 rows, or of all at once."""
+
+    def norm(max_rows):
+        tuner = tuner_of(name, 1, differentiable=True, iterations=1, batch=30, max_rows=max_rows)
+        return next(iter(tuner))["grad_norm"]
+
+    whole, pieces = norm(10_000), norm(7)
+    close(pieces, whole, atol=0, rtol=0.03, sum_of_means=pieces * 30 / 7, last_piece_alone=pieces * 7 / 30)
 
 
 @pytest.mark.slow

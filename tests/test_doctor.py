@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor, nn
+from twins import close
 
 import scoreaction as sa
 from scoreaction.cli import main
@@ -181,6 +182,27 @@ def test_what_is_broken_is_found(name: str, in_order: dict[str, Finding]) -> Non
         assert check not in in_order
     else:
         assert in_order[check].verdict == "ok"
+
+
+def test_the_error_in_finding_noise_is_that_of_a_gaussian() -> None:
+    """`E (eps - sigma x)^2 = alpha^2` for data N(0, 1), where v is 0: 16/17, 4/5 and 1/2 at SNR 16, 4 and 1."""
+
+    class Still(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.b = nn.Parameter(torch.zeros(1))
+
+        def forward(self, x: Tensor, t: Tensor, cond: None) -> Tensor:
+            return self.b * x
+
+    tuner = sa.Finetuner(
+        sa.Model(Still(), process=sa.VP(), predicts="v", shape=(8,)), reward=lambda x, _: x[:, 0], algorithm=sa.DDPO(),
+        sampler=sa.Sampler(steps=200), train=sa.Train(iterations=1, batch=64, device="cpu"),
+    )  # fmt: skip
+    seen = next(finding.seen for finding in sa.examine(tuner, iterations=1) if finding.check == "the network finds the noise")
+    errors = [float(number) for number in seen.removeprefix("error ").partition(" of 1")[0].split(", ")]
+    truth = [16 / 17, 4 / 5, 1 / 2]
+    close(errors, truth, atol=0.08, without_noise=[s * (1 - s) for s in truth], other_direction=truth[::-1])
 
 
 @pytest.mark.slow
