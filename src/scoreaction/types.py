@@ -3,18 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
-from typing import Any, Protocol, runtime_checkable
+from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 from torch import Tensor
 
 Conditions = Any
-"""What the network is conditioned on: None, or a tensor whose first dimension is the batch."""
+"""Conditions of a network: None, a tensor whose first dimension is the batch, or a dict of such tensors."""
 
 
-@dataclass(frozen=True)
-class Prediction:
-    """What the network says at (t, x): the clean sample and the noise, with `x = alpha x0 + sigma eps`.
+class Prediction(NamedTuple):
+    """The clean sample and the noise that a network predicts at (t, x), with `x = alpha x0 + sigma eps`.
 
     Both are carried because at alpha = 0 eps (and the score) says nothing about x0, and at
     sigma = 0 x0 says nothing about eps. Shapes: both (batch, *shape).

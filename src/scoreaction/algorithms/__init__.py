@@ -1,5 +1,5 @@
-"""Algorithms: a file each on the shelf, and what one of your own is made of."""
+"""Algorithms: a file each on the shelf, and the parts that one of your own is made of."""
 
-from scoreaction.algorithms._learner import Algorithm, Learner, Regularised, Setting, Update
+from scoreaction.algorithms._learner import Algorithm, Largest, Learner, Regularised, Setting, State, Term, Update, Updates
 
-__all__ = ["Algorithm", "Learner", "Regularised", "Setting", "Update"]
+__all__ = ["Algorithm", "Largest", "Learner", "Regularised", "Setting", "State", "Term", "Update", "Updates"]

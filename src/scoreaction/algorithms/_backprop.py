@@ -1,16 +1,14 @@
-"""What methods share that differentiate the reward through the policy's own steps: the KL that may go with it, refusals."""
+"""Reward back-propagation through the policy's own steps: the KL that may go with it, and refusals."""
 
 from __future__ import annotations
-
-from collections.abc import Iterator
-from dataclasses import replace
 
 import torch
 from torch import Tensor
 
-from scoreaction.algorithms._learner import Learner, Setting, Update, refuse_black_box
-from scoreaction.algorithms._pathwise import Decisions, Weights, decisions_at, improvement
-from scoreaction.sampling.experience import Experience
+from scoreaction.algorithms._learner import Learner, Setting, Term, refuse_black_box
+from scoreaction.algorithms._step import StepWeights, step_term
+from scoreaction.networks.conditions import take
+from scoreaction.sampling.rollout import Rollout, Steps
 from scoreaction.types import Prediction
 
 
@@ -25,15 +23,15 @@ def refuse_unfit(setting: Setting, algorithm: str, beta: float) -> None:
         )
 
 
-def visited_kl(learner: Learner, experience: Experience, chosen: Tensor, share: float) -> Iterator[Update]:
-    """beta times the path KL at visited states with these numbers, its gradient at those states alone; no step after it.
+def visited_kl(learner: Learner, rollout: Rollout, rows: Tensor, share: float) -> Term:
+    """beta times the path KL at visited states, its gradient at those states alone.
 
-    share: the part of all steps that they were drawn from.
+    rows are those of the rollout's steps, `share` the part of all steps that they were drawn from.
     """
-    decisions = decisions_at(learner.setting, experience, chosen, Weights.of_step)
-    for update in improvement(learner, replace(decisions, scale=decisions.scale * share), _no_value, trust=0.0):
-        yield replace(update, metrics={}, step=False)
+    steps = take(rollout.steps(), rows)
+    term = step_term(learner, steps._replace(weight=steps.weight * share), _no_value, weigh=StepWeights.of_step, trust=0.0)
+    return term._replace(loss=lambda numbers: (term.loss(numbers)[0], {}))
 
 
-def _no_value(decisions: Decisions, prediction: Prediction) -> Tensor:
+def _no_value(steps: Steps, prediction: Prediction, numbers: Tensor) -> Tensor:
     return torch.zeros_like(prediction.x0)

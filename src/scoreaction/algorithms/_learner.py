@@ -1,60 +1,82 @@
-"""What every algorithm is: a validated configuration that builds a learner, and a learner that yields losses."""
+"""The parts of an algorithm: validated settings that build a learner, and a learner that yields updates."""
 
 from __future__ import annotations
 
 from abc import abstractmethod
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field, replace
-from functools import partial
-from typing import Any
+from collections.abc import Callable, Generator
+from dataclasses import dataclass, replace
+from typing import NamedTuple, TypeAlias
 
 import torch
 from pydantic import BaseModel, ConfigDict, Field
 from torch import Tensor, nn
 
+from scoreaction.diffusion.predictions import perturbed
 from scoreaction.diffusion.solvers import jittered, noise_std
 from scoreaction.networks.model import Model
-from scoreaction.sampling.experience import Experience, over_rows
-from scoreaction.sampling.rollout import Rollout, Sampler, roll_out
-from scoreaction.types import Conditions, Predict, Prediction
+from scoreaction.sampling.rollout import Rollout, Sampler, roll_out, unflattened
+from scoreaction.types import Conditions, Prediction
 
 
-@dataclass(frozen=True)
-class Judge:
-    """The run's reward as an algorithm may ask it: every row is counted as a query.
+class Largest(NamedTuple):
+    """A figure of which the log has the largest of all rows, and not the mean."""
 
-    `score(x0, groups) -> (batch,)`: x0 (batch, *shape) before decoding, groups (batch,) the numbers of their prompts.
-    Gradients flow to x0 where `differentiable`.
+    values: Tensor
+
+
+Loss: TypeAlias = tuple[Tensor, dict[str, Tensor | Largest]]
+"""The loss of each row (rows,), and figures for the log by name, each (rows,)."""
+
+
+class Term(NamedTuple):
+    """One term of an update: the mean of `loss(numbers)` over the row numbers 0 to rows - 1.
+
+    The loop calls `loss` with parts of them, as many as memory holds: `calls` is how often the loss of one row evaluates the
+    model with a graph, 0 where it does not (a critic's).
+    """
+
+    rows: int
+    loss: Callable[[Tensor], Loss]
+    calls: int = 1
+
+
+class Update(NamedTuple):
+    """One optimiser step of a network: "policy", or a name of the learner's `networks`; its loss is the sum of the terms."""
+
+    network: str
+    terms: list[Term]
+
+
+Updates: TypeAlias = Generator[Update, dict[str, float], None]
+"""Updates, one after another: `figures = yield Update(...)` steps the optimiser and gives the update's averaged figures."""
+
+
+class Objective(NamedTuple):
+    """The run's reward: `reward(x0, prompt) -> (batch,)`, every row is counted as a query.
+
+    x0 (batch, *shape) before decoding, prompt (batch,) the numbers of the prompts. Gradients flow to x0 where
+    `differentiable`.
     """
 
     score: Callable[[Tensor, Tensor], Tensor]
     differentiable: bool
 
-
-@dataclass(frozen=True)
-class Update:
-    """One backward pass: the loss, the network it trains, what to log; `step` says the optimiser steps after it."""
-
-    loss: Tensor
-    network: str
-    metrics: dict[str, float] = field(default_factory=dict)
-    step: bool = True
+    def __call__(self, x0: Tensor, prompt: Tensor) -> Tensor:
+        return self.score(x0, prompt)
 
 
-@dataclass(frozen=True)
-class Setting:
-    """What a run gives its algorithm: the parts it works on, the size of a batch, all prompts' conditions (or None)."""
+class Setting(NamedTuple):
+    """The parts that a run gives its learner; `conditions` are those of all prompts, `batch` is trajectories an iteration."""
 
     model: Model
     sampler: Sampler
-    judge: Judge
+    reward: Objective
     batch: int
-    max_rows: int
     conditions: Conditions
 
 
 class Algorithm(BaseModel):
-    """Base of the algorithms' configurations: validated, frozen, no unknown keys."""
+    """Base of the algorithms' settings: validated, frozen, no unknown keys."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
@@ -73,95 +95,117 @@ class Regularised(Algorithm):
     kl_target: float | None = Field(None, gt=0)
 
 
+@dataclass
+class State:
+    """Plain values of a learner that change and are kept in checkpoints; a learner with more of them derives its own.
+
+    beta: the weight of the KL now. kl_floor: the path KL, in nats, that rounding alone puts between two policies that hardly
+    differ, measured once in half precision; 0 in fp32. Floats are logged.
+    """
+
+    beta: float = 0.0
+    kl_floor: float | None = None
+
+
 class Learner:
-    """An algorithm at work.
+    """An algorithm at work: `explore` draws trajectories, `prepare` completes them, `updates` learns from them.
 
     networks: what it trains or remembers beside the policy, kept in checkpoints, each with its rate in `lr` where it is
-    trained; state: plain values that change, kept too, of which the numbers are logged. reward_gradient: the loop brings the
-    gradient of the rewards along with them, for the same queries.
+    trained; state: plain values that change, kept too. reward_gradient: the loop brings the gradient of the rewards along
+    with them, for the same queries. reference_rows: of how many trajectories the KL is measured, None is all.
     """
 
     reward_gradient = False
+    reference_rows: int | None = None
 
     def __init__(self, setting: Setting, *, beta: float = 0.0, kl_target: float | None = None) -> None:
-        self.setting, self.kl_target = setting, kl_target
+        self.model, self.sampler, self.reward, self.batch, self.conditions = setting
+        self.process, self.kl_target = self.model.process, kl_target
         self.networks = nn.ModuleDict()
         self.lr: dict[str, float] = {}
-        self.state: dict[str, Any] = {"beta": beta}
-        self.reference_rows: int | None = None  # trajectories whose KL is measured; None is all
+        self.state = State(beta)
 
     @property
     def beta(self) -> float:
         """The weight of the KL now."""
-        return self.state["beta"]
+        return self.state.beta
 
     @property
     def kl_floor(self) -> float:
-        """The path KL, in nats, that rounding alone puts between two policies that hardly differ; 0 in fp32."""
-        return self.state.get("kl_floor", 0.0)
+        """The path KL of rounding alone, in nats; 0 in fp32."""
+        return self.state.kl_floor or 0.0
 
     def adapt_beta(self, kl_nats: float) -> None:
         """Moves beta towards the KL target: `beta *= 1 + clip(KL/target - 1, -0.2, 0.2)/10` an iteration.
 
-        The proportional rule of Ziegler et al. 2019 (arXiv 1909.08593), section 2.2. What is rounding does not count.
+        The proportional rule of Ziegler et al. 2019 (arXiv 1909.08593), section 2.2. The KL of rounding does not count.
         """
         if self.kl_target is not None:
             kl_nats = max(kl_nats - self.kl_floor, 0.0)
-            self.state["beta"] *= 1 + 0.1 * min(max(kl_nats / self.kl_target - 1, -0.2), 0.2)
+            self.state.beta *= 1 + 0.1 * min(max(kl_nats / self.kl_target - 1, -0.2), 0.2)
 
-    def policy(self, conditions: Conditions) -> Predict:
-        """The policy under these conditions."""
-        model, guidance = self.setting.model, self.setting.sampler.guidance
-        return lambda x, t: model.predict(x, t, conditions, guidance=guidance)
+    def policy(self, x: Tensor, t: Tensor, prompt: Tensor) -> Prediction:
+        """The policy's guided prediction at (x, t) for these prompts: x (rows, *shape), t () or (rows,), prompt (rows,)."""
+        return self.model.predict(x, t, self.conditions, prompt=prompt, guidance=self.sampler.guidance)
 
-    def reference(self, conditions: Conditions) -> Predict:
-        """The pretrained model under these conditions."""
-        model, guidance = self.setting.model, self.setting.sampler.guidance
-        return lambda x, t: model.reference(x, t, conditions, guidance=guidance)
+    def pretrained(self, x: Tensor, t: Tensor, prompt: Tensor) -> Prediction:
+        """The pretrained model's guided prediction, as `policy`: gradients reach x, never a parameter."""
+        return self.model.reference(x, t, self.conditions, prompt=prompt, guidance=self.sampler.guidance)
+
+    def parts(self, rows: Tensor) -> tuple[Tensor, ...]:
+        """These row numbers in parts of one network call each, for what is evaluated with a graph beside an update."""
+        return rows.split(self.model.max_rows or max(1, len(rows))) if len(rows) else ()
 
     def times(self, generator: torch.Generator) -> Tensor:
-        """The grid of an iteration: the sampler's own, moved a little each time, so that nearly all times are trained."""
-        return jittered(self.setting.sampler.times(self.setting.model.process), generator)
+        """The grid of an iteration: the sampler's, jittered each time, so that nearly all times are trained."""
+        return jittered(self.sampler.times(self.process), generator)
 
-    def explore(self, conditions: Conditions, n: int, times: Tensor, generator: torch.Generator) -> Rollout:
-        """n trajectories to learn from; the policy acts in every step."""
-        return roll_out(self.setting.model, self.setting.sampler, self.policy(conditions), n, generator, times=times)
+    def explore(self, prompt: Tensor, times: Tensor, generator: torch.Generator) -> Rollout:
+        """A trajectory for each prompt; the policy acts in every step."""
+        return explore_around(self, prompt, times, generator, std=0.0)
 
-    def prepare(self, experience: Experience, generator: torch.Generator) -> Experience:
-        """Asks the reference at the visited states, without a graph."""
-        rows = min(self.reference_rows or experience.size[1], experience.size[1])
-        model, guidance = self.setting.model, self.setting.sampler.guidance
+    def prepare(self, rollout: Rollout, generator: torch.Generator) -> Rollout:
+        """The rollout with the pretrained model's predictions at the visited states, without a graph."""
+        n, batch = rollout.size
+        rows = min(self.reference_rows or batch, batch)
+        x, t = rollout.x[:-1, :rows].flatten(0, 1), rollout.times[:-1].repeat_interleave(rows)
         with torch.no_grad():
-            flat = over_rows(partial(model.reference, guidance=guidance), experience.points(rows), self.setting.max_rows)
-        return replace(experience, reference=unflattened(flat, experience.size[0]))
+            flat = self.pretrained(x, t, rollout.prompt[:rows].repeat(n))
+        return replace(rollout, pretrained=unflattened(flat, n))
 
     @abstractmethod
-    def updates(self, experience: Experience, generator: torch.Generator) -> Iterator[Update]:
-        """The losses of one iteration, one after another; the caller has stepped before it asks for the next."""
+    def updates(self, rollout: Rollout, generator: torch.Generator) -> Updates:
+        """The updates of one iteration; the loop has stepped before it takes the next."""
 
 
-def roll_out_chain(learner: Learner, conditions: Conditions, n: int, times: Tensor, generator: torch.Generator) -> Rollout:
-    """Trajectories in which the reference acts in the steps without noise, which have no density."""
-    setting = learner.setting
-    silent = noise_std(setting.model.process, times[:-1], times[1:], setting.sampler.eta) == 0
-    acts_at = {float(t): bool(quiet) for t, quiet in zip(times[:-1], silent, strict=True)}
-    policy, reference = learner.policy(conditions), learner.reference(conditions)
+def explore_around(learner: Learner, prompt: Tensor, times: Tensor, generator: torch.Generator, *, std: float) -> Rollout:
+    """Trajectories of a policy that is Gaussian around its eps, of this std; without noise where it is 0."""
 
-    def predict(x: Tensor, t: Tensor) -> Prediction:
-        return reference(x, t) if acts_at[float(t)] else policy(x, t)
+    def act(x: Tensor, t: Tensor, prediction: Prediction) -> Prediction:
+        return perturbed(learner.process, x, t, prediction, std, generator)
 
-    return roll_out(setting.model, setting.sampler, predict, n, generator, times=times)
+    def policy(x: Tensor, t: Tensor) -> Prediction:
+        return learner.policy(x, t, prompt)
+
+    explore = act if std > 0 else None
+    return roll_out(learner.model, learner.sampler, policy, prompt, generator, times=times, explore=explore)
+
+
+def roll_out_chain(learner: Learner, prompt: Tensor, times: Tensor, generator: torch.Generator) -> Rollout:
+    """Trajectories in which the pretrained model acts in the steps without noise, which have no density."""
+    silent = noise_std(learner.process, times[:-1], times[1:], learner.sampler.eta) == 0
+    noiseless = {float(t) for t in times[:-1][silent]}
+
+    def act(x: Tensor, t: Tensor) -> Prediction:
+        return learner.pretrained(x, t, prompt) if float(t) in noiseless else learner.policy(x, t, prompt)
+
+    return roll_out(learner.model, learner.sampler, act, prompt, generator, times=times)
 
 
 def refuse_black_box(setting: Setting, algorithm: str) -> None:
     """ValueError unless the reward has a gradient."""
-    if not setting.judge.differentiable:
+    if not setting.reward.differentiable:
         raise ValueError(
             f"reward: {algorithm} needs its gradient and this one has none; use score_action, vard or ddpo, an online: block"
             " (a proxy is fitted), or, where gradients do flow, Reward(fn, differentiable=True)"
         )
-
-
-def unflattened(flat: Prediction, steps: int) -> Prediction:
-    """(N * rows, *shape) back to (N, rows, *shape)."""
-    return Prediction(flat.x0.unflatten(0, (steps, -1)), flat.eps.unflatten(0, (steps, -1)))

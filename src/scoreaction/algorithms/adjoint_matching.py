@@ -2,21 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from dataclasses import dataclass
-from functools import partial
+from dataclasses import dataclass, field
 from typing import Literal
 
 import torch
 from pydantic import Field
 from torch import Tensor
 
-from scoreaction.algorithms._learner import Learner, Regularised, Setting, Update, refuse_black_box
-from scoreaction.algorithms._pathwise import Weights, decisions_at, given, improvement
+from scoreaction.algorithms._learner import Learner, Regularised, Setting, Updates, refuse_black_box
+from scoreaction.algorithms._value import put
+from scoreaction.algorithms.score_action import score_action_update
 from scoreaction.diffusion.solvers import ddim_step
 from scoreaction.networks.conditions import take
-from scoreaction.sampling.experience import Experience
-from scoreaction.sampling.rollout import stacked
+from scoreaction.sampling.rollout import Rollout
 from scoreaction.types import Prediction
 
 
@@ -24,8 +22,9 @@ class AdjointMatching(Regularised):
     """`min E integral 1/2 ||eta g (s - s_pre) - eta g a/beta||^2` with the lean adjoint a of the reward along sampled paths.
 
     a obeys `da/dtau = -(grad b_pre)^T a`, `a = grad r(x0)` at the end, b_pre the drift of the pretrained model (eq. 38 and 39
-    of the paper); on a chain of steps it is `a_t = (dmean_pre/dx_t)^T a_s`. The regression's fixed point is the optimal action;
-    memoryless noise (eta = 1) makes it the tilted law. One reward query a path. Needs the reward's gradient.
+    of the paper); on a chain of steps it is `a_t = (dmean_pre/dx_t)^T a_s`. The regression is the loss of Score as Action with
+    a in the place of grad V; its fixed point is the optimal action, and memoryless noise (eta = 1) makes it the tilted law. One
+    reward query a path. Needs the reward's gradient.
 
     >>> AdjointMatching(beta=0.5).updates
     16
@@ -47,10 +46,10 @@ class AdjointMatching(Regularised):
 
 
 @dataclass(frozen=True)
-class Adjoint(Experience):
-    """Experience with the lean adjoint at the visited states, (N, batch, *shape)."""
+class AdjointRollout(Rollout):
+    """A rollout with the lean adjoint at the visited states, (N, batch, *shape)."""
 
-    adjoint: Tensor = torch.empty(0)
+    adjoint: Tensor = field(kw_only=True)
 
 
 class AdjointMatchingLearner(Learner):
@@ -62,39 +61,35 @@ class AdjointMatchingLearner(Learner):
         super().__init__(setting, beta=config.beta, kl_target=config.kl_target)
         self.config = config
 
-    def prepare(self, experience: Experience, generator: torch.Generator) -> Adjoint:
-        """The adjoint, backwards along the paths; the reference's predictions come with it."""
-        assert experience.reward_gradient is not None
-        rollout, adjoint = experience.rollout, experience.reward_gradient
-        adjoints, said = [], []
-        for i in reversed(range(len(rollout.times) - 1)):
-            pieces = torch.arange(len(adjoint), device=adjoint.device).split(self.setting.max_rows)
-            parts = [self._back(experience, i, rows, adjoint[rows]) for rows in pieces]
-            adjoint = torch.cat([part[0] for part in parts])
-            adjoints.append(adjoint)
-            said.append(Prediction(torch.cat([p.x0 for _, p in parts]), torch.cat([p.eps for _, p in parts])))
-        fields = {name: getattr(experience, name) for name in Experience.__dataclass_fields__}
-        return Adjoint(**fields | {"reference": stacked(said[::-1])}, adjoint=torch.stack(adjoints[::-1]))
+    def prepare(self, rollout: Rollout, generator: torch.Generator) -> AdjointRollout:
+        """The adjoint, backwards along the paths; the pretrained predictions come with it."""
+        assert rollout.reward_gradient is not None
+        adjoint, at_end = torch.empty_like(rollout.old.x0), rollout.reward_gradient
+        pretrained = Prediction(torch.empty_like(adjoint), torch.empty_like(adjoint))
+        for i in reversed(range(rollout.size[0])):
+            for rows in self.parts(torch.arange(rollout.size[1])):
+                back, prediction = self._step_back(rollout, i, rows, take(at_end, rows))
+                put((adjoint[i], pretrained.x0[i], pretrained.eps[i]), rows, (back, *prediction))
+            at_end = adjoint[i]
+        return AdjointRollout(**vars(rollout) | {"pretrained": pretrained}, adjoint=adjoint)
 
-    def _back(self, experience: Experience, i: int, rows: Tensor, adjoint: Tensor) -> tuple[Tensor, Prediction]:
-        """The adjoint at step i from that at its end."""
-        rollout, process = experience.rollout, self.setting.model.process
+    def _step_back(self, rollout: Rollout, i: int, rows: Tensor, adjoint: Tensor) -> tuple[Tensor, Prediction]:
+        """The adjoint at the beginning of step i from that at its end, and the prediction there."""
         t, s = rollout.times[i], rollout.times[i + 1]
         with torch.enable_grad():
-            x = rollout.x[i, rows].detach().requires_grad_(True)
-            said = self.reference(take(experience.conditions, rows))(x, t)
-            mean = ddim_step(process, said, t, s, self.setting.sampler.eta).mean
+            x = take(rollout.x[i], rows).detach().requires_grad_(True)
+            prediction = self.pretrained(x, t, take(rollout.prompt, rows))
+            mean = ddim_step(self.process, prediction, t, s, self.sampler.eta).mean
             (back,) = torch.autograd.grad(mean, x, adjoint)
-        return back, Prediction(said.x0.detach(), said.eps.detach())
+        return back, Prediction(*(part.detach() for part in prediction))
 
-    def updates(self, experience: Experience, generator: torch.Generator) -> Iterator[Update]:
-        assert isinstance(experience, Adjoint)
-        steps, batch = experience.size
-        chosen = torch.randperm(steps * batch, generator=generator)[: self.config.updates * self.config.rows]
-        decisions = decisions_at(self.setting, experience, chosen, Weights.of_path)
-        slope = experience.adjoint.flatten(0, 1)[chosen.to(experience.adjoint.device)]
-        for rows in torch.arange(len(chosen)).chunk(self.config.updates):
-            yield from improvement(self, decisions.take(rows), partial(given, slope), trust=self.config.trust)
+    def updates(self, rollout: Rollout, generator: torch.Generator) -> Updates:
+        """The policy at random steps, each counting for all steps of its path."""
+        assert isinstance(rollout, AdjointRollout)
+        steps, adjoint = rollout.steps(), rollout.adjoint.flatten(0, 1)
+        chosen = torch.randperm(len(steps.t), generator=generator)[: self.config.updates * self.config.rows]
+        for rows in chosen.chunk(self.config.updates):
+            yield score_action_update(self, take(steps, rows), take(adjoint, rows), trust=self.config.trust)
 
 
 Config = AdjointMatching

@@ -2,25 +2,28 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from dataclasses import dataclass, field
+from functools import partial
 from typing import Literal
 
 import torch
 from pydantic import Field
 from torch import Tensor
 
-from scoreaction.algorithms._learner import Algorithm, Learner, Setting, Update, roll_out_chain
+from scoreaction.algorithms._learner import Algorithm, Learner, Loss, Setting, State, Update, Updates, roll_out_chain
 from scoreaction.algorithms._likelihood_ratio import (
-    ratio_updates,
+    minibatches,
+    ratio_term,
     refuse_without_density,
     spread_is_rounding,
     standardised,
     step_kl,
-    steps_taken,
+    steps_with_density,
+    transition,
 )
-from scoreaction.sampling.experience import Experience
-from scoreaction.sampling.rollout import Rollout
-from scoreaction.types import Conditions
+from scoreaction.networks.conditions import take
+from scoreaction.sampling.rollout import Rollout, Steps
+from scoreaction.types import Prediction
 
 Baseline = Literal["batch", "prompt", "group"]
 
@@ -51,72 +54,92 @@ class DDPO(Algorithm):
 
 
 def prompt_advantages(
-    known: dict[str, list[float]], rewards: Tensor, groups: Tensor, *, spread: float | None = None, keep: int = 64
+    history: dict[str, list[float]], rewards: Tensor, prompt: Tensor, *, spread: float | None = None, keep: int = 64
 ) -> Tensor:
-    """Rewards minus the mean of the last `keep` of their prompt, over their std (or `spread`), (batch,); adds to `known`.
+    """Rewards minus the mean of the last `keep` of their prompt, over their std (or `spread`), (batch,); adds to `history`.
 
     A prompt with fewer than 16 takes the statistics of the batch. Black et al. 2023, appendix D.2.
     """
-    out = standardised(rewards)
-    for group in groups.unique().tolist():
-        mine = rewards[groups == group]
-        kept = known[str(group)] = (known.get(str(group), []) + mine.tolist())[-keep:]
-        if len(kept) >= 16:
-            past = torch.tensor(kept, dtype=torch.float64)
+    advantage = standardised(rewards)
+    for number in prompt.unique().tolist():
+        rows = (prompt == number).to(rewards.device)
+        last = history[str(number)] = (history.get(str(number), []) + rewards[rows].tolist())[-keep:]
+        if len(last) >= 16:
+            past = torch.tensor(last, dtype=torch.float64)
+            centred = rewards[rows] - past.mean()
             flat = spread_is_rounding(past)
-            out[groups == group] = 0.0 if flat else ((mine - past.mean()) / (spread or past.std(correction=0))).to(out)
-    return out
+            advantage[rows] = 0.0 if flat else (centred / (spread or past.std(correction=0))).to(advantage)
+    return advantage
+
+
+@dataclass
+class PromptState(State):
+    """The last rewards of each prompt, by its number."""
+
+    prompt_rewards: dict[str, list[float]] = field(default_factory=dict)
 
 
 class DDPOLearner(Learner):
     """DDPO at work; with beta > 0 it is DPOK."""
 
+    state: PromptState
+
     def __init__(self, config: DDPO, setting: Setting, *, beta: float = 0.0, kl_target: float | None = None) -> None:
-        super().__init__(setting, beta=beta, kl_target=kl_target)
-        self.config = config
+        super().__init__(setting, kl_target=kl_target)
+        self.config, self.state = config, PromptState(beta)
         self.reference_rows = None if beta > 0 else 32  # without a KL it is only logged
-        self.state["prompt_rewards"] = {}
 
     def times(self, generator: torch.Generator) -> Tensor:
-        return self.setting.sampler.times(self.setting.model.process)
+        """The sampler's grid as it is: the chain of its steps is what has densities."""
+        return self.sampler.times(self.process)
 
-    def explore(self, conditions: Conditions, n: int, times: Tensor, generator: torch.Generator) -> Rollout:
-        return roll_out_chain(self, conditions, n, times, generator)
+    def explore(self, prompt: Tensor, times: Tensor, generator: torch.Generator) -> Rollout:
+        """Trajectories of the policy; the pretrained model acts in steps without noise."""
+        return roll_out_chain(self, prompt, times, generator)
 
-    def advantages(self, experience: Experience) -> Tensor:
+    def updates(self, rollout: Rollout, generator: torch.Generator) -> Updates:
+        """Passes over all steps in shuffled minibatches; nothing where all advantages are 0."""
+        config, advantage = self.config, self.advantages(rollout)
+        if bool((advantage == 0).all()):
+            return
+        steps, once = steps_with_density(self, rollout), config.estimator == "reinforce"
+        # rewards were divided by their std, so beta is too: it stays in reward units per nat
+        weight = self.beta / float(rollout.rewards.std(correction=0)) if self.beta > 0 else 0.0
+        batches = minibatches(
+            len(steps.t), epochs=1 if once else config.epochs, count=1 if once else config.minibatches, generator=generator
+        )
+        for i, rows in enumerate(batches):
+            part = take(steps, rows)
+            term = ratio_term(
+                self,
+                part,
+                take(advantage, part.path),
+                law=partial(transition, self),
+                outcome=part.x_next,
+                clip=None if once else config.clip,
+                first=i == 0,
+                penalty=partial(self._kl, weight) if weight else None,
+            )
+            yield Update("policy", [term])
+
+    def _kl(self, weight: float, prediction: Prediction, steps: Steps) -> Loss:
+        return weight * step_kl(self, prediction, steps), {}
+
+    def advantages(self, rollout: Rollout) -> Tensor:
         """Standardised rewards by the chosen baseline, clipped, (batch,)."""
-        rewards = experience.rewards
+        rewards, prompt = rollout.rewards, rollout.prompt
         match self.config.baseline:
             case "batch":
                 advantage = standardised(rewards)
             case "group":
-                advantage = standardised(rewards, experience.groups)
+                advantage = standardised(rewards, prompt)
             case "prompt":
                 # with a KL all prompts share one std, so that beta is worth the same on each
                 spread = float(rewards.std(correction=0)) if self.beta > 0 else None
-                advantage = prompt_advantages(self.state["prompt_rewards"], rewards, experience.groups, spread=spread)
+                advantage = prompt_advantages(self.state.prompt_rewards, rewards, prompt, spread=spread)
                 if spread is not None and spread_is_rounding(rewards):  # a distance to the past over nothing
                     advantage = torch.zeros_like(advantage)
         return advantage.clamp(-self.config.advantage_clip, self.config.advantage_clip)
-
-    def updates(self, experience: Experience, generator: torch.Generator) -> Iterator[Update]:
-        advantage = self.advantages(experience)
-        if bool((advantage == 0).all()):
-            return
-        steps = steps_taken(self.setting, experience)
-        # rewards were divided by their std, so beta is too: it stays in reward units per nat
-        weight = self.beta / float(experience.rewards.std(correction=0)) if self.beta > 0 else 0.0
-        reinforce = self.config.estimator == "reinforce"
-        yield from ratio_updates(
-            self,
-            steps,
-            advantage[steps.trajectory],
-            penalty=(lambda prediction, part: weight * step_kl(self.setting, prediction, part)) if weight else None,
-            clip=None if reinforce else self.config.clip,
-            epochs=1 if reinforce else self.config.epochs,
-            minibatches=1 if reinforce else self.config.minibatches,
-            generator=generator,
-        )
 
 
 Config = DDPO

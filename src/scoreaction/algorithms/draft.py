@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable
 from typing import Literal
 
 import torch
@@ -11,14 +11,14 @@ from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
 from scoreaction.algorithms._backprop import refuse_unfit, visited_kl
-from scoreaction.algorithms._learner import Algorithm, Learner, Setting, Update
-from scoreaction.algorithms._pathwise import Weights
+from scoreaction.algorithms._learner import Algorithm, Learner, Loss, Setting, Term, Update, Updates
+from scoreaction.algorithms._step import StepWeights
 from scoreaction.diffusion.predictions import expand
 from scoreaction.diffusion.solvers import ddim_step
 from scoreaction.diffusion.transitions import sum_event
 from scoreaction.networks.conditions import take
-from scoreaction.sampling.experience import Experience
-from scoreaction.types import Predict, Prediction
+from scoreaction.sampling.rollout import Rollout
+from scoreaction.types import Prediction
 
 
 class DRaFT(Algorithm):
@@ -60,60 +60,52 @@ class DRaFTLearner(Learner):
         self.last = config.last or setting.sampler.steps
         self.reference_rows = None if config.beta else 32  # without a KL it is only logged
 
-    def updates(self, experience: Experience, generator: torch.Generator) -> Iterator[Update]:
-        steps, batch = experience.size
-        before = steps - self.last
+    def updates(self, rollout: Rollout, generator: torch.Generator) -> Updates:
+        """One update: the reward through the last steps, and where there is a KL its part at the steps before."""
+        n, batch = rollout.size
+        before, terms = n - self.last, []
         if self.beta and before:
-            chosen = torch.randperm(before * batch, generator=generator)[: self.config.rows]
-            yield from visited_kl(self, experience, chosen, before / steps)
-        pieces = torch.arange(batch).split(max(1, self.setting.max_rows // self.last))
-        for i, rows in enumerate(pieces):
-            loss = self._through(experience, rows)
-            if self.config.low_variance:
-                loss = loss + self._renoised(experience, rows, generator)
-            yield Update(loss.sum() / batch, "policy", {}, step=i == len(pieces) - 1)
+            rows = torch.randperm(before * batch, generator=generator)[: self.config.rows]
+            terms.append(visited_kl(self, rollout, rows, before / n))
+        noise = [torch.randn(rollout.x0.shape, generator=generator) for _ in range(self.config.low_variance)]
 
-    def _through(self, experience: Experience, rows: Tensor) -> Tensor:
+        def loss(rows: Tensor) -> Loss:
+            return self._through(rollout, rows) + self._renoised(rollout, rows, noise), {}
+
+        yield Update("policy", [*terms, Term(batch, loss, calls=self.last)])
+
+    def _through(self, rollout: Rollout, rows: Tensor) -> Tensor:
         """`-r(x0) + beta KL` of these trajectories as its gradient: the stored states, with the graph of the last steps."""
-        rollout, process, eta = experience.rollout, self.setting.model.process, self.setting.sampler.eta
-        assert experience.reward_gradient is not None
-        conditions = take(experience.conditions, rows)
-        policy, reference = self.policy(conditions), self.reference(conditions)
-        near = rows.to(rollout.x.device)
-        x = rollout.x[-1 - self.last, near]
+        process, eta, prompt = self.process, self.sampler.eta, take(rollout.prompt, rows)
+        assert rollout.reward_gradient is not None
+        x = take(rollout.x[-1 - self.last], rows)
         cost = x.new_zeros(len(rows))
-        for i in range(len(rollout.times) - 1 - self.last, len(rollout.times) - 1):
+        for i in range(rollout.size[0] - self.last, rollout.size[0]):
             t, s = rollout.times[i], rollout.times[i + 1]
-            said = self._checkpointed(policy, x, t)
+            prediction = self._checkpointed(self.policy, x, t, prompt)
             if self.beta:
-                stay = Weights.of_step(process, t, s, eta).stay
-                cost = cost + stay.to(x) / 2 * sum_event((said.x0 - self._checkpointed(reference, x, t).x0) ** 2)
-            mean = ddim_step(process, said, t, s, eta).mean
-            x = mean + (rollout.x[i + 1, near] - mean).detach()
-        return self.beta * cost - sum_event(experience.reward_gradient[near] * x)
+                difference = prediction.x0 - self._checkpointed(self.pretrained, x, t, prompt).x0
+                cost = cost + StepWeights.of_step(process, t, s, eta).cost.to(x) / 2 * sum_event(difference**2)
+            mean = ddim_step(process, prediction, t, s, eta).mean
+            x = mean + (take(rollout.x[i + 1], rows) - mean).detach()
+        return self.beta * cost - sum_event(take(rollout.reward_gradient, rows) * x)
 
-    def _checkpointed(self, predict: Predict, x: Tensor, t: Tensor) -> Prediction:
-        """A prediction; with gradient checkpointing what it kept is computed again later, and counted again."""
+    def _checkpointed(
+        self, predict: Callable[[Tensor, Tensor, Tensor], Prediction], x: Tensor, t: Tensor, prompt: Tensor
+    ) -> Prediction:
+        """A prediction; with gradient checkpointing its activations are computed again in the backward, and counted again."""
         if not self.config.gradient_checkpointing:
-            return predict(x, t)
+            return predict(x, t, prompt)
+        return Prediction(*checkpoint(lambda x: tuple(predict(x, t, prompt)), x, use_reentrant=False))
 
-        def parts(x: Tensor) -> tuple[Tensor, Tensor]:
-            said = predict(x, t)
-            return said.x0, said.eps
-
-        return Prediction(*checkpoint(parts, x, use_reentrant=False))
-
-    def _renoised(self, experience: Experience, rows: Tensor, generator: torch.Generator) -> Tensor:
+    def _renoised(self, rollout: Rollout, rows: Tensor, noise: list[Tensor]) -> Tensor:
         """`-sum_i r(x0_hat(alpha x0 + sigma z_i))` at the last step's time."""
-        process, t = self.setting.model.process, experience.rollout.times[-2]
-        near = rows.to(experience.rollout.x.device)
-        x0, groups = experience.rollout.x0[near], experience.groups[rows.to(experience.groups.device)]
-        policy = self.policy(take(experience.conditions, rows))
+        t, x0, prompt = rollout.times[-2], take(rollout.x0, rows), take(rollout.prompt, rows)
+        alpha, sigma = (expand(part, x0) for part in (self.process.alpha(t), self.process.sigma(t)))
         total = x0.new_zeros(len(rows))
-        for _ in range(self.config.low_variance):
-            noise = torch.randn(x0.shape, generator=generator).to(x0)
-            x = expand(process.alpha(t), x0) * x0 + expand(process.sigma(t), x0) * noise
-            total = total - self.setting.judge.score(policy(x, t).x0, groups)
+        for z in noise:
+            x = alpha * x0 + sigma * take(z, rows).to(x0)
+            total = total - self.reward(self.policy(x, t, prompt).x0, prompt)
         return total
 
 

@@ -2,23 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from dataclasses import replace
-from functools import partial
+from dataclasses import dataclass, field
 from typing import Literal
 
 import torch
 from pydantic import Field
 from torch import Tensor
 
-from scoreaction.algorithms._critic import fit_critic
-from scoreaction.algorithms._learner import Learner, Regularised, Setting, Update, refuse_black_box
-from scoreaction.algorithms._pathwise import Decisions, Weights, decisions_at, given, improvement, stepped
+from scoreaction.algorithms._learner import Learner, Regularised, Setting, State, Update, Updates, refuse_black_box
 from scoreaction.algorithms._soft_q import soft_q
+from scoreaction.algorithms._step import StepWeights, known, next_states, step_term
+from scoreaction.algorithms._value import critic_updates
 from scoreaction.diffusion.predictions import expand
 from scoreaction.diffusion.transitions import sum_event
+from scoreaction.networks.conditions import take
 from scoreaction.networks.critic import Critic
-from scoreaction.sampling.experience import Experience, Points
+from scoreaction.sampling.rollout import Rollout, States, Steps
 from scoreaction.types import Prediction
 
 
@@ -51,86 +50,90 @@ class PIFT(Regularised):
         return PIFTLearner(self, setting)
 
 
+@dataclass
+class SweepState(State):
+    """The curvature that each stage has measured: it damps the next iteration there."""
+
+    curvature: list[float] = field(default_factory=list)
+
+
 class PIFTLearner(Learner):
     """PI-FT at work: the value network and the damping of each stage."""
 
+    state: SweepState
+
     def __init__(self, config: PIFT, setting: Setting) -> None:
-        super().__init__(setting, beta=config.beta, kl_target=config.kl_target)
-        self.config = config
-        self.critic = Critic(setting.model.process, setting.model.shape, skip="alpha", example=setting.conditions)
-        self.networks["critic"] = self.critic
-        self.lr = {"critic": config.critic_lr}
-        self.state["curvature"] = [0.0] * config.stages
+        super().__init__(setting, kl_target=config.kl_target)
+        self.config, self.state = config, SweepState(config.beta, curvature=[0.0] * config.stages)
+        self.critic = Critic(self.process, self.model.shape, skip="alpha", conditions=self.conditions)
+        self.networks["critic"], self.lr["critic"] = self.critic, config.critic_lr
 
-    def updates(self, experience: Experience, generator: torch.Generator) -> Iterator[Update]:
-        self.critic.scale.calibrate(experience.rewards)
-        steps, batch = experience.size
-        groups = torch.arange(steps).flip(0).chunk(self.config.stages)
-        for stage, numbers in enumerate(groups):
-            pairs = (numbers[:, None] * batch + torch.arange(batch)).flatten()
-            chosen = pairs[torch.randperm(len(pairs), generator=generator)[: self.config.rows]]
-            decisions = decisions_at(self.setting, experience, chosen, Weights.of_step)
-            share = replace(decisions, scale=decisions.scale * len(numbers) / steps)
-            yield from self._improve(share, stage, generator)
-            yield from self._evaluate(decisions, generator)
+    def updates(self, rollout: Rollout, generator: torch.Generator) -> Updates:
+        """A sweep: in each stage, from the data on, the policy is improved and then its value fitted."""
+        self.critic.scale.calibrate(rollout.rewards)
+        (n, batch), steps = rollout.size, rollout.steps()
+        for stage, numbers in enumerate(torch.arange(n).flip(0).chunk(self.config.stages)):
+            rows = (numbers[:, None] * batch + torch.arange(batch)).flatten()
+            part = take(steps, rows[torch.randperm(len(rows), generator=generator)[: self.config.rows]])
+            part = part._replace(weight=part.weight * len(numbers) / n)  # a row counts for the steps of its stage
+            yield from self._improve(part, stage, generator)
+            yield from self._evaluate(part, generator)
 
-    def _improve(self, decisions: Decisions, stage: int, generator: torch.Generator) -> Iterator[Update]:
+    def _improve(self, steps: Steps, stage: int, generator: torch.Generator) -> Updates:
         """The inner iterations of one stage."""
         seed = int(torch.randint(2**31, (), generator=generator))
         before: tuple[Tensor, Tensor] | None = None
         for _ in range(self.config.inner):
-            said, ahead = self._ahead(decisions, torch.Generator().manual_seed(seed))  # the same noise, to compare
-            grad = self.grad_ahead(ahead, decisions.groups)
+            prediction, ahead = self._ahead(steps, torch.Generator().manual_seed(seed))  # the same noise, to compare
+            gradient = self.gradient(ahead)
             if before is not None:
-                self.state["curvature"][stage] = curvature(decisions.weights, said - before[0], grad - before[1], self.beta)
-            before = said, grad
-            fixed = replace(decisions, old=said)
-            trust = max(self.config.trust, self.state["curvature"][stage])
+                weights, moved, turned = self._weights(steps), prediction.x0 - before[0], gradient - before[1]
+                self.state.curvature[stage] = curvature(weights, moved, turned, self.beta)
+            before = prediction.x0, gradient
+            trust, now = max(self.config.trust, self.state.curvature[stage]), steps._replace(old=prediction)
             for _ in range(self.config.updates):
-                yield from improvement(self, fixed, partial(given, grad), trust=trust)
+                yield Update("policy", [step_term(self, now, known(gradient), weigh=StepWeights.of_step, trust=trust)])
 
     @torch.no_grad()
-    def _ahead(self, decisions: Decisions, generator: torch.Generator) -> tuple[Tensor, Points]:
-        """The policy's x0_hat at the decisions, and where its steps lead."""
-        said, ahead = [], []
-        for rows in torch.arange(len(decisions.s)).split(self.setting.max_rows):
-            part = decisions.take(rows)
-            prediction: Prediction = self.policy(part.points.conditions)(part.points.x, part.points.t)
-            said.append(prediction.x0)
-            ahead.append(stepped(self.setting, part, prediction, generator).x)
-        return torch.cat(said), Points(torch.cat(ahead), decisions.s, decisions.points.conditions)
+    def _ahead(self, steps: Steps, generator: torch.Generator) -> tuple[Prediction, States]:
+        """The policy's prediction at these steps, and the states that its own steps lead to."""
+        prediction = self.policy(*steps.states)
+        return prediction, next_states(self, steps, prediction, generator)
 
-    def grad_ahead(self, points: Points, groups: Tensor) -> Tensor:
-        """grad V at points: `c_skip grad r(x0_hat) + c_out grad F`, at t = 0 that of the reward itself; (rows, *shape)."""
-        slope = soft_q(self, points, groups, slope=True).grad
-        grad = self.critic.slope(points.x, points.t, points.conditions)
-        grad = grad + expand(self.critic.coefficients(points.t)[0], slope) * slope
-        return torch.where(expand(points.t == 0, slope).bool(), slope, grad)
+    def _weights(self, steps: Steps) -> StepWeights:
+        return StepWeights.of_step(self.process, steps.t, steps.s, self.sampler.eta)
+
+    def gradient(self, states: States) -> Tensor:
+        """grad V at states: `c_skip grad r(x0_hat) + c_out grad F`, at t = 0 that of the reward itself; (rows, *shape)."""
+        slope = soft_q(self, states, gradient=True).grad
+        gradient = self.critic.gradient(*states) + expand(self.critic.coefficients(states.t)[0], slope) * slope
+        return torch.where(expand(states.t == 0, slope).bool(), slope, gradient)
 
     @torch.no_grad()
-    def value_ahead(self, points: Points, groups: Tensor) -> Tensor:
-        """V at points: `c_skip r(x0_hat) + c_out F`, at t = 0 the reward itself; (rows,)."""
-        look = soft_q(self, points, groups, slope=False).value
-        value = self.critic(points.x, points.t, points.conditions, look)
-        return torch.where((points.t == 0).to(look.device), look.to(value), value)  # c_out is not 0 where sigma at 0 is not
+    def value(self, states: States) -> Tensor:
+        """V at states: `c_skip r(x0_hat) + c_out F`, at t = 0 the reward itself; (rows,)."""
+        look = soft_q(self, states, gradient=False).value
+        value = self.critic(*states, look)
+        return torch.where((states.t == 0).to(look.device), look.to(value), value)  # c_out is not 0 where sigma at 0 is not
 
-    def _evaluate(self, decisions: Decisions, generator: torch.Generator) -> Iterator[Update]:
+    def _evaluate(self, steps: Steps, generator: torch.Generator) -> Updates:
         """V at this stage's states, under the policy as it is now."""
-        said, ahead = self._ahead(decisions, generator)
-        cost = decisions.weights.stay.to(said) / 2 * sum_event((said - decisions.reference) ** 2)
-        target = self.value_ahead(ahead, decisions.groups) - self.beta * cost
-        points = decisions.points
-        look = soft_q(self, points, decisions.groups, slope=False).value
-        yield from fit_critic(self.critic, points, look, target, updates=self.config.critic_updates, generator=generator)
+        prediction, ahead = self._ahead(steps, generator)
+        assert steps.pretrained is not None
+        cost = self._weights(steps).cost.to(prediction.x0) / 2 * sum_event((prediction.x0 - steps.pretrained.x0) ** 2)
+        target = self.value(ahead) - self.beta * cost
+        look = soft_q(self, steps.states, gradient=False).value
+        updates = self.config.critic_updates
+        yield from critic_updates(self.critic, steps.states, look, target, updates=updates, generator=generator)
 
 
-def curvature(weights: Weights, moved: Tensor, turned: Tensor, beta: float) -> float:
-    """By how much an inner iteration answers a change of action: `||pull/(stay beta) dG||/||dx0||` over all rows.
+def curvature(weights: StepWeights, moved: Tensor, turned: Tensor, beta: float) -> float:
+    """The answer of an inner iteration to a change of action: `||shift/(cost beta) dG||/||dx0||` over all rows.
 
     On a quadratic value of curvature Pi it is `k^2 Pi/beta`, the size of PI-FT's error ratio. moved and turned (rows, *shape):
     the change of x0_hat, and of grad V at x_s that it caused, the noise being the same.
     """
-    answer = expand(weights.pull / weights.stay, turned) * turned / beta
+    answer = expand(weights.shift / weights.cost, turned) * turned / beta
     size = float((moved**2).sum().sqrt())
     return float((answer**2).sum().sqrt()) / size if size > 1e-12 else 0.0
 

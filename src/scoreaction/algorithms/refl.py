@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from typing import Literal
 
 import torch
 from pydantic import Field
+from torch import Tensor
 
 from scoreaction.algorithms._backprop import refuse_unfit, visited_kl
-from scoreaction.algorithms._learner import Algorithm, Learner, Setting, Update
-from scoreaction.sampling.experience import Experience
+from scoreaction.algorithms._learner import Algorithm, Learner, Loss, Setting, Term, Update, Updates
+from scoreaction.networks.conditions import take
+from scoreaction.sampling.rollout import Rollout
 
 
 class ReFL(Algorithm):
@@ -41,19 +42,21 @@ class ReFLLearner(Learner):
         self.config = config
         self.reference_rows = None if config.beta else 32  # without a KL it is only logged
 
-    def updates(self, experience: Experience, generator: torch.Generator) -> Iterator[Update]:
-        steps, batch = experience.size
+    def updates(self, rollout: Rollout, generator: torch.Generator) -> Updates:
+        """One update: the reward of x0_hat at a late step of each trajectory, and where there is one the KL."""
+        (n, batch), terms = rollout.size, []
         if self.beta:
-            yield from visited_kl(self, experience, torch.randperm(steps * batch, generator=generator)[: self.config.rows], 1.0)
-        late = max(1, round(self.config.late * steps))
-        step = torch.randint(steps - late, steps, (batch,), generator=generator)
-        visited = experience.points().take(step * batch + torch.arange(batch))
-        pieces = torch.arange(batch).split(self.setting.max_rows)
-        for i, rows in enumerate(pieces):
-            points = visited.take(rows)
-            x0 = self.policy(points.conditions)(points.x, points.t).x0
-            score = self.setting.judge.score(x0, experience.groups[rows.to(experience.groups.device)])
-            yield Update(-score.sum() / batch, "policy", {}, step=i == len(pieces) - 1)
+            rows = torch.randperm(n * batch, generator=generator)[: self.config.rows]
+            terms.append(visited_kl(self, rollout, rows, 1.0))
+        late = max(1, round(self.config.late * n))
+        step = torch.randint(n - late, n, (batch,), generator=generator)
+        states = take(rollout.steps().states, step * batch + torch.arange(batch))
+
+        def loss(rows: Tensor) -> Loss:
+            late = take(states, rows)
+            return -self.reward(self.policy(*late).x0, late.prompt), {}
+
+        yield Update("policy", [*terms, Term(batch, loss)])
 
 
 Config = ReFL

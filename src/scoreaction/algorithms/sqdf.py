@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from dataclasses import replace
+from dataclasses import dataclass
 from functools import partial
 from typing import Literal
 
@@ -11,18 +10,19 @@ import torch
 from pydantic import Field, model_validator
 from torch import Tensor
 
-from scoreaction.algorithms._critic import fit_critic, kl_to_go
-from scoreaction.algorithms._learner import Learner, Regularised, Setting, Update, refuse_black_box, roll_out_chain
-from scoreaction.algorithms._pathwise import Decisions, Look, Weights, adapt_trust, given, improved, improvement, stepped
+from scoreaction.algorithms._learner import Learner, Regularised, Setting, Update, Updates, refuse_black_box, roll_out_chain
 from scoreaction.algorithms._soft_q import SoftQ, soft_q
-from scoreaction.diffusion.predictions import expand
+from scoreaction.algorithms._step import GradValue, StepWeights, known, minimiser, next_states, step_term
+from scoreaction.algorithms._trust import TrustState, adapt_trust
+from scoreaction.algorithms._value import critic_updates, kl_to_go
+from scoreaction.diffusion.predictions import expand, to_prediction
 from scoreaction.diffusion.solvers import noise_std
 from scoreaction.diffusion.transitions import sum_event
+from scoreaction.networks.conditions import take
 from scoreaction.networks.critic import Critic
-from scoreaction.sampling.experience import Experience, Points, over_rows
-from scoreaction.sampling.replay import Drawn, Replay
-from scoreaction.sampling.rollout import Rollout
-from scoreaction.types import Conditions, Prediction
+from scoreaction.sampling.replay import Replay
+from scoreaction.sampling.rollout import Rollout, States, Steps
+from scoreaction.types import Prediction
 
 
 class SQDF(Regularised):
@@ -83,123 +83,133 @@ class SQDF(Regularised):
         return SQDFLearner(self, setting)
 
 
+@dataclass
+class ReplayState(TrustState):
+    """The number of (trajectory, step) pairs that are drawn from, for the log."""
+
+    replay_pairs: float = 0.0
+
+
 class SQDFLearner(Learner):
     """SQDF at work: replay, soft Q, and the critic where it is corrected."""
 
+    state: ReplayState
+
     def __init__(self, config: SQDF, setting: Setting) -> None:
-        super().__init__(setting, beta=config.beta, kl_target=config.kl_target)
-        self.config = config
-        self.chain = config.weights == "chain"
-        model, steps = setting.model, setting.sampler.steps
-        kept = max(config.buffer, setting.batch)
+        super().__init__(setting, kl_target=config.kl_target)
+        self.config, self.chain = config, config.weights == "chain"
+        # a soft Q that is not learned does not run away: there is no trust region
+        self.least_trust = config.trust if config.correction else 0.0
+        self.state = ReplayState(config.beta, trust=self.least_trust)
+        shape = self.model.shape
         self.replay = Replay(
-            kept, steps, model.shape, max_age=config.max_age, priority=config.priority, importance=config.importance
-        )
+            max(config.buffer, self.batch), self.sampler.steps, shape,
+            max_age=config.max_age, priority=config.priority, importance=config.importance,
+        )  # fmt: skip
         self.networks["replay"] = self.replay
+        self.critic: Critic | None = None
         if config.correction:
-            self.critic = Critic(model.process, model.shape, skip="whole", example=setting.conditions)
-            self.networks["critic"] = self.critic
-            self.lr["critic"] = config.critic_lr
-            self.state.update(trust=config.trust, kl_to_old=0.0)
+            self.critic = Critic(self.process, shape, skip="whole", conditions=self.conditions)
+            self.networks["critic"], self.lr["critic"] = self.critic, config.critic_lr
         else:
             self.reference_rows = 32  # the KL is only logged
 
     def times(self, generator: torch.Generator) -> Tensor:
-        return self.setting.sampler.times(self.setting.model.process) if self.chain else super().times(generator)
+        """The sampler's grid as it is on the chain, jittered on the path."""
+        return self.sampler.times(self.process) if self.chain else super().times(generator)
 
-    def explore(self, conditions: Conditions, n: int, times: Tensor, generator: torch.Generator) -> Rollout:
-        if self.chain:
-            return roll_out_chain(self, conditions, n, times, generator)
-        return super().explore(conditions, n, times, generator)
+    def explore(self, prompt: Tensor, times: Tensor, generator: torch.Generator) -> Rollout:
+        """Trajectories of the policy; on the chain the pretrained model acts in steps without noise."""
+        explore = partial(roll_out_chain, self) if self.chain else super().explore
+        return explore(prompt, times, generator)
 
-    def updates(self, experience: Experience, generator: torch.Generator) -> Iterator[Update]:
-        self.replay.add(experience)
-        if self.config.correction:
-            self.critic.scale.calibrate(experience.rewards)
-            yield from self._critic_updates(experience, generator)
-        process, eta = self.setting.model.process, self.setting.sampler.eta
-        times = experience.rollout.times
-        # on the chain a step without noise is the reference's; on the path the score says nothing of x0 at pure noise
-        acts = noise_std(process, times[:-1], times[1:], eta) > 0 if self.chain else process.alpha(times[:-1]) > 0
-        steps = acts.nonzero().flatten()
-        if len(steps) == 0:
-            raise ValueError("sampler.steps: one step from pure noise to data has nothing to learn from; use at least 2")
-        pairs = len(self.replay.held()) * len(steps)
-        trust = self.state["trust"] if self.config.correction else 0.0  # a soft Q that is not learned does not run away
-        moved: list[float] = []
-        for _ in range(self.config.updates):
-            drawn = self.replay.draw(self.config.rows, steps, generator)
-            decisions, look = self._rows(drawn, len(steps), generator)
-            moved.clear()
-            for update in improvement(self, decisions, look, trust=trust):
-                moved.append(update.metrics["kl_to_old"])
-                yield replace(update, metrics=update.metrics | {"replay_pairs": float(pairs)})
-        if self.config.correction:
-            adapt_trust(self.state, sum(moved) / len(moved), least=self.config.trust, region=self.config.trust_region)
+    def updates(self, rollout: Rollout, generator: torch.Generator) -> Updates:
+        """The correction, if there is one, then the policy at random steps of stored trajectories."""
+        config, figures = self.config, {}
+        self.replay.add(rollout)
+        yield from self._critic_updates(rollout, generator)
+        numbers = self._learnable(rollout.times)
+        self.state.replay_pairs = float(len(self.replay.slots()) * len(numbers))
+        weigh = StepWeights.of_chain if self.chain else StepWeights.of_path
+        for _ in range(config.updates):
+            steps = self.replay.draw(self.model, config.rows, numbers, generator)
+            steps, grad_value = self._complete(steps, generator)
+            figures = yield Update("policy", [step_term(self, steps, grad_value, weigh=weigh, trust=self.state.trust)])
+        adapt_trust(self.state, figures["kl_to_old"], least=self.least_trust, region=config.trust_region)
 
-    def _rows(self, drawn: Drawn, steps: int, generator: torch.Generator) -> tuple[Decisions, Look]:
-        """The drawn rows as decisions, and where the soft Q is asked for them."""
-        model, eta = self.setting.model, self.setting.sampler.eta
-        points = Points(drawn.x.to(model.device), drawn.t, self.setting.conditions, drawn.groups)
-        if self.chain:
-            weights, reference = Weights.of_chain(model.process, drawn.t, drawn.s, eta), self._pretrained(points)
-            look: Look = partial(self._ahead, drawn, generator)
-        else:
-            weights = Weights.of_path(model.process, drawn.t, drawn.s, eta)
-            grad, clean = self.grad_q(points, drawn.groups, self.setting.sampler.steps - drawn.step)
-            same = self.config.x0_hat == "reference" and self.config.x0_steps == 1
-            reference = clean if same else self._pretrained(points)
-            look = partial(given, grad)
-        if self.config.priority:
-            look = partial(self._ranked, drawn, look)
-        scale, index = drawn.importance * steps, torch.arange(len(drawn.t))
-        return Decisions(points, drawn.s, drawn.groups, weights, reference, drawn.old.to(points.x.device), scale, index), look
+    def _learnable(self, times: Tensor) -> Tensor:
+        """The numbers of the steps that the policy is learned at.
 
-    @torch.no_grad()
-    def _pretrained(self, points: Points) -> Tensor:
-        """The reference's x0_hat."""
-        ask = partial(self.setting.model.reference, guidance=self.setting.sampler.guidance)
-        return over_rows(ask, points, self.setting.max_rows).x0
-
-    def _ahead(self, drawn: Drawn, generator: torch.Generator, decisions: Decisions, prediction: Prediction) -> Tensor:
-        """The gradient where the policy's own step leads."""
-        left = self.setting.sampler.steps - 1 - drawn.step[decisions.index]
-        return self.grad_q(stepped(self.setting, decisions, prediction, generator), decisions.groups, left)[0]
-
-    def _ranked(self, drawn: Drawn, look: Look, decisions: Decisions, prediction: Prediction) -> Tensor:
-        """The gradient; a row's priority becomes how far, in nats, its policy is from the improved action."""
-        grad, rows = look(decisions, prediction), decisions.index
-        aim = improved(
-            decisions.weights, grad_value=grad, reference=decisions.reference, old=decisions.old, beta=self.beta, trust=0.0
+        On the chain a step without noise is the pretrained model's; on the path the score says nothing of x0 at pure noise.
+        """
+        acts = (
+            noise_std(self.process, times[:-1], times[1:], self.sampler.eta) if self.chain else self.process.alpha(times[:-1])
         )
-        gap = decisions.weights.stay.to(grad) / 2 * sum_event((prediction.x0 - aim) ** 2)
-        self.replay.set_priority(drawn.slot[rows], drawn.step[rows], gap.cpu())
-        return grad
+        numbers = (acts > 0).nonzero().flatten()
+        if len(numbers) == 0:
+            raise ValueError("sampler.steps: one step from pure noise to data has nothing to learn from; use at least 2")
+        return numbers
 
-    def soft_q(self, points: Points, groups: Tensor, *, slope: bool) -> SoftQ:
+    def _complete(self, steps: Steps, generator: torch.Generator) -> tuple[Steps, GradValue]:
+        """The steps with the pretrained predictions, and where the soft Q is evaluated for them."""
+        same = not self.chain and self.config.x0_hat == "reference" and self.config.x0_steps == 1
+        if self.chain:
+            grad_value: GradValue = partial(self._gradient_ahead, generator)
+        else:
+            gradient, x0 = self.gradient(steps.states, self.sampler.steps - steps.step)
+            grad_value = known(gradient)
+        if same:  # its predictor of x0 is the pretrained model, and was evaluated
+            steps = steps._replace(pretrained=to_prediction(self.process, "x0", steps.x, steps.t, x0))
+        else:
+            with torch.no_grad():
+                steps = steps._replace(pretrained=self.pretrained(*steps.states))
+        return steps, partial(self._ranked, grad_value) if self.config.priority else grad_value
+
+    def _gradient_ahead(self, generator: torch.Generator, steps: Steps, prediction: Prediction, numbers: Tensor) -> Tensor:
+        """The gradient where the policy's own step leads."""
+        states = next_states(self, steps, prediction, generator)
+        return self.gradient(states, self.sampler.steps - 1 - steps.step)[0]
+
+    def _ranked(self, grad_value: GradValue, steps: Steps, prediction: Prediction, numbers: Tensor) -> Tensor:
+        """The gradient; a row's priority becomes how far, in nats, its policy is from the improved action."""
+        gradient = grad_value(steps, prediction, numbers)
+        assert steps.pretrained is not None
+        weigh = StepWeights.of_chain if self.chain else StepWeights.of_path
+        weights = weigh(self.process, steps.t, steps.s, self.sampler.eta)
+        best = minimiser(
+            weights, grad_value=gradient, pretrained=steps.pretrained.x0, old=steps.old.x0, beta=self.beta, trust=0.0
+        )
+        gap = weights.cost.to(gradient) / 2 * sum_event((prediction.x0 - best) ** 2)
+        self.replay.set_priority(steps.path, steps.step, gap.cpu())
+        return gradient
+
+    def soft_q(self, states: States, *, gradient: bool) -> SoftQ:
         """The soft Q with the chosen x0 predictor."""
         consistency, steps = self.config.x0_hat == "consistency", self.config.x0_steps
-        return soft_q(self, points, groups, slope=slope, consistency=consistency, steps=steps)
+        return soft_q(self, states, gradient=gradient, consistency=consistency, steps=steps)
 
-    def grad_q(self, points: Points, groups: Tensor, left: Tensor) -> tuple[Tensor, Tensor]:
-        """The gradient of the soft Q at points with `left` (rows,) steps to go, discounted or corrected, and its x0_hat."""
-        found = self.soft_q(points, groups, slope=True)
-        grad = expand(self.discount(points.t, left), found.grad) * found.grad
-        if self.config.correction:
-            grad = grad + self.critic.slope(points.x, points.t, points.conditions)
-        return grad, found.x0
+    def gradient(self, states: States, left: Tensor) -> tuple[Tensor, Tensor]:
+        """The gradient of the soft Q at states with `left` (rows,) steps to go, discounted or corrected, and its x0_hat."""
+        q = self.soft_q(states, gradient=True)
+        gradient = expand(self.discount(states.t, left), q.grad) * q.grad
+        return gradient if self.critic is None else gradient + self.critic.gradient(*states), q.x0
 
     def discount(self, s: Tensor, left: Tensor) -> Tensor:
         """The weight of the soft Q at time s with `left` steps to go: by clock time or by steps, (rows,) float64."""
         return self.config.gamma ** left.double() * torch.exp(-self.config.discount_rate * s)
 
-    def _critic_updates(self, experience: Experience, generator: torch.Generator) -> Iterator[Update]:
-        steps, batch = experience.size
-        order = torch.randperm(steps * batch, generator=generator)[: self.config.critic_rows]
-        points, groups = experience.points().take(order), experience.groups.repeat(steps)
-        look = self.soft_q(points, groups[order.to(groups.device)], slope=False).value
-        target = (experience.rewards[None] - self.beta * kl_to_go(self.setting, experience)).flatten()[order.to(look.device)]
-        yield from fit_critic(self.critic, points, look, target, updates=self.config.critic_updates, generator=generator)
+    def _critic_updates(self, rollout: Rollout, generator: torch.Generator) -> Updates:
+        """The correction: what reward minus KL to go of fresh paths has beyond the soft Q."""
+        if self.critic is None:
+            return
+        self.critic.scale.calibrate(rollout.rewards)
+        n, batch = rollout.size
+        order = torch.randperm(n * batch, generator=generator)[: self.config.critic_rows]
+        states = take(rollout.steps().states, order)
+        look = self.soft_q(states, gradient=False).value
+        to_go = kl_to_go(self.process, self.sampler.eta, rollout)
+        target = take((rollout.rewards[None] - self.beta * to_go).flatten(), order)
+        yield from critic_updates(self.critic, states, look, target, updates=self.config.critic_updates, generator=generator)
 
 
 Config = SQDF

@@ -175,7 +175,7 @@ def _other_prompts(opened: Opened, prompts: str) -> list[str] | None:
 def _cell(tuner: Finetuner, sampler: Sampler, n: int, prompts: list[Any] | None, seed: int) -> Values:
     model = tuner.model
     figures, _ = measure(model, sampler, tuner.reward, tuner.held_out, n=n, prompts=prompts, seed=seed)
-    figures |= measure_kl(model, sampler, n, prompts, seed, max_rows=tuner.train.rows)
+    figures |= measure_kl(model, sampler, n, prompts, seed)
     task = ExactTask.of(model, tuner.reward.reward, tuner.evaluation.beta or tuner.learner.beta)
     if task is not None:
 

@@ -22,6 +22,7 @@ from scoreaction.recipes.build import LOCAL, named
 from scoreaction.recipes.prompts import prompt_list
 from scoreaction.recipes.recipe import Recipe, numbered
 from scoreaction.training.evaluation import kl_samples
+from scoreaction.training.optimizer import ROWS
 from scoreaction.types import Conditions, Values
 
 GIB = 2**30
@@ -61,7 +62,7 @@ def plan(recipe: Recipe) -> Values:
     }
     worst = max(passes, key=lambda name: passes[name])
     each = doubled(recipe, sized.model)
-    point, picture = costs["sampling"].forward / recipe.train.rows, costs["a picture"].forward
+    point, picture = costs["sampling"].forward / (recipe.train.max_rows or ROWS), costs["a picture"].forward
     flops = watch.iteration["model_evaluations"] / each * point + watch.calls["decoder"] * picture
     flops += sum(count * costs[kind].backward / costs[kind].rows for kind, count in watch.gradients.items())
     points = _measured_points(recipe, sized.model)
@@ -81,7 +82,7 @@ def plan(recipe: Recipe) -> Values:
         "flops": flops,
         "measuring_flops": measuring,
         "hours": (flops * recipe.train.iterations + measuring) / SUSTAINED / 3600,
-        "rows": recipe.train.rows * each,
+        "rows": (recipe.train.max_rows or ROWS) * each,
     }
 
 
@@ -173,7 +174,7 @@ def measure_costs(recipe: Recipe, sized: Sized, watch: Watch) -> dict[str, Cost]
     with _at_precision(recipe, model):
         costs = {kind: with_graph(kind, rows) for kind, rows in largest.items()}
         with torch.no_grad():
-            x, t, told = inputs(recipe.train.rows)
+            x, t, told = inputs(recipe.train.max_rows or ROWS)
             costs["sampling"] = _cost(mode, len(x), lambda: model.predict(x, t, told, guidance=guidance).eps)
             costs["a picture"] = _cost(mode, 1, lambda: model.decode(x[:1]))
     return costs
@@ -230,6 +231,6 @@ def resident_bytes(recipe: Recipe, sized: Sized) -> dict[str, int]:
     return {
         "frozen weights": frozen + sized.vae_bytes,
         "trained weights, gradient, Adam, average": round(trained * (2 + moments + recipe.train.ema)),
-        "encoded prompts": each * (len(prompts) + recipe.train.batch),
+        "encoded prompts": each * (len(prompts) + (recipe.train.max_rows or ROWS)),
         "trajectories": states,
     } | ({f"scorers: {', '.join(scorers)}": sum(scorers.values())} if scorers else {})

@@ -15,8 +15,21 @@ from scoreaction.diffusion.transitions import sum_event
 from scoreaction.types import Prediction
 
 
-def score_weight(process: Process, t: Tensor, s: Tensor) -> Tensor:
-    """`integral of g^2 over [s, t]` by the midpoint rule: finite also where g^2 is infinite at t = 1."""
+def drift_rate(eta: float) -> float:
+    """c = (1 + eta^2)/2, the factor of the score a in the reverse drift `-f x + c g^2 a`."""
+    return (1 + eta**2) / 2
+
+
+def kl_rate(eta: float) -> float:
+    """(c/eta)^2: two scores that differ by d cost `(c/eta)^2 g^2 |d|^2/2` nats a unit of time (Girsanov).
+
+    At eta = 0 the path KL is infinite and the rate is 1: a quadratic cost of the action, whose optimum is not the tilted law.
+    """
+    return (drift_rate(eta) / eta) ** 2 if eta > 0 else 1.0
+
+
+def g2_integral(process: Process, t: Tensor, s: Tensor) -> Tensor:
+    """The integral of g^2 over [s, t] by the midpoint rule: finite also where g^2 is infinite at t = 1."""
     return (t - s) * process.g2((t + s) / 2)
 
 
@@ -48,7 +61,7 @@ def path_kl_steps(process: Process, times: Tensor, difference: Prediction, eta: 
             steps.append(0.25 * float(snr_s[i]) * (x0[i] + x0[i + 1]))
         else:
             steps.append(0.25 * float(log_snr[i + 1] - log_snr[i]) * (eps[i] + eps[i + 1]))
-    return ((1 + eta**2) / (2 * eta)) ** 2 * torch.stack(steps)
+    return kl_rate(eta) * torch.stack(steps)
 
 
 def path_kl(process: Process, times: Tensor, difference: Prediction, eta: float, t_min: float = 1e-3) -> Tensor:

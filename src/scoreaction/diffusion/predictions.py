@@ -68,3 +68,43 @@ def from_prediction(process: Process, predicts: Predicts, t: Tensor, prediction:
 def score(process: Process, t: Tensor, prediction: Prediction) -> Tensor:
     """The action: `s = grad log p_t(x) = -eps/sigma`."""
     return -prediction.eps / expand(process.sigma(t), prediction.eps)
+
+
+def perturbed(
+    process: Process, x: Tensor, t: Tensor, prediction: Prediction, std: float, generator: torch.Generator
+) -> Prediction:
+    """Exploration on the action: `eps + std z`, and x0 to match; unchanged at alpha = 0, where eps does not act."""
+    if std == 0 or float(process.alpha(t)) == 0:
+        return prediction
+    noise = torch.randn(x.shape, generator=generator, dtype=x.dtype).to(x.device)
+    eps = prediction.eps + std * noise
+    return Prediction((x - expand(process.sigma(t), x) * eps) / expand(process.alpha(t), x), eps)
+
+
+class PredictionBuffer:
+    """Room for `rows` predictions, filled one part after another, so that there is never a second copy of them all.
+
+    >>> buffer = PredictionBuffer(2)
+    >>> for value in (1.0, 2.0):
+    ...     buffer.add(Prediction(torch.full((1, 3), value), torch.zeros(1, 3)))
+    >>> buffer.all().x0[:, 0]
+    tensor([1., 2.])
+    """
+
+    def __init__(self, rows: int) -> None:
+        self.rows, self.count = rows, 0
+        self.into: Prediction | None = None
+
+    def add(self, prediction: Prediction) -> None:
+        """The next rows: x0 and eps (some, ...)."""
+        if self.into is None:
+            self.into = Prediction(*(part.new_empty(self.rows, *part.shape[1:]) for part in prediction))
+        rows = slice(self.count, self.count + len(prediction.x0))
+        self.into.x0[rows], self.into.eps[rows] = prediction
+        self.count += len(prediction.x0)
+
+    def all(self) -> Prediction:
+        """All rows; ValueError where some are missing."""
+        if self.into is None or self.count < self.rows:
+            raise ValueError(f"{self.count} of {self.rows} predictions are there")
+        return self.into

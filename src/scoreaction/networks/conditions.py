@@ -1,13 +1,16 @@
-"""Conditions of a network: None, a tensor (batch, ...), or a dict of such tensors. Everything that is done to them."""
+"""Conditions of a network (None, a tensor (batch, ...), a dict of such tensors), and rows of any record of tensors."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
 
 from scoreaction.types import Conditions
+
+R = TypeVar("R")
 
 
 def map_conditions(function: Callable[..., Tensor], *conditions: Conditions) -> Conditions:
@@ -20,18 +23,24 @@ def map_conditions(function: Callable[..., Tensor], *conditions: Conditions) -> 
     return function(*conditions)
 
 
-def take(conditions: Conditions, rows: Tensor) -> Conditions:
-    """The rows with these indices.
+def take(record: R, rows: Tensor | slice) -> R:
+    """The rows with these indices, of a tensor or of every tensor of a dict or a named tuple; None stays None.
+
+    rows may be on another device than the record; a slice takes views.
 
     >>> take(torch.tensor([5, 6, 7]), torch.tensor([2, 0])).tolist()
     [7, 5]
+    >>> take(Prediction(torch.tensor([1, 2]), torch.tensor([3, 4])), torch.tensor([1]))
+    Prediction(x0=tensor([2]), eps=tensor([4]))
     """
-    return map_conditions(lambda c: c[rows.to(c.device)], conditions)
-
-
-def repeat(conditions: Conditions, times: int) -> Conditions:
-    """The whole batch `times` times over: (batch, ...) -> (times * batch, ...), batch fastest."""
-    return map_conditions(lambda c: c.repeat(times, *[1] * (c.ndim - 1)), conditions)
+    parts: Any = record
+    if isinstance(parts, Tensor):
+        parts = parts[rows if isinstance(rows, slice) else rows.to(parts.device)]
+    elif isinstance(parts, dict):
+        parts = {key: take(part, rows) for key, part in parts.items()}
+    elif isinstance(parts, tuple):
+        parts = type(parts)(*(take(part, rows) for part in parts))
+    return parts
 
 
 def concatenate(first: Conditions, second: Conditions) -> Conditions:

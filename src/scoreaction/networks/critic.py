@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from scoreaction.diffusion.processes import Process
-from scoreaction.networks.layers import ConditionEmbedding, RewardScale, default_network
+from scoreaction.networks.layers import PromptEmbedding, RewardScale, default_network
 from scoreaction.types import Conditions
 
 Skip = Literal["alpha", "cosine", "whole", "none"]
@@ -23,15 +23,16 @@ class Critic(nn.Module):
     (the published choice); `whole`: c_skip = 1, c_out = sigma, a residual on the soft Q of SQDF; `none`: c_skip = 0, c_out = 1,
     for a reward without a gradient. m and d are the mean and spread
     of the first rewards seen, so that F is of order one. Score as Action (Zhao et al. 2025, arXiv 2502.01819), section 4.
-    example: conditions of any batch, or None.
+    conditions: those of all prompts, (prompts, ...), or None.
 
-    x (batch, *shape), t (batch,), look_ahead = r(x0_hat) (batch,) or None to leave the skip out; returns (batch,).
+    x (batch, *shape), t (batch,), prompt (batch,) numbers of prompts, look_ahead = r(x0_hat) (batch,) or None to leave the
+    skip out; returns (batch,).
     """
 
-    def __init__(self, process: Process, shape: Sequence[int], *, skip: Skip, example: Conditions = None) -> None:
+    def __init__(self, process: Process, shape: Sequence[int], *, skip: Skip, conditions: Conditions = None) -> None:
         super().__init__()
         self.process, self.skip = process, skip
-        self.embed = ConditionEmbedding(example)
+        self.embed = PromptEmbedding(conditions)
         self.net = default_network(process, shape, self.embed.width)
         self.scale = RewardScale()
 
@@ -49,16 +50,16 @@ class Critic(nn.Module):
                 return torch.zeros_like(t), torch.ones_like(t)
         raise ValueError(f"algorithm.skip: unknown skip {self.skip!r}; choose from alpha, cosine, whole, none")
 
-    def forward(self, x: Tensor, t: Tensor, conditions: Conditions, look_ahead: Tensor | None) -> Tensor:
+    def forward(self, x: Tensor, t: Tensor, prompt: Tensor, look_ahead: Tensor | None = None) -> Tensor:
         c_skip, c_out = self.coefficients(t)
-        learned = self.net(x, t, self.embed(conditions)).squeeze(1)
+        learned = self.net(x, t, self.embed(prompt)).squeeze(1)
         value = self.scale.mean + c_out.to(x) * self.scale.spread * learned
         if look_ahead is not None:
             value = value + c_skip.to(value) * (look_ahead - self.scale.mean)
         return value
 
-    def slope(self, x: Tensor, t: Tensor, conditions: Conditions) -> Tensor:
-        """The gradient in x of what is learned, `c_out d grad F`, (batch, *shape); the skip's is for the look-ahead to say."""
+    def gradient(self, x: Tensor, t: Tensor, prompt: Tensor) -> Tensor:
+        """The gradient in x of the learned part, `c_out d grad F`, (batch, *shape); the skip's is that of the look-ahead."""
         with torch.enable_grad():
             x = x.detach().requires_grad_(True)
-            return torch.autograd.grad(self(x, t, conditions, None).sum(), x)[0]
+            return torch.autograd.grad(self(x, t, prompt).sum(), x)[0]

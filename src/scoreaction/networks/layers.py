@@ -10,11 +10,12 @@ from torch import Tensor, nn
 
 from scoreaction.diffusion.predictions import expand
 from scoreaction.diffusion.processes import Process
+from scoreaction.networks.conditions import take
 from scoreaction.types import Conditions
 
 
 def time_features(process: Process, t: Tensor) -> Tensor:
-    """What a network is told about time: t, alpha, sigma and bounded waves of the log SNR, (batch, 9) float32."""
+    """Features of time for a network: t, alpha, sigma and bounded waves of the log SNR, (batch, 9) float32."""
     t = t.double()
     level = process.log_snr(t).clamp(-12, 12) / 12
     waves = [f(level * math.pi * k / 2) for k in (1, 2, 4) for f in (torch.sin, torch.cos)]
@@ -63,14 +64,14 @@ class ImageNet(nn.Module):
 
     def forward(self, x: Tensor, t: Tensor, condition: Tensor | None = None) -> Tensor:
         """x (batch, C, H, W), t (batch,), condition (batch, condition) -> (batch, 1)."""
-        told = time_features(self.process, t).to(x)
+        features = time_features(self.process, t).to(x)
         if condition is not None:
-            told = torch.cat([told, condition], 1)
+            features = torch.cat([features, condition], 1)
         h = unit_scaled(self.process, x, t)
         for convolution, modulation in zip(self.convolutions, self.modulations, strict=True):
-            scale, shift = modulation(told)[:, :, None, None].chunk(2, 1)
+            scale, shift = modulation(features)[:, :, None, None].chunk(2, 1)
             h = nn.functional.silu(convolution(h) * (1 + scale) + shift)
-        return self.head(torch.cat([h.mean((2, 3)), told], 1))
+        return self.head(torch.cat([h.mean((2, 3)), features], 1))
 
 
 class RewardScale(nn.Module):
@@ -113,50 +114,45 @@ def default_network(process: Process, shape: Sequence[int], condition: int) -> n
     return net
 
 
-class ConditionEmbedding(nn.Module):
-    """Conditions (class ids or features, one tensor or a dict of them) to one vector of `width`: (batch, 16), or None.
+class PromptEmbedding(nn.Module):
+    """The run's prompts as vectors of `width`: numbers of prompts (batch,) -> (batch, 16), or None without prompts.
 
-    example: the conditions of all prompts, (prompts, ...). Features (batch, ..., d) are averaged over tokens and standardised
-    over those prompts: next to what all texts' states have in common, the differences between two of them are small.
+    conditions: those of all prompts, (prompts, ...): class ids or features, one tensor or a dict of them. Features
+    (prompts, ..., d) are averaged over tokens and standardised over the prompts, once: next to what all texts' states have in
+    common, the differences between two of them are small.
+
+    >>> PromptEmbedding(torch.tensor([3, 7]))(torch.tensor([0, 1, 1])).shape
+    torch.Size([3, 16])
     """
 
-    def __init__(self, example: Conditions) -> None:
+    def __init__(self, conditions: Conditions) -> None:
         super().__init__()
-        named = {} if example is None else example if isinstance(example, dict) else {"": example}
+        named = {} if conditions is None else conditions if isinstance(conditions, dict) else {"": conditions}
         self.width = 16 if named else 0
-        self.names = sorted(named)
-        self.parts = nn.ModuleList(self._part(named[name]) for name in self.names)
+        self.parts = nn.ModuleList()
+        for i, name in enumerate(sorted(named)):
+            value = named[name].detach()
+            features = value.is_floating_point()
+            # it follows from the prompts and is no weight: checkpoints do not hold it
+            self.register_buffer(f"prompts_{i}", standardised_features(value) if features else value, persistent=False)
+            inputs = value.shape[-1] if features else int(value.max()) + 1
+            self.parts.append(nn.Linear(inputs, self.width) if features else nn.Embedding(inputs, self.width))
 
-    def _part(self, example: Tensor) -> nn.Module:
-        if example.is_floating_point():
-            return nn.Sequential(Standardised(example), nn.Linear(example.shape[-1], self.width))
-        return nn.Embedding(int(example.max()) + 1, self.width)
-
-    def forward(self, conditions: Conditions) -> Tensor | None:
-        if not self.names:
+    def forward(self, prompt: Tensor) -> Tensor | None:
+        if self.width == 0:
             return None
-        named = conditions if isinstance(conditions, dict) else {"": conditions}
-        return torch.stack([part(named[name]) for name, part in zip(self.names, self.parts, strict=True)]).sum(0)
+        vectors = [part(take(self.get_buffer(f"prompts_{i}"), prompt)) for i, part in enumerate(self.parts)]
+        return torch.stack(vectors).sum(0)
 
 
-class Standardised(nn.Module):
-    """Features (batch, ..., d) averaged over tokens, less their mean and over their std in `example`: (batch, d)."""
+def standardised_features(features: Tensor) -> Tensor:
+    """Features (prompts, ..., d) averaged over tokens, less their mean and over their std: (prompts, d) float32.
 
-    mean: Tensor
-    spread: Tensor
-
-    def __init__(self, example: Tensor) -> None:
-        super().__init__()
-        features = self.averaged(example.detach())
-        spread = features.std(0, correction=0)
-        rounding = 1e-6 * features.abs().max()
-        self.register_buffer("mean", features.mean(0))
-        self.register_buffer("spread", torch.where(spread > rounding, spread, torch.ones_like(spread)))
-
-    @staticmethod
-    def averaged(features: Tensor) -> Tensor:
-        """The mean over all dimensions but the first and the last, in float32."""
-        return features.flatten(1, -2).mean(1, dtype=torch.float32) if features.ndim > 2 else features.float()
-
-    def forward(self, features: Tensor) -> Tensor:
-        return (self.averaged(features) - self.mean) / self.spread
+    >>> standardised_features(torch.tensor([[1.0, 5.0], [3.0, 5.0]]))
+    tensor([[-1.,  0.],
+            [ 1.,  0.]])
+    """
+    average = features.flatten(1, -2).mean(1, dtype=torch.float32) if features.ndim > 2 else features.float()
+    spread = average.std(0, correction=0)
+    spread = torch.where(spread > 1e-6 * average.abs().max(), spread, torch.ones_like(spread))
+    return (average - average.mean(0)) / spread

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
-from scoreaction.diffusion.predictions import Predicts, expand, to_prediction
+from scoreaction.diffusion.predictions import PredictionBuffer, Predicts, expand, to_prediction
 from scoreaction.diffusion.processes import Process
 from scoreaction.networks.adapters import Adapters, LoraShape, Role, base_modules, without_adapters
 from scoreaction.networks.conditions import concatenate, map_conditions, take
@@ -86,7 +86,7 @@ class Model:
         self.reference_net = copy.deepcopy(net).requires_grad_(False).eval() if lora_rank is None else net
         self.adapters = Adapters(self.reference_net)
         self.lora: LoraShape | None = None
-        self.functions = [name for name, given in (("encode", encode), ("decode", decode)) if given is not None]
+        self.functions = [name for name, function in (("encode", encode), ("decode", decode)) if function is not None]
         """What it was given that no file can hold."""
         if lora_rank is not None:
             if lora_rank < 1:
@@ -109,7 +109,7 @@ class Model:
         self.evaluations = Evaluations()
         self.autocast: Callable[[], AbstractContextManager[None]] = nullcontext
         self.max_rows: int | None = None
-        """The most points of one network call without a graph; None is all."""
+        """The most rows of one network call; None is all."""
         self.guidance, self.grid = 1.0, "power"
         self.prompts: list[Any] | None = None
         """With which it was trained, and `sample` draws where nothing else is said: guidance, grid and prompts."""
@@ -131,24 +131,30 @@ class Model:
                 kept[name] = value.to(device)  # type: ignore[index]
         return self
 
-    def predict(self, x: Tensor, t: Tensor, conditions: Conditions = None, *, guidance: float = 1.0) -> Prediction:
+    def predict(
+        self, x: Tensor, t: Tensor, conditions: Conditions = None, *, prompt: Tensor | None = None, guidance: float = 1.0
+    ) -> Prediction:
         """The policy's (x0, eps) at (x, t): x (batch, *shape), t () or (batch,).
 
+        conditions have a row for each x, or, with prompt (batch,), a row for each prompt: row i of x has the prompt[i]-th,
+        which is gathered when the network is called, at most `max_rows` of them at a time where no graph is built.
         With guidance w the output is `y_null + w (y_cond - y_null)` (Ho and Salimans 2022, arXiv 2207.12598), both
         halves in one batch. The guided prediction is the policy.
         """
-        return self._predict("policy", x, t, conditions, guidance)
+        return self._predict("policy", x, t, conditions, prompt, guidance)
 
-    def reference(self, x: Tensor, t: Tensor, conditions: Conditions = None, *, guidance: float = 1.0) -> Prediction:
-        """The pretrained model's (x0, eps) at (x, t): gradients reach x, never a parameter."""
-        return self._predict("reference", x, t, conditions, guidance)
+    def reference(
+        self, x: Tensor, t: Tensor, conditions: Conditions = None, *, prompt: Tensor | None = None, guidance: float = 1.0
+    ) -> Prediction:
+        """The pretrained model's (x0, eps) at (x, t), as `predict`: gradients reach x, never a parameter."""
+        return self._predict("reference", x, t, conditions, prompt, guidance)
 
     @property
     def has_consistency(self) -> bool:
         """Whether the model has a consistency model."""
         return self.consistency_net is not None
 
-    def consistency(self, x: Tensor, t: Tensor, conditions: Conditions = None) -> Tensor:
+    def consistency(self, x: Tensor, t: Tensor, conditions: Conditions = None, *, prompt: Tensor | None = None) -> Tensor:
         """The consistency model's clean sample (batch, *shape): where the reference's ODE from (x, t) ends.
 
         `f(x, t)` is x0 of the network's own prediction (Song et al. 2023, arXiv 2303.01469), one evaluation; `f(x, 0) = x`.
@@ -160,8 +166,9 @@ class Model:
             )
         t = torch.as_tensor(t, dtype=torch.float64, device=x.device).expand(x.shape[0])
         clean = t == 0  # there some predictions say nothing of x0
-        said = self._predict("consistency", x, torch.where(clean, 1.0, t), conditions, self.consistency_guidance or 1.0)
-        return torch.where(expand(clean, x).bool(), x, said.x0)
+        guidance = self.consistency_guidance or 1.0
+        x0 = self._predict("consistency", x, torch.where(clean, 1.0, t), conditions, prompt, guidance).x0
+        return torch.where(expand(clean, x).bool(), x, x0)
 
     def add_consistency(self, lora: LoraShape | None = None) -> dict[str, nn.Parameter]:
         """Gives the model a consistency model that begins as its reference, frozen; its parameters by name.
@@ -181,7 +188,9 @@ class Model:
             p.requires_grad_(False)
         return self.consistency_parameters
 
-    def _predict(self, role: Role, x: Tensor, t: Tensor, conditions: Conditions, guidance: float) -> Prediction:
+    def _predict(
+        self, role: Role, x: Tensor, t: Tensor, conditions: Conditions, prompt: Tensor | None, guidance: float
+    ) -> Prediction:
         t = torch.as_tensor(t, dtype=torch.float64, device=x.device).expand(x.shape[0])
         weight = self.guidance_weight(guidance)
         guided = weight != 1.0 and conditions is not None and role != "consistency"
@@ -191,36 +200,39 @@ class Model:
         self.evaluations.forward += rows
         if torch.is_grad_enabled():
             self.evaluations.backward += rows
-        ask = partial(self._ask, role, guidance=guidance, weight=weight if guided else 1.0)
-        if torch.is_grad_enabled() or len(x) <= (self.max_rows or len(x)):
-            y = ask(x, t, conditions)
-        else:
-            pieces = torch.arange(len(x)).split(self.max_rows)
-            y = torch.cat([ask(x[rows], t[rows], take(conditions, rows)) for rows in pieces])
-        if y.shape != x.shape:
-            raise ValueError(f"the network returned shape {tuple(y.shape)} for x of shape {tuple(x.shape)}; they must be equal")
-        return to_prediction(self.process, self.predicts, x, t, y.to(x.dtype))
+        call = partial(self._call, role, guidance=guidance, weight=weight if guided else 1.0)
+        limit = len(x) if torch.is_grad_enabled() else self.max_rows or len(x)
+        if len(x) <= limit:
+            return call(x, t, conditions if prompt is None else take(conditions, prompt))
+        buffer = PredictionBuffer(len(x))
+        for part in torch.arange(len(x)).split(limit):
+            here = slice(int(part[0]), int(part[-1]) + 1)
+            buffer.add(call(x[here], t[here], take(conditions, part if prompt is None else prompt[here])))
+        return buffer.all()
 
     def guidance_weight(self, guidance: float) -> float:
         """What weighs the conditional against the unconditional half: 1 asks for no second half."""
         return guidance if self.true_cfg is None else self.true_cfg
 
-    def _ask(self, role: Role, x: Tensor, t: Tensor, conditions: Conditions, *, guidance: float, weight: float) -> Tensor:
-        """The guided output in one network call."""
+    def _call(self, role: Role, x: Tensor, t: Tensor, conditions: Conditions, *, guidance: float, weight: float) -> Prediction:
+        """The guided prediction of one network call."""
         net = {"policy": self.net, "reference": self.reference_net, "consistency": self.consistency_net}[role]
         assert net is not None
-        told = self._with_guidance(conditions, x, guidance)
+        complete = self._with_guidance(conditions, x, guidance)
 
-        def answer(x: Tensor) -> Tensor:
+        def output(x: Tensor) -> Tensor:
             if weight == 1.0:
-                return net(x, t.to(x.dtype), told)
+                return net(x, t.to(x.dtype), complete)
             null = map_conditions(lambda n, c: n.to(c).expand_as(c), self.null, conditions)
-            everything = concatenate(self._with_guidance(null, x, guidance), told)
+            everything = concatenate(self._with_guidance(null, x, guidance), complete)
             unconditional, conditional = net(torch.cat([x, x]), torch.cat([t, t]).to(x.dtype), everything).chunk(2)
             return unconditional + weight * (conditional - unconditional)
 
         with self.autocast():
-            return self.adapters.call(role, answer, x) if net is self.adapters.net else answer(x)
+            y = self.adapters.call(role, output, x) if net is self.adapters.net else output(x)
+        if y.shape != x.shape:
+            raise ValueError(f"the network returned shape {tuple(y.shape)} for x of shape {tuple(x.shape)}; they must be equal")
+        return to_prediction(self.process, self.predicts, x, t, y.to(x.dtype))
 
     def _with_guidance(self, conditions: Conditions, x: Tensor, guidance: float) -> Conditions:
         return conditions if self.true_cfg is None else {**(conditions or {}), "guidance": x.new_full((len(x),), guidance)}

@@ -1,4 +1,4 @@
-"""What stands in for the gradient of a black-box reward: a fitted surrogate, or differences along random directions."""
+"""Gradients of a black-box reward: those of a fitted surrogate, or differences along random directions."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from scoreaction.diffusion.processes import Process
 from scoreaction.networks.conditions import take
-from scoreaction.networks.layers import ConditionEmbedding, RewardScale, default_network
+from scoreaction.networks.layers import PromptEmbedding, RewardScale, default_network
 from scoreaction.types import Conditions
 
 
@@ -20,45 +20,44 @@ class Surrogate(nn.Module):
 
     The regression is there from the first batch, when a network alone would point anywhere; the network learns what is left.
 
-    x0 (batch, *shape) before decoding, conditions as the policy's; returns (batch,). It remembers the last `memory`
-    samples (fewer where they are large: 64 MiB), which travel with its state; groups (batch,) index the prompts.
+    x0 (batch, *shape) before decoding, prompt (batch,) the numbers of prompts; returns (batch,). It remembers the last
+    `memory` samples (fewer where they are large: 64 MiB), which travel with its state.
     """
 
     samples: Tensor
-    groups: Tensor
+    prompts: Tensor
     rewards: Tensor
     seen: Tensor
     center: Tensor
     slope: Tensor
     level: Tensor
 
-    def __init__(self, process: Process, shape: Sequence[int], *, prompts: Conditions = None, memory: int = 4096) -> None:
+    def __init__(self, process: Process, shape: Sequence[int], *, conditions: Conditions = None, memory: int = 4096) -> None:
         super().__init__()
-        self.prompts = prompts
-        self.embed = ConditionEmbedding(prompts)
+        self.embed = PromptEmbedding(conditions)
         self.net = default_network(process, shape, self.embed.width)
         self.scale = RewardScale()
         memory = max(256, min(memory, 2**24 // math.prod(shape)))
         self.register_buffer("samples", torch.zeros(memory, *shape))
-        self.register_buffer("groups", torch.zeros(memory, dtype=torch.long))
+        self.register_buffer("prompts", torch.zeros(memory, dtype=torch.long))
         self.register_buffer("rewards", torch.zeros(memory))
         self.register_buffer("seen", torch.zeros((), dtype=torch.long))
         self.register_buffer("center", torch.zeros(*shape))
         self.register_buffer("slope", torch.zeros(math.prod(shape)))
         self.register_buffer("level", torch.zeros(()))
 
-    def forward(self, x0: Tensor, conditions: Conditions) -> Tensor:
+    def forward(self, x0: Tensor, prompt: Tensor) -> Tensor:
         t = torch.zeros(len(x0), dtype=torch.float64, device=x0.device)
         straight = (x0 - self.center).flatten(1) @ self.slope + self.level
-        return self.scale.mean + self.scale.spread * (straight + self.net(x0, t, self.embed(conditions)).squeeze(1))
+        return self.scale.mean + self.scale.spread * (straight + self.net(x0, t, self.embed(prompt)).squeeze(1))
 
-    def remember(self, x0: Tensor, groups: Tensor, rewards: Tensor) -> None:
+    def remember(self, x0: Tensor, prompt: Tensor, rewards: Tensor) -> None:
         """Adds samples with their rewards, over the oldest where full."""
         self.scale.calibrate(rewards)
         slots = (self.seen + torch.arange(len(x0), device=self.seen.device)) % len(self.samples)
         self.seen += len(x0)
-        slots, x0, groups, rewards = (part[-len(self.samples) :] for part in (slots, x0, groups, rewards))
-        self.samples[slots], self.groups[slots], self.rewards[slots] = x0, groups.to(self.groups), rewards.to(self.rewards)
+        slots, x0, prompt, rewards = (part[-len(self.samples) :] for part in (slots, x0, prompt, rewards))
+        self.samples[slots], self.prompts[slots], self.rewards[slots] = x0, prompt.to(self.prompts), rewards.to(self.rewards)
 
     @torch.no_grad()
     def fit_line(self, rows: int = 512) -> None:
@@ -84,12 +83,14 @@ class Surrogate(nn.Module):
         self.slope.copy_(slope)
         self.level.copy_(level)
 
-    def loss(self, rows: int, generator: torch.Generator) -> Tensor:
-        """Mean squared error on random remembered samples, in units of the rewards' variance."""
-        known = min(int(self.seen), len(self.samples))
-        chosen = torch.randint(known, (rows,), generator=generator).to(self.samples.device)
-        error = self(self.samples[chosen], take(self.prompts, self.groups[chosen])) - self.rewards[chosen]
-        return (error / self.scale.spread).square().mean()
+    def draw(self, rows: int, generator: torch.Generator) -> Tensor:
+        """The slots of random remembered samples, (rows,)."""
+        return torch.randint(min(int(self.seen), len(self.samples)), (rows,), generator=generator)
+
+    def loss(self, slots: Tensor) -> Tensor:
+        """Squared error at these remembered samples, in units of the rewards' variance, (rows,)."""
+        error = self(take(self.samples, slots), take(self.prompts, slots)) - take(self.rewards, slots)
+        return (error / self.scale.spread).square()
 
 
 class _ZerothOrder(torch.autograd.Function):

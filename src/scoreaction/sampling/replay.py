@@ -7,48 +7,35 @@ import os
 import shutil
 import tempfile
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from scoreaction.sampling.experience import Experience
+from scoreaction.diffusion.predictions import to_prediction
+from scoreaction.networks.model import Model
+from scoreaction.sampling.rollout import Rollout, Steps
 
 ON_DISK = 2**30
 """States of more bytes than this are kept in a file and mapped into memory."""
 
 
-@dataclass(frozen=True)
-class Drawn:
-    """Rows of a buffer: slot and step (rows,), x, old x0_hat (rows, *shape), t, s, groups, importance (rows,)."""
-
-    slot: Tensor
-    step: Tensor
-    x: Tensor
-    old: Tensor
-    t: Tensor
-    s: Tensor
-    groups: Tensor
-    importance: Tensor
-
-
 class Replay(nn.Module):
     """A buffer of `capacity` trajectories of `steps` steps, the newest over the oldest; it stays on the CPU.
 
-    A pair (trajectory, step) is drawn with probability `P ~ p^priority` (0: uniformly), p what `set_priority` said last and the
+    A pair (trajectory, step) is drawn with probability `P ~ p^priority` (0: uniformly), p the last `set_priority` and the
     largest yet for one not seen; `importance` i gives each row the weight `(pairs P)^-i` over its largest (Schaul et al. 2016,
     arXiv 1511.05952, section 3.4). Trajectories older than `max_age` iterations are not drawn. Its state_dict is all of it.
     ValueError where neither memory nor disk holds it.
 
-    >>> len(Replay(4, 2, (3,)).held())
+    >>> len(Replay(4, 2, (3,)).slots())
     0
     """
 
     x: Tensor
     old: Tensor
     times: Tensor
-    groups: Tensor
+    prompts: Tensor
     born: Tensor
     weights: Tensor
     added: Tensor
@@ -67,10 +54,10 @@ class Replay(nn.Module):
     ) -> None:
         super().__init__()
         self.max_age, self.priority, self.importance = max_age, priority, importance
-        for name in ("x", "old"):
-            self.register_buffer(name, _states((capacity, steps, *shape), largest_in_memory))
+        for name, states in (("x", steps + 1), ("old", steps)):
+            self.register_buffer(name, _states((capacity, states, *shape), largest_in_memory))
         self.register_buffer("times", torch.zeros(capacity, steps + 1, dtype=torch.float64))
-        self.register_buffer("groups", torch.zeros(capacity, dtype=torch.long))
+        self.register_buffer("prompts", torch.zeros(capacity, dtype=torch.long))
         self.register_buffer("born", torch.zeros(capacity, dtype=torch.long))
         self.register_buffer("weights", torch.zeros(capacity, steps))
         self.register_buffer("added", torch.zeros((), dtype=torch.long))
@@ -79,52 +66,52 @@ class Replay(nn.Module):
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Replay:
         return self  # a move to the accelerator would take the whole buffer there
 
-    def add(self, experience: Experience) -> None:
+    def add(self, rollout: Rollout) -> None:
         """The trajectories of one iteration, each step's state with the policy's own x0_hat there."""
-        _, batch = experience.size
-        rollout, capacity = experience.rollout, len(self.times)
+        _, batch = rollout.size
+        capacity = len(self.times)
         self.now += 1
         slots = (self.added + torch.arange(batch)) % capacity
         self.added += batch
-        kept = slice(max(0, batch - capacity), None)
-        slots = slots[kept]
-        self.x[slots] = rollout.x[:-1].transpose(0, 1)[kept].to(self.x)
-        self.old[slots] = rollout.prediction.x0.transpose(0, 1)[kept].to(self.old)
+        newest = slice(max(0, batch - capacity), None)
+        slots = slots[newest]
+        self.x[slots] = rollout.x.transpose(0, 1)[newest].to(self.x)
+        self.old[slots] = rollout.old.x0.transpose(0, 1)[newest].to(self.old)
         self.times[slots] = rollout.times
-        self.groups[slots] = experience.groups[kept].to(self.groups)
+        self.prompts[slots] = rollout.prompt[newest].to(self.prompts)
         self.born[slots] = self.now
         self.weights[slots] = self.weights.max().clamp(min=1.0) if self.priority else 1.0
 
-    def held(self) -> Tensor:
+    def slots(self) -> Tensor:
         """The slots that may be drawn."""
         known = torch.arange(min(int(self.added), len(self.times)))
         return known if self.max_age is None else known[self.now - self.born[known] < self.max_age]
 
-    def draw(self, rows: int, steps: Tensor, generator: torch.Generator) -> Drawn:
-        """rows pairs of a held trajectory and one of `steps`, with replacement."""
-        held = self.held()
-        pairs = self.weights[held][:, steps].flatten().double() ** self.priority
+    def draw(self, model: Model, rows: int, numbers: Tensor, generator: torch.Generator) -> Steps:
+        """`rows` pairs of a slot and one of the steps with these `numbers`, with replacement, on the model's device.
+
+        `path` is the slot; weight is the number of steps times the importance weight.
+        """
+        slots = self.slots()
+        pairs = self.weights[slots][:, numbers].flatten().double() ** self.priority
         chance = pairs / pairs.sum()
         if self.priority:
             chosen = torch.multinomial(chance, rows, replacement=True, generator=generator)
         else:
             chosen = torch.randint(len(pairs), (rows,), generator=generator)
-        slot, step = held[chosen // len(steps)], steps[chosen % len(steps)]
+        path, step = slots[chosen // len(numbers)], numbers[chosen % len(numbers)]
         importance = (len(pairs) * chance[chosen]) ** -self.importance
-        return Drawn(
-            slot,
-            step,
-            self.x[slot, step],
-            self.old[slot, step],
-            self.times[slot, step],
-            self.times[slot, step + 1],
-            self.groups[slot],
-            importance / importance.max() if self.importance else torch.ones(rows, dtype=torch.float64),
+        importance = importance / importance.max() if self.importance else torch.ones(rows, dtype=torch.float64)
+        x, x_next, x0 = (
+            states[path, number].to(model.device) for states, number in ((self.x, step), (self.x, step + 1), (self.old, step))
         )
+        t, s = self.times[path, step], self.times[path, step + 1]
+        old = to_prediction(model.process, "x0", x, t, x0)
+        return Steps(x, t, s, x_next, old, None, self.prompts[path], path, step, importance * len(numbers))
 
-    def set_priority(self, slot: Tensor, step: Tensor, priority: Tensor) -> None:
-        """What those pairs weigh from now on; positive."""
-        self.weights[slot, step] = priority.to(self.weights).clamp(min=1e-12)
+    def set_priority(self, path: Tensor, step: Tensor, priority: Tensor) -> None:
+        """The weights of these pairs from now on; positive."""
+        self.weights[path, step] = priority.to(self.weights).clamp(min=1e-12)
 
 
 def _states(shape: Sequence[int], largest_in_memory: int) -> Tensor:

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from typing import NamedTuple
 
 import torch
 from pydantic import BaseModel, ConfigDict, Field
 from torch import Tensor
 
+from scoreaction.diffusion.predictions import PredictionBuffer
 from scoreaction.diffusion.processes import Process
 from scoreaction.diffusion.solvers import GridName, Past, Solver, SolverName, find_solver, time_grid
 from scoreaction.diffusion.transitions import Transition
@@ -44,7 +46,7 @@ class Sampler(BaseModel):
 
 @dataclass(frozen=True)
 class Visit:
-    """One step of a trajectory: at (t, x) the network said `prediction`, and `transition` led to `x_next` at s."""
+    """One step of a trajectory: the `prediction` at (t, x), and the `transition` that led to `x_next` at s."""
 
     t: Tensor
     s: Tensor
@@ -77,22 +79,103 @@ def trajectory(
         x, past = x_next, Past(t, prediction)
 
 
+class States(NamedTuple):
+    """States that networks are evaluated at, one a row: x (rows, *shape), t (rows,) float64, prompt (rows,) its number."""
+
+    x: Tensor
+    t: Tensor
+    prompt: Tensor
+
+
+class Steps(NamedTuple):
+    """Steps t -> s of trajectories, one a row: the one record that an update is made of, and `take` picks its rows.
+
+    x, x_next (rows, *shape), t, s (rows,) float64. old and pretrained are the predictions at (t, x) of the policy that
+    sampled and of the pretrained model, (rows, *shape); pretrained is None where it was not evaluated. prompt, path and step
+    (rows,): the number of the prompt, of the trajectory, and of the step in it. weight (rows,) float64: how many steps the row
+    counts for, so that the mean over random rows of `weight * f` estimates the sum of f over a trajectory.
+    """
+
+    x: Tensor
+    t: Tensor
+    s: Tensor
+    x_next: Tensor
+    old: Prediction
+    pretrained: Prediction | None
+    prompt: Tensor
+    path: Tensor
+    step: Tensor
+    weight: Tensor
+
+    @property
+    def states(self) -> States:
+        """The states that the steps begin at."""
+        return States(self.x, self.t, self.prompt)
+
+
 @dataclass(frozen=True)
 class Rollout:
-    """A batch of trajectories: times (N+1,), x (N+1, batch, *shape), predictions (N, batch, *shape).
+    """A batch of trajectories, and once they were scored their rewards: what one iteration learns from.
 
-    prediction is the policy's own; action is what was done, the same but for exploration.
+    times (N+1,) float64; x (N+1, batch, *shape); old (N, batch, *shape) the predictions of the policy that sampled; action
+    the predictions that were followed, the same but for exploration; prompt (batch,) the numbers of the prompts; rewards
+    (batch,), empty before they are known; pretrained (N, rows, *shape), the predictions of the pretrained model for the
+    first `rows` trajectories, None before it was evaluated; reward_gradient (batch, *shape), by x0 before decoding, None
+    where the algorithm does not need it.
     """
 
     times: Tensor
     x: Tensor
-    prediction: Prediction
+    old: Prediction
     action: Prediction
+    prompt: Tensor
+    rewards: Tensor = field(default_factory=lambda: torch.empty(0))
+    pretrained: Prediction | None = None
+    reward_gradient: Tensor | None = None
 
     @property
     def x0(self) -> Tensor:
-        """Where the trajectories ended."""
+        """The ends of the trajectories, (batch, *shape)."""
         return self.x[-1]
+
+    @property
+    def size(self) -> tuple[int, int]:
+        """(steps, trajectories)."""
+        return len(self.times) - 1, self.x.shape[1]
+
+    def steps(self) -> Steps:
+        """All steps, the first step of every trajectory first: row `step * batch + path`. Views of the rollout, no copies."""
+        n, batch = self.size
+        complete = self.pretrained is not None and self.pretrained.x0.shape[1] == batch
+        return Steps(
+            x=self.x[:-1].flatten(0, 1),
+            t=self.times[:-1].repeat_interleave(batch),
+            s=self.times[1:].repeat_interleave(batch),
+            x_next=self.x[1:].flatten(0, 1),
+            old=flattened(self.old),
+            pretrained=flattened(self.pretrained) if complete and self.pretrained is not None else None,
+            prompt=self.prompt.repeat(n),
+            path=torch.arange(batch).repeat(n),
+            step=torch.arange(n).repeat_interleave(batch),
+            weight=torch.full((n * batch,), float(n), dtype=torch.float64),
+        )
+
+    def difference(self) -> Prediction:
+        """Policy minus pretrained model at the visited states, (N, rows, *shape)."""
+        if self.pretrained is None:
+            raise ValueError("the pretrained model has not been evaluated yet")
+        rows = self.pretrained.eps.shape[1]
+        return Prediction(*(old[:, :rows] - new for old, new in zip(self.old, self.pretrained, strict=True)))
+
+
+def flattened(prediction: Prediction) -> Prediction:
+    """(N, batch, *shape) as (N * batch, *shape)."""
+    return Prediction(*(part.flatten(0, 1) for part in prediction))
+
+
+def unflattened(prediction: Prediction, steps: int) -> Prediction:
+    """(N * batch, *shape) back to (N, batch, *shape)."""
+    return Prediction(*(part.unflatten(0, (steps, -1)) for part in prediction))
 
 
 def initial_noise(model: Model, n: int, generator: torch.Generator) -> Tensor:
@@ -105,69 +188,47 @@ def roll_out(
     model: Model,
     sampler: Sampler,
     predict: Predict,
-    n: int,
+    prompt: Tensor,
     generator: torch.Generator,
     *,
     times: Tensor,
     explore: Callable[[Tensor, Tensor, Prediction], Prediction] | None = None,
 ) -> Rollout:
-    """n trajectories under `predict` on the grid `times`, without a graph; `explore` changes what is done with it."""
-    x, steps = initial_noise(model, n, generator), len(times) - 1
-    states, said, done = torch.empty(steps + 1, *x.shape, dtype=x.dtype, device=x.device), Kept(steps), Kept(steps)
+    """A trajectory under `predict` for each prompt (batch,), on the grid `times`, without a graph.
+
+    `explore(x, t, prediction)` gives the prediction that is followed in place of the policy's own.
+    """
+    x, steps = initial_noise(model, len(prompt), generator), len(times) - 1
+    states, old, action = x.new_empty(steps + 1, *x.shape), PredictionBuffer(steps), PredictionBuffer(steps)
     states[0] = x
-    asked: list[Prediction] = []
+    own: list[Prediction] = []
 
     def act(x: Tensor, t: Tensor) -> Prediction:
-        asked.append(predict(x, t))
-        return asked[-1] if explore is None else explore(x, t, asked[-1])
+        own.append(predict(x, t))
+        return own[-1] if explore is None else explore(x, t, own[-1])
 
     visits = trajectory(act, model.process, x, times, solver=sampler.find(), eta=sampler.eta, generator=generator)
     for i, visit in enumerate(visits):
         states[i + 1] = visit.x_next
-        done.add(visit.prediction)
+        action.add(Prediction(*(part[None] for part in visit.prediction)))
         if explore is not None:
-            said.add(asked[0])  # a solver may ask again within its step
-        asked.clear()
-    action = done.all()
-    return Rollout(times, states, action if explore is None else said.all(), action)
-
-
-class Kept:
-    """`rows` predictions, written into one place one after another, so that there is never a second copy of them all."""
-
-    def __init__(self, rows: int) -> None:
-        self.rows, self.count = rows, 0
-        self.into: Prediction | None = None
-
-    def add(self, prediction: Prediction, rows: int | None = None) -> None:
-        """The next one; or the next `rows`, one each along the first dimension."""
-        x0, eps = (part if rows else part[None] for part in (prediction.x0, prediction.eps))
-        if self.into is None:
-            self.into = Prediction(*(part.new_empty(self.rows, *part.shape[1:]) for part in (x0, eps)))
-        place = slice(self.count, self.count + len(x0))
-        self.into.x0[place], self.into.eps[place] = x0, eps
-        self.count += len(x0)
-
-    def all(self) -> Prediction:
-        """All of them, in a new first dimension."""
-        if self.into is None or self.count < self.rows:
-            raise ValueError(f"{self.count} of {self.rows} predictions are there")
-        return self.into
+            old.add(Prediction(*(part[None] for part in own[0])))  # a solver may evaluate again within its step
+        own.clear()
+    followed = action.all()
+    return Rollout(times, states, followed if explore is None else old.all(), followed, prompt)
 
 
 def joined(rollouts: list[Rollout]) -> Rollout:
     """Rollouts of the same times as one, their trajectories side by side."""
+    first = rollouts[0]
     if len(rollouts) == 1:
-        return rollouts[0]
+        return first
 
     def side_by_side(predictions: list[Prediction]) -> Prediction:
-        return Prediction(torch.cat([p.x0 for p in predictions], 1), torch.cat([p.eps for p in predictions], 1))
+        return Prediction(*(torch.cat(parts, 1) for parts in zip(*predictions, strict=True)))
 
-    x, said = torch.cat([rollout.x for rollout in rollouts], 1), side_by_side([rollout.prediction for rollout in rollouts])
-    explored = any(rollout.action is not rollout.prediction for rollout in rollouts)
-    return Rollout(rollouts[0].times, x, said, side_by_side([rollout.action for rollout in rollouts]) if explored else said)
-
-
-def stacked(predictions: list[Prediction]) -> Prediction:
-    """One prediction with a new first dimension."""
-    return Prediction(torch.stack([p.x0 for p in predictions]), torch.stack([p.eps for p in predictions]))
+    old = side_by_side([rollout.old for rollout in rollouts])
+    explored = any(rollout.action is not rollout.old for rollout in rollouts)
+    action = side_by_side([rollout.action for rollout in rollouts]) if explored else old
+    x, prompt = torch.cat([rollout.x for rollout in rollouts], 1), torch.cat([rollout.prompt for rollout in rollouts])
+    return Rollout(first.times, x, old, action, prompt)

@@ -1,24 +1,23 @@
-"""What one iteration learns from: prompts that are drawn, trajectories of the policy, and their rewards."""
+"""Collecting: prompts are drawn, trajectories of the policy for them, and their rewards."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from scoreaction.algorithms._learner import Learner
-from scoreaction.networks.conditions import take
 from scoreaction.networks.model import Model
 from scoreaction.rewards import CountedReward, RewardError
 from scoreaction.rewards._weighted import WeightedSum
-from scoreaction.sampling.experience import Experience
 from scoreaction.sampling.rollout import Rollout, Sampler, joined, roll_out
 from scoreaction.training.online import Rounds
 from scoreaction.training.optimizer import Train, TrainingError
-from scoreaction.types import Conditions, Prompt
+from scoreaction.types import Prompt
 
 PIECES = 4
 """In which a batch is drawn at least where the reward works in the background: three quarters of its time are hidden."""
@@ -53,14 +52,13 @@ class Collector:
         reward: CountedReward,
         rounds: Rounds | None,
         prompts: list[Any] | None,
-        conditions: Conditions,
     ) -> None:
-        self.model, self.sampler, self.train, self.prompts, self.conditions = model, sampler, train, prompts, conditions
+        self.model, self.sampler, self.train, self.prompts = model, sampler, train, prompts
         self.reward, self.objective = reward, rounds or reward
 
-    def score(self, x0: Tensor, groups: Tensor) -> Tensor:
+    def score(self, x0: Tensor, prompt: Tensor) -> Tensor:
         """The reward of x0 for the prompts of these numbers."""
-        scores = self.objective(self.model.decode(x0), self._asked(groups))
+        scores = self.objective(self.model.decode(x0), self.texts(prompt))
         if torch.is_grad_enabled() and self.objective.differentiable and not scores.requires_grad:
             raise RewardError(
                 f"{self.objective.name}: says it is differentiable, and no gradient reaches the samples; keep the graph in it,"
@@ -68,52 +66,58 @@ class Collector:
             )
         return scores
 
-    def _asked(self, groups: Tensor) -> list[Any] | None:
-        return None if self.prompts is None else [self.prompts[group] for group in groups.tolist()]
+    def texts(self, prompt: Tensor) -> list[Any] | None:
+        """The prompts of these numbers, None without prompts."""
+        return None if self.prompts is None else [self.prompts[number] for number in prompt.tolist()]
 
-    def samples(self, learner: Learner, groups: Tensor, generator: torch.Generator) -> Tensor:
-        """Samples of the policy as it is, decoded; groups (n,) say the prompt of each."""
-        conditions, times = take(self.conditions, groups), self.sampler.times(self.model.process)
+    def samples(self, learner: Learner, prompt: Tensor, generator: torch.Generator) -> Tensor:
+        """Samples of the policy as it is, decoded; prompt (n,) has the number of each one's."""
+        times = self.sampler.times(self.model.process)
         with torch.no_grad():
-            policy = learner.policy(conditions)
-            return self.model.decode(roll_out(self.model, self.sampler, policy, len(groups), generator, times=times).x0)
+            rollout = roll_out(
+                self.model, self.sampler, lambda x, t: learner.policy(x, t, prompt), prompt, generator, times=times
+            )
+            return self.model.decode(rollout.x0)
 
-    def experience(self, learner: Learner, generator: torch.Generator, iteration: int) -> tuple[Experience, list[Any] | None]:
-        """A batch of trajectories with their rewards, and the prompt of each. TrainingError where samples are not finite."""
-        batch, each, limit = self.train.batch, self.train.samples_per_prompt, self.train.rows
-        groups = drawn(self.prompts, math.ceil(batch / each), generator).repeat_interleave(each)[:batch]
-        conditions, prompts = take(self.conditions, groups), self._asked(groups)
-        times, gradient = learner.times(generator), None
+    def rollout(self, learner: Learner, generator: torch.Generator, iteration: int) -> Rollout:
+        """A batch of trajectories with their rewards. TrainingError where samples are not finite."""
+        batch, each = self.train.batch, self.train.samples_per_prompt
+        prompt = drawn(self.prompts, math.ceil(batch / each), generator).repeat_interleave(each)[:batch]
+        times = learner.times(generator)
         # a reward that works in the background begins with the first trajectories while the next are drawn
         rows = self.objective.rows
-        size = batch if rows is None else min(limit, max(rows, math.ceil(batch / PIECES)))
+        size = batch if rows is None else min(self.rows, max(rows, math.ceil(batch / PIECES)))
         rollouts: list[Rollout] = []
         waiting: list[Callable[[], Tensor]] = []
-        for part in torch.arange(batch).split(size):
-            rollouts.append(learner.explore(take(conditions, part), len(part), times, generator))
+        for part in prompt.split(size):
+            rollouts.append(learner.explore(part, times, generator))
             check_finite("samples", rollouts[-1].x0, iteration)
             if not learner.reward_gradient:
                 with torch.no_grad():
-                    waiting.append(self.objective.begin_decoded(rollouts[-1].x0, self.model.decode, self._asked(groups[part])))
+                    waiting.append(self.objective.begin_decoded(rollouts[-1].x0, self.model.decode, self.texts(part)))
         rollout = joined(rollouts)
-        if learner.reward_gradient:
-            self._settle(rollout.x0, groups)
-            parts = [self._slope(x0, part) for x0, part in zip(rollout.x0.split(limit), groups.split(limit), strict=True)]
-            rewards, gradient = torch.cat([r for r, _ in parts]), torch.cat([g for _, g in parts])
-        else:
-            rewards = torch.cat([scores() for scores in waiting])
-        return Experience(rollout, rewards, conditions, groups.to(rewards.device), reward_gradient=gradient), prompts
+        if not learner.reward_gradient:
+            return replace(rollout, rewards=torch.cat([scores() for scores in waiting]))
+        self._settle(rollout.x0, prompt)
+        pieces = zip(rollout.x0.split(self.rows), prompt.split(self.rows), strict=True)
+        rewards, gradients = zip(*(self._gradient(x0, part) for x0, part in pieces), strict=True)
+        return replace(rollout, rewards=torch.cat(rewards), reward_gradient=torch.cat(gradients))
 
-    def _settle(self, x0: Tensor, groups: Tensor) -> None:
-        """A weighted sum takes its scale from all of the first batch, and not from the first piece whose gradient is asked."""
+    @property
+    def rows(self) -> int:
+        """Samples that are decoded and scored with a graph at a time."""
+        return self.model.max_rows or self.train.batch
+
+    def _settle(self, x0: Tensor, prompt: Tensor) -> None:
+        """A weighted sum takes its scale from all of the first batch, and not from the first piece with a gradient."""
         reward = self.reward.reward
         if self.objective is self.reward and isinstance(reward, WeightedSum) and reward.unsettled:
             with torch.no_grad():
-                self.score(x0, groups)
+                self.score(x0, prompt)
 
-    def _slope(self, x0: Tensor, groups: Tensor) -> tuple[Tensor, Tensor]:
+    def _gradient(self, x0: Tensor, prompt: Tensor) -> tuple[Tensor, Tensor]:
         """Rewards and their gradient by x0, before decoding."""
         with torch.enable_grad():
             leaf = x0.detach().requires_grad_(True)
-            scores = self.score(leaf, groups)
+            scores = self.score(leaf, prompt)
             return scores.detach(), torch.autograd.grad(scores.sum(), leaf)[0]

@@ -14,11 +14,10 @@ from torch import Tensor
 
 from scoreaction.diffusion.solvers import SOLVERS, jittered, time_grid
 from scoreaction.networks.adapters import LoraShape, base_modules
-from scoreaction.networks.conditions import repeat, take
+from scoreaction.networks.conditions import take
 from scoreaction.networks.consistency import belongs, save_consistency
 from scoreaction.networks.model import Model
-from scoreaction.sampling.experience import Points
-from scoreaction.sampling.rollout import initial_noise, trajectory
+from scoreaction.sampling.rollout import States, initial_noise, trajectory
 from scoreaction.types import Conditions, Prediction
 
 HUBER = 0.03
@@ -92,7 +91,7 @@ class Distiller:
                 for group in optimiser.param_groups:
                     group["lr"] = self.settings.lr * (0.01 + 0.99 * 0.5 * (1 + math.cos(math.pi * i / total)))
                 with self._training():
-                    loss = self._backward(*self._points())
+                    loss = self._backward(*self._states())
                 norm = float(torch.nn.utils.clip_grad_norm_(parameters, 1.0))
                 if not math.isfinite(norm):
                     raise ValueError("distill.lr: the gradient is not finite; lower it")
@@ -121,43 +120,46 @@ class Distiller:
             for p in self.parameters.values():
                 p.requires_grad_(False)
 
-    def _backward(self, points: Points, target: Tensor) -> float:
-        """The loss over all points, and its gradient."""
+    def _backward(self, states: States, target: Tensor) -> float:
+        """The loss over all states, and its gradient."""
         total = 0.0
         for rows in torch.arange(len(target)).split(self.settings.max_rows):
-            loss = self._loss(points.take(rows), target[rows.to(target.device)]) * (len(rows) / len(target))
+            loss = self._loss(take(states, rows), take(target, rows)) * (len(rows) / len(target))
             loss.backward()
             total += loss.item()
         return total
 
-    def _loss(self, points: Points, target: Tensor) -> Tensor:
+    def _loss(self, states: States, target: Tensor) -> Tensor:
         """The mean pseudo-Huber distance of f to its targets.
 
         Distances are divided by `sigma/sqrt(alpha^2 + sigma^2)`, as an error of the network's own output is on its way to
-        x0: else the points near the data count for nothing.
+        x0: else the states near the data count for nothing.
         """
-        share = torch.sigmoid(-self.model.process.log_snr(points.t)).to(target)
-        f = self.model.consistency(points.x, points.t, points.conditions)
+        share = torch.sigmoid(-self.model.process.log_snr(states.t)).to(target)
+        f = self._consistency(states)
         return (torch.sqrt((f - target).square().flatten(1).mean(1) / share + HUBER**2) - HUBER).mean()
 
+    def _consistency(self, states: States) -> Tensor:
+        return self.model.consistency(states.x, states.t, self.conditions, prompt=states.prompt)
+
     @torch.no_grad()
-    def _points(self) -> tuple[Points, Tensor]:
-        """Points of the reference's ODE, (steps * paths) of them, and their targets."""
-        steps, paths, conditions = self.settings.steps, self.settings.paths, self.conditions
+    def _states(self) -> tuple[States, Tensor]:
+        """States of the reference's ODE, (steps * paths) of them, and their targets."""
+        steps, paths, prompt = self.settings.steps, self.settings.paths, torch.zeros(self.settings.paths, dtype=torch.long)
         if self.prompts is not None:
-            conditions = take(conditions, torch.randint(len(self.prompts), (paths,), generator=self.generator))
+            prompt = torch.randint(len(self.prompts), (paths,), generator=self.generator)
         times = jittered(time_grid(self.model.process, steps, name="log_snr"), self.generator)
-        states = follow(self.model, initial_noise(self.model, paths, self.generator), times, conditions, self.guidance)
-        many = repeat(conditions, steps)
-        points = Points(states[:-1].flatten(0, 1), times[:-1].repeat_interleave(paths), many)
+        noise = initial_noise(self.model, paths, self.generator)
+        x = follow(self.model, noise, times, take(self.conditions, prompt), self.guidance)
         leap = self.settings.leap or steps
-        ahead = (torch.arange(steps) + leap).clamp(max=steps)
-        near = Points(states[ahead].flatten(0, 1), times[ahead].repeat_interleave(paths), many)
+        ends = (torch.arange(steps) + leap).clamp(max=steps)
+        states = States(x[:-1].flatten(0, 1), times[:-1].repeat_interleave(paths), prompt.repeat(steps))
+        later = States(x[ends].flatten(0, 1), times[ends].repeat_interleave(paths), prompt.repeat(steps))
         if leap >= steps:
-            return points, near.x
+            return states, later.x
         with self._averaged():
-            chunks = [near.take(rows) for rows in torch.arange(len(near.x)).split(self.settings.max_rows)]
-            return points, torch.cat([self.model.consistency(c.x, c.t, c.conditions) for c in chunks])
+            parts = torch.arange(len(later.t)).split(self.settings.max_rows)
+            return states, torch.cat([self._consistency(take(later, rows)) for rows in parts])
 
     @contextmanager
     def _averaged(self) -> Iterator[None]:

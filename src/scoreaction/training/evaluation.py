@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
 
@@ -19,9 +19,8 @@ from scoreaction.networks.model import Model
 from scoreaction.rewards import CountedReward
 from scoreaction.rewards._closed_form import QuadraticReward
 from scoreaction.sampling.draw import ask, draw_x0, run, spread_prompts, x0_in_parts
-from scoreaction.sampling.experience import Experience, over_rows
-from scoreaction.sampling.rollout import Sampler, roll_out
-from scoreaction.types import Prediction
+from scoreaction.sampling.rollout import Rollout, Sampler, roll_out, unflattened
+from scoreaction.types import Conditions, Prediction
 
 
 class Evaluation(BaseModel):
@@ -59,54 +58,50 @@ def kl_samples(n: int, steps: int, shape: Sequence[int]) -> int:
 
 
 @torch.no_grad()
-def rounding_floor(model: Model, sampler: Sampler, experience: Experience, seed: int, *, rows: int = 4) -> float:
-    """The path KL in nats of the policy to itself with its weights moved by next to nothing: what rounding alone measures.
+def rounding_floor(
+    model: Model, sampler: Sampler, conditions: Conditions, rollout: Rollout, seed: int, *, rows: int = 4
+) -> float:
+    """The path KL in nats of the policy to itself with its weights moved by next to nothing: that of rounding alone.
 
     Two predictions in half precision round apart as soon as a weight differs, by an amount that grows with the dimensions
     and with guidance. Smaller figures than this one say nothing.
     """
-    rows = min(rows, experience.size[1])
+    n, batch = rollout.size
+    rows = min(rows, batch)
     generator = torch.Generator().manual_seed(seed)
-    kept = {name: p.detach().clone() for name, p in model.parameters.items()}
-    points, rollout = experience.points(rows), experience.rollout
-    answer = partial(over_rows, partial(model.predict, guidance=sampler.guidance), points, model.max_rows or len(points.x))
+    own = {name: p.detach().clone() for name, p in model.parameters.items()}
+    x, t = rollout.x[:-1, :rows].flatten(0, 1), rollout.times[:-1].repeat_interleave(rows)
+    predict = partial(model.predict, x, t, conditions, prompt=rollout.prompt[:rows].repeat(n), guidance=sampler.guidance)
     with model.uncounted():
-        plain = answer()
+        plain = predict()
         try:
             for p in model.parameters.values():
                 size = float(p.detach().square().mean().sqrt())
                 p.add_(torch.randn(p.shape, generator=generator).to(p) * (1e-4 * size or 1e-5))
-            moved = answer()
+            moved = predict()
         finally:
             for name, p in model.parameters.items():
-                p.copy_(kept[name])
-    shape = (experience.size[0], rows)
-    difference = Prediction((moved.x0 - plain.x0).unflatten(0, shape), (moved.eps - plain.eps).unflatten(0, shape))
+                p.copy_(own[name])
+    difference = unflattened(Prediction(moved.x0 - plain.x0, moved.eps - plain.eps), n)
     return float(path_kl(model.process, rollout.times, difference, sampler.eta or 1.0).mean())
 
 
 @torch.no_grad()
-def measure_kl(
-    model: Model, sampler: Sampler, n: int, prompts: list[Any] | None, seed: int, *, max_rows: int = 4096
-) -> dict[str, float]:
+def measure_kl(model: Model, sampler: Sampler, n: int, prompts: list[Any] | None, seed: int) -> dict[str, float]:
     """Path and chain KL of the averaged policy to its reference on this sampler's grid, with standard errors.
 
     Where the sampler is deterministic (or looks back) the KL is that of DDIM on the same grid, at eta 1 where eta is 0.
     """
     noisy = sampler.model_copy(update={"solver": "ddim", "eta": sampler.eta or 1.0})
     n = kl_samples(n, sampler.steps, model.shape)
-    prompts = spread_prompts(prompts, n)
-    conditions = model.conditions(prompts)
+    conditions, prompt = model.conditions(spread_prompts(prompts, n)), torch.arange(n)
     generator = torch.Generator().manual_seed(seed)
     with model.averaged(), model.uncounted():
         policy = partial(ask, model.predict, conditions, noisy.guidance)
-        rollout = roll_out(model, noisy, policy, n, generator, times=noisy.times(model.process))
-        nothing = torch.zeros(n)
-        experience = Experience(rollout, nothing, conditions, nothing.long())
-        flat = over_rows(partial(model.reference, guidance=noisy.guidance), experience.points(), max_rows)
-    shape = (noisy.steps, n)
-    reference = Prediction(flat.x0.unflatten(0, shape), flat.eps.unflatten(0, shape))
-    difference = Prediction(rollout.prediction.x0 - reference.x0, rollout.prediction.eps - reference.eps)
+        rollout = roll_out(model, noisy, policy, prompt, generator, times=noisy.times(model.process))
+        states = rollout.steps().states
+        flat = model.reference(states.x, states.t, conditions, prompt=states.prompt, guidance=noisy.guidance)
+    difference = replace(rollout, pretrained=unflattened(flat, noisy.steps)).difference()
     path = path_kl(model.process, rollout.times, difference, noisy.eta)
     chain = chain_kl(model.process, rollout.times, difference, noisy.eta)
     return {"kl_nats": float(path.mean()), "kl_nats_se": standard_error(path), "kl_chain_nats": float(chain.mean())}

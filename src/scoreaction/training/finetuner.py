@@ -15,21 +15,20 @@ import torch
 from accelerate import Accelerator
 from torch import Tensor
 
-from scoreaction.algorithms._learner import Algorithm, Judge, Learner, Setting
+from scoreaction.algorithms._learner import Algorithm, Learner, Objective, Setting
 from scoreaction.algorithms._likelihood_ratio import spread_is_rounding
 from scoreaction.diffusion.kl import chain_kl, path_kl
 from scoreaction.networks.model import Model
 from scoreaction.rewards import CountedReward, RewardError
 from scoreaction.rewards._weighted import WeightedSum
-from scoreaction.sampling.experience import Experience
-from scoreaction.sampling.rollout import Sampler
+from scoreaction.sampling.rollout import Rollout, Sampler
 from scoreaction.training.best_weights import Selection
 from scoreaction.training.checkpoints import load_tree, save_tree
 from scoreaction.training.collector import Collector, check_finite
 from scoreaction.training.evaluation import Evaluation, diversity, rounding_floor
 from scoreaction.training.export import save_model
 from scoreaction.training.online import Online, Rounds
-from scoreaction.training.optimizer import ROWS, Optimisation, Train
+from scoreaction.training.optimizer import Optimisation, Train, call_rows
 from scoreaction.training.run_folder import RunFolder
 from scoreaction.training.run_log import Journal
 from scoreaction.training.summary import settings_text, summarise
@@ -112,9 +111,7 @@ class Finetuner:
                     raise ValueError("sampler.negative_prompt: there are no prompts to set it against; give prompts, or null")
                 model.lead_away_from(self.sampler.negative_prompt, guidance=self.sampler.guidance)
             self.conditions = model.conditions(self.prompts)
-            self.collector = Collector(
-                self.model, self.sampler, self.train, self.reward, self.rounds, self.prompts, self.conditions
-            )
+            self.collector = Collector(self.model, self.sampler, self.train, self.reward, self.rounds, self.prompts)
             self.learner: Learner = algorithm.build(self._setting())
         self.learner.networks.to(self.model.device)
         networks = {name: self.learner.networks[name] for name in self.learner.lr}
@@ -136,8 +133,7 @@ class Finetuner:
                 "train.precision: gradients through fp16 weights vanish unless they are scaled; set it to fp16, or the weights'"
                 " model.dtype to bf16"
             )
-        model.max_rows = self.train.max_rows or model.max_rows or ROWS
-        self.train = self.train.model_copy(update={"max_rows": model.max_rows})
+        model.max_rows = call_rows(self.train, model)
         model.net.eval()  # dropout would make the ratio of the first pass differ from 1
         return dtype
 
@@ -148,8 +144,8 @@ class Finetuner:
         return self.train.precision != "fp32" or any(p.dtype in halves for p in self.model.net.parameters())
 
     def _setting(self) -> Setting:
-        judge = Judge(self.collector.score, self.collector.objective.differentiable)
-        return Setting(self.model, self.sampler, judge, self.train.batch, self.train.rows, self.conditions)
+        reward = Objective(self.collector.score, self.collector.objective.differentiable)
+        return Setting(self.model, self.sampler, reward, self.train.batch, self.conditions)
 
     def __iter__(self) -> Iterator[dict[str, Any]]:
         with self._folder_held():
@@ -190,18 +186,18 @@ class Finetuner:
             self.write_recipe()  # so that the answers are known to be this run's
             draw = partial(self.collector.samples, self.learner, generator=self.generator)
             self.rounds.query(draw, self.train.batch, self.generator)
-        experience, watched = self._collect()
-        if self.half and "kl_floor" not in self.learner.state:
-            self.learner.state["kl_floor"] = rounding_floor(self.model, self.sampler, experience, self.train.seed)
-        metrics = {"reward_mean": float(experience.rewards.mean()), "reward_std": float(experience.rewards.std())}
-        metrics |= self._kl(experience)
-        equal = spread_is_rounding(experience.rewards)
-        metrics |= self.optimisation.learn(self.learner.updates(experience, self.generator), self.iteration, equal=equal)
+        rollout, watched = self._collect()
+        if self.half and self.learner.state.kl_floor is None:
+            self.learner.state.kl_floor = rounding_floor(self.model, self.sampler, self.conditions, rollout, self.train.seed)
+        metrics = {"reward_mean": float(rollout.rewards.mean()), "reward_std": float(rollout.rewards.std())}
+        metrics |= self._kl(rollout)
+        equal = spread_is_rounding(rollout.rewards)
+        metrics |= self.optimisation.learn(self.learner.updates(rollout, self.generator), self.iteration, equal=equal)
         self.learner.adapt_beta(metrics["kl_nats"])
         decay = min(self.train.ema_decay, (1 + self.iteration) / (10 + self.iteration)) if self.train.ema else 0.0
         if self.train.ema:
             self.model.average_weights(decay)
-        metrics |= {name: value for name, value in self.learner.state.items() if isinstance(value, float)}
+        metrics |= {name: value for name, value in vars(self.learner.state).items() if isinstance(value, float)}
         metrics |= {} if self.rounds is None else self.rounds.figures
         metrics |= watched
         chosen = self.selection
@@ -210,7 +206,7 @@ class Finetuner:
             self.model.select_weights()
         return metrics
 
-    def _collect(self) -> tuple[Experience, dict[str, float]]:
+    def _collect(self) -> tuple[Rollout, dict[str, float]]:
         """Trajectories with all that is asked of them before anything is learned, and what is only watched in them.
 
         Where a reward fails nothing is learned yet: the iteration is taken back, and what was learned before is saved.
@@ -218,9 +214,9 @@ class Finetuner:
         evaluations = self.model.evaluations
         before, asked, queries = self.generator.get_state(), replace(evaluations), self.reward.queries
         try:
-            experience, prompts = self.collector.experience(self.learner, self.generator, self.iteration)
-            watched = self._watch(experience, prompts)
-            return self.learner.prepare(experience, self.generator), watched
+            rollout = self.collector.rollout(self.learner, self.generator, self.iteration)
+            watched = self._watch(rollout)
+            return self.learner.prepare(rollout, self.generator), watched
         except RewardError:
             self.generator.set_state(before)
             evaluations.forward, evaluations.backward, self.reward.queries = asked.forward, asked.backward, queries
@@ -229,22 +225,21 @@ class Finetuner:
                 self.checkpoint()
             raise
 
-    def _kl(self, experience: Experience) -> dict[str, float]:
-        difference, times = experience.difference(), experience.rollout.times
+    def _kl(self, rollout: Rollout) -> dict[str, float]:
+        difference, times = rollout.difference(), rollout.times
         eta = self.sampler.eta or 1.0  # a deterministic sampler has no path KL: that of the same scores at eta 1
         kl = {"kl_nats": path_kl, "kl_chain_nats": chain_kl}
-        nats = {name: found(self.model.process, times, difference, eta).mean() for name, found in kl.items()}
+        nats = {name: measure(self.model.process, times, difference, eta).mean() for name, measure in kl.items()}
         check_finite("KLs", torch.stack([*nats.values()]), self.iteration)
         return {name: float(value) for name, value in nats.items()}
 
     @torch.no_grad()
-    def _watch(self, experience: Experience, prompts: list[Any] | None) -> dict[str, float]:
+    def _watch(self, rollout: Rollout) -> dict[str, float]:
         """Diversity and held-out rewards of some of this iteration's samples."""
         n = min(self.train.held_out_rows, self.train.batch)
-        samples = self.model.decode(experience.rollout.x0[:n])
-        some = None if prompts is None else prompts[:n]
-        judged = {f"held_out.{name}": float(judge(samples, some).mean()) for name, judge in self.held_out.items()}
-        return {**diversity(self.model, samples, experience.groups[:n]), **judged}
+        samples, prompts = self.model.decode(rollout.x0[:n]), self.collector.texts(rollout.prompt[:n])
+        judged = {f"held_out.{name}": float(judge(samples, prompts).mean()) for name, judge in self.held_out.items()}
+        return {**diversity(self.model, samples, rollout.prompt[:n]), **judged}
 
     def counts(self) -> dict[str, Any]:
         return {
@@ -268,7 +263,7 @@ class Finetuner:
             "average": self.model.average,
             "networks": self.learner.networks.state_dict(),
             "optimisers": {name: optimiser.state_dict() for name, optimiser in self.optimisation.optimisers.items()},
-            "learner": self.learner.state,
+            "learner": vars(self.learner.state),
             "generator": self.generator.get_state(),
             "scaler": self.optimisation.scaler.state_dict(),
             "queries": self.reward.queries,
@@ -296,7 +291,7 @@ class Finetuner:
         self.learner.networks.load_state_dict(state["networks"])
         for name, optimiser in self.optimisation.optimisers.items():
             optimiser.load_state_dict(state["optimisers"][name])
-        self.learner.state = state["learner"]
+        self.learner.state = replace(self.learner.state, **state["learner"])
         self.generator.set_state(state["generator"])
         self.optimisation.scaler.load_state_dict(state["scaler"])
         self.reward.queries = state["queries"]

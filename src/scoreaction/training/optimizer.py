@@ -11,7 +11,7 @@ import torch
 from pydantic import BaseModel, ConfigDict, Field
 from torch import nn
 
-from scoreaction.algorithms._learner import Update
+from scoreaction.algorithms._learner import Largest, Update, Updates
 from scoreaction.networks.model import Model
 
 NO_GRADIENT = "check that the network's output depends on them, and that nothing detaches it"
@@ -22,7 +22,7 @@ class TrainingError(RuntimeError):
 
 
 ROWS = 4096
-"""The largest batch of one network call where neither run nor model says otherwise."""
+"""The largest batch of one network call where neither run nor model sets one."""
 
 
 class Train(BaseModel):
@@ -53,10 +53,10 @@ class Train(BaseModel):
     held_out_rows: int = Field(64, ge=2)
     select: str | None = None
 
-    @property
-    def rows(self) -> int:
-        """max_rows, once a run has settled it."""
-        return self.max_rows or ROWS
+
+def call_rows(train: Train, model: Model) -> int:
+    """The largest batch of one network call: the run's, else the model's own, else 4096."""
+    return train.max_rows or model.max_rows or ROWS
 
 
 def policy_optimiser(train: Train, model: Model) -> torch.optim.Optimizer:
@@ -92,38 +92,67 @@ class Optimisation:
     def __init__(
         self, train: Train, model: Model, networks: dict[str, nn.Module], rates: dict[str, float], *, scaled: bool
     ) -> None:
-        self.train, self.rates = train, {"policy": train.lr, **rates}
+        self.train, self.model, self.rates = train, model, {"policy": train.lr, **rates}
         self.scaler = torch.amp.GradScaler(model.device.type, enabled=scaled)
         self.optimisers: dict[str, torch.optim.Optimizer] = {"policy": policy_optimiser(train, model)}
         self.optimisers |= {name: adam(network.parameters(), rates[name]) for name, network in networks.items()}
 
-    def learn(self, updates: Iterator[Update], iteration: int, *, equal: bool) -> dict[str, float]:
-        """Backward and step for each loss; the mean of each metric, and the policy's mean gradient norm.
+    def learn(self, updates: Updates, iteration: int, *, equal: bool) -> dict[str, float]:
+        """Steps once for each update; the mean of each figure over the updates, and the policy's mean gradient norm.
 
-        equal: all rewards of the iteration are, so that a gradient of 0 is no fault: it is said in the log.
+        equal: all rewards of the iteration are, so that a gradient of 0 is no fault: the log says it.
         """
         seen: dict[str, list[float]] = {}
         share = learning_rate(self.train, iteration)
         for name, optimiser in self.optimisers.items():
             for group in optimiser.param_groups:
                 group["lr"] = share * self.rates[name]
-        for update in updates:
-            for name, value in update.metrics.items():
+        for update, figures in self._figures(updates, iteration):
+            norm = self._step(update.network, iteration)
+            if update.network == "policy" and math.isfinite(norm):
+                seen.setdefault("grad_norm", []).append(norm)
+            for name, value in figures.items():
                 seen.setdefault(name, []).append(value)
-            if not update.loss.requires_grad:
-                raise TrainingError(f"iteration {iteration + 1}: the {update.network} received no gradient; {NO_GRADIENT}")
-            self.scaler.scale(update.loss).backward()
-            if update.step:
-                norm = self._step(update.network, iteration)
-                if update.network == "policy" and math.isfinite(norm):
-                    seen.setdefault("grad_norm", []).append(norm)
-        if "grad_norm" not in seen:  # nothing to learn from (all rewards equal, fp16 overflowed): said in the log, not an error
+        if "grad_norm" not in seen:  # nothing to learn from (all rewards equal, fp16 overflowed): the log says it, no error
             return {"grad_norm": 0.0, "skipped": 1.0}
         if not any(seen["grad_norm"]):
             if equal:
                 return {"grad_norm": 0.0, "skipped": 1.0}
             raise TrainingError(f"iteration {iteration + 1}: the trained parameters received no gradient; {NO_GRADIENT}")
         return {name: sum(values) / len(values) for name, values in seen.items()}
+
+    def _figures(self, updates: Updates, iteration: int) -> Iterator[tuple[Update, dict[str, float]]]:
+        """Each update with its figures, after its backward passes; the caller steps, then the algorithm goes on with them."""
+        try:
+            update = next(updates)
+            while True:
+                figures = self._backward(update, iteration)
+                yield update, figures
+                update = updates.send(figures)
+        except StopIteration:
+            return
+
+    def _backward(self, update: Update, iteration: int) -> dict[str, float]:
+        """Accumulates the gradient of the sum of the terms, each a mean over its rows, in parts that memory holds.
+
+        Returns the figures of all rows: their mean, or the largest where it is asked for.
+        """
+        if not isinstance(update, Update):
+            raise TypeError(f"updates must yield Update(network, [Term(rows, loss)]), and gave {type(update).__name__}")
+        figures: dict[str, float] = {}
+        for rows, loss, calls in update.terms:
+            size = max(1, (self.model.max_rows or rows) // calls) if calls else rows
+            for numbers in torch.arange(rows).split(size) if rows else ():
+                values, seen = loss(numbers)
+                if not values.requires_grad:
+                    raise TrainingError(f"iteration {iteration + 1}: the {update.network} received no gradient; {NO_GRADIENT}")
+                self.scaler.scale(values.sum() / rows).backward()
+                for name, figure in seen.items():
+                    if isinstance(figure, Largest):
+                        figures[name] = max(figures.get(name, -math.inf), float(figure.values.detach().max()))
+                    else:
+                        figures[name] = figures.get(name, 0.0) + float(figure.detach().sum()) / rows
+        return figures
 
     def _step(self, name: str, iteration: int) -> float:
         optimiser = self.optimisers[name]

@@ -69,7 +69,7 @@ def summarise(run: Run) -> dict[str, Any]:
         if run.folder is not None:
             _save_samples(run, kind, samples)
     run.reward.queries = queries  # measuring is not training
-    figures |= measure_kl(run.model, sampler, chosen.n, run.prompts, chosen.seed, max_rows=run.train.rows)
+    figures |= measure_kl(run.model, sampler, chosen.n, run.prompts, chosen.seed)
     beta = chosen.beta or run.learner.beta
     task = ExactTask.of(run.model, run.reward.reward, beta)
     if task is not None:

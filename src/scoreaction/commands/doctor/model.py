@@ -4,16 +4,17 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
+from functools import partial
 
 import torch
 from torch import Tensor
 
 from scoreaction.commands.doctor.finding import Finding, apart, judged, rounding, told
-from scoreaction.networks.conditions import repeat, take
-from scoreaction.sampling.rollout import Rollout, Sampler, roll_out
+from scoreaction.networks.conditions import take
+from scoreaction.sampling.rollout import Rollout, Sampler, States, roll_out
 from scoreaction.training.finetuner import Finetuner
-from scoreaction.types import Conditions, Prediction
+from scoreaction.types import Prediction
 
 SNRS = (16.0, 4.0, 1.0)
 """Signal-to-noise ratios at which the network must know something of the noise."""
@@ -21,38 +22,29 @@ SNRS = (16.0, 4.0, 1.0)
 
 @dataclass(frozen=True)
 class Places:
-    """What is asked about: trajectories of the pretrained model, their prompts, and a state of each at its own time."""
+    """The places that are looked at: trajectories of the pretrained model, and a state of each at its own time."""
 
     rollout: Rollout
-    groups: Tensor
-    conditions: Conditions
-    x: Tensor
-    t: Tensor
+    states: States
 
 
 def visit(tuner: Finetuner, n: int, generator: torch.Generator) -> Places:
     """n trajectories of the pretrained model under the run's sampler."""
-    groups = torch.arange(n) % (len(tuner.prompts) if tuner.prompts else 1)
-    conditions = take(tuner.conditions, groups)
-    rollout = _trajectories(tuner, tuner.sampler, conditions, n, generator)
+    prompt = torch.arange(n) % (len(tuner.prompts) if tuner.prompts else 1)
+    rollout = _trajectories(tuner, tuner.sampler, prompt, generator)
     step = torch.arange(n) % (len(rollout.times) - 1)
-    rows = torch.arange(n)
-    return Places(
-        rollout, groups, conditions, rollout.x[step.to(rollout.x.device), rows.to(rollout.x.device)], rollout.times[step]
-    )
+    return Places(rollout, take(rollout.steps().states, step * n + torch.arange(n)))
 
 
-def _trajectories(tuner: Finetuner, sampler: Sampler, conditions: Conditions, n: int, generator: torch.Generator) -> Rollout:
+def _trajectories(tuner: Finetuner, sampler: Sampler, prompt: Tensor, generator: torch.Generator) -> Rollout:
     model = tuner.model
-    times = sampler.times(model.process)
-    return roll_out(
-        model, sampler, lambda x, t: model.reference(x, t, conditions, guidance=sampler.guidance), n, generator, times=times
-    )
+    predict = partial(model.reference, conditions=tuner.conditions, prompt=prompt, guidance=sampler.guidance)
+    return roll_out(model, sampler, predict, prompt, generator, times=sampler.times(model.process))
 
 
 def model_findings(tuner: Finetuner, places: Places, generator: torch.Generator) -> Iterator[Finding]:
     """The checks of the network; each names its remedy."""
-    policy = _ask(tuner, places)
+    policy = _predict(tuner, places.states)
     yield _repeats(tuner, places, policy)
     yield _keeps_rows_apart(tuner, places, policy)
     if tuner.iteration == 0:
@@ -63,13 +55,12 @@ def model_findings(tuner: Finetuner, places: Places, generator: torch.Generator)
     yield _forgets(tuner, places)
 
 
-def _ask(tuner: Finetuner, places: Places, conditions: Conditions = None) -> Prediction:
-    asked = places.conditions if conditions is None else conditions
-    return tuner.model.predict(places.x, places.t, asked, guidance=tuner.sampler.guidance)
+def _predict(tuner: Finetuner, states: States) -> Prediction:
+    return tuner.model.predict(states.x, states.t, tuner.conditions, prompt=states.prompt, guidance=tuner.sampler.guidance)
 
 
 def _repeats(tuner: Finetuner, places: Places, policy: Prediction) -> Finding:
-    difference = apart(policy, _ask(tuner, places))
+    difference = apart(policy, _predict(tuner, places.states))
     return judged(
         "the network answers the same twice",
         difference <= rounding(tuner),
@@ -80,13 +71,9 @@ def _repeats(tuner: Finetuner, places: Places, policy: Prediction) -> Finding:
 
 
 def _keeps_rows_apart(tuner: Finetuner, places: Places, policy: Prediction) -> Finding:
-    rows, near = torch.arange(len(places.x)), places.x.device
-    parts = [
-        replace(places, x=places.x[part.to(near)], t=places.t[part], conditions=take(places.conditions, part))
-        for part in (rows[:1], rows[1:])
-    ]
-    said = [_ask(tuner, part) for part in parts]
-    difference = apart(policy, Prediction(torch.cat([p.x0 for p in said]), torch.cat([p.eps for p in said])))
+    rows = torch.arange(len(places.states.t))
+    parts = [_predict(tuner, take(places.states, part)) for part in (rows[:1], rows[1:])]
+    difference = apart(policy, Prediction(*(torch.cat(halves) for halves in zip(*parts, strict=True))))
     return judged(
         "a row's answer is its own",
         difference <= rounding(tuner),
@@ -108,13 +95,14 @@ def _begins(tuner: Finetuner, places: Places, policy: Prediction) -> Finding:
 
 
 def reference_at(tuner: Finetuner, places: Places) -> Prediction:
-    """What the pretrained model says there."""
-    return tuner.model.reference(places.x, places.t, places.conditions, guidance=tuner.sampler.guidance)
+    """The prediction of the pretrained model there."""
+    x, t, prompt = places.states
+    return tuner.model.reference(x, t, tuner.conditions, prompt=prompt, guidance=tuner.sampler.guidance)
 
 
 def _prompts(tuner: Finetuner, places: Places, policy: Prediction) -> Finding:
-    others = take(tuner.conditions, (places.groups + 1) % len(tuner.prompts or []))
-    difference = apart(policy, _ask(tuner, places, others))
+    others = places.states._replace(prompt=(places.states.prompt + 1) % len(tuner.prompts or []))
+    difference = apart(policy, _predict(tuner, others))
     return judged(
         "prompts matter",
         difference > 0,
@@ -132,19 +120,19 @@ def _denoises(tuner: Finetuner, places: Places, generator: torch.Generator) -> F
     check, model = "the network finds the noise", tuner.model
     if model.true_cfg is not None:
         return Finding(check, "note", "not looked at: a network with guidance as an input predicts no mean of the noise")
-    sampler, n = tuner.sampler.model_copy(update={"guidance": 1.0}), len(places.x)
-    own = places.rollout if tuner.sampler.guidance == 1 or places.conditions is None else None
-    x0 = (own or _trajectories(tuner, sampler, places.conditions, n, generator)).x0
+    sampler, prompt = tuner.sampler.model_copy(update={"guidance": 1.0}), places.rollout.prompt
+    own = places.rollout if tuner.sampler.guidance == 1 or tuner.conditions is None else None
+    x0, n = (own or _trajectories(tuner, sampler, prompt, generator)).x0, len(prompt)
     times = math.ceil(4096 / x0.numel())
-    many, conditions = x0.repeat(times, *[1] * (x0.ndim - 1)), repeat(places.conditions, times)
+    many, prompts = x0.repeat(times, *[1] * (x0.ndim - 1)), prompt.repeat(times)
     v = float((x0 - x0.mean(0)).square().sum() / (n - 1) / x0[0].numel())
     found, worst, bent = [], 0.0, 0.0
     for snr in SNRS:
         t = _time_of(tuner, snr)
         alpha, sigma = float(model.process.alpha(t)), math.sqrt(float(model.process.sigma2(t)))
         eps = torch.randn(many.shape, generator=generator).to(many)
-        said = model.reference(alpha * many + sigma * eps, t, conditions).eps
-        error = float((said - eps).square().mean())
+        prediction = model.reference(alpha * many + sigma * eps, t, tuner.conditions, prompt=prompts)
+        error = float((prediction.eps - eps).square().mean())
         line = alpha**2 * v / (alpha**2 * v + sigma**2)
         found.append(f"{error:.2g}")
         worst, bent = max(worst, error), max(bent, error / max(line, 1e-12))

@@ -23,7 +23,7 @@ SLOPES = 8
 def reward_findings(tuner: Finetuner, places: Places, generator: torch.Generator) -> Iterator[Finding]:
     """The checks of the reward on samples of the pretrained model."""
     samples = tuner.model.decode(places.rollout.x0)
-    prompts = [tuner.prompts[group] for group in places.groups.tolist()] if tuner.prompts else None
+    prompts = tuner.collector.texts(places.rollout.prompt)
 
     def score(rows: slice) -> Tensor:
         return tuner.reward(samples[rows], None if prompts is None else prompts[rows])

@@ -1,0 +1,175 @@
+"""Values of states: what a critic regresses on, its regression, and the look-ahead that stands in its skip."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from functools import partial
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from scoreaction.algorithms._learner import Learner, Loss, Term, Update, Updates
+from scoreaction.diffusion.kl import g2_integral, kl_rate
+from scoreaction.diffusion.predictions import expand
+from scoreaction.diffusion.processes import Process
+from scoreaction.diffusion.transitions import sum_event
+from scoreaction.networks.conditions import take
+from scoreaction.networks.critic import Critic, Skip
+from scoreaction.networks.surrogate import Surrogate, zeroth_order
+from scoreaction.sampling.rollout import Rollout, States
+from scoreaction.types import Prediction
+
+LookAhead = Literal["auto", "reward", "surrogate", "zeroth_order", "none"]
+
+
+def running_cost(process: Process, eta: float, rollout: Rollout) -> Tensor:
+    """`(c/eta)^2/2 integral of g^2 ||s - s_pre||^2` over each step, in nats at eta > 0: (N, batch).
+
+    Trapezoid in the squared score difference, with the integral of g^2 over the step; the last step, at whose end no score
+    is evaluated, takes its beginning. On coarse grids it is above the path KL, by most on VE; with the path KL itself in
+    its place a policy that was trained on a coarse grid overshoots further.
+    """
+    t, s = rollout.times[:-1], rollout.times[1:]
+    squares = torch.stack([sum_event(step**2) for step in rollout.difference().eps])
+    squares = squares / process.sigma2(t).to(squares)[:, None]
+    ends = torch.cat([squares[1:], squares[-1:]])
+    weight = kl_rate(eta) / 2 * g2_integral(process, t, s)
+    return weight.to(squares)[:, None] * (squares + ends) / 2
+
+
+def kl_to_go(process: Process, eta: float, rollout: Rollout) -> Tensor:
+    """The running cost from each visited state to the end: (N, batch)."""
+    return running_cost(process, eta, rollout).flip(0).cumsum(0).flip(0)
+
+
+def critic_updates(
+    critic: Critic, states: States, look: Tensor | None, target: Tensor, *, updates: int, generator: torch.Generator
+) -> Updates:
+    """The martingale loss `E integral (V(t, x_t) - target)^2 dt`: V becomes the conditional mean of the target (rows,).
+
+    look (rows,) is the look-ahead at the states, None without skip; an update takes an eighth of the rows, and its loss is in
+    units of the rewards' variance. Jia and Zhou 2022 (arXiv 2108.06655), section 4.1.
+    """
+    size, spread = max(1, len(target) // 8), float(critic.scale.spread)
+
+    def loss(drawn: Tensor, numbers: Tensor) -> Loss:
+        rows = drawn[numbers]
+        error = ((critic(*take(states, rows), take(look, rows)) - take(target, rows)) / spread).square()
+        return error, {"critic_loss": error}
+
+    for _ in range(updates):
+        drawn = torch.randint(len(target), (size,), generator=generator)
+        yield Update("critic", [Term(size, partial(loss, drawn), calls=0)])
+
+
+@dataclass(frozen=True)
+class ValuedRollout(Rollout):
+    """A rollout with what its critic learns from, at the `chosen` rows of its steps.
+
+    look (rows,) is the look-ahead r(x0_hat) and grad_look (rows, *shape) its gradient in x, zero without skip; target (rows,)
+    is `r(x0) - beta * KL to go` from there on.
+    """
+
+    chosen: Tensor = field(kw_only=True)
+    look: Tensor = field(kw_only=True)
+    grad_look: Tensor = field(kw_only=True)
+    target: Tensor = field(kw_only=True)
+
+
+class StateValue:
+    """The value of Score as Action, `V = c_skip r(x0_hat) + c_out F`: its critic, and the look-ahead in its skip.
+
+    x0_hat is the pretrained model's. `look_ahead` is the reward's own value and gradient, a fitted `surrogate` of a black-box
+    reward, its `zeroth_order` gradient, or nothing; `auto` takes `reward` where it is differentiable and `surrogate` where not.
+    """
+
+    def __init__(self, learner: Learner, *, look_ahead: LookAhead, skip: Skip, lr: float, std: float) -> None:
+        if look_ahead == "reward" and not learner.reward.differentiable:
+            raise ValueError(
+                "algorithm.look_ahead: this reward has no gradient; use surrogate, zeroth_order or none, or wrap it in"
+                " Reward(fn, differentiable=True)"
+            )
+        auto: LookAhead = "reward" if learner.reward.differentiable else "surrogate"
+        self.learner, self.std = learner, std
+        self.look_ahead = auto if look_ahead == "auto" else look_ahead
+        process, shape, conditions = learner.process, learner.model.shape, learner.conditions
+        skip = "none" if self.look_ahead == "none" else skip
+        self.critic = Critic(process, shape, skip=skip, conditions=conditions)
+        learner.networks["critic"], learner.lr["critic"] = self.critic, lr
+        self.surrogate = Surrogate(process, shape, conditions=conditions) if self.look_ahead == "surrogate" else None
+        if self.surrogate is not None:
+            learner.networks["surrogate"], learner.lr["surrogate"] = self.surrogate, lr
+
+    def remember(self, rollout: Rollout) -> None:
+        """Shows the rewards of a batch to the surrogate, if there is one."""
+        if self.surrogate is not None:
+            self.surrogate.remember(rollout.x0, rollout.prompt, rollout.rewards)
+            self.surrogate.fit_line()
+
+    def prepare(self, rollout: Rollout, order: Tensor, count: int, generator: torch.Generator) -> ValuedRollout:
+        """The pretrained predictions at all states, and the look-ahead with its gradient at the first `count` in `order`."""
+        states, chosen = rollout.steps().states, order[:count]
+        flat = Prediction(torch.empty_like(states.x), torch.empty_like(states.x))
+        look, grad_look = states.x.new_zeros(count), states.x.new_zeros(count, *states.x.shape[1:])
+        for numbers in self.learner.parts(torch.arange(count)):
+            rows = chosen[numbers]
+            prediction, value, grad = self.look(take(states, rows), generator)
+            put(flat, rows, prediction)
+            put((look, grad_look), numbers, (value, grad))
+        with torch.no_grad():
+            for rows in self.learner.parts(order[count:]):
+                put(flat, rows, self.learner.pretrained(*take(states, rows)))
+        complete = Rollout(**vars(rollout) | {"pretrained": Prediction(*(p.unflatten(0, rollout.size) for p in flat))})
+        to_go = kl_to_go(self.learner.process, self.learner.sampler.eta, complete)
+        target = (rollout.rewards[None] - self.learner.beta * to_go).flatten()
+        return ValuedRollout(**vars(complete), chosen=chosen, look=look, grad_look=grad_look, target=take(target, chosen))
+
+    def look(self, states: States, generator: torch.Generator) -> tuple[Prediction, Tensor, Tensor]:
+        """The pretrained prediction at these states, the look-ahead r(x0_hat) there and its gradient in x."""
+        if self.look_ahead == "none":
+            with torch.no_grad():
+                prediction = self.learner.pretrained(*states)
+            return prediction, prediction.x0.new_zeros(len(prediction.x0)), torch.zeros_like(prediction.x0)
+        with torch.enable_grad():
+            x = states.x.detach().requires_grad_(True)
+            prediction = self.learner.pretrained(x, states.t, states.prompt)
+            value = self._reward_of(prediction.x0, states.prompt, generator)
+            (grad,) = torch.autograd.grad(value.sum(), x)
+        return Prediction(*(part.detach() for part in prediction)), value.detach(), grad
+
+    def _reward_of(self, x0: Tensor, prompt: Tensor, generator: torch.Generator) -> Tensor:
+        if self.surrogate is not None:
+            return self.surrogate(x0, prompt)
+        if self.look_ahead == "reward":
+            return self.learner.reward(x0, prompt)
+        return zeroth_order(lambda x0: self.learner.reward(x0, prompt), x0, self.std, generator)
+
+    def gradient(self, states: States, grad_look: Tensor) -> Tensor:
+        """grad V at these states: `c_skip grad r(x0_hat) + c_out grad F`, (rows, *shape)."""
+        grad = self.critic.gradient(*states)
+        return grad + expand(self.critic.coefficients(states.t)[0], grad) * grad_look
+
+    def updates(self, rollout: ValuedRollout, *, critic: int, generator: torch.Generator) -> Updates:
+        """The regression of the critic on the rollout's targets."""
+        states = take(rollout.steps().states, rollout.chosen)
+        yield from critic_updates(self.critic, states, rollout.look, rollout.target, updates=critic, generator=generator)
+
+    def surrogate_updates(self, updates: int, generator: torch.Generator, *, rows: int = 64) -> Updates:
+        """The regression of the surrogate's network on remembered samples."""
+        surrogate = self.surrogate
+        if surrogate is None:
+            return
+
+        def loss(slots: Tensor, numbers: Tensor) -> Loss:
+            error = surrogate.loss(slots[numbers])
+            return error, {"surrogate_loss": error}
+
+        for _ in range(updates):
+            yield Update("surrogate", [Term(rows, partial(loss, surrogate.draw(rows, generator)), calls=0)])
+
+
+def put(record: tuple[Tensor, ...], rows: Tensor, values: tuple[Tensor, ...]) -> None:
+    """Writes rows of tensors: the inverse of `take`."""
+    for into, value in zip(record, values, strict=True):
+        into[rows.to(into.device)] = value
