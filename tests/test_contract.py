@@ -78,14 +78,17 @@ def test_it_improves_the_objective_and_not_with_the_sign_flipped(name):
 
 @pytest.mark.parametrize("name", SHELF)
 def test_the_rows_of_a_call_change_nothing(name):
-    """The gradient of a batch is the sum over its pieces: of 7 rows, or of all at once."""
+    """Figures of a batch, its gradient's norm among them, are those of 7 rows at a time or of all at once."""
 
-    def norm(max_rows):
-        tuner = tuner_of(name, 1, differentiable=True, iterations=1, batch=30, max_rows=max_rows)
-        return next(iter(tuner))["grad_norm"]
+    def figures(max_rows):
+        found = next(iter(tuner_of(name, 1, differentiable=True, iterations=1, batch=30, max_rows=max_rows)))
+        return {key: value for key, value in found.items() if isinstance(value, float) and key != "seconds"}
 
-    whole, pieces = norm(10_000), norm(7)
-    close(pieces, whole, atol=0, rtol=0.03, sum_of_means=pieces * 30 / 7, last_piece_alone=pieces * 7 / 30)
+    whole, pieces = figures(10_000), figures(7)
+    assert whole.keys() == pieces.keys()
+    for key, truth in whole.items():
+        wrong = {} if abs(truth) < 1e-4 else {"sum_of_means": pieces[key] * 30 / 7, "last_piece_alone": pieces[key] * 7 / 30}
+        close(pieces[key], truth, atol=1e-5, rtol=0.05, **wrong)
 
 
 @pytest.mark.slow

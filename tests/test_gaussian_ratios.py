@@ -34,29 +34,35 @@ def fraction(d, clip):
     return 1 - norm.cdf(high, -(d**2) / 2, d) + norm.cdf(low, -(d**2) / 2, d)
 
 
-def distance(t, s):
-    """How many stds the mean of the posterior step t -> s moves for b = LR."""
-    t, s = (torch.tensor(time, dtype=torch.float64) for time in (t, s))
+def first_step():
+    """Of the posterior step of pure noise t -> s: how far b = 1 moves the mean, the noise's std, and that of x_s."""
+    s, t = (torch.tensor(time, dtype=torch.float64) for time in sorted(Shift.times))
     k2 = VP.sigma2(s) / VP.sigma2(t) * (VP.sigma2(t) - (VP.alpha(t) / VP.alpha(s)) ** 2 * VP.sigma2(s))
     direction = (VP.sigma2(s) - k2).sqrt()
-    return LR * float((VP.alpha(s) * VP.sigma2(t) - direction * VP.alpha(t) * VP.sigma(t)) / k2.sqrt())
+    move = VP.alpha(s) * VP.sigma2(t) - direction * VP.alpha(t) * VP.sigma(t)
+    factor = VP.alpha(s) * VP.alpha(t) + direction * VP.sigma(t)
+    return float(move), float(k2.sqrt()), float((factor**2 * VP.prior_std**2 + k2).sqrt())
+
+
+def figures(**algorithm):
+    """Of one iteration of two steps, of which the first alone has a density."""
+    Shift.times.clear()
+    tuner = sa.Finetuner(
+        sa.Model(Shift(), process=VP, predicts="v", shape=(1,)),
+        reward=lambda x, c: x[:, 0],
+        algorithm=sa.DDPO(baseline="batch", **algorithm),
+        sampler=sa.Sampler(steps=2),
+        train=sa.Train(iterations=1, batch=BATCH, lr=LR, device="cpu", max_rows=BATCH),
+    )
+    return next(iter(tuner))
 
 
 @pytest.mark.parametrize("clip", [0.1, 0.3])
 def test_the_clip_fraction_is_the_share_of_ratios_that_leave_the_clip(clip):
     """Two minibatches of the one step that has a density: the first at ratio 1, the second one step of Adam away."""
-    Shift.times.clear()
-    tuner = sa.Finetuner(
-        sa.Model(Shift(), process=VP, predicts="v", shape=(1,)),
-        reward=lambda x, c: x[:, 0],
-        algorithm=sa.DDPO(minibatches=2, clip=clip),
-        sampler=sa.Sampler(steps=2),
-        train=sa.Train(iterations=1, batch=BATCH, lr=LR, device="cpu", max_rows=BATCH),
-        evaluation=sa.Evaluation(n=2, steps=2),
-    )
-    found = next(iter(tuner))["clip_fraction"]
-    s, t = sorted(Shift.times)
-    d = distance(t, s)
+    found = figures(minibatches=2, clip=clip)["clip_fraction"]
+    move, std, _ = first_step()
+    d = LR * move / std
     close(
         found,
         fraction(d, clip) / 2,
@@ -66,3 +72,11 @@ def test_the_clip_fraction_is_the_share_of_ratios_that_leave_the_clip(clip):
         above_only=(1 - norm.cdf(math.log1p(clip), -(d**2) / 2, d)) / 2,
         of_the_second_alone=fraction(d, clip),
     )
+
+
+def test_the_gradient_is_a_sum_over_steps_and_a_mean_over_paths():
+    """`E[A dl/db] = move/std E[A z]`, and A correlates with the noise z by std of the noise over std of x_s."""
+    found = figures(minibatches=1)["grad_norm"]
+    move, _, spread = first_step()
+    truth = move / spread
+    close(found, truth, rtol=0.03, atol=0, sum_over_paths=BATCH * truth, mean_over_steps=truth / 2, not_standardised=move)
