@@ -34,7 +34,7 @@ def lines(config: type[BaseModel]) -> dict[str, list[str]]:
 def test_odd_fields_have_their_line() -> None:
     found = lines(Odd)
     same(list(found), ["renamed", "made", "inner", "kids", "whatever"], of_another=list(lines(Nested)))
-    same(found["renamed"], ["3", "whole number"], default_of_another=lines(Nested)["depth"])
+    assert found["renamed"] == ["3", "whole number"]
     assert explained(Odd).splitlines()[2].split(maxsplit=3)[1:] == ["[1,", "2]", "list of whole numbers"]
     assert found["whatever"] == ["null", "anything"]
     assert list(lines(Foreign)) == ["dtype"]
