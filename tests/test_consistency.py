@@ -355,7 +355,7 @@ def test_a_file_that_is_no_lora_of_this_network_is_refused(lcm, tmp_path):
             sa.load_consistency(sd(), tmp_path / "changed.safetensors")
 
     text = {f"text_encoder.layer.lora_{part}.weight": torch.ones(8, 8) for part in "AB"}
-    refused({**tensors, **text}, "which this one has not")
+    refused({**tensors, **text}, "which this one does not have")
     refused({**tensors, "unet.conv_in.weight": torch.ones(2)}, "no LoRA weight")
     refused({key: value for key, value in tensors.items() if key != name}, "no whole LoRA")
     refused({**tensors, name: torch.ones(2, 5)}, "belongs to another network; .* has shape")

@@ -16,7 +16,6 @@ from scoreaction.models import gaussian_mixture
 from scoreaction.rewards import CountedReward, Reward
 from scoreaction.rewards._closed_form import QuadraticReward
 from scoreaction.sampling.draw import draw, spread_prompts
-from scoreaction.sampling.experience import Experience
 from scoreaction.sampling.rollout import Rollout
 from scoreaction.training.evaluation import ExactTask, diversity, measure, measure_kl, rounding_floor, sliced_w2, standard_error
 from scoreaction.types import Prediction
@@ -234,10 +233,8 @@ def test_rounding_alone_is_a_kl_in_half_precision():
         sampler, before = sa.Sampler(steps=10), [p.detach().clone() for p in made.parameters.values()]
         x = torch.randn(11, 16, width, dtype=next(net.parameters()).dtype)
         said = Prediction(x[:-1], x[:-1])
-        experience = Experience(
-            Rollout(sampler.times(made.process), x, said, said), torch.zeros(16), None, torch.zeros(16).long()
-        )
-        floors[width, precision] = rounding_floor(made, sampler, experience, 0, rows=16)
+        rollout = Rollout(sampler.times(made.process), x, said, said, torch.zeros(16).long())
+        floors[width, precision] = rounding_floor(made, sampler, None, rollout, 0, rows=16)
         assert all(torch.equal(old, new) for old, new in zip(before, made.parameters.values(), strict=True))
         assert made.evaluations.forward == 0
     fine, coarse, wide = floors.values()

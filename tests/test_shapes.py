@@ -14,7 +14,7 @@ from twins import accepts, close
 from scoreaction.catalog import prompt_sets
 from scoreaction.rewards import shapes, shapes_scorer
 from scoreaction.tasks.shapes import scorer as nets
-from scoreaction.tasks.shapes.reader import Found, judge, read, score
+from scoreaction.tasks.shapes.reader import Detection, judge, read, score
 from scoreaction.tasks.shapes.scenes import COLOURS, HELD_OUT, Scene, Thing, all_scenes, coverage, draw, parse_caption
 
 SCENES = [*all_scenes()[:36], *all_scenes()[36::8]]
@@ -130,8 +130,8 @@ def test_the_program_reads_imperfect_pictures(pictures: Tensor, damage: str) -> 
 
 def test_credit_for_parts() -> None:
     """Truth: the rule by hand: (1/2 colour + 1/2 shape) over the larger count; in a pair 3/4 of that, 1/4 for the relation."""
-    circle, square = Found("red", "circle", (16.0, 8.0), 80.0), Found("blue", "square", (16.0, 24.0), 80.0)
-    lump = Found("red", None, (16.0, 24.0), 80.0)
+    circle, square = Detection("red", "circle", (16.0, 8.0), 80.0), Detection("blue", "square", (16.0, 24.0), 80.0)
+    lump = Detection("red", None, (16.0, 24.0), 80.0)
     cases = [
         ([], "a red circle", 0.0),
         ([circle], "a red circle", 1.0),
