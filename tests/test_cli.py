@@ -18,12 +18,13 @@ import pytest
 from twins import accepts, close, same
 
 from scoreaction import catalog
-from scoreaction.cli import listed, main
-from scoreaction.commands.compare import grouped
+from scoreaction.cli import main
+from scoreaction.commands.compare import grouped, planned
 from scoreaction.commands.evaluate import open_run
+from scoreaction.commands.listing import listed
 from scoreaction.commands.train import Stopper
 from scoreaction.diffusion.solvers import SOLVERS
-from scoreaction.recipes.recipe import load_recipe
+from scoreaction.recipes.recipe import load_recipe, optimum_beta
 from scoreaction.sampling.draw import draw, spread_prompts
 from scoreaction.training.finetuner import Finetuner
 from scoreaction.training.run_folder import read_json_lines
@@ -103,7 +104,8 @@ def test_the_module_and_its_exit_code_from_a_shell(tmp_path: Path) -> None:
         (["train", "mixture", "--resume"], "--resume: say which run with --output DIR"),
         (["train", "mixtrue"], "mixtrue: no such recipe; did you mean mixture?"),
         (["train", "mixture", "algorithm.beta=-1"], "algorithm.beta: must be greater than 0"),
-        (["train", "mixture", "reward.direction=[1]"], "reward: does not fit"),
+        (["train", "mixture", "reward.direction=[1]"], "reward.direction: must have 2 numbers"),
+        (["train", "mixture", "early_stop={metric: kl_natz}"], "early_stop.metric: no metric 'kl_natz'; choose from"),
         (["train", "mixture", "--output", "/dev/null"], "--output: /dev/null is a file"),
         (["train", "mixture", "--output", "/dev/null/x"], "--output: /dev/null/x cannot be written to (Not a directory)"),
         (["train", "mixture", "--output", ""], "Invalid value for '--output': is empty; name a folder"),
@@ -118,6 +120,7 @@ def test_the_module_and_its_exit_code_from_a_shell(tmp_path: Path) -> None:
         (["sample", "nowhere"], "nowhere: not a run folder"),
         (["evaluate", "nowhere"], "nowhere: not a run folder"),
         (["report", "nowhere"], "nowhere: neither a run nor a comparison"),
+        (["list", "algoritms", "ddpo"], "list: there is no list of 'algoritms'; did you mean algorithms?"),
         (["list", "algoritms"], "list: there is no list of 'algoritms'; did you mean algorithms?"),
         (["compare", "mixture"], "Missing option '--algorithms'"),
         (["compare", "mixture", "--algorithms", "ddop"], "--algorithms: unknown algorithm 'ddop'; did you mean ddpo?"),
@@ -139,6 +142,8 @@ def test_the_module_and_its_exit_code_from_a_shell(tmp_path: Path) -> None:
             ["compare", "mixture", "--algorithms", "ddpo", "--sweep", "train.seed=1,2"],
             "--sweep: train.seed has an option of its own",
         ),
+        (["compare", "mixture", "train.seed=3", "--algorithms", "ddpo"], "train.seed: has an option of its own: --seeds"),
+        (["compare", "mixture", "algorithm={name: dpok, beta: 1}", "--algorithms", "dpok"], "algorithm: has an option of its"),
         (
             ["compare", "mixture", "--algorithms", "dpok", "--sweep", "algorithm.beta=0.1,0.10"],
             "--sweep: algorithm.beta has a value",
@@ -178,7 +183,7 @@ def test_wrong_options_on_a_run(arguments: list[str], said: str, run: Path, refu
 def test_a_failing_reward_is_code_1(tmp_path: Path, refused: Callable[..., str], monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "failing.py").write_text(
         "from pydantic import BaseModel\nclass Config(BaseModel):\n    pass\n"
-        "def build(config): return lambda samples, conditions: 1 / 0\n"
+        "def build(config): return lambda samples, prompts: samples.sum(1) if len(samples) < 8 else 1 / 0\n"
     )
     (tmp_path / "failing").mkdir()
     (tmp_path / "failing.py").rename(tmp_path / "failing" / "now.py")
@@ -297,13 +302,11 @@ def test_early_stop_waits_where_diversity_is_not_known() -> None:
 
 @pytest.mark.slow
 def test_early_stop_ends_a_run_for_good(tmp_path: Path, refused: Callable[..., str]) -> None:
-    stop = "early_stop={metric: iteration, patience: 1}"
-    assert train(tmp_path / "rising", stop) == 0
-    assert len(read_json_lines(tmp_path / "rising" / "metrics.jsonl")) == 4
-    stop = "early_stop={metric: model_evaluationz, patience: 2}"
-    command = ["train", "mixture", *TINY, "train.iterations=4", stop, "--output", tmp_path / "unknown"]
-    assert refused(*command).startswith("early_stop.metric: no metric 'model_evaluationz'")
-    assert len(read_json_lines(tmp_path / "unknown" / "metrics.jsonl")) == 1, "it was said late"
+    folder = tmp_path / "corrected"
+    command = ["train", "mixture", *TINY, "train.iterations=1", "--output", folder]
+    assert refused(*command, "early_stop={metric: reward_meen}").startswith("early_stop.metric: no metric 'reward_meen'")
+    assert not folder.exists()
+    assert main([*map(str, command), "early_stop={metric: reward_mean}"]) == 0
     falling = ["reward={name: linear, direction: [0.0, 0.0]}", "early_stop={metric: reward_mean, patience: 2}"]
     assert train(tmp_path / "flat", *falling) == 0
     assert len(read_json_lines(tmp_path / "flat" / "metrics.jsonl")) == 3
@@ -366,6 +369,24 @@ def test_compare_runs_what_is_missing_and_gives_standard_errors(
         main([*command, "--seeds", "0,1,2"])
 
 
+def test_one_rule_gives_the_optimum_that_a_comparison_is_measured_against(tmp_path: Path) -> None:
+    """evaluation.beta, else the beta of the recipe's own algorithm with the overrides that it knows."""
+
+    def betas(recipe: str, *overrides: str) -> list[float | None]:
+        return [optimum_beta(entry.recipe) for entry in planned(recipe, overrides, ["score_action", "ddpo"], [0], None)]
+
+    def alike(found: list[float | None]) -> None:
+        assert found == [found[0]] * 2
+
+    accepts(alike, betas("mixture"), apart=[0.5, None])
+    assert betas("mixture", "algorithm.beta=0.2") == [0.2, 0.2]
+    assert betas("mixture", "algorithm.minibatches=2") == [0.5, 0.5], "a setting that only the other algorithm knows"
+    own = tmp_path / "own.yaml"
+    own.write_text(catalog.recipes()["mixture"].read_text().replace("seed: 1234}", "seed: 1234, beta: 0.25}"))
+    assert betas(str(own)) == [0.25, 0.25], "the file's evaluation.beta is that of all"
+    assert betas(str(own), "evaluation.beta=0.3") == [0.3, 0.3]
+
+
 def test_standard_errors_are_over_seeds() -> None:
     runs = [{"label": "a", "algorithm": "a", "value": None, "summary": {"x": x}} for x in (1.0, 2.0, 6.0)]
     close(grouped(runs)[0]["mean"]["x"], 3.0)
@@ -419,11 +440,12 @@ def test_list_shows_the_keys_of_everything(capsys: pytest.CaptureFixture[str], r
 
 
 @pytest.mark.slow
-def test_a_run_on_a_black_box_is_drawn_from(tmp_path: Path) -> None:
+def test_a_run_on_a_black_box_is_drawn_from(tmp_path: Path, refused: Callable[..., str]) -> None:
     """Its critic and surrogate are another's than a differentiable reward would have had, and drawing needs neither."""
     small = ["train.iterations=1", "train.batch=4", "sampler.steps=2", "evaluation.n=4", "evaluation.held_out=[]"]
     assert main(["train", "digits", "reward=jpeg", *small, "--output", str(tmp_path / "run")]) == 0
     assert main(["sample", str(tmp_path / "run"), "--n", "2", "--seed", "3"]) == 0
+    assert refused("sample", tmp_path / "run", "--prompt", "cat").startswith("--prompt: prompt 'cat' names no digit")
     drawn = np.load(tmp_path / "run" / "samples.npz")["samples"]
     tuner = open_run(tmp_path / "run", tuned=True).tuner
     prompts = spread_prompts(tuner.prompts, 2)

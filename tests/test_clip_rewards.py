@@ -219,7 +219,7 @@ def test_missing_weights_say_what_to_fetch(tmp_path: Path, folder: Path, head: P
             ],
         )
     )
-    assert said(f"{{name: clip, path: '{tmp_path}/none'}}").startswith(f"reward: path: no folder {tmp_path}/none")
+    assert said(f"{{name: clip, path: '{tmp_path}/none'}}").startswith(f"reward.path: no folder {tmp_path}/none")
     assert "hf download openai/clip-vit-large-patch14" in said("clip")
     save_tiny_clip(tmp_path / "pickled", safe=False)
     assert "pickled weights (.bin, .pth) are not read" in said(f"{{name: clip, path: '{tmp_path}/pickled'}}")

@@ -14,7 +14,8 @@ from tiny_pipelines import stable_diffusion
 from twins import accepts
 
 import scoreaction as sa
-from scoreaction.cli import app, listed, main
+from scoreaction.cli import app, main
+from scoreaction.commands.listing import listed
 from scoreaction.commands.train import run
 from scoreaction.recipes.build import build
 from scoreaction.recipes.recipe import load_recipe

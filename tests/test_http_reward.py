@@ -20,7 +20,7 @@ from scoreaction.commands.train import run
 from scoreaction.errors import Failed
 from scoreaction.recipes.build import build_reward
 from scoreaction.recipes.recipe import load_recipe
-from scoreaction.rewards import CountedReward, Reward, RewardError, _wire, ink
+from scoreaction.rewards import CountedReward, Reward, RewardError, _wire, ink, legibility
 from scoreaction.rewards import http as client
 from scoreaction.types import Prompt
 
@@ -34,7 +34,7 @@ def failure(reward: client.Http, samples: torch.Tensor = IMAGES) -> str:
 
 
 def scores(body: bytes) -> bytes:
-    return _wire.answer(torch.zeros(len(_wire.asked(body, most=1000)[0])))
+    return _wire.answer(torch.zeros(len(_wire.read_question(body, most=1000)[0])))
 
 
 # The way there and back
@@ -220,10 +220,9 @@ def test_a_refusal_says_the_servers_reason_and_is_not_asked_again() -> None:
     with pretending(refuse) as url:
         assert "the scorer is out of memory (HTTP 422)" in failure(remote(url))
     assert asked == [1]
-    with serving(ink.build(ink.Config())) as server:
-        assert "tested: raised ValueError: reward ink: images must have values in [0, 1]" in failure(
-            remote(server.url), 2 * IMAGES
-        )
+    with serving(legibility.build(legibility.Config())) as server:
+        why = "tested: raised ValueError: reward legibility: expected floating images (batch, 1,"
+        assert why in failure(remote(server.url))
 
 
 def test_the_token(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -274,7 +273,7 @@ def test_a_run_whose_server_goes_away_saves_its_state_and_goes_on(tmp_path: Path
     def serve(i: int, body: bytes) -> tuple[int, bytes]:
         if dies["after"] is not None and i > dies["after"]:
             return 500, b'{"error": "the machine is gone"}'
-        return 200, _wire.answer(local(*_wire.asked(body, most=100)))
+        return 200, _wire.answer(local(*_wire.read_question(body, most=100)))
 
     def trained(folder: Path, *, resume: bool = False) -> list[dict[str, Any]]:
         with pretending(serve) as url:

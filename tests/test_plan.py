@@ -15,6 +15,7 @@ import scoreaction as sa
 from scoreaction.cli import main
 from scoreaction.commands._live_memory import LiveMemory
 from scoreaction.commands.plan import RESERVE, plan, scorer_bytes
+from scoreaction.recipes.build import build
 from scoreaction.recipes.recipe import Recipe, load_recipe
 from scoreaction.rewards import aesthetic, clip, hpsv2, imagereward, pickscore
 from scoreaction.training.summary import summarise
@@ -25,9 +26,9 @@ pytest.importorskip("peft")
 
 import tiny_pipelines  # noqa: E402
 
-from scoreaction.models.diffusers import Config  # noqa: E402
+from scoreaction.models.diffusers import Config, skeleton  # noqa: E402
 from scoreaction.models.pipelines.assemble import build_from_pipeline  # noqa: E402
-from scoreaction.models.pipelines.skeleton import SHIPPED, skeleton  # noqa: E402
+from scoreaction.models.pipelines.skeleton import SHIPPED  # noqa: E402
 
 
 def profiled_peak(run: Any) -> int:
@@ -202,6 +203,16 @@ def test_scorers_stay_on_the_device():
     half = scorer_bytes(load_recipe("sdxl", [held_out, "reward.dtype=bf16"]))
     close(list(found.values()), [3.94e9, 1.71e9, 2 * 1.97e9], atol=1e7, one_in_half=list(half.values()))
     assert scorer_bytes(load_recipe("sdxl", ["reward.name=http", "evaluation.held_out=[]"])) == {}
+
+
+def test_pixels_and_vectors_are_planned_too() -> None:
+    """Truth: the counters of an iteration that happens. Twin: those of another batch."""
+    small = ["train.batch=4", "sampler.steps=2", "train.iterations=1", "algorithm.name=ddpo", "evaluation.held_out=[]"]
+    keys = ("model_evaluations", "model_backward_rows", "reward_queries")
+    for name in ("mixture", "digits"):
+        planned, other = (plan(load_recipe(name, [*small, *more]))["iteration"] for more in ([], ["train.batch=6"]))
+        metrics = next(iter(build(load_recipe(name, small))))
+        close([planned[key] for key in keys], [metrics[key] for key in keys], atol=0, batch=[other[key] for key in keys])
 
 
 @pytest.mark.slow

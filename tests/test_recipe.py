@@ -57,9 +57,9 @@ def test_the_command_in_a_recipes_header_says_all_that_it_lacks(name: str) -> No
     accepts(lacks_nothing, [text for text in said[:1] if text], **({"without_its_settings": []} if said[0] else {}))
 
 
-def test_what_a_reward_lacks_is_said_before_the_model_is_built(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_weights_that_a_reward_lacks_are_named_before_the_model_is_built(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("scoreaction.recipes.build.build_model", lambda recipe: pytest.fail("it fetched the model"))
-    with pytest.raises(UserError, match="reward: head: LAION's head is not shipped"):
+    with pytest.raises(UserError, match="reward.head: LAION's head is not shipped"):
         build(load_recipe("sd15"))
 
 
@@ -111,7 +111,21 @@ def test_numbers_mean_what_they_look_like() -> None:
         ("train.ema=1", "train.ema: must be a valid boolean (got 1)"),
         ("sampler.eta=1.5", "sampler.eta: must be less than or equal to 1 (got 1.5)"),
         ("sampler.solver=dimm", "sampler.solver: must be 'ddim'"),
-        ("model.means=[[1, 2], [3]]", "model: means must be"),
+        ("model.means=[[1, 2], [3]]", "model.means: must be"),
+        ("model.weights=[1, 2]", "model.weights: must be 4 positive numbers, one for each of the means"),
+        ("model.std=[1, 2]", "model.std: must be positive, one number or 4 of them"),
+        (
+            "model={name: linear_quadratic, mean: [0, 1], variance: [1, 2, 3]}",
+            "model.variance: must be positive, one number or 2",
+        ),
+        ("reward={name: quadratic, center: [1, 0], curvature: [[1]]}", "reward.curvature: must be a number or a matrix 2 x 2"),
+        ("reward={name: quadratic, center: [1, 0], linear: [1]}", "reward.linear: must have 2 numbers"),
+        (
+            "early_stop={metric: rewad_mean}",
+            "early_stop.metric: no metric 'rewad_mean'; choose from reward_mean, diversity, vendi",
+        ),
+        ("early_stop={metric: held_out.ink}", "early_stop.metric: no metric 'held_out.ink'"),
+        ("train.select=held_out.ink", "train.select: no metric 'held_out.ink'"),
         ("model.means=[[1, x], [3, 4]]", "model.means.0.1: must be a valid number (got 'x')"),
         ("model.means=[[1", "model.means line 1: not valid YAML"),
         ("algorithm.name=ddop", "algorithm.name: unknown algorithm 'ddop'; did you mean ddpo?"),
@@ -141,6 +155,10 @@ def test_a_wrong_override_is_one_line_that_names_the_key(override: str, said: st
 def test_the_right_twins_of_wrong_overrides_pass() -> None:
     right = ["algorithm.beta=1", "train.lr=1", "train.iterations=2", "train.ema=true", "sampler.eta=0.5", "reward.scale=2"]
     assert isinstance(load_recipe("mixture", right), Recipe)
+    held_out = "evaluation.held_out=[{name: linear, direction: [1, 0]}]"
+    stop = load_recipe("mixture", [held_out, "early_stop={metric: held_out.linear}", "train.select=held_out.linear"]).early_stop
+    assert stop is not None
+    assert stop.metric == "held_out.linear"
 
 
 @pytest.mark.parametrize(
@@ -249,11 +267,15 @@ def test_a_text_that_looks_like_a_number_stays_one() -> None:
 @pytest.mark.parametrize(
     ("overrides", "said"),
     [
-        (["reward.direction=[1]"], "reward: does not fit the model gaussian_mixture"),
+        (["reward.direction=[1]"], r"^reward.direction: must have 2 numbers, one for each dimension \(got 1\)"),
+        (["reward={name: quadratic, center: [1, 2, 3]}"], "^reward.center: must have 2 numbers"),
+        (["reward=[{name: linear, direction: [1, 0]}, {name: linear, direction: [1]}]"], "^reward.1.direction: must have 2"),
+        (["evaluation.held_out=[{name: linear, direction: [1]}]"], "^evaluation.held_out.0.direction: must have 2 numbers"),
         (["evaluation.held_out=[{name: ink}]"], "evaluation.held_out.0: does not fit"),
         (["prompts=[cat]"], "prompts: the model gaussian_mixture takes no prompts"),
         (["sampler.solver=heun"], "sampler.solver: heun takes eta"),
         (["train.device=gpux"], "train.device: 'gpux' cannot be used here"),
+        (["algorithm={name: scoreaction.rewards.ink}"], "must derive from scoreaction.algorithms.Algorithm"),
         (["sampler.eta=0", "algorithm.name=ddpo"], "sampler.eta: ddpo needs densities"),
     ],
 )

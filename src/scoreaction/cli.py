@@ -19,8 +19,8 @@ from typing import Annotated, Any
 
 import typer
 
-from scoreaction.catalog import SHELVES, TOKEN_VARIABLE, Kind, files, find, recipes, summary
-from scoreaction.errors import UserError, nearest
+from scoreaction.catalog import TOKEN_VARIABLE
+from scoreaction.errors import Failed, Interrupted, UserError
 
 # Commands import what they need themselves, so that --help and list answer at once.
 
@@ -43,7 +43,7 @@ def folder_named(text: str) -> Path:
 
 
 def output_option(text: str) -> Any:
-    """The option --output, which says what the folder is for."""
+    """The option --output; the text is its help."""
     return typer.Option(parser=folder_named, metavar="DIR", help=text)
 
 
@@ -52,9 +52,9 @@ Overrides = Annotated[list[str] | None, typer.Argument(metavar="KEY=VALUE", help
 RunPath = Annotated[Path, typer.Argument(metavar="RUN", help="The folder of a run.")]
 
 
-def show_version(asked: bool) -> None:
+def show_version(wanted: bool) -> None:
     """Prints the version and ends."""
-    if asked:
+    if wanted:
         print(f"scoreaction {version('scoreaction')}")
         raise typer.Exit
 
@@ -77,7 +77,6 @@ def train(
     """Fine-tune a model by a recipe."""
     from scoreaction.commands.tables import show_summary
     from scoreaction.commands.train import run
-    from scoreaction.errors import Interrupted
     from scoreaction.recipes.recipe import load_recipe
     from scoreaction.report.model_card import write_card
 
@@ -137,7 +136,7 @@ def sample(
     """Draw from the tuned model: samples.npz and samples.png."""
     from scoreaction.commands.evaluate import draw_samples, open_run
 
-    opened = open_run(run, tuned=not base, judged=False)
+    opened = open_run(run, tuned=not base, rewards=False)
     where = draw_samples(opened, output or run, n=n, prompts=prompt, steps=steps, solver=solver, eta=eta, seed=seed, base=base)
     print(f"samples: {where}")
 
@@ -231,7 +230,6 @@ def doctor(
     """Check what is known to go wrong: model, reward, a few iterations. Writes nothing; exits 1 where something is wrong."""
     from scoreaction.commands.doctor.checkup import examine
     from scoreaction.commands.tables import show_findings
-    from scoreaction.errors import Failed
     from scoreaction.recipes.build import build
     from scoreaction.recipes.recipe import load_recipe
 
@@ -247,57 +245,10 @@ def list_(
     ] = None,
     name: Annotated[str | None, typer.Argument(help="One of them, to see its keys: list algorithms ddpo")] = None,
 ) -> None:
-    """What there is, one line each; with a name, its keys."""
-    if what is not None and what not in LISTS:
-        raise UserError(f"list: there is no list of {what!r}; {nearest(what, LISTS)}")
-    if what is not None and name is not None:
-        print(details(what, name))
-        return
-    for shelf in LISTS if what is None else [what]:
-        if what is None:
-            print(f"{shelf}:")
-        found = listed(shelf)
-        width = max(map(len, found), default=0)
-        for entry, line in found.items():
-            print(f"{'  ' if what is None else ''}{entry:<{width}}  {line}".rstrip())
+    """List algorithms, rewards, models, solvers, recipes and settings; with a name, its keys."""
+    from scoreaction.commands.listing import details, overview
 
-
-LISTS = ["algorithms", "rewards", "models", "solvers", "recipes", "settings"]
-
-
-def details(what: str, name: str) -> str:
-    """The keys of a file on a shelf or of the user's, or of a section of the recipe; the text of a recipe."""
-    from scoreaction.recipes.recipe import SECTIONS
-    from scoreaction.recipes.settings_help import explained
-
-    kinds: dict[str, Kind] = {folder: kind for kind, folder in SHELVES.items()}
-    if what in kinds:
-        module = find(kinds[what], name, key=f"list {what}")
-        heading = f"{name}: {(module.__doc__ or '').partition(chr(10))[0]}"
-        brought = [f"{section}: {values}" for section, values in vars(module).get("DEFAULTS", {}).items()]
-        return "\n".join([heading, "", explained(module.Config), *(["", "Defaults for others:", *brought] if brought else [])])
-    if name not in (known := listed(what)):
-        raise UserError(f"list {what}: there is no {name!r}; {nearest(name, known)}")
-    if what == "settings":
-        return explained(SECTIONS[name])
-    return recipes()[name].read_text(encoding="utf-8").rstrip() if what == "recipes" else f"{name}  {known[name]}"
-
-
-def listed(what: str) -> dict[str, str]:
-    """Name and one line of everything of a kind."""
-    if what == "solvers":
-        from scoreaction.diffusion.solvers import SOLVERS
-
-        return {name: solver.summary for name, solver in SOLVERS.items()}
-    if what == "recipes":
-        first = {name: path.read_text(encoding="utf-8").partition("\n")[0] for name, path in recipes().items()}
-        return {name: line.removeprefix("#").strip() if line.startswith("#") else "" for name, line in first.items()}
-    if what == "settings":
-        from scoreaction.recipes.recipe import SECTIONS
-
-        return {name: (config.__doc__ or "").partition("\n")[0] for name, config in SECTIONS.items()}
-    kinds: dict[str, Kind] = {folder: kind for kind, folder in SHELVES.items()}
-    return {name: summary(path) for name, path in files(kinds[what]).items()}
+    print(details(what, name) if what is not None and name is not None else overview(what))
 
 
 def default_folder(recipe: str, what: str) -> Path:
@@ -308,10 +259,10 @@ def default_folder(recipe: str, what: str) -> Path:
 
 def names(text: str, option: str) -> list[str]:
     """`a,b` to a list without repeats."""
-    found = list(dict.fromkeys(part.strip() for part in text.split(",") if part.strip()))
-    if not found:
+    parts = list(dict.fromkeys(part.strip() for part in text.split(",") if part.strip()))
+    if not parts:
         raise UserError(f"{option}: name at least one")
-    return found
+    return parts
 
 
 def numbers(text: str, kind: type[int] | type[float], option: str) -> list[Any]:
@@ -342,13 +293,13 @@ def main(argv: Sequence[str] | None = None) -> int:
     except (Exception, KeyboardInterrupt) as error:
         if debug:
             traceback.print_exc()
-        code, message = explained(error)
+        code, message = exit_of(error)
         print(one_line(message), file=sys.stderr)
         return code
 
 
-def explained(error: BaseException) -> tuple[int, str]:
-    """Exit code and message of what ended a command."""
+def exit_of(error: BaseException) -> tuple[int, str]:
+    """Exit code and message of an error."""
     if isinstance(error, UserError):
         return 2, str(error)
     if isinstance(error, UsageError):
@@ -357,8 +308,6 @@ def explained(error: BaseException) -> tuple[int, str]:
         return 130, "interrupted"
     if isinstance(error, OSError) and error.errno == errno.ENAMETOOLONG:
         return 2, f"{error.filename}: is too long a name; choose a shorter one"
-    from scoreaction.errors import Failed, Interrupted
-
     if isinstance(error, Interrupted):
         return 130, str(error)
     if isinstance(error, Failed):

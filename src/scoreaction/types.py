@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple, Protocol, runtime_checkable
 
+import torch
 from torch import Tensor
+
+DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+"""Precisions by the names that settings have for them."""
 
 Conditions = Any
 """Conditions of a network: None, a tensor (batch, ...), or a dict of such tensors (see `networks.conditions`)."""
@@ -26,14 +30,18 @@ Predict = Callable[[Tensor, Tensor], Prediction]
 """Prediction function `predict(x, t)`: x (batch, *shape), t () or (batch,) float64 in [0, 1]."""
 
 
+Prompts = Sequence[Any] | None
+"""A prompt for each sample, a text or a `Prompt`; None where the model takes none."""
+
+
 class RewardFunction(Protocol):
-    """Reward `reward(samples, conditions) -> (batch,)`, higher is better; images in [0, 1], prompts or None as conditions."""
+    """Reward `reward(samples, prompts) -> (batch,)`, higher is better; images in [0, 1], a prompt for each sample or None."""
 
     @property
     def differentiable(self) -> bool:
         """True if gradients flow from the reward to the samples."""
 
-    def __call__(self, samples: Tensor, conditions: Conditions) -> Tensor: ...
+    def __call__(self, samples: Tensor, prompts: Prompts) -> Tensor: ...
 
 
 EVERY = 2**31
@@ -48,7 +56,7 @@ class Background(Protocol):
     def rows(self) -> int:
         """Number of samples that `begin` is best called with."""
 
-    def begin(self, samples: Tensor, conditions: Conditions) -> Callable[[], Tensor]:
+    def begin(self, samples: Tensor, prompts: Prompts) -> Callable[[], Tensor]:
         """Starts scoring and returns at once; the returned function waits for the scores (batch,)."""
 
 

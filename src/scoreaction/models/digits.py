@@ -7,8 +7,8 @@ from typing import Any, Literal
 
 import torch
 from pydantic import BaseModel, Field
-from torch import Tensor
 
+from scoreaction.models.pipelines.decoding import to_unit
 from scoreaction.networks.consistency import load_consistency
 from scoreaction.networks.model import Model
 from scoreaction.tasks.digits.networks import NO_CLASS, judge, load_net, parse_digit_prompt, shipped
@@ -33,11 +33,6 @@ class Config(BaseModel, frozen=True, extra="forbid"):
     path: Path | None = None
     lora_rank: int | None = Field(None, ge=1)
     consistency: Literal["shipped"] | Path | None = None
-
-
-def to_unit(x0: Tensor) -> Tensor:
-    """Pixels from [-1, 1] to [0, 1], clipped as when an image is saved."""
-    return ((x0 + 1) / 2).clamp(0, 1)
 
 
 def build(config: Config) -> Model:

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 import torch
-from pydantic import BaseModel, Field, model_validator
+from pydantic import BaseModel, Field, ValidationInfo, field_validator
 from torch import Tensor, nn
 
 from scoreaction.diffusion.mixtures import Mixture
@@ -39,17 +39,29 @@ class Config(BaseModel, frozen=True, extra="forbid", allow_inf_nan=False):
     depth: int = Field(3, ge=1)
     consistency: Path | None = None
 
-    @model_validator(mode="after")
-    def _shapes(self) -> Config:
-        k = len(self.means)
-        if k == 0 or len({len(mean) for mean in self.means}) != 1 or not self.means[0]:
-            raise ValueError("means must be a non-empty list of points of one dimension")
-        if self.weights is not None and (len(self.weights) != k or min(self.weights) <= 0):
-            raise ValueError(f"weights must be {k} positive numbers, one for each mean")
-        stds = self.std if isinstance(self.std, list) else [self.std]
-        if min(stds, default=0) <= 0 or (isinstance(self.std, list) and len(stds) != k):
-            raise ValueError(f"std must be positive, one number or {k} of them")
-        return self
+    @field_validator("means")
+    @classmethod
+    def _of_one_dimension(cls, means: list[list[float]]) -> list[list[float]]:
+        if not means or len({len(mean) for mean in means}) != 1 or not means[0]:
+            raise ValueError("must be a non-empty list of points of one dimension")
+        return means
+
+    @field_validator("weights")
+    @classmethod
+    def _one_for_each(cls, weights: list[float] | None, info: ValidationInfo) -> list[float] | None:
+        k = len(info.data.get("means", weights or []))
+        if weights is not None and (len(weights) != k or min(weights) <= 0):
+            raise ValueError(f"must be {k} positive numbers, one for each of the means")
+        return weights
+
+    @field_validator("std")
+    @classmethod
+    def _positive(cls, std: float | list[float], info: ValidationInfo) -> float | list[float]:
+        k = len(info.data.get("means", std if isinstance(std, list) else []))
+        stds = std if isinstance(std, list) else [std]
+        if min(stds, default=0) <= 0 or (isinstance(std, list) and len(stds) != k):
+            raise ValueError(f"must be positive, one number or {k} of them")
+        return std
 
     def law(self) -> Mixture:
         """The data law."""
@@ -83,7 +95,12 @@ class ExactPlusNet(nn.Module):
 
 def build(config: Config) -> Model:
     """The model, with its law for measuring distances."""
-    law, process = config.law(), PROCESSES[config.process]()
-    net = ExactPlusNet(law, process, config.hidden, config.depth)
+    return exact_model(config.law(), config.process, config.hidden, config.depth, config.consistency)
+
+
+def exact_model(law: Mixture, name: ProcessName, hidden: int, depth: int, consistency: Path | None) -> Model:
+    """The model of a law whose score is exact."""
+    process = PROCESSES[name]()
+    net = ExactPlusNet(law, process, hidden, depth)
     model = Model(net, process=process, predicts="v", shape=(law.dimension,), law=law)
-    return model if config.consistency is None else load_consistency(model, config.consistency)
+    return model if consistency is None else load_consistency(model, consistency)

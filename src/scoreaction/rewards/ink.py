@@ -1,4 +1,4 @@
-"""How much ink a picture holds: for the shipped digits, the thickness of the strokes."""
+"""Ink of a picture, its mean brightness: for the shipped digits, the thickness of the strokes."""
 
 from __future__ import annotations
 
@@ -6,11 +6,11 @@ from dataclasses import dataclass
 from typing import Literal
 
 import torch
-from pydantic import BaseModel, Field, FiniteFloat
+from pydantic import BaseModel, Field, FiniteFloat, field_validator
 from torch import Tensor
 
 from scoreaction.rewards._images import check_images
-from scoreaction.types import Conditions
+from scoreaction.types import Prompts
 
 
 class Config(BaseModel, frozen=True, extra="forbid"):
@@ -27,6 +27,13 @@ class Config(BaseModel, frozen=True, extra="forbid"):
     unit: FiniteFloat = Field(0.03, description="mean brightness that counts as 1; negative to reward thin strokes")
     differentiable: bool = Field(True, description="false hides the gradient: a black box")
 
+    @field_validator("unit")
+    @classmethod
+    def _not_zero(cls, unit: float) -> float:
+        if unit == 0:
+            raise ValueError("must not be 0")
+        return unit
+
 
 @dataclass(frozen=True)
 class Ink:
@@ -35,14 +42,12 @@ class Ink:
     unit: float
     differentiable: bool
 
-    def __call__(self, samples: Tensor, conditions: Conditions) -> Tensor:
+    def __call__(self, samples: Tensor, prompts: Prompts) -> Tensor:
         check_images(samples, name="ink")
         with torch.set_grad_enabled(self.differentiable and torch.is_grad_enabled()):
             return samples.mean((1, 2, 3)) / self.unit
 
 
 def build(config: Config) -> Ink:
-    """The reward. ValueError for a unit of zero."""
-    if config.unit == 0:
-        raise ValueError("reward ink: unit must not be 0")
+    """The reward."""
     return Ink(config.unit, config.differentiable)
