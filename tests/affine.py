@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 
 import torch
-from driving import summed
+from driving import each
 from oracles.linear_quadratic import ScalarLQ
 from scipy.integrate import solve_ivp
 from torch import nn
@@ -51,38 +51,43 @@ def model(process, parameters=OLD):
     return made
 
 
-def setting(made, *, eta=1.0, steps=50, batch=64, max_rows=None, differentiable=True, reward=REWARD, **sampler):
-    """What a run gives its learner; max_rows as the run sets it on the model."""
+def setting(made, *, eta=1.0, steps=50, batch=64, max_rows=10**6, differentiable=True, **sampler):
     made.max_rows = max_rows
-    objective = Objective(lambda x0, prompt: reward(x0), differentiable)
-    return Setting(made, sa.Sampler(steps=steps, eta=eta, **sampler), objective, batch, None)
+    reward = Objective(lambda x0, prompt: REWARD(x0), differentiable)
+    return Setting(made, sa.Sampler(steps=steps, eta=eta, **sampler), reward, batch, None)
 
 
-def exactly(learner, batch, seed=0, times=None):
-    """What an iteration brings home in float64, on a grid of its own or this one; with the reward's gradient."""
-    process, generator = learner.process, torch.Generator().manual_seed(seed)
-    learner.model.net.double()
-    times = jittered(learner.sampler.times(process), generator) if times is None else times
-    x, prompt = process.prior_std * torch.randn(batch, 1, generator=generator, dtype=F64), torch.zeros(batch, dtype=torch.long)
+def none(batch):
+    """The prompts of a batch without prompts."""
+    return torch.zeros(batch, dtype=torch.long)
+
+
+def exactly(found, batch, seed=0, times=None):
+    """A rollout of an iteration in float64, on a grid of its own or the one given; with the reward's gradient."""
+    process, generator = found.process, torch.Generator().manual_seed(seed)
+    found.model.net.double()
+    sampler = found.sampler
+    times = jittered(sampler.times(process), generator) if times is None else times
+    x = process.prior_std * torch.randn(batch, 1, generator=generator, dtype=F64)
+    prompt = none(batch)
     with torch.no_grad():
-        options = {"solver": learner.sampler.find(), "eta": learner.sampler.eta, "generator": generator}
-        visits = list(trajectory(lambda x, t: learner.policy(x, t, prompt), process, x, times, **options))
+        options = {"solver": sampler.find(), "eta": sampler.eta, "generator": generator}
+        visits = list(trajectory(lambda x, t: found.policy(x, t, prompt), process, x, times, **options))
     old = Prediction(*(torch.stack(parts) for parts in zip(*(v.prediction for v in visits), strict=True)))
     x = torch.stack([v.x for v in visits] + [visits[-1].x_next])
     leaf = x[-1].clone().requires_grad_()
-    (slope,) = torch.autograd.grad(REWARD(leaf).sum(), leaf)
-    return learner.prepare(Rollout(times, x, old, old, prompt, REWARD(x[-1]), reward_gradient=slope), generator)
+    (gradient,) = torch.autograd.grad(REWARD(leaf).sum(), leaf)
+    return found.prepare(Rollout(times, x, old, old, prompt, REWARD(x[-1]), reward_gradient=gradient), generator)
 
 
 def gradient(made, updates):
     """Of the sum of the policy's losses, all at the policy as it is, in float64."""
-    (grad,) = torch.autograd.grad(summed(updates), made.parameters["th"])
-    return grad.double()
+    loss = sum(value for update, value, _ in each(updates) if update.network == "policy")
+    return torch.autograd.grad(loss, made.parameters["th"])[0].double()
 
 
-def states(x, t):
-    """States without a prompt."""
-    return States(f64(x), f64(t), torch.zeros(len(t), dtype=torch.long))
+def points(x, t):
+    return States(f64(x), f64(t), none(len(x)))
 
 
 def problem(process, eta):
@@ -155,15 +160,19 @@ def learner(process, eta, estimator, *, steps, batch, parameters=OLD, look="rewa
     """A learner of the affine policy; with `exact` the critic is the closed-form value."""
     made = model(process, parameters)
     config = sa.ScoreAction(beta=BETA, estimator=estimator, look_ahead=look, **{"trust": 0.0, **options})
-    built = config.build(setting(made, eta=eta, steps=steps, batch=batch))
+    found = config.build(setting(made, eta=eta, steps=steps, batch=batch))
     if exact is not None:
-        built.value.gradient = lambda states, grad_look: exact.grad(states.x, states.t)
-        built.value.critic.forward = lambda x, t, prompt, look=None: exact.value(x, t)
-        built.value.updates = lambda rollout, *, critic, generator: iter(())
-    return built, made
+        found.value.gradient = lambda states, grad_look: exact.grad(states.x, states.t)
+        found.value.critic.forward = lambda x, t, prompt, look=None: exact.value(x, t)
+        without_critic(found)
+    return found, made
 
 
-def experienced(built, batch, generator):
-    """A scored rollout, prepared."""
-    rollout = built.explore(torch.zeros(batch, dtype=torch.long), built.times(generator), generator)
-    return built.prepare(replace(rollout, rewards=REWARD(rollout.x0)), generator)
+def without_critic(found):
+    """The learner without updates of its critic."""
+    found.value.updates = lambda rollout, critic, generator: iter(())
+
+
+def experienced(found, batch, generator):
+    rollout = found.explore(none(batch), found.times(generator), generator)
+    return found.prepare(replace(rollout, rewards=REWARD(rollout.x0)), generator)

@@ -1,60 +1,40 @@
-"""Drives an algorithm's updates as the loop does, without its optimiser: every loss is called once, with all its rows."""
+"""Updates without an optimiser: what the loop does with them, but for the step."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
-from typing import NamedTuple
-
 import torch
-from torch import Tensor
 
-from scoreaction.algorithms._learner import Largest, Update, Updates
-
-
-class Evaluated(NamedTuple):
-    """An update with its loss, which has its graph, and its figures over all rows."""
-
-    update: Update
-    loss: Tensor
-    figures: dict[str, float]
-
-    @property
-    def network(self) -> str:
-        return self.update.network
+from scoreaction.algorithms import Largest
 
 
-def evaluated(update: Update) -> Evaluated:
-    """The sum over the terms of the mean over their rows."""
-    losses, figures = [], {}
-    for term in update.terms:
-        if term.rows == 0:
-            continue
-        values, seen = term.loss(torch.arange(term.rows))
-        assert values.shape == (term.rows,)
-        losses.append(values.mean())
-        for name, figure in seen.items():
-            largest = isinstance(figure, Largest)
-            figures[name] = float(figure.values.detach().max() if largest else figure.detach().double().mean())
-    return Evaluated(update, torch.stack(losses).sum(), figures)
+def evaluated(update):
+    """The loss of an update, with its graph, and its figures: the mean of each (or the largest) over the rows of a term."""
+    value, figures = 0.0, {}
+    for rows, loss, _ in update.terms:
+        if rows:
+            values, seen = loss(torch.arange(rows))
+            value = value + values.mean()
+            figures |= {k: float((f.values.max() if isinstance(f, Largest) else f.mean()).detach()) for k, f in seen.items()}
+    return value, figures
 
 
-def each(updates: Updates) -> Iterator[Evaluated]:
-    """Updates one after another, each evaluated and its figures sent back; whoever iterates may step between two of them."""
-    try:
-        update = next(updates)
-        while True:
-            done = evaluated(update)
-            yield done
-            update = updates.send(done.figures)
-    except StopIteration:
-        return
+def total(update):
+    """The loss of an update: the sum over its terms of the mean over their rows."""
+    return evaluated(update)[0]
 
 
-def total(update: Update) -> Tensor:
-    """The loss of an update."""
-    return evaluated(update).loss
+def each(updates):
+    """(update, loss, figures), one after another; the algorithm gets the figures back when the next is taken."""
+    update = next(updates, None)
+    while update is not None:
+        value, figures = evaluated(update)
+        yield update, value, figures
+        try:
+            update = updates.send(figures)
+        except StopIteration:
+            return
 
 
-def summed(updates: Iterable[Evaluated], network: str = "policy") -> Tensor:
-    """The sum of a network's losses."""
-    return torch.stack([done.loss for done in updates if done.network == network]).sum()
+def run(updates):
+    """All updates with their figures sent back, without anything learned."""
+    return list(each(updates))
