@@ -108,7 +108,7 @@ def test_a_term_without_rows_adds_nothing():
     assert (called, set(figures)) == ([], {"mean", "largest"})
 
 
-def test_every_update_steps_its_own_network_and_is_told_its_figures():
+def test_every_update_steps_its_own_network_and_gets_its_figures():
     """The generator goes on after the step, with the figures of what it yielded."""
     critic = nn.Linear(2, 1)
     here, sent, seen = optimisation(7, critic=critic), [], []
