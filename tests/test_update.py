@@ -102,7 +102,7 @@ def test_a_term_without_rows_adds_nothing():
     here = optimisation()
     net = here.model.net
     called = []
-    empty = Term(0, lambda numbers: called.append(numbers))
+    empty = Term(0, called.append)
     grad, figures = backward(here, Update("policy", [term(net, B), empty]))
     close(grad, torch.autograd.grad(total(Update("policy", [term(net, B)])), net.w)[0], none=torch.zeros(2))
     assert (called, set(figures)) == ([], {"mean", "largest"})
