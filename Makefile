@@ -1,13 +1,16 @@
 # make demo: a first look, `report: PATH` is its last line.  make test: the whole suite.  make check: before a commit.
+# make docs: the site, in site/.  make wheel: builds it, and trains with it in an environment that has nothing else.
 PYTHON ?= python3
 PY := .venv/bin/python
 STAMP := .venv/.installed
 APART := .venv/apart
 DEMO := runs/demo
+WHEEL := .venv/wheel
+SITE = NO_MKDOCS_2_WARNING=1 $(PY) -m mkdocs --quiet build --strict
 
 export OMP_NUM_THREADS ?= 1
 
-.PHONY: demo test check format
+.PHONY: demo test check format docs wheel
 
 $(STAMP): pyproject.toml constraints.txt
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10) and "scoreaction needs Python 3.10 or newer; make PYTHON=python3.11 ...")'
@@ -32,14 +35,25 @@ demo: $(STAMP)
 	@$(PY) -m scoreaction report $(DEMO)
 
 test: $(STAMP) $(APART)/open_clip $(APART)/image_reward $(APART)/bitsandbytes
-	$(PY) -m pytest -n 2 --dist worksteal
+	$(PY) -m pytest -n 2 --dist worksteal --cov --cov-report=term:skip-covered
 
 check: $(STAMP)
 	$(PY) -m ruff format --check .
 	$(PY) -m ruff check .
 	$(PY) -m mypy
+	$(PY) -m codespell_lib
+	$(SITE)
 	$(PY) -m pytest -n 2 --dist worksteal -m "not slow"
 
 format: $(STAMP)
 	$(PY) -m ruff format .
 	$(PY) -m ruff check --fix .
+
+docs: $(STAMP)
+	$(SITE)
+
+wheel: $(STAMP)
+	rm -rf dist $(WHEEL) && $(PY) -m build
+	$(PYTHON) -m venv $(WHEEL)
+	$(WHEEL)/bin/python -m pip install --disable-pip-version-check --quiet -c constraints.txt dist/*.whl
+	cd $(WHEEL) && bin/scoreaction train mixture train.iterations=2 evaluation.n=256 --output run

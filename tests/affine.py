@@ -162,10 +162,15 @@ def learner(process, eta, estimator, *, steps, batch, parameters=OLD, look="rewa
     config = sa.ScoreAction(beta=BETA, estimator=estimator, look_ahead=look, **{"trust": 0.0, **options})
     found = config.build(setting(made, eta=eta, steps=steps, batch=batch))
     if exact is not None:
-        found.value.gradient = lambda states, grad_look: exact.grad(states.x, states.t)
-        found.value.critic.forward = lambda x, t, prompt, look=None: exact.value(x, t)
-        without_critic(found)
+        with_value(found, exact)
     return found, made
+
+
+def with_value(found, exact):
+    """The learner with this value and its gradient in the place of its critic's."""
+    found.value.gradient = lambda states, grad_look: exact.grad(states.x, states.t)
+    found.value.critic.forward = lambda x, t, prompt, look=None: exact.value(x, t)
+    without_critic(found)
 
 
 def without_critic(found):

@@ -5,7 +5,7 @@ import fcntl
 import pytest
 import torch
 from test_finetuner import SCORE_ACTION, own_model, tune
-from twins import accepts
+from twins import accepts, same
 
 import scoreaction as sa
 from scoreaction.errors import UserError
@@ -40,7 +40,9 @@ def test_a_tree_comes_back_to_the_bit(tmp_path):
 def test_two_names_for_one_tensor_are_kept(tmp_path):
     shared = torch.ones(2)
     save_tree(tmp_path / "a", {"policy": shared, "average": shared})
-    assert load_tree(tmp_path / "a").keys() == {"policy", "average"}
+    found = load_tree(tmp_path / "a")
+    same(found.keys(), {"policy", "average"}, one_of_them={"policy"})
+    same(found["average"], shared, other=found["policy"] + 1)
 
 
 def test_a_checkpoint_that_was_cut_off_is_passed_over(tmp_path):
@@ -129,8 +131,10 @@ def test_resuming_where_nothing_is_starts_afresh(tmp_path):
     tuner = tune(sa.DDPO(), output=tmp_path, iterations=1)
     assert not tuner.resume()
     list(tuner)
-    assert len(folder.metrics_path.read_text().splitlines()) == 1
+    log = folder.metrics_path.read_text()
+    same(len(log.splitlines()), 1, going_on=len(('{"iteration": 1}\n' + log).splitlines()))
     assert tune(sa.DDPO()).resume() is False
+    assert tune(sa.DDPO(), output=tmp_path, iterations=1).resume(), "what it wrote is there"
 
 
 def test_metrics_are_cut_back_to_the_checkpoint(tmp_path):
@@ -165,7 +169,10 @@ def test_a_text_is_written_whole(tmp_path):
     write_whole(tmp_path / "deep" / "file.json", "one")
     write_whole(tmp_path / "deep" / "file.json", "two")
     assert [p.name for p in (tmp_path / "deep").iterdir()] == ["file.json"]
-    assert (tmp_path / "deep" / "file.json").read_text() == "two"
+    (tmp_path / "added.json").write_text("one")
+    with (tmp_path / "added.json").open("a") as file:
+        file.write("two")
+    same((tmp_path / "deep" / "file.json").read_text(), "two", added=(tmp_path / "added.json").read_text())
 
 
 def test_saved_weights_are_the_averaged_ones_and_load_back(tmp_path):

@@ -13,7 +13,7 @@ from tiny_clip import SIZE, save_tiny_clip
 from torch import nn
 from transformers import CLIPModel, CLIPTokenizer
 from transformers.models.clip.image_processing_pil_clip import CLIPImageProcessorPil
-from twins import close
+from twins import accepts, close
 
 import scoreaction as sa
 from scoreaction.cli import main
@@ -261,8 +261,11 @@ def test_a_run_is_drawn_from_without_its_rewards_weights(tmp_path: Path, capsys:
     recipe = [f"reward=[{clip_there}, ink]", f"evaluation.held_out=[{clip_there}]", "train.select=held_out.clip", *small]
     assert main(["train", "digits", *recipe, "--output", str(run)]) == 0
     (tmp_path / "clip").rename(tmp_path / "gone")
-    assert main(["sample", str(run), "--n", "2"]) == 0
     assert sa.load(run).shape == (1, 16, 16)
     capsys.readouterr()
-    assert main(["evaluate", str(run), "--n", "2"]) == 2
+
+    def needs_nothing(command: str) -> None:
+        assert main([command, str(run), "--n", "2"]) == 0
+
+    accepts(needs_nothing, "sample", measuring="evaluate")
     assert f"no folder {tmp_path}/clip" in capsys.readouterr().err

@@ -8,7 +8,7 @@ from affine import LAW, OLD, REWARD, model
 from oracles import linear_quadratic as lq
 from scipy.spatial.distance import pdist
 from torch import nn
-from twins import accepts, close, f64
+from twins import accepts, close, f64, same
 
 import scoreaction as sa
 from scoreaction.diffusion.mixtures import Mixture, Quadratic
@@ -99,8 +99,8 @@ def check_equal(a, b):
 
 
 def test_prompts_are_spread_evenly():
-    assert spread_prompts(["a", "b", "c"], 5) == ["a", "b", "c", "a", "b"]
-    assert spread_prompts(list("abcdefgh"), 4) == ["a", "c", "e", "g"]
+    same(spread_prompts(["a", "b", "c"], 5), ["a", "b", "c", "a", "b"], first_only=["a"] * 5, in_blocks=list("aabbc"))
+    same(spread_prompts(list("abcdefgh"), 4), ["a", "c", "e", "g"], the_first=list("abcd"))
     assert spread_prompts(None, 5) is None
 
 
@@ -179,8 +179,7 @@ def test_what_has_no_known_optimum_has_no_distances():
     made = recipe_model()
     own = sa.Model(Exact(LAW, sa.VP()), process=sa.VP(), predicts="eps", shape=(1,))
     for args in ((made, Reward(lambda x, c: x[:, 0]), 0.5), (made, LINEAR, 0.0), (made, LINEAR, None), (own, REWARD, 0.5)):
-        assert ExactTask.of(*args) is None
-    assert ExactTask.of(model(sa.VP(), OLD), REWARD, 0.5) is not None
+        same(ExactTask.of(*args), None, known=ExactTask.of(model(sa.VP(), OLD), REWARD, 0.5))
 
 
 @pytest.mark.slow
