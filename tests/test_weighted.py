@@ -126,7 +126,7 @@ def test_shares_in_a_recipe() -> None:
         with pytest.raises(UserError) as caught:
             load_recipe("mixture", [wrong])
         assert str(caught.value).startswith(said)
-    with pytest.raises(UserError, match=r"reward\.1: does not fit"):
+    with pytest.raises(UserError, match=r"reward\.1: ink does not fit"):
         build(load_recipe("mixture", ["reward=[{name: linear, direction: [1, 0]}, {name: ink}]"]))
 
 
