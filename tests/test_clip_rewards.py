@@ -188,7 +188,7 @@ def test_prompts_are_encoded_once_and_in_their_order(folder: Path) -> None:
     close(again, first[1:], order=first[:2])
 
 
-def test_wrong_samples_and_conditions_are_refused(reward: clip.ClipScore | aesthetic.Aesthetic) -> None:
+def test_wrong_samples_and_prompts_are_refused(reward: clip.ClipScore | aesthetic.Aesthetic) -> None:
     images = torch.stack(pictures((40, 40), (40, 40)))
     for wrong in (2 * images - 1, images[0], images[:, :2]):
         with pytest.raises(ValueError, match=r"reward \w+: "):

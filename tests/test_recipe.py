@@ -230,7 +230,7 @@ def test_a_dotted_path_reaches_a_users_file(tmp_path: Path, monkeypatch: pytest.
         "class Config(BaseModel, extra='forbid'):\n    factor: float = 1.0\n"
         "class Up:\n    differentiable = False\n"
         "    def __init__(self, factor): self.factor = factor\n"
-        "    def __call__(self, samples, conditions): return self.factor * samples[:, 1]\n"
+        "    def __call__(self, samples, prompts): return self.factor * samples[:, 1]\n"
         "def build(config): return Up(config.factor)\n"
     )
     monkeypatch.chdir(tmp_path)

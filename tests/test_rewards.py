@@ -255,13 +255,13 @@ def test_a_probe_is_not_counted_and_takes_any_numbers() -> None:
 def test_a_reward_that_changes_its_samples_is_refused() -> None:
     """They are measured after it; the twin works on a copy."""
 
-    def bytes_in_place(samples: torch.Tensor, conditions: object) -> torch.Tensor:
+    def bytes_in_place(samples: torch.Tensor, prompts: object) -> torch.Tensor:
         return samples.mul_(255).sum(1)
 
     samples = torch.rand(4, 3)
     with pytest.raises(RewardError, match=r"reward: changes its samples in place.*samples.clone\(\)"):
         CountedReward(bytes_in_place)(samples, None)
-    CountedReward(lambda samples, conditions: bytes_in_place(samples.clone(), conditions))(samples, None)
+    CountedReward(lambda samples, prompts: bytes_in_place(samples.clone(), prompts))(samples, None)
     with torch.inference_mode():  # in which a decoder may have made them, and nothing is counted
         decoded = torch.rand(4, 3)
-    assert CountedReward(lambda samples, conditions: samples.sum(1))(decoded, None).shape == (4,)
+    assert CountedReward(lambda samples, prompts: samples.sum(1))(decoded, None).shape == (4,)

@@ -202,7 +202,7 @@ def test_a_users_module_can_be_served(tmp_path: Path, monkeypatch: pytest.Monkey
     (tmp_path / "second.py").write_text(
         "from pydantic import BaseModel\n"
         "class Config(BaseModel, extra='forbid'):\n    factor: float = 1.0\n"
-        "def build(config): return lambda samples, conditions: config.factor * samples[:, 1]\n"
+        "def build(config): return lambda samples, prompts: config.factor * samples[:, 1]\n"
     )
     (tmp_path / "mine").mkdir()
     (tmp_path / "second.py").rename(tmp_path / "mine" / "second.py")

@@ -26,11 +26,11 @@ FIRST = torch.randn(50, 2, generator=torch.Generator().manual_seed(0)) * torch.t
 LATER = FIRST[:10] + 7
 
 
-def left(samples: torch.Tensor, conditions: Any) -> torch.Tensor:
+def left(samples: torch.Tensor, prompts: Any) -> torch.Tensor:
     return samples[:, 0]
 
 
-def right(samples: torch.Tensor, conditions: Any) -> torch.Tensor:
+def right(samples: torch.Tensor, prompts: Any) -> torch.Tensor:
     return samples[:, 1]
 
 
@@ -52,11 +52,11 @@ def test_the_first_batch_is_whole_though_it_is_begun_in_parts() -> None:
 
         differentiable, rows = False, 5
 
-        def __call__(self, samples: torch.Tensor, conditions: Any) -> torch.Tensor:
-            return left(samples, conditions)
+        def __call__(self, samples: torch.Tensor, prompts: Any) -> torch.Tensor:
+            return left(samples, prompts)
 
-        def begin(self, samples: torch.Tensor, conditions: Any) -> Any:
-            return lambda: left(samples, conditions)
+        def begin(self, samples: torch.Tensor, prompts: Any) -> Any:
+            return lambda: left(samples, prompts)
 
     def decoded(reward: Any) -> torch.Tensor:
         return CountedReward(WeightedSum([Part(reward, 1.0, normalise=True), Part(right, 1.0)])).begin_decoded(
@@ -126,7 +126,7 @@ def test_shares_in_a_recipe() -> None:
         with pytest.raises(UserError) as caught:
             load_recipe("mixture", [wrong])
         assert str(caught.value).startswith(said)
-    with pytest.raises(UserError, match=r"reward\.1: does not fit"):
+    with pytest.raises(UserError, match=r"reward\.1: ink does not fit"):
         build(load_recipe("mixture", ["reward=[{name: linear, direction: [1, 0]}, {name: ink}]"]))
 
 
