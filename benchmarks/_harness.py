@@ -1,10 +1,8 @@
-"""Jobs with a name each, run in parallel processes, kept in one JSON file; what the file holds is not run again."""
+"""Jobs with a name each, run in parallel processes, a line a job in a CSV file; what the file holds is not run again."""
 
 from __future__ import annotations
 
 import argparse
-import json
-import math
 import os
 import time
 from collections.abc import Callable
@@ -13,81 +11,116 @@ from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
-RESULTS = Path(__file__).parents[1] / "results"
+from _records import RESULTS, UNKNOWN, Row, code_stamp, commit, curves_path, flat, read, thinned, write
+from tables import TABLES, print_tables, run_names
+
+Figures = dict[str, Any]
+"""What a job returns: figures by name, nested ones get dotted names; `curve` is a list of points, kept in a file beside it."""
 
 
-def arguments(description: str, default: str) -> argparse.ArgumentParser:
-    """The options every benchmark has: where its JSON is, how many processes."""
-    parser = argparse.ArgumentParser(description=description)
-    parser.add_argument("--output", type=Path, default=RESULTS / default)
+def arguments(description: str, benchmark: str) -> argparse.ArgumentParser:
+    """The options every benchmark has: where its CSV is, which jobs, how many processes, and what to do with older rows."""
+    parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--output", type=Path, default=RESULTS / f"{benchmark}.csv")
     parser.add_argument("--processes", type=int, default=os.cpu_count() or 1)
-    parser.add_argument("--only", default="", help="run the jobs whose name contains this")
+    parser.add_argument("--only", nargs="+", default=[""], help="run the jobs whose name contains one of these")
+    parser.add_argument("--table", choices=TABLES, metavar="NAME", help="run the jobs whose rows this table of the docs shows")
+    parser.add_argument("--again", action="store_true", help="run the jobs anew whose rows are of another commit")
+    parser.add_argument("--mix", action="store_true", help="let rows of several commits stand in one file")
+    parser.add_argument("--iterations", type=int, help="at most so many a run, for a trial with an --output of its own")
+    parser.set_defaults(benchmark=benchmark)
     return parser
 
 
-def run_jobs(
-    function: Callable[..., dict[str, Any]], jobs: dict[str, dict[str, Any]], options: argparse.Namespace
-) -> dict[str, dict[str, Any]]:
-    """Runs `function(**arguments)` for each named job that the JSON lacks; returns all results, saved after each.
+def in_stage(options: argparse.Namespace) -> None:
+    """Lets the file and its tables be those of a stage of the benchmark, such as NAME_tune.csv."""
+    options.output = options.output.with_stem(f"{options.output.stem}_{options.stage}")
+    options.benchmark += f"_{options.stage}"
 
-    Each has a process of its own, so that its peak memory is its own too. A job that fails is said and left out; the
+
+def built(recipe: str, *settings: str) -> Any:
+    """The run that `scoreaction train RECIPE SETTINGS` would start."""
+    from scoreaction.recipes.build import build
+    from scoreaction.recipes.recipe import load_recipe
+
+    return build(load_recipe(recipe, settings))
+
+
+def summary(tuner: Any) -> Figures:
+    """What a run came to, without its table of prompts."""
+    return {key: value for key, value in tuner.summary().items() if key != "prompts"}
+
+
+def to_run(jobs: dict[str, Figures], rows: list[Row], options: argparse.Namespace, now: str) -> dict[str, Figures]:
+    """The jobs that have no row yet, and with `--again` those whose row is of another commit than `now`.
+
+    SystemExit where rows of another commit would be left beside theirs, unless `--mix` lets them.
+    """
+    foreign = {row["name"]: row["commit"] for row in rows if row["commit"] != now or now == UNKNOWN}
+    there = {row["name"] for row in rows} - (set(foreign) if options.again else set())
+    todo = {name: job for name, job in jobs.items() if name not in there and any(part in name for part in options.only)}
+    left = {name: commit for name, commit in foreign.items() if name not in todo}
+    if todo and left and not options.mix:
+        others = ", ".join(sorted(set(left.values())))
+        raise SystemExit(
+            f"{options.output.name} has {len(left)} rows of other commits ({others}), this is {now}. "
+            "--again runs chosen jobs anew in place of theirs, --mix lets the others stay, --output takes another file."
+        )
+    return todo
+
+
+def run_jobs(function: Callable[..., Figures], jobs: dict[str, Figures], options: argparse.Namespace) -> None:
+    """Runs `function(**job)` for each job that the file lacks, and saves after each; prints the tables of the file.
+
+    Each has a process of its own, so that its peak memory is its own too. A job that fails is named and left out; the
     others go on.
     """
-    path: Path = options.output
-    done = json.loads(path.read_text()) if path.exists() else {}
-    todo = {name: job for name, job in jobs.items() if name not in done and options.only in name}
+    path, stamp = options.output, code_stamp()
+    if options.table is not None:
+        jobs = {name: jobs[name] for name in run_names(options.table) if name in jobs}
+    if options.iterations is not None:
+        jobs = _trials(jobs, options)
+    todo = to_run(jobs, read(path), options, stamp["commit"])
     path.parent.mkdir(parents=True, exist_ok=True)
     began = time.time()
     spawn = get_context("spawn")
     with ProcessPoolExecutor(options.processes, mp_context=spawn, initializer=_one_thread, max_tasks_per_child=1) as pool:
-        futures = {pool.submit(function, **job): name for name, job in todo.items()}
+        futures = {pool.submit(_run, function, job, stamp["commit"]): name for name, job in todo.items()}
         for count, future in enumerate(as_completed(futures), 1):
-            name = futures[future]
-            if future.exception() is not None:
-                print(f"[{time.time() - began:6.0f} s] {count}/{len(todo)} {name} FAILED: {future.exception()!r}", flush=True)
-                continue
-            done[name] = {"job": todo[name], **future.result()}
-            part = path.with_suffix(".part")
-            part.write_text(json.dumps(done, indent=1, sort_keys=True) + "\n")
-            os.replace(part, path)
-            print(f"[{time.time() - began:6.0f} s] {count}/{len(todo)} {name}", flush=True)
-    return {name: done[name] for name in jobs if name in done}
+            name, error = futures[future], future.exception()
+            failed = f" FAILED: {error!r}" if error else ""
+            print(f"[{time.time() - began:6.0f} s] {count}/{len(todo)} {name}{failed}", flush=True)
+            if error is None:
+                save(path, name, todo[name] | future.result(), stamp)
+    print_tables(path, options.benchmark)
+
+
+def save(path: Path, name: str, figures: Figures, stamp: Row) -> None:
+    """Writes a run into the file, and its curve into the one beside it, in place of an earlier one of that name."""
+    values = {key: value for key, value in figures.items() if key != "curve"}
+    points = [{"name": name, **flat(point)} for point in thinned(figures.get("curve", []))]
+    for file, new in ((curves_path(path), points), (path, [{"name": name, **flat(values), **stamp}])):
+        others = [row for row in read(file) if row["name"] != name]
+        if others or new:
+            write(file, sorted([*others, *new], key=lambda row: row["name"]))
+
+
+def _trials(jobs: dict[str, Figures], options: argparse.Namespace) -> dict[str, Figures]:
+    """The jobs with fewer iterations. SystemExit where they would be mistaken for measured runs."""
+    if options.output.parent.resolve() == RESULTS:
+        raise SystemExit("--iterations is for trials, which do not belong into results/: give an --output elsewhere")
+    if not all("iterations" in job for job in jobs.values()):
+        raise SystemExit("--iterations: the runs of this benchmark have their own")
+    return {name: {**job, "iterations": min(job["iterations"], options.iterations)} for name, job in jobs.items()}
+
+
+def _run(function: Callable[..., Figures], job: Figures, now: str) -> Figures:
+    """Runs a job, if the code is still the one that its row will name."""
+    assert commit() == now, f"the code has changed since the start: {commit()}, no longer {now}"
+    return function(**job)
 
 
 def _one_thread() -> None:
     import torch
 
     torch.set_num_threads(1)
-
-
-def mean_and_error(values: list[float]) -> tuple[float, float]:
-    """Mean and standard error over seeds."""
-    n = len(values)
-    mean = sum(values) / n
-    return mean, math.sqrt(sum((v - mean) ** 2 for v in values) / max(n - 1, 1) / n)
-
-
-def cell(values: list[float], digits: int = 3) -> str:
-    """`mean ± standard error`, the bare value of a single run; a run that ended in numbers that are none makes it so."""
-    if not all(map(math.isfinite, values)):
-        return "not finite"
-    if len(values) == 1:
-        return f"{values[0]:.{digits}f}"
-    mean, error = mean_and_error(values)
-    return f"{mean:.{digits}f} ± {error:.{digits}f}"
-
-
-def step_grid(rows: dict[str, list[dict[str, Any]]], what: str, steps: list[int], first: str, second: str) -> str:
-    """A run's figures over samplers: a line a solver, a column a step count, `first (second)` in each cell."""
-    body = []
-    for name, grid in rows.items():
-        for solver, eta in dict.fromkeys((at["solver"], at["eta"]) for at in grid):
-            mine = {at["steps"]: at for at in grid if (at["solver"], at["eta"]) == (solver, eta)}
-            body.append([name, f"{solver}, eta {eta:g}", *(f"{mine[n][first]:.2f} ({mine[n][second]:.2f})" for n in steps)])
-    return table([what, "solver", *(f"{n} steps" for n in steps)], body)
-
-
-def table(header: list[str], rows: list[list[str]]) -> str:
-    """A Markdown table."""
-    lines = ["| " + " | ".join(header) + " |", "| " + " | ".join("---" for _ in header) + " |"]
-    return "\n".join(lines + ["| " + " | ".join(row) + " |" for row in rows])

@@ -1,6 +1,6 @@
 """Predictors of the clean sample against the end of the reference's ODE: root mean square error a coordinate, by time.
 
-python benchmarks/consistency.py            # results/consistency.json and tables; resumes
+python -m benchmarks.consistency            # results/consistency.csv and a table; resumes
 
 Tweedie is the reference's x0, which is also one DDIM step; DDIM takes 2 and 4 steps on the grid `t (i/n)^1.5`; the
 consistency model is distilled here on the mixture (leap: all the way, and one step as published), the shipped one on digits.
@@ -11,7 +11,7 @@ from __future__ import annotations
 import time
 from typing import Any
 
-from _harness import arguments, run_jobs, table
+from _harness import Figures, arguments, run_jobs
 
 TIMES = (0.999, 0.8, 0.6, 0.4, 0.2, 0.1)
 TRUTH_STEPS = 200
@@ -39,7 +39,7 @@ def _prepared(task: str, leap: int | None) -> tuple[Any, float, list[str] | None
     return model, recipe.sampler.guidance, prompts, time.process_time() - began
 
 
-def errors(task: str, leap: int | None) -> dict[str, Any]:
+def errors(task: str, leap: int | None) -> Figures:
     """Errors by predictor and time, at points of the reference's own ODE paths."""
     import torch
 
@@ -65,31 +65,21 @@ def errors(task: str, leap: int | None) -> dict[str, Any]:
     times = time_grid(model.process, TRUTH_STEPS, name="log_snr")
     states = follow(model, initial_noise(model, N[task], generator), times, conditions, guidance)
     end = states[-1]
-    found: dict[str, Any] = {"tweedie": [], "ddim 2": [], "ddim 4": [], "consistency": [], "t": []}
+    curve: list[Figures] = []
     with torch.no_grad():
         for at in TIMES:
             i = int((times - at).abs().argmin())
             x, t = states[i], times[i]
-            said = {
+            predicted = {
                 "tweedie": reference(x, t).x0,
                 "ddim 2": ddim(x, t, 2),
                 "ddim 4": ddim(x, t, 4),
                 "consistency": model.consistency(x, t, conditions),
             }
-            found["t"].append(float(t))
-            for name, x0 in said.items():
-                found[name].append(float((x0 - end).double().square().mean().sqrt()))
-    return {"errors": found, "spread": float(end.std()), "seconds_distilling": round(seconds, 1)}
-
-
-def main() -> None:
-    results = run_jobs(errors, JOBS, arguments(__doc__ or "", "consistency.json").parse_args())
-    for name, result in results.items():
-        found = result["errors"]
-        print(f"\n{name}: the samples' standard deviation is {result['spread']:.2f}")
-        rows = [[key, *[f"{value:.3f}" for value in found[key]]] for key in ("tweedie", "ddim 2", "ddim 4", "consistency")]
-        print(table(["predictor", *[f"t = {t:.2f}" for t in found["t"]]], rows))
+            off = {name: float((x0 - end).double().square().mean().sqrt()) for name, x0 in predicted.items()}
+            curve.append({"t": float(t), **off})
+    return {"spread": float(end.std()), "seconds_distilling": round(seconds, 1), "curve": curve}
 
 
 if __name__ == "__main__":
-    main()
+    run_jobs(errors, JOBS, arguments(__doc__ or "", "consistency").parse_args())

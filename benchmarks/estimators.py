@@ -1,6 +1,6 @@
 """Both estimators of Score as Action, and DDPO's, on the linear-quadratic case, where every answer is known in closed form.
 
-    python benchmarks/estimators.py [--output results/estimators.json]     # minutes on one core; what the JSON holds is kept
+    python -m benchmarks.estimators     # results/estimators.csv and tables; minutes on one core, resumes
 
 Data N(.3, .8), reward `-(x - 1)^2/2 + .2 x`, beta .5, policy `a = s_pre + th0 alpha^2 x + th1 alpha` at (-.2, .3), compared
 with (-.6, .9). Rollouts, weights, losses and critic are the package's own; gradients and differences are given the exact V.
@@ -15,24 +15,36 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from _harness import arguments, run_jobs, table
+from _harness import Figures, arguments, run_jobs
 
 sys.path.append(str(Path(__file__).parents[1] / "tests"))
-from affine import BETA, LAW, NEW, OLD, REWARD, ExactValue, model, policy, problem, setting  # noqa: E402
+from affine import (  # noqa: E402
+    BETA,
+    LAW,
+    NEW,
+    OLD,
+    ExactValue,
+    experienced,
+    model,
+    none,
+    policy,
+    problem,
+    setting,
+    with_value,
+)  # fmt: skip
+from driving import each  # noqa: E402
 
 import scoreaction as sa  # noqa: E402
-from scoreaction.algorithms._pathwise import Rates, Weights, lookahead_loss  # noqa: E402
-from scoreaction.diffusion.kl import score_weight  # noqa: E402
+from scoreaction.algorithms.score_action import advantage_rate, score_action_loss  # noqa: E402
+from scoreaction.diffusion.kl import g2_integral, kl_rate  # noqa: E402
 from scoreaction.diffusion.predictions import score  # noqa: E402
 from scoreaction.diffusion.solvers import ddim_step, time_grid  # noqa: E402
-from scoreaction.sampling.experience import Experience  # noqa: E402
+from scoreaction.networks.conditions import take  # noqa: E402
 from scoreaction.types import Prediction  # noqa: E402
 
 F64 = torch.float64
 PROCESSES = {"vp": (sa.VP, 1.0), "flow": (sa.Flow, 0.999)}
 STEPS = (25, 100, 400)
-PUBLISHED = {"pathwise": (1.03, 0.064), "likelihood_ratio": (1.31, 0.48), "ddpo": (3.4, 1.58)}
-"""sd/mean of a one-trajectory gradient at 25 steps in 1 and in 256 dimensions, as the small trials have it."""
 
 
 def learner(
@@ -44,32 +56,24 @@ def learner(
     return config.build(setting(made, eta=eta, steps=steps, batch=batch, solver=solver)), made
 
 
-def experienced(agent: Any, batch: int, generator: torch.Generator) -> Any:
-    rollout = agent.explore(None, batch, agent.times(generator), generator)
-    raw = Experience(rollout, REWARD(rollout.x0), None, torch.zeros(batch, dtype=torch.long))
-    return agent.prepare(raw, generator)
-
-
 def objective(name: str, eta: float, parameters: tuple[float, float]) -> float:
     process, end = PROCESSES[name][0](), PROCESSES[name][1]
     lq = problem(process, eta)
     return lq.affine_objective(*policy(process, parameters), start=lq.marginal(torch.tensor(end, dtype=F64)), t=end)
 
 
-def gradient(process: str, eta: float, estimator: str, steps: int) -> dict[str, Any]:
+def gradient(process: str, eta: float, estimator: str, steps: int) -> Figures:
     """The policy gradient at old: sixteen seeds of 1,000 paths, other ones in every case, all points, exact V."""
     exact, h = ExactValue(PROCESSES[process][0](), eta, OLD, end=PROCESSES[process][1]), 1e-3
     agent, made = learner(process, eta, estimator, steps, 1000)
-    agent.grad_value = lambda points, experience, rows: exact.grad(points.x, points.t)
-    agent.value = lambda points, look: exact.value(points.x, points.t)
-    agent._critic_updates = lambda experience, generator: iter(())
+    with_value(agent, exact)
     draws = []
     first = zlib.crc32(f"{process} {eta} {estimator} {steps}".encode())
     for seed in range(first, first + 16):
         generator = torch.Generator().manual_seed(seed)
         made.parameters["th"].grad = None
-        for update in agent.updates(experienced(agent, 1000, generator), generator):
-            update.loss.backward()
+        for _, loss, _ in each(agent.updates(experienced(agent, 1000, generator), generator)):
+            loss.backward()
         draws.append(-made.parameters["th"].grad)
     found = torch.stack(draws).double()
     truth = [
@@ -77,31 +81,31 @@ def gradient(process: str, eta: float, estimator: str, steps: int) -> dict[str, 
         / (2 * h)
         for i, j in ((1, 0), (0, 1))
     ]
-    return {"mean": found.mean(0).tolist(), "error": (found.std(0) / math.sqrt(16)).tolist(), "truth": truth}
+    figures = {"mean": found.mean(0).tolist(), "error": (found.std(0) / math.sqrt(16)).tolist(), "truth": truth}
+    return {name: {"th0": one, "th1": other} for name, (one, other) in figures.items()}
 
 
 @torch.no_grad()
-def difference(process: str, eta: float, steps: int) -> dict[str, Any]:
+def difference(process: str, eta: float, steps: int) -> Figures:
     """J(new) - J(old) as the old policy's advantage rate, with the exact V, summed along the new policy's rollouts."""
     row = PROCESSES[process][0]()
     old, batch = ExactValue(row, eta, OLD, end=PROCESSES[process][1]), 4000
     agent, _ = learner(process, eta, "pathwise", steps, batch, NEW)
     before = model(row, OLD)
     generator = torch.Generator().manual_seed(0)
-    rollout = agent.explore(None, batch, agent.times(generator), generator)
-    rates, total = Rates.at(eta), torch.zeros(batch, dtype=F64)
+    rollout = agent.explore(none(batch), agent.times(generator), generator)
+    total = torch.zeros(batch, dtype=F64)
     for i, (t, s) in enumerate(zip(rollout.times[:-1], rollout.times[1:], strict=True)):
         x = rollout.x[i].double()
-        place = Prediction(rollout.prediction.x0[i].double(), rollout.prediction.eps[i].double())
-        action, own, base = (score(row, t, said) for said in (place, before.predict(x, t), before.reference(x, t)))
-        gain = rates.drift * (old.grad(x, t.expand(batch)) * (action - own)).sum(1)
-        cost = BETA / 2 * rates.charge * (((action - base) ** 2).sum(1) - ((own - base) ** 2).sum(1))
-        total += score_weight(row, t, s) * (gain - cost)
+        place = Prediction(*(part[i].double() for part in rollout.old))
+        action, own, base = (score(row, t, prediction) for prediction in (place, before.predict(x, t), before.reference(x, t)))
+        grad, g2dt = old.grad(x, t.expand(batch)), g2_integral(row, t, s)
+        total += advantage_rate(action, old=own, pretrained=base, grad_value=grad, g2=g2dt, eta=eta, beta=BETA)
     truth = objective(process, eta, NEW) - objective(process, eta, OLD)
     return {"mean": float(total.mean()), "error": float(total.std()) / math.sqrt(batch), "truth": truth}
 
 
-def value(process: str, eta: float) -> dict[str, Any]:
+def value(process: str, eta: float) -> Figures:
     """Two critics, each after 4,000 updates of the martingale loss on 200,000 paths of their own, and their mean.
 
     Errors are root mean squares over visited points, in units of the rewards' spread; the standard error of the mean of two is
@@ -111,10 +115,10 @@ def value(process: str, eta: float) -> dict[str, Any]:
     exact = ExactValue(PROCESSES[process][0](), eta, OLD, end=PROCESSES[process][1])
     agent, _ = learner(process, eta, "pathwise", 100, 4000, solver="sde_dpmpp", rows=30_000)
     test = experienced(agent, 4000, torch.Generator().manual_seed(1))
-    points = test.points().take(test.chosen)
-    truth, spread = exact.value(points.x, points.t), float(test.rewards.std())
-    before = float((agent.value(points, test.look).detach() - truth).square().mean().sqrt()) / spread
-    one, two = (fitted_value(process, eta, seed, points, test.look) for seed in (2, 3))
+    states = take(test.steps().states, test.chosen)
+    truth, spread = exact.value(states.x, states.t), float(test.rewards.std())
+    before = float((agent.value.critic(*states, test.look).detach() - truth).square().mean().sqrt()) / spread
+    one, two = (fitted_value(process, eta, seed, states, test.look) for seed in (2, 3))
     error, difference = ((one + two) / 2 - truth, (one - two) / 2)
     return {
         "untrained": before,
@@ -124,24 +128,25 @@ def value(process: str, eta: float) -> dict[str, Any]:
     }
 
 
-def fitted_value(process: str, eta: float, seed: int, points: Any, look: torch.Tensor) -> torch.Tensor:
-    """What a critic trained from this seed says at these points."""
+def fitted_value(process: str, eta: float, seed: int, states: Any, look: torch.Tensor) -> torch.Tensor:
+    """The value that a critic trained from this seed has at these states."""
     rounds, batch = 50, 4000
     torch.manual_seed(seed)
-    agent, _ = learner(process, eta, "pathwise", 100, batch, solver="sde_dpmpp", rows=30_000, critic_updates=80)
+    agent, _ = learner(process, eta, "pathwise", 100, batch, solver="sde_dpmpp", rows=30_000)
     generator = torch.Generator().manual_seed(seed)
-    optimiser = torch.optim.Adam(agent.critic.parameters())
+    optimiser = torch.optim.Adam(agent.value.critic.parameters())
     for turn in range(rounds):
         optimiser.param_groups[0]["lr"] = 4e-3 * (0.001 + 0.5 * (1 + math.cos(math.pi * turn / rounds)))
-        for update in agent._critic_updates(experienced(agent, batch, generator), generator):
+        rollout = experienced(agent, batch, generator)
+        for _, loss, _ in each(agent.value.updates(rollout, critic=80, generator=generator)):
             optimiser.zero_grad()
-            update.loss.backward()
+            loss.backward()
             optimiser.step()
     with torch.no_grad():
-        return agent.value(points, look)
+        return agent.value.critic(*states, look)
 
 
-def spread(process: str, eta: float, dimensions: int) -> dict[str, Any]:
+def spread(process: str, eta: float, dimensions: int) -> Figures:
     """sd/|mean| of the gradient of one trajectory of 25 steps: of both parameters together (norms), and of th1 alone."""
     row, n = PROCESSES[process][0](), 40_000 if dimensions == 1 else 1500
     exact = ExactValue(row, eta, OLD, end=PROCESSES[process][1])
@@ -162,13 +167,13 @@ def spread(process: str, eta: float, dimensions: int) -> dict[str, Any]:
         base = Prediction(flat.x0.reshape(x.shape), flat.eps.reshape(x.shape))
         move = th[:, :1] * alpha * x + th[:, 1:]
         said = Prediction(base.x0 + sigma**2 * move, base.eps - sigma * alpha * move)
-        fixed = {"reference": base.x0, "old": said.x0.detach(), "beta": BETA, "trust": 0.0}
-        weights, grad = Weights.of_path(row, t, s, eta), whole(exact.grad, x, t)
-        pathwise = pathwise - lookahead_loss(said.x0, weights=weights, grad_value=grad, **fixed)
+        action, pretrained, g2dt = score(row, t, said), score(row, t, base), g2_integral(row, t, s)
+        fixed = {"old": action.detach(), "pretrained": pretrained, "eta": eta, "beta": BETA, "trust": 0.0}
+        pathwise = pathwise - score_action_loss(action, grad_value=whole(exact.grad, x, t), g2dt=g2dt, **fixed)
         step = ddim_step(row, said, t, s, eta)
         if float(s) > 0:
             x_next = step.sample(generator).detach()
-            cost = BETA * weights.stay / 2 * ((said.x0 - base.x0) ** 2).sum(1)
+            cost = BETA * kl_rate(eta) / 2 * g2dt * ((action - pretrained) ** 2).sum(1)
             log_prob = step.log_prob(x_next)
             gain = whole(exact.value, x_next, s).sum(1) - whole(exact.value, x, t).sum(1) - cost.detach()
             ratio, density = ratio + log_prob * gain.detach() - cost, density + log_prob
@@ -188,12 +193,12 @@ def spread(process: str, eta: float, dimensions: int) -> dict[str, Any]:
 JOBS = {"gradient": gradient, "difference": difference, "value": value, "spread": spread}
 
 
-def run(kind: str, **job: Any) -> dict[str, Any]:
+def run(kind: str, **job: Any) -> Figures:
     return JOBS[kind](**job)
 
 
-def jobs() -> dict[str, dict[str, Any]]:
-    found: dict[str, dict[str, Any]] = {}
+def jobs() -> dict[str, Figures]:
+    found: dict[str, Figures] = {}
     for process in PROCESSES:
         for eta in (1.0, 0.5):
             case, at = f"{process} eta={eta}", {"process": process, "eta": eta}
@@ -208,36 +213,5 @@ def jobs() -> dict[str, dict[str, Any]]:
     return found
 
 
-def main() -> None:
-    results = run_jobs(run, jobs(), arguments(__doc__ or "", "estimators.json").parse_args())
-    missing = [name for name in jobs() if name not in results]
-    if missing:
-        print(f"{len(missing)} of {len(jobs())} jobs are not done yet")
-        return
-    cases = [f"{process} eta={eta}" for process in PROCESSES for eta in (1.0, 0.5)]
-    rows = []
-    for case in cases:
-        for estimator in ("pathwise", "likelihood_ratio"):
-            for i in (0, 1):
-                at = [results[f"gradient {case} {estimator} {steps}"] for steps in STEPS]
-                shown = [f"{r['mean'][i]:.4f} ± {r['error'][i]:.4f}" for r in at]
-                rows.append([case, f"dJ/dth{i}, {estimator}", *shown, f"{at[0]['truth'][i]:.4f}"])
-        at = [results[f"difference {case} {steps}"] for steps in STEPS]
-        rows.append([case, "J(new) - J(old)", *[f"{r['mean']:.4f} ± {r['error']:.4f}" for r in at], f"{at[0]['truth']:.4f}"])
-    print("\nExact V; the closed form is of continuous time.")
-    print(table(["case", "quantity", *[f"{steps} steps" for steps in STEPS], "closed form"], rows))
-    print("\nLearned V over the spread of rewards: root mean square error, its standard error, mean error.")
-    keys = ("untrained", "error", "standard_error", "mean_error")
-    learned = [[case, *(f"{results[f'value {case}'][key]:.4f}" for key in keys)] for case in cases]
-    print(table(["case", "untrained", "trained", "standard error", "mean error"], learned))
-    print("\nsd/mean of a one-trajectory gradient, 25 steps: both parameters (th1 alone).")
-    rows = []
-    for name, noted in PUBLISHED.items():
-        for dimensions, note in zip((1, 256), noted, strict=True):
-            shown = [results[f"spread {case} {dimensions}"][name] for case in cases]
-            rows.append([name, str(dimensions), *[f"{r['both']:.3g} ({r['th1']:.3g})" for r in shown], f"{note:g}"])
-    print(table(["estimator", "dimensions", *cases, "small trials"], rows))
-
-
 if __name__ == "__main__":
-    main()
+    run_jobs(run, jobs(), arguments(__doc__ or "", "estimators").parse_args())

@@ -1,8 +1,8 @@
 """Online black-box optimisation of handwritten digits: few noisy answers of an oracle, four rounds, several trainers.
 
-    python benchmarks/online.py                        # results/online.json: 1,536 queries, three seeds; resumes
-    python benchmarks/online.py --published            # 15,360 queries in the published rounds, one seed
-    python benchmarks/online.py --quick --only dpok    # does it run? tiny, kept apart
+    python -m benchmarks.online                        # results/online.csv: 1,536 queries, three seeds; resumes
+    python -m benchmarks.online --published            # 15,360 queries in the published rounds, one seed
+    python -m benchmarks.online --quick --only dpok    # does it run? tiny, kept apart
 
 The oracle answers with Gaussian noise, as large as the spread of the pretrained model's rewards; what is reported is without
 it, and asks no counted query. The proxy sees pixels: the model's own features are those of the held-out judge.
@@ -10,12 +10,14 @@ it, and asks no counted query. The proxy sees pixels: the model's own features a
 
 from __future__ import annotations
 
-from typing import Any
+from _harness import Figures, arguments, built, in_stage, run_jobs, summary
 
-from _harness import arguments, cell, run_jobs, table
-
-ROUNDS, PUBLISHED, QUICK = [256, 384, 384, 512], [1024, 2048, 4096, 8192], [16, 24]
-PER_ROUND = 10
+STAGES = {  # answers a round, seeds, iterations a round, samples of a measurement
+    "main": ([256, 384, 384, 512], 3, 10, 300),
+    "published": ([1024, 2048, 4096, 8192], 1, 10, 300),
+    "quick": ([16, 24], 1, 1, 20),
+}
+KEPT = ("round", "oracle_mean", "proxy_error", "proxy_std", "reward_queries", "kl_nats", "held_out.legibility", "diversity")
 ORACLES = {
     "ink": ["reward={name: ink, differentiable: false}", "online.noise_std=1.0"],
     "jpeg": ["reward={name: jpeg, prefer: small}", "online.noise_std=0.02"],
@@ -24,7 +26,7 @@ ORACLES = {
 TRAINERS: dict[str, list[str]] = {
     "sqdf, bootstrap": ["algorithm.name=sqdf", "algorithm.beta=0.1", "online.proxy=ensemble"],
     "sqdf, ucb": ["algorithm.name=sqdf", "algorithm.beta=0.1", "online.proxy=ucb", "online.optimism=1.0"],
-    "draft-lv, bootstrap (as SEIKO)": [  # on the grid that the sweep of gradients.py found for it
+    "draft-lv, bootstrap (as SEIKO)": [  # on the grid that the sweep of gradients.py chose for it
         "algorithm.name=draft", "algorithm.low_variance=2", "algorithm.beta=0.1", "sampler.grid=uniform", "train.lr=1e-4",
         "online.proxy=ensemble", "online.optimism=1.0",
     ],
@@ -33,74 +35,38 @@ TRAINERS: dict[str, list[str]] = {
 }  # fmt: skip
 
 
-def train(trainer: str, settings: list[str], oracle: str, seed: int, rounds: list[int], each: int, n: int) -> dict[str, Any]:
-    """One run: its summary, and for each round what the oracle said and how far the proxy was from it."""
-    from scoreaction.recipes.build import build
-    from scoreaction.recipes.recipe import load_recipe
-
+def train(trainer: str, settings: list[str], oracle: str, seed: int, rounds: list[int], each: int, n: int) -> Figures:
+    """One run: its summary, and for each round what the oracle answered and how far the proxy was from it."""
     fixed = [
         *ORACLES[oracle], f"online.rounds={rounds}", f"train.iterations={len(rounds) * each}", f"train.seed={seed}",
         "online.features=samples", "train.schedule=constant", f"evaluation.n={n}", "evaluation.steps=20",
     ]  # fmt: skip
-    tuner = build(load_recipe("digits", [*fixed, *settings]))
+    tuner = built("digits", *fixed, *settings)
     curve = list(tuner)
-    keys = ("round", "oracle_mean", "proxy_error", "proxy_std", "reward_queries", "kl_nats", "held_out.legibility", "diversity")
-    return {
-        "summary": tuner.summary(),
-        "rounds": [{key: curve[i][key] for key in keys if key in curve[i]} for i in range(0, len(curve), each)],
-    }
+    return summary(tuner) | {"curve": [{key: metrics.get(key) for key in KEPT} for metrics in curve[::each]]}
 
 
 def main() -> None:
-    parser = arguments(__doc__ or "", "online.json")
+    parser = arguments(__doc__ or "", "online")
     parser.add_argument("--oracle", choices=list(ORACLES), default="ink")
-    parser.add_argument("--published", action="store_true")
-    parser.add_argument("--quick", action="store_true")
+    parser.set_defaults(stage="main")
+    for stage in ("published", "quick"):
+        parser.add_argument(f"--{stage}", dest="stage", action="store_const", const=stage)
     options = parser.parse_args()
-    kind = "_quick" if options.quick else "_published" if options.published else ""
-    which = "" if options.oracle == "ink" else f"_{options.oracle}"
-    options.output = options.output.with_name(f"{options.output.stem}{which}{kind}.json")
-    rounds = QUICK if options.quick else PUBLISHED if options.published else ROUNDS
+    if options.oracle != "ink":
+        options.output = options.output.with_stem(f"{options.output.stem}_{options.oracle}")
+    if options.stage != "main":
+        in_stage(options)
+    rounds, seeds, each, n = STAGES[options.stage]
     jobs = {
         f"{trainer}/seed{seed}": {
-            "trainer": trainer, "settings": settings, "oracle": options.oracle, "seed": seed, "rounds": rounds,
-            "each": 1 if options.quick else PER_ROUND, "n": 20 if options.quick else 300,
+            "trainer": trainer, "settings": settings, "oracle": options.oracle, "seed": seed, "rounds": rounds, "each": each,
+            "n": n,
         }
-        for seed in range(1 if options.quick or options.published else 3)
+        for seed in range(seeds)
         for trainer, settings in TRAINERS.items()
     }  # fmt: skip
-    report(run_jobs(train, jobs, options))
-
-
-def report(results: dict[str, dict[str, Any]]) -> None:
-    """Prints the end of the runs, and what the oracle answered round by round, means over seeds."""
-    groups: dict[str, list[dict[str, Any]]] = {}
-    for result in results.values():
-        groups.setdefault(result["job"]["trainer"], []).append(result)
-    keys = ["reward_base", "reward_tuned", "held_out.legibility_tuned", "diversity_base", "diversity_tuned", "kl_nats"]
-    header = [
-        "trainer",
-        "seeds",
-        "base reward",
-        "reward",
-        "legibility",
-        "base diversity",
-        "diversity",
-        "KL",
-        "queries",
-        "seconds",
-    ]
-    rows, answers = [], []
-    for trainer, runs in groups.items():
-        found = [run["summary"] for run in runs]
-        cells = [cell([f[key] for f in found]) for key in keys]
-        rows.append([trainer, str(len(runs)), *cells, str(found[0]["reward_queries"]), cell([f["seconds"] for f in found], 0)])
-        rounds = zip(*(run["rounds"] for run in runs), strict=True)
-        answers.append([trainer, *(cell([r["oracle_mean"] for r in same]) for same in rounds)])
-    print(table(header, rows))
-    if answers:
-        print("\nMean answer of the oracle, round by round:")
-        print(table(["trainer", *(f"round {i}" for i in range(1, len(answers[0])))], answers))
+    run_jobs(train, jobs, options)
 
 
 if __name__ == "__main__":

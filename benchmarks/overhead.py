@@ -1,6 +1,6 @@
 """Wall time of a training iteration against the network work in it, on the digits model.
 
-    python benchmarks/overhead.py         # results/overhead.json; the median ratio of one run
+    python -m benchmarks.overhead         # results/overhead.csv; the median ratio of one run
 
 Bare is the time inside forwards of policy, reference, critic, surrogate and reward, and inside backwards, summed within the
 same iterations, so that a noisy machine slows both alike. What is left is sampler, bookkeeping and optimiser.
@@ -8,7 +8,6 @@ same iterations, so that a noisy machine slows both alike. What is left is sampl
 
 from __future__ import annotations
 
-import json
 import statistics
 import time
 from collections.abc import Callable, Iterator
@@ -16,7 +15,7 @@ from contextlib import contextmanager
 from typing import Any
 
 import torch
-from _harness import arguments
+from _harness import Figures, arguments, built, run_jobs
 
 WARM_UP, COUNTED = 1, 5
 
@@ -68,12 +67,9 @@ class _Timed:
         return self.score(samples, conditions)
 
 
-def measure(settings: list[str]) -> list[float]:
-    """Wall time over bare time of each counted iteration."""
-    from scoreaction.recipes.build import build
-    from scoreaction.recipes.recipe import load_recipe
-
-    tuner = build(load_recipe("digits", [*settings, f"train.iterations={WARM_UP + COUNTED}"]))
+def measured(algorithm: str) -> Figures:
+    """Wall time over bare time of the counted iterations."""
+    tuner = built("digits", f"algorithm.name={algorithm}", "evaluation.held_out=[]", f"train.iterations={WARM_UP + COUNTED}")
     ratios = []
     with watched(tuner) as watch:
         steps = iter(tuner)
@@ -83,20 +79,11 @@ def measure(settings: list[str]) -> list[float]:
             next(steps)
             if iteration >= WARM_UP:
                 ratios.append((time.perf_counter() - began) / watch.seconds)
-    return ratios
-
-
-def main() -> None:
-    options = arguments(__doc__ or "", "overhead.json").parse_args()
-    torch.set_num_threads(1)
-    out = {}
-    for name in ("score_action", "sqdf", "draft", "ddpo", "dpok"):
-        ratios = measure([f"algorithm.name={name}", "evaluation.held_out=[]"])
-        out[name] = {"ratio_median": statistics.median(ratios), "ratios": ratios}
-        print(f"{name}: {out[name]['ratio_median']:.3f} x the bare forwards and backwards")
-    options.output.parent.mkdir(parents=True, exist_ok=True)
-    options.output.write_text(json.dumps(out, indent=1) + "\n")
+    return {"ratio_median": statistics.median(ratios), "ratio_min": min(ratios), "ratio_max": max(ratios)}
 
 
 if __name__ == "__main__":
-    main()
+    parser = arguments(__doc__ or "", "overhead")
+    parser.set_defaults(processes=1)
+    jobs = {name: {"algorithm": name} for name in ("score_action", "sqdf", "draft", "ddpo", "dpok")}
+    run_jobs(measured, jobs, parser.parse_args())

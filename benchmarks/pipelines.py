@@ -1,7 +1,7 @@
 """One full iteration of each algorithm on a network of Stable Diffusion 1.5's size with random weights.
 
-    python benchmarks/pipelines.py             # results/pipelines.json and a table; each job in a process of its own
-    python benchmarks/pipelines.py --only cpu  # CPU: 512 x 512, batch 2 asked one row at a time, 4 steps, half an hour
+    python -m benchmarks.pipelines             # results/pipelines.csv and a table; each job in a process of its own
+    python -m benchmarks.pipelines --only cpu  # CPU: 512 x 512, batch 2 asked one row at a time, 4 steps, half an hour
 
 An algorithm that updates at random points of the paths does one update at 2 of them (on a GPU, as many as a network call has),
 one that takes likelihood ratios goes over all steps. On the CPU: all cores, fp32, gradient checkpointing, no guidance. Seconds
@@ -18,7 +18,7 @@ import time
 from typing import Any
 
 import torch
-from _harness import arguments, run_jobs, table
+from _harness import Figures, arguments, run_jobs
 from overhead import watched
 
 ALGORITHMS = ("score_action", "ddpo", "dpok", "sqdf", "vard", "pi_ft", "draft", "refl", "adjoint_matching")
@@ -85,7 +85,7 @@ def tuner_for(algorithm: str, *, device: str, rows: int, steps: int, batch: int)
     )  # fmt: skip
 
 
-def on_cpu(algorithm: str) -> dict[str, Any]:
+def on_cpu(algorithm: str) -> Figures:
     """Seconds and peak memory of one iteration: the smallest batch is 2, asked one row at a time."""
     torch.set_num_threads(os.cpu_count() or 1)
     tuner = tuner_for(algorithm, device="cpu", rows=1, steps=4, batch=2)
@@ -94,10 +94,11 @@ def on_cpu(algorithm: str) -> dict[str, Any]:
         metrics = next(iter(tuner))
         seconds = time.perf_counter() - began
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
-    return {"seconds": seconds, "network_seconds": watch.seconds, "peak_gib": peak / GIB, **_counts(metrics)}
+    over = {"network_seconds": watch.seconds, "over_networks": seconds / watch.seconds}
+    return {"seconds": seconds, **over, "peak_gib": peak / GIB, **_counts(metrics)}
 
 
-def on_gpu(algorithm: str, rows: int) -> dict[str, Any]:
+def on_gpu(algorithm: str, rows: int) -> Figures:
     """The second iteration, and sampling alone."""
     from scoreaction.sampling.draw import draw
 
@@ -117,14 +118,14 @@ def on_gpu(algorithm: str, rows: int) -> dict[str, Any]:
     return {"seconds": seconds, "peak_gib": peak / GIB, "pictures_per_second": speed, **_counts(metrics)}
 
 
-def _counts(metrics: dict[str, Any]) -> dict[str, Any]:
+def _counts(metrics: Figures) -> Figures:
     kept = ("model_evaluations", "model_backward_rows", "grad_norm")
     return {key: metrics[key] for key in kept} | {
         "device": torch.cuda.get_device_name() if torch.cuda.is_available() else "cpu"
     }
 
 
-def job(device: str, algorithm: str, rows: int) -> dict[str, Any]:
+def job(device: str, algorithm: str, rows: int) -> Figures:
     """One job, by device."""
     return on_cpu(algorithm) if device == "cpu" else on_gpu(algorithm, rows)
 
@@ -132,27 +133,14 @@ def job(device: str, algorithm: str, rows: int) -> dict[str, Any]:
 def main() -> None:
     from scoreaction import catalog
 
-    parser = arguments(__doc__ or "", "pipelines.json")
+    parser = arguments(__doc__ or "", "pipelines")
     parser.set_defaults(processes=1)
     options = parser.parse_args()
     there = [name for name in ALGORITHMS if name in catalog.files("algorithm")]
     jobs = {f"cpu-{name}": {"device": "cpu", "algorithm": name, "rows": 1} for name in there}
     if torch.cuda.is_available():
         jobs |= {f"gpu-{name}-{n}": {"device": "cuda", "algorithm": name, "rows": n} for name in there for n in ROWS}
-    found = run_jobs(job, jobs, options)
-    cpu, gpu = ({name[4:]: one for name, one in found.items() if name.startswith(kind)} for kind in ("cpu", "gpu"))
-    lines = [
-        [*_line(name, one), f"{one['seconds'] / one['network_seconds']:.3f}", f"{one['peak_gib']:.1f}"]
-        for name, one in cpu.items()
-    ]
-    print(table(["algorithm", "evaluations", "rows backward", "seconds", "over networks", "peak GiB"], lines))
-    lines = [[*_line(name, one), f"{one['pictures_per_second']:.2f}", f"{one['peak_gib']:.1f}"] for name, one in gpu.items()]
-    if lines:
-        print(table(["algorithm, rows", "evaluations", "rows backward", "seconds", "pictures a second", "peak GiB"], lines))
-
-
-def _line(name: str, one: dict[str, Any]) -> list[str]:
-    return [name, str(one["model_evaluations"]), str(one["model_backward_rows"]), f"{one['seconds']:.1f}"]
+    run_jobs(job, jobs, options)
 
 
 if __name__ == "__main__":

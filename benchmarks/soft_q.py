@@ -1,6 +1,6 @@
 """SQDF's soft Q, `r(x0_hat(x_t))`, against the exact soft value `beta log E[exp(r/beta) | x_t = x]`, by predictor and time.
 
-    python benchmarks/soft_q.py         # results/soft_q.json and a table; a few minutes on one core
+    python -m benchmarks.soft_q         # results/soft_q.csv and tables; a few minutes on one core
 
 Root mean square error of the value (its mean taken out: a constant moves no policy) over its standard deviation, and of the
 gradient over the gradient's root mean square, at 4,000 points of the pretrained law at t. `tweedie` is the reference's
@@ -10,82 +10,70 @@ at its end.
 
 from __future__ import annotations
 
-import json
 import tempfile
 from pathlib import Path
 from typing import Any
 
 import torch
-from _harness import arguments, table
+from _harness import Figures, arguments, built, run_jobs
 
 TIMES = (0.05, 0.1, 0.2, 0.4, 0.6, 0.8)
 TASKS = {"mixture": 250, "linear_quadratic": 100}
 POINTS = 4000
 
 
-def learner_of(task: str, settings: list[str]) -> Any:
-    from scoreaction.recipes.build import build
-    from scoreaction.recipes.recipe import load_recipe
-
-    return build(load_recipe(task, ["algorithm.name=sqdf", "sampler.steps=25", "train.seed=0", *settings]))
+PREDICTORS = ("tweedie", "ddim 2", "ddim 4", "consistency", "corrected")
 
 
-def errors(tuner: Any, task: str, **options: Any) -> dict[str, dict[str, float]]:
+def errors(tuner: Any, **options: Any) -> Figures:
     """Of value and gradient, at each time."""
     from scoreaction.algorithms._soft_q import soft_q
-    from scoreaction.sampling.experience import Points
+    from scoreaction.sampling.rollout import States
 
     law, quadratic, process = tuner.model.law, tuner.reward.reward.quadratic, tuner.model.process
-    beta, found = tuner.learner.beta, {}
+    beta = tuner.learner.beta
+    out: Figures = {"value": {}, "gradient": {}}
     for time in TIMES:
         t = torch.tensor(time, dtype=torch.float64)
         x = law.noised(process, t).sample(POINTS, torch.Generator().manual_seed(0)).float()
-        points, groups = Points(x, t.expand(POINTS), None), torch.zeros(POINTS, dtype=torch.long)
+        states = States(x, t.expand(POINTS), torch.zeros(POINTS, dtype=torch.long))
         truth = law.value(quadratic, beta, process, x.double(), t)
         slope = law.value_grad(quadratic, beta, process, x.double(), t)
-        soft = soft_q(tuner.learner, points, groups, slope=True, **options)
+        soft = soft_q(tuner.learner, states, gradient=True, **options)
         value, grad = soft.value, soft.grad
         if tuner.learner.config.correction:
-            grad = tuner.learner.grad_q(points, groups, torch.zeros(POINTS))[0]
+            grad = tuner.learner.gradient(states, torch.zeros(POINTS))[0]
             with torch.no_grad():
-                value = tuner.learner.critic(x, points.t, None, soft.value)
+                value = tuner.learner.critic(*states, soft.value)
         off = value.double() - truth
-        found[str(time)] = {
-            "value": float(off.std() / truth.std()),
-            "gradient": float((grad.double() - slope).square().sum(1).mean().sqrt() / slope.square().sum(1).mean().sqrt()),
-        }
-    return found
+        out["value"][time] = float(off.std() / truth.std())
+        error = (grad.double() - slope).square().sum(1).mean().sqrt()
+        out["gradient"][time] = float(error / slope.square().sum(1).mean().sqrt())
+    return out
 
 
-def main() -> None:
-    options = arguments(__doc__ or "", "soft_q.json").parse_args()
-    torch.set_num_threads(1)
+def measured(task: str, predictor: str, iterations: int) -> Figures:
+    """Errors of a predictor; a corrected run has so many iterations."""
     from scoreaction.commands.distill import distill_recipe
     from scoreaction.recipes.recipe import load_recipe
 
-    out: dict[str, Any] = {}
-    for task, iterations in TASKS.items():
-        plain = learner_of(task, [])
-        rows = {"tweedie": errors(plain, task)}
-        for steps in (2, 4):
-            rows[f"ddim {steps}"] = errors(plain, task, steps=steps)
+    settings = ["algorithm.name=sqdf", "sampler.steps=25", "train.seed=0"]
+    if predictor == "consistency":
         with tempfile.TemporaryDirectory() as folder:
             distill_recipe(load_recipe(task), Path(folder) / "consistency")
-            distilled = learner_of(task, [f"model.consistency={folder}/consistency"])
-            rows["consistency"] = errors(distilled, task, consistency=True)
-        corrected = learner_of(task, ["algorithm.correction=true", f"train.iterations={iterations}"])
-        for _ in corrected:
-            pass
-        rows["corrected"] = errors(corrected, task)
-        out[task] = rows
-    options.output.parent.mkdir(parents=True, exist_ok=True)
-    options.output.write_text(json.dumps(out, indent=1) + "\n")
-    for task, rows in out.items():
-        for kind in ("value", "gradient"):
-            print(f"\n{task}: error of the {kind}")
-            body = [[name, *(f"{row[str(t)][kind]:.2f}" for t in TIMES)] for name, row in rows.items()]
-            print(table(["predictor", *(f"t = {t}" for t in TIMES)], body))
+            return errors(built(task, *settings, f"model.consistency={folder}/consistency"), consistency=True)
+    if predictor == "corrected":
+        settings += ["algorithm.correction=true", f"train.iterations={iterations}"]
+    tuner = built(task, *settings)
+    for _ in tuner if predictor == "corrected" else ():
+        pass
+    return errors(tuner, **({"steps": int(predictor[5:])} if predictor.startswith("ddim") else {}))
 
 
 if __name__ == "__main__":
-    main()
+    jobs = {
+        f"{task}/{predictor}": {"task": task, "predictor": predictor, "iterations": iterations}
+        for task, iterations in TASKS.items()
+        for predictor in PREDICTORS
+    }
+    run_jobs(measured, jobs, arguments(__doc__ or "", "soft_q").parse_args())

@@ -2,21 +2,24 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import torch
+from driving import each
 from oracles.linear_quadratic import ScalarLQ
 from scipy.integrate import solve_ivp
 from torch import nn
 from twins import F64, f64
 
 import scoreaction as sa
-from scoreaction.algorithms._learner import Judge, Setting
+from scoreaction.algorithms._learner import Objective, Setting
 from scoreaction.diffusion.mixtures import Mixture, Quadratic
 from scoreaction.diffusion.predictions import expand
 from scoreaction.diffusion.solvers import jittered
 from scoreaction.networks.model import Model
 from scoreaction.rewards._closed_form import QuadraticReward
-from scoreaction.sampling.experience import Experience, Points
-from scoreaction.sampling.rollout import Rollout, stacked, trajectory
+from scoreaction.sampling.rollout import Rollout, States, trajectory
+from scoreaction.types import Prediction
 
 OLD, NEW = (-0.2, 0.3), (-0.6, 0.9)
 BETA = 0.5
@@ -49,36 +52,42 @@ def model(process, parameters=OLD):
 
 
 def setting(made, *, eta=1.0, steps=50, batch=64, max_rows=10**6, differentiable=True, **sampler):
-    judge = Judge(lambda x0, groups: REWARD(x0), differentiable)
-    return Setting(made, sa.Sampler(steps=steps, eta=eta, **sampler), judge, batch, max_rows, None)
+    made.max_rows = max_rows
+    reward = Objective(lambda x0, prompt: REWARD(x0), differentiable)
+    return Setting(made, sa.Sampler(steps=steps, eta=eta, **sampler), reward, batch, None)
+
+
+def none(batch):
+    """The prompts of a batch without prompts."""
+    return torch.zeros(batch, dtype=torch.long)
 
 
 def exactly(found, batch, seed=0, times=None):
-    """What an iteration brings home in float64, on a grid of its own or the one given; with the reward's gradient."""
-    process, generator = found.setting.model.process, torch.Generator().manual_seed(seed)
-    found.setting.model.net.double()
-    sampler = found.setting.sampler
+    """A rollout of an iteration in float64, on a grid of its own or the one given; with the reward's gradient."""
+    process, generator = found.process, torch.Generator().manual_seed(seed)
+    found.model.net.double()
+    sampler = found.sampler
     times = jittered(sampler.times(process), generator) if times is None else times
     x = process.prior_std * torch.randn(batch, 1, generator=generator, dtype=F64)
+    prompt = none(batch)
     with torch.no_grad():
         options = {"solver": sampler.find(), "eta": sampler.eta, "generator": generator}
-        visits = list(trajectory(found.policy(None), process, x, times, **options))
-    said, x = stacked([v.prediction for v in visits]), torch.stack([v.x for v in visits] + [visits[-1].x_next])
+        visits = list(trajectory(lambda x, t: found.policy(x, t, prompt), process, x, times, **options))
+    old = Prediction(*(torch.stack(parts) for parts in zip(*(v.prediction for v in visits), strict=True)))
+    x = torch.stack([v.x for v in visits] + [visits[-1].x_next])
     leaf = x[-1].clone().requires_grad_()
     (gradient,) = torch.autograd.grad(REWARD(leaf).sum(), leaf)
-    groups = torch.zeros(batch, dtype=torch.long)
-    raw = Experience(Rollout(times, x, said, said), REWARD(x[-1]), None, groups, reward_gradient=gradient)
-    return found.prepare(raw, generator)
+    return found.prepare(Rollout(times, x, old, old, prompt, REWARD(x[-1]), reward_gradient=gradient), generator)
 
 
 def gradient(made, updates):
     """Of the sum of the policy's losses, all at the policy as it is, in float64."""
-    (grad,) = torch.autograd.grad(sum(u.loss for u in updates if u.network == "policy"), made.parameters["th"])
-    return grad.double()
+    loss = sum(value for update, value, _ in each(updates) if update.network == "policy")
+    return torch.autograd.grad(loss, made.parameters["th"])[0].double()
 
 
 def points(x, t):
-    return Points(f64(x), f64(t), None)
+    return States(f64(x), f64(t), none(len(x)))
 
 
 def problem(process, eta):
@@ -153,13 +162,22 @@ def learner(process, eta, estimator, *, steps, batch, parameters=OLD, look="rewa
     config = sa.ScoreAction(beta=BETA, estimator=estimator, look_ahead=look, **{"trust": 0.0, **options})
     found = config.build(setting(made, eta=eta, steps=steps, batch=batch))
     if exact is not None:
-        found.grad_value = lambda points, experience, rows: exact.grad(points.x, points.t)
-        found.value = lambda points, look: exact.value(points.x, points.t)
-        found._critic_updates = lambda experience, generator: iter(())
+        with_value(found, exact)
     return found, made
 
 
+def with_value(found, exact):
+    """The learner with this value and its gradient in the place of its critic's."""
+    found.value.gradient = lambda states, grad_look: exact.grad(states.x, states.t)
+    found.value.critic.forward = lambda x, t, prompt, look=None: exact.value(x, t)
+    without_critic(found)
+
+
+def without_critic(found):
+    """The learner without updates of its critic."""
+    found.value.updates = lambda rollout, critic, generator: iter(())
+
+
 def experienced(found, batch, generator):
-    rollout = found.explore(None, batch, found.times(generator), generator)
-    raw = Experience(rollout, REWARD(rollout.x0), None, torch.zeros(batch, dtype=torch.long))
-    return found.prepare(raw, generator)
+    rollout = found.explore(none(batch), found.times(generator), generator)
+    return found.prepare(replace(rollout, rewards=REWARD(rollout.x0)), generator)

@@ -3,13 +3,22 @@
 import pytest
 import torch
 from affine import BETA, LAW, REWARD, Affine, exactly, gradient, model, setting
+from driving import total
 from oracles.linear_quadratic import ScalarLQ
 from twins import accepts, close
 
 import scoreaction as sa
-from scoreaction.algorithms._pathwise import Weights, lookahead_loss
+from scoreaction.algorithms.score_action import score_action_loss
+from scoreaction.diffusion.kl import g2_integral
+from scoreaction.diffusion.predictions import score
 
 VP, FLOW = sa.VP(), sa.Flow()
+
+
+def generated(updates):
+    """A list of updates as the generator that an algorithm gives, which takes figures."""
+    for update in updates:  # noqa: UP028
+        yield update
 
 
 def learner(made, *, steps, batch, beta=BETA, max_rows=10**6, **config):
@@ -21,26 +30,26 @@ def test_the_lean_adjoint_is_the_product_of_the_references_slopes(process):
     """`a_i = A_i A_{i+1} ... A_{N-1} grad r(x0)`, A of the exact score's step, whatever the policy; also in pieces."""
     found = learner(model(process), steps=12, batch=10, max_rows=4)
     experience = exactly(found, 10)
-    times = experience.rollout.times
+    times = experience.times
     A = torch.tensor([a for a, _, _ in ScalarLQ(process, m=0.3, v=0.8).steps(times)], dtype=torch.float64)
     product = A.flip(0).cumprod(0).flip(0)[:, None, None]
-    slope = 1.2 - experience.rollout.x0
+    slope = 1.2 - experience.x0
     wrong = {"of_the_end": torch.cat([product[1:], product[-1:] * 0 + 1]) * slope, "sign": -product * slope}
     wrong["not_carried"] = slope.expand(12, 10, 1)
     close(experience.adjoint, product * slope, atol=1e-6, **wrong)
     with torch.no_grad():
-        said = [found.setting.model.reference(experience.rollout.x[i], times[i]) for i in range(12)]
-    close(experience.reference.x0, torch.stack([p.x0 for p in said]), atol=1e-12, policy=experience.rollout.prediction.x0)
-    close(experience.reference.eps, torch.stack([p.eps for p in said]), atol=1e-12, policy=experience.rollout.prediction.eps)
+        said = [found.model.reference(experience.x[i], times[i]) for i in range(12)]
+    close(experience.pretrained.x0, torch.stack([p.x0 for p in said]), atol=1e-12, policy=experience.old.x0)
+    close(experience.pretrained.eps, torch.stack([p.eps for p in said]), atol=1e-12, policy=experience.old.eps)
 
 
 def test_the_loss_is_the_regression_on_the_adjoint():
     """`integral 1/2 ||g (s - s_pre) - g a/beta||^2` times beta, its gradient written by hand."""
     found = learner(model(VP), steps=8, batch=20, updates=1, rows=10**6)
     experience = exactly(found, 20)
-    made = found.setting.model
+    made = found.model
     updates = list(found.updates(experience, torch.Generator().manual_seed(0)))
-    at, times = experience.points(), experience.rollout.times
+    at, times = experience.steps().states, experience.times
     said, base = made.predict(at.x, at.t), made.reference(at.x, at.t)
     scores = [-p.eps[:, 0] / VP.sigma(at.t) for p in (said, base)]
     weight = ((times[:-1] - times[1:]) * VP.g2((times[:-1] + times[1:]) / 2)).repeat_interleave(20)
@@ -51,12 +60,12 @@ def test_the_loss_is_the_regression_on_the_adjoint():
         return torch.autograd.grad(loss, made.parameters["th"], retain_graph=True)[0]
 
     wrong = {"sign": by_hand(-adjoint / BETA), "without_beta": by_hand(adjoint), "mean": by_hand(adjoint / BETA, 1 / 8)}
-    whole = gradient(made, updates)
+    whole = gradient(made, generated(updates))
     close(whole, by_hand(adjoint / BETA), rtol=1e-6, **wrong)
     split = learner(model(VP), steps=8, batch=20, updates=4, rows=40)
     parts = list(split.updates(exactly(split, 20), torch.Generator().manual_seed(0)))
-    assert [u.step for u in parts] == [True] * 4
-    close(gradient(split.setting.model, parts) / 4, by_hand(adjoint / BETA), rtol=1e-6, a_quarter=whole / 4)
+    assert [update.network for update in parts] == ["policy"] * 4
+    close(gradient(split.model, generated(parts)) / 4, by_hand(adjoint / BETA), rtol=1e-6, a_quarter=whole / 4)
 
 
 @pytest.mark.slow
@@ -68,7 +77,7 @@ def test_its_fixed_point_is_the_optimal_action():
         made.reference_net = Affine(VP).requires_grad_(False)
         found = learner(made, steps=200, batch=800, beta=beta, updates=1, rows=10**6)
         updates = list(found.updates(exactly(found, 800), torch.Generator().manual_seed(0)))
-        return float(gradient(made, updates).norm())
+        return float(gradient(made, generated(updates)).norm())
 
     optimal = LAW.tilted(REWARD.quadratic, BETA)
     twin = push(2 * BETA, optimal)
@@ -82,16 +91,16 @@ def test_its_fixed_point_is_the_optimal_action():
 def test_trust_keeps_to_the_policy_that_sampled():
     found = learner(model(VP), steps=4, batch=10, updates=1, rows=10**6, trust=2.0)
     experience = exactly(found, 10)
-    made = found.setting.model
+    made = found.model
     with torch.no_grad():
         made.parameters["th"] += 0.5
     (update,) = list(found.updates(experience, torch.Generator().manual_seed(0)))
-    at, times = experience.points(), experience.rollout.times.repeat_interleave(10)
-    weights = Weights.of_path(VP, at.t, times[10:], 1.0)
-    fixed = {"weights": weights, "grad_value": experience.adjoint.flatten(0, 1), "beta": BETA}
-    fixed |= {"reference": experience.reference.x0.flatten(0, 1), "old": experience.rollout.prediction.x0.flatten(0, 1)}
-    truth, without = (4 * lookahead_loss(made.predict(at.x, at.t).x0, **fixed, trust=k * BETA).mean() for k in (2.0, 0.0))
-    close(update.loss.detach(), truth.detach(), rtol=1e-9, atol=0, without=without.detach())
+    at = experience.steps()
+    action, old, pretrained = (score(VP, at.t, p) for p in (made.predict(at.x, at.t), at.old, at.pretrained))
+    fixed = {"old": old, "pretrained": pretrained, "grad_value": experience.adjoint.flatten(0, 1)}
+    fixed |= {"g2dt": g2_integral(VP, at.t, at.s), "eta": 1.0, "beta": BETA}
+    truth, without = (4 * score_action_loss(action, **fixed, trust=k * BETA).mean() for k in (2.0, 0.0))
+    close(total(update).detach(), truth.detach(), rtol=1e-9, atol=0, without=without.detach())
 
 
 def test_what_it_needs_is_refused_with_a_remedy():

@@ -1,15 +1,17 @@
 """DRaFT and ReFL. Truth: the chain's exact moments, autograd through the chain written by hand, counting what is kept."""
 
 import math
-from dataclasses import replace
 
 import pytest
 import torch
 from affine import BETA, LAW, OLD, REWARD, exactly, gradient, model, setting
+from driving import each, total
 from twins import accepts, close, f64
 
 import scoreaction as sa
-from scoreaction.algorithms._learner import Judge
+from scoreaction.algorithms._learner import Objective
+from scoreaction.networks.conditions import take
+from scoreaction.training.optimizer import Optimisation, Train
 
 VP, FLOW = sa.VP(), sa.Flow()
 
@@ -31,9 +33,9 @@ def objective(th, times, beta):
         square = (slope * mean + offset) ** 2 + slope**2 * variance
         cost = cost + (t - s) * VP.g2((t + s) / 2) / 2 * square
         probe = f64([[0.0], [1.0]])
-        said = LAW.prediction(VP, probe, t)
+        base = LAW.prediction(VP, probe, t)
         move = slope * probe + offset
-        x0, eps = said.x0 + v_t / a_t * move, said.eps - v_t.sqrt() * move
+        x0, eps = base.x0 + v_t / a_t * move, base.eps - v_t.sqrt() * move
         step = (a_s * x0 + (v_s - k2).clamp(min=0).sqrt() * eps)[:, 0]
         A, b = step[1] - step[0], step[0]
         mean, variance = A * mean + b, A**2 * variance + k2
@@ -51,10 +53,10 @@ def test_through_all_steps_it_is_the_slope_of_the_chains_own_objective(beta):
     """Of the grid that was run, in standard errors over seeds; with beta the KL is paid with it, states included."""
     apart, means, plain = [], [], []
     for seed in range(6):
-        found = built(sa.DRaFT(last=None, beta=beta), steps=10, batch=4000)
-        experience = exactly(found, 4000, seed)
-        ascent = -gradient(found.setting.model, list(found.updates(experience, torch.Generator())))
-        times = experience.rollout.times
+        learner = built(sa.DRaFT(last=None, beta=beta), steps=10, batch=4000)
+        rollout = exactly(learner, 4000, seed)
+        ascent = -gradient(learner.model, learner.updates(rollout, torch.Generator()))
+        times = rollout.times
         apart.append(ascent - slope(times, beta))
         means.append(ascent)
         plain.append(slope(times, BETA - beta) - slope(times, beta))
@@ -68,9 +70,9 @@ def test_through_all_steps_it_is_the_slope_of_the_chains_own_objective(beta):
     accepts(zero, apart, twice=twice, the_other_kl=[a + p for a, p in zip(apart, plain, strict=True)])
 
 
-def by_hand(found, experience, last, *, beta=0.0):
+def by_hand(learner, rollout, last, *, beta=0.0):
     """Minus the mean reward (plus beta KL) of the last steps run again with the same noise, autograd through all of it."""
-    made, process, rollout = found.setting.model, found.setting.model.process, experience.rollout
+    made, process = learner.model, learner.process
     N = len(rollout.times) - 1
     x, cost = rollout.x[N - last], 0.0
     for i in range(N - last, N):
@@ -82,11 +84,11 @@ def by_hand(found, experience, last, *, beta=0.0):
         )
         down = (process.sigma2(s) - k2).clamp(min=0).sqrt()
         with torch.no_grad():
-            said = made.predict(rollout.x[i], t)
-            noise = rollout.x[i + 1] - process.alpha(s) * said.x0 - down * said.eps
-        said, base = made.predict(x, t), made.reference(x, t)
-        cost = cost + (t - s) * process.g2((t + s) / 2) / 2 * ((said.eps - base.eps) / process.sigma(t))[:, 0] ** 2
-        x = process.alpha(s) * said.x0 + down * said.eps + noise
+            old = made.predict(rollout.x[i], t)
+            noise = rollout.x[i + 1] - process.alpha(s) * old.x0 - down * old.eps
+        new, base = made.predict(x, t), made.reference(x, t)
+        cost = cost + (t - s) * process.g2((t + s) / 2) / 2 * ((new.eps - base.eps) / process.sigma(t))[:, 0] ** 2
+        x = process.alpha(s) * new.x0 + down * new.eps + noise
     loss = (beta * cost - REWARD(x)).mean()
     return torch.autograd.grad(loss, made.parameters["th"])[0]
 
@@ -95,52 +97,59 @@ def by_hand(found, experience, last, *, beta=0.0):
 @pytest.mark.parametrize("process", [VP, FLOW], ids=["VP", "Flow"])
 @pytest.mark.parametrize("last", [1, 3, None])
 def test_the_last_steps_by_hand(process, last):
-    """Whatever the pieces and with or without checkpoints; another number of steps is another gradient."""
+    """Whatever the parts and with or without checkpoints; another number of steps is another gradient."""
     for options in ({}, {"gradient_checkpointing": True}):
-        found = built(sa.DRaFT(last=last, **options), process=process, max_rows=7)
-        experience = exactly(found, 40)
-        updates = list(found.updates(experience, torch.Generator()))
-        assert sum(u.step for u in updates) == 1
-        assert updates[-1].step
-        assert len(updates) == math.ceil(40 / (7 // (last or 6)))  # so that a piece's graph is one of seven rows
-        truth = by_hand(found, experience, last or 6)
-        close(gradient(found.setting.model, updates), truth, rtol=1e-6, other=by_hand(found, experience, 4), sign=-truth)
+        learner = built(sa.DRaFT(last=last, **options), process=process)
+        rollout = exactly(learner, 40)
+        truth = by_hand(learner, rollout, last or 6)
+        wrong = {"other": by_hand(learner, rollout, 4), "sign": -truth}
+        (update,) = learner.updates(rollout, torch.Generator())
+        assert [(term.rows, term.calls) for term in update.terms] == [(40, last or 6)]  # its graph is of so many calls a row
+        close(torch.autograd.grad(total(update), learner.model.parameters["th"])[0], truth, rtol=1e-6, **wrong)
+        close(in_parts(learner, update), truth, rtol=1e-6, **wrong)
+
+
+def in_parts(learner, update, max_rows=7):
+    """The gradient as the loop accumulates it."""
+    learner.model.max_rows = max_rows
+    th = learner.model.parameters["th"]
+    th.grad = None
+    Optimisation(Train(), learner.model, {}, {}, scaled=False)._backward(update, 0)
+    return th.grad.double()
 
 
 def test_the_kl_of_steps_before_is_local_and_counts_them_all():
-    """`before * mean over drawn points of beta stay/2 ||x0 - x0_pre||^2`, plus the exact one of the last steps."""
-    found = built(sa.DRaFT(last=2, beta=BETA, rows=50), max_rows=30)
-    experience = exactly(found, 40)
-    made = found.setting.model
-    updates = list(found.updates(experience, torch.Generator().manual_seed(4)))
-    assert sum(u.step for u in updates) == 1
+    """`before * mean over drawn steps of beta cost/2 ||x0 - x0_pre||^2`, plus the exact one of the last steps."""
+    learner = built(sa.DRaFT(last=2, beta=BETA, rows=50))
+    rollout = exactly(learner, 40)
+    (update,) = learner.updates(rollout, torch.Generator().manual_seed(4))
+    assert [(term.rows, term.calls) for term in update.terms] == [(50, 1), (40, 2)]
     chosen = torch.randperm(4 * 40, generator=torch.Generator().manual_seed(4))[:50]
-    truth = by_hand(found, experience, 2, beta=BETA)
-    local = visited(found, experience, chosen)
+    truth = by_hand(learner, rollout, 2, beta=BETA)
+    local = visited(learner, rollout, chosen)
     wrong = {
         "none_before": truth,
         "all_steps": truth + 6 * local,
         "mean": truth + local,
-        "no_kl_last": by_hand(found, experience, 2) + 4 * local,
+        "no_kl_last": by_hand(learner, rollout, 2) + 4 * local,
     }
-    close(gradient(made, updates), truth + 4 * local, rtol=1e-6, **wrong)
+    close(in_parts(learner, update), truth + 4 * local, rtol=1e-6, **wrong)
 
 
-def visited(found, experience, chosen):
-    """The gradient of the mean over these visited points of `beta g^2 dt/2 ||s - s_pre||^2`, the state held fixed."""
-    made, times = found.setting.model, experience.rollout.times
-    at, s = experience.points().take(chosen), times[1:].repeat_interleave(experience.size[1])[chosen]
+def visited(learner, rollout, chosen):
+    """The gradient of the mean over these visited steps of `beta g^2 dt/2 ||s - s_pre||^2`, the state held fixed."""
+    made, at = learner.model, take(rollout.steps(), chosen)
     apart = (made.predict(at.x, at.t).eps - made.reference(at.x, at.t).eps)[:, 0] / VP.sigma(at.t)
-    loss = BETA * ((at.t - s) * VP.g2((at.t + s) / 2) / 2 * apart**2).mean()
+    loss = BETA * ((at.t - at.s) * VP.g2((at.t + at.s) / 2) / 2 * apart**2).mean()
     return torch.autograd.grad(loss, made.parameters["th"])[0]
 
 
 def kept(last, *, steps=8, beta=0.0, checkpointing=False):
-    """How many tensors the graph of an iteration's loss keeps."""
-    found = built(sa.DRaFT(last=last, beta=beta, rows=1, gradient_checkpointing=checkpointing), steps=steps)
-    experience, count = exactly(found, 40), []
+    """How many numbers the graph of an iteration's loss keeps."""
+    learner = built(sa.DRaFT(last=last, beta=beta, rows=1, gradient_checkpointing=checkpointing), steps=steps)
+    rollout, count = exactly(learner, 40), []
     with torch.autograd.graph.saved_tensors_hooks(lambda x: count.append(x.numel()) or x, lambda x: x):
-        list(found.updates(experience, torch.Generator().manual_seed(0)))
+        list(each(learner.updates(rollout, torch.Generator().manual_seed(0))))
     return sum(count)
 
 
@@ -160,69 +169,72 @@ def test_memory_grows_with_the_differentiated_steps_only():
 @pytest.mark.slow
 def test_low_variance_adds_the_mean_gradient_of_the_last_step():
     """Sums over n noises of x0: n times the expectation, which three nodes integrate exactly; n queries more a sample."""
-    asked, n = [], 1000
-    fixed = setting(model(VP), steps=6, batch=5)
-    score = lambda x0, groups: asked.append(len(x0)) or REWARD(x0)  # noqa: E731
-    found = sa.DRaFT(low_variance=n).build(replace(fixed, judge=Judge(score, True)))
-    experience = exactly(found, 5)
-    made, t = found.setting.model, experience.rollout.times[-2]
-    (grad,) = torch.autograd.grad(
-        found._renoised(experience, torch.arange(5), torch.Generator().manual_seed(0)).sum(), made.parameters["th"]
-    )
-    assert asked == [5] * n
+    queries, n = [], 1000
+    score = lambda x0, prompt: queries.append(len(x0)) or REWARD(x0)  # noqa: E731
+    fixed = setting(model(VP), steps=6, batch=5)._replace(reward=Objective(score, True))
+    learner = sa.DRaFT(low_variance=n).build(fixed)
+    rollout = exactly(learner, 5)
+    made, t = learner.model, rollout.times[-2]
+    with_noise, without = (drawn_through(learner, rollout, lv) for lv in (n, 0))
+    grad = 5 * (with_noise - without)
+    assert queries == [5] * n
     nodes, weights = f64([-math.sqrt(3), 0.0, math.sqrt(3)]), f64([1 / 6, 2 / 3, 1 / 6])
-    x = VP.alpha(t) * experience.rollout.x0 + VP.sigma(t) * nodes
+    x = VP.alpha(t) * rollout.x0 + VP.sigma(t) * nodes
     value = REWARD(made.predict(x.reshape(-1, 1), t).x0).reshape(5, 3) @ weights
     (truth,) = torch.autograd.grad(-value.sum(), made.parameters["th"])
-    at_state = -REWARD(made.predict(experience.rollout.x[-2], t).x0).sum()
+    at_state = -REWARD(made.predict(rollout.x[-2], t).x0).sum()
     (other,) = torch.autograd.grad(at_state, made.parameters["th"])
     assert float((truth - other).abs().max()) > 0.1 * float(truth.abs().max())
     close(grad / n, truth, rtol=0.06, atol=0, not_summed=grad / n**2, sign=-grad / n)
-    two = built(sa.DRaFT(low_variance=2))
-    experience = exactly(two, 40)
-    both = gradient(two.setting.model, list(two.updates(experience, torch.Generator().manual_seed(1))))
-    (extra,) = torch.autograd.grad(
-        two._renoised(experience, torch.arange(40), torch.Generator().manual_seed(1)).sum() / 40,
-        two.setting.model.parameters["th"],
-    )
-    close(both, by_hand(two, experience, 1) + extra, rtol=1e-6, alone=extra, without=both - extra)
+    close(without, by_hand(learner, rollout, 1), rtol=1e-6, extra_alone=grad / 5, both=with_noise)
+
+
+def drawn_through(learner, rollout, low_variance):
+    """The gradient of its update with so many noises."""
+    learner.config = learner.config.model_copy(update={"low_variance": low_variance})
+    return gradient(learner.model, learner.updates(rollout, torch.Generator().manual_seed(0)))
+
+
+def test_low_variance_in_parts_is_as_a_whole():
+    """Each trajectory keeps its own noises, whatever the parts."""
+    learner = built(sa.DRaFT(low_variance=2))
+    rollout = exactly(learner, 40)
+    (update,) = learner.updates(rollout, torch.Generator().manual_seed(1))
+    truth = torch.autograd.grad(total(update), learner.model.parameters["th"])[0]
+    (other,) = learner.updates(rollout, torch.Generator().manual_seed(2))
+    close(in_parts(learner, update), truth, rtol=1e-6, other_noise=in_parts(learner, other))
 
 
 @pytest.mark.parametrize("beta", [0.0, BETA])
 def test_refl_by_hand(beta):
     """`-r(x0_hat_theta(x_t))` at one random late step of every path, the state held fixed."""
-    found = built(sa.ReFL(beta=beta, late=0.5, rows=70), steps=8, max_rows=15)
-    experience = exactly(found, 40)
-    made = found.setting.model
-    updates = list(found.updates(experience, torch.Generator().manual_seed(2)))
-    assert [u.step for u in updates][-1]
-    assert sum(u.step for u in updates) == 1
+    learner = built(sa.ReFL(beta=beta, late=0.5, rows=70), steps=8)
+    rollout, made = exactly(learner, 40), learner.model
+    (update,) = learner.updates(rollout, torch.Generator().manual_seed(2))
     generator = torch.Generator().manual_seed(2)
     chosen = torch.randperm(8 * 40, generator=generator)[:70] if beta else None
 
     def reward(step):
-        rows = torch.arange(40)
-        x, t = experience.rollout.x[step, rows], experience.rollout.times[step]
+        x, t = rollout.x[step, torch.arange(40)], rollout.times[step]
         return torch.autograd.grad(-REWARD(made.predict(x, t).x0).mean(), made.parameters["th"])[0]
 
     step = torch.randint(4, 8, (40,), generator=generator)
     truth, wrong = reward(step), {"early": reward(step - 4), "sign": -reward(step)}
     if beta:
-        local = visited(found, experience, chosen)
+        local = visited(learner, rollout, chosen)
         wrong = {"no_kl": truth, "kl_mean": truth + local}
         truth = truth + 8 * local
-    close(gradient(made, updates), truth, rtol=1e-6, **wrong)
+    close(in_parts(learner, update, 15), truth, rtol=1e-6, **wrong)
 
 
 def test_refls_late_steps_are_those_as_published():
     """Of 40 steps those numbered 30 to 39; of few at least one."""
     for steps, late, first in ((40, 0.25, 30), (3, 0.1, 2), (4, 1.0, 0)):
-        found = built(sa.ReFL(late=late), steps=steps, batch=400)
-        experience, seen = exactly(found, 400), []
-        made = found.setting.model
-        found.policy = lambda c, seen=seen, made=made: lambda x, t: seen.append(t) or made.predict(x, t)
-        list(found.updates(experience, torch.Generator().manual_seed(0)))
-        number = (seen[0][:, None] == experience.rollout.times).double().argmax(1)
+        learner = built(sa.ReFL(late=late), steps=steps, batch=400)
+        rollout, seen = exactly(learner, 400), []
+        learner.policy = lambda x, t, prompt, seen=seen, made=learner.model: seen.append(t) or made.predict(x, t)
+        list(each(learner.updates(rollout, torch.Generator().manual_seed(0))))
+        number = (seen[0][:, None] == rollout.times).double().argmax(1)
 
         def late_only(numbers, first=first, steps=steps):
             assert set(numbers.tolist()) == set(range(first, steps))

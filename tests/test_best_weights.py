@@ -93,7 +93,7 @@ def test_a_resumed_run_selects_as_the_uninterrupted_one(tmp_path):
 
 def test_the_average_forgives_a_lucky_batch():
     def chosen(values, decay):
-        selection = Selection("x", ["x"])
+        selection = Selection("x")
         for i, value in enumerate(values):
             selection(value, i + 1, decay)
         return selection.iteration

@@ -5,7 +5,7 @@ import fcntl
 import pytest
 import torch
 from test_finetuner import SCORE_ACTION, own_model, tune
-from twins import accepts
+from twins import accepts, same
 
 import scoreaction as sa
 from scoreaction.errors import UserError
@@ -40,7 +40,9 @@ def test_a_tree_comes_back_to_the_bit(tmp_path):
 def test_two_names_for_one_tensor_are_kept(tmp_path):
     shared = torch.ones(2)
     save_tree(tmp_path / "a", {"policy": shared, "average": shared})
-    assert load_tree(tmp_path / "a").keys() == {"policy", "average"}
+    found = load_tree(tmp_path / "a")
+    same(found.keys(), {"policy", "average"}, one_of_them={"policy"})
+    same(found["average"], shared, other=found["policy"] + 1)
 
 
 def test_a_checkpoint_that_was_cut_off_is_passed_over(tmp_path):
@@ -129,8 +131,10 @@ def test_resuming_where_nothing_is_starts_afresh(tmp_path):
     tuner = tune(sa.DDPO(), output=tmp_path, iterations=1)
     assert not tuner.resume()
     list(tuner)
-    assert len(folder.metrics_path.read_text().splitlines()) == 1
+    log = folder.metrics_path.read_text()
+    same(len(log.splitlines()), 1, going_on=len(('{"iteration": 1}\n' + log).splitlines()))
     assert tune(sa.DDPO()).resume() is False
+    assert tune(sa.DDPO(), output=tmp_path, iterations=1).resume(), "what it wrote is there"
 
 
 def test_metrics_are_cut_back_to_the_checkpoint(tmp_path):
@@ -148,16 +152,16 @@ def test_metrics_are_cut_back_to_the_checkpoint(tmp_path):
 def test_a_folder_is_one_run_at_a_time(tmp_path):
     """Truth: flock of the operating system, which another process would have."""
     (tmp_path / ".lock").write_text("999999999")  # left by a process that was killed
-    with RunFolder(tmp_path).held():
-        with RunFolder(tmp_path).held():  # a run's own loop within the command
+    with RunFolder(tmp_path).locked():
+        with RunFolder(tmp_path).locked():  # a run's own loop within the command
             pass
         with (tmp_path / ".lock").open() as file, pytest.raises(BlockingIOError):
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
     with (tmp_path / ".lock").open() as file:
         fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        with pytest.raises(ValueError, match=r"output: .* in use by another process"), RunFolder(tmp_path).held():
+        with pytest.raises(ValueError, match=r"output: .* in use by another process"), RunFolder(tmp_path).locked():
             pass
-    with RunFolder(tmp_path).held():
+    with RunFolder(tmp_path).locked():
         pass
 
 
@@ -165,7 +169,10 @@ def test_a_text_is_written_whole(tmp_path):
     write_whole(tmp_path / "deep" / "file.json", "one")
     write_whole(tmp_path / "deep" / "file.json", "two")
     assert [p.name for p in (tmp_path / "deep").iterdir()] == ["file.json"]
-    assert (tmp_path / "deep" / "file.json").read_text() == "two"
+    (tmp_path / "added.json").write_text("one")
+    with (tmp_path / "added.json").open("a") as file:
+        file.write("two")
+    same((tmp_path / "deep" / "file.json").read_text(), "two", added=(tmp_path / "added.json").read_text())
 
 
 def test_saved_weights_are_the_averaged_ones_and_load_back(tmp_path):

@@ -15,15 +15,16 @@ from typing import Any
 
 import numpy as np
 import pytest
-from twins import accepts, close
+from twins import accepts, close, same
 
 from scoreaction import catalog
-from scoreaction.cli import listed, main
-from scoreaction.commands.compare import grouped
+from scoreaction.cli import main
+from scoreaction.commands.compare import grouped, planned
 from scoreaction.commands.evaluate import open_run
+from scoreaction.commands.listing import listed
 from scoreaction.commands.train import Stopper
 from scoreaction.diffusion.solvers import SOLVERS
-from scoreaction.recipes.recipe import load_recipe
+from scoreaction.recipes.recipe import load_recipe, optimum_beta
 from scoreaction.sampling.draw import draw, spread_prompts
 from scoreaction.training.finetuner import Finetuner
 from scoreaction.training.run_folder import read_json_lines
@@ -70,8 +71,8 @@ def test_a_run_leaves_what_the_contract_names(run: Path) -> None:
     assert set(records[0]) >= CONTRACT
     summary = json.loads((run / "summary.json").read_text())
     assert {"reward_base", "reward_tuned", "kl_nats", "diversity_base", "diversity_tuned", "seconds"} <= set(summary)
-    assert load_recipe(str(run / "recipe.yaml")) == load_recipe("mixture", [*TINY, "train.iterations=4"])
-    assert load_recipe(str(run / "recipe.yaml")) != load_recipe("mixture", [*TINY, "train.iterations=5"])
+    longer = load_recipe("mixture", [*TINY, "train.iterations=5"])
+    same(load_recipe(str(run / "recipe.yaml")), load_recipe("mixture", [*TINY, "train.iterations=4"]), other_length=longer)
 
 
 @pytest.mark.slow
@@ -85,8 +86,12 @@ def test_the_module_and_its_exit_code_from_a_shell(tmp_path: Path) -> None:
     assert (wrong.returncode, wrong.stderr) == (2, "algorithm.bata: unknown key; did you mean beta?\n")
     assert list(tmp_path.iterdir()) == [], "a refused run writes nothing"
     debug = shell("train", "mixture", "algorithm.bata=1", "--debug")
-    assert debug.returncode == 2
-    assert "Traceback" in debug.stderr
+
+    def one_line(run: subprocess.CompletedProcess[str]) -> None:
+        assert (run.returncode, run.stderr.count("\n")) == (2, 1)
+        assert "Traceback" not in run.stderr
+
+    accepts(one_line, wrong, with_debug=debug, right=shell("list", "recipes"))
 
 
 @pytest.mark.parametrize(
@@ -99,7 +104,8 @@ def test_the_module_and_its_exit_code_from_a_shell(tmp_path: Path) -> None:
         (["train", "mixture", "--resume"], "--resume: say which run with --output DIR"),
         (["train", "mixtrue"], "mixtrue: no such recipe; did you mean mixture?"),
         (["train", "mixture", "algorithm.beta=-1"], "algorithm.beta: must be greater than 0"),
-        (["train", "mixture", "reward.direction=[1]"], "reward: does not fit"),
+        (["train", "mixture", "reward.direction=[1]"], "reward.direction: must have 2 numbers"),
+        (["train", "mixture", "early_stop={metric: kl_natz}"], "early_stop.metric: no metric 'kl_natz'; choose from"),
         (["train", "mixture", "--output", "/dev/null"], "--output: /dev/null is a file"),
         (["train", "mixture", "--output", "/dev/null/x"], "--output: /dev/null/x cannot be written to (Not a directory)"),
         (["train", "mixture", "--output", ""], "Invalid value for '--output': is empty; name a folder"),
@@ -114,12 +120,13 @@ def test_the_module_and_its_exit_code_from_a_shell(tmp_path: Path) -> None:
         (["sample", "nowhere"], "nowhere: not a run folder"),
         (["evaluate", "nowhere"], "nowhere: not a run folder"),
         (["report", "nowhere"], "nowhere: neither a run nor a comparison"),
+        (["list", "algoritms", "ddpo"], "list: there is no list of 'algoritms'; did you mean algorithms?"),
         (["list", "algoritms"], "list: there is no list of 'algoritms'; did you mean algorithms?"),
         (["compare", "mixture"], "Missing option '--algorithms'"),
         (["compare", "mixture", "--algorithms", "ddop"], "--algorithms: unknown algorithm 'ddop'; did you mean ddpo?"),
         (
             ["compare", "mixture", "reward.name=jpeg", "--algorithms", "ddpo,draft"],
-            "reward: does not fit the model gaussian_mixture",
+            "reward: jpeg does not fit the model gaussian_mixture: expected floating images",
         ),
         (
             ["compare", "mixture", "--algorithms", "sqdf,ddpo", "sampler.steps=1"],
@@ -135,6 +142,8 @@ def test_the_module_and_its_exit_code_from_a_shell(tmp_path: Path) -> None:
             ["compare", "mixture", "--algorithms", "ddpo", "--sweep", "train.seed=1,2"],
             "--sweep: train.seed has an option of its own",
         ),
+        (["compare", "mixture", "train.seed=3", "--algorithms", "ddpo"], "train.seed: has an option of its own: --seeds"),
+        (["compare", "mixture", "algorithm={name: dpok, beta: 1}", "--algorithms", "dpok"], "algorithm: has an option of its"),
         (
             ["compare", "mixture", "--algorithms", "dpok", "--sweep", "algorithm.beta=0.1,0.10"],
             "--sweep: algorithm.beta has a value",
@@ -174,7 +183,7 @@ def test_wrong_options_on_a_run(arguments: list[str], said: str, run: Path, refu
 def test_a_failing_reward_is_code_1(tmp_path: Path, refused: Callable[..., str], monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "failing.py").write_text(
         "from pydantic import BaseModel\nclass Config(BaseModel):\n    pass\n"
-        "def build(config): return lambda samples, conditions: 1 / 0\n"
+        "def build(config): return lambda samples, prompts: samples.sum(1) if len(samples) < 8 else 1 / 0\n"
     )
     (tmp_path / "failing").mkdir()
     (tmp_path / "failing.py").rename(tmp_path / "failing" / "now.py")
@@ -225,9 +234,8 @@ def test_an_existing_run_is_refused_and_a_finished_one_is_left_alone(run: Path, 
 @pytest.mark.slow
 def test_resume_starts_afresh_where_there_is_nothing(run: Path, tmp_path: Path) -> None:
     assert train(tmp_path / "new", "--resume") == 0
-    assert weights(tmp_path / "new") == weights(run)
     assert train(tmp_path / "other", "train.seed=5") == 0
-    assert weights(tmp_path / "other") != weights(run), "the twin with another seed differs"
+    same(weights(tmp_path / "new"), weights(run), other_seed=weights(tmp_path / "other"))
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
@@ -262,7 +270,8 @@ def test_a_longer_run_extends_a_finished_one(tmp_path: Path) -> None:
     folder = tmp_path / "run"
     assert train(folder, iterations=2) == 0
     assert train(folder, "--resume", iterations=3) == 0
-    assert [record["iteration"] for record in read_json_lines(folder / "metrics.jsonl")] == [1, 2, 3]
+    iterations = [record["iteration"] for record in read_json_lines(folder / "metrics.jsonl")]
+    same(iterations, [1, 2, 3], left_alone=[1, 2], begun_again=[1, 2, 1, 2, 3])
     assert json.loads((folder / "summary.json").read_text())["iterations"] == 3
 
 
@@ -276,29 +285,28 @@ def test_a_run_held_by_a_living_process_is_refused(tmp_path: Path, refused: Call
 
 
 def test_early_stop_waits_for_its_patience() -> None:
-    def stops(rewards: list[float]) -> list[bool]:
-        stopper = Stopper(load_recipe("mixture", ["early_stop={metric: reward_mean, patience: 2}"]).early_stop)
+    def stops(rewards: list[float], patience: int = 2) -> list[bool]:
+        stopper = Stopper(load_recipe("mixture", [f"early_stop={{metric: reward_mean, patience: {patience}}}"]).early_stop)
         return [stopper({"reward_mean": reward}) for reward in rewards]
 
-    assert stops([1, 2, 2, 2]) == [False, False, False, True]
-    assert stops([1, 2, 2, 3]) == [False] * 4
+    same(stops([1, 2, 2, 2]), [False, False, False, True], less=stops([1, 2, 2, 2], 1), more=stops([1, 2, 2, 2], 3))
+    same(stops([1, 2, 2, 3]), [False] * 4, less=stops([1, 2, 2, 3], 1))
 
 
 def test_early_stop_waits_where_diversity_is_not_known() -> None:
     stopper = Stopper(load_recipe("mixture", ["early_stop={metric: diversity, patience: 2}"]).early_stop)
     seen = [{}, {"diversity": 2.0}, {}, {"diversity": 1.0}, {}, {"diversity": 1.0}]
-    assert [stopper(metrics) for metrics in seen] == [False, False, False, False, False, True]
+    found = [stopper(metrics) for metrics in seen]
+    same(found, [False] * 5 + [True], where_it_is_not_known=[False] * 4 + [True] * 2, never=[False] * 6)
 
 
 @pytest.mark.slow
 def test_early_stop_ends_a_run_for_good(tmp_path: Path, refused: Callable[..., str]) -> None:
-    stop = "early_stop={metric: iteration, patience: 1}"
-    assert train(tmp_path / "rising", stop) == 0
-    assert len(read_json_lines(tmp_path / "rising" / "metrics.jsonl")) == 4
-    stop = "early_stop={metric: model_evaluationz, patience: 2}"
-    command = ["train", "mixture", *TINY, "train.iterations=4", stop, "--output", tmp_path / "unknown"]
-    assert refused(*command).startswith("early_stop.metric: no metric 'model_evaluationz'")
-    assert len(read_json_lines(tmp_path / "unknown" / "metrics.jsonl")) == 1, "it was said late"
+    folder = tmp_path / "corrected"
+    command = ["train", "mixture", *TINY, "train.iterations=1", "--output", folder]
+    assert refused(*command, "early_stop={metric: reward_meen}").startswith("early_stop.metric: no metric 'reward_meen'")
+    assert not folder.exists()
+    assert main([*map(str, command), "early_stop={metric: reward_mean}"]) == 0
     falling = ["reward={name: linear, direction: [0.0, 0.0]}", "early_stop={metric: reward_mean, patience: 2}"]
     assert train(tmp_path / "flat", *falling) == 0
     assert len(read_json_lines(tmp_path / "flat" / "metrics.jsonl")) == 3
@@ -327,8 +335,11 @@ def test_evaluate_measures_the_grid_and_leaves_out_what_cannot_be(run: Path, cap
     assert main(["evaluate", str(run), "--steps", "2,3", "--solver", "ddim,heun", "--eta", "0,1"]) == 0
     found = json.loads((run / "evaluation.json").read_text())
     cells = [(row["solver"], row["eta"], row["steps"]) for row in found["grid"]]
-    assert cells == [("ddim", 0, 2), ("ddim", 0, 3), ("ddim", 1, 2), ("ddim", 1, 3), ("heun", 0, 2), ("heun", 0, 3)]
+    whole = [(solver, eta, steps) for solver in ("ddim", "heun") for eta in (0, 1) for steps in (2, 3)]
+    same(cells, [cell for cell in whole if cell[:2] != ("heun", 1)], with_what_cannot_be=whole)
     assert [(note["solver"], note["eta"]) for note in found["skipped"]] == [("heun", 1)]
+    rewards = {row["reward"] for row in found["grid"]}
+    assert len(rewards) == len(cells), "each cell was measured by itself"
     assert {"reward", "kl_nats", "kl_chain_nats", "diversity"} <= set(found["grid"][0])
     assert "left out: heun takes only eta 0" in capsys.readouterr().out
 
@@ -354,6 +365,26 @@ def test_compare_runs_what_is_missing_and_gives_standard_errors(
 
     monkeypatch.setattr(Finetuner, "_iterate", lambda tuner: pytest.fail("a finished run was run again"))
     assert main(command) == 0
+    with pytest.raises(pytest.fail.Exception, match="run again"):
+        main([*command, "--seeds", "0,1,2"])
+
+
+def test_one_rule_gives_the_optimum_that_a_comparison_is_measured_against(tmp_path: Path) -> None:
+    """evaluation.beta, else the beta of the recipe's own algorithm with the overrides that it knows."""
+
+    def betas(recipe: str, *overrides: str) -> list[float | None]:
+        return [optimum_beta(entry.recipe) for entry in planned(recipe, overrides, ["score_action", "ddpo"], [0], None)]
+
+    def alike(found: list[float | None]) -> None:
+        assert found == [found[0]] * 2
+
+    accepts(alike, betas("mixture"), apart=[0.5, None])
+    assert betas("mixture", "algorithm.beta=0.2") == [0.2, 0.2]
+    assert betas("mixture", "algorithm.minibatches=2") == [0.5, 0.5], "a setting that only the other algorithm knows"
+    own = tmp_path / "own.yaml"
+    own.write_text(catalog.recipes()["mixture"].read_text().replace("seed: 1234}", "seed: 1234, beta: 0.25}"))
+    assert betas(str(own)) == [0.25, 0.25], "the file's evaluation.beta is that of all"
+    assert betas(str(own), "evaluation.beta=0.3") == [0.3, 0.3]
 
 
 def test_standard_errors_are_over_seeds() -> None:
@@ -383,8 +414,8 @@ def test_list_names_the_shelves(capsys: pytest.CaptureFixture[str]) -> None:
         assert found
         assert all(found.values()), f"a file of {what} has no first line"
         assert all(f"  {name}" in everything for name in found)
-    assert set(listed("solvers")) == set(SOLVERS)
-    assert set(listed("recipes")) == set(catalog.recipes())
+    same(set(listed("solvers")), set(SOLVERS), recipes=set(listed("recipes")))
+    same(set(listed("recipes")), set(catalog.recipes()), solvers=set(listed("solvers")))
     assert not [name for name in listed("algorithms") if name.startswith("_")]
 
 
@@ -409,11 +440,12 @@ def test_list_shows_the_keys_of_everything(capsys: pytest.CaptureFixture[str], r
 
 
 @pytest.mark.slow
-def test_a_run_on_a_black_box_is_drawn_from(tmp_path: Path) -> None:
+def test_a_run_on_a_black_box_is_drawn_from(tmp_path: Path, refused: Callable[..., str]) -> None:
     """Its critic and surrogate are another's than a differentiable reward would have had, and drawing needs neither."""
     small = ["train.iterations=1", "train.batch=4", "sampler.steps=2", "evaluation.n=4", "evaluation.held_out=[]"]
     assert main(["train", "digits", "reward=jpeg", *small, "--output", str(tmp_path / "run")]) == 0
     assert main(["sample", str(tmp_path / "run"), "--n", "2", "--seed", "3"]) == 0
+    assert refused("sample", tmp_path / "run", "--prompt", "cat").startswith("--prompt: prompt 'cat' names no digit")
     drawn = np.load(tmp_path / "run" / "samples.npz")["samples"]
     tuner = open_run(tmp_path / "run", tuned=True).tuner
     prompts = spread_prompts(tuner.prompts, 2)

@@ -103,7 +103,7 @@ def test_what_is_learnt_is_consistent_at_every_leap(leap):
         distiller = sa.Distiller(model, sa.Distill(paths=64, steps=32, leap=leap))
         if name == "exact":
             model.consistency_net = Exact(model.process)
-        loss[name] = f64(distiller._loss(*distiller._points()).item())
+        loss[name] = f64(distiller._loss(*distiller._states()).item())
     close(loss["exact"], 0, atol=0.004, tweedie=loss["tweedie"])
 
 
@@ -112,9 +112,9 @@ def test_small_batches_give_the_gradient_of_the_whole():
 
     def gradient(max_rows):
         distiller = sa.Distiller(plain(), sa.Distill(paths=5, steps=4, leap=2, max_rows=max_rows))
-        points = distiller._points()
+        learned = distiller._states()
         with distiller._training():
-            loss = distiller._backward(*points)
+            loss = distiller._backward(*learned)
             return torch.cat([f64([loss]), *[p.grad.double().flatten() for p in distiller.parameters.values()]])
 
     whole = gradient(100)
@@ -355,7 +355,7 @@ def test_a_file_that_is_no_lora_of_this_network_is_refused(lcm, tmp_path):
             sa.load_consistency(sd(), tmp_path / "changed.safetensors")
 
     text = {f"text_encoder.layer.lora_{part}.weight": torch.ones(8, 8) for part in "AB"}
-    refused({**tensors, **text}, "which this one has not")
+    refused({**tensors, **text}, "which this one does not have")
     refused({**tensors, "unet.conv_in.weight": torch.ones(2)}, "no LoRA weight")
     refused({key: value for key, value in tensors.items() if key != name}, "no whole LoRA")
     refused({**tensors, name: torch.ones(2, 5)}, "belongs to another network; .* has shape")

@@ -8,7 +8,7 @@ from affine import LAW, OLD, REWARD, model
 from oracles import linear_quadratic as lq
 from scipy.spatial.distance import pdist
 from torch import nn
-from twins import accepts, close, f64
+from twins import accepts, close, f64, same
 
 import scoreaction as sa
 from scoreaction.diffusion.mixtures import Mixture, Quadratic
@@ -16,7 +16,6 @@ from scoreaction.models import gaussian_mixture
 from scoreaction.rewards import CountedReward, Reward
 from scoreaction.rewards._closed_form import QuadraticReward
 from scoreaction.sampling.draw import draw, spread_prompts
-from scoreaction.sampling.experience import Experience
 from scoreaction.sampling.rollout import Rollout
 from scoreaction.training.evaluation import ExactTask, diversity, measure, measure_kl, rounding_floor, sliced_w2, standard_error
 from scoreaction.types import Prediction
@@ -100,8 +99,8 @@ def check_equal(a, b):
 
 
 def test_prompts_are_spread_evenly():
-    assert spread_prompts(["a", "b", "c"], 5) == ["a", "b", "c", "a", "b"]
-    assert spread_prompts(list("abcdefgh"), 4) == ["a", "c", "e", "g"]
+    same(spread_prompts(["a", "b", "c"], 5), ["a", "b", "c", "a", "b"], first_only=["a"] * 5, in_blocks=list("aabbc"))
+    same(spread_prompts(list("abcdefgh"), 4), ["a", "c", "e", "g"], the_first=list("abcd"))
     assert spread_prompts(None, 5) is None
 
 
@@ -180,8 +179,7 @@ def test_what_has_no_known_optimum_has_no_distances():
     made = recipe_model()
     own = sa.Model(Exact(LAW, sa.VP()), process=sa.VP(), predicts="eps", shape=(1,))
     for args in ((made, Reward(lambda x, c: x[:, 0]), 0.5), (made, LINEAR, 0.0), (made, LINEAR, None), (own, REWARD, 0.5)):
-        assert ExactTask.of(*args) is None
-    assert ExactTask.of(model(sa.VP(), OLD), REWARD, 0.5) is not None
+        same(ExactTask.of(*args), None, known=ExactTask.of(model(sa.VP(), OLD), REWARD, 0.5))
 
 
 @pytest.mark.slow
@@ -235,10 +233,8 @@ def test_rounding_alone_is_a_kl_in_half_precision():
         sampler, before = sa.Sampler(steps=10), [p.detach().clone() for p in made.parameters.values()]
         x = torch.randn(11, 16, width, dtype=next(net.parameters()).dtype)
         said = Prediction(x[:-1], x[:-1])
-        experience = Experience(
-            Rollout(sampler.times(made.process), x, said, said), torch.zeros(16), None, torch.zeros(16).long()
-        )
-        floors[width, precision] = rounding_floor(made, sampler, experience, 0, rows=16)
+        rollout = Rollout(sampler.times(made.process), x, said, said, torch.zeros(16).long())
+        floors[width, precision] = rounding_floor(made, sampler, None, rollout, 0, rows=16)
         assert all(torch.equal(old, new) for old, new in zip(before, made.parameters.values(), strict=True))
         assert made.evaluations.forward == 0
     fine, coarse, wide = floors.values()

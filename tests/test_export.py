@@ -6,6 +6,7 @@ from typing import Any
 import pytest
 import torch
 from torch import nn
+from twins import same
 
 import scoreaction as sa
 
@@ -45,13 +46,10 @@ def drawn(model: sa.Model, *, reference: bool = False) -> torch.Tensor:
 def test_load_is_the_inverse_of_save(tmp_path: Path) -> None:
     tuner = tuned(Own(8))
     tuner.save(tmp_path / "out")
-    again = sa.load(tmp_path / "out")
-    assert torch.equal(drawn(again), drawn(tuner.model))
-    assert torch.equal(drawn(again, reference=True), drawn(tuner.model, reference=True))
-    assert not torch.equal(drawn(again), drawn(again, reference=True))  # the twin: base weights loaded twice
-    other = sa.load(tmp_path / "out", net=Own(8))  # one of the kind, with weights of its own
-    assert torch.equal(drawn(other), drawn(tuner.model))
-    assert torch.equal(drawn(other, reference=True), drawn(tuner.model, reference=True))
+    policy, base = drawn(tuner.model), drawn(tuner.model, reference=True)
+    for again in (sa.load(tmp_path / "out"), sa.load(tmp_path / "out", net=Own(8))):  # and one with weights of its own
+        same(drawn(again), policy, base_weights=drawn(again, reference=True))
+        same(drawn(again, reference=True), base, tuned_weights=drawn(again))
     assert not list((tmp_path / "out").glob("*.p*t*l"))
 
 
@@ -84,10 +82,10 @@ def test_what_it_was_trained_with_is_what_it_is_drawn_with(tmp_path: Path) -> No
     tuner.save(tmp_path)
     again = sa.load(tmp_path, net=sa.models.digits.build(sa.models.digits.Config()))
     truth = sa.sample(tuner.model, n=4, steps=3, guidance=2.0, grid="uniform", prompts=["3", "7"])
+    others = {"guidance": {"guidance": 1.0}, "grid": {"grid": "power"}, "prompts": {"prompts": ["3"]}}
+    wrong = {name: sa.sample(again, n=4, steps=3, **other) for name, other in others.items()}
     for found in (tuner.model, again):
-        assert torch.equal(sa.sample(found, n=4, steps=3), truth)
-    for other in ({"guidance": 1.0}, {"grid": "power"}, {"prompts": ["3"]}):
-        assert not torch.equal(sa.sample(again, n=4, steps=3, **other), truth)
+        same(sa.sample(found, n=4, steps=3), truth, **wrong)
 
 
 def test_what_is_frozen_stays_frozen(tmp_path: Path) -> None:
@@ -96,8 +94,10 @@ def test_what_is_frozen_stays_frozen(tmp_path: Path) -> None:
     tuner = tuned(net)
     tuner.save(tmp_path)
     again = sa.load(tmp_path)
-    assert list(again.parameters) == list(tuner.model.parameters) == ["body.2.weight", "body.2.bias"]
-    assert torch.equal(drawn(again), drawn(tuner.model))
+    whole = tuned(Own(8)).model
+    same(list(again.parameters), ["body.2.weight", "body.2.bias"], all_of_them=list(whole.parameters))
+    same(list(again.parameters), list(tuner.model.parameters), all_of_them=list(whole.parameters))
+    same(drawn(again), drawn(tuner.model), base=drawn(again, reference=True))
 
 
 def test_what_decodes_is_asked_for(tmp_path: Path) -> None:
@@ -163,17 +163,22 @@ def test_what_is_loaded_samples_without_dropout(tmp_path: Path) -> None:
     tuner = tuned(Dropping(8))
     tuner.save(tmp_path)
     whole = sa.Model(Dropping(8), process=sa.VP(), predicts="v", shape=(2,))
-    for given in (None, Dropping(8), whole):
-        assert torch.equal(drawn(sa.load(tmp_path, net=given)), drawn(tuner.model))
+    found = [drawn(sa.load(tmp_path, net=given)) for given in (None, Dropping(8), whole)]
     whole.net.train()
-    assert not torch.equal(drawn(whole), drawn(tuner.model))
+    for samples in found:
+        same(samples, drawn(tuner.model), with_dropout=drawn(whole))
 
 
 def test_a_folder_that_is_saved_into_again_keeps_nothing_of_before(tmp_path: Path) -> None:
-    tuned(Own(8)).save(tmp_path)
-    assert (tmp_path / "reference.safetensors").is_file()
-    tuned(Closure(8)).save(tmp_path)
-    assert not (tmp_path / "reference.safetensors").is_file()
+    """Truth: what is saved into an empty folder."""
+
+    def files(folder: Path, *nets: nn.Module) -> set[str]:
+        for net in nets:
+            tuned(net).save(folder)
+        return {path.name for path in folder.iterdir()}
+
+    truth = files(tmp_path / "empty", Closure(8))
+    same(files(tmp_path / "again", Own(8), Closure(8)), truth, of_before=files(tmp_path / "other", Own(8)))
 
 
 def test_selected_weights_give_way_to_loaded_ones(tmp_path: Path) -> None:
@@ -181,7 +186,8 @@ def test_selected_weights_give_way_to_loaded_ones(tmp_path: Path) -> None:
     tuner.save(tmp_path)
     other = sa.Model(Own(8), process=sa.VP(), predicts="v", shape=(2,))
     other.select_weights()
-    assert torch.equal(drawn(sa.load(tmp_path, net=other)), drawn(tuner.model))
+    selected = drawn(other)
+    same(drawn(sa.load(tmp_path, net=other)), drawn(tuner.model), selected=selected)
 
 
 class Told(Own):
@@ -206,7 +212,7 @@ def test_prompts_that_are_numbers_and_a_negative_one_come_back(tmp_path: Path) -
     list(tuner)
     tuner.save(tmp_path)
     again = sa.load(tmp_path, net=made())
-    assert again.prompts == [1, 2]
-    assert torch.equal(drawn(again), drawn(tuner.model))
+    same(again.prompts, [1, 2], as_texts=["1", "2"])
+    found = drawn(again)
     again.null = torch.zeros(1)
-    assert not torch.equal(drawn(again), drawn(tuner.model))
+    same(found, drawn(tuner.model), without_the_negative_one=drawn(again))

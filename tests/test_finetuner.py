@@ -226,12 +226,27 @@ def test_a_policy_that_diverged_is_not_the_rewards_fault():
     assert len(list(tune(sa.DDPO(), lr=1e-3))) == 4
 
 
-def test_rows_of_a_call_are_the_models_own_unless_said():
-    model = own_model()
-    model.max_rows = 7
-    assert (tune(sa.DDPO(), model=model).train.rows, model.max_rows) == (7, 7)
-    assert (tune(sa.DDPO(), model=model, max_rows=5).train.rows, model.max_rows) == (5, 5)
-    assert tune(sa.DDPO()).train.rows == 4096
+def test_rows_of_a_call_are_the_runs_else_the_models_own():
+    """And 4096 where neither has any; no call of the network has more, with a graph or without."""
+
+    def rows(own=None, **train):
+        model = own_model()
+        model.max_rows = own
+        largest = []
+        for net in (model.net, model.reference_net):
+            net.register_forward_hook(lambda net, inputs, output: largest.append(len(output)))
+        list(tune(SCORE_ACTION, model=model, iterations=1, **train))
+        return model.max_rows, max(largest)
+
+    def equals(truth):
+        def check(value):
+            assert value == truth
+
+        return check
+
+    accepts(equals((7, 7)), rows(7), the_runs=rows(7, max_rows=5), neither=rows())
+    accepts(equals((5, 5)), rows(7, max_rows=5), the_models=rows(7))
+    accepts(equals((4096, 64)), rows(), the_models=rows(7))
 
 
 class Dead(nn.Module):

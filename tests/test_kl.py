@@ -8,11 +8,11 @@ from oracles import linear_quadratic as lq
 from scipy.integrate import quad
 from twins import F64, accepts, close, f64
 
-from scoreaction.diffusion.kl import chain_kl, path_kl, path_kl_steps, score_weight
+from scoreaction.diffusion.kl import chain_kl, g2_integral, path_kl, path_kl_steps
 from scoreaction.diffusion.mixtures import Mixture, Quadratic
 from scoreaction.diffusion.processes import VE, VP, Flow
 from scoreaction.diffusion.solvers import SOLVERS, time_grid
-from scoreaction.sampling.rollout import stacked, trajectory
+from scoreaction.sampling.rollout import trajectory
 from scoreaction.types import Prediction
 
 
@@ -28,7 +28,7 @@ def visited(process, policy, reference, times, eta, n):
     for visit in trajectory(predict, process, x, times, solver=SOLVERS["ddim"], eta=eta, generator=generator):
         base = reference.prediction(process, visit.x, visit.t)
         out.append(Prediction(visit.prediction.x0 - base.x0, visit.prediction.eps - base.eps))
-    return stacked(out)
+    return Prediction(*(torch.stack(parts) for parts in zip(*out, strict=True)))
 
 
 def shifted(process, times, eta, d=2):
@@ -153,12 +153,12 @@ def test_the_last_interval_of_a_bounded_score_difference():
 
 
 @pytest.mark.parametrize("process", [VP(), Flow(), VE()])
-def test_score_weight_is_the_integral_of_g2(process):
+def test_g2_integral_is_the_integral_of_g2(process):
     for s, t in ((0.3, 0.32), (0.9, 0.91)):
         truth = quad(lambda u: float(process.g2(f64(u))), s, t)[0]
         left = (t - s) * float(process.g2(f64(t)))
-        close(score_weight(process, f64(t), f64(s)), truth, rtol=5e-3, atol=0, left_end=left)
-    assert math.isfinite(float(score_weight(process, f64(1.0), f64(0.9))))
+        close(g2_integral(process, f64(t), f64(s)), truth, rtol=5e-3, atol=0, left_end=left)
+    assert math.isfinite(float(g2_integral(process, f64(1.0), f64(0.9))))
 
 
 def test_a_deterministic_sampler_has_no_path_kl():

@@ -1,35 +1,40 @@
 """Truth: REINFORCE's closed form on the linear-quadratic chain, ratios of a policy with itself, standardising by hand."""
 
 import math
+from dataclasses import replace
+from functools import partial
 
 import pytest
 import torch
-from affine import BETA, LAW, OLD, REWARD, model, setting
+from affine import BETA, LAW, OLD, REWARD, model, none, setting
+from driving import each, evaluated, total
 from torch import nn
 from twins import F64, accepts, close, f64
 
 import scoreaction as sa
+from scoreaction.algorithms import Update
 from scoreaction.algorithms._likelihood_ratio import (
     clipped_surrogate,
-    ratio_updates,
+    minibatches,
+    ratio_term,
     spread_is_rounding,
     standardised,
     step_kl,
-    steps_taken,
+    steps_with_density,
+    transition,
 )
 from scoreaction.algorithms.ddpo import prompt_advantages
 from scoreaction.diffusion.predictions import expand
+from scoreaction.networks.conditions import take
 from scoreaction.networks.layers import VectorNet
-from scoreaction.sampling.experience import Experience
 
 VP = sa.VP()
 
 
 def collected(found, batch, seed=0, reward=REWARD):
     generator = torch.Generator().manual_seed(seed)
-    rollout = found.explore(None, batch, found.times(generator), generator)
-    raw = Experience(rollout, reward(rollout.x0), None, torch.zeros(batch, dtype=torch.long))
-    return found.prepare(raw, generator)
+    rollout = found.explore(none(batch), found.times(generator), generator)
+    return found.prepare(replace(rollout, rewards=reward(rollout.x0)), generator)
 
 
 def mean_reward(parameters, steps, *, last_acts=False, skip=()):
@@ -75,7 +80,7 @@ def test_reinforce_is_the_policy_gradient_of_the_chain():
         made.parameters["th"].grad = None
         updates = list(found.updates(experience, torch.Generator().manual_seed(0)))
         assert len(updates) == 1
-        updates[0].loss.backward()
+        total(updates[0]).backward()
         draws.append(-made.parameters["th"].grad * experience.rewards.std(correction=0))  # back in reward units
     draws = torch.stack(draws).double()
     mean, error = draws.mean(0), draws.std(0) / math.sqrt(6)
@@ -112,7 +117,7 @@ def first_log_ratio(batch, minibatches, *, autocast=None, steps=6, moved=0.0):
     if moved:
         with torch.no_grad():
             next(iter(made.parameters.values())).add_(moved)
-    return next(iter(found.updates(experience, torch.Generator().manual_seed(0)))).metrics["log_ratio_first"]
+    return next(each(found.updates(experience, torch.Generator().manual_seed(0))))[2]["log_ratio_first"]
 
 
 def test_the_first_pass_has_ratio_one():
@@ -142,10 +147,10 @@ def test_clipped_steps_are_counted():
     made = model(VP)
     found = sa.DDPO(minibatches=1, clip=0.05).build(setting(made, steps=5, batch=200))
     experience = collected(found, 200)
-    still = next(iter(found.updates(experience, torch.Generator()))).metrics
+    still = next(each(found.updates(experience, torch.Generator())))[2]
     with torch.no_grad():
         made.parameters["th"].add_(0.5)
-    moved = next(iter(found.updates(experience, torch.Generator()))).metrics
+    moved = next(each(found.updates(experience, torch.Generator())))[2]
     assert still["clip_fraction"] == 0
     assert 0.2 < moved["clip_fraction"] < 1
     assert moved["log_ratio"] > 0.05
@@ -156,15 +161,21 @@ def test_epochs_and_minibatches_cover_every_step_once():
     made = model(VP)
     found = sa.DDPO(minibatches=4).build(setting(made, steps=9, batch=40))
     experience = collected(found, 40)
-    steps = steps_taken(found.setting, experience)
+    steps = steps_with_density(found, experience)
     assert len(steps.s) == 8 * 40  # the last step has no density
     advantage = torch.randn(320, generator=torch.Generator().manual_seed(0))
 
     def gradient(**options):
-        updates = ratio_updates(found, steps, advantage, penalty=None, clip=None, generator=torch.Generator(), **options)
-        return torch.stack([torch.autograd.grad(u.loss, made.parameters["th"])[0] for u in updates])
+        grads = []
+        for rows in minibatches(len(steps.t), generator=torch.Generator(), **options):
+            part = take(steps, rows)
+            law, outcome = partial(transition, found), part.x_next
+            term = ratio_term(found, part, advantage[rows], law=law, outcome=outcome, clip=None, first=False)
+            loss = evaluated(Update("policy", [term]))[0]
+            grads.append(torch.autograd.grad(loss, made.parameters["th"])[0])
+        return torch.stack(grads)
 
-    whole, parts = gradient(epochs=1, minibatches=1)[0], gradient(epochs=2, minibatches=4)
+    whole, parts = gradient(epochs=1, count=1)[0], gradient(epochs=2, count=4)
     assert len(parts) == 8
     close(parts[:4].mean(0), whole, rtol=1e-3, atol=1e-4, summed=parts[:4].sum(0))
     close(parts[4:].mean(0), whole, rtol=1e-3, atol=1e-4, first_part=parts[0])
@@ -174,33 +185,30 @@ def test_steps_are_the_rollouts_own():
     made = model(VP)
     found = sa.DDPO().build(setting(made, steps=4, batch=3))
     experience = collected(found, 3)
-    steps = steps_taken(found.setting, experience)
+    steps = steps_with_density(found, experience)
     row = 2 * 3 + 1  # step 2, trajectory 1
-    assert (int(steps.index[row]), int(steps.trajectory[row])) == (2, 1)
-    assert torch.equal(steps.points.x[row], experience.rollout.x[2, 1])
-    assert (float(steps.points.t[row]), float(steps.s[row])) == (
-        float(experience.rollout.times[2]),
-        float(experience.rollout.times[3]),
-    )
+    assert (int(steps.step[row]), int(steps.path[row]), float(steps.weight[row])) == (2, 1, 3.0)
+    assert torch.equal(steps.x[row], experience.x[2, 1])
+    assert (float(steps.t[row]), float(steps.s[row])) == (float(experience.times[2]), float(experience.times[3]))
 
     def check(outcome):
-        assert torch.equal(outcome, experience.rollout.x[3, 1])
+        assert torch.equal(outcome, experience.x[3, 1])
 
-    accepts(check, steps.outcome[row], state_before=steps.points.x[row], final=experience.rollout.x0[1])
+    accepts(check, steps.x_next[row], state_before=steps.x[row], final=experience.x0[1])
 
 
 def test_the_reference_acts_in_the_last_noiseless_step():
     made = model(VP)
     found = sa.DDPO().build(setting(made, steps=5, batch=16))
-    rollout = collected(found, 16).rollout
+    rollout = collected(found, 16)
     with torch.no_grad():
         last = [f(rollout.x[4], rollout.times[4]).x0 for f in (made.reference, made.predict)]
         first = made.predict(rollout.x[0], rollout.times[0]).x0
-    close(rollout.prediction.x0[4], last[0], atol=1e-6, policy=last[1])
-    close(rollout.prediction.x0[0], first, atol=1e-6, reference=made.reference(rollout.x[0], rollout.times[0]).x0)
+    close(rollout.old.x0[4], last[0], atol=1e-6, policy=last[1])
+    close(rollout.old.x0[0], first, atol=1e-6, reference=made.reference(rollout.x[0], rollout.times[0]).x0)
     exploding = sa.Model(model(VP).net, process=sa.VE(), predicts="v", shape=(1,))  # sigma_0 > 0: every step has noise
-    kept = steps_taken(setting(exploding, steps=5), collected(sa.DDPO().build(setting(exploding, steps=5)), 2))
-    assert int(kept.index.max()) == 4
+    noisy = sa.DDPO().build(setting(exploding, steps=5))
+    assert int(steps_with_density(noisy, collected(noisy, 2)).step.max()) == 4
 
 
 def test_advantages_are_standardised():
@@ -250,8 +258,7 @@ def test_baselines_of_a_learner(baseline, each):
     found = sa.DDPO(baseline=baseline, advantage_clip=0.5).build(setting(model(VP), steps=3, batch=4))
     experience = collected(found, 4)
     rewards, groups = torch.tensor([0.0, 0.0, 2.0, 2.0]), torch.tensor([0, 0, 1, 1])
-    given = Experience(experience.rollout, rewards, None, groups)
-    advantage = found.advantages(given)
+    advantage = found.advantages(replace(experience, rewards=rewards, prompt=groups))
     close(advantage[0], max(each, -0.5), other=-0.5 if each == 0 else 0.0)
     assert float(advantage.abs().max()) <= 0.5
 
@@ -278,10 +285,10 @@ def test_dpok_pays_beta_per_nat_in_reward_units():
     found = sa.DPOK(beta=BETA, baseline="batch", minibatches=1, clip=10.0).build(setting(made, steps=6, batch=500))
     plain = sa.DDPO(baseline="batch", minibatches=1, clip=10.0).build(setting(made, steps=6, batch=500))
     experience = collected(found, 500)
-    with_kl, without = (next(iter(f.updates(experience, torch.Generator()))).loss for f in (found, plain))
-    steps = steps_taken(found.setting, experience)
-    said = made.predict(steps.points.x, steps.points.t)
-    kl = step_kl(found.setting, said, steps).sum() / 500
+    with_kl, without = (next(each(f.updates(experience, torch.Generator())))[1] for f in (found, plain))
+    steps = steps_with_density(found, experience)
+    said = made.predict(steps.x, steps.t)
+    kl = step_kl(found, said, steps).sum() / 500
     paid, std = float((with_kl - without).detach()), float(experience.rewards.std(correction=0))
     close(paid * std, BETA * float(kl.detach()), rtol=1e-3, atol=0, not_scaled=paid, mean_over_steps=paid * std / 5)
     assert found.reference_rows is None
@@ -290,12 +297,12 @@ def test_dpok_pays_beta_per_nat_in_reward_units():
 def test_step_kl_is_that_of_two_gaussians():
     made = model(VP)
     found = sa.DPOK().build(setting(made, steps=4, batch=5, eta=0.5))
-    steps = steps_taken(found.setting, collected(found, 5))
-    kl = step_kl(found.setting, steps.old, steps)
-    t, s = steps.points.t, steps.s
+    steps = steps_with_density(found, collected(found, 5))
+    kl = step_kl(found, steps.old, steps)
+    t, s = steps.t, steps.s
     k2 = 0.25 * VP.sigma2(s) / VP.sigma2(t) * (VP.sigma2(t) - (VP.alpha(t) / VP.alpha(s)) ** 2 * VP.sigma2(s))
     gain = VP.alpha(s) - (VP.sigma2(s) - k2).sqrt() * VP.alpha(t) / VP.sigma(t)
-    truth = gain**2 / (2 * k2) * (steps.old.x0 - steps.reference.x0)[:, 0].double() ** 2
+    truth = gain**2 / (2 * k2) * (steps.old.x0 - steps.pretrained.x0)[:, 0].double() ** 2
     close(kl, truth, rtol=1e-3, atol=1e-6, without_half=2 * kl, eta_1=kl / 4)
     assert kl.dtype == torch.float32
     assert truth.dtype == F64

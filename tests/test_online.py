@@ -214,12 +214,12 @@ def test_training_follows_the_proxy_and_the_kl_is_to_the_pretrained_model():
     before = sa.sample(tuner.model, n=8, steps=3, reference=True)
     *_, last = tuner
     generator = torch.Generator().manual_seed(0)
-    rollout = tuner.learner.explore(None, 16, tuner.learner.times(generator), generator)
-    groups = torch.zeros(16, dtype=torch.long)
-    close(
-        tuner.collector.objective(rollout.x0, None), tuner.rounds.proxy(rollout.x0, groups), oracle=Oracle()(rollout.x0, None)
-    )
-    assert tuner.learner.setting.judge.differentiable, "whatever the oracle is"
+    prompt = torch.zeros(16, dtype=torch.long)
+    x0 = tuner.learner.explore(prompt, tuner.learner.times(generator), generator).x0
+    with torch.no_grad():
+        value = tuner.learner.reward(x0, prompt)
+    close(value, tuner.rounds.proxy(x0, prompt), oracle=Oracle()(x0, None))
+    assert tuner.learner.reward.differentiable, "whatever the oracle is"
     by_default = {kind: tuner_with(Oracle(), proxy=kind).rounds.proxy.optimism for kind in ("ensemble", "ucb")}
     assert by_default == {"ensemble": 0.0, "ucb": 1.0}
     assert tuner.rounds.proxy.optimism == 1.0

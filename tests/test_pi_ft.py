@@ -1,20 +1,21 @@
 """Truth: the linear-quadratic chain, whose inner iteration has a known error ratio and whose values are quadratics."""
 
-from dataclasses import replace
-
 import pytest
 import torch
-from affine import BETA, LAW, REWARD, exactly, gradient, model, points, setting
+from affine import BETA, LAW, REWARD, exactly, model, none, points, setting
+from driving import each, total
 from oracles.linear_quadratic import ScalarLQ
 from torch import nn
 from twins import F64, accepts, close, f64
 
 import scoreaction as sa
-from scoreaction.algorithms import _critic, pi_ft
-from scoreaction.algorithms._pathwise import Decisions, Weights, improved, lookahead_loss, stepped
+from scoreaction.algorithms import pi_ft
+from scoreaction.algorithms._learner import Update
+from scoreaction.algorithms._step import StepWeights, minimiser, next_states, step_loss
 from scoreaction.algorithms.pi_ft import curvature
 from scoreaction.diffusion.solvers import time_grid
-from scoreaction.sampling.experience import Points
+from scoreaction.networks.conditions import take
+from scoreaction.sampling.rollout import Steps
 from scoreaction.types import Prediction
 
 VP, FLOW = sa.VP(), sa.Flow()
@@ -33,37 +34,35 @@ def backward_values(process, beta, q=1.0):
 
 
 class Inner:
-    """Inner iterations at x = 0.7 of every step with noise, with the package's own step, weights and improvement."""
+    """Inner iterations at x = 0.7 of every step with noise, with the package's own step, weights and minimiser."""
 
     def __init__(self, process, beta, q=1.0):
         times, values = backward_values(process, beta, q)
         self.A, self.b, self.k, self.Pi, self.h = values[:-1].T
         self.beta, self.t, self.s = beta, times[:-2], times[1:-1]
-        self.setting, self.x = setting(model(process), steps=50), f64([[0.7]]).expand(49, 1)
-        self.process, self.weights = process, Weights.of_chain(process, self.t, self.s, 1.0)
-        said = LAW.prediction(process, self.x, self.t)
-        self.reference, self.pure = said.x0, process.alpha(self.t) == 0
-        self.eps = said.eps
+        self.learner, self.x = sa.PIFT().build(setting(model(process), steps=50)), f64([[0.7]]).expand(49, 1)
+        self.process, self.weights = process, StepWeights.of_chain(process, self.t, self.s, 1.0)
+        self.pretrained, self.eps = LAW.prediction(process, self.x, self.t)
+        self.pure = process.alpha(self.t) == 0
 
     def grad(self, x0):
         alpha, sigma = self.process.alpha(self.t)[:, None], self.process.sigma(self.t)[:, None]
         eps = torch.where(self.pure[:, None], self.eps, (self.x - alpha * x0) / sigma)
-        zero = torch.zeros(49, dtype=torch.long)
-        where = Points(self.x, self.t, None)
-        decisions = Decisions(where, self.s, zero, self.weights, self.reference, x0, torch.ones(49), zero)
-        ahead = stepped(self.setting, decisions, Prediction(x0, eps), torch.Generator().manual_seed(1))
+        prediction, zero = Prediction(x0, eps), none(49)
+        steps = Steps(self.x, self.t, self.s, self.x, prediction, None, zero, zero, zero, torch.ones(49))
+        ahead = next_states(self.learner, steps, prediction, torch.Generator().manual_seed(1))
         return -self.Pi[:, None] * ahead.x + self.h[:, None]
 
     def __call__(self, x0, trust=0.0):
-        fixed = {"grad_value": self.grad(x0), "reference": self.reference, "old": x0, "beta": self.beta}
-        return improved(self.weights, **fixed, trust=trust)
+        fixed = {"grad_value": self.grad(x0), "pretrained": self.pretrained, "old": x0, "beta": self.beta}
+        return minimiser(self.weights, **fixed, trust=trust)
 
 
 @pytest.mark.parametrize(("process", "largest"), [(VP, 0.05808529), (FLOW, 0.03804677)], ids=["VP", "Flow"])
 def test_an_inner_iteration_has_the_closed_forms_error_ratio(process, largest):
     """`-k^2 Pi_s/beta` at every step: the values of the closed form, and the ratio of three iterates."""
     inner = Inner(process, BETA)
-    first = inner.reference
+    first = inner.pretrained
     second = inner(first)
     third = inner(second)
     ratio = ((third - second) / (second - first))[:, 0]
@@ -74,7 +73,7 @@ def test_an_inner_iteration_has_the_closed_forms_error_ratio(process, largest):
         close(ratio[45], -0.041955, atol=5e-7, next_step=ratio[46])
     i = 45
     measured = curvature(
-        inner.weights.take(torch.tensor([i])), (second - first)[i], (inner.grad(second) - inner.grad(first))[i], BETA
+        take(inner.weights, torch.tensor([i])), (second - first)[i], (inner.grad(second) - inner.grad(first))[i], BETA
     )
     close(measured, -ratio[i], without_beta=measured * BETA)
     assert curvature(inner.weights, 0 * first, 0 * first, BETA) == 0  # nothing moved: nothing is known
@@ -83,16 +82,16 @@ def test_an_inner_iteration_has_the_closed_forms_error_ratio(process, largest):
 def test_it_converges_to_the_optimal_shift():
     """`(k^2/beta)(h - Pi (A x + b))/D` on the mean of the step, in expectation over its noise."""
     inner = Inner(VP, BETA)
-    x0 = inner.reference
+    x0 = inner.pretrained
     for _ in range(8):
         x0 = inner(x0)
     noise = torch.randn(49, 1, generator=torch.Generator().manual_seed(1), dtype=F64)[:, 0] * inner.k
-    shift = inner.weights.pull * (x0 - inner.reference)[:, 0]
+    shift = inner.weights.shift * (x0 - inner.pretrained)[:, 0]
     at = inner.A * 0.7 + inner.b
     D = 1 + inner.Pi * inner.k**2 / BETA
     drawn = inner.k**2 / BETA * (inner.h - inner.Pi * (at + noise)) / D
     mean = inner.k**2 / BETA * (inner.h - inner.Pi * at) / D
-    close(shift, drawn, atol=1e-9, one_iteration=inner.weights.pull * (inner(inner.reference) - inner.reference)[:, 0])
+    close(shift, drawn, atol=1e-9, one_iteration=inner.weights.shift * (inner(inner.pretrained) - inner.pretrained)[:, 0])
     close(shift + inner.k**2 * inner.Pi * noise / BETA / D, mean, atol=1e-9, without_D=mean * D)
 
 
@@ -105,7 +104,7 @@ def test_where_the_ratio_exceeds_one_only_damping_converges():
 
     def left(damped, iterations=8):
         """The last move of the worst step against the first."""
-        x0, moves = inner.reference, []
+        x0, moves = inner.pretrained, []
         for _ in range(iterations):
             trust = float(size[i]) * inner.beta if damped else 0.0
             new = inner(x0, trust)
@@ -121,132 +120,169 @@ def test_where_the_ratio_exceeds_one_only_damping_converges():
 
 
 def staged(numbers, *, steps=10, batch=64, exact=True, **config):
-    """A learner in float64, the decisions at these steps, and V given as `-2 x^2 + x` of where a step leads."""
+    """A learner in float64, its steps of these numbers, and V given as `-2 x^2 + x` of where a step leads."""
     torch.manual_seed(0)
-    found = sa.PIFT(beta=BETA, **config).build(setting(model(VP), steps=steps, batch=batch, max_rows=25))
-    experience = exactly(found, batch)
-    found.critic.double()
-    found.critic.scale.calibrate(experience.rewards)
+    learner = sa.PIFT(beta=BETA, **config).build(setting(model(VP), steps=steps, batch=batch))
+    rollout = exactly(learner, batch)
+    learner.critic.double()
+    learner.critic.scale.calibrate(rollout.rewards)
     if exact:
-        found.grad_ahead = lambda at, groups: 1 - 4 * at.x
-        found.value_ahead = lambda at, groups: (at.x - 2 * at.x**2)[:, 0]
+        learner.gradient = lambda states: 1 - 4 * states.x
+        learner.value = lambda states: (states.x - 2 * states.x**2)[:, 0]
     chosen = (torch.tensor(numbers)[:, None] * batch + torch.arange(batch)).flatten()
-    return found, experience, pi_ft.decisions_at(found.setting, experience, chosen, Weights.of_step)
+    return learner, rollout, take(rollout.steps(), chosen)
+
+
+def seeded(seed=0):
+    """The generator whose seed an improvement draws first, so that all its iterations have the same noise."""
+    return torch.Generator().manual_seed(int(torch.randint(2**31, (), generator=torch.Generator().manual_seed(seed))))
 
 
 def test_the_learner_measures_the_curvature_and_damps_by_it():
-    found, _, decisions = staged([4], trust=0.1, updates=1, inner=2)
-    th = found.setting.model.parameters["th"]
-    updates = found._improve(decisions, 3, torch.Generator().manual_seed(0))
-    for _ in range(3):  # pieces of the first inner iteration: 64 rows, 25 at a time
-        first = next(updates)
-    assert first.step
+    learner, _, steps = staged([4], trust=0.1, updates=2, inner=2)
+    th, weights = learner.model.parameters["th"], learner._weights(steps)
+    updates = each(learner._improve(steps, 3, torch.Generator().manual_seed(0)))
+    next(updates)
+    next(updates)
     with torch.no_grad():
         th += f64([0.3, 0.5])
-    second = list(updates)
-    chain = Weights.of_chain(VP, decisions.points.t, decisions.s, 1.0)
-    truth = float((decisions.weights.pull / decisions.weights.stay * chain.pull * 4 / BETA)[0])
-    measured = found.state["curvature"]
-    close(
-        measured, [0, 0, 0, truth, 0], atol=1e-9, of_the_chain=[0, 0, 0, float((chain.pull**2 / chain.stay * 4 / BETA)[0]), 0]
-    )
-    said, ahead = found._ahead(
-        decisions, torch.Generator().manual_seed(int(torch.randint(2**31, (), generator=torch.Generator().manual_seed(0))))
-    )
-    points = decisions.points
-    x0 = found.setting.model.predict(points.x, points.t).x0
+    prediction, ahead = learner._ahead(steps, seeded())
 
     def by_hand(trust):
-        fixed = {"weights": decisions.weights, "grad_value": 1 - 4 * ahead.x, "reference": decisions.reference, "old": said}
-        loss = lookahead_loss(x0, **fixed, beta=BETA, trust=trust * BETA) * decisions.scale
-        return torch.autograd.grad(loss.mean(), th, retain_graph=True)[0]
+        """The loss of the second iteration at the policy as it is, and its gradient."""
+        loss = step_loss(
+            learner.model.predict(steps.x, steps.t).x0, weights=weights, grad_value=1 - 4 * ahead.x,
+            pretrained=steps.pretrained.x0, old=prediction.x0, beta=BETA, trust=trust * BETA,
+        ) * steps.weight  # fmt: skip
+        (grad,) = torch.autograd.grad(loss.mean(), th)
+        return grad, loss.mean().detach()
 
-    value = sum(float(u.loss.detach()) for u in second)
-    fixed = {"weights": decisions.weights, "grad_value": 1 - 4 * ahead.x, "reference": decisions.reference, "old": said}
-    close(gradient(found.setting.model, second), by_hand(truth), rtol=1e-6, sign=-by_hand(truth))
+    _, second, _ = next(updates)
+    chain = StepWeights.of_chain(VP, steps.t, steps.s, 1.0)
+    truth = float((weights.shift / weights.cost * chain.shift * 4 / BETA)[0])
+    of_the_chain = float((chain.shift**2 / chain.cost * 4 / BETA)[0])
+    close(learner.state.curvature, [0, 0, 0, truth, 0], atol=1e-9, of_the_chain=[0, 0, 0, of_the_chain, 0])
+    grad, _ = by_hand(truth)
+    close(torch.autograd.grad(second, th)[0], grad, rtol=1e-6, sign=-grad)
     with torch.no_grad():
         th += f64([0.1, -0.2])  # away from old the penalty shows
-        x0 = found.setting.model.predict(points.x, points.t).x0
-        losses = [
-            float((lookahead_loss(x0, **fixed, beta=BETA, trust=k * BETA) * decisions.scale).mean()) for k in (truth, 0.1)
-        ]
-    again = list(pi_ft.improvement(found, replace(decisions, old=said), lambda d, p: (1 - 4 * ahead.x)[d.index], trust=truth))
-    close(sum(float(u.loss.detach()) for u in again), losses[0], rtol=1e-9, least_trust=losses[1], before=value)
+    _, third, figures = next(updates)
+    close(third.detach(), by_hand(truth)[1], rtol=1e-9, least_trust=by_hand(0.1)[1], before=second.detach())
+    moved = (learner.model.predict(steps.x, steps.t).x0 - prediction.x0).detach().square()[:, 0]
+    to_old = (10 * weights.cost / 2 * moved).mean()  # nats of the ten steps of a path, as if all were of this stage
+    close(figures["kl_to_old"], to_old, rtol=1e-6, one_step=to_old / 10, without_half=2 * to_old)
+    assert next(updates, None) is None
 
 
 def test_a_stages_curvature_is_its_trust(monkeypatch):
     """What was measured of a stage damps that stage, where it is more than the least."""
-    asked = []
-    monkeypatch.setattr(pi_ft, "improvement", lambda learner, decisions, look, *, trust: asked.append(trust) or iter(()))
-    found, _, decisions = staged([4], trust=0.1, updates=1, inner=1)
-    found.state["curvature"] = [0.0, 0.0, 0.05, 7.0, 0.0]
+    trusts = []
+    monkeypatch.setattr(pi_ft, "step_term", lambda *args, trust, **options: trusts.append(trust))
+    learner, _, steps = staged([4], trust=0.1, updates=1, inner=1)
+    learner.state.curvature = [0.0, 0.0, 0.05, 7.0, 0.0]
     for stage in (2, 3):
-        list(found._improve(decisions, stage, torch.Generator().manual_seed(0)))
-    close(asked, [0.1, 7.0], atol=0, the_least_for_both=[0.1, 0.1], measured_for_both=[0.05, 7.0])
+        list(learner._improve(steps, stage, torch.Generator().manual_seed(0)))
+    close(trusts, [0.1, 7.0], atol=0, the_least_for_both=[0.1, 0.1], measured_for_both=[0.05, 7.0])
 
 
-def test_the_target_is_the_value_ahead_minus_beta_times_the_steps_kl(monkeypatch):
-    """`V(t, x_t) = E V(s, x_s) - beta stay/2 ||x0 - x0_pre||^2`, for the policy as it is after it was improved."""
-    seen = {}
+def test_the_target_is_the_value_ahead_minus_beta_times_the_steps_kl():
+    """`V(t, x_t) = E V(s, x_s) - beta cost/2 ||x0 - x0_pre||^2`, for the policy as it is after it was improved.
 
-    def watched(value, target, **options):
-        seen.update(value=value, target=target, **options)
-        return iter(())
-
-    monkeypatch.setattr(_critic, "critic_updates", watched)
-    found, experience, decisions = staged([2, 3])
+    The critic's loss is the squared error to it, in units of the rewards' variance, its look-ahead in the skip.
+    """
+    learner, rollout, steps = staged([2, 3], critic_updates=1)
     with torch.no_grad():
-        found.setting.model.parameters["th"] += 0.4
-    list(found._evaluate(decisions, torch.Generator().manual_seed(0)))
-    t, s, x = decisions.points.t, decisions.s, decisions.points.x
+        learner.model.parameters["th"] += 0.4
+    nn.init.normal_(learner.critic.net.last.weight)
+    (update,) = learner._evaluate(steps, torch.Generator().manual_seed(0))
+    assert (update.network, update.terms[0].rows) == ("critic", 16)
+    t, s, x = steps.states.t, steps.s, steps.x
     score = lambda f: -f(x, t).eps / VP.sigma(t)[:, None]  # noqa: E731
+    generator = torch.Generator().manual_seed(0)
     with torch.no_grad():
-        apart = (score(found.setting.model.predict) - score(found.setting.model.reference))[:, 0] ** 2
-        old = (
-            score(lambda x, t: Prediction(x, experience.rollout.prediction.eps[2:4].flatten(0, 1)))
-            - score(found.setting.model.reference)
-        )[:, 0] ** 2
-        _, ahead = found._ahead(decisions, torch.Generator().manual_seed(0))
+        apart = (score(learner.model.predict) - score(learner.model.reference))[:, 0] ** 2
+        old = (score(lambda x, t: Prediction(x, rollout.old.eps[2:4].flatten(0, 1))) - score(learner.model.reference))[
+            :, 0
+        ] ** 2
+        _, ahead = learner._ahead(steps, generator)
+        rows = torch.randint(128, (16,), generator=generator)
+        look = REWARD(LAW.prediction(VP, x, t).x0)
+        value, without = (learner.critic(*steps.states, part) for part in (look, None))
     cost = (t - s) * VP.g2((t + s) / 2) / 2
-    value = (ahead.x - 2 * ahead.x**2)[:, 0]
-    wrong = {"no_kl": value, "beta_dropped": value - cost * apart, "old_policy": value - BETA * cost * old}
-    close(seen["target"], value - BETA * cost * apart, rtol=1e-9, atol=1e-9, **wrong)
-    rows = torch.tensor([5, 100])
-    look = REWARD(LAW.prediction(VP, x, t).x0)[rows]
-    at = decisions.points.take(rows)
-    close(
-        seen["value"](rows).detach(),
-        found.critic(at.x, at.t, None, look).detach(),
-        no_skip=found.critic(at.x, at.t, None, None).detach(),
-    )
+    future = (ahead.x - 2 * ahead.x**2)[:, 0]
+
+    def losses(target, value=value):
+        return ((value - target) / rollout.rewards.std(correction=0))[rows].square()
+
+    wrong = {
+        "no_kl": losses(future),
+        "beta_dropped": losses(future - cost * apart),
+        "old_policy": losses(future - BETA * cost * old),
+        "no_skip": losses(future - BETA * cost * apart, without),
+        "other_rows": losses(future - BETA * cost * apart).flip(0),
+    }
+    loss = update.terms[0].loss(torch.arange(16))[0].detach()
+    close(loss, losses(future - BETA * cost * apart), rtol=1e-5, atol=1e-7, **wrong)
 
 
-def test_the_value_ahead_at_the_data_is_the_reward_and_its_gradient_is_its_own():
-    found, _, _ = staged([2], exact=False)
-    nn.init.normal_(found.critic.net.last.weight)
-    x, t, zero = f64([[-1.0], [0.5], [2.0]]), f64([0.0, 0.2, 0.7]), torch.zeros(3, dtype=torch.long)
-    value, grad = found.value_ahead(points(x, t), zero), found.grad_ahead(points(x, t), zero)
+def test_the_value_at_the_data_is_the_reward_and_its_gradient_is_its_own():
+    learner, _, _ = staged([2], exact=False)
+    nn.init.normal_(learner.critic.net.last.weight)
+    x, t = f64([[-1.0], [0.5], [2.0]]), f64([0.0, 0.2, 0.7])
+    value, grad = learner.value(points(x, t)), learner.gradient(points(x, t))
     close(value[0], REWARD(x)[0], atol=1e-9, of_more_noise=value[1])
     close(grad[0], 1.2 - x[0], atol=1e-7, of_more_noise=grad[1])
     h = 1e-5
-    slope = [(found.value_ahead(points(x + d, t), zero)) for d in (h, -h)]
-    close(grad[:, 0], (slope[0] - slope[1]) / (2 * h), atol=1e-6, skip_left_out=grad[:, 0] - 0.1)
+    ends = [learner.value(points(x + d, t)) for d in (h, -h)]
+    close(grad[:, 0], (ends[0] - ends[1]) / (2 * h), atol=1e-6, skip_left_out=grad[:, 0] - 0.1)
 
 
 def test_a_sweep_goes_from_the_data_to_the_noise_and_takes_every_step():
-    found, experience, _ = staged([2], steps=7, stages=3, inner=2, updates=2, critic_updates=1, rows=10**6)
+    learner, rollout, _ = staged([2], steps=7, stages=3, inner=2, updates=2, critic_updates=1, rows=10**6)
     stages = []
-    found._improve = lambda decisions, stage, generator: stages.append((stage, decisions)) or iter(())
-    updates = list(found.updates(experience, torch.Generator().manual_seed(0)))
-    assert [u.network for u in updates] == ["critic"] * 3
-    numbers = [sorted({int((experience.rollout.times == t).nonzero()) for t in d.points.t.unique()}) for _, d in stages]
+    learner._improve = lambda steps, stage, generator: stages.append((stage, steps)) or iter(())
+    updates = list(each(learner.updates(rollout, torch.Generator().manual_seed(0))))
+    assert [update.network for update, _, _ in updates] == ["critic"] * 3
+    numbers = [sorted(set(steps.step.tolist())) for _, steps in stages]
 
     def backward(order):
         assert order == [[4, 5, 6], [1, 2, 3], [0]]
 
     accepts(backward, numbers, forward=numbers[::-1])
     assert [stage for stage, _ in stages] == [0, 1, 2]
-    close([float(d.scale[0]) for _, d in stages], [3, 3, 1], atol=0, all_steps=[7, 7, 7])  # together each step once
+    weights = [float(steps.weight[0]) for _, steps in stages]
+    close(weights, [3, 3, 1], atol=0, all_steps=[7, 7, 7])  # together each step once
+    rows = [sorted((steps.step * 64 + steps.path).tolist()) for _, steps in stages]
+
+    def each_once(rows):
+        assert sorted(sum(rows, [])) == list(range(7 * 64))
+
+    accepts(each_once, rows, twice=[*rows, rows[0]], one_stage_less=rows[1:])
+    for _, steps in stages:
+        close(rollout.times[steps.step], steps.t, atol=0, end=steps.s)
+
+
+def test_a_stage_improves_before_it_evaluates():
+    """In each stage first the inner iterations, then the value under the new policy."""
+    learner, rollout, _ = staged([2], stages=2, inner=2, updates=3, critic_updates=4, rows=40)
+    networks = [update.network for update, _, _ in each(learner.updates(rollout, torch.Generator().manual_seed(0)))]
+
+    def improves_first(order):
+        assert order == 2 * (6 * ["policy"] + 4 * ["critic"])
+
+    accepts(improves_first, networks, reversed=networks[::-1], one_sweep_of_each=12 * ["policy"] + 8 * ["critic"])
+
+
+def test_an_update_is_one_step_of_the_network_whatever_its_rows():
+    """The loss of the drawn rows of a stage: `rows` of them, each for the steps of its stage."""
+    learner, rollout, _ = staged([2], stages=2, inner=1, updates=1, critic_updates=1, rows=40)
+    first = next(learner.updates(rollout, torch.Generator().manual_seed(0)))
+    assert isinstance(first, Update)
+    assert [term.rows for term in first.terms] == [40]
+    values, _ = first.terms[0].loss(torch.arange(40))
+    parts = torch.cat([first.terms[0].loss(rows)[0] for rows in torch.arange(40).split(7)]).detach()
+    close(parts, values.detach(), atol=1e-12, other_rows=values.detach().flip(0))
+    close(total(first).detach(), values.mean().detach(), summed=values.sum().detach())
 
 
 def test_what_it_needs_is_refused_with_a_remedy():
@@ -257,18 +293,18 @@ def test_what_it_needs_is_refused_with_a_remedy():
         sa.PIFT().build(setting(made, differentiable=False))
 
 
-def test_the_value_ahead_at_the_data_is_the_reward_where_sigma_there_is_not_0():
+def test_the_value_at_the_data_is_the_reward_where_sigma_there_is_not_0():
     """Stable Diffusion's table keeps sigma = 0.029 at t = 0, where a critic that never saw it would say something too."""
     made = model(sa.TableVP.scaled_linear())
-    found = sa.PIFT(beta=BETA).build(setting(made, steps=4, batch=8))
-    found.critic.double()
+    learner = sa.PIFT(beta=BETA).build(setting(made, steps=4, batch=8))
+    learner.critic.double()
     made.net.double()
-    found.critic.scale.calibrate(f64([-1.0, 0.0, 1.0]))
-    nn.init.normal_(found.critic.net.last.weight)
-    x, t, zero = f64([[-1.0], [0.5]]), f64([0.0, 0.2]), torch.zeros(2, dtype=torch.long)
-    value, grad = found.value_ahead(points(x, t), zero), found.grad_ahead(points(x, t), zero)
-    soft = pi_ft.soft_q(found, points(x, t), zero, slope=True)
-    with_critic = found.critic(x, t, None, soft.value).detach()
-    close(value[0], soft.value[0].detach(), atol=1e-9, with_critic=with_critic[0])
-    close(grad[0], soft.grad[0], atol=1e-9, with_critic=grad[0] + found.critic.slope(x, t, None)[0])
-    close(value[1], with_critic[1], atol=1e-9, alone=soft.value[1].detach())
+    learner.critic.scale.calibrate(f64([-1.0, 0.0, 1.0]))
+    nn.init.normal_(learner.critic.net.last.weight)
+    states = points(f64([[-1.0], [0.5]]), f64([0.0, 0.2]))
+    value, grad = learner.value(states), learner.gradient(states)
+    soft = pi_ft.soft_q(learner, states, gradient=True)
+    with_critic = learner.critic(*states, soft.value).detach()
+    close(value[0], soft.value[0], atol=1e-9, with_critic=with_critic[0])
+    close(grad[0], soft.grad[0], atol=1e-9, with_critic=grad[0] + learner.critic.gradient(*states)[0])
+    close(value[1], with_critic[1], atol=1e-9, alone=soft.value[1])

@@ -19,6 +19,7 @@ from twins import accepts
 
 from scoreaction.cli import main
 from scoreaction.models import diffusers
+from scoreaction.models.pipelines import folders
 
 pytest.importorskip("diffusers")
 pytest.importorskip("transformers")
@@ -204,7 +205,7 @@ def test_libraries_that_load_say_nothing_within_quiet() -> None:
                 loud = [logging.getLogger(name).isEnabledFor(logging.WARNING) for name in names]
         return [*loud, bool(caught)]
 
-    manager: Callable[[], Any] = diffusers.quiet
+    manager: Callable[[], Any] = folders.quiet
     within = heard()
     manager = nullcontext
     accepts(lambda found: _equal(found, [False] * 4), within, outside=heard())

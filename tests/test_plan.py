@@ -15,6 +15,7 @@ import scoreaction as sa
 from scoreaction.cli import main
 from scoreaction.commands._live_memory import LiveMemory
 from scoreaction.commands.plan import RESERVE, plan, scorer_bytes
+from scoreaction.recipes.build import build
 from scoreaction.recipes.recipe import Recipe, load_recipe
 from scoreaction.rewards import aesthetic, clip, hpsv2, imagereward, pickscore
 from scoreaction.training.summary import summarise
@@ -25,9 +26,9 @@ pytest.importorskip("peft")
 
 import tiny_pipelines  # noqa: E402
 
-from scoreaction.models.diffusers import Config  # noqa: E402
+from scoreaction.models.diffusers import Config, skeleton  # noqa: E402
 from scoreaction.models.pipelines.assemble import build_from_pipeline  # noqa: E402
-from scoreaction.models.pipelines.skeleton import SHIPPED, skeleton  # noqa: E402
+from scoreaction.models.pipelines.skeleton import SHIPPED  # noqa: E402
 
 
 def profiled_peak(run: Any) -> int:
@@ -204,6 +205,16 @@ def test_scorers_stay_on_the_device():
     assert scorer_bytes(load_recipe("sdxl", ["reward.name=http", "evaluation.held_out=[]"])) == {}
 
 
+def test_pixels_and_vectors_are_planned_too() -> None:
+    """Truth: the counters of an iteration that happens. Twin: those of another batch."""
+    small = ["train.batch=4", "sampler.steps=2", "train.iterations=1", "algorithm.name=ddpo", "evaluation.held_out=[]"]
+    keys = ("model_evaluations", "model_backward_rows", "reward_queries")
+    for name in ("mixture", "digits"):
+        planned, other = (plan(load_recipe(name, [*small, *more]))["iteration"] for more in ([], ["train.batch=6"]))
+        metrics = next(iter(build(load_recipe(name, small))))
+        close([planned[key] for key in keys], [metrics[key] for key in keys], atol=0, batch=[other[key] for key in keys])
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize(("algorithm", "gradient"), [("ddpo", False), ("score_action", True)])
 def test_the_planned_counts_are_those_of_a_run(tmp_path, algorithm, gradient):
@@ -270,9 +281,13 @@ def test_a_small_model_and_the_command(tmp_path, capsys):
     recipe_for(tmp_path, "sd", prompts=["a cat"], train={"batch": 2}, sampler={"steps": 2})
     assert main(["plan", str(tmp_path / "recipe.yaml"), "train.iterations=7"]) == 0
     said += capsys.readouterr().out
-    for part in ("fits 24 GiB: yes", "unet 64,796", "in all: 7 iterations", "how: "):
-        assert part in said
-    capsys.readouterr()
+
+    def says(text):
+        for part in ("fits 24 GiB: yes", "unet 64,796", "in all: 7 iterations", "how: "):
+            assert part in text
+
+    assert main(["plan", str(tmp_path / "recipe.yaml"), "train.iterations=8"]) == 0
+    accepts(says, said, more_iterations=capsys.readouterr().out)
     shutil.rmtree(tmp_path / "base" / "vae")
     assert main(["plan", str(tmp_path / "recipe.yaml")]) == 2
     assert capsys.readouterr().err.startswith("model.path: ")

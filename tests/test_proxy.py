@@ -72,9 +72,18 @@ def test_the_bonus_falls_as_one_over_root_n():
 
 
 def test_the_bonus_is_larger_where_nothing_was_asked():
+    """And so an optimist expects more there than a pessimist does, and they agree where much was asked."""
     x, y = linear_data(200)
-    near, far = (judged(fitted(x, y, kind="ucb", hidden=0), torch.full((1, 4), size))[1] for size in (0.0, 8.0))
-    assert float(far) > 5 * float(near)
+    groups, places = torch.zeros(2, dtype=torch.long), torch.tensor([[0.0], [8.0]]).expand(2, 4)
+
+    def seeks_what_is_unknown(optimism):
+        proxy = fitted(x, y, kind="ucb", hidden=0, optimism=optimism)
+        mean, std = proxy.judge(places, groups)
+        assert float(std[1]) > 5 * float(std[0])
+        bonus = proxy(places, groups) - mean
+        assert float(bonus[1]) > 5 * float(bonus[0]) > 0
+
+    accepts(seeks_what_is_unknown, 1.0, pessimism=-1.0, indifference=0.0)
 
 
 @pytest.mark.slow
@@ -129,11 +138,10 @@ def test_the_generator_is_all_the_randomness_there_is():
     accepts(check, judged(fitted(x, y, members=2), x)[0], other_seed=judged(fitted(x, y, members=2, seed=8), x)[0])
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("kind", ["ensemble", "ucb"])
 def test_optimism_adds_deviations_and_gradients_flow(kind):
     x, y = linear_data(100)
-    proxy = fitted(x, y, kind=kind)
+    proxy = fitted(x, y, kind=kind, hidden=0)
     at = x[:3].float().requires_grad_(True)
     groups = torch.zeros(3, dtype=torch.long)
     mean, std = judged(proxy, at)

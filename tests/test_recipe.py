@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 import torch
 import yaml
-from twins import close
+from twins import accepts, close, same
 
 from scoreaction import catalog
 from scoreaction.errors import UserError
@@ -19,6 +19,7 @@ from scoreaction.recipes.build import build
 from scoreaction.recipes.prompts import prompt_list
 from scoreaction.recipes.recipe import Recipe, dump, load_recipe, resolve
 from scoreaction.rewards._weighted import WeightedSum
+from scoreaction.training.optimizer import Train
 from scoreaction.yaml_text import parse_yaml
 
 SMALL = {
@@ -40,8 +41,7 @@ def fault(*overrides: str, recipe: str = "mixture") -> str:
 def test_a_shipped_recipe_loads_and_its_dump_is_itself(name: str) -> None:
     recipe = load_recipe(name)
     again = resolve(parse_yaml(dump(recipe), where="dump"))
-    assert again == recipe
-    assert again != load_recipe(name, ["train.seed=7"])
+    same(again, recipe, other_seed=load_recipe(name, ["train.seed=7"]))
 
 
 @pytest.mark.parametrize("name", ["sd15", "sdxl", "sd3", "flux"])
@@ -49,31 +49,33 @@ def test_the_command_in_a_recipes_header_says_all_that_it_lacks(name: str) -> No
     """Truth: what its rewards refuse to be without, but for what the hub has. Twin: the command without its settings."""
     header = (files("scoreaction") / "recipes" / f"{name}.yaml").read_text().split("model:")[0]
     said = re.findall(rf"#   scoreaction train {name} ?(\S*=\S*)?", header)
-    recipe = load_recipe(name, [said[0]] if said[0] else [])
-    asked = {"head": "reward.head=", "path": "reward.path="}
-    needs = {f"reward.{key}" for key in asked if getattr(recipe.reward.config, key, "") is None}
-    assert not needs, f"{name} needs {needs}"
-    if said[0]:
-        bare = load_recipe(name)
-        assert any(getattr(bare.reward.config, key, "") is None for key in asked)
+
+    def lacks_nothing(overrides: list[str]) -> None:
+        config = load_recipe(name, overrides).reward.config
+        assert not [key for key in ("head", "path") if getattr(config, key, "") is None]
+
+    accepts(lacks_nothing, [text for text in said[:1] if text], **({"without_its_settings": []} if said[0] else {}))
 
 
-def test_what_a_reward_lacks_is_said_before_the_model_is_built(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_weights_that_a_reward_lacks_are_named_before_the_model_is_built(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("scoreaction.recipes.build.build_model", lambda recipe: pytest.fail("it fetched the model"))
-    with pytest.raises(UserError, match="reward: head: LAION's head is not shipped"):
+    with pytest.raises(UserError, match="reward.head: LAION's head is not shipped"):
         build(load_recipe("sd15"))
 
 
 def test_each_layer_covers_the_one_below(tmp_path: Path) -> None:
     path = tmp_path / "mine.yaml"
     path.write_text(yaml.safe_dump(SMALL))
-    model = gaussian_mixture.DEFAULTS
-    assert load_recipe(str(path)).train.lr == model["train"]["lr"]
-    assert load_recipe(str(path)).evaluation.steps == model["evaluation"]["steps"]
-    path.write_text(yaml.safe_dump({**SMALL, "train": {"lr": 0.5}}))
-    assert load_recipe(str(path)).train.lr == 0.5
-    assert load_recipe(str(path)).train.batch == model["train"]["batch"], "a given block keeps the other defaults"
-    assert load_recipe(str(path), ["train.lr=0.25"]).train.lr == 0.25
+    default, model = Train(), gaussian_mixture.DEFAULTS
+    close(load_recipe(str(path)).train.lr, model["train"]["lr"], atol=0, default=default.lr)
+    close(
+        load_recipe(str(path)).evaluation.steps, model["evaluation"]["steps"], atol=0, of_the_training=model["sampler"]["steps"]
+    )
+    path.write_text(yaml.safe_dump({**SMALL, "train": {"lr": 0.5, "seed": 3}}))
+    close(load_recipe(str(path)).train.lr, 0.5, atol=0, of_the_model=model["train"]["lr"])
+    assert load_recipe(str(path)).train.iterations == model["train"]["iterations"], "a given block keeps the other defaults"
+    close(load_recipe(str(path), ["train.lr=0.25"]).train.lr, 0.25, atol=0, of_the_file=0.5)
+    close(load_recipe(str(path), ["train.lr=0.25"]).train.seed, 3, atol=0, block_replaced=default.seed)
 
 
 def test_numbers_mean_what_they_look_like() -> None:
@@ -109,7 +111,22 @@ def test_numbers_mean_what_they_look_like() -> None:
         ("train.ema=1", "train.ema: must be a valid boolean (got 1)"),
         ("sampler.eta=1.5", "sampler.eta: must be less than or equal to 1 (got 1.5)"),
         ("sampler.solver=dimm", "sampler.solver: must be 'ddim'"),
-        ("model.means=[[1, 2], [3]]", "model: means must be"),
+        ("model.means=[[1, 2], [3]]", "model.means: must be"),
+        ("model.weights=[1, 2]", "model.weights: must be 4 positive numbers, one for each of the means"),
+        ("model={name: linear_quadratic, mean: []}", "model.mean: must have at least 1 item (got [])"),
+        ("model.std=[1, 2]", "model.std: must be positive, one number or 4 of them"),
+        (
+            "model={name: linear_quadratic, mean: [0, 1], variance: [1, 2, 3]}",
+            "model.variance: must be positive, one number or 2",
+        ),
+        ("reward={name: quadratic, center: [1, 0], curvature: [[1]]}", "reward.curvature: must be a number or a matrix 2 x 2"),
+        ("reward={name: quadratic, center: [1, 0], linear: [1]}", "reward.linear: must have 2 numbers"),
+        (
+            "early_stop={metric: rewad_mean}",
+            "early_stop.metric: no metric 'rewad_mean'; choose from reward_mean, diversity, vendi",
+        ),
+        ("early_stop={metric: held_out.ink}", "early_stop.metric: no metric 'held_out.ink'"),
+        ("train.select=held_out.ink", "train.select: no metric 'held_out.ink'"),
         ("model.means=[[1, x], [3, 4]]", "model.means.0.1: must be a valid number (got 'x')"),
         ("model.means=[[1", "model.means line 1: not valid YAML"),
         ("algorithm.name=ddop", "algorithm.name: unknown algorithm 'ddop'; did you mean ddpo?"),
@@ -139,6 +156,10 @@ def test_a_wrong_override_is_one_line_that_names_the_key(override: str, said: st
 def test_the_right_twins_of_wrong_overrides_pass() -> None:
     right = ["algorithm.beta=1", "train.lr=1", "train.iterations=2", "train.ema=true", "sampler.eta=0.5", "reward.scale=2"]
     assert isinstance(load_recipe("mixture", right), Recipe)
+    held_out = "evaluation.held_out=[{name: linear, direction: [1, 0]}]"
+    stop = load_recipe("mixture", [held_out, "early_stop={metric: held_out.linear}", "train.select=held_out.linear"]).early_stop
+    assert stop is not None
+    assert stop.metric == "held_out.linear"
 
 
 @pytest.mark.parametrize(
@@ -209,7 +230,7 @@ def test_a_dotted_path_reaches_a_users_file(tmp_path: Path, monkeypatch: pytest.
         "class Config(BaseModel, extra='forbid'):\n    factor: float = 1.0\n"
         "class Up:\n    differentiable = False\n"
         "    def __init__(self, factor): self.factor = factor\n"
-        "    def __call__(self, samples, conditions): return self.factor * samples[:, 1]\n"
+        "    def __call__(self, samples, prompts): return self.factor * samples[:, 1]\n"
         "def build(config): return Up(config.factor)\n"
     )
     monkeypatch.chdir(tmp_path)
@@ -231,9 +252,8 @@ def test_an_algorithm_without_beta_is_held_to_the_recipes_optimum(tmp_path: Path
     def beta(*overrides: str) -> float | None:
         return load_recipe("mixture", overrides).evaluation.beta
 
-    assert beta("algorithm.name=ddpo") == 0.5
-    assert beta("algorithm.name=ddpo", "evaluation.beta=0.2") == 0.2
-    assert beta("algorithm.name=dpok") is None, "it has its own"
+    same(beta("algorithm.name=ddpo"), 0.5, with_its_own=beta("algorithm.name=dpok"))
+    same(beta("algorithm.name=ddpo", "evaluation.beta=0.2"), 0.2, of_the_recipe=beta("algorithm.name=ddpo"))
     values = load_recipe("mixture", ["algorithm={name: draft, beta: 0}"]).values()
     (tmp_path / "free.yaml").write_text(yaml.safe_dump(values))
     assert load_recipe(str(tmp_path / "free.yaml"), ["algorithm.name=ddpo"]).evaluation.beta is None
@@ -241,18 +261,26 @@ def test_an_algorithm_without_beta_is_held_to_the_recipes_optimum(tmp_path: Path
 
 def test_a_text_that_looks_like_a_number_stays_one() -> None:
     recipe = load_recipe("digits", ['prompts=["1e5", "7"]'])
-    assert resolve(parse_yaml(dump(recipe), where="dump")).prompts == ["1e5", "7"]
-    assert parse_yaml(yaml.safe_dump(["1e5"]), where="twin") == [1e5]
+    found = resolve(parse_yaml(dump(recipe), where="dump")).prompts
+    same(found, ["1e5", "7"], dumped_by_yaml_alone=parse_yaml(yaml.safe_dump(["1e5", "7"]), where="twin"))
 
 
 @pytest.mark.parametrize(
     ("overrides", "said"),
     [
-        (["reward.direction=[1]"], "reward: does not fit the model gaussian_mixture"),
-        (["evaluation.held_out=[{name: ink}]"], "evaluation.held_out.0: does not fit"),
+        (["reward.direction=[1]"], r"^reward.direction: must have 2 numbers, one for each dimension \(got 1\)"),
+        (["reward={name: quadratic, center: [1, 2, 3]}"], "^reward.center: must have 2 numbers"),
+        (["reward=[{name: linear, direction: [1, 0]}, {name: linear, direction: [1]}]"], "^reward.1.direction: must have 2"),
+        (["evaluation.held_out=[{name: linear, direction: [1]}]"], "^evaluation.held_out.0.direction: must have 2 numbers"),
+        (
+            ["evaluation.held_out=[{name: ink}]"],
+            "^evaluation.held_out.0: ink does not fit the model gaussian_mixture: ",
+        ),
+        (["model={name: digits, path: /nowhere}"], "^model.path: /nowhere is no folder with the digits"),
         (["prompts=[cat]"], "prompts: the model gaussian_mixture takes no prompts"),
         (["sampler.solver=heun"], "sampler.solver: heun takes eta"),
         (["train.device=gpux"], "train.device: 'gpux' cannot be used here"),
+        (["algorithm={name: scoreaction.rewards.ink}"], "must derive from scoreaction.algorithms.Algorithm"),
         (["sampler.eta=0", "algorithm.name=ddpo"], "sampler.eta: ddpo needs densities"),
     ],
 )
@@ -262,12 +290,12 @@ def test_parts_that_do_not_fit_are_refused_when_built(overrides: list[str], said
 
 
 def test_a_run_begins_the_same_whatever_was_drawn_before() -> None:
-    def weights() -> torch.Tensor:
-        return torch.cat([p.detach().flatten() for p in build(load_recipe("mixture")).model.parameters.values()])
+    def weights(*overrides: str) -> torch.Tensor:
+        return torch.cat([p.detach().flatten() for p in build(load_recipe("mixture", overrides)).model.parameters.values()])
 
     first = weights()
     torch.randn(3)
-    assert torch.equal(first, weights())
+    same(weights(), first, other_seed=weights("train.seed=1"))
     assert not math.isclose(float(torch.randn(1)), float(torch.randn(1))), "the caller's own randomness goes on"
 
 

@@ -7,7 +7,6 @@ from test_finetuner import own_model
 from twins import accepts, close
 
 import scoreaction as sa
-from scoreaction.sampling.experience import Experience
 from scoreaction.sampling.replay import Replay
 from scoreaction.sampling.rollout import Rollout
 from scoreaction.types import Prediction
@@ -16,12 +15,12 @@ STEPS = 3
 
 
 def brought(first, batch):
-    """Trajectory n visits `10 n + step`, says minus that, has prompt n % 3, reward n and a grid of its own."""
+    """Trajectory n visits `10 n + step`, predicts minus that, has prompt n % 3, reward n and a grid of its own."""
     n = torch.arange(first, first + batch)
     x = (10 * n[None] + torch.arange(STEPS + 1)[:, None]).float()[:, :, None].expand(-1, -1, 2)
-    said = Prediction(-x[:-1], x[:-1])
+    old = Prediction(-x[:-1], x[:-1])
     times = torch.linspace(1, 0, STEPS + 1, dtype=torch.float64) ** (1 + first / 100)
-    return Experience(Rollout(times, x, said, said), n.float(), None, n % 3)
+    return Rollout(times, x, old, old, n % 3, n.float())
 
 
 def filled(capacity, batches, size=2, **options):
@@ -36,41 +35,47 @@ def kept(made):
     return (made.x[:, 0, 0] / 10).int()
 
 
+MODEL = own_model(False)
+
+
 def drawn(made, rows=2000, steps=STEPS, seed=0):
-    return made.draw(rows, torch.arange(steps), torch.Generator().manual_seed(seed))
+    return made.draw(MODEL, rows, torch.arange(steps), torch.Generator().manual_seed(seed))
 
 
 def test_the_newest_over_the_oldest():
     """Ten trajectories through a buffer of six: the last six are drawn and no other."""
     made = filled(6, 5)
 
-    def held(numbers):
+    def newest(numbers):
         assert sorted(numbers.tolist()) == [4, 5, 6, 7, 8, 9]
 
-    accepts(held, kept(made), all_of_them=torch.arange(10), oldest=torch.arange(6))
+    accepts(newest, kept(made), all_of_them=torch.arange(10), oldest=torch.arange(6))
     seen = set((drawn(made).x[:, 0] / 10).int().tolist())
     assert seen == {4, 5, 6, 7, 8, 9}
-    assert filled(6, 1).held().tolist() == [0, 1]  # what was never filled is never drawn
+    assert filled(6, 1).slots().tolist() == [0, 1]  # what was never filled is never drawn
     assert kept(filled(3, 1, size=5)).tolist() == [3, 4, 2]  # a batch larger than the buffer leaves its newest
 
 
 def test_a_row_is_one_step_of_one_trajectory():
-    """State, what was said there, times, prompt: all of the same trajectory and step."""
+    """State, its end, the prediction there, times, prompt: all of the same trajectory and step."""
     got = drawn(filled(6, 5))
     number, step = (got.x[:, 0] / 10).floor(), got.x[:, 0] % 10
     batch = 2 * (number // 2)  # trajectories of one batch share their grid
     t, s = ((1 - (step + i).double() / STEPS) ** (1 + batch.double() / 100) for i in (0, 1))
     close(step, got.step, one_later=step + 1)
-    close(got.old, -got.x, atol=0, other_row=-got.x.roll(1, 0))
+    close(got.x_next, got.x + 1, atol=0, itself=got.x, other_row=got.x.roll(1, 0) + 1)
+    close(got.old.x0, -got.x, atol=0, other_row=-got.x.roll(1, 0))
+    alpha, sigma = (part.float()[:, None] for part in (MODEL.process.alpha(got.t), MODEL.process.sigma(got.t)))
+    close(got.old.eps, (got.x + alpha * got.x) / sigma, rtol=1e-4, sign=(got.x - alpha * got.x) / sigma, x0=got.old.x0)
     close(got.t, t, atol=1e-9, end=s)
     close(got.s, s, atol=1e-9, start=t)
-    close(got.groups, number % 3, atol=0, other_row=(number % 3).roll(1))
+    close(got.prompt, number % 3, atol=0, other_row=(number % 3).roll(1))
 
 
 def frequencies(made, probability, draws=4000):
     """p-value of the chi-square test of how often each (trajectory, step) came."""
     got = drawn(made, draws)
-    count = torch.bincount(got.slot * STEPS + got.step, minlength=probability.numel())
+    count = torch.bincount(got.path * STEPS + got.step, minlength=probability.numel())
     expected = probability.double().flatten()
     return chisquare(count.numpy(), (draws * expected / expected.sum()).numpy()).pvalue
 
@@ -91,8 +96,10 @@ def test_uniform_and_priority_frequencies():
 
 
 def test_some_steps_only():
-    got = filled(4, 2, priority=1.0).draw(200, torch.tensor([0, 2]), torch.Generator().manual_seed(0))
+    """A row counts for the steps that are drawn from."""
+    got = filled(4, 2, priority=1.0).draw(MODEL, 200, torch.tensor([0, 2]), torch.Generator().manual_seed(0))
     assert set(got.step.tolist()) == {0, 2}
+    close(got.weight, 2.0, atol=0, all_steps=torch.full((200,), float(STEPS)))
 
 
 def test_a_new_trajectory_has_the_largest_priority_yet():
@@ -111,8 +118,8 @@ def test_importance_weights_give_the_mean_of_all_pairs_back():
         made = filled(4, 2, priority=priority, importance=importance)
         made.set_priority(torch.arange(4).repeat_interleave(STEPS), torch.arange(STEPS).repeat(4), weights.flatten())
         got = drawn(made, 60_000)
-        assert 0 < float(got.importance.min()) <= float(got.importance.max()) == 1
-        return float((got.importance * weights[got.slot, got.step]).sum() / got.importance.sum())
+        assert 0 < float(got.weight.min()) <= float(got.weight.max()) == STEPS  # times the number of steps
+        return float((got.weight * weights[got.path, got.step]).sum() / got.weight.sum())
 
     truth = float(weights.mean())
     close(mean(1.0), truth, rtol=0.01, atol=0, not_corrected=mean(0.0), half=mean(0.5))
@@ -120,9 +127,9 @@ def test_importance_weights_give_the_mean_of_all_pairs_back():
 
 
 def test_old_trajectories_are_not_drawn():
-    ages = {limit: filled(8, 4, max_age=limit).held().tolist() for limit in (1, 2, None)}
+    ages = {limit: filled(8, 4, max_age=limit).slots().tolist() for limit in (1, 2, None)}
     assert ages == {1: [6, 7], 2: [4, 5, 6, 7], None: list(range(8))}
-    assert set(drawn(filled(8, 4, max_age=1)).slot.tolist()) == {6, 7}
+    assert set(drawn(filled(8, 4, max_age=1)).path.tolist()) == {6, 7}
 
 
 def test_mapped_from_a_file_is_the_same():
@@ -141,16 +148,16 @@ def test_what_neither_memory_nor_disk_holds_is_refused_in_one_line(monkeypatch):
         Replay(10**9, 50, (4, 64, 64))
     assert "\n" not in str(error.value)
     usage = type("Usage", (), {})
-    room = 2.0 * 4 * 6 * STEPS * 2 / 0.9  # exactly for x and old
+    room = 4 * 6 * (STEPS + 1 + STEPS) * 2 / 0.9  # exactly for x, with its ends, and old
     for free, fits in ((room + 2, True), (room - 2, False)):
         usage.free = free
         monkeypatch.setattr("scoreaction.sampling.replay.shutil.disk_usage", lambda path: usage)
         try:
             Replay(6, STEPS, (2,), largest_in_memory=0)
-            held = True
+            room_enough = True
         except ValueError:
-            held = False
-        assert held == fits
+            room_enough = False
+        assert room_enough == fits
 
 
 def test_it_stays_on_the_cpu_and_in_float32():
@@ -172,15 +179,15 @@ def test_a_state_dict_is_all_of_it():
         made.add(brought(8, 2))
     afresh = filled(6, 1, priority=1.0, max_age=2)
     close(drawn(back).x, drawn(whole).x, atol=0, afresh=drawn(afresh).x)
-    assert back.held().tolist() == whole.held().tolist() == [0, 1, 2, 3]  # the slots of the last two iterations
+    assert back.slots().tolist() == whole.slots().tolist() == [0, 1, 2, 3]  # the slots of the last two iterations
 
 
 def test_rows_keep_their_prompts():
-    """The reward is asked about each drawn row with its own prompt."""
-    asked, got = [], []
+    """The reward of each drawn row is that of its own prompt."""
+    queries, got = [], []
 
     def reward(x, conditions):
-        asked.append([int(c) for c in conditions])
+        queries.append([int(c) for c in conditions])
         return x[:, 0] + x.new_tensor([float(c) for c in conditions])
 
     tuner = sa.Finetuner(
@@ -193,15 +200,15 @@ def test_rows_keep_their_prompts():
     )
     draw = tuner.learner.replay.draw
 
-    def watched(rows, steps, generator):
-        got.append(draw(rows, steps, generator))
+    def watched(*options):
+        got.append(draw(*options))
         return got[-1]
 
     tuner.learner.replay.draw = watched
     list(tuner)
 
-    def check(groups):
-        assert asked[-1] == groups.tolist()
+    def check(prompt):
+        assert queries[-1] == prompt.tolist()
 
-    last = got[-1].groups
+    last = got[-1].prompt
     accepts(check, last, as_drawn_later=last.roll(1), other_way=1 - last)

@@ -17,7 +17,7 @@ import yaml
 from matplotlib.figure import Figure
 from test_cli import refused, run, train  # noqa: F401 - fixtures
 from test_export import Own
-from twins import accepts, close
+from twins import accepts, close, same
 
 import scoreaction as sa
 from scoreaction.algorithms._learner import Algorithm
@@ -66,37 +66,54 @@ def page(folder: Path) -> Page:
 
 @pytest.mark.slow
 def test_a_runs_page_holds_everything_it_shows(run: Path) -> None:  # noqa: F811
-    found = page(run)
-    assert found.open == []
-    assert len(found.fetched) == 2
-    for source in found.fetched:
-        kind, _, data = source.partition("base64,")
-        assert kind == "data:image/png;"
-        assert base64.b64decode(data).startswith(b"\x89PNG")
-    assert "reward linear" in found.words
-    assert "The words on this page" in found.words
-    assert "hidden: 8" in found.words, "the recipe is there"
+    text = write_report(run).read_text(encoding="utf-8")
+
+    def whole(text: str) -> None:
+        found = Page(text)
+        assert found.open == []
+        assert len(found.fetched) == 2
+        for source in found.fetched:
+            kind, _, data = source.partition("base64,")
+            assert kind == "data:image/png;"
+            assert base64.b64decode(data).startswith(b"\x89PNG")
+        assert "reward linear" in found.words
+        assert "The words on this page" in found.words
+        assert "hidden: 8" in found.words, "the recipe is there"
+
+    accepts(
+        whole,
+        text,
+        fetched_from_elsewhere=text.replace("data:image/png;base64,", "https://example.org/"),
+        not_closed=text.replace("</table>", "", 1),
+        without_its_recipe=text.replace("hidden: 8", ""),
+    )
 
 
 @pytest.mark.slow
 def test_what_users_write_is_text_and_not_html(tmp_path: Path, run: Path) -> None:  # noqa: F811
-    assert "<b>loud</b>" not in write_report(run).read_text()
     recipe = (run / "recipe.yaml").read_text()
     try:
         (run / "recipe.yaml").write_text("# <script>alert(1)</script>\n" + recipe)
         text = write_report(run).read_text()
     finally:
         (run / "recipe.yaml").write_text(recipe)
-    assert "<script>" not in text
-    assert "&lt;script&gt;" in text
+
+    def harmless(text: str) -> None:
+        assert "<script>" not in text
+        assert "&lt;script&gt;" in text
+
+    accepts(harmless, text, as_written=text.replace("&lt;script&gt;", "<script>"), left_out=write_report(run).read_text())
 
 
 @pytest.mark.slow
 def test_an_unfinished_run_says_so(tmp_path: Path, run: Path) -> None:  # noqa: F811
     for name in ("recipe.yaml", "metrics.jsonl"):
         (tmp_path / name).write_bytes((run / name).read_bytes())
-    assert "is not finished" in page(tmp_path).words
-    assert "is not finished" not in page(run).words
+
+    def unfinished(folder: Path) -> None:
+        assert "is not finished" in page(folder).words
+
+    accepts(unfinished, tmp_path, finished=run)
 
 
 @pytest.mark.slow
@@ -137,7 +154,11 @@ def test_a_run_on_a_module_of_ones_own_has_its_page_anywhere(tmp_path: Path, run
     recipe = yaml.safe_load((run / "recipe.yaml").read_text())
     recipe["reward"] = {"name": "nowhere.mine", "factor": 2}
     (tmp_path / "recipe.yaml").write_text(yaml.safe_dump(recipe))
-    assert "on the reward nowhere.mine." in page(tmp_path).words
+
+    def of_its_own(folder: Path) -> None:
+        assert "on the reward nowhere.mine." in page(folder).words
+
+    accepts(of_its_own, tmp_path, of_the_shelf=run)
 
 
 @pytest.mark.slow
@@ -152,7 +173,13 @@ def test_a_recipe_that_is_none_is_one_line(text: str, tmp_path: Path, run: Path)
 def test_a_folder_of_several_is_one_page(tmp_path: Path) -> None:
     for seed in (0, 1):
         assert train(tmp_path / f"run{seed}", f"train.seed={seed}", iterations=2) == 0
-    assert page(tmp_path).words.count("DDPO on gaussian_mixture") == 2
+
+    def both(folder: Path) -> None:
+        found = page(folder)
+        assert found.words.count("DDPO on gaussian_mixture") == 2
+        assert len(found.fetched) == 4, "two pictures of each"
+
+    accepts(both, tmp_path, of_one=tmp_path / "run0")
 
 
 def test_the_headline_says_what_the_figures_say() -> None:
@@ -168,9 +195,13 @@ def test_the_headline_says_what_the_figures_say() -> None:
 def test_a_held_out_reward_of_the_trained_ones_name_is_told_apart() -> None:
     figures = {**SUMMARY, "held_out.shapes_base": 0.4, "held_out.shapes_tuned": 0.6}
     said = " ".join(run_headline(load_recipe("shapes").values(), [], figures))
-    assert "The held-out reward shapes (correct: true), which was only measured, went from 0.4 to 0.6" in said
-    said = " ".join(run_headline(load_recipe("shapes", ["reward.name=shapes_scorer"]).values(), [], figures))
-    assert "The held-out reward shapes, which" in said
+    scorer = " ".join(run_headline(load_recipe("shapes", ["reward.name=shapes_scorer"]).values(), [], figures))
+
+    def apart(said: str) -> None:
+        assert "The held-out reward shapes (correct: true), which was only measured, went from 0.4 to 0.6" in said
+
+    accepts(apart, said, names_differ=scorer)
+    assert "The held-out reward shapes, which" in scorer
 
 
 def test_a_comparison_names_who_left_the_data() -> None:
@@ -179,8 +210,10 @@ def test_a_comparison_names_who_left_the_data() -> None:
         group = {"label": "ddpo", "mean": mean, "standard_error": dict.fromkeys(mean)}
         return " ".join(comparison_headline({"groups": [group], "seeds": [0]}, load_recipe("mixture").values()))
 
-    assert "left the data behind" in said(100.0)
-    assert "left the data behind" not in said(1.2)
+    def warns(kl: float) -> None:
+        assert "left the data behind" in said(kl)
+
+    accepts(warns, 100.0, near_the_optimum=1.2)
 
 
 @pytest.mark.slow
@@ -193,8 +226,11 @@ def test_a_comparison_page_shows_every_way(tmp_path: Path) -> None:
     command = ["compare", "mixture", *TINY[1:], "train.iterations=2", "--algorithms", "ddpo,dpok", "--output", str(folder)]
     assert main(command) == 0
     found = page(folder)
-    labels = json.loads((folder / "comparison.json").read_text())["algorithms"]
-    assert all(re.search(rf"{label}: reward from", found.words) for label in labels)
+
+    def all_shown(labels: list[str]) -> None:
+        assert all(re.search(rf"{label}: reward from", found.words) for label in labels)
+
+    accepts(all_shown, json.loads((folder / "comparison.json").read_text())["algorithms"], another=["ddpo", "sqdf"])
     assert len(found.fetched) == 6
 
 
@@ -210,16 +246,20 @@ def test_bands_are_standard_errors() -> None:
 def test_images_keep_their_place_in_the_sheet() -> None:
     images = np.stack([np.full((1, 2, 2), value) for value in (0.0, 0.25, 0.5)])
     sheet = tiled(images, 2)
-    assert sheet.shape == (5, 5, 3)
-    assert (sheet[0, 0, 0], sheet[0, 3, 0], sheet[3, 0, 0], sheet[3, 3, 0]) == (0.0, 0.25, 0.5, 1.0)
+    close(sheet.shape, (5, 5, 3), atol=0, in_a_row=tiled(images, 3).shape)
+    corners = [sheet[i, j, 0] for i in (0, 3) for j in (0, 3)]
+    close(corners, [0.0, 0.25, 0.5, 1.0], atol=0, by_columns=[sheet[i, j, 0] for j in (0, 3) for i in (0, 3)])
 
 
 @pytest.mark.parametrize("shape", [(20, 1), (20, 2), (20, 16), (20, 1, 8, 8), (20, 3, 8, 8), (20, 5, 4)])
 def test_samples_of_any_shape_are_drawn(shape: tuple[int, ...]) -> None:
     samples = np.random.default_rng(0).uniform(size=shape)
     figure = samples_figure({"before": samples, "after": samples})
-    assert len(figure.axes) == 2
     figure.canvas.draw()
+    titles = [axis.get_title() for axis in figure.axes]
+    alone = [axis.get_title() for axis in samples_figure({"before": samples}).axes]
+    same(titles, ["before", "after"], alone=alone, exchanged=titles[::-1])
+    assert all(axis.collections or axis.images or axis.patches for axis in figure.axes), "nothing is empty"
 
 
 def test_pairs_of_pictures_stand_over_their_prompts() -> None:
@@ -240,6 +280,8 @@ def test_pairs_of_pictures_stand_over_their_prompts() -> None:
 
 
 def test_numbers_are_readable() -> None:
-    assert [number(value) for value in (0.123456, 12345.6, 7, None, -0.00012)] == ["0.1235", "12,346", "7", "", "-0.00012"]
+    values = (0.123456, 12345.6, 7, None, -0.00012)
+    truth = ["0.1235", "12,346", "7", "", "-0.00012"]
+    same([number(value) for value in values], truth, two_digits=[number(value, 2) for value in values])
+    same(with_error(1461.2, 533.3), "1,461 ± 533", no_error=with_error(1461.2, None), exchanged=with_error(533.3, 1461.2))
     assert with_error(1.0, None) == "1"
-    assert with_error(1461.2, 533.3) == "1,461 ± 533"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import re
 
 import numpy as np
 import pytest
@@ -13,7 +14,9 @@ from twins import accepts, close, f64
 
 from scoreaction.rewards import CountedReward, RewardError, classifier, ink, jpeg, legibility, linear, quadratic
 
-IDS = torch.arange(6)
+IDS = range(6)
+PROMPTS = [f"a handwritten {i}" for i in IDS]
+NEXT = [f"a handwritten {i + 1}" for i in IDS]
 
 
 @pytest.fixture(scope="module")
@@ -73,13 +76,13 @@ def test_classifier_is_the_log_probability_of_the_prompts_digit(images: torch.Te
         logits = reward.net(images).double().numpy()
     truth = [row[i] - np.log(np.exp(row).sum()) for i, row in enumerate(logits)]
     close(
-        reward(images, IDS),
+        reward(images, PROMPTS),
         truth,
         atol=1e-5,
-        neighbour=reward(images, (IDS + 1) % 10),
+        neighbour=reward(images, NEXT),
         logits=[row[i] for i, row in enumerate(logits)],
     )
-    assert float(reward(images, IDS).mean()) > -0.5
+    assert float(reward(images, PROMPTS).mean()) > -0.5
 
 
 def test_classifier_gradient_by_finite_differences(images: torch.Tensor) -> None:
@@ -87,11 +90,11 @@ def test_classifier_gradient_by_finite_differences(images: torch.Tensor) -> None
     reward = classifier.build(classifier.Config())
     reward.net.double()
     x = (0.1 + 0.8 * images).double().requires_grad_()
-    (gradient,) = torch.autograd.grad(reward(x, IDS).sum(), x)
+    (gradient,) = torch.autograd.grad(reward(x, PROMPTS).sum(), x)
     direction = torch.randn(x.shape, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
     h = 1e-5
     with torch.no_grad():
-        slope = (reward(x + h * direction, IDS) - reward(x - h * direction, IDS)) / (2 * h)
+        slope = (reward(x + h * direction, PROMPTS) - reward(x - h * direction, PROMPTS)) / (2 * h)
     along = (gradient * direction).sum((1, 2, 3))
     close(along, slope, atol=1e-7, rtol=1e-5, sign=-along, rescaled=2 * along)
 
@@ -103,18 +106,9 @@ def test_legibility_is_the_judges_probability(images: torch.Tensor) -> None:
         logits = reward.net(images).double()
     truth = (logits.exp() / logits.exp().sum(1, keepdim=True))[range(6), range(6)]
     ten = logits[:, :10].softmax(1)[range(6), range(6)]
-    close(reward(images, IDS), truth, atol=1e-5, without_the_eleventh=ten + 2e-5, neighbour=reward(images, IDS + 1))
+    close(reward(images, PROMPTS), truth, atol=1e-5, without_the_eleventh=ten + 2e-5, neighbour=reward(images, NEXT))
     correct = legibility.build(legibility.Config(correct=True))
-    close(correct(images, IDS), torch.ones(6), wrong_prompt=correct(images, IDS + 1))
-
-
-@pytest.mark.parametrize("name", ["classifier", "legibility"])
-def test_prompts_say_the_same_as_class_ids(images: torch.Tensor, name: str) -> None:
-    reward = ON_IMAGES[name]()
-    prompts = [f"a handwritten {i}" for i in range(6)]
-    close(reward(images, prompts), reward(images, IDS), other=reward(images, prompts[::-1]))
-    with pytest.raises(ValueError, match="'a cat' names no digit"):
-        reward(images, ["a cat"] * 6)
+    close(correct(images, PROMPTS), torch.ones(6), wrong_prompt=correct(images, NEXT))
 
 
 @pytest.mark.parametrize("name", ON_IMAGES)
@@ -122,7 +116,7 @@ def test_a_reward_is_differentiable_just_where_it_says(images: torch.Tensor, nam
     """Truth: whether the result carries a graph to the image, and the gradient is not zero."""
     reward = ON_IMAGES[name]()
     x = images.clone().requires_grad_()
-    value = reward(x, IDS)
+    value = reward(x, PROMPTS)
     assert value.shape == (6,)
     assert value.dtype == x.dtype
     reaches = value.requires_grad and float(torch.autograd.grad(value.sum(), x)[0].abs().sum()) > 0
@@ -149,22 +143,29 @@ def test_a_reward_is_differentiable_just_where_it_says(images: torch.Tensor, nam
 def test_images_out_of_range_are_refused(images: torch.Tensor, name: str, wrong: tuple) -> None:  # type: ignore[type-arg]
     """Twin: the same image in [0, 1] passes, also with a rounding error."""
     reward = ON_IMAGES[name]()
-    reward(images * (1 + 1e-6), IDS)
+    reward(images * (1 + 1e-6), PROMPTS)
     with pytest.raises(ValueError, match=rf"reward {name.split(',', maxsplit=1)[0]}: "):
-        reward(wrong[1](images), IDS)
+        reward(wrong[1](images), PROMPTS)
 
 
 @pytest.mark.parametrize("name", ["classifier", "legibility"])
 @pytest.mark.parametrize(
-    "conditions",
-    [None, IDS.float(), IDS[:3], IDS + 5, IDS - 1, ["3"]],
-    ids=["none", "float", "short", "10", "-1", "one prompt"],
+    ("prompts", "why"),
+    [
+        (None, "needs a prompt for each of the 6 samples, got NoneType; give prompts"),
+        (torch.arange(6), "needs a prompt for each of the 6 samples, got Tensor; give prompts"),
+        (["3"], "needs a prompt for each of the 6 samples, got 1; give prompts"),
+        (["a cat"] * 6, "'a cat' names no digit"),
+        (["10"] * 6, "'10' names no digit"),
+    ],
+    ids=["none", "class ids", "one prompt", "a cat", "10"],
 )
-def test_conditions_that_are_not_digits_are_refused(images: torch.Tensor, name: str, conditions: object) -> None:
+def test_prompts_that_name_no_digit_are_refused(images: torch.Tensor, name: str, prompts: object, why: str) -> None:
+    """Twin: a prompt that names one, in letters or as a figure."""
     reward = ON_IMAGES[name]()
-    reward(images, IDS)
-    with pytest.raises(ValueError, match=rf"reward {name}: .*give prompts"):
-        reward(images, conditions)
+    close(reward(images, PROMPTS), reward(images, [str(i) for i in IDS]), other=reward(images, PROMPTS[::-1]))
+    with pytest.raises(ValueError, match=re.escape(why)):
+        reward(images, prompts)
 
 
 def test_linear_and_quadratic_against_loops() -> None:
@@ -193,26 +194,74 @@ def test_configurations_that_cannot_be_meant_are_refused() -> None:
             config.model_validate({"prefers": "small"})
     with pytest.raises(ValidationError):
         jpeg.Config(quality=101)
-    with pytest.raises(ValueError, match="unit"):
+    with pytest.raises(ValueError, match="^unit: must not be 0"):
         ink.build(ink.Config(unit=0.0))
-    with pytest.raises(ValueError, match="symmetric"):
-        quadratic.build(quadratic.Config(center=[0.0, 0.0], curvature=[[1.0, 0.5], [0.0, 1.0]]))
-    with pytest.raises(ValueError, match="curvature"):
-        quadratic.build(quadratic.Config(center=[0.0, 0.0], curvature=[[1.0]]))
-    with pytest.raises(ValueError, match=r"expected samples \(batch, 2\)"):
-        linear.build(linear.Config(direction=[1.0, 0.5]))(torch.zeros(4, 3), None)
+    quadratic.Config(center=[0.0, 0.0], curvature=[[1.0, 0.5], [0.5, 1.0]], linear=[1.0, 2.0])
+    for wrong, key in ({"curvature": [[1.0, 0.5], [0.0, 1.0]]}, "symmetric"), ({"curvature": [[1.0]]}, "2 x 2"):
+        with pytest.raises(ValidationError, match=f"curvature: .*{key}"):
+            quadratic.Config(center=[0.0, 0.0], **wrong)
+    with pytest.raises(ValidationError, match="linear: must have 2 numbers"):
+        quadratic.Config(center=[0.0, 0.0], linear=[1.0])
+
+
+@pytest.mark.parametrize(
+    ("reward", "key"),
+    [
+        (linear.build(linear.Config(direction=[1.0, 0.5])), "direction"),
+        (quadratic.build(quadratic.Config(center=[1.0, 0.5])), "center"),
+    ],
+    ids=["linear", "quadratic"],
+)
+def test_a_dimension_that_does_not_fit_is_named_by_its_setting(reward: object, key: str) -> None:
+    """Twin: samples of as many dimensions."""
+    assert reward(torch.zeros(4, 2), None).shape == (4,)
+    with pytest.raises(ValueError, match=rf"^{key}: must have 3 numbers, one for each dimension \(got 2\)"):
+        reward(torch.zeros(4, 3), None)
+    with pytest.raises(ValueError, match=r"scores vectors \(batch, 2\), got samples \(4, 1, 2, 1\)"):
+        reward(torch.zeros(4, 1, 2, 1), None)
+
+
+def test_images_reach_every_reward_in_one_range() -> None:
+    """[0, 1], also a reward that checks nothing itself. Twins: vectors have no range, and images in it are scored."""
+    dark = torch.zeros(2, 3, 4, 4)
+
+    def mean(samples: torch.Tensor, prompts: object) -> torch.Tensor:
+        return samples.flatten(1).mean(1)
+
+    for wrong in (dark - 1, dark + 255, dark + float("nan")):
+        with pytest.raises(RewardError, match=r"reward: images must have values in \[0, 1\].*decode="):
+            CountedReward(mean)(wrong, None)
+    assert CountedReward(mean)(dark + 1, None).tolist() == [1.0, 1.0]
+    assert CountedReward(mean)(torch.full((2, 3), -5.0), None).tolist() == [-5.0, -5.0]
+
+
+def test_a_probe_is_not_counted_and_takes_any_numbers() -> None:
+    """Twins: a question is counted, and its numbers must be finite; a probe refuses what is not one number a sample."""
+
+    def half(samples: torch.Tensor, prompts: object) -> torch.Tensor:
+        return samples.sum(1) / 0
+
+    counted = CountedReward(half)
+    counted.probe(torch.zeros(4, 3), None)
+    assert counted.queries == 0
+    with pytest.raises(RewardError, match="4 of 4 values are NaN"):
+        counted(torch.zeros(4, 3), None)
+    assert counted.queries == 4
+    for wrong in (lambda x, p: x, lambda x, p: x.sum(), lambda x, p: None, lambda x, p: x[:, 7], lambda x: x.sum(1)):
+        with pytest.raises(RewardError):
+            CountedReward(wrong).probe(torch.zeros(4, 3), None)
 
 
 def test_a_reward_that_changes_its_samples_is_refused() -> None:
     """They are measured after it; the twin works on a copy."""
 
-    def bytes_in_place(samples: torch.Tensor, conditions: object) -> torch.Tensor:
+    def bytes_in_place(samples: torch.Tensor, prompts: object) -> torch.Tensor:
         return samples.mul_(255).sum(1)
 
     samples = torch.rand(4, 3)
     with pytest.raises(RewardError, match=r"reward: changes its samples in place.*samples.clone\(\)"):
         CountedReward(bytes_in_place)(samples, None)
-    CountedReward(lambda samples, conditions: bytes_in_place(samples.clone(), conditions))(samples, None)
+    CountedReward(lambda samples, prompts: bytes_in_place(samples.clone(), prompts))(samples, None)
     with torch.inference_mode():  # in which a decoder may have made them, and nothing is counted
         decoded = torch.rand(4, 3)
-    assert CountedReward(lambda samples, conditions: samples.sum(1))(decoded, None).shape == (4,)
+    assert CountedReward(lambda samples, prompts: samples.sum(1))(decoded, None).shape == (4,)

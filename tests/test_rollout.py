@@ -1,38 +1,44 @@
 """Truth: the steps taken one by one by hand, the law of the exact score, a network that counts its calls."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 from torch import nn
 from twins import accepts, close, f64
 
 import scoreaction as sa
-from scoreaction.algorithms._pathwise import perturbed
+from scoreaction.algorithms._learner import Objective, Setting
 from scoreaction.diffusion.mixtures import Mixture
+from scoreaction.diffusion.predictions import perturbed
 from scoreaction.diffusion.solvers import SOLVERS, jittered, time_grid
-from scoreaction.sampling.experience import Experience, Points, over_rows
-from scoreaction.sampling.rollout import roll_out, trajectory
+from scoreaction.networks.conditions import take
+from scoreaction.sampling.rollout import joined, roll_out, trajectory
 from scoreaction.types import Prediction
 
 
 class Line(nn.Module):
-    """`eps = w x + t/10`."""
+    """`eps = w x + t/10 + condition`."""
 
     def __init__(self):
         super().__init__()
-        self.w = nn.Parameter(torch.tensor(0.5))
+        self.w, self.calls = nn.Parameter(torch.tensor(0.5)), []
 
     def forward(self, x, t, cond):
-        return self.w * x + 0.1 * t.reshape(-1, *[1] * (x.ndim - 1))
+        self.calls.append(len(x))
+        y = self.w * x + 0.1 * t.reshape(-1, *[1] * (x.ndim - 1))
+        return y if cond is None else y + cond[:, None].to(y)
 
 
 def build(shape=(2,)):
     return sa.Model(Line(), process=sa.VP(), predicts="eps", shape=shape)
 
 
-def rolled(model, sampler, n=6, *, seed=0, explore=None):
+def rolled(model, sampler, n=6, *, seed=0, explore=None, prompt=None):
     times = sampler.times(model.process)
     generator = torch.Generator().manual_seed(seed)
-    return roll_out(model, sampler, model.predict, n, generator, times=times, explore=explore)
+    prompt = torch.zeros(n, dtype=torch.long) if prompt is None else prompt
+    return roll_out(model, sampler, model.predict, prompt, generator, times=times, explore=explore)
 
 
 def same(truth):
@@ -47,20 +53,20 @@ def test_a_rollout_is_its_steps_and_keeps_no_graph(shape):
     model, sampler = build(shape), sa.Sampler(steps=4)
     rollout = rolled(model, sampler)
     assert rollout.x.shape == (5, 6, *shape)
-    assert rollout.prediction.eps.shape == (4, 6, *shape)
+    assert rollout.old.eps.shape == (4, 6, *shape)
 
     def check(tensors):
         assert not any(t.requires_grad for t in tensors)
 
     with_graph = [model.predict(rollout.x[0], rollout.times[0]).eps]
-    accepts(check, [rollout.x, rollout.prediction.x0, rollout.prediction.eps], with_graph=with_graph)
+    accepts(check, [rollout.x, rollout.old.x0, rollout.old.eps], with_graph=with_graph)
     generator = torch.Generator().manual_seed(0)
     x = torch.randn(6, *shape, generator=generator) * sa.VP().prior_std
     for i, (t, s) in enumerate(zip(rollout.times[:-1], rollout.times[1:], strict=True)):
         assert torch.equal(rollout.x[i], x)
-        said = model.predict(x, t)
-        assert torch.equal(said.eps, rollout.prediction.eps[i])
-        step = SOLVERS["ddim"].step(model.process, None, said, x, t, s, 1.0, None)
+        prediction = model.predict(x, t)
+        assert torch.equal(prediction.eps, rollout.old.eps[i])
+        step = SOLVERS["ddim"].step(model.process, None, prediction, x, t, s, 1.0, None)
         x = (step.sample(generator) if i < 3 else step.mean).detach()
     accepts(same(x), rollout.x0, before_the_last_step=rollout.x[-2])
 
@@ -96,18 +102,18 @@ def test_samples_of_the_exact_score_have_the_law():
         model = sa.Model(Line(), process=process, predicts="v", shape=(2,))
         generator = torch.Generator().manual_seed(0)
         times = time_grid(process, 100, name="power")
-        x0 = roll_out(model, sa.Sampler(), predict, 8000, generator, times=times).x0
+        x0 = roll_out(model, sa.Sampler(), predict, torch.zeros(8000), generator, times=times).x0
         close(x0.mean(0), [1.0, -1.0], atol=0.04, noise=[0.0, 0.0])
         close(x0.std(0), [0.8, 0.8], atol=0.04, noise=[1.0, 1.0])
 
 
 @pytest.mark.parametrize(("solver", "eta", "a_step"), [("ddim", 1.0, 1), ("dpmpp_2m", 0.0, 1), ("heun", 0.0, 2)])
-def test_exploration_keeps_what_the_policy_said_apart_from_what_was_done(solver, eta, a_step):
+def test_exploration_keeps_the_policys_own_prediction_apart_from_what_was_done(solver, eta, a_step):
     """The stored prediction is the policy's own at the stored state, also where the solver asks it twice a step."""
     model, noise = build(), torch.Generator().manual_seed(1)
 
-    def explore(x, t, said):
-        return perturbed(model.process, x, t, said, 0.1, noise)
+    def explore(x, t, prediction):
+        return perturbed(model.process, x, t, prediction, 0.1, noise)
 
     sampler = sa.Sampler(solver=solver, eta=eta, steps=4)
     model.evaluations.forward = 0
@@ -115,62 +121,126 @@ def test_exploration_keeps_what_the_policy_said_apart_from_what_was_done(solver,
     assert model.evaluations.forward == 6 * (4 * a_step - (a_step - 1))  # Heun's last step, to t = 0, is one of Euler
     with torch.no_grad():
         own = torch.stack([model.predict(rollout.x[i], rollout.times[i]).eps for i in range(4)])
-    close(rollout.prediction.eps, own, atol=1e-6, what_was_done=rollout.action.eps)
-    spread = (rollout.action.eps - rollout.prediction.eps).std()
+    close(rollout.old.eps, own, atol=1e-6, what_was_done=rollout.action.eps)
+    spread = (rollout.action.eps - rollout.old.eps).std()
     close(spread, 0.1, atol=0.025, none=0.0, twice=2 * float(spread))
     x, alpha, sigma = rollout.x[1], *(float(f(rollout.times[1])) for f in (model.process.alpha, model.process.sigma))
     close(alpha * rollout.action.x0[1] + sigma * rollout.action.eps[1], x, atol=1e-5, not_moved=x + 0.1)
 
 
 def test_exploring_noise_does_not_act_on_pure_noise():
-    said = Prediction(torch.ones(2, 1), torch.zeros(2, 1))
+    prediction = Prediction(torch.ones(2, 1), torch.zeros(2, 1))
     generator = torch.Generator().manual_seed(0)
-    assert perturbed(sa.Flow(), torch.zeros(2, 1), f64(1.0), said, 0.1, generator) is said
-    assert perturbed(sa.Flow(), torch.zeros(2, 1), f64(0.9), said, 0.1, generator) is not said
+    assert perturbed(sa.Flow(), torch.zeros(2, 1), f64(1.0), prediction, 0.1, generator) is prediction
+    assert perturbed(sa.Flow(), torch.zeros(2, 1), f64(0.9), prediction, 0.1, generator) is not prediction
 
 
-def test_points_are_states_times_and_conditions_in_step_order():
-    model = build()
-    rollout = rolled(model, sa.Sampler(steps=3), n=4)
-    groups = torch.tensor([0, 1, 2, 3])
-    experience = Experience(rollout, torch.zeros(4), groups * 10, groups)
-    assert experience.size == (3, 4)
-    points = experience.points()
-    row = 2 * 4 + 1  # step 2, trajectory 1
-    assert torch.equal(points.x[row], rollout.x[2, 1])
-    assert float(points.t[row]) == float(rollout.times[2])
-    accepts(same(torch.tensor([0, 10, 20, 30] * 3)), points.conditions, step_fastest=(groups * 10).repeat_interleave(3))
-    few = experience.points(2)
-    assert torch.equal(few.x, torch.cat([rollout.x[i, :2] for i in range(3)]))
-    assert few.conditions.tolist() == [0, 10] * 3
-    chosen = points.take(torch.tensor([row]))
-    assert (float(chosen.t), chosen.conditions.tolist()) == (float(rollout.times[2]), [10])
+def test_steps_are_in_step_order_and_have_all_of_their_row():
+    """Row `step * batch + path`: state, end, times, prediction and prompt of its step and trajectory; each counts for N."""
+    prompt = torch.tensor([7, 5, 5, 6])
+    rollout = rolled(build(), sa.Sampler(steps=3), prompt=prompt)
+    assert rollout.size == (3, 4)
+    steps = rollout.steps()
+    accepts(same(prompt.repeat(3)), steps.prompt, step_fastest=prompt.repeat_interleave(3))
+    for row in range(12):
+        step, path = row // 4, row % 4
+        truth = [rollout.x[step, path], rollout.x[step + 1, path], rollout.times[step], rollout.times[step + 1]]
+        other = [rollout.x[step, 3 - path], rollout.x[step, path], rollout.times[step + 1], rollout.times[step]]
+        for value, right, wrong in zip((steps.x, steps.x_next, steps.t, steps.s), truth, other, strict=True):
+            accepts(same(right), value[row], wrong=wrong)
+        accepts(same(rollout.old.eps[step, path]), steps.old.eps[row], x0=steps.old.x0[row])
+        assert (int(steps.step[row]), int(steps.path[row])) == (step, path)
+    accepts(same(torch.full((12,), 3.0, dtype=torch.float64)), steps.weight, one=torch.ones(12, dtype=torch.float64))
+    states = take(steps.states, torch.tensor([9]))
+    assert [part.tolist() for part in states] == [rollout.x[2, 1:2].tolist(), [float(rollout.times[2])], [5]]
+    assert steps.x.data_ptr() == rollout.x.data_ptr()  # views
+
+
+def learner(conditions, rows=None):
+    """A learner of the line with these conditions of all prompts."""
+    built = sa.DDPO().build(Setting(build(), sa.Sampler(steps=3), Objective(lambda x, prompt: x[:, 0], True), 4, conditions))
+    built.reference_rows = rows
+    return built
+
+
+@pytest.mark.parametrize("rows", [2, 3, None, 100])
+def test_the_pretrained_model_is_evaluated_at_the_first_trajectories(rows):
+    """At each visited state and time, with that trajectory's prompt, and not at an end."""
+    agent, prompt = learner(torch.tensor([0.0, 0.3, -0.4]), rows), torch.tensor([2, 0, 1, 1])
+    rollout = rolled(agent.model, agent.sampler, prompt=prompt)
+    with torch.no_grad():
+        agent.model.net.w.add_(0.2)  # the policy has gone on
+    agent.model.net.calls.clear()
+    complete = agent.prepare(rollout, torch.Generator())
+    n = min(rows or 4, 4)
+    assert complete.pretrained.x0.shape == complete.difference().x0.shape == (3, n, 2)
+    assert complete.pretrained.x0.requires_grad is False
+
+    def eps(w, shift, i):
+        at_prompt = torch.tensor([-0.4, 0.0, 0.3, 0.3])[:n, None].roll(shift, 0)
+        return w * rollout.x[i, :n] + 0.1 * float(rollout.times[i]) + at_prompt
+
+    for i in range(3):
+        close(
+            complete.pretrained.eps[i], eps(0.5, 0, i), atol=1e-5, policy=eps(0.7, 0, i), other_prompts=eps(0.5, 1, i),
+            other_step=eps(0.5, 0, i + 1),
+        )  # fmt: skip
+    assert (complete.steps().pretrained is None) == (n < 4)  # steps are whole, or without it
 
 
 def test_difference_is_of_the_trajectories_that_were_compared():
-    model = build()
-    rollout = rolled(model, sa.Sampler(steps=3), n=4)
-    half = Prediction(rollout.prediction.x0[:, :2] - 1, rollout.prediction.eps[:, :2] - 2)
-    experience = Experience(rollout, torch.zeros(4), None, torch.zeros(4), reference=half)
-    difference = experience.difference()
+    rollout = rolled(build(), sa.Sampler(steps=3), n=4)
+    half = Prediction(rollout.old.x0[:, :2] - 1, rollout.old.eps[:, :2] - 2)
+    difference = replace(rollout, pretrained=half).difference()
     assert difference.eps.shape == (3, 2, 2)
     close(difference.x0, 1.0, atol=1e-5, sign=-difference.x0)
-    with pytest.raises(ValueError, match="has not been asked"):
-        Experience(rollout, torch.zeros(4), None, torch.zeros(4)).difference()
+    close(difference.eps, 2.0, atol=1e-5, x0=difference.x0)
+    with pytest.raises(ValueError, match="has not been evaluated"):
+        rollout.difference()
 
 
-def test_pieces_of_rows_are_all_rows():
-    points = Points(torch.arange(14.0).reshape(7, 2), torch.linspace(0.1, 0.7, 7), torch.arange(7))
-    seen = []
+def test_rows_in_parts_are_all_rows_and_a_graph_is_of_one_call():
+    """`max_rows` of the model splits a call without a graph, each row with its time; with one the loop gives what fits."""
+    model, x, t = build(), torch.arange(14.0).reshape(7, 2), torch.linspace(0.1, 0.7, 7)
 
-    def predict(x, t, conditions):
-        seen.append(len(x))
-        return Prediction(x + conditions[:, None], x * t[:, None].to(x))
+    def called():
+        model.net.calls.clear()
+        return model.predict(x, t), list(model.net.calls)
 
-    whole, pieces = over_rows(predict, points, 100), over_rows(predict, points, 3)
-    assert seen == [7, 3, 3, 1]
-    accepts(same(whole.x0), pieces.x0, reordered=pieces.x0.flip(0))
-    assert torch.equal(whole.eps, pieces.eps)
+    with torch.no_grad():
+        whole, one = called()
+        model.max_rows = 3
+        parts, three = called()
+    _, graph = called()
+    assert (one, three, graph) == ([7], [3, 3, 1], [7])
+    accepts(same(whole.x0), parts.x0, reordered=parts.x0.flip(0))
+    accepts(same(whole.eps), parts.eps, x0=parts.x0)
+
+
+@pytest.mark.parametrize("exploring", [False, True])
+def test_parts_of_a_batch_are_joined_side_by_side(exploring):
+    """Trajectories keep their states, predictions and prompts; where nobody explores the action is the prediction itself."""
+    model, noise = build(), torch.Generator().manual_seed(1)
+
+    def explore(x, t, prediction):
+        return perturbed(model.process, x, t, prediction, 0.1, noise)
+
+    sampler, prompts = sa.Sampler(steps=3), ([4, 5, 6], [7, 8])
+    parts = [
+        rolled(model, sampler, seed=seed, explore=explore if exploring else None, prompt=torch.tensor(prompt))
+        for seed, prompt in enumerate(prompts)
+    ]
+    whole = joined(parts)
+    assert whole.size == (3, 5)
+    accepts(same(torch.tensor([4, 5, 6, 7, 8])), whole.prompt, swapped=torch.tensor([7, 8, 4, 5, 6]))
+    for name in ("old", "action"):
+        for i, part in enumerate(("x0", "eps")):
+            truth = torch.cat([getattr(rollout, name)[i] for rollout in parts], 1)
+            accepts(same(truth), getattr(getattr(whole, name), part), swapped=truth.roll(2, 1))
+    accepts(same(torch.cat([rollout.x for rollout in parts], 1)), whole.x, swapped=whole.x.roll(2, 1))
+    assert (whole.action is whole.old) != exploring
+    assert bool((whole.action.eps != whole.old.eps).any()) == exploring
+    assert joined(parts[:1]) is parts[0]
 
 
 @pytest.mark.parametrize("name", ["uniform", "power", "log_snr"])

@@ -4,15 +4,21 @@ import math
 
 import pytest
 import torch
-from affine import BETA, NEW, OLD, REWARD, ExactValue, experienced, learner, model, policy, problem, setting
+from affine import BETA, NEW, OLD, REWARD, ExactValue, experienced, learner, model, none, policy, problem, setting
+from driving import each
 from twins import F64, accepts, close, f64
 
 import scoreaction as sa
-from scoreaction.algorithms._critic import kl_to_go, running_cost
-from scoreaction.algorithms._pathwise import Rates, Weights, adapt_trust, advantage_rate, improved, lookahead_loss
+from scoreaction.algorithms._step import StepWeights, minimiser, step_loss
+from scoreaction.algorithms._trust import TrustState, adapt_trust
+from scoreaction.algorithms._value import kl_to_go, running_cost
+from scoreaction.algorithms.score_action import advantage_rate, score_action_loss
+from scoreaction.diffusion.kl import drift_rate, g2_integral
+from scoreaction.diffusion.predictions import score
 from scoreaction.diffusion.solvers import ddim_step, time_grid
 from scoreaction.diffusion.transitions import sum_event
-from scoreaction.sampling.experience import Experience
+from scoreaction.networks.conditions import take
+from scoreaction.sampling.rollout import Rollout
 from scoreaction.types import Prediction
 
 VP, FLOW = sa.VP(), sa.Flow()
@@ -55,37 +61,34 @@ def test_performance_difference_is_the_integrated_advantage(process, eta, end, t
     base, before, after = (s.reshape(-1, 1) for s in scores(process, x, t))
 
     def difference(*, beta=BETA, drift=1.0, at_eta=eta):
-        grad = drift * old.grad(flat, times)
-        q = advantage_rate(process, times, at_eta, beta, grad_value=grad, action=after, old=before, pretrained=base)
+        given = {"old": before, "pretrained": base, "grad_value": drift * old.grad(flat, times), "g2": process.g2(times)}
+        q = advantage_rate(after, **given, eta=at_eta, beta=beta)
         return integral(q.reshape(-1, 3), t)
 
     wrong = {"beta_dropped": difference(beta=1.0), "sign_of_drift": difference(drift=-1.0)}
     if eta < 1:
         wrong |= {"kl_weight_of_eta_1": difference(at_eta=1.0), "drift_without_c": difference(drift=2 / (1 + eta**2))}
     close(difference(), truth, rtol=2e-3, atol=0, **wrong)
-    still = advantage_rate(process, times, eta, BETA, grad_value=flat, action=before, old=before, pretrained=base)
+    given = {"old": before, "pretrained": base, "grad_value": flat, "g2": process.g2(times)}
+    still = advantage_rate(before, **given, eta=eta, beta=BETA)
     close(still, 0.0, atol=1e-12, new=still + 1)
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize(("process", "eta", "end", "truth"), CASES, ids=IDS)
 def test_the_losss_gradient_at_old_is_the_policy_gradient(process, eta, end, truth, request):
-    """`lookahead_loss` at the old policy, integrated over its own law: within 1 % of the slope of the objective."""
+    """`score_action_loss` at the old policy, integrated over its own law: within 1 % of the slope of the objective."""
     old, t = ExactValue(process, eta, OLD, end=end), dense(end)[1:]
     x, _ = gauss(*old.law(t))
     flat, times = x.reshape(-1, 1), t.repeat_interleave(3)
-    sigma = process.sigma(times)
     base, before, _ = (s.reshape(-1, 1) for s in scores(process, x, t))
     th = f64(OLD).requires_grad_()
     alpha = process.alpha(times)[:, None]
-    x0 = lambda score: (flat + sigma[:, None] ** 2 * score) / alpha  # noqa: E731
 
-    def gradient(*, value=1.0, beta=BETA, rates=None):
-        rates, signal = rates or Rates.at(eta), process.alpha(times) / sigma**2
-        weights = Weights(rates.drift * process.g2(times) * signal, rates.charge * process.g2(times) * signal**2)
-        loss = lookahead_loss(
-            x0(base + th[0] * alpha**2 * flat + th[1] * alpha), weights=weights, grad_value=value * old.grad(flat, times),
-            reference=x0(base), old=x0(before), beta=beta, trust=3.0,
+    def gradient(*, value=1.0, beta=BETA, at_eta=eta):
+        loss = score_action_loss(
+            base + th[0] * alpha**2 * flat + th[1] * alpha, old=before, pretrained=base,
+            grad_value=value * old.grad(flat, times), g2dt=process.g2(times), eta=at_eta, beta=beta, trust=3.0,
         )  # fmt: skip
         weighted = torch.trapezoid(loss.reshape(-1, 3) @ f64([1 / 6, 2 / 3, 1 / 6]), t)
         return -torch.autograd.grad(weighted, th, retain_graph=True)[0]
@@ -105,41 +108,84 @@ def test_the_losss_gradient_at_old_is_the_policy_gradient(process, eta, end, tru
     wrong = {"sign": -gradient(), "no_kl": gradient(beta=0.0), "beta_dropped": gradient(beta=1.0)}
     if eta < 1:
         c = (1 + eta**2) / 2
-        wrong |= {"eta_1": gradient(rates=Rates.at(1.0)), "drift_without_c": gradient(value=1 / c)}
+        wrong |= {"eta_1": gradient(at_eta=1.0), "drift_without_c": gradient(value=1 / c)}
     close(gradient(), slope, rtol=0.01, atol=0, **wrong)
 
 
+def newton(loss, at):
+    """The minimum of a quadratic loss (rows,): one Newton step from `at`."""
+    at = at.clone().requires_grad_()
+    (slope,) = torch.autograd.grad(loss(at).sum(), at, create_graph=True)
+    (curvature,) = torch.autograd.grad(slope.sum(), at)
+    return (at - slope / curvature).detach()
+
+
 def test_the_losss_minimum_is_the_optimal_action():
-    """`s* = s_pre + (eta^2/c) grad V/beta`; with trust, halfway to old where both weigh the same; `improved` says so."""
+    """`a* = s_pre + (eta^2/c) grad V/beta`; with trust, halfway to old where both weigh the same."""
     generator = torch.Generator().manual_seed(0)
-    reference, old, grad = torch.randn(3, 4, 2, generator=generator, dtype=F64)
+    pretrained, old, grad = torch.randn(3, 4, 2, generator=generator, dtype=F64)
+    for eta in (1.0, 0.5, 0.2):
+        fixed = {"old": old, "pretrained": pretrained, "grad_value": grad, "g2dt": f64([0.1, 0.3, 2.0, 5.0]), "eta": eta}
+
+        def best(trust, fixed=fixed):
+            return newton(lambda a: score_action_loss(a, **fixed, beta=BETA, trust=trust), torch.zeros_like(old))
+
+        step = eta**2 / drift_rate(eta) * grad / BETA
+        wrong = {"sign": pretrained - step}
+        if eta < 1:
+            wrong["without_eta2_over_c"] = pretrained + grad / BETA
+        close(best(0.0), pretrained + step, atol=1e-10, **wrong)
+        close(best(BETA), (pretrained + old + step) / 2, atol=1e-10, no_trust=best(0.0))
+
+
+def test_the_steps_minimum_is_the_optimal_action():
+    """The same for `step_loss`, whose action is x0_hat: `x0* = x0_pre + (eta^2/c) sigma^2/alpha grad V/beta`."""
+    generator = torch.Generator().manual_seed(0)
+    pretrained, old, grad = torch.randn(3, 4, 2, generator=generator, dtype=F64)
     t = f64([0.1, 0.3, 0.6, 0.9])
     for eta in (1.0, 0.5, 0.2):
-        weights = Weights.of_path(VP, t, t / 2, eta)
+        fixed = {"weights": StepWeights.of_path(VP, t, t / 2, eta), "grad_value": grad, "pretrained": pretrained, "old": old}
 
-        def best(trust, reference=reference, weights=weights):
-            x0 = torch.zeros_like(reference, requires_grad=True)
-            fixed = {"weights": weights, "grad_value": grad, "reference": reference, "old": old}
-            loss = lookahead_loss(x0, **fixed, beta=BETA, trust=trust)
-            (slope,) = torch.autograd.grad(loss.sum(), x0, create_graph=True)
-            (curvature,) = torch.autograd.grad(slope.sum(), x0)
-            newton = (-slope / curvature).detach()  # it is quadratic: one Newton step from 0
-            close(improved(**fixed, beta=BETA, trust=trust), newton, atol=1e-10, sign=-newton)
-            return newton
+        def best(trust, fixed=fixed):
+            found = newton(lambda x0: step_loss(x0, **fixed, beta=BETA, trust=trust), torch.zeros_like(old))
+            close(minimiser(**fixed, beta=BETA, trust=trust), found, atol=1e-10, sign=-found)
+            return found
 
-        factor = eta**2 / Rates.at(eta).drift
-        pull = (VP.sigma2(t) / VP.alpha(t))[:, None] * grad / BETA
-        wrong = {"sign": reference - factor * pull}
-        if eta < 1:
-            wrong["without_eta2_over_c"] = reference + pull
-        close(best(0.0), reference + factor * pull, atol=1e-10, **wrong)
-        close(best(BETA), (reference + old + factor * pull) / 2, atol=1e-10, no_trust=best(0.0))
+        step = eta**2 / drift_rate(eta) * (VP.sigma2(t) / VP.alpha(t))[:, None] * grad / BETA
+        close(best(0.0), pretrained + step, atol=1e-10, sign=pretrained - step)
+        close(best(BETA), (pretrained + old + step) / 2, atol=1e-10, no_trust=best(0.0))
+
+
+@pytest.mark.parametrize("process", [VP, FLOW, sa.VE()], ids=["VP", "Flow", "VE"])
+@pytest.mark.parametrize("eta", [1.0, 0.5])
+def test_the_score_and_the_clean_sample_say_the_same(process, eta):
+    """`score_action_loss` on scores is `step_loss` with the path's weights on x0_hat: the same gradient, t = 1 included."""
+    generator = torch.Generator().manual_seed(0)
+    x, *clean = torch.randn(4, 6, 2, generator=generator, dtype=F64)
+    grad = torch.randn(6, 2, generator=generator, dtype=F64)
+    t, s = f64([1.0, 0.9, 0.5, 0.3, 0.1, 0.02]), f64([0.9, 0.7, 0.4, 0.2, 0.05, 0.01])
+    x0, old, pretrained = clean
+    alpha, sigma = process.alpha(t)[:, None], process.sigma(t)[:, None]
+    x0 = x0.requires_grad_()
+
+    def action(y):
+        return score(process, t, Prediction(y, (x - alpha * y) / sigma))
+
+    def slope(loss):
+        return torch.autograd.grad(loss.sum(), x0)[0]
+
+    given = {"g2dt": g2_integral(process, t, s), "grad_value": grad, "beta": BETA, "trust": 0.3}
+    on_scores = slope(score_action_loss(action(x0), old=action(old), pretrained=action(pretrained), eta=eta, **given))
+    weights = {name: of(process, t, s, eta) for name, of in (("path", StepWeights.of_path), ("chain", StepWeights.of_chain))}
+    del given["g2dt"]
+    path, chain = (slope(step_loss(x0, weights=w, old=old, pretrained=pretrained, **given)) for w in weights.values())
+    close(on_scores, path, rtol=1e-9, atol=1e-12, weights_of_the_chain=chain)
 
 
 @pytest.mark.parametrize("process", [VP, FLOW], ids=["VP", "Flow"])
 @pytest.mark.parametrize("eta", [1.0, 0.4])
 def test_the_chains_weights_are_those_of_its_own_step(process, eta):
-    """A change of x0_hat moves the mean of DDIM's step by `pull` and costs `stay/2` nats a square; in the limit the path's."""
+    """A change of x0_hat moves the mean of DDIM's step by `shift` and costs `cost/2` nats a square; in the limit the path's."""
     t, s = f64([1.0, 0.6, 0.2]), f64([0.7, 0.55, 0.1])
     x, move = torch.randn(2, 3, 4, generator=torch.Generator().manual_seed(0), dtype=F64)
     x0 = torch.ones(3, 4, dtype=F64)
@@ -147,24 +193,24 @@ def test_the_chains_weights_are_those_of_its_own_step(process, eta):
     before, after = (
         ddim_step(process, Prediction(x, (y - alpha * x) / sigma), t, s, eta) for x, y in ((x0, x), (x0 + move, x))
     )
-    weights = Weights.of_chain(process, t, s, eta)
-    close(after.mean - before.mean, weights.pull[:, None] * move, atol=1e-12, negative=-weights.pull[:, None] * move)
-    cost = weights.stay / 2 * (move**2).sum(1)
+    weights = StepWeights.of_chain(process, t, s, eta)
+    close(after.mean - before.mean, weights.shift[:, None] * move, atol=1e-12, negative=-weights.shift[:, None] * move)
+    cost = weights.cost / 2 * (move**2).sum(1)
     close(after.kl(before), cost, rtol=1e-10, atol=0, without_half=2 * cost)
     near = t[1:] - 1e-5
-    path, chain = Weights.of_path(process, t[1:], near, eta), Weights.of_chain(process, t[1:], near, eta)
-    close(path.pull, chain.pull, rtol=2e-3, atol=0, half=path.pull / 2)
-    close(path.stay, chain.stay, rtol=2e-3, atol=0, half=path.stay / 2)
-    step, alone = Weights.of_step(process, t, s, eta), Weights.of_path(process, t, s, eta)
+    path, chain = StepWeights.of_path(process, t[1:], near, eta), StepWeights.of_chain(process, t[1:], near, eta)
+    close(path.shift, chain.shift, rtol=2e-3, atol=0, half=path.shift / 2)
+    close(path.cost, chain.cost, rtol=2e-3, atol=0, half=path.cost / 2)
+    step, alone = StepWeights.of_step(process, t, s, eta), StepWeights.of_path(process, t, s, eta)
     whole = weights if process is FLOW else alone  # at alpha = 0 the step is taken whole
-    close(step.pull, torch.cat([whole.pull[:1], alone.pull[1:]]), atol=1e-12, chain_everywhere=weights.pull)
+    close(step.shift, torch.cat([whole.shift[:1], alone.shift[1:]]), atol=1e-12, chain_everywhere=weights.shift)
 
 
 def ascent(found, made, experience, generator):
     """The direction in which an iteration's losses push, all at the old policy."""
     made.parameters["th"].grad = None
-    for update in found.updates(experience, generator):
-        update.loss.backward()
+    for _, value, _ in each(found.updates(experience, generator)):
+        value.backward()
     return -made.parameters["th"].grad.clone()
 
 
@@ -217,7 +263,7 @@ def test_times_drawn_at_random_are_unbiased():
     experience = experienced(whole, 64, torch.Generator().manual_seed(0))
     truth = ascent(whole, made, experience, torch.Generator())
     few, made = learner(VP, 1.0, "pathwise", steps=20, batch=64, exact=exact, updates=1, rows=40)
-    raw = Experience(experience.rollout, experience.rewards, None, experience.groups)
+    raw = Rollout(*(getattr(experience, name) for name in ("times", "x", "old", "action", "prompt", "rewards")))
     draws = []
     for seed in range(150):
         generator = torch.Generator().manual_seed(seed)
@@ -234,31 +280,13 @@ def test_times_drawn_at_random_are_unbiased():
     close(parts / 4, truth, rtol=1e-4, atol=1e-6, one_update_only=parts)
 
 
-@pytest.mark.parametrize("rows", [50, 10**6])
-def test_pieces_of_a_batch_are_the_batch(rows):
-    """`max_rows` changes memory, not gradients; an optimiser step comes after the last piece only."""
-    found = []
-    for max_rows in (10**6, rows):
-        made = model(VP)
-        config = sa.ScoreAction(beta=BETA, updates=2, rows=200, critic_updates=1)
-        torch.manual_seed(0)
-        agent = config.build(setting(made, steps=10, batch=64, max_rows=max_rows))
-        generator = torch.Generator().manual_seed(0)
-        experience = experienced(agent, 64, generator)
-        updates = [u for u in agent.updates(experience, generator) if u.network == "policy"]
-        assert sum(u.step for u in updates) == 2
-        assert updates[-1].step
-        found.append(torch.autograd.grad(sum(u.loss for u in updates), made.parameters["th"])[0])
-    close(found[1], found[0], rtol=1e-4, atol=1e-6, twice=2 * found[1])
-
-
 @pytest.mark.slow
 def test_the_target_is_reward_minus_beta_times_kl_to_go():
     """Its conditional mean is V: mean residual at every time, to the error of 100 steps and three standard errors."""
     exact = ExactValue(VP, 1.0, NEW)
     found, _ = learner(VP, 1.0, "pathwise", steps=100, batch=4000, parameters=NEW, updates=1, rows=10**7)
     experience = experienced(found, 4000, torch.Generator().manual_seed(0))
-    kl, points = kl_to_go(found.setting, experience), experience.points()
+    kl, points = kl_to_go(VP, 1.0, experience), experience.steps()
     truth = exact.value(points.x, points.t).reshape(100, 4000)
     target = torch.empty(400_000)
     target[experience.chosen] = experience.target
@@ -280,7 +308,7 @@ def test_running_cost_is_the_path_kl():
     for eta in (1.0, 0.5):
         found, _ = learner(VP, eta, "pathwise", steps=100, batch=2000, parameters=NEW)
         experience = experienced(found, 2000, torch.Generator().manual_seed(0))
-        cost = running_cost(found.setting, experience).sum(0)
+        cost = running_cost(VP, eta, experience).sum(0)
         lq, start = problem(VP, eta), problem(VP, eta).marginal(f64(1.0))
         law = ExactValue(VP, eta, NEW).law(f64([0.0]))
         reward = float(-(law[1] + (law[0] - 1) ** 2) / 2 + 0.2 * law[0])
@@ -295,14 +323,13 @@ def test_the_skip_terms_gradient_is_not_forgotten():
     """grad V as updates use it is the gradient of the whole critic, reward at x0_hat included."""
     found, made = learner(VP, 1.0, "pathwise", steps=10, batch=32, updates=1, rows=320)
     experience = experienced(found, 32, torch.Generator().manual_seed(0))
-    points = experience.points().take(experience.chosen)
-    rows = torch.arange(320)
-    x = points.x.clone().requires_grad_()
-    value = found.critic(x, points.t, None, REWARD(made.reference(x, points.t).x0))
+    states, critic = take(experience.steps().states, experience.chosen), found.value.critic
+    x = states.x.clone().requires_grad_()
+    value = critic(x, states.t, states.prompt, REWARD(made.reference(x, states.t).x0))
     (truth,) = torch.autograd.grad(value.sum(), x)
-    (alone,) = torch.autograd.grad(found.critic(x, points.t, None, None).sum(), x)
-    close(found.grad_value(points, experience, rows), truth, atol=1e-5, skip_without_gradient=alone)
-    near = points.t == points.t.min()
+    (alone,) = torch.autograd.grad(critic(x, states.t, states.prompt).sum(), x)
+    close(found.value.gradient(states, experience.grad_look), truth, atol=1e-5, skip_without_gradient=alone)
+    near = states.t == states.t.min()
     close(truth[near], 1.2 - x.detach()[near], atol=0.25, skip_without_gradient=alone[near])
 
 
@@ -314,19 +341,19 @@ def test_black_box_look_aheads_point_the_right_way(look):
     config = sa.ScoreAction(beta=BETA, look_ahead=look, updates=4, rows=1000, critic_updates=60)
     torch.manual_seed(0)
     found = config.build(setting(made, steps=10, batch=400, differentiable=False))
-    assert found.look_ahead == look
+    assert found.value.look_ahead == look
     optimisers = {name: torch.optim.Adam(net.parameters(), lr=5e-3) for name, net in found.networks.items()}
     generator = torch.Generator().manual_seed(0)
     for _ in range(3):
         experience = experienced(found, 400, generator)
-        for update in found.updates(experience, generator):
+        for update, value, _ in each(found.updates(experience, generator)):
             if update.network != "policy":
                 optimisers[update.network].zero_grad()
-                update.loss.backward()
+                value.backward()
                 optimisers[update.network].step()
     experience = experienced(found, 400, generator)
-    points = experience.points().take(experience.chosen)
-    grad = found.grad_value(points, experience, torch.arange(4000))[:, 0]
+    points = take(experience.steps().states, experience.chosen)
+    grad = found.value.gradient(points, experience.grad_look)[:, 0]
     near = points.t < 0.1
     truth = 1.2 - points.x[near, 0]
     slope = float((grad[near] * truth).mean() / (truth * truth).mean())
@@ -342,8 +369,8 @@ def test_eta_zero_needs_exploration(estimator):
         setting(made, eta=0.0, steps=8, batch=16)
     )
     generator = torch.Generator().manual_seed(0)
-    rollout = found.explore(None, 16, found.times(generator), generator)
-    assert float((rollout.action.eps - rollout.prediction.eps).std()) > 0.05
+    rollout = found.explore(none(16), found.times(generator), generator)
+    assert float((rollout.action.eps - rollout.old.eps).std()) > 0.05
     direction = ascent(found, made, experienced(found, 16, generator), generator)
     assert bool(torch.isfinite(direction).all())
     assert float(direction.abs().max()) > 0
@@ -363,8 +390,8 @@ def test_what_a_choice_needs_is_refused_with_a_remedy():
         sa.ScoreAction(estimator="likelihood_ratio").build(setting(made, eta=1.0, solver="heun"))
     with pytest.raises(ValueError, match=r"look_ahead.*surrogate, zeroth_order or none"):
         sa.ScoreAction(look_ahead="reward").build(setting(made, differentiable=False))
-    assert sa.ScoreAction().build(setting(made, differentiable=False)).look_ahead == "surrogate"
-    assert sa.ScoreAction().build(setting(made)).look_ahead == "reward"
+    assert sa.ScoreAction().build(setting(made, differentiable=False)).value.look_ahead == "surrogate"
+    assert sa.ScoreAction().build(setting(made)).value.look_ahead == "reward"
     for bad in ({"beta": 0.0}, {"clip": -1.0}, {"gae_lambda": 1.5}, {"look_ahead": "guess"}, {"betta": 1.0}):
         with pytest.raises(ValueError, match=next(iter(bad))):
             sa.ScoreAction(**bad)
@@ -374,7 +401,7 @@ def test_kl_target_moves_beta_the_right_way():
     found, _ = learner(VP, 1.0, "pathwise", steps=5, batch=8, kl_target=1.0)
 
     def after(kl):
-        found.state["beta"] = 0.5
+        found.state.beta = 0.5
         found.adapt_beta(kl)
         return found.beta
 
@@ -382,15 +409,15 @@ def test_kl_target_moves_beta_the_right_way():
     fixed, _ = learner(VP, 1.0, "pathwise", steps=5, batch=8)
     fixed.adapt_beta(100.0)
     assert fixed.beta == BETA
-    found.state["kl_floor"] = 2.0
+    found.state.kl_floor = 2.0
     close(after(3.0), 0.5, with_the_rounding=0.51)
 
 
 def test_trust_doubles_where_the_policy_went_too_far_and_rounding_is_not_far():
     def after(kl, trust=4.0, **state):
-        state = {"trust": trust, **state}
+        state = TrustState(trust=trust, **state)
         adapt_trust(state, kl, least=1.0, region=0.1)
-        return state["trust"]
+        return state.trust
 
     close([after(0.2), after(0.05), after(0.05, trust=1.0)], [8.0, 3.6, 1.0], reversed=[3.6, 8.0, 2.0])
     close([after(2.0, kl_floor=1.0), after(2.2, kl_floor=1.0)], [3.6, 8.0], rounding_counts=[8.0, 8.0])
@@ -400,11 +427,11 @@ def test_trust_doubles_where_the_policy_went_too_far_and_rounding_is_not_far():
 def test_losses_sum_over_dimensions():
     """A sample of twice the dimensions, the same in each, has twice the advantage and twice the loss."""
     one = Prediction(torch.ones(1, 1), torch.ones(1, 1))
-    fixed = {"weights": Weights(f64([0.5]), f64([0.3])), "beta": BETA, "trust": 0.2}
+    fixed = {"g2dt": torch.tensor([0.5]), "eta": 1.0, "beta": BETA, "trust": 0.2}
 
     def loss(d):
-        x0 = torch.full((1, d), 0.7)
-        return lookahead_loss(x0, grad_value=0.3 * torch.ones(1, d), reference=torch.ones(1, d), old=torch.zeros(1, d), **fixed)
+        old, pretrained, grad = torch.zeros(1, d), torch.ones(1, d), 0.3 * torch.ones(1, d)
+        return score_action_loss(torch.full((1, d), 0.7), old=old, pretrained=pretrained, grad_value=grad, **fixed)
 
     close(loss(4), 4 * loss(1), atol=1e-6, mean=loss(1))
     assert float(sum_event(one.x0)) == 1

@@ -2,21 +2,24 @@
 
 import copy
 import math
-from dataclasses import replace
 
 import numpy as np
 import pytest
 import torch
-from affine import BETA, NEW, OLD, REWARD, ExactValue, experienced, learner
+from affine import BETA, NEW, OLD, REWARD, ExactValue, experienced, learner, none, without_critic
+from driving import each, evaluated, run
 from twins import close, f64
 
 import scoreaction as sa
-from scoreaction.algorithms._critic import calibrated, kl_to_go, running_cost
-from scoreaction.algorithms._likelihood_ratio import steps_taken
+from scoreaction.algorithms._likelihood_ratio import steps_with_density
+from scoreaction.algorithms._score_action_ratio import calibrated
+from scoreaction.algorithms._trust import adapt_trust
+from scoreaction.algorithms._value import kl_to_go, running_cost
 from scoreaction.diffusion.kl import path_kl_steps
 from scoreaction.diffusion.solvers import time_grid
-from scoreaction.sampling.experience import Experience
-from scoreaction.sampling.rollout import Rollout, stacked
+from scoreaction.networks.conditions import take
+from scoreaction.sampling.rollout import Rollout
+from scoreaction.types import Prediction
 
 VP, FLOW = sa.VP(), sa.Flow()
 
@@ -30,7 +33,6 @@ def test_a_learned_value_reaches_the_closed_form():
     exact = ExactValue(VP, 1.0, (0.0, 0.0))
     torch.manual_seed(0)
     found, made = learner(VP, 1.0, "pathwise", steps=20, batch=4096, parameters=(0.0, 0.0), updates=1, rows=10**6)
-    found.config = found.config.model_copy(update={"critic_updates": 25})
     generator = torch.Generator().manual_seed(0)
     times = time_grid(VP, 20, name="power")
 
@@ -39,27 +41,29 @@ def test_a_learned_value_reaches_the_closed_form():
         noise = torch.randn(21, 4096, 1, generator=generator)
         x = VP.alpha(times)[:, None, None].float() * x0 + VP.sigma(times)[:, None, None].float() * noise
         with torch.no_grad():
-            said = stacked([made.predict(x[i], times[i]) for i in range(20)])
-        raw = Experience(Rollout(times, x, said, said), REWARD(x[-1]), None, torch.zeros(4096, dtype=torch.long))
+            said = [made.predict(x[i], times[i]) for i in range(20)]
+        old = Prediction(*(torch.stack(parts) for parts in zip(*said, strict=True)))
+        raw = Rollout(times, x, old, old, none(4096), REWARD(x[-1]))
         found.config = found.config.model_copy(update={"rows": 40_960})
         prepared = found.prepare(raw, generator)
         found.config = found.config.model_copy(update={"rows": 2048})
         return prepared
 
     def error(experience):
-        points = experience.points().take(experience.chosen)
-        truth = exact.value(points.x, points.t)
+        states = take(experience.steps().states, experience.chosen)
+        truth = exact.value(states.x, states.t)
         with torch.no_grad():
-            apart = found.value(points, experience.look) - truth
+            apart = critic(*states, experience.look) - truth
         return float(apart.square().mean().sqrt() / experience.rewards.std())
 
-    optimiser, probe = torch.optim.Adam(found.critic.parameters()), pairs()
+    critic = found.value.critic
+    optimiser, probe = torch.optim.Adam(critic.parameters()), pairs()
     before, rounds = error(probe), 24
     for turn in range(rounds):
         optimiser.param_groups[0]["lr"] = 4e-3 * (0.01 + 0.5 * (1 + math.cos(math.pi * turn / rounds)))
-        for update in found._critic_updates(pairs(), generator):
+        for _, value, _ in each(found.value.updates(pairs(), critic=25, generator=generator)):
             optimiser.zero_grad()
-            update.loss.backward()
+            value.backward()
             optimiser.step()
     close(error(probe), 0.0, atol=0.02, untrained=before)
 
@@ -67,14 +71,13 @@ def test_a_learned_value_reaches_the_closed_form():
 def test_the_critics_loss_is_the_martingale_loss():
     found, _ = learner(VP, 1.0, "pathwise", steps=10, batch=64, updates=2, rows=300, critic_updates=3)
     experience = experienced(found, 64, torch.Generator().manual_seed(0))
-    updates = list(found._critic_updates(experience, torch.Generator().manual_seed(7)))
+    updates = list(found.value.updates(experience, critic=3, generator=torch.Generator().manual_seed(7)))
     assert [u.network for u in updates] == ["critic"] * 3
     rows = torch.randint(600, (75,), generator=torch.Generator().manual_seed(7))  # an eighth of the chosen points
-    points = experience.points().take(experience.chosen)
-    said = found.critic(points.x, points.t, None, experience.look)
+    said = found.value.critic(*take(experience.steps().states, experience.chosen), experience.look)
     squares = ((said - experience.target) / experience.rewards.std(correction=0)).square()[rows]
     close(
-        updates[0].loss.detach(),
+        evaluated(updates[0])[0].detach(),
         squares.mean().detach(),
         rtol=1e-4,
         in_reward_units=experience.rewards.var() * squares.mean().detach(),
@@ -87,23 +90,23 @@ def test_lambda_returns():
     exact = ExactValue(VP, 1.0, NEW)
     found, _ = learner(VP, 1.0, "likelihood_ratio", steps=50, batch=2000, parameters=NEW, exact=exact, gae_lambda=1.0)
     experience = experienced(found, 2000, torch.Generator().manual_seed(0))
-    points = experience.points()
-    target = experience.rewards[None] - BETA * kl_to_go(found.setting, experience)
+    points = experience.steps()
+    target = experience.rewards[None] - BETA * kl_to_go(VP, 1.0, experience)
     value = calibrated(exact.value(points.x, points.t).reshape(50, 2000), target)
     telescoped = target - value
-    advantage = found.advantages(experience)
+    advantage = found.advantages(experience).reshape(50, 2000)
     wrong = {
-        "no_cost": advantage + BETA * kl_to_go(found.setting, experience),
+        "no_cost": advantage + BETA * kl_to_go(VP, 1.0, experience),
         "sign": -advantage,
         "shifted": advantage.roll(1, 0),
     }
     close(advantage, telescoped, atol=2e-4, **wrong)
-    found.config = found.config.model_copy(update={"gae_lambda": 0.0})
-    one = found.advantages(experience)
+    found.config = found.config._replace(gae_lambda=0.0)
+    one = found.advantages(experience).reshape(50, 2000)
     after = torch.cat([value[1:], experience.rewards[None]])
-    close(one, after - value - BETA * running_cost(found.setting, experience), atol=1e-4, telescoped=telescoped)
-    found.config = found.config.model_copy(update={"gae_lambda": 0.5})
-    half = found.advantages(experience)
+    close(one, after - value - BETA * running_cost(VP, 1.0, experience), atol=1e-4, telescoped=telescoped)
+    found.config = found.config._replace(gae_lambda=0.5)
+    half = found.advantages(experience).reshape(50, 2000)
     close(half[-2], one[-2] + 0.5 * one[-1], atol=1e-5, forward=one[-2] + 0.5 * one[-3])
 
 
@@ -127,15 +130,17 @@ def test_advantages_are_of_a_critic_that_has_not_seen_the_batch():
     found, _ = learner(VP, 1.0, "likelihood_ratio", steps=8, batch=64, updates=1, critic_updates=64)
     generator = torch.Generator().manual_seed(0)
     optimiser = torch.optim.Adam(found.networks["critic"].parameters(), lr=1e-2)
+    of, used = found.advantages, []
+    found.advantages = lambda rollout: used.append(of(rollout)) or used[-1]
     for _ in range(2):
         experience = experienced(found, 64, generator)
-        before, used = found.advantages(experience), []
-        found._ratio_updates = lambda experience, advantage, generator, used=used: used.append(advantage) or iter(())
-        for update in found.updates(experience, generator):
-            optimiser.zero_grad()
-            update.loss.backward()
-            optimiser.step()
-    close(used[0], before, atol=1e-6, after=found.advantages(experience))
+        before = of(experience)
+        for update, value, _ in each(found.updates(experience, generator)):
+            if update.network == "critic":
+                optimiser.zero_grad()
+                value.backward()
+                optimiser.step()
+    close(used[-1], before, atol=1e-6, after=of(experience))
 
 
 @pytest.mark.slow
@@ -145,15 +150,15 @@ def test_steps_without_a_ratio_pay_their_kl(hold_below, steps):
     found, made = learner(VP, 1.0, "likelihood_ratio", steps=steps, batch=64, updates=3, hold_below=hold_below)
     generator = torch.Generator().manual_seed(0)
     experience = experienced(found, 64, generator)
-    times = experience.rollout.times
+    times = experience.times
     kl = path_kl_steps(made.process, times, experience.difference(), 1.0).mean(1)
     below = times[:-1] < hold_below
     truth = float((10 * kl[below]).sum()) if hold_below else float(kl[-1])
-    taken = steps_taken(found.setting, experience, above=hold_below)
-    assert float(taken.points.t.min()) > hold_below
-    policy_updates = [update for update in found.updates(experience, generator) if update.network == "policy"]
-    assert [update.step for update in policy_updates] == [False, True] * 3, "each minibatch steps once, with what is held"
-    held = [float(update.loss.detach()) for update in policy_updates if not update.step]
+    taken = steps_with_density(found, experience, above=hold_below)
+    assert float(taken.t.min()) > hold_below
+    policy_updates = [update for update, _, _ in run(found.updates(experience, generator)) if update.network == "policy"]
+    assert [len(update.terms) for update in policy_updates] == [2] * 3, "each minibatch has a part of what is held"
+    held = [float(evaluated(update._replace(terms=update.terms[1:]))[0].detach()) for update in policy_updates]
     wrong = {"one_price": truth / 10, "whole_path": 10 * float(kl.sum()), "nothing": 0.0, "summed": sum(held) / BETA}
     close(sum(held) / 3 / BETA, truth, atol=0.1 * truth, **wrong)
 
@@ -162,13 +167,13 @@ def test_the_trust_region_adapts_its_penalty():
     found, _ = learner(VP, 1.0, "pathwise", steps=5, batch=8, trust=5.0, trust_region=0.1)
 
     def run(moves):
-        found.state["trust"] = 5.0
+        found.state.trust = 5.0
         for kl in moves:
-            found._adapt(kl)
-        return found.state["trust"]
+            adapt_trust(found.state, kl, least=found.config.trust, region=found.config.trust_region)
+        return found.state.trust
 
     close([run([0.2]), run([0.2] * 3), run([0.05]), run([0.2, 0.05])], [10.0, 40.0, 5.0, 9.0], never=[5.0] * 4)
-    assert found.state["kl_to_old"] == 0.05
+    assert found.state.kl_to_old == 0.05
 
 
 def test_the_trust_region_measures_the_path_kl_to_the_old_policy():
@@ -176,13 +181,12 @@ def test_the_trust_region_measures_the_path_kl_to_the_old_policy():
     nats = []
     for steps in (10, 100):
         found, made = learner(VP, 1.0, "pathwise", steps=steps, batch=200, trust=5.0, updates=1, rows=10**6)
-        found._critic_updates = lambda experience, generator: iter(())
+        without_critic(found)
         experience = experienced(found, 200, torch.Generator().manual_seed(0))
         with torch.no_grad():
             made.parameters["th"].copy_(torch.tensor([OLD[0], OLD[1] + 1.0]))
-        for _ in found.updates(experience, torch.Generator().manual_seed(0)):
-            pass
-        nats.append(found.state["kl_to_old"])
+        run(found.updates(experience, torch.Generator().manual_seed(0)))
+        nats.append(found.state.kl_to_old)
     truth = 0.5 * (1 - float(VP.alpha(f64(1.0))) ** 2)  # 1/2 int g^2 alpha^2 dt = -1/2 int dalpha^2
     close(nats[0], truth, rtol=0.35, atol=0, without_half=2 * nats[0], mean_over_steps=nats[0] / 10)
     close(nats[1], truth, rtol=0.05, atol=0, without_half=2 * nats[1], mean_over_steps=nats[1] / 100)
@@ -193,16 +197,15 @@ def test_the_trust_region_measures_the_path_kl_to_the_old_policy():
 def test_the_trust_region_sees_the_steps_that_are_compared(hold_below):
     """Truth: `1/2 (alpha^2(hold_below) - alpha^2(1))`, the path KL of a shift of x0 by 1 above that time, by hand."""
     found, made = learner(VP, 1.0, "likelihood_ratio", steps=400, batch=64, trust=5.0, updates=2, hold_below=hold_below)
-    found.setting = replace(found.setting, max_rows=1000)
-    found._critic_updates = lambda experience, generator: iter(())
+    without_critic(found)
     experience = experienced(found, 64, torch.Generator().manual_seed(0))
     with torch.no_grad():
         made.parameters["th"].copy_(f64([OLD[0], OLD[1] + 1.0]))
-    list(found.updates(experience, torch.Generator().manual_seed(0)))
+    run(found.updates(experience, torch.Generator().manual_seed(0)))
     above, end = (float(VP.alpha(f64(t))) ** 2 for t in (hold_below, 1.0))
     truth = (above - end) / 2
-    whole = 400 / len(steps_taken(found.setting, experience, above=hold_below).s) * 64
-    close(found.state["kl_to_old"], truth, atol=0.06 * truth, whole_path=truth * whole if hold_below else 2 * truth)
+    whole = 400 / len(steps_with_density(found, experience, above=hold_below).t) * 64
+    close(found.state.kl_to_old, truth, atol=0.06 * truth, whole_path=truth * whole if hold_below else 2 * truth)
 
 
 @pytest.mark.parametrize("estimator", ["likelihood_ratio", "pathwise"])
@@ -211,9 +214,9 @@ def test_a_surrogate_that_is_a_baseline_has_not_seen_the_batch(estimator):
     found, _ = learner(VP, 1.0, estimator, steps=8, batch=64, look="surrogate")
     generator = torch.Generator().manual_seed(0)
     for _ in range(2):
-        before = copy.deepcopy(found.surrogate)
+        before = copy.deepcopy(found.value.surrogate)
         experience = experienced(found, 64, generator)
-    x0 = experience.reference.x0.flatten(0, 1)[experience.chosen]
-    unseen, seen = before(x0, None), found.surrogate(x0, None)
+    chosen = take(experience.steps(), experience.chosen)
+    unseen, seen = (surrogate(chosen.pretrained.x0, chosen.prompt) for surrogate in (before, found.value.surrogate))
     truth, twin = (unseen, seen) if estimator == "likelihood_ratio" else (seen, unseen)
     close(experience.look, truth.detach(), atol=1e-5, twin=twin.detach())

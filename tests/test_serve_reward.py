@@ -184,7 +184,7 @@ def test_serve_reward_from_a_shell() -> None:
         (["ink", "--host", "0.0.0.0"], "--host: 0.0.0.0 is reachable from other machines"),
         (["inc"], "reward.name: unknown reward 'inc'; did you mean ink?"),
         (["ink", "unt=1"], "reward.unt: unknown key; did you mean unit?"),
-        (["ink", "unit=0"], "reward ink: unit must not be 0"),
+        (["ink", "unit=0"], "reward.unit: must not be 0"),
         (["ink", "--device", "gpux"], "--device: 'gpux' cannot be used here"),
         (["ink", "--token", "a b", "--host", "0.0.0.0"], "--token: must be"),
     ],
@@ -202,7 +202,7 @@ def test_a_users_module_can_be_served(tmp_path: Path, monkeypatch: pytest.Monkey
     (tmp_path / "second.py").write_text(
         "from pydantic import BaseModel\n"
         "class Config(BaseModel, extra='forbid'):\n    factor: float = 1.0\n"
-        "def build(config): return lambda samples, conditions: config.factor * samples[:, 1]\n"
+        "def build(config): return lambda samples, prompts: config.factor * samples[:, 1]\n"
     )
     (tmp_path / "mine").mkdir()
     (tmp_path / "second.py").rename(tmp_path / "mine" / "second.py")

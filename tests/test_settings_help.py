@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import torch
 from pydantic import BaseModel, ConfigDict, Field
+from twins import same
 
-from scoreaction.recipes.settings_help import explained
+from scoreaction.recipes.settings_help import settings_table
 
 
 class Nested(BaseModel):
@@ -26,14 +27,14 @@ class Foreign(BaseModel):
 
 
 def lines(config: type[BaseModel]) -> dict[str, list[str]]:
-    table = explained(config).partition("key ")[2].splitlines()[1:]
+    table = settings_table(config).partition("key ")[2].splitlines()[1:]
     return {line.split()[0]: line.split(maxsplit=2)[1:] for line in table}
 
 
 def test_odd_fields_have_their_line() -> None:
     found = lines(Odd)
-    assert list(found) == ["renamed", "made", "inner", "kids", "whatever"]
+    same(list(found), ["renamed", "made", "inner", "kids", "whatever"], of_another=list(lines(Nested)))
     assert found["renamed"] == ["3", "whole number"]
-    assert explained(Odd).splitlines()[2].split(maxsplit=3)[1:] == ["[1,", "2]", "list of whole numbers"]
+    assert settings_table(Odd).splitlines()[2].split(maxsplit=3)[1:] == ["[1,", "2]", "list of whole numbers"]
     assert found["whatever"] == ["null", "anything"]
     assert list(lines(Foreign)) == ["dtype"]

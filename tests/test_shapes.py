@@ -14,7 +14,7 @@ from twins import accepts, close
 from scoreaction.catalog import prompt_sets
 from scoreaction.rewards import shapes, shapes_scorer
 from scoreaction.tasks.shapes import scorer as nets
-from scoreaction.tasks.shapes.reader import Found, judge, read, score
+from scoreaction.tasks.shapes.reader import Detection, judge, read, score
 from scoreaction.tasks.shapes.scenes import COLOURS, HELD_OUT, Scene, Thing, all_scenes, coverage, draw, parse_caption
 
 SCENES = [*all_scenes()[:36], *all_scenes()[36::8]]
@@ -130,8 +130,8 @@ def test_the_program_reads_imperfect_pictures(pictures: Tensor, damage: str) -> 
 
 def test_credit_for_parts() -> None:
     """Truth: the rule by hand: (1/2 colour + 1/2 shape) over the larger count; in a pair 3/4 of that, 1/4 for the relation."""
-    circle, square = Found("red", "circle", (16.0, 8.0), 80.0), Found("blue", "square", (16.0, 24.0), 80.0)
-    lump = Found("red", None, (16.0, 24.0), 80.0)
+    circle, square = Detection("red", "circle", (16.0, 8.0), 80.0), Detection("blue", "square", (16.0, 24.0), 80.0)
+    lump = Detection("red", None, (16.0, 24.0), 80.0)
     cases = [
         ([], "a red circle", 0.0),
         ([circle], "a red circle", 1.0),
@@ -211,8 +211,13 @@ def test_the_prompt_sets_are_apart() -> None:
 def test_only_small_safetensors_are_shipped() -> None:
     """No pickle, at most 6 MB, and how to make it again."""
     files = [path for path in nets.shipped().rglob("*") if path.is_file()]
-    assert {path.suffix for path in files} == {".safetensors", ".json", ".md"}
-    assert sum(path.stat().st_size for path in files) < 6e6
+
+    def small_and_safe(found: list[tuple[str, float]]) -> None:
+        assert {suffix for suffix, _ in found} == {".safetensors", ".json", ".md"}
+        assert sum(size for _, size in found) < 6e6
+
+    found = [(path.suffix, float(path.stat().st_size)) for path in files]
+    accepts(small_and_safe, found, pickle=[*found, (".pt", 1.0)], large=[*found, (".safetensors", 6e6)], no_readme=found[:1])
     assert "scoreaction.tasks.shapes.pretrain" in (nets.shipped() / "README.md").read_text(encoding="utf-8")
 
 

@@ -10,7 +10,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 from torch import nn
-from twins import close, f64
+from twins import accepts, close, f64, same
 
 import scoreaction as sa
 from scoreaction.errors import UserError
@@ -26,11 +26,11 @@ FIRST = torch.randn(50, 2, generator=torch.Generator().manual_seed(0)) * torch.t
 LATER = FIRST[:10] + 7
 
 
-def left(samples: torch.Tensor, conditions: Any) -> torch.Tensor:
+def left(samples: torch.Tensor, prompts: Any) -> torch.Tensor:
     return samples[:, 0]
 
 
-def right(samples: torch.Tensor, conditions: Any) -> torch.Tensor:
+def right(samples: torch.Tensor, prompts: Any) -> torch.Tensor:
     return samples[:, 1]
 
 
@@ -52,11 +52,11 @@ def test_the_first_batch_is_whole_though_it_is_begun_in_parts() -> None:
 
         differentiable, rows = False, 5
 
-        def __call__(self, samples: torch.Tensor, conditions: Any) -> torch.Tensor:
-            return left(samples, conditions)
+        def __call__(self, samples: torch.Tensor, prompts: Any) -> torch.Tensor:
+            return left(samples, prompts)
 
-        def begin(self, samples: torch.Tensor, conditions: Any) -> Any:
-            return lambda: left(samples, conditions)
+        def begin(self, samples: torch.Tensor, prompts: Any) -> Any:
+            return lambda: left(samples, prompts)
 
     def decoded(reward: Any) -> torch.Tensor:
         return CountedReward(WeightedSum([Part(reward, 1.0, normalise=True), Part(right, 1.0)])).begin_decoded(
@@ -126,7 +126,7 @@ def test_shares_in_a_recipe() -> None:
         with pytest.raises(UserError) as caught:
             load_recipe("mixture", [wrong])
         assert str(caught.value).startswith(said)
-    with pytest.raises(UserError, match=r"reward\.1: does not fit"):
+    with pytest.raises(UserError, match=r"reward\.1: ink does not fit"):
         build(load_recipe("mixture", ["reward=[{name: linear, direction: [1, 0]}, {name: ink}]"]))
 
 
@@ -143,9 +143,9 @@ def test_json_lines_carry_weights_and_metadata(tmp_path: Path) -> None:
     lines = '{"prompt": "two cats", "weight": 3, "count": 2, "of": ["cat"]}\n\n"a dog"\n{"prompt": "a cow"}\n'
     values = prompts_of(path, lines)
     prompts = prompt_list(values) or []
-    assert prompts == ["two cats", "a dog", "a cow"]
-    assert isinstance(prompts[0], sa.Prompt)
-    assert (prompts[0].weight, prompts[0].metadata) == (3, {"count": 2, "of": ["cat"]})
+    same(prompts, ["two cats", "a dog", "a cow"], lines=lines.splitlines(), order=prompts[::-1])
+    kept = [(prompt.weight, prompt.metadata) if isinstance(prompt, sa.Prompt) else None for prompt in prompts]
+    same(kept[0], (3, {"count": 2, "of": ["cat"]}), without_metadata=(3, {}), without_weight=(1, kept[0] and kept[0][1]))
     recipe = load_recipe("digits", ["prompts=[{prompt: seven, weight: 2, font: bold}, 3]"])
     from scoreaction.yaml_text import parse_yaml
 
@@ -180,8 +180,12 @@ def test_wrong_json_lines_are_one_line_that_names_the_place(text: str, said: str
 
 def test_the_shipped_animals_are_apart() -> None:
     seen, unseen = prompt_list("animals") or [], prompt_list("animals_held_out") or []
-    assert (len(set(seen)), len(set(unseen))) == (45, 6)
-    assert not set(seen) & set(unseen)
+    close([len(set(seen)), len(set(unseen))], [45, 6], atol=0, exchanged=[6, 45])
+
+    def apart(held_out: list[Any]) -> None:
+        assert not set(seen) & set(held_out)
+
+    accepts(apart, unseen, one_of_the_seen=[*unseen, seen[-1]])
 
 
 class Net(nn.Module):
@@ -250,8 +254,8 @@ def test_equal_weights_draw_what_plain_prompts_draw() -> None:
         list(tuned(prompts, lambda samples, asked: seen.extend(asked) or samples[:, 0], batch=16))  # type: ignore[func-returns-value]
         return seen
 
-    assert drawn(["a", "bb"]) == drawn([sa.Prompt("a", weight=2.0), sa.Prompt("bb", weight=2.0)])
-    assert drawn(["a", "bb"]) != drawn([sa.Prompt("a", weight=2.0), "bb"])
+    equal = drawn([sa.Prompt("a", weight=2.0), sa.Prompt("bb", weight=2.0)])
+    same(equal, drawn(["a", "bb"]), other_weights=drawn([sa.Prompt("a", weight=2.0), "bb"]))
 
 
 def test_a_summary_has_the_mean_of_each_prompt(tmp_path: Path) -> None:
@@ -266,8 +270,9 @@ def test_a_summary_has_the_mean_of_each_prompt(tmp_path: Path) -> None:
 
 def test_the_report_shows_who_gained_most_and_least() -> None:
     few = [{"prompt": p, "reward_base": 1.0, "reward_tuned": 1.0 + gain} for p, gain in (("a", 0.5), ("b", 2.0))]
-    assert [row[0] for row in prompts_table(few).rows] == ["b", "a"]
-    assert prompts_table(few).rows[0] == ["b", "1", "3", "2"]
+    turned = [{**row, "reward_base": row["reward_tuned"], "reward_tuned": row["reward_base"]} for row in few]
+    same([row[0] for row in prompts_table(few).rows], ["b", "a"], losses=[row[0] for row in prompts_table(turned).rows])
+    same(prompts_table(few).rows[0], ["b", "1", "3", "2"], base_for_tuned=prompts_table(turned).rows[-1])
     many = [{"prompt": str(i), "reward_base": 0.0, "reward_tuned": float(i)} for i in range(50)]
     rows = prompts_table(many).rows
     assert [rows[0][0], rows[-1][0], len(rows)] == ["49", "0", 20]
@@ -290,7 +295,7 @@ def test_evaluate_takes_other_prompts(tmp_path: Path, capsys: pytest.CaptureFixt
     (tmp_path / "mine.txt").write_text("3\n7\n")
     assert main(["evaluate", str(run), "--steps", "2", "--n", "4", "--prompts", str(tmp_path / "mine.txt")]) == 0
     found = json.loads((run / "evaluation.json").read_text())
-    assert list(found["grid"][0]["by_prompt"]) == ["3", "7"]
+    same(list(found["grid"][0]["by_prompt"]), ["3", "7"], the_runs_own=load_recipe("digits").prompts)
     capsys.readouterr()
     assert main(["evaluate", str(run), "--prompts", "animals"]) == 2
     assert capsys.readouterr().err.startswith("--prompts: ")

@@ -26,6 +26,16 @@ def accepts(check: Callable[..., None], right: Any, /, **wrong: Any) -> None:
         pytest.fail(f"the check also accepts its twin {name!r}")
 
 
+def same(actual: Any, truth: Any, /, **wrong: Any) -> None:
+    """`actual` is `truth`, tensors to the bit, and no wrong variant is."""
+
+    def check(value: Any) -> None:
+        equal = torch.equal(value, truth) if isinstance(truth, torch.Tensor) else value == truth
+        assert equal, f"{value} is not {truth}"
+
+    accepts(check, actual, **wrong)
+
+
 def close(actual: Any, truth: Any, /, *, atol: float = 1e-6, rtol: float = 0.0, **wrong: Any) -> None:
     """`actual` equals `truth` and no wrong variant does; an infinite or undefined number equals nothing."""
 

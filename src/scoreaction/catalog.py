@@ -1,4 +1,4 @@
-"""Finding a model, a reward or an algorithm by its name: the file name is the name, a dotted path is the user's own file."""
+"""Lookup of models, rewards and algorithms: the name is the file's name, or a dotted path to a file of the user's."""
 
 from __future__ import annotations
 
@@ -17,32 +17,34 @@ Kind = Literal["model", "reward", "algorithm"]
 
 PACKAGE = Path(__file__).parent
 TOKEN_VARIABLE = "SCOREACTION_TOKEN"
-"""The environment variable in which a reward's server and its clients look for their token."""
+"""Environment variable with the token that a reward server shares with its clients."""
 SHELVES: dict[Kind, str] = {"model": "models", "reward": "rewards", "algorithm": "algorithms"}
+"""Folder of each kind."""
 
 
 def files(kind: Kind) -> dict[str, Path]:
-    """The shelf's files by name; those that begin with _ are not on it."""
+    """Files of a kind's folder by name, without those that begin with _."""
     return {path.stem: path for path in sorted((PACKAGE / SHELVES[kind]).glob("*.py")) if not path.stem.startswith("_")}
 
 
 def summary(path: Path) -> str:
-    """The first line of a file's docstring, read without importing it."""
+    """First line of a file's docstring, read without importing the file."""
     doc = ast.get_docstring(ast.parse(path.read_text(encoding="utf-8"))) or ""
     return doc.partition("\n")[0]
 
 
 def find(kind: Kind, name: object, *, key: str) -> ModuleType:
-    """The module of that name; `key` says in messages where the name was given.
+    """Imports the module of that name; `key` is the setting that messages name.
 
-    Raises UserError for an unknown name, a module that cannot be imported, or one that lacks what the shelf asks for.
+    UserError for an unknown name, a module that cannot be imported, or one without `Config` (and, but for an algorithm,
+    `build`).
     """
     if not isinstance(name, str):
         raise UserError(f"{key}: must be a name (got {name!r})")
     if "." in name:
-        module = _users(name, key)
+        module = _import_user(name, key)
     elif name in files(kind):
-        module = _ours(kind, name, key)
+        module = _import_shipped(kind, name, key)
     else:
         raise UserError(f"{key}: unknown {kind} {name!r}; {nearest(name, files(kind))}")
     needed = ["Config"] if kind == "algorithm" else ["Config", "build"]
@@ -52,22 +54,22 @@ def find(kind: Kind, name: object, *, key: str) -> ModuleType:
     return module
 
 
-def _ours(kind: Kind, name: str, key: str) -> ModuleType:
+def _import_shipped(kind: Kind, name: str, key: str) -> ModuleType:
     try:
         return importlib.import_module(f"scoreaction.{SHELVES[kind]}.{name}")
     except ImportError as error:
-        _needs(error, key, name)
+        _raise_missing(error, key, name)
 
 
-def _needs(error: ImportError, key: str, name: str) -> NoReturn:
+def _raise_missing(error: ImportError, key: str, name: str) -> NoReturn:
     package = (error.name or "").partition(".")[0]
     if package in ("", "scoreaction"):
         raise error
     raise UserError(f'{key}: {name} needs the package {package}; install it with pip install "scoreaction[all]"') from error
 
 
-def _users(name: str, key: str) -> ModuleType:
-    """A user's own module; the working directory is searched too, as `python -m` does."""
+def _import_user(name: str, key: str) -> ModuleType:
+    """Imports a user's own module; the working directory is searched too, as `python -m` does."""
     if os.getcwd() not in sys.path:
         sys.path.insert(0, os.getcwd())
         importlib.invalidate_caches()
@@ -84,11 +86,11 @@ def _users(name: str, key: str) -> ModuleType:
 
 @cache
 def recipes() -> dict[str, Path]:
-    """The shipped recipes by name."""
+    """Shipped recipes by name."""
     return {path.stem: path for path in sorted((PACKAGE / "recipes").glob("*.yaml"))}
 
 
 @cache
 def prompt_sets() -> dict[str, Path]:
-    """The shipped sets of prompts by name: text files, a prompt a line."""
+    """Shipped sets of prompts by name: text files, a prompt a line."""
     return {path.stem: path for path in sorted((PACKAGE / "data" / "prompts").glob("*.txt"))}

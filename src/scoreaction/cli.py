@@ -19,8 +19,8 @@ from typing import Annotated, Any
 
 import typer
 
-from scoreaction.catalog import SHELVES, TOKEN_VARIABLE, Kind, files, find, recipes, summary
-from scoreaction.errors import UserError, nearest
+from scoreaction.catalog import TOKEN_VARIABLE
+from scoreaction.errors import Failed, Interrupted, UserError
 
 # Commands import what they need themselves, so that --help and list answer at once.
 
@@ -43,7 +43,7 @@ def folder_named(text: str) -> Path:
 
 
 def output_option(text: str) -> Any:
-    """The option --output, which says what the folder is for."""
+    """The option --output; the text is its help."""
     return typer.Option(parser=folder_named, metavar="DIR", help=text)
 
 
@@ -52,9 +52,9 @@ Overrides = Annotated[list[str] | None, typer.Argument(metavar="KEY=VALUE", help
 RunPath = Annotated[Path, typer.Argument(metavar="RUN", help="The folder of a run.")]
 
 
-def show_version(asked: bool) -> None:
+def show_version(wanted: bool) -> None:
     """Prints the version and ends."""
-    if asked:
+    if wanted:
         print(f"scoreaction {version('scoreaction')}")
         raise typer.Exit
 
@@ -77,7 +77,6 @@ def train(
     """Fine-tune a model by a recipe."""
     from scoreaction.commands.tables import show_summary
     from scoreaction.commands.train import run
-    from scoreaction.errors import Interrupted
     from scoreaction.recipes.recipe import load_recipe
     from scoreaction.report.model_card import write_card
 
@@ -114,7 +113,7 @@ def distill(
 
 @app.command()
 def plan(recipe: RecipeName, overrides: Overrides = None) -> None:
-    """Say what a recipe will need, before it is started: parameters, memory, network evaluations, time."""
+    """Estimate the needs of a recipe before it is started: parameters, memory, network evaluations, time."""
     from scoreaction.commands.plan import plan as planned
     from scoreaction.commands.tables import show_plan
     from scoreaction.recipes.recipe import load_recipe
@@ -125,19 +124,21 @@ def plan(recipe: RecipeName, overrides: Overrides = None) -> None:
 @app.command()
 def sample(
     run: RunPath,
-    n: Annotated[int, typer.Option("--n", min=1, help="How many.")] = 64,
-    prompt: Annotated[list[str] | None, typer.Option(help="May be given several times; default the run's own.")] = None,
+    n: Annotated[int, typer.Option("--n", min=1, help="Number of samples.")] = 64,
+    prompt: Annotated[
+        list[str] | None, typer.Option(help="A prompt; give several by several options; default the run's own.")
+    ] = None,
     steps: Annotated[int | None, typer.Option(min=1, help="Default that of the evaluation.")] = None,
     solver: Annotated[str | None, typer.Option(help="See: list solvers.")] = None,
     eta: Annotated[float | None, typer.Option(help="Noise level from 0 (ODE) to 1.")] = None,
-    seed: Annotated[int, typer.Option(min=0, max=2**62, help="Of the noise.")] = 0,
+    seed: Annotated[int, typer.Option(min=0, max=2**62, help="Seed of the noise.")] = 0,
     base: Annotated[bool, typer.Option("--base", help="The pretrained model instead of the tuned one.")] = False,
     output: Annotated[Path | None, output_option("Folder for samples.npz and samples.png; default RUN.")] = None,
 ) -> None:
     """Draw from the tuned model: samples.npz and samples.png."""
     from scoreaction.commands.evaluate import draw_samples, open_run
 
-    opened = open_run(run, tuned=not base, judged=False)
+    opened = open_run(run, tuned=not base, rewards=False)
     where = draw_samples(opened, output or run, n=n, prompts=prompt, steps=steps, solver=solver, eta=eta, seed=seed, base=base)
     print(f"samples: {where}")
 
@@ -149,7 +150,7 @@ def evaluate(
     solver: Annotated[str, typer.Option(help="Solvers, for example ddim,heun.")] = "ddim",
     eta: Annotated[str, typer.Option(help="Noise levels, for example 0,1.")] = "1",
     n: Annotated[int | None, typer.Option("--n", min=2, help="Samples each; default the recipe's.")] = None,
-    seed: Annotated[int | None, typer.Option(min=0, max=2**62, help="Of the noise; default the recipe's.")] = None,
+    seed: Annotated[int | None, typer.Option(min=0, max=2**62, help="Seed of the noise; default the recipe's.")] = None,
     prompts: Annotated[str | None, typer.Option(help="A shipped set or a file instead of the run's own prompts.")] = None,
 ) -> None:
     """Reward, held-out rewards, KL and diversity over a grid of samplers: evaluation.json."""
@@ -169,9 +170,7 @@ def compare(
     algorithms: Annotated[str, typer.Option(help="For example score_action,ddpo.")] = ...,  # type: ignore[assignment]
     seeds: Annotated[str, typer.Option(help="For example 0,1,2.")] = "0",
     sweep: Annotated[str | None, typer.Option(help="For example algorithm.beta=0.1,0.3.")] = None,
-    output: Annotated[
-        Path | None, output_option("Folder, in which what is done stays; default runs/RECIPE-NAMES-TIME.")
-    ] = None,
+    output: Annotated[Path | None, output_option("Folder; keeps runs that it has; default runs/RECIPE-NAMES-TIME.")] = None,
 ) -> None:
     """Run algorithms with the same budget: comparison.json, plots and a report."""
     from scoreaction.commands.compare import compare as run_all
@@ -194,13 +193,13 @@ def serve_reward(
     host: Annotated[str, typer.Option(help="Address to listen at; other machines reach any but a loopback one.")] = "127.0.0.1",
     port: Annotated[int, typer.Option(min=0, max=65535, help="0 takes a free one.")] = 8765,
     token: Annotated[
-        str | None, typer.Option(envvar=TOKEN_VARIABLE, help="What clients must show; better set in the environment.")
+        str | None, typer.Option(envvar=TOKEN_VARIABLE, help="Secret that clients must send; better set in the environment.")
     ] = None,
     device: Annotated[str, typer.Option(help="cpu, cuda, or auto.")] = "auto",
     max_images: Annotated[int, typer.Option(min=1, help="Samples of one question.")] = 256,
     max_megabytes: Annotated[int, typer.Option(min=1, help="Size of one question.")] = 256,
 ) -> None:
-    """Answer for a reward over HTTP, for the reward `http` of a run elsewhere. Ctrl-C ends it."""
+    """Serve a reward over HTTP, for the reward `http` of a run elsewhere. Ctrl-C ends it."""
     from scoreaction.commands.serve_reward import open_server, serve, service_of
     from scoreaction.recipes.build import build_reward
 
@@ -226,12 +225,11 @@ def report(
 def doctor(
     recipe: RecipeName,
     overrides: Overrides = None,
-    iterations: Annotated[int, typer.Option(min=1, help="How many to train for.")] = 3,
+    iterations: Annotated[int, typer.Option(min=1, help="Iterations to train for.")] = 3,
 ) -> None:
-    """Check what is known to go wrong: model, reward, a few iterations. Writes nothing; exits 1 where something is wrong."""
+    """Check model, reward and a few iterations for known mistakes. Writes nothing; exits 1 where something is wrong."""
     from scoreaction.commands.doctor.checkup import examine
     from scoreaction.commands.tables import show_findings
-    from scoreaction.errors import Failed
     from scoreaction.recipes.build import build
     from scoreaction.recipes.recipe import load_recipe
 
@@ -247,57 +245,10 @@ def list_(
     ] = None,
     name: Annotated[str | None, typer.Argument(help="One of them, to see its keys: list algorithms ddpo")] = None,
 ) -> None:
-    """What there is, one line each; with a name, its keys."""
-    if what is not None and what not in LISTS:
-        raise UserError(f"list: there is no list of {what!r}; {nearest(what, LISTS)}")
-    if what is not None and name is not None:
-        print(details(what, name))
-        return
-    for shelf in LISTS if what is None else [what]:
-        if what is None:
-            print(f"{shelf}:")
-        found = listed(shelf)
-        width = max(map(len, found), default=0)
-        for entry, line in found.items():
-            print(f"{'  ' if what is None else ''}{entry:<{width}}  {line}".rstrip())
+    """List algorithms, rewards, models, solvers, recipes and settings; with a name, its keys."""
+    from scoreaction.commands.listing import details, overview
 
-
-LISTS = ["algorithms", "rewards", "models", "solvers", "recipes", "settings"]
-
-
-def details(what: str, name: str) -> str:
-    """The keys of a file on a shelf or of the user's, or of a section of the recipe; the text of a recipe."""
-    from scoreaction.recipes.recipe import SECTIONS
-    from scoreaction.recipes.settings_help import explained
-
-    kinds: dict[str, Kind] = {folder: kind for kind, folder in SHELVES.items()}
-    if what in kinds:
-        module = find(kinds[what], name, key=f"list {what}")
-        heading = f"{name}: {(module.__doc__ or '').partition(chr(10))[0]}"
-        brought = [f"{section}: {values}" for section, values in vars(module).get("DEFAULTS", {}).items()]
-        return "\n".join([heading, "", explained(module.Config), *(["", "Defaults for others:", *brought] if brought else [])])
-    if name not in (known := listed(what)):
-        raise UserError(f"list {what}: there is no {name!r}; {nearest(name, known)}")
-    if what == "settings":
-        return explained(SECTIONS[name])
-    return recipes()[name].read_text(encoding="utf-8").rstrip() if what == "recipes" else f"{name}  {known[name]}"
-
-
-def listed(what: str) -> dict[str, str]:
-    """Name and one line of everything of a kind."""
-    if what == "solvers":
-        from scoreaction.diffusion.solvers import SOLVERS
-
-        return {name: solver.summary for name, solver in SOLVERS.items()}
-    if what == "recipes":
-        first = {name: path.read_text(encoding="utf-8").partition("\n")[0] for name, path in recipes().items()}
-        return {name: line.removeprefix("#").strip() if line.startswith("#") else "" for name, line in first.items()}
-    if what == "settings":
-        from scoreaction.recipes.recipe import SECTIONS
-
-        return {name: (config.__doc__ or "").partition("\n")[0] for name, config in SECTIONS.items()}
-    kinds: dict[str, Kind] = {folder: kind for kind, folder in SHELVES.items()}
-    return {name: summary(path) for name, path in files(kinds[what]).items()}
+    print(details(what, name) if what is not None and name is not None else overview(what))
 
 
 def default_folder(recipe: str, what: str) -> Path:
@@ -308,10 +259,10 @@ def default_folder(recipe: str, what: str) -> Path:
 
 def names(text: str, option: str) -> list[str]:
     """`a,b` to a list without repeats."""
-    found = list(dict.fromkeys(part.strip() for part in text.split(",") if part.strip()))
-    if not found:
+    parts = list(dict.fromkeys(part.strip() for part in text.split(",") if part.strip()))
+    if not parts:
         raise UserError(f"{option}: name at least one")
-    return found
+    return parts
 
 
 def numbers(text: str, kind: type[int] | type[float], option: str) -> list[Any]:
@@ -342,13 +293,13 @@ def main(argv: Sequence[str] | None = None) -> int:
     except (Exception, KeyboardInterrupt) as error:
         if debug:
             traceback.print_exc()
-        code, message = explained(error)
+        code, message = exit_of(error)
         print(one_line(message), file=sys.stderr)
         return code
 
 
-def explained(error: BaseException) -> tuple[int, str]:
-    """Exit code and message of what ended a command."""
+def exit_of(error: BaseException) -> tuple[int, str]:
+    """Exit code and message of an error."""
     if isinstance(error, UserError):
         return 2, str(error)
     if isinstance(error, UsageError):
@@ -357,8 +308,6 @@ def explained(error: BaseException) -> tuple[int, str]:
         return 130, "interrupted"
     if isinstance(error, OSError) and error.errno == errno.ENAMETOOLONG:
         return 2, f"{error.filename}: is too long a name; choose a shorter one"
-    from scoreaction.errors import Failed, Interrupted
-
     if isinstance(error, Interrupted):
         return 130, str(error)
     if isinstance(error, Failed):

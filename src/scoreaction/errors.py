@@ -1,4 +1,4 @@
-"""What the user is told when something is wrong: one line that names the key and the remedy."""
+"""Errors of the command line: one line each, which names the key and the remedy."""
 
 from __future__ import annotations
 
@@ -7,19 +7,19 @@ from collections.abc import Iterable
 
 
 class Failed(RuntimeError):
-    """A run went wrong; the message is one line."""
+    """Failure of a run; the message is one line."""
 
 
 class Interrupted(Exception):
-    """A run was stopped by the user; the message says how to go on."""
+    """Interruption of a run by the user; the message is the command that continues it."""
 
 
 class UserError(ValueError):
-    """What the user gave is wrong; the message is one line that names the key or the file, and the remedy."""
+    """Mistake in a setting or a file; the message is one line that names it and the remedy."""
 
 
 def nearest(wrong: str, known: Iterable[str]) -> str:
-    """What to say after 'unknown': the nearest known name, or all of them.
+    """Hint for an unknown name: the nearest known one, or all of them.
 
     >>> nearest("bata", ["beta", "clip"])
     'did you mean beta?'

@@ -1,21 +1,25 @@
-"""What the floors hand to one another: frozen records and protocols, no behaviour."""
+"""Records and protocols that several parts of the library share; they hold values and do nothing."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple, Protocol, runtime_checkable
 
+import torch
 from torch import Tensor
 
+DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+"""Precisions by the names that settings have for them."""
+
 Conditions = Any
-"""Conditions of a network: None, a tensor whose first dimension is the batch, or a dict of such tensors."""
+"""Conditions of a network: None, a tensor (batch, ...), or a dict of such tensors (see `networks.conditions`)."""
 
 
 class Prediction(NamedTuple):
-    """The clean sample and the noise that a network predicts at (t, x), with `x = alpha x0 + sigma eps`.
+    """Prediction of the clean sample and of the noise at (x, t), `x = alpha x0 + sigma eps`; both (batch, *shape).
 
-    Both are carried because at alpha = 0 eps (and the score) says nothing about x0, and at
-    sigma = 0 x0 says nothing about eps. Shapes: both (batch, *shape).
+    It holds both because x and one of them do not determine the other everywhere: eps (or the score) leaves x0 open at
+    alpha = 0, and x0 leaves eps open at sigma = 0.
     """
 
     x0: Tensor
@@ -23,39 +27,43 @@ class Prediction(NamedTuple):
 
 
 Predict = Callable[[Tensor, Tensor], Prediction]
-"""`predict(x, t)`: x (batch, *shape), t () or (batch,) float64 in [0, 1]."""
+"""Prediction function `predict(x, t)`: x (batch, *shape), t () or (batch,) float64 in [0, 1]."""
+
+
+Prompts = Sequence[Any] | None
+"""A prompt for each sample, a text or a `Prompt`; None where the model takes none."""
 
 
 class RewardFunction(Protocol):
-    """`reward(samples, conditions) -> (batch,)`. Higher is better."""
+    """Reward `reward(samples, prompts) -> (batch,)`, higher is better; images in [0, 1], a prompt for each sample or None."""
 
     @property
-    def differentiable(self) -> bool: ...
+    def differentiable(self) -> bool:
+        """True if gradients flow from the reward to the samples."""
 
-    def __call__(self, samples: Tensor, conditions: Conditions) -> Tensor: ...
+    def __call__(self, samples: Tensor, prompts: Prompts) -> Tensor: ...
 
 
 EVERY = 2**31
-"""Rows of a `Background` that has nothing to do meanwhile: it may as well have all samples at once."""
+"""Number of rows of a `Background` reward that gains nothing from small pieces: all samples at once."""
 
 
 @runtime_checkable
 class Background(Protocol):
-    """A reward that can work while other work goes on: `begin` asks, and calling what it gives waits for the scores.
-
-    `rows`: how many samples it is best given at a time.
-    """
+    """Reward that can be computed in the background, for example on a server, while sampling goes on."""
 
     @property
-    def rows(self) -> int: ...
+    def rows(self) -> int:
+        """Number of samples that `begin` is best called with."""
 
-    def begin(self, samples: Tensor, conditions: Conditions) -> Callable[[], Tensor]: ...
+    def begin(self, samples: Tensor, prompts: Prompts) -> Callable[[], Tensor]:
+        """Starts scoring and returns at once; the returned function waits for the scores (batch,)."""
 
 
 class Prompt(str):
-    """A prompt that is drawn with a weight of its own and carries more than its text.
+    """Prompt with a sampling weight and metadata: a string to everything else, and a reward can read `metadata`.
 
-    Everything takes it for its text; a reward finds the rest in `metadata`, for example the objects it should count.
+    `weight` is proportional to how often training draws the prompt; `metadata` may hold, say, the objects to count.
 
     >>> prompt = Prompt("two cats", weight=2.0, metadata={"count": 2})
     >>> prompt, prompt.metadata["count"]
@@ -66,7 +74,7 @@ class Prompt(str):
     metadata: dict[str, Any]
 
     def __new__(cls, text: str, *, weight: float = 1.0, metadata: dict[str, Any] | None = None) -> Prompt:
-        """ValueError for a weight that is negative or not finite."""
+        """Makes a prompt; ValueError for a weight that is negative or not finite."""
         if not 0 <= weight < float("inf"):
             raise ValueError(f"prompts: the weight of {text!r} must be finite and not negative (got {weight})")
         prompt = super().__new__(cls, text)

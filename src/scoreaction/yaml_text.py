@@ -1,4 +1,4 @@
-"""Safe YAML, both ways: what is written is read back as it was."""
+"""Reading and writing of safe YAML, such that written values are read back unchanged."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from scoreaction.types import Values
 
 
 class _Loader(yaml.SafeLoader):
-    """Safe YAML in which 1e-3 is a number and a key given twice is an error."""
+    """Loader of safe YAML in which 1e-3 is a number and a repeated key is an error."""
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
         seen = set()
@@ -25,7 +25,7 @@ class _Loader(yaml.SafeLoader):
 
 
 class _Dumper(yaml.SafeDumper):
-    """Writes what `_Loader` reads back: a text that looks like a number to it gets quotes."""
+    """Dumper that quotes a text which `_Loader` would read as a number."""
 
 
 for kind in (_Loader, _Dumper):
@@ -35,7 +35,7 @@ for kind in (_Loader, _Dumper):
 
 
 def dump_yaml(values: Values) -> str:
-    """Plain values as YAML that `parse_yaml` reads back.
+    """Writes plain values as YAML that `parse_yaml` reads back.
 
     >>> dump_yaml({"prompts": ["1e5", "a cat"]})
     "prompts: ['1e5', a cat]\\n"
@@ -44,7 +44,7 @@ def dump_yaml(values: Values) -> str:
 
 
 def parse_yaml(text: str, *, where: str) -> Any:
-    """Safe YAML; a UserError names `where` and the line.
+    """Reads safe YAML; UserError with `where` and the line if it is not valid.
 
     >>> parse_yaml("1e-3", where="here")
     0.001
@@ -59,7 +59,7 @@ def parse_yaml(text: str, *, where: str) -> Any:
 
 
 def read_text(path: Path) -> str:
-    """A UTF-8 file; UserError that names it."""
+    """Reads a UTF-8 file; UserError with its path if it cannot be read."""
     try:
         return path.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:

@@ -1,4 +1,7 @@
-"""Gaussian data and a quadratic reward: values, actions, laws and KL in closed form, at every noise level eta.
+"""Test oracle of Gaussian data and a quadratic reward: values, actions, laws and KL in closed form, at every noise level eta.
+
+Nothing in the package imports it: tests compare the package with it, and `tests/test_linear_quadratic.py` compares it with
+the HJB equation, moment ODEs, quadrature and real solver steps.
 
 Reward `r(x) = -1/2 (x - mu)^T Q (x - mu) + l^T x`, data `N(m, C)`, objective `E r - beta KL` over paths of the
 reverse dynamics at eta. `LinearQuadratic` is the optimum in any dimension; `ScalarLQ` is one dimension, where the
@@ -116,9 +119,9 @@ class LinearQuadratic:
         mean = G @ (M0 + S @ (Q @ self.mu + l) / beta)
         within = G @ S
         # the mean moves by G S (l - Q (M - mu))/beta: what that costs in the metric S^-1
-        pull = l - Q @ (M0 - self.mu)
+        slope = l - Q @ (M0 - self.mu)
         metric = within.T @ torch.linalg.solve(S, within) / beta**2
-        shift = pull @ metric @ pull + torch.trace(metric @ Q @ VM @ Q)
+        shift = slope @ metric @ slope + torch.trace(metric @ Q @ VM @ Q)
         kl = 0.5 * (torch.trace(G) - len(self.m) - torch.logdet(G) + shift)
         covariance = within + G @ VM @ G.T
         from_mu = mean - self.mu
@@ -128,7 +131,7 @@ class LinearQuadratic:
 
 @dataclass(frozen=True)
 class ChainOptimum:
-    """A chain of N steps with fixed stds: law N(mean, variance) of x0, chain KL, objective, and per step the
+    """Optimum of a chain of N steps with fixed stds: law N(mean, variance) of x0, chain KL, objective, and for each step the
     error ratio `-k^2 Pi_s/beta` of PI-FT's inner iteration."""
 
     mean: float
@@ -170,7 +173,7 @@ class ScalarLQ:
         return self.q, self.q * self.mu + self.l, -self.q * self.mu**2 / 2
 
     def marginal(self, t: Tensor) -> tuple[float, float]:
-        """Mean and variance of x_t under the noised data law, `alpha m` and P: where every chain starts unless told."""
+        """Mean and variance of x_t under the noised data law, `alpha m` and P: the default start of every chain."""
         alpha = float(self.process.alpha(t))
         return alpha * self.m, alpha**2 * self.v + float(self.process.sigma2(t))
 
@@ -234,27 +237,27 @@ class ScalarLQ:
         return math.prod(A for A, _, _ in self.steps(times)) * math.sqrt(first / last)
 
     def chain_optimum(self, times: Tensor, start: tuple[float, float] | None = None) -> ChainOptimum:
-        """The best that a chain of N steps with fixed stds can do; a step without noise keeps to the reference.
+        """Optimum over chains of N steps with fixed stds; a step without noise follows the reference.
 
         Backward from the reward with `D = 1 + Pi k^2/beta`:
         `e <- (-Pi b^2/2 + h b + k^2 h^2/(2 beta))/D - Pi k^2/2 + e`, `h <- A (h - Pi b)/D`, `Pi <- A^2 Pi/D`.
         """
         steps = self.steps(times)
         Pi, h, _ = self.terminal_value()
-        pulls, ratios = [], []
+        values, ratios = [], []
         for A, b, k in reversed(steps):
             D = 1 + Pi * k**2 / self.beta
             if D <= 0:
                 raise ValueError("no optimum: k^2 |Pi| >= beta for a reward that is convex; raise beta or take more steps")
-            pulls.append((h, Pi))
+            values.append((h, Pi))
             ratios.append(-(k**2) * Pi / self.beta)
             h, Pi = A * (h - Pi * b) / D, A**2 * Pi / D
-        return self._shifted_chain(steps, pulls[::-1], ratios[::-1], start or self.marginal(times[0]))
+        return self._shifted_chain(steps, values[::-1], ratios[::-1], start or self.marginal(times[0]))
 
     def sqdf_fixed_point(
         self, times: Tensor, *, gamma: float = 1.0, rho: float = 0.0, start: tuple[float, float] | None = None
     ) -> ChainOptimum:
-        """Where SQDF with its training-free soft Q ends: the chain shifted by the discounted `grad r(x0_hat(x_s))`.
+        """Fixed point of SQDF with its training-free soft Q: the chain shifted by the discounted `grad r(x0_hat(x_s))`.
 
         arXiv 2512.04559. `Phi = alpha_s v/P_s`, `c0 = m - Phi alpha_s m`; the discount w is `gamma^j`, j the steps left
         after x_s, times `exp(-rho s)`, which does not depend on the grid:
@@ -262,25 +265,25 @@ class ScalarLQ:
         """
         steps = self.steps(times)
         alpha, sigma2 = self.process.alpha(times[1:]).tolist(), self.process.sigma2(times[1:]).tolist()
-        pulls, ratios = [], []
+        values, ratios = [], []
         for i, (a, s2) in enumerate(zip(alpha, sigma2, strict=True)):
             Phi = a * self.v / (a**2 * self.v + s2)
             discount = gamma ** (len(steps) - 1 - i) * math.exp(-rho * float(times[i + 1]))
             c0 = self.m - Phi * a * self.m
-            pulls.append((discount * Phi * (self.l - self.q * (c0 - self.mu)), discount * self.q * Phi**2))
-            ratios.append(-(steps[i][2] ** 2) * pulls[-1][1] / self.beta)
-        return self._shifted_chain(steps, pulls, ratios, start or self.marginal(times[0]))
+            values.append((discount * Phi * (self.l - self.q * (c0 - self.mu)), discount * self.q * Phi**2))
+            ratios.append(-(steps[i][2] ** 2) * values[-1][1] / self.beta)
+        return self._shifted_chain(steps, values, ratios, start or self.marginal(times[0]))
 
     def _shifted_chain(
         self,
         steps: list[tuple[float, float, float]],
-        pulls: list[tuple[float, float]],
+        values: list[tuple[float, float]],
         ratios: list[float],
         start: tuple[float, float],
     ) -> ChainOptimum:
         """Moments and KL of the chain whose step is moved by `(k^2/beta)(h - Pi (A x + b))/D`, for (h, Pi) per step."""
         (mean, variance), kl = start, 0.0
-        for (A, b, k), (h, Pi) in zip(steps, pulls, strict=True):
+        for (A, b, k), (h, Pi) in zip(steps, values, strict=True):
             mean, variance = A * mean + b, A**2 * variance
             D = 1 + Pi * k**2 / self.beta
             kl += k**2 / (2 * (self.beta * D) ** 2) * ((h - Pi * mean) ** 2 + Pi**2 * variance)

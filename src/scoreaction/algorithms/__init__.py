@@ -1,5 +1,6 @@
 """Algorithms: a file each on the shelf, and the parts that one of your own is made of."""
 
 from scoreaction.algorithms._learner import Algorithm, Largest, Learner, Regularised, Setting, State, Term, Update, Updates
+from scoreaction.networks.conditions import take
 
-__all__ = ["Algorithm", "Largest", "Learner", "Regularised", "Setting", "State", "Term", "Update", "Updates"]
+__all__ = ["Algorithm", "Largest", "Learner", "Regularised", "Setting", "State", "Term", "Update", "Updates", "take"]

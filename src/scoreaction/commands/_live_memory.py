@@ -1,4 +1,4 @@
-"""What a computation holds in memory and how much it computes, tensor by tensor; also of tensors that are not there."""
+"""Memory and operations of a computation, tensor by tensor; fake tensors are counted like others."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ def operations(packet: Any, args: Any, kwargs: Any, out: Any) -> int:
 
 
 class LiveMemory(TorchDispatchMode):
-    """Within it every new storage is added to `live` (bytes) and taken off when it is freed; `peak` is the most so far.
+    """Context in which every new storage is added to `live` (bytes) and taken off when it is freed; `peak` is the most so far.
 
     `flops` adds up floating-point operations. What was there before is not counted. It counts what PyTorch asks for: not the
     workspaces of kernels, nor what an allocator holds in reserve.

@@ -1,4 +1,4 @@
-"""What an iteration asks for: its algorithm is run with networks that do nothing, and their graphs are watched."""
+"""Demands of an iteration: its algorithm is run with networks that do nothing, and their graphs are watched."""
 
 from __future__ import annotations
 
@@ -10,10 +10,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from scoreaction.algorithms._learner import Algorithm
 from scoreaction.errors import UserError
 from scoreaction.networks.model import Model
-from scoreaction.recipes.build import named
+from scoreaction.recipes.build import algorithm_of, named
 from scoreaction.recipes.prompts import prompt_list
 from scoreaction.recipes.recipe import Recipe
 from scoreaction.rewards import Reward
@@ -48,10 +47,10 @@ class Watch:
         self._alive[key] = kind, rows
         weakref.finalize(mark.untyped_storage(), self._alive.pop, key)
         self.moments.add(tuple(sorted(self._alive.values())))
-        return _Marked.apply(y, mark, lambda: self.gradients.update({kind: rows}))
+        return _WatchedIdentity.apply(y, mark, lambda: self.gradients.update({kind: rows}))
 
 
-class _Marked(torch.autograd.Function):
+class _WatchedIdentity(torch.autograd.Function):
     """The identity, with a tensor that lives as long as the graph keeps what a layer would keep for its backward."""
 
     @staticmethod
@@ -67,7 +66,7 @@ class _Marked(torch.autograd.Function):
         return grad, None, None
 
 
-class _Still(nn.Module):
+class _Stub(nn.Module):
     """A network that does nothing but have a parameter."""
 
     def __init__(self, watch: Callable[[str, Tensor], Tensor]) -> None:
@@ -85,28 +84,26 @@ def doubled(recipe: Recipe, model: Model) -> int:
 
 
 def watch_iteration(recipe: Recipe, model: Model, *, gradient: bool) -> Watch:
-    """What one iteration asks of networks, decoder and reward, by running it with a network that does nothing."""
+    """Calls of networks, decoder and reward in one iteration, counted by running it with a network that does nothing."""
     watch, small, each = Watch(), tuple(min(side, 8) for side in model.shape), doubled(recipe, model)
-    still = Model(
-        _Still(lambda kind, y: watch(kind, y, len(y) // each)),  # a function: the reference's copy shares it
+    stub = Model(
+        _Stub(lambda kind, y: watch(kind, y, len(y) // each)),  # a function: the reference's copy shares it
         process=model.process,
         predicts=model.predicts,
         shape=small,
-        encode=lambda asked: torch.zeros(len(asked), 1),
+        encode=lambda prompts: torch.zeros(len(prompts), 1),
         null=torch.zeros(1, 1),
-        decode=lambda x0: watch("decoder", x0, len(x0)),
+        decode=lambda x0: watch("decoder", x0, len(x0)).sigmoid(),  # in [0, 1], as images are
         true_cfg=model.true_cfg,
     )
-    if still.true_cfg is not None:
-        still.encode, still.null = (lambda asked: {"text": torch.zeros(len(asked), 1)}), {"text": torch.zeros(1, 1)}
-    algorithm = recipe.algorithm.config
-    assert isinstance(algorithm, Algorithm)
+    if stub.true_cfg is not None:
+        stub.encode, stub.null = (lambda prompts: {"text": torch.zeros(len(prompts), 1)}), {"text": torch.zeros(1, 1)}
     changes = {"iterations": 1, "device": "cpu", "precision": "fp32", "optimizer": "adam"}
     try:
         tuner = Finetuner(
-            still,
-            reward=Reward(lambda samples, asked: samples.flatten(1).mean(1), differentiable=gradient),
-            algorithm=algorithm,
+            stub,
+            reward=Reward(lambda samples, prompts: samples.flatten(1).mean(1), differentiable=gradient),
+            algorithm=algorithm_of(recipe),
             sampler=recipe.sampler,
             train=recipe.train.model_copy(update=changes),
             prompts=prompt_list(recipe.prompts),

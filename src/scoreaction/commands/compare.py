@@ -7,18 +7,22 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from statistics import stdev
 
 from scoreaction import catalog
 from scoreaction.commands.train import run
 from scoreaction.errors import Interrupted, UserError, nearest
 from scoreaction.recipes.build import build
-from scoreaction.recipes.recipe import Recipe, load_recipe
+from scoreaction.recipes.recipe import Recipe, load_recipe, optimum_beta
 from scoreaction.recipes.text import parse_override
 from scoreaction.recipes.validation import fields_of
 from scoreaction.report.model_card import write_card
 from scoreaction.training.run_folder import RunFolder, read_summary, write_whole
 from scoreaction.types import Values
 from scoreaction.yaml_text import parse_yaml
+
+OPTIONS = {"train.seed": "--seeds", "algorithm.name": "--algorithms", "algorithm": "--algorithms"}
+"""Keys of a recipe that a comparison sets by options."""
 
 
 @dataclass(frozen=True)
@@ -44,8 +48,8 @@ def parse_sweep(text: str | None) -> tuple[str | None, list[str]]:
     key, _, values = text.partition("=")
     if not key or not values:
         raise UserError(f"--sweep: must be key=value,value, for example algorithm.beta=0.1,0.3 (got {text!r})")
-    if key in ("train.seed", "algorithm.name"):
-        raise UserError(f"--sweep: {key} has an option of its own: {'--seeds' if key == 'train.seed' else '--algorithms'}")
+    if key in OPTIONS:
+        raise UserError(f"--sweep: {key} has an option of its own: {OPTIONS[key]}")
     parse_override(f"{key}=0")
     parsed = parse_yaml(f"[{values}]", where="--sweep")
     if not parsed:
@@ -60,16 +64,17 @@ def planned(
 ) -> list[Entry]:
     """All runs, the recipe of each checked.
 
-    An `algorithm.` setting goes to the algorithms that know it, and one of them must; the others run without it. Distances
-    are to one optimum: that of the recipe's own beta, for algorithms that have none.
+    An `algorithm.` setting goes to the algorithms that know it, and one of them must; the others run without it. Algorithms
+    without a beta are measured against the optimum of the recipe's own.
     """
     key, values = parse_sweep(sweep)
     known = {name: fields_of(catalog.find("algorithm", name, key="--algorithms").Config) for name in algorithms}
-    own = [text.partition("=")[0] for text in overrides] + ([key] if key else [])
-    for setting in [setting for setting in own if setting.startswith("algorithm.") and setting != "algorithm.name"]:
+    for setting in [text.partition("=")[0] for text in overrides] + ([key] if key else []):
+        if setting in OPTIONS:
+            raise UserError(f"{setting}: has an option of its own: {OPTIONS[setting]}")
         if not any(_knows(known[name], setting) for name in algorithms):
             raise UserError(f"{setting}: no setting of {' or '.join(algorithms)}; {_nearest(known, setting)}")
-    beta = _beta(recipe, [text for text in overrides if _knows(known[algorithms[0]], text)])
+    beta = optimum_beta(_as_written(recipe, overrides))
     entries = []
     for name in algorithms:
         changes = [text for text in overrides if _knows(known[name], text)] + [f"algorithm.name={name}"]
@@ -87,7 +92,7 @@ def planned(
 
 
 def _knows(known: Sequence[str], override: str) -> bool:
-    """Whether an algorithm knows the setting of an override; those of other sections concern everyone."""
+    """True where an algorithm knows the setting of an override; those of other sections concern every algorithm."""
     section, _, setting = override.partition("=")[0].partition(".")
     return section != "algorithm" or setting.partition(".")[0] in known
 
@@ -96,10 +101,11 @@ def _nearest(known: dict[str, list[str]], setting: str) -> str:
     return nearest(setting.removeprefix("algorithm."), {key for keys in known.values() for key in keys if key != "name"})
 
 
-def _beta(recipe: str, overrides: Sequence[str]) -> float | None:
-    """The recipe's own price of KL."""
-    beta = load_recipe(recipe, overrides).algorithm.dump().get("beta")
-    return beta if isinstance(beta, float) else None
+def _as_written(recipe: str, overrides: Sequence[str]) -> Recipe:
+    """The recipe with its own algorithm and the overrides that this one knows."""
+    others = [text for text in overrides if not text.startswith("algorithm.")]
+    known = fields_of(type(load_recipe(recipe, others).algorithm.config))
+    return load_recipe(recipe, [text for text in overrides if _knows(known, text)])
 
 
 def compare(
@@ -109,7 +115,7 @@ def compare(
     if folder.is_file() or RunFolder(folder).exists:
         raise UserError(f"--output: {folder} is a {'file' if folder.is_file() else 'run'}; name another folder")
     entries = planned(recipe, overrides, algorithms, seeds, sweep)
-    _build_each([entry for entry in entries if read_summary(folder / entry.folder) is None])
+    _try_each([entry for entry in entries if read_summary(folder / entry.folder) is None])
     runs = []
     for entry in entries:
         try:
@@ -120,7 +126,7 @@ def compare(
         runs.append({**vars(entry), "recipe": None, "summary": summary})
     for record in runs:
         del record["recipe"]
-    found = {
+    comparison = {
         "recipe": recipe,
         "overrides": list(overrides),
         "algorithms": list(algorithms),
@@ -129,13 +135,13 @@ def compare(
         "runs": runs,
         "groups": grouped(runs),
     }
-    write_whole(folder / "comparison.json", json.dumps(found, indent=2) + "\n")
-    draw_plots(found, folder)
-    return found
+    write_whole(folder / "comparison.json", json.dumps(comparison, indent=2) + "\n")
+    draw_plots(comparison, folder)
+    return comparison
 
 
-def _build_each(entries: Sequence[Entry]) -> None:
-    """Builds one run of each label and lets it go: what does not fit is said before the first of several begins."""
+def _try_each(entries: Sequence[Entry]) -> None:
+    """Builds one run of each label and drops it: parts that do not fit are refused before the first of several begins."""
     first: dict[str, Entry] = {}
     for entry in entries:
         first.setdefault(entry.label, entry)
@@ -155,15 +161,15 @@ def grouped(runs: Sequence[Values]) -> list[Values]:
     """
     groups = []
     for label in dict.fromkeys(record["label"] for record in runs):
-        mine = [record for record in runs if record["label"] == label]
-        keys = [key for key, value in mine[0]["summary"].items() if isinstance(value, int | float)]
-        columns = {key: [float(record["summary"][key]) for record in mine if key in record["summary"]] for key in keys}
+        records = [record for record in runs if record["label"] == label]
+        keys = [key for key, value in records[0]["summary"].items() if isinstance(value, int | float)]
+        columns = {key: [float(record["summary"][key]) for record in records if key in record["summary"]] for key in keys}
         groups.append(
             {
                 "label": label,
-                "algorithm": mine[0]["algorithm"],
-                "value": mine[0]["value"],
-                "n": len(mine),
+                "algorithm": records[0]["algorithm"],
+                "value": records[0]["value"],
+                "n": len(records),
                 "mean": {key: sum(column) / len(column) for key, column in columns.items()},
                 "standard_error": {key: _standard_error(column) for key, column in columns.items()},
             }
@@ -172,17 +178,13 @@ def grouped(runs: Sequence[Values]) -> list[Values]:
 
 
 def _standard_error(values: Sequence[float]) -> float | None:
-    n = len(values)
-    if n < 2:
-        return None
-    mean = sum(values) / n
-    return math.sqrt(sum((value - mean) ** 2 for value in values) / (n - 1) / n)
+    return stdev(values) / math.sqrt(len(values)) if len(values) > 1 else None
 
 
-def draw_plots(found: Values, folder: Path) -> None:
+def draw_plots(comparison: Values, folder: Path) -> None:
     """reward.png, kl.png and so on beside comparison.json: curves with bands of one standard error; frontiers of a sweep."""
     from scoreaction.report.figures import comparison_figures
     from scoreaction.report.frontiers import frontier_figures
 
-    for name, figure in {**comparison_figures(found, folder), **frontier_figures(found)}.items():
+    for name, figure in {**comparison_figures(comparison, folder), **frontier_figures(comparison)}.items():
         figure.savefig(folder / f"{name}.png", dpi=110)

@@ -1,4 +1,4 @@
-"""What is done with a finished run: drawing from it, and measuring it over a grid of samplers."""
+"""Drawing from a finished run, and measuring it over a grid of samplers."""
 
 from __future__ import annotations
 
@@ -23,6 +23,7 @@ from scoreaction.training.checkpoints import DAMAGED, load_tree
 from scoreaction.training.evaluation import ExactTask, measure, measure_kl
 from scoreaction.training.finetuner import Finetuner
 from scoreaction.training.run_folder import RunFolder, check_writable, write_whole
+from scoreaction.training.summary import optimum_beta
 from scoreaction.types import Values
 
 
@@ -35,10 +36,10 @@ class Opened:
     tuner: Finetuner
 
 
-def open_run(folder: Path, *, tuned: bool, judged: bool = True) -> Opened:
+def open_run(folder: Path, *, tuned: bool, rewards: bool = True) -> Opened:
     """Builds the run of a folder and, for the tuned model, loads its newest checkpoint; nothing in the folder changes.
 
-    Not judged: without its rewards, to draw from.
+    rewards False: without its rewards, to draw from.
     """
     place = RunFolder(folder)
     if place.settings_path.is_file():
@@ -49,11 +50,11 @@ def open_run(folder: Path, *, tuned: bool, judged: bool = True) -> Opened:
     if not place.recipe_path.is_file():
         raise UserError(f"{folder}: not a run folder (no recipe.yaml in it); give what train printed after run:")
     recipe = load_recipe(str(place.recipe_path))
-    tuner = build(recipe, judged=judged)
+    tuner = build(recipe, rewards=rewards)
     newest = place.newest_checkpoint()
     if newest is not None:
         try:
-            (tuner.load_state if judged else tuner.load_weights)(load_tree(newest))
+            (tuner.load_state if rewards else tuner.load_weights)(load_tree(newest))
         except (RuntimeError, KeyError, ValueError, TypeError) as error:
             raise UserError(f"{newest}: {DAMAGED}") from error
     elif tuned:
@@ -104,16 +105,16 @@ def draw_samples(
     sampler = sampler_with(opened, steps=steps, solver=solver, eta=eta)
     if prompts and tuner.model.encode is None:
         raise UserError(f"--prompt: the model {opened.recipe.model.name} takes no prompts; leave it out")
-    asked = spread_prompts(list(prompts) if prompts else tuner.prompts, n)
+    sample_prompts = spread_prompts(list(prompts) if prompts else tuner.prompts, n)
     try:
-        tuner.model.conditions(None if asked is None else asked[:1] if not prompts else list(prompts))
+        tuner.model.conditions(None if sample_prompts is None else sample_prompts[:1] if not prompts else list(prompts))
     except ValueError as error:
-        raise UserError(f"--prompt: {error}") from error
+        raise UserError(f"--prompt: {str(error).removeprefix('prompts: ')}") from error
     check_writable(output, "--output")
-    samples = draw(tuner.model, sampler, n, asked, seed, reference=base).cpu().numpy()
-    arrays = {"samples": samples} if asked is None else {"samples": samples, "prompts": np.array(asked)}
+    samples = draw(tuner.model, sampler, n, sample_prompts, seed, reference=base).cpu().numpy()
+    arrays = {"samples": samples} if sample_prompts is None else {"samples": samples, "prompts": np.array(sample_prompts)}
     np.savez_compressed(output / "samples.npz", **arrays)  # type: ignore[arg-type]
-    save_samples(output / "samples.png", samples, asked)
+    save_samples(output / "samples.png", samples, sample_prompts)
     return output / "samples.npz"
 
 
@@ -135,7 +136,7 @@ def evaluate_grid(
     check_writable(opened.folder, "RUN")
     for solver, eta, count in itertools.product(solvers, etas, steps):  # what can never be, before anything is measured
         _check(steps=count, solver=solver, eta=eta)
-    asked = tuner.prompts if prompts is None else _other_prompts(opened, prompts)
+    grid_prompts = tuner.prompts if prompts is None else _other_prompts(opened, prompts)
     n = n or tuner.evaluation.n
     seed = tuner.evaluation.seed if seed is None else seed
     rows: list[Values] = []
@@ -145,7 +146,9 @@ def evaluate_grid(
             for count in steps:
                 cell = {"solver": solver, "eta": eta, "steps": count}
                 try:
-                    rows.append(cell | _cell(tuner, sampler_with(opened, steps=count, solver=solver, eta=eta), n, asked, seed))
+                    rows.append(
+                        cell | _cell(tuner, sampler_with(opened, steps=count, solver=solver, eta=eta), n, grid_prompts, seed)
+                    )
                 except UserError as error:
                     skipped.append({"solver": solver, "eta": eta, "why": str(error).removeprefix("--solver: ")})
                     break
@@ -154,9 +157,9 @@ def evaluate_grid(
                     break
     if not rows:
         raise UserError(f"--solver: nothing to measure: {skipped[0]['why']}")
-    found = {"n": n, "seed": seed, "iteration": tuner.iteration, "prompts": prompts, "grid": rows, "skipped": skipped}
-    write_whole(opened.folder / "evaluation.json", json.dumps(found, indent=2) + "\n")
-    return found
+    evaluation = {"n": n, "seed": seed, "iteration": tuner.iteration, "prompts": prompts, "grid": rows, "skipped": skipped}
+    write_whole(opened.folder / "evaluation.json", json.dumps(evaluation, indent=2) + "\n")
+    return evaluation
 
 
 def _other_prompts(opened: Opened, prompts: str) -> list[str] | None:
@@ -165,18 +168,18 @@ def _other_prompts(opened: Opened, prompts: str) -> list[str] | None:
     if model.encode is None:
         raise UserError(f"--prompts: the model {opened.recipe.model.name} takes no prompts; leave it out")
     try:
-        asked = prompt_list(read_prompts(prompts, Path()))
-        model.conditions(asked)
+        others = prompt_list(read_prompts(prompts, Path()))
+        model.conditions(others)
     except ValueError as error:
         raise UserError(f"--prompts: {str(error).removeprefix('prompts: ')}") from error
-    return asked
+    return others
 
 
 def _cell(tuner: Finetuner, sampler: Sampler, n: int, prompts: list[Any] | None, seed: int) -> Values:
     model = tuner.model
     figures, _ = measure(model, sampler, tuner.reward, tuner.held_out, n=n, prompts=prompts, seed=seed)
     figures |= measure_kl(model, sampler, n, prompts, seed)
-    task = ExactTask.of(model, tuner.reward.reward, tuner.evaluation.beta or tuner.learner.beta)
+    task = ExactTask.of(model, tuner.reward.reward, optimum_beta(tuner))
     if task is not None:
 
         def drawn(seed: int) -> Tensor:

@@ -23,8 +23,9 @@ import torch
 
 from scoreaction.catalog import TOKEN_VARIABLE
 from scoreaction.errors import UserError
+from scoreaction.recipes.build import check_device
 from scoreaction.rewards import CountedReward, RewardError
-from scoreaction.rewards._wire import WireError, answer, asked, sendable
+from scoreaction.rewards._wire import WireError, answer, read_question, sendable
 from scoreaction.types import RewardFunction
 
 WAITING = 8
@@ -47,18 +48,18 @@ class Service:
     seats: threading.BoundedSemaphore = field(default_factory=lambda: threading.BoundedSemaphore(WAITING))
 
     def health(self) -> dict[str, Any]:
-        """What GET /health answers."""
+        """The answer to GET /health."""
         return {"status": "ok", "reward": self.name, "max_images": self.max_images, "max_bytes": self.max_bytes}
 
     def allows(self, authorization: str | None) -> bool:
-        """Whether the header holds the token; takes the same time for every wrong one."""
+        """True where the header holds the token; takes the same time for every wrong one."""
         if self.token is None:
             return True
         return hmac.compare_digest((authorization or "").encode("utf-8", "replace"), f"Bearer {self.token}".encode())
 
     def score(self, body: bytes) -> bytes:
         """The answer to a question. WireError where it cannot be read, RewardError where the reward refuses."""
-        samples, prompts = asked(body, most=self.max_images)
+        samples, prompts = read_question(body, most=self.max_images)
         with self.one, torch.no_grad():
             return answer(self.reward(samples.to(self.device), prompts).cpu())
 
@@ -72,13 +73,13 @@ class Handler(BaseHTTPRequestHandler):
 
     def do_GET(self) -> None:
         if self.path != "/health":
-            return self._say(404, {"error": "GET /health, or POST /score"})
-        return self._say(200, self.server.service.health())
+            return self._respond(404, {"error": "GET /health, or POST /score"})
+        return self._respond(200, self.server.service.health())
 
     def do_POST(self) -> None:
         service = self.server.service
         if self.path != "/score":
-            return self._say(404, {"error": "GET /health, or POST /score"})
+            return self._respond(404, {"error": "GET /health, or POST /score"})
         if not service.allows(self.headers.get("Authorization")):
             return self._refuse(401, "the token is missing or wrong")
         if self.headers.get_content_type() != "application/json":  # a web page cannot send this to us unasked
@@ -100,16 +101,16 @@ class Handler(BaseHTTPRequestHandler):
         if len(body) < length:
             return None  # the client went away
         try:
-            said = self.server.service.score(body)
+            scores = self.server.service.score(body)
         except WireError as error:
-            return self._say(400, {"error": str(error)})
+            return self._respond(400, {"error": str(error)})
         except RewardError as error:
-            return self._say(422, {"error": str(error)})
-        return self._say(200, said)
+            return self._respond(422, {"error": str(error)})
+        return self._respond(200, scores)
 
     def _refuse(self, status: int, why: str) -> None:
         """Answers before the question was read; reads on a little, so that the client sees the answer and not a cut line."""
-        self._say(status, {"error": why})
+        self._respond(status, {"error": why})
         self.wfile.flush()
         end, left = time.monotonic() + 2.0, 2**26
         self.connection.settimeout(0.5)
@@ -117,8 +118,8 @@ class Handler(BaseHTTPRequestHandler):
             while left > 0 and time.monotonic() < end and (read := len(self.rfile.read1(65536))):
                 left -= read
 
-    def _say(self, status: int, said: dict[str, Any] | bytes) -> None:
-        data = said if isinstance(said, bytes) else json.dumps(said).encode()
+    def _respond(self, status: int, body: dict[str, Any] | bytes) -> None:
+        data = body if isinstance(body, bytes) else json.dumps(body).encode()
         self.send_response(status)
         self.send_header("Content-Type", "application/json")
         self.send_header("Content-Length", str(len(data)))
@@ -143,7 +144,7 @@ class Server(ThreadingHTTPServer):
 
     @property
     def url(self) -> str:
-        """Where it is."""
+        """The address of the server."""
         host, port = self.server_address[:2]
         return f"http://[{host!s}]:{port}" if ":" in str(host) else f"http://{host!s}:{port}"
 
@@ -156,10 +157,7 @@ def service_of(
 ) -> Service:
     """The service; UserError for a device that is not there."""
     chosen = ("cuda" if torch.cuda.is_available() else "cpu") if device == "auto" else device
-    try:
-        torch.zeros((), device=chosen)
-    except (RuntimeError, AssertionError, NotImplementedError) as error:
-        raise UserError(f"--device: {device!r} cannot be used here; take auto, cpu or, with a GPU, cuda") from error
+    check_device(chosen, key="--device")
     return Service(name, CountedReward(reward, name=name), torch.device(chosen), token or None, max_images, max_bytes)
 
 

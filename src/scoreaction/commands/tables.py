@@ -12,7 +12,7 @@ from rich.text import Text
 
 if TYPE_CHECKING:
     from scoreaction.commands.doctor.finding import Finding
-from scoreaction.report.numbers import comparison_keys, number, with_error
+from scoreaction.report.numbers import before_and_after, comparison_keys, number, with_error
 from scoreaction.types import Values
 
 
@@ -26,9 +26,8 @@ def show_summary(figures: Values) -> None:
     table = Table(title="before and after fine-tuning")
     for column in ("", "base", "tuned"):
         table.add_column(column, justify="left" if not column else "right")
-    for key in [key.removesuffix("_base") for key in figures if key.endswith("_base")]:
-        cells = [with_error(figures.get(f"{key}_{kind}"), figures.get(f"{key}_{kind}_se")) for kind in ("base", "tuned")]
-        table.add_row(key.replace("_", " "), *cells)
+    for key, base, tuned in before_and_after(figures):
+        table.add_row(key.replace("_", " "), base, tuned)
     table.add_row("KL (nats)", "0", with_error(figures.get("kl_nats"), figures.get("kl_nats_se")))
     if "distance_to_optimum" in figures:
         table.add_row("optimum's reward, KL", "", f"{number(figures['optimum_reward'])}, {number(figures['optimum_kl_nats'])}")
@@ -40,7 +39,7 @@ def show_summary(figures: Values) -> None:
 
 
 def show_endpoint_errors(errors: Values) -> None:
-    """How far a consistency model is from the end of the ODE, by time, beside what it began as."""
+    """Error of a consistency model against the end of the ODE, by time, beside that of the posterior mean it began as."""
     table = Table(title="root mean square error against the end of the ODE")
     for column in ("t", "consistency", "tweedie"):
         table.add_column(column, justify="right")
@@ -49,80 +48,82 @@ def show_endpoint_errors(errors: Values) -> None:
     _console().print(table)
 
 
-def show_grid(found: Values) -> None:
+def show_grid(evaluation: Values) -> None:
     """The cells of an evaluation, one a row, and what was left out."""
-    leave_out = {key for row in found["grid"] for key in row if key.endswith("_se")}
-    keys = [key for key in found["grid"][0] if key not in leave_out | {"vendi", "by_prompt"}]
-    table = Table(title=f"{found['n']} samples each")
+    leave_out = {key for row in evaluation["grid"] for key in row if key.endswith("_se")}
+    keys = [key for key in evaluation["grid"][0] if key not in leave_out | {"vendi", "by_prompt"}]
+    table = Table(title=f"{evaluation['n']} samples each")
     for key in keys:
         header = key.removeprefix("held_out.").replace("_", " ")
         table.add_column(header, justify="left" if key == "solver" else "right", no_wrap=key == "solver")
-    for row in found["grid"]:
+    for row in evaluation["grid"]:
         table.add_row(*(with_error(row[key], row.get(f"{key}_se"), 3) for key in keys))
     _console().print(table)
-    for note in found["skipped"]:
+    for note in evaluation["skipped"]:
         print(f"left out: {note['why']}")
 
 
-def show_comparison(found: Values) -> None:
+def show_comparison(comparison: Values) -> None:
     """A column for each algorithm (and value of the sweep), means over seeds with standard errors."""
-    keys = comparison_keys(found)
-    table = Table(title=f"mean ± standard error over {len(found['seeds'])} seed{'s' if len(found['seeds']) > 1 else ''}")
+    keys = comparison_keys(comparison)
+    table = Table(
+        title=f"mean ± standard error over {len(comparison['seeds'])} seed{'s' if len(comparison['seeds']) > 1 else ''}"
+    )
     table.add_column("")
-    for group in found["groups"]:
+    for group in comparison["groups"]:
         table.add_column(group["label"], justify="right")
     for key in keys:
-        cells = [with_error(group["mean"].get(key), group["standard_error"].get(key)) for group in found["groups"]]
+        cells = [with_error(group["mean"].get(key), group["standard_error"].get(key)) for group in comparison["groups"]]
         table.add_row(key.removeprefix("held_out.").replace("_", " "), *cells)
     _console().print(table)
 
 
-def show_plan(found: Values) -> None:
-    """What a run will need, and how the figures came about."""
+def show_plan(figures: Values) -> None:
+    """Needs of a run, and how the figures are computed."""
     gib = 2**30
     table = Table(title="memory")
     for column in ("", "GiB"):
         table.add_column(column, justify="left" if not column else "right")
-    for name, size in found["resident"].items():
+    for name, size in figures["resident"].items():
         table.add_row(f"+ {name}", f"{size / gib:.2f}")
     table.add_row("+ CUDA and its allocator", "2.00", end_section=True)
-    for name, size in found["passes"].items():
+    for name, size in figures["passes"].items():
         if size:
-            table.add_row(f"{'+' if name == found['worst'] else ' '} {name}", f"{size / gib:.2f}")
+            table.add_row(f"{'+' if name == figures['worst'] else ' '} {name}", f"{size / gib:.2f}")
     table.add_section()
-    table.add_row("in all, the largest only of what is done one after the other", f"{found['total'] / gib:.1f}")
+    table.add_row("in all, the largest only of what is done one after the other", f"{figures['total'] / gib:.1f}")
     _console().print(table)
-    fits = found["total"] <= 24 * gib
-    print(f"fits 24 GiB: {'yes' if fits else f'no; {_remedies(found)}'}")
-    parts = ", ".join(f"{name} {number(count)}" for name, count in found["parameters"].items())
-    print(f"parameters: {parts}; trained {number(found['trained'])}")
-    once, whole = found["iteration"], found["iterations"]
+    fits = figures["total"] <= 24 * gib
+    print(f"fits 24 GiB: {'yes' if fits else f'no; {_remedies(figures)}'}")
+    parts = ", ".join(f"{name} {number(count)}" for name, count in figures["parameters"].items())
+    print(f"parameters: {parts}; trained {number(figures['trained'])}")
+    once, whole = figures["iteration"], figures["iterations"]
     rows, queries = once["model_evaluations"], once["reward_queries"]
     print(
         f"an iteration: {number(rows)} network evaluations, {number(once['model_backward_rows'])} of them with gradient,"
-        f" {number(found['pictures'])} samples decoded, {number(queries)} rewards"
+        f" {number(figures['pictures'])} samples decoded, {number(queries)} rewards"
     )
     print(
         f"in all: {whole} iterations, {number(rows * whole)} network evaluations, {number(queries * whole)} rewards;"
-        f" measuring at the end {number(found['measuring'])} evaluations more"
+        f" measuring at the end {number(figures['measuring'])} evaluations more"
     )
     print(
-        f"time: {found['flops'] / 1e15:.3g} PFLOP an iteration, {found['measuring_flops'] / 1e15:.3g} for measuring;"
-        f" {found['hours']:.2g} hours in all at 50 TFLOP/s, without the scorers' own"
+        f"time: {figures['flops'] / 1e15:.3g} PFLOP an iteration, {figures['measuring_flops'] / 1e15:.3g} for measuring;"
+        f" {figures['hours']:.2g} hours in all at 50 TFLOP/s, without the scorers' own"
     )
     print(
         "how: layers are built without weights and run once; every tensor that is kept is counted, sampling at"
-        f" {found['rows']} rows at a time (train.max_rows). One iteration is run with networks that do nothing, to count"
-        " evaluations and see which graphs are alive together. Scorers are counted by the published weights of aesthetic, clip,"
-        " pickscore, hpsv2 and imagereward; other rewards as none. Not counted: activations of the scorers, the critic,"
+        f" {figures['rows']} rows at a time (train.max_rows). One iteration is run with networks that do nothing, to count"
+        " evaluations and see which graphs are alive together. Scorers are counted by the weights that"
+        " their files name (PARAMETERS); other rewards as none. Not counted: activations of the scorers, the critic,"
         " kernels' workspaces."
     )
 
 
-def _remedies(found: Values) -> str:
-    """What to change where it does not fit; first the scorers, which cost the training nothing."""
+def _remedies(figures: Values) -> str:
+    """Remedies for a run that does not fit; first the scorers, which cost the training nothing."""
     remedies = ["lower train.max_rows, train.batch or sampler.steps, or take a LoRA, bf16 and gradient checkpointing"]
-    if any(name.startswith("scorers") for name in found["resident"]):
+    if any(name.startswith("scorers") for name in figures["resident"]):
         remedies.insert(0, "give scorers dtype: bf16, or leave held-out ones to a server (serve-reward, http)")
     return "; ".join(remedies)
 

@@ -62,12 +62,12 @@ def claim(folder: Path, recipe: Recipe, *, resume: bool) -> None:
 
 
 @contextmanager
-def held(place: RunFolder) -> Iterator[None]:
+def locked(place: RunFolder) -> Iterator[None]:
     """The folder's lock; UserError where another run has it or the folder cannot be written."""
     check_writable(place.path, "--output")
     with ExitStack() as stack:
         try:
-            stack.enter_context(place.held())
+            stack.enter_context(place.locked())
         except ValueError as error:
             raise UserError(f"--{error}") from error
         yield
@@ -78,28 +78,19 @@ def held(place: RunFolder) -> Iterator[None]:
 
 @dataclass
 class Stopper:
-    """Says when the early-stop metric has not risen for `patience` iterations."""
+    """True once the early-stop metric has not risen for `patience` iterations in which it was known."""
 
     rule: EarlyStop | None
     best: float = float("-inf")
     since: int = 0
-    seen: bool = False
 
     def __call__(self, metrics: Values) -> bool:
-        if self.rule is None:
+        if self.rule is None or self.rule.metric not in metrics:  # diversity lacks where no prompt was drawn twice
             return False
-        value = metrics.get(self.rule.metric)
-        if isinstance(value, int | float):
-            self.seen = True
-            if value > self.best:
-                self.best, self.since = value, 0
-                return False
-        elif self.seen or self.rule.metric in ("diversity", "vendi"):  # not known where no prompt was drawn twice
+        if metrics[self.rule.metric] > self.best:
+            self.best, self.since = metrics[self.rule.metric], 0
             return False
         self.since += 1
-        if not self.seen and "skipped" not in metrics:  # an iteration that learns nothing logs less
-            known = ", ".join(key for key, number in metrics.items() if isinstance(number, int | float))
-            raise UserError(f"early_stop.metric: no metric {self.rule.metric!r}; choose from {known}")
         return self.since >= self.rule.patience
 
 
@@ -107,7 +98,7 @@ class Stopper:
 class Signals(AbstractContextManager["Signals"]):
     """Ctrl-C and SIGTERM ask the loop to stop after this iteration; a second one stops at once."""
 
-    asked: bool = False
+    requested: bool = False
     at_once: bool = False
     _before: dict[int, Any] = field(default_factory=dict)
 
@@ -121,9 +112,9 @@ class Signals(AbstractContextManager["Signals"]):
             signal.signal(number, handler)
 
     def _receive(self, number: int, frame: FrameType | None) -> None:
-        if self.asked or self.at_once:
+        if self.requested or self.at_once:
             raise KeyboardInterrupt
-        self.asked = True
+        self.requested = True
 
 
 class Reporter:
@@ -170,7 +161,7 @@ def run(recipe: Recipe, folder: Path, *, resume: bool, title: str | None = None)
     tuner = build(recipe, output=folder)
     place = tuner.folder
     assert place is not None
-    with held(place), Signals() as signals:
+    with locked(place), Signals() as signals:
         if resume:
             try:
                 tuner.resume()
@@ -200,22 +191,24 @@ def _iterate(tuner: Finetuner, stopper: Stopper, signals: Signals, reporter: Rep
             except StopIteration:
                 return
             except KeyboardInterrupt:
-                raise Interrupted(f"stopped within iteration {tuner.iteration + 1}; {_kept(tuner)}") from None
+                raise Interrupted(f"stopped within iteration {tuner.iteration + 1}; {_saved_state(tuner)}") from None
             except TrainingError as error:
-                raise Failed(f"{error}; {_kept(tuner)}") from error
+                raise Failed(f"{error}; {_saved_state(tuner)}") from error
             except Exception as error:
-                raise Failed(f"iteration {tuner.iteration + 1}: {type(error).__name__}: {error}; {_kept(tuner)}") from error
+                raise Failed(
+                    f"iteration {tuner.iteration + 1}: {type(error).__name__}: {error}; {_saved_state(tuner)}"
+                ) from error
             reporter(metrics)
             if stopper(metrics):
                 tuner.checkpoint()
                 return
-            if signals.asked:
+            if signals.requested:
                 tuner.checkpoint()
                 raise Interrupted(f"stopped after iteration {tuner.iteration}, state saved")
 
 
-def _kept(tuner: Finetuner) -> str:
-    """What is saved when an iteration was cut off: its own state is of no use."""
+def _saved_state(tuner: Finetuner) -> str:
+    """The state that is saved when an iteration was cut off: not its own, which is of no use."""
     newest = None if tuner.folder is None else tuner.folder.newest_checkpoint()
     return "nothing was saved yet" if newest is None else f"the state after iteration {int(newest.name)} is saved"
 

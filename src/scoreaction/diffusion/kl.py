@@ -1,7 +1,7 @@
-"""The KL from one policy to another along visited states, in nats: of the path, and of the chain that was run.
+"""KL in nats from one policy to another, along trajectories of the first: of the continuous path, and of the chain of steps.
 
-Both take the difference of two predictions at the visited states of one rollout (of the first policy), and sum
-over event dimensions. Shapes: times (N+1,) decreasing to 0, differences (N, batch, *shape), result (batch,).
+Both take the difference of the two policies' predictions at the visited states and sum over event dimensions.
+Shapes: times (N+1,) decreasing to 0, both fields of the difference (N, batch, *shape), result (batch,).
 """
 
 from __future__ import annotations
@@ -16,20 +16,33 @@ from scoreaction.types import Prediction
 
 
 def drift_rate(eta: float) -> float:
-    """c = (1 + eta^2)/2, the factor of the score a in the reverse drift `-f x + c g^2 a`."""
+    """Factor `c = (1 + eta^2)/2` of the score a in the reverse drift `-f x + c g^2 a`.
+
+    >>> drift_rate(0.0), drift_rate(1.0)
+    (0.5, 1.0)
+    """
     return (1 + eta**2) / 2
 
 
 def kl_rate(eta: float) -> float:
-    """(c/eta)^2: two scores that differ by d cost `(c/eta)^2 g^2 |d|^2/2` nats a unit of time (Girsanov).
+    """Factor `(c/eta)^2` of the path KL: scores that differ by d cost `(c/eta)^2 g^2 |d|^2/2` nats per unit of t (Girsanov).
 
-    At eta = 0 the path KL is infinite and the rate is 1: a quadratic cost of the action, whose optimum is not the tilted law.
+    At eta = 0, where the path KL is infinite, it is 1: a quadratic cost of the action, whose optimum is not the tilted law.
+
+    >>> kl_rate(1.0), kl_rate(0.5)
+    (1.0, 1.5625)
     """
     return (drift_rate(eta) / eta) ** 2 if eta > 0 else 1.0
 
 
 def g2_integral(process: Process, t: Tensor, s: Tensor) -> Tensor:
-    """The integral of g^2 over [s, t] by the midpoint rule: finite also where g^2 is infinite at t = 1."""
+    """Integral of g^2 over [s, t] by the midpoint rule, `(t - s) g^2((t + s)/2)`: finite even where g^2(1) is infinite.
+
+    >>> from scoreaction import Flow
+    >>> one = torch.ones((), dtype=torch.float64)
+    >>> float(g2_integral(Flow(), one, 0.5 * one))  # 1/2 * 2 (3/4)/(1/4)
+    3.0
+    """
     return (t - s) * process.g2((t + s) / 2)
 
 
@@ -38,11 +51,15 @@ def _squares(difference: Tensor) -> Tensor:
 
 
 def path_kl_steps(process: Process, times: Tensor, difference: Prediction, eta: float, t_min: float = 1e-3) -> Tensor:
-    """Path KL (Girsanov) of each interval: `1/2 (c/eta)^2 integral g^2 ||score difference||^2`, (N, batch).
+    """Path KL (Girsanov) of each interval [s, t]: `1/2 (c/eta)^2 integral g^2 ||a - b||^2`, a - b the difference of scores.
 
-    Trapezoid in log SNR, `1/4 (lambda_s - lambda_t)(||d eps_t||^2 + ||d eps_s||^2)`; from alpha = 0 in the x0 form; in the
-    interval that holds t_min, and in the last, the score difference is held constant down to t_min. Nothing below t_min
-    counts, so that the figure does not depend on the number of steps. Oksendal, Stochastic Differential Equations, theorem 8.6.
+    Times `(c/eta)^2`, c = (1 + eta^2)/2, an interval costs, with lambda the log SNR and d the difference of the predictions,
+    - `1/4 (lambda_s - lambda_t)(||d eps_t||^2 + ||d eps_s||^2)`, the trapezoid in lambda;
+    - `1/4 SNR_s (||d x0_t||^2 + ||d x0_s||^2)`, the same in x0, if alpha_t = 0;
+    - `1/2 ||d eps_t||^2/sigma_t^2 integral g^2` down to t_min, with a constant score difference, if the interval is the last
+      or contains t_min.
+    Times below t_min do not count, so the result does not depend on the number of steps. Result (N, batch); ValueError at
+    eta = 0. Oksendal, Stochastic Differential Equations, section 8.6.
     """
     if eta == 0:
         raise ValueError("the path KL of a deterministic sampler is infinite or zero: measure it at eta > 0")
@@ -65,15 +82,22 @@ def path_kl_steps(process: Process, times: Tensor, difference: Prediction, eta: 
 
 
 def path_kl(process: Process, times: Tensor, difference: Prediction, eta: float, t_min: float = 1e-3) -> Tensor:
-    """Path KL of a whole trajectory, (batch,): the sum of `path_kl_steps`. This is `kl_nats`."""
+    """Path KL of whole trajectories, the sum of `path_kl_steps`, (batch,): `kl_nats` in the log.
+
+    >>> from scoreaction import VP
+    >>> times = torch.linspace(1, 0, 51, dtype=torch.float64)
+    >>> same = torch.zeros(50, 3, 2)
+    >>> path_kl(VP(), times, Prediction(same, same), eta=1.0).tolist()
+    [0.0, 0.0, 0.0]
+    """
     return path_kl_steps(process, times, difference, eta, t_min).sum(0)
 
 
 def chain_kl(process: Process, times: Tensor, difference: Prediction, eta: float) -> Tensor:
-    """KL of the chain of DDIM(eta) steps that was run, (batch,): this is `kl_chain_nats`, and it depends on the grid.
+    """KL of the chain of DDIM steps with noise eta, (batch,): `kl_chain_nats` in the log. It depends on the time grid.
 
-    A step costs `(alpha_s - sqrt(sigma_s^2 - k^2) alpha_t/sigma_t)^2/(2 k^2) ||x0_a - x0_b||^2`; steps with k = 0 have no
-    density and are left out.
+    A step costs `(alpha_s - sqrt(sigma_s^2 - k^2) alpha_t/sigma_t)^2/(2 k^2) ||x0_a - x0_b||^2`, k the std of the step;
+    steps with k = 0 have no density and are left out.
     """
     t, s = times[:-1], times[1:]
     k = noise_std(process, t, s, eta)

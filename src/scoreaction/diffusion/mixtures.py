@@ -1,8 +1,8 @@
-"""Gaussian mixtures, their exact score, and the law that KL-regularised fine-tuning should reach on them.
+"""Gaussian mixtures, their exact score, and the optimum of KL-regularised fine-tuning on them.
 
 A mixture stays a mixture under the forward process and under tilting by a linear or quadratic reward, so score,
-soft value, optimal action, KL and objective are known to machine precision. This is the ground truth of the suite
-and of the distances in a run's summary. Coefficients are float64; samples may have any floating dtype.
+soft value, KL and objective are known in closed form: the ground truth of the tests and of the distances in a run's
+summary. Coefficients are float64; samples may have any floating dtype.
 """
 
 from __future__ import annotations
@@ -21,9 +21,9 @@ from scoreaction.types import Conditions, Prediction
 
 @dataclass(frozen=True, eq=False)
 class Quadratic:
-    """The reward `r(x) = -1/2 (x - mu)^T Q (x - mu) + l^T x`; Q = 0 is the linear one.
+    """Reward `r(x) = -1/2 (x - mu)^T Q (x - mu) + l^T x`, linear if Q = 0, differentiable.
 
-    Q (d, d) symmetric, l (d,), mu (d,). Called on x (batch, d) of any dtype, gives (batch,); differentiable.
+    Q (d, d) symmetric, l (d,), mu (d,); ValueError for other shapes. `reward(samples (batch, d)) -> (batch,)`.
 
     >>> float(Quadratic.linear([1.0, 0.5])(torch.tensor([[2.0, 2.0]])))
     3.0
@@ -45,20 +45,20 @@ class Quadratic:
 
     @classmethod
     def linear(cls, direction: Tensor | list[float]) -> Quadratic:
-        """`r(x) = l^T x`."""
+        """Builds the linear reward `r(x) = l^T x` of a direction l (d,)."""
         l = torch.as_tensor(direction, dtype=torch.float64)
         return cls(torch.zeros(len(l), len(l)), l, torch.zeros(len(l)))
 
     def __call__(self, samples: Tensor, conditions: Conditions = None) -> Tensor:
-        apart = samples - self.mu.to(samples)
-        return samples @ self.l.to(samples) - ((apart @ self.Q.to(samples)) * apart).sum(-1) / 2
+        centred = samples - self.mu.to(samples)
+        return samples @ self.l.to(samples) - ((centred @ self.Q.to(samples)) * centred).sum(-1) / 2
 
 
 @dataclass(frozen=True, eq=False)
 class Optimum:
-    """What `max E r - beta KL` reaches, in closed form: the tilted law and its figures.
+    """Solution of `max E r - beta KL`: the tilted law `p* = p exp(r/beta)/Z` and its figures, E* the mean under it.
 
-    `reward = E* r`, `kl_nats = E* r/beta - log Z`, `objective = beta log Z`.
+    `reward = E* r`, `kl_nats = E* r/beta - log Z`, `objective = beta log Z`, `log_z = log Z`.
     """
 
     law: Mixture
@@ -70,10 +70,10 @@ class Optimum:
 
 @dataclass(frozen=True, eq=False)
 class Mixture:
-    """`p = sum_k w_k N(m_k, C_k)`: weights (K,), means (K, d), covariances (K, d, d), all float64.
+    """Gaussian mixture `p = sum_k w_k N(m_k, C_k)`: weights (K,), means (K, d), covariances (K, d, d), all float64.
 
-    Weights are normalised. A covariance may be singular (a point mass is 0), then sigma = 0 is outside the
-    domain of the score.
+    Weights are positive and are normalised to sum 1. A covariance may be singular (0 is a point mass); then there is no
+    score at sigma = 0. ValueError for other shapes or values.
 
     >>> law = Mixture.isotropic([[0.0]], std=1.0)
     >>> round(float(law.log_prob(torch.zeros(1, 1))), 4)
@@ -102,7 +102,7 @@ class Mixture:
     def isotropic(
         cls, means: Tensor | list[list[float]], *, std: float, weights: Tensor | list[float] | None = None
     ) -> Mixture:
-        """Components of one std in all directions; equal weights unless given."""
+        """Builds components of one std in all directions, of equal weight by default; means (K, d), weights (K,)."""
         m = torch.as_tensor(means, dtype=torch.float64)
         k, d = m.shape
         w = torch.ones(k) if weights is None else torch.as_tensor(weights, dtype=torch.float64)
@@ -110,19 +110,19 @@ class Mixture:
 
     @property
     def dimension(self) -> int:
-        """d."""
+        """Dimension d of the samples."""
         return self.means.shape[1]
 
     @property
     def mean(self) -> Tensor:
-        """E x, (d,)."""
+        """Mean `E x`, (d,)."""
         return self.weights @ self.means
 
     @property
     def covariance(self) -> Tensor:
-        """Cov x, (d, d)."""
-        apart = self.means - self.mean
-        return torch.einsum("k,kij->ij", self.weights, self.covariances + apart[:, :, None] * apart[:, None, :])
+        """Covariance of x, (d, d)."""
+        centred = self.means - self.mean
+        return torch.einsum("k,kij->ij", self.weights, self.covariances + centred[:, :, None] * centred[:, None, :])
 
     @cached_property
     def _eigen(self) -> tuple[Tensor, Tensor]:
@@ -136,7 +136,7 @@ class Mixture:
 
     @cached_property
     def _axes(self) -> Tensor | None:
-        """Eigenvectors of all components, transposed and stacked, (K d, d): one product rotates x. None: they are the axes."""
+        """Eigenvectors of all components, transposed and stacked, (K d, d), to rotate x in one product; None for the axes."""
         _, axes = self._eigen
         if torch.equal(axes, torch.eye(self.dimension, dtype=torch.float64).expand_as(axes)):
             return None
@@ -148,9 +148,10 @@ class Mixture:
         return self._eigen[1].mT @ self.means[:, :, None]
 
     def _terms(self, x: Tensor, alpha: Tensor, sigma2: Tensor) -> tuple[Tensor, Tensor]:
-        """At x (batch, d): `log w_k N(x; alpha m_k, P_k)` (K, batch), and `U_k^T P_k^-1 (x - alpha m_k)` (K, d, batch).
+        """Terms at x (batch, d): `log w_k N(x; alpha m_k, P_k)` (K, batch) and `U_k^T P_k^-1 (x - alpha m_k)` (K, d, batch).
 
-        The batch comes last because sums over a few components and dimensions are several times faster that way.
+        `P_k = alpha^2 C_k + sigma^2 I`, `C_k = U_k diag(variances) U_k^T`. The batch is last because sums over a few
+        components and dimensions are several times faster that way.
         """
         if x.ndim != 2 or x.shape[1] != self.dimension:
             raise ValueError(f"mixture: expected samples (batch, {self.dimension}), got {tuple(x.shape)}")
@@ -164,7 +165,7 @@ class Mixture:
         return self.weights.log()[:, None].to(x) + log_normal, z
 
     def _rotate_back(self, z: Tensor) -> Tensor:
-        """`sum_k U_k z_k`: (K, d, batch) -> (batch, d)."""
+        """Sum `sum_k U_k z_k`: (K, d, batch) -> (batch, d)."""
         return (z.sum(0) if self._axes is None else self._axes.to(z).T @ z.flatten(0, 1)).T.contiguous()
 
     def log_prob(self, x: Tensor) -> Tensor:
@@ -173,11 +174,11 @@ class Mixture:
         return torch.logsumexp(self._terms(x, one, 0 * one)[0], 0)
 
     def log_prob_at(self, process: Process, x: Tensor, t: Tensor) -> Tensor:
-        """`log p_t(x)` of the noised law; x (batch, d), t () or (batch,) float64. (batch,)."""
+        """Log density `log p_t(x)` of the noised law, (batch,); x (batch, d), t () or (batch,) float64."""
         return torch.logsumexp(self._terms(x, process.alpha(t), process.sigma2(t))[0], 0)
 
     def sample(self, n: int, generator: torch.Generator | None = None) -> Tensor:
-        """n draws, (n, d) float64."""
+        """Draws n samples, (n, d) float64."""
         component = torch.multinomial(self.weights, n, replacement=True, generator=generator)
         noise = torch.randn(n, self.dimension, dtype=torch.float64, generator=generator)
         variances, axes = self._eigen
@@ -185,17 +186,23 @@ class Mixture:
         return self.means[component] + torch.einsum("nij,nj->ni", root[component], noise)
 
     def noised(self, process: Process, t: Tensor) -> Mixture:
-        """p_t, the law of `x_t = alpha x0 + sigma eps`: components `N(alpha m_k, alpha^2 C_k + sigma^2 I)`. t ()."""
+        """Law p_t of `x_t = alpha x0 + sigma eps`: components `N(alpha m_k, alpha^2 C_k + sigma^2 I)`; t () float64."""
         alpha, eye = process.alpha(t), torch.eye(self.dimension, dtype=torch.float64)
         return Mixture(self.weights, alpha * self.means, alpha**2 * self.covariances + process.sigma2(t) * eye)
 
     def score(self, process: Process, x: Tensor, t: Tensor) -> Tensor:
-        """`grad log p_t(x)`, (batch, d); t () or (batch,)."""
+        """Score `grad log p_t(x)`, (batch, d); x (batch, d), t () or (batch,) float64.
+
+        >>> from scoreaction import VP
+        >>> time = torch.tensor(0.5, dtype=torch.float64)
+        >>> Mixture.isotropic([[0.0]], std=1.0).score(VP(), torch.tensor([[3.0]]), time).tolist()  # p_t is N(0, 1)
+        [[-3.0]]
+        """
         logits, z = self._terms(x, process.alpha(t), process.sigma2(t))
         return -self._rotate_back(torch.softmax(logits, 0)[:, None, :] * z)
 
     def prediction(self, process: Process, x: Tensor, t: Tensor) -> Prediction:
-        """The exact (E[x0 | x_t], E[eps | x_t]) at x (batch, d), t () or (batch,): what a perfect network says.
+        """Exact prediction (E[x0 | x_t], E[eps | x_t]) at x (batch, d), t () or (batch,): that of a perfect network.
 
         `x0 = sum_k r_k (m_k + alpha C_k P_k^-1 (x - alpha m_k))`, `eps = sigma sum_k r_k P_k^-1 (x - alpha m_k)`, with
         `r_k` the posterior weight of component k. Nothing divides by alpha or sigma.
@@ -203,25 +210,25 @@ class Mixture:
         alpha, sigma2 = process.alpha(t), process.sigma2(t)
         logits, z = self._terms(x, alpha, sigma2)
         weight = torch.softmax(logits, 0)
-        pull = weight[:, None, :] * z
-        eps = expand(torch.sqrt(sigma2), x) * self._rotate_back(pull)
-        x0 = weight.T @ self.means.to(x) + expand(alpha, x) * self._rotate_back(pull * self._eigen[0][:, :, None].to(x))
+        weighted = weight[:, None, :] * z
+        eps = expand(torch.sqrt(sigma2), x) * self._rotate_back(weighted)
+        x0 = weight.T @ self.means.to(x) + expand(alpha, x) * self._rotate_back(weighted * self._eigen[0][:, :, None].to(x))
         return Prediction(x0, eps)
 
     def mean_reward(self, reward: Quadratic) -> float:
-        """`E r = sum_k w_k [-1/2 (tr(Q C_k) + (m_k - mu)^T Q (m_k - mu)) + l^T m_k]`."""
+        """Mean reward `E r = sum_k w_k [-1/2 (tr(Q C_k) + (m_k - mu)^T Q (m_k - mu)) + l^T m_k]`."""
         spread = torch.einsum("ij,kji->k", reward.Q, self.covariances)
         return float(self.weights @ (reward(self.means) - spread / 2))
 
     def _tilt(self, reward: Quadratic, beta: float) -> tuple[Mixture, float]:
-        """`p* = p exp(r/beta)/Z` and log Z, component by component."""
+        """Tilted law `p* = p exp(r/beta)/Z` and log Z, component by component."""
         if beta <= 0:
             raise ValueError(f"beta must be positive, got {beta}")
         if len(reward.l) != self.dimension:
             raise ValueError(f"the reward takes {len(reward.l)} dimensions and the mixture has {self.dimension}")
         C, Q, l = self.covariances, reward.Q, reward.l
         eye = torch.eye(self.dimension, dtype=torch.float64)
-        # symmetric form of I + C Q/beta: its eigenvalues say whether C^-1 + Q/beta is positive definite
+        # symmetric form of I + C Q/beta, positive definite exactly if C^-1 + Q/beta is
         variances, axes = self._eigen
         root = axes * torch.sqrt(variances)[:, None, :]
         inner = eye + root.mT @ Q @ root / beta
@@ -247,15 +254,15 @@ class Mixture:
         return Mixture((log_weights - log_z).exp().clamp(min=1e-300), means, (GC + GC.mT) / 2), float(log_z)
 
     def tilted(self, reward: Quadratic, beta: float) -> Mixture:
-        """The law `p*(x) = p(x) exp(r(x)/beta)/Z` that every KL-regularised method aims at; a mixture again."""
+        """Tilted law `p*(x) = p(x) exp(r(x)/beta)/Z`, the goal of every KL-regularised method; a mixture again."""
         return self._tilt(reward, beta)[0]
 
     def log_normaliser(self, reward: Quadratic, beta: float) -> float:
-        """`log Z = log E exp(r/beta)`."""
+        """Log of the normaliser, `log Z = log E exp(r/beta)`."""
         return self._tilt(reward, beta)[1]
 
     def optimum(self, reward: Quadratic, beta: float) -> Optimum:
-        """The tilted law with its reward, KL to this law and objective.
+        """Optimum of `max E r - beta KL`: the tilted law with its reward, KL and objective. ValueError if there is none.
 
         >>> four = Mixture.isotropic([[2, 0], [-2, 0], [0, 2], [0, -2]], std=0.3)
         >>> round(four.optimum(Quadratic.linear([1.0, 0.5]), 0.5).kl_nats, 4)
@@ -268,12 +275,12 @@ class Mixture:
     def value(self, reward: Quadratic, beta: float, process: Process, x: Tensor, t: Tensor) -> Tensor:
         """Soft value at eta = 1, `V*(t, x) = beta log E[exp(r/beta) | x_t = x]`, (batch,).
 
-        `V* = beta (log p*_t(x) - log p_t(x) + log Z)`.
+        Computed as `V* = beta (log p*_t(x) - log p_t(x) + log Z)`; x (batch, d), t () or (batch,) float64.
         """
         law, log_z = self._tilt(reward, beta)
         return beta * (law.log_prob_at(process, x, t) - self.log_prob_at(process, x, t) + log_z)
 
     def value_grad(self, reward: Quadratic, beta: float, process: Process, x: Tensor, t: Tensor) -> Tensor:
-        """`grad V* = beta (s* - s_pre)` at eta = 1, (batch, d)."""
+        """Gradient of the soft value at eta = 1, `grad V* = beta (s* - s_pre)`, (batch, d)."""
         law = self.tilted(reward, beta)
         return beta * (law.score(process, x, t) - self.score(process, x, t))

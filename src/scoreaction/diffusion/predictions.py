@@ -1,4 +1,4 @@
-"""What networks predict, and how to turn it into (x0, eps): one row `y = p x0 + q eps` per name."""
+"""Conversion of a network's output to (x0, eps) and back: every kind of prediction is a row `y = p x0 + q eps`."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ Predicts = Literal["x0", "eps", "score", "v", "velocity"]
 
 
 def expand(coefficient: Tensor, like: Tensor) -> Tensor:
-    """A coefficient of shape () or (batch,) made to multiply `like` (batch, *shape), in its dtype and device.
+    """Reshapes a coefficient () or (batch,) so that it multiplies `like` (batch, *shape), in the dtype and device of `like`.
 
     >>> expand(torch.ones(4, dtype=torch.float64), torch.zeros(4, 3, 2)).shape
     torch.Size([4, 1, 1])
@@ -25,10 +25,14 @@ def expand(coefficient: Tensor, like: Tensor) -> Tensor:
 
 
 def row(process: Process, predicts: Predicts, t: Tensor) -> tuple[Tensor, Tensor]:
-    """The coefficients (p, q) of `y = p x0 + q eps` for what a network predicts.
+    """Coefficients (p, q) of a kind of prediction, `y = p x0 + q eps`, each of the shape of t.
 
-    x0 (1, 0); eps (0, 1); score (0, -1/sigma); v (-sigma, alpha) (Salimans and Ho 2022);
-    velocity (dalpha/dt, dsigma/dt) (Lipman et al. 2023).
+    x0 (1, 0); eps (0, 1); score (0, -1/sigma); v (-sigma, alpha) (Salimans and Ho 2022, arXiv 2202.00512);
+    velocity (dalpha/dt, dsigma/dt) (Lipman et al. 2023, arXiv 2210.02747). ValueError for another name.
+
+    >>> from scoreaction import Flow
+    >>> [float(c) for c in row(Flow(), "velocity", torch.tensor(0.5, dtype=torch.float64))]
+    [-1.0, 1.0]
     """
     one, zero = torch.ones_like(t), torch.zeros_like(t)
     match predicts:
@@ -46,10 +50,16 @@ def row(process: Process, predicts: Predicts, t: Tensor) -> tuple[Tensor, Tensor
 
 
 def to_prediction(process: Process, predicts: Predicts, x: Tensor, t: Tensor, y: Tensor) -> Prediction:
-    """(x0, eps) from a network's output y at (x, t).
+    """Converts a network's output y at (x, t) to (x0, eps), both (batch, *shape); t () or (batch,) float64.
 
-    `det = alpha q - sigma p`, `x0 = (q x - sigma y)/det`, `eps = (alpha y - p x)/det`. Singular: x0 and score at
-    sigma = 0, eps and score at alpha = 0. There the missing half is not known and is not finite.
+    `det = alpha q - sigma p`, `x0 = (q x - sigma y)/det`, `eps = (alpha y - p x)/det`. Not determined, and not finite: eps
+    from an x0 at sigma = 0, x0 from an eps at alpha = 0, one or both from a score at either end.
+
+    >>> from scoreaction import Flow
+    >>> x, y = torch.tensor([[1.0]]), torch.tensor([[2.0]])  # x0 = x - t y, eps = x + (1 - t) y
+    >>> prediction = to_prediction(Flow(), "velocity", x, torch.tensor(0.25, dtype=torch.float64), y)
+    >>> prediction.x0.item(), prediction.eps.item()
+    (0.5, 2.5)
     """
     p, q = row(process, predicts, t)
     alpha, sigma = process.alpha(t), process.sigma(t)
@@ -60,20 +70,29 @@ def to_prediction(process: Process, predicts: Predicts, x: Tensor, t: Tensor, y:
 
 
 def from_prediction(process: Process, predicts: Predicts, t: Tensor, prediction: Prediction) -> Tensor:
-    """The output y = p x0 + q eps that a network predicting `predicts` would have given."""
+    """Converts (x0, eps) to the output `y = p x0 + q eps` of a network of this kind of prediction, (batch, *shape)."""
     p, q = row(process, predicts, t)
     return expand(p, prediction.x0) * prediction.x0 + expand(q, prediction.x0) * prediction.eps
 
 
 def score(process: Process, t: Tensor, prediction: Prediction) -> Tensor:
-    """The action: `s = grad log p_t(x) = -eps/sigma`."""
+    """Score `s = grad log p_t(x) = -eps/sigma`, (batch, *shape): the action of the policy. Not finite where sigma = 0."""
     return -prediction.eps / expand(process.sigma(t), prediction.eps)
 
 
 def perturbed(
     process: Process, x: Tensor, t: Tensor, prediction: Prediction, std: float, generator: torch.Generator
 ) -> Prediction:
-    """Exploration on the action: `eps + std z`, and x0 to match; unchanged at alpha = 0, where eps does not act."""
+    """Adds exploration noise to the action: `eps + std z`, z normal, and the x0 of that eps at x (batch, *shape), t ().
+
+    Unchanged at alpha = 0, where x alone determines eps.
+
+    >>> from scoreaction import Flow
+    >>> x, t = torch.ones(1, 2), torch.tensor(0.5, dtype=torch.float64)
+    >>> moved = perturbed(Flow(), x, t, Prediction(x, x), 0.1, torch.Generator().manual_seed(0))
+    >>> torch.allclose(0.5 * moved.x0 + 0.5 * moved.eps, x)
+    True
+    """
     if std == 0 or float(process.alpha(t)) == 0:
         return prediction
     noise = torch.randn(x.shape, generator=generator, dtype=x.dtype).to(x.device)
@@ -82,7 +101,7 @@ def perturbed(
 
 
 class PredictionBuffer:
-    """Room for `rows` predictions, filled one part after another, so that there is never a second copy of them all.
+    """Memory for the predictions of `rows` rows, filled piece by piece, so that no second copy of them exists.
 
     >>> buffer = PredictionBuffer(2)
     >>> for value in (1.0, 2.0):
@@ -96,7 +115,7 @@ class PredictionBuffer:
         self.into: Prediction | None = None
 
     def add(self, prediction: Prediction) -> None:
-        """The next rows: x0 and eps (some, ...)."""
+        """Stores the next rows: x0 and eps (n, *shape)."""
         if self.into is None:
             self.into = Prediction(*(part.new_empty(self.rows, *part.shape[1:]) for part in prediction))
         rows = slice(self.count, self.count + len(prediction.x0))
@@ -104,7 +123,7 @@ class PredictionBuffer:
         self.count += len(prediction.x0)
 
     def all(self) -> Prediction:
-        """All rows; ValueError where some are missing."""
+        """All rows (rows, *shape); ValueError if some are missing."""
         if self.into is None or self.count < self.rows:
             raise ValueError(f"{self.count} of {self.rows} predictions are there")
         return self.into

@@ -1,6 +1,6 @@
-"""One step t -> s of the reverse dynamics (s < t), as a Gaussian `Transition`, and the time grids to step on.
+"""Solvers of the reverse dynamics: a step t -> s (s < t) is a Gaussian `Transition`; and the time grids to step on.
 
-Reverse dynamics at noise level eta in [0, 1], in generation time: `dX = [-f X + c g^2 score] dtau + eta g dB`,
+Reverse dynamics at noise level eta in [0, 1], with tau = 1 - t: `dX = [-f X + c g^2 score] dtau + eta g dB`,
 `c = (1 + eta^2)/2`; eta = 0 is the probability-flow ODE, eta = 1 the reverse SDE. Coefficients are computed in
 float64 whatever the dtype of x.
 """
@@ -25,7 +25,7 @@ GridName = Literal["uniform", "power", "log_snr", "karras", "scheduler"]
 
 @dataclass(frozen=True)
 class Past:
-    """The step before: its time and what the network said there (multistep solvers look back once)."""
+    """Previous step of a trajectory, from which multistep solvers extrapolate: its time t () and the prediction there."""
 
     t: Tensor
     prediction: Prediction
@@ -36,11 +36,11 @@ StepFunction = Callable[[Process, Predict, Prediction, Tensor, Tensor, Tensor, f
 
 @dataclass(frozen=True)
 class Solver:
-    """A solver: `step(process, predict, prediction, x, t, s, eta, past) -> Transition`.
+    """Solver of the reverse dynamics, `step(process, predict, prediction, x, t, s, eta, past) -> Transition`.
 
-    `order` is that of the error in the step size at eta = 0 (`weak_order` in law at eta = 1, 0 if it cannot);
-    `markov`: the transition depends on x_t alone, so that its density can be had again in an update;
-    `evaluations`: network evaluations a step.
+    order: of convergence in the step size at eta = 0, or 0 if the solver needs eta > 0. weak_order: of convergence in law at
+    eta = 1, or 0 if it needs eta = 0. markov: the transition depends on x_t alone, so an update can compute its density
+    again. evaluations: of the network, a step. summary: one line for `scoreaction list solvers`.
     """
 
     step: StepFunction
@@ -52,28 +52,43 @@ class Solver:
 
     @property
     def noises(self) -> str:
-        """The eta it takes: 'any', 'zero' or 'positive'."""
+        """Admissible eta: 'any', 'zero' or 'positive'."""
         if self.weak_order == 0:
             return "zero"
         return "any" if self.order else "positive"
 
     def takes(self, eta: float) -> bool:
-        """Whether it can step at this eta."""
+        """Tells whether the solver can step at this eta.
+
+        >>> SOLVERS["heun"].takes(0.0), SOLVERS["heun"].takes(1.0)
+        (True, False)
+        """
         return {"any": True, "zero": eta == 0, "positive": eta > 0}[self.noises]
 
 
 def noise_std(process: Process, t: Tensor, s: Tensor, eta: float) -> Tensor:
     """Std of a generalised DDIM step: `k^2 = eta^2 (sigma_s^2/sigma_t^2)(sigma_t^2 - (alpha_t/alpha_s)^2 sigma_s^2)`.
 
-    Song et al. 2021 (arXiv 2010.02502), eq. 16. At alpha_t = 0, k = eta sigma_s.
+    t and s broadcast, float64. At alpha_t = 0, k = eta sigma_s. Song et al. 2021 (arXiv 2010.02502), eq. 16.
+
+    >>> from scoreaction import Flow
+    >>> one = torch.ones((), dtype=torch.float64)
+    >>> float(noise_std(Flow(), one, 0.5 * one, 1.0))
+    0.5
     """
     return eta * process.sigma(s) * torch.sqrt(-torch.expm1(process.log_snr(t) - process.log_snr(s)))
 
 
 def ddim_step(process: Process, prediction: Prediction, t: Tensor, s: Tensor, eta: float) -> Transition:
-    """Generalised DDIM: `mean = alpha_s x0 + sqrt(sigma_s^2 - k^2) eps`, std k; eta = 1 is the DDPM posterior.
+    """Generalised DDIM step: `mean = alpha_s x0 + sqrt(sigma_s^2 - k^2) eps`, std k; eta = 1 is the DDPM posterior.
 
     t and s are () or (batch,) float64. Song et al. 2021 (arXiv 2010.02502), eq. 12.
+
+    >>> from scoreaction import Flow
+    >>> one = torch.ones((), dtype=torch.float64)
+    >>> prediction = Prediction(torch.tensor([[4.0]]), torch.tensor([[2.0]]))
+    >>> ddim_step(Flow(), prediction, one, 0.5 * one, eta=0.0).mean.item()  # 0.5 x0 + 0.5 eps
+    3.0
     """
     k = noise_std(process, t, s, eta)
     direction = torch.sqrt((process.sigma2(s) - k**2).clamp(min=0))
@@ -90,7 +105,7 @@ def _ddim(
 def _euler_maruyama(
     process: Process, predict: Predict, prediction: Prediction, x: Tensor, t: Tensor, s: Tensor, eta: float, past: Past | None
 ) -> Transition:
-    """`x + (t-s)[-f x + c g^2 score]`, std `eta g sqrt(t-s)`, in the clock itself."""
+    """Euler-Maruyama step in t: `mean = x + (t-s)[-f x + c g^2 score]`, std `eta g sqrt(t-s)`."""
     f, g2 = process.f(t), process.g2(t)
     if not bool(torch.isfinite(g2).all()):
         raise ValueError(
@@ -118,9 +133,10 @@ def _heun(
 def _multistep(
     process: Process, predict: Predict, prediction: Prediction, x: Tensor, t: Tensor, s: Tensor, eta: float, past: Past | None
 ) -> Transition:
-    """DPM-Solver++(2M), ODE and SDE (Lu et al. 2022, arXiv 2211.01095): DDIM with x0 extrapolated in log SNR.
+    """DPM-Solver++(2M), ODE and SDE (Lu et al. 2022, arXiv 2211.01095): DDIM with an x0 extrapolated in log SNR.
 
-    `D = x0 + (h/(2 h_past)) (x0 - x0_past)`, h the steps in log SNR; first order where the log SNR is infinite.
+    `x0 + (h/(2 h_past)) (x0 - x0_past)`, h and h_past this step and the previous one in log SNR; the first step, and one to
+    sigma_s = 0, is plain DDIM.
     """
     if past is None or float(process.sigma2(s)) == 0:
         return ddim_step(process, prediction, t, s, eta)
@@ -140,7 +156,11 @@ SOLVERS: dict[str, Solver] = {
 
 
 def find_solver(name: str, eta: float) -> Solver:
-    """The solver of that name, refused where it cannot step at this eta."""
+    """Looks up a solver by its name; ValueError if there is none, or it cannot step at this eta.
+
+    >>> find_solver("ddim", 1.0).evaluations
+    1
+    """
     if name not in SOLVERS:
         raise ValueError(f"sampler.solver: unknown solver {name!r}; choose from {', '.join(SOLVERS)}")
     if not 0 <= eta <= 1:
@@ -153,11 +173,12 @@ def find_solver(name: str, eta: float) -> Solver:
 
 
 def time_grid(process: Process, steps: int, *, name: GridName = "uniform", rho: float = 1.5, t_min: float = 1e-3) -> Tensor:
-    """Decreasing times from 1 to 0, (steps + 1,) float64.
+    """Time grid of a sampler: decreasing times from 1 to 0, (steps + 1,) float64.
 
-    uniform `i/N`; power `(i/N)^rho`; log_snr uniform in log SNR; karras uniform in `(sigma/alpha)^(1/7)`
-    (Karras et al. 2022, eq. 5). These two run from t = 1 (0.999 where alpha_1 = 0) to t_min, then to 0. scheduler is the
-    pretrained model's own grid, which may begin below 1 (Stable Diffusion's at 0.98).
+    uniform `i/N`; power `(i/N)^rho`; log_snr uniform in log SNR; karras uniform in `(sigma/alpha)^(1/7)` (Karras et al. 2022,
+    arXiv 2206.00364, eq. 5). The last two run from t = 1 to t_min and end with a step to 0 if the process reaches data, else
+    straight to 0; where alpha_1 = 0 they are spaced as if they began at 0.999. scheduler is the pretrained model's own grid,
+    which may begin below 1 (Stable Diffusion's at 0.98). ValueError for an unknown name or fewer than one step.
 
     >>> time_grid(Process(), 2).tolist()
     [1.0, 0.5, 0.0]
@@ -173,35 +194,37 @@ def time_grid(process: Process, steps: int, *, name: GridName = "uniform", rho: 
         case "scheduler":
             return process.own_grid(steps)
         case "log_snr" | "karras":
-            if steps == 1:
-                return u
-            ends = torch.tensor([1.0, t_min if process.reaches_data else 0.0], dtype=torch.float64)
-            if float(process.alpha(ends[0])) == 0:
-                ends[0] = 0.999
-            inner = steps - 1 if process.reaches_data else steps
-            w = torch.linspace(0, 1, inner + 1, dtype=torch.float64)
-            snr_start, snr_end = process.log_snr(ends)
-            if name == "log_snr":
-                log_snr = snr_start + w * (snr_end - snr_start)
-            else:
-                a, b = torch.exp(-snr_start / 14), torch.exp(-snr_end / 14)
-                log_snr = -14 * torch.log(a + w * (b - a))
-            times = process.time_at(log_snr)
-            times[0] = 1.0
-            if process.reaches_data:
-                times[-1] = t_min
-                times = torch.cat([times, torch.zeros(1, dtype=torch.float64)])
-            else:
-                times[-1] = 0.0
-            return times
+            return u if steps == 1 else _snr_grid(process, steps, name, t_min)
     raise ValueError(f"sampler.grid: unknown grid {name!r}; choose from {', '.join(get_args(GridName))}")
 
 
-def jittered(times: Tensor, generator: torch.Generator) -> Tensor:
-    """The same grid with its inner times moved together, by one uniform share of up to half the way to a neighbour.
+def _snr_grid(process: Process, steps: int, name: Literal["log_snr", "karras"], t_min: float) -> Tensor:
+    """Times uniform in log SNR, or in `(sigma/alpha)^(1/7) = exp(-log SNR/14)`, from 1 to t_min and 0."""
+    end = t_min if process.reaches_data else 0.0
+    start = 0.999 if float(process.alpha(torch.ones((), dtype=torch.float64))) == 0 else 1.0
+    first, last = process.log_snr(torch.tensor([start, end], dtype=torch.float64))
+    w = torch.linspace(0, 1, steps if process.reaches_data else steps + 1, dtype=torch.float64)
+    if name == "log_snr":
+        log_snr = first + w * (last - first)
+    else:
+        a, b = torch.exp(-first / 14), torch.exp(-last / 14)
+        log_snr = -14 * torch.log(a + w * (b - a))
+    times = process.time_at(log_snr)
+    times[0], times[-1] = 1.0, end
+    return torch.cat([times, torch.zeros(1, dtype=torch.float64)]) if process.reaches_data else times
 
-    A network trained on one fixed grid is trained at a few times only; this trains it at all but those below half the last
-    inner one. They move together because multistep solvers look back: a short step after a long one would be extrapolated far.
+
+def jittered(times: Tensor, generator: torch.Generator) -> Tensor:
+    """Shifts the inner times of a grid together, by one random share, up to 1/2, of the distance to the next time.
+
+    A fixed grid trains a network at a few times only; a grid drawn anew in each iteration trains it at all times but those
+    within half a step of the ends. The times move together because a multistep solver extrapolates far where a long step
+    follows a short one.
+
+    >>> times = torch.tensor([1.0, 0.5, 0.0], dtype=torch.float64)
+    >>> moved = jittered(times, torch.Generator().manual_seed(0))
+    >>> moved[0].item(), 0.25 <= moved[1].item() <= 0.75, moved[2].item()
+    (1.0, True, 0.0)
     """
     move = float(torch.rand((), generator=generator, dtype=torch.float64)) - 0.5
     gaps = times[:-1] - times[1:]

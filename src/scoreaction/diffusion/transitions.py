@@ -1,4 +1,4 @@
-"""The Gaussian transition of one sampler step: it alone owns its density, its KL and its sampling."""
+"""The Gaussian transition of one sampler step, with its density, its KL and its sampling."""
 
 from __future__ import annotations
 
@@ -12,14 +12,20 @@ from scoreaction.diffusion.predictions import expand
 
 
 def sum_event(x: Tensor) -> Tensor:
-    """Sum over all dimensions but the first: (batch, *shape) -> (batch,), in float32 or better."""
+    """Sums over all dimensions but the first, (batch, *shape) -> (batch,), in float32 or better.
+
+    >>> sum_event(torch.ones(2, 3, 4)).tolist()
+    [12.0, 12.0]
+    """
     x = x.float() if x.dtype in (torch.bfloat16, torch.float16) else x
     return x.flatten(1).sum(1)
 
 
 @dataclass(frozen=True)
 class Transition:
-    """`x_s ~ N(mean, std^2 I)`; mean (batch, *shape), std () or (batch,) float64. std = 0 has no density.
+    """Gaussian `x_s ~ N(mean, std^2 I)`; mean (batch, *shape), std () or (batch,) float64.
+
+    With std = 0 the step is deterministic: it can be sampled and has no density (ValueError).
 
     >>> step = Transition(torch.zeros(1, 2), torch.tensor(1.0, dtype=torch.float64))
     >>> round(float(step.log_prob(torch.zeros(1, 2))), 4)
@@ -30,13 +36,13 @@ class Transition:
     std: Tensor
 
     def sample(self, generator: torch.Generator | None = None) -> Tensor:
-        """A draw, in the dtype of the mean, so that what is stored is what is scored."""
+        """Draws x_s (batch, *shape) in the dtype of the mean: the value that is stored is the value that is scored later."""
         source = generator.device if generator is not None else self.mean.device  # a CPU seed draws the same on every device
         noise = torch.randn(self.mean.shape, generator=generator, dtype=self.mean.dtype, device=source)
         return self.mean + expand(self.std, self.mean) * noise.to(self.mean.device)
 
     def log_prob(self, x: Tensor) -> Tensor:
-        """Log density in nats, summed over event dimensions: (batch,). Needs std > 0."""
+        """Log density of x in nats, summed over event dimensions, (batch,). ValueError if std = 0."""
         std = self._positive_std()
         wide = torch.promote_types(x.dtype, torch.float32)
         squares = sum_event((x.to(wide) - self.mean.to(wide)) ** 2)
@@ -44,9 +50,9 @@ class Transition:
         return -0.5 * squares / (std**2).to(squares) - dimension * (torch.log(std) + 0.5 * math.log(2 * math.pi)).to(squares)
 
     def log_ratio(self, other: Transition, x: Tensor) -> Tensor:
-        """`log p(x) - log p_other(x)` in nats for two steps of the same std: `<m - m', 2x - m - m'>/(2 std^2)`, (batch,).
+        """Log ratio `log p(x) - log p_other(x) = <m - m', 2x - m - m'>/(2 std^2)` in nats, (batch,), for steps of one std.
 
-        The difference of two log densities would lose what is left of it: at D = 65,536 each is some 10^5 nats in float32.
+        Subtracting two log densities would lose it to rounding: at 65,536 dimensions each is some 10^5 nats in float32.
         """
         self._check_std(other)
         wide = torch.promote_types(x.dtype, torch.float32)
@@ -55,7 +61,7 @@ class Transition:
         return 0.5 * products / (self._positive_std() ** 2).to(products)
 
     def kl(self, other: Transition) -> Tensor:
-        """`KL(self || other)` in nats for two steps of the same std: `||m - m'||^2/(2 std^2)`, (batch,)."""
+        """KL in nats, `KL(self || other) = ||m - m'||^2/(2 std^2)`, (batch,), for steps of one std."""
         self._check_std(other)
         wide = torch.promote_types(self.mean.dtype, torch.float32)
         squares = sum_event((self.mean.to(wide) - other.mean.to(wide)) ** 2)

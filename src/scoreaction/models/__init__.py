@@ -1,9 +1,13 @@
-"""Pretrained models: a file each, with a `Config` and `build(config) -> Model`, imported when it is asked for."""
+"""Pretrained models: a file each, with a `Config` and `build(config) -> Model`, imported on demand."""
 
 from __future__ import annotations
 
 from importlib import import_module
 from typing import Any
+
+from scoreaction.models._records import Card, Skeleton
+
+__all__ = ["Card", "Skeleton"]
 
 
 def __getattr__(name: str) -> Any:

@@ -2,20 +2,18 @@
 
 from __future__ import annotations
 
-import json
-import logging
-import warnings
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Literal
 
 from pydantic import BaseModel, Field
 
-from scoreaction.models.pipelines.assemble import ROWS, build_from_pipeline, family_of
-from scoreaction.models.pipelines.families import FAMILIES
+from scoreaction.models._records import Card, Skeleton
+from scoreaction.models.pipelines.assemble import LORA_FILE, ROWS, Adaptation, build_from_pipeline, family_of
+from scoreaction.models.pipelines.folders import OPTIONAL, check_components, quiet, read_index, variant_of
+from scoreaction.models.pipelines.skeleton import pipeline_skeleton
 from scoreaction.networks.consistency import load_consistency
 from scoreaction.networks.model import Model
+from scoreaction.types import DTYPES
 
 DEFAULTS: dict[str, Any] = {
     "sampler": {"steps": 20, "eta": 1.0, "grid": "scheduler", "guidance": 5.0},
@@ -24,11 +22,7 @@ DEFAULTS: dict[str, Any] = {
     "algorithm": {"beta": 0.1, "rows": 16, "updates": 4, "critic_updates": 16},
 }
 
-OPTIONAL = ("safety_checker", "feature_extractor", "image_encoder")
-"""Components that are never loaded: a run neither filters pictures nor is given any."""
-
-WORDS = ("tokenizer.json", "vocab.json", "*.model")
-"""Files that hold a tokenizer's vocabulary, any one of them."""
+EXAMPLE = {"path": "stable-diffusion-v1-5/stable-diffusion-v1-5"}
 
 
 class Config(BaseModel, frozen=True, extra="forbid", allow_inf_nan=False):
@@ -70,6 +64,28 @@ def build(config: Config) -> Model:
     return model if config.consistency is None else load_consistency(model, config.consistency)
 
 
+def skeleton(config: Config) -> Skeleton:
+    """The model without its weights, from config.json files alone."""
+    lora = config.lora_rank, config.lora_alpha, config.lora_targets
+    options = Adaptation(*lora, config.gradient_checkpointing, config.true_cfg)
+    dtype = DTYPES[config.dtype]
+    return pipeline_skeleton(config.path, options, dtype=dtype, height=config.height, width=config.width)
+
+
+def card(config: Config, folder: Path) -> Card:
+    """The way to load in diffusers what a run saved in a folder: a LoRA on its base, or a whole pipeline."""
+    lora = (folder / LORA_FILE).is_file()
+    base = config.path if lora else "this folder"
+    # without a dtype its parts keep the ones they are stored in, which need not go together
+    loaded = f'DiffusionPipeline.from_pretrained("{base}", torch_dtype=torch.float32)'
+    code = ["import torch", "from diffusers import DiffusionPipeline", f"pipeline = {loaded}"]
+    return Card(
+        header={"library_name": "diffusers", "base_model": config.path},
+        tags=["lora"] if lora else [],
+        code=[*code, 'pipeline.load_lora_weights("this folder")'] if lora else code,
+    )
+
+
 def load_pipeline(config: Config) -> Any:
     """The pipeline in memory; ValueError, naming model.path, for a wrong folder, a missing component or a damaged file."""
     import diffusers
@@ -81,8 +97,7 @@ def load_pipeline(config: Config) -> Any:
     family = family_of(kind)
     check_components(config.path, index)
     variant = variant_of(config.path, index)
-    narrow = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}[config.dtype]
-    widths = {"default": narrow, "vae": torch.float32}
+    widths = {"default": DTYPES[config.dtype], "vae": torch.float32}
     if config.lora_rank is None:
         widths[family.component] = torch.float32
     unused: dict[str, Any] = {name: None for name in OPTIONAL if name in index}
@@ -95,134 +110,6 @@ def load_pipeline(config: Config) -> Any:
             )
     except (OSError, ValueError, RuntimeError, TypeError, KeyError, AttributeError, SafetensorError) as error:
         raise ValueError(f"model.path: {config.path} cannot be loaded: {_first(error)}") from error
-
-
-@contextmanager
-def quiet() -> Iterator[None]:
-    """Within it the libraries that load show no bars of weights and no advice: what goes wrong is said in our one line."""
-    from diffusers.utils import logging as ours
-    from huggingface_hub.utils import logging as hub
-    from transformers.utils import logging as theirs
-
-    logs: tuple[Any, ...] = (ours, theirs, hub)
-    kept = [log.get_verbosity() for log in logs]
-    try:
-        for log in logs:
-            log.set_verbosity(logging.CRITICAL)
-        for log in (ours, theirs):
-            log.disable_progress_bar()
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            yield
-    finally:
-        for log, level in zip(logs, kept, strict=True):
-            log.set_verbosity(level)
-        for log in (ours, theirs):
-            log.enable_progress_bar()
-
-
-def read_index(path: str) -> dict[str, Any]:
-    """model_index.json of a folder or a hub id."""
-    from diffusers import DiffusionPipeline
-
-    hub = not Path(path).is_dir()
-    if not hub and not (Path(path) / "model_index.json").is_file():
-        raise ValueError(f"model.path: {path} holds no pipeline (no model_index.json in it); name the folder that has one")
-    if Path(path).is_file():
-        raise ValueError(f"model.path: {path} is a file; name a folder in diffusers format (convert it with diffusers)")
-    try:
-        with quiet():
-            index = DiffusionPipeline.load_config(path) if hub else _json(Path(path) / "model_index.json")
-    except (OSError, ValueError) as error:
-        if not hub:
-            raise
-        where = (
-            "no such folder" if path.count("/") != 1 or path.startswith((".", "/", "~")) else "neither a folder nor on the hub"
-        )
-        raise ValueError(
-            f"model.path: {path}: {where}, or the hub cannot be reached; download it first, or give the folder it is in"
-        ) from error
-    if not isinstance(index.get("_class_name"), str):
-        raise ValueError(f"model.path: {path}: its model_index.json names no pipeline class")
-    return index
-
-
-def check_named(path: str, index: dict[str, Any]) -> None:
-    """ValueError for a component that the pipeline cannot do without and its index does not name."""
-    for name in FAMILIES[index["_class_name"]].needs:
-        found = index.get(name)
-        if not isinstance(found, list) or len(found) != 2 or not all(isinstance(part, str) for part in found):
-            raise ValueError(f"model.path: {path} lacks the component {name}; its model_index.json must name one")
-
-
-def check_components(path: str, index: dict[str, Any]) -> None:
-    """ValueError for a component that is not named, and in a folder for files that are missing or cut short."""
-    check_named(path, index)
-    for folder in _folders(path, index):
-        name = folder.name
-        if not folder.is_dir():
-            raise ValueError(f"model.path: {path} lacks the component {name}: there is no folder {folder}")
-        if _weighs(name) and not list(folder.glob("*.safetensors")):
-            raise ValueError(f"model.path: {folder} holds no weights (*.safetensors; pickled files are not read)")
-        if name.startswith("tokenizer") and not any(list(folder.glob(words)) for words in WORDS):
-            raise ValueError(f"model.path: {folder} holds no vocabulary ({', '.join(WORDS)}); fetch the folder again")
-        for file in folder.glob("*.json"):
-            _json(file)
-        for file in folder.glob("*.safetensors"):
-            _check_whole(file)
-
-
-def variant_of(path: str, index: dict[str, Any]) -> str | None:
-    """The variant of the weights that must be asked for: None where each component of a folder has plain files, or on the hub.
-
-    `model.fp16.safetensors` and `model.fp16-00001-of-00002.safetensors` are weights of the variant fp16.
-    """
-    lacking: dict[str, set[str]] = {}
-    for folder in _folders(path, index):
-        said = {file.stem.partition(".")[2].partition("-")[0] for file in folder.glob("*.safetensors")}
-        if _weighs(folder.name) and "" not in said:
-            lacking[folder.name] = said
-    if not lacking:
-        return None
-    common = set.intersection(*lacking.values())
-    if not common:
-        found = ", ".join(f"{name} ({', '.join(sorted(said))})" for name, said in lacking.items())
-        raise ValueError(f"model.path: {path} holds weights of different variants: {found}; fetch all of one variant")
-    return "fp16" if "fp16" in common else min(common)
-
-
-def _folders(path: str, index: dict[str, Any]) -> list[Path]:
-    """Where a folder should have the components that its index names; none for a hub id."""
-    if not Path(path).is_dir():
-        return []
-    named = (name for name, found in index.items() if isinstance(found, list) and found and found[0] is not None)
-    return [Path(path) / name for name in named if not name.startswith("_") and name not in OPTIONAL]
-
-
-def _weighs(name: str) -> bool:
-    return name in ("unet", "transformer", "vae") or name.startswith("text_encoder")
-
-
-def _json(file: Path) -> dict[str, Any]:
-    """A file that holds a JSON object; ValueError names it."""
-    try:
-        found = json.loads(file.read_text(encoding="utf-8"))
-    except (OSError, ValueError, RecursionError) as error:
-        raise ValueError(f"model.path: {file} cannot be read as JSON; fetch it again") from error
-    if not isinstance(found, dict):
-        raise ValueError(f"model.path: {file} holds no JSON object; fetch it again")
-    return found
-
-
-def _check_whole(file: Path) -> None:
-    """ValueError where the header of a safetensors file and its length do not agree."""
-    from safetensors import SafetensorError, safe_open
-
-    try:
-        with safe_open(file, framework="pt"):
-            pass
-    except (OSError, SafetensorError) as error:
-        raise ValueError(f"model.path: {file} is damaged or cut short; fetch it again") from error
 
 
 def _first(error: BaseException) -> str:

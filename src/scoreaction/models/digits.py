@@ -7,8 +7,8 @@ from typing import Any, Literal
 
 import torch
 from pydantic import BaseModel, Field
-from torch import Tensor
 
+from scoreaction.models.pipelines.decoding import to_unit
 from scoreaction.networks.consistency import load_consistency
 from scoreaction.networks.model import Model
 from scoreaction.tasks.digits.networks import NO_CLASS, judge, load_net, parse_digit_prompt, shipped
@@ -21,6 +21,7 @@ DEFAULTS: dict[str, Any] = {
     "distill": {"iterations": 450, "paths": 6, "rank": 12},
     "algorithm": {"beta": 0.1, "rows": 80, "updates": 8, "critic_updates": 16},
 }
+RETRAIN = "write one with python -m scoreaction.tasks.digits.pretrain, or leave it out"
 
 
 class Config(BaseModel, frozen=True, extra="forbid"):
@@ -35,14 +36,12 @@ class Config(BaseModel, frozen=True, extra="forbid"):
     consistency: Literal["shipped"] | Path | None = None
 
 
-def to_unit(x0: Tensor) -> Tensor:
-    """Pixels from [-1, 1] to [0, 1], clipped as when an image is saved."""
-    return ((x0 + 1) / 2).clamp(0, 1)
-
-
 def build(config: Config) -> Model:
     """The model: v-prediction on the scheduler's own table, diversity in the held-out classifier's features."""
-    net = load_net(config.path)
+    try:
+        net = load_net(config.path)
+    except (OSError, ValueError) as error:
+        raise ValueError(f"path: {config.path} is no folder with the digits' network in diffusers format; {RETRAIN}") from error
     judging = judge().requires_grad_(False)
     model = Model(
         net,

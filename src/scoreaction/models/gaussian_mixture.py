@@ -43,12 +43,12 @@ class Config(BaseModel, frozen=True, extra="forbid", allow_inf_nan=False):
     def _shapes(self) -> Config:
         k = len(self.means)
         if k == 0 or len({len(mean) for mean in self.means}) != 1 or not self.means[0]:
-            raise ValueError("means must be a non-empty list of points of one dimension")
+            raise ValueError("means: must be a non-empty list of points of one dimension")
         if self.weights is not None and (len(self.weights) != k or min(self.weights) <= 0):
-            raise ValueError(f"weights must be {k} positive numbers, one for each mean")
+            raise ValueError(f"weights: must be {k} positive numbers, one for each of the means")
         stds = self.std if isinstance(self.std, list) else [self.std]
         if min(stds, default=0) <= 0 or (isinstance(self.std, list) and len(stds) != k):
-            raise ValueError(f"std must be positive, one number or {k} of them")
+            raise ValueError(f"std: must be positive, one number or {k} of them")
         return self
 
     def law(self) -> Mixture:
@@ -83,7 +83,12 @@ class ExactPlusNet(nn.Module):
 
 def build(config: Config) -> Model:
     """The model, with its law for measuring distances."""
-    law, process = config.law(), PROCESSES[config.process]()
-    net = ExactPlusNet(law, process, config.hidden, config.depth)
+    return exact_model(config.law(), config.process, config.hidden, config.depth, config.consistency)
+
+
+def exact_model(law: Mixture, name: ProcessName, hidden: int, depth: int, consistency: Path | None) -> Model:
+    """The model of a law whose score is exact."""
+    process = PROCESSES[name]()
+    net = ExactPlusNet(law, process, hidden, depth)
     model = Model(net, process=process, predicts="v", shape=(law.dimension,), law=law)
-    return model if config.consistency is None else load_consistency(model, config.consistency)
+    return model if consistency is None else load_consistency(model, consistency)

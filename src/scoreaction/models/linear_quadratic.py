@@ -9,9 +9,8 @@ import torch
 from pydantic import BaseModel, Field, model_validator
 
 from scoreaction.diffusion.mixtures import Mixture
-from scoreaction.diffusion.processes import PROCESSES, ProcessName
+from scoreaction.diffusion.processes import ProcessName
 from scoreaction.models import gaussian_mixture
-from scoreaction.networks.consistency import load_consistency
 from scoreaction.networks.model import Model
 
 DEFAULTS: dict[str, Any] = gaussian_mixture.DEFAULTS
@@ -24,7 +23,7 @@ class Config(BaseModel, frozen=True, extra="forbid", allow_inf_nan=False):
     """
 
     name: Literal["linear_quadratic"] = "linear_quadratic"
-    mean: list[float] = [0.3]
+    mean: list[float] = Field([0.3], min_length=1)
     variance: float | list[float] = 0.8
     process: ProcessName = "vp"
     hidden: int = Field(64, ge=1)
@@ -34,8 +33,8 @@ class Config(BaseModel, frozen=True, extra="forbid", allow_inf_nan=False):
     @model_validator(mode="after")
     def _shapes(self) -> Config:
         variances = self.variance if isinstance(self.variance, list) else [self.variance]
-        if not self.mean or min(variances, default=0) <= 0 or len(variances) not in (1, len(self.mean)):
-            raise ValueError(f"variance must be positive, one number or {len(self.mean)} of them")
+        if min(variances, default=0) <= 0 or len(variances) not in (1, len(self.mean)):
+            raise ValueError(f"variance: must be positive, one number or {len(self.mean)} of them")
         return self
 
 
@@ -44,7 +43,4 @@ def build(config: Config) -> Model:
     d = len(config.mean)
     variance = torch.as_tensor(config.variance, dtype=torch.float64).expand(d)
     law = Mixture(torch.ones(1), torch.tensor([config.mean], dtype=torch.float64), torch.diag(variance)[None])
-    process = PROCESSES[config.process]()
-    net = gaussian_mixture.ExactPlusNet(law, process, config.hidden, config.depth)
-    model = Model(net, process=process, predicts="v", shape=(d,), law=law)
-    return model if config.consistency is None else load_consistency(model, config.consistency)
+    return gaussian_mixture.exact_model(law, config.process, config.hidden, config.depth, config.consistency)

@@ -1,4 +1,4 @@
-"""LoRA adapters in one network, of which one or none answers a call: those of the policy and of the consistency model."""
+"""LoRA adapters of the policy and of the consistency model in one network, of which a call uses one or none."""
 
 from __future__ import annotations
 
@@ -14,15 +14,15 @@ from torch import Tensor, nn
 
 Role = Literal["policy", "reference", "consistency"]
 NAMES: dict[Role, str] = {"policy": "default", "consistency": "consistency"}
-"""What peft calls the adapter of a role; the reference has none."""
+"""Names of the roles' adapters in peft; the reference has none."""
 
 
 @dataclass(frozen=True)
 class LoraShape:
-    """Where an adapter sits and how large it is.
+    """Placement and size of a LoRA adapter, `W + alpha/rank B A`.
 
-    targets: names or name endings of modules; a text is a regular expression of whole names. ranks: by whole name, where
-    they differ from rank; alpha scales with them.
+    targets: names of modules, or the endings of names; a single text is a regular expression of whole names. ranks: ranks
+    that differ from `rank`, by the module's whole name; their alpha is scaled so that alpha/rank is the same everywhere.
     """
 
     rank: int
@@ -32,9 +32,9 @@ class LoraShape:
 
 
 class Adapters:
-    """LoRA layers (Hu et al. 2022, arXiv 2106.09685) that peft puts into a network, one set a role.
+    """LoRA adapters (Hu et al. 2022, arXiv 2106.09685) of one network, one for each role, made by peft.
 
-    The reference is the network with all of them off. Between calls the policy's are on.
+    The reference is the network with all of them switched off. Between calls the policy's adapter is on.
     """
 
     def __init__(self, net: nn.Module) -> None:
@@ -42,9 +42,9 @@ class Adapters:
         self.layers: list[Any] = []
 
     def add(self, role: Role, shape: LoraShape) -> dict[str, nn.Parameter]:
-        """Puts an adapter, which begins as no change, into the network; its parameters by name.
+        """Adds an adapter with B = 0, which changes nothing yet, and returns its parameters by name, in float32.
 
-        All that was in the network keeps whether it trains. ValueError where no module matches.
+        The `requires_grad` of all other parameters stays as it is. ValueError if no module matches the targets.
         """
         from peft import LoraConfig, inject_adapter_in_model
         from peft.tuners.tuners_utils import BaseTunerLayer
@@ -69,20 +69,20 @@ class Adapters:
         for p in self.net.parameters():
             p.requires_grad_(trains.get(id(p), True))
         for p in self.parameters(role).values():
-            p.data = p.data.float()  # also where the frozen weights are half as wide
+            p.data = p.data.float()  # also if the frozen weights are in half precision
         self._switch("policy")
         return self.parameters(role)
 
     def parameters(self, role: Role) -> dict[str, nn.Parameter]:
-        """The parameters of a role's adapter by name."""
-        inside = re.compile(rf"\.lora_\w+\.{NAMES[role]}(\.|$)")
-        return {name: p for name, p in self.net.named_parameters() if inside.search(name)}
+        """Parameters of a role's adapter by name."""
+        pattern = re.compile(rf"\.lora_\w+\.{NAMES[role]}(\.|$)")
+        return {name: p for name, p in self.net.named_parameters() if pattern.search(name)}
 
     def call(self, role: Role, net: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
-        """`net(x)` with the adapter of this role on, now and while its backward runs.
+        """Computes `net(x)` with the adapter of this role switched on, now and during the backward pass.
 
-        Gradient checkpointing runs parts of the network again during backward; hooks on both ends of the call see to it
-        that the same adapter answers there. A backward runs later calls before earlier ones, so calls do not mix.
+        Gradient checkpointing runs parts of the network again in the backward pass; hooks at both ends of the call switch
+        the same adapter on there. A backward pass visits calls in reverse order, one after the other, so they do not mix.
         """
         if not self.layers:
             return net(x)
@@ -110,16 +110,16 @@ class Adapters:
 
 
 def base_modules(net: nn.Module) -> dict[str, nn.Module]:
-    """The modules of a network by the names they have without adapters."""
-    found = {}
-    for name, module in net.named_modules():
-        if name and ".lora_" not in name and not hasattr(module, "base_layer"):
-            found[name.removesuffix(".base_layer")] = module
-    return found
+    """Modules of a network by their names without adapters; those of the adapters are left out."""
+    return {
+        name.removesuffix(".base_layer"): module
+        for name, module in net.named_modules()
+        if name and ".lora_" not in name and not hasattr(module, "base_layer")
+    }
 
 
 def base_tensors(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Tensors of a network by the names they have without adapters, those of adapters left out.
+    """Tensors of a network by their names without adapters; those of the adapters are left out.
 
     >>> import torch
     >>> list(base_tensors({"a.base_layer.weight": torch.ones(1), "a.lora_A.default.weight": torch.ones(1)}))
@@ -129,7 +129,7 @@ def base_tensors(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
 
 
 def without_adapters(net: nn.Module) -> nn.Module:
-    """A frozen copy of a network as it was before adapters were put into it."""
+    """Copies a network as it was before adapters were added, frozen and in evaluation mode."""
     copied = copy.deepcopy(net).requires_grad_(False).eval()
     for name, module in list(copied.named_modules()):
         if hasattr(module, "base_layer"):

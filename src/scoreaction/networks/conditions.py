@@ -30,6 +30,7 @@ def take(record: R, rows: Tensor | slice) -> R:
 
     >>> take(torch.tensor([5, 6, 7]), torch.tensor([2, 0])).tolist()
     [7, 5]
+    >>> from scoreaction.types import Prediction
     >>> take(Prediction(torch.tensor([1, 2]), torch.tensor([3, 4])), torch.tensor([1]))
     Prediction(x0=tensor([2]), eps=tensor([4]))
     """

@@ -1,4 +1,4 @@
-"""Consistency models on disk: a folder of `scoreaction distill`, or an LCM-LoRA, into a model's slot and out of it."""
+"""Loading and saving of consistency models: a folder of `scoreaction distill`, or an LCM-LoRA."""
 
 from __future__ import annotations
 
@@ -18,15 +18,15 @@ from scoreaction.networks.model import Model
 
 WEIGHTS, DESCRIPTION, LCM = "consistency.safetensors", "consistency.json", "pytorch_lora_weights.safetensors"
 TIMES = (0.1, 0.3, 0.5, 0.7, 0.9)
-"""Where two processes are compared."""
+"""Times at which two processes are compared."""
 
 
 def load_consistency(model: Model, path: str | Path) -> Model:
-    """Gives a model the consistency model that lies at `path`: a folder of `scoreaction distill`, or an LCM-LoRA.
+    """Loads a consistency model into a model, which it returns: a folder of `scoreaction distill`, or an LCM-LoRA.
 
     An LCM-LoRA (Luo et al. 2023, arXiv 2311.05556) is a safetensors file of LoRA weights, or the folder that holds it as
-    pytorch_lora_weights.safetensors. ValueError where there is none, or it belongs to another process, prediction, shape
-    or network.
+    pytorch_lora_weights.safetensors. ValueError if the path holds neither, or if it belongs to another process, kind of
+    prediction, shape or network.
 
     >>> import scoreaction as sa
     >>> model = sa.gaussian_mixture.build(sa.gaussian_mixture.Config())
@@ -34,10 +34,10 @@ def load_consistency(model: Model, path: str | Path) -> Model:
     Traceback (most recent call last):
     ValueError: model.consistency: nowhere holds no consistency model; make one with scoreaction distill, or name an LCM-LoRA
     """
-    place = Path(path)
-    if (place / DESCRIPTION).is_file():
-        return _load_ours(model, place)
-    file = place / LCM if place.is_dir() else place
+    folder = Path(path)
+    if (folder / DESCRIPTION).is_file():
+        return _load_distilled(model, folder)
+    file = folder / LCM if folder.is_dir() else folder
     if file.suffix != ".safetensors" or not file.is_file():
         raise ValueError(
             f"model.consistency: {path} holds no consistency model; make one with scoreaction distill, or name an LCM-LoRA"
@@ -47,10 +47,10 @@ def load_consistency(model: Model, path: str | Path) -> Model:
 
 
 def save_consistency(model: Model, path: str | Path, *, described: dict[str, Any] | None = None) -> Path:
-    """Writes a model's consistency model and what it belongs to; `described` goes into consistency.json too.
+    """Saves a model's consistency model and its description, to which `described` adds entries; returns the folder.
 
-    The weights of an adapter are named as peft names them, those of a copy as the network does. The description comes
-    last, so that a folder that has one is whole.
+    An adapter's weights have peft's names, those of a copied network its own. The description, consistency.json, is written
+    last: a folder that has one is complete.
     """
     folder = Path(path)
     lora = model.consistency_net is model.reference_net
@@ -72,13 +72,14 @@ def save_consistency(model: Model, path: str | Path, *, described: dict[str, Any
 
 
 def belongs(model: Model) -> dict[str, Any]:
-    """What a consistency model shares with the model it was made of."""
-    return {"process": _process(model.process), "predicts": model.predicts, "shape": list(model.shape), "says": _says(model)}
+    """Description of a model that its consistency model must match: process, kind of prediction, shape and some outputs."""
+    about = {"process": _process(model.process), "predicts": model.predicts, "shape": list(model.shape)}
+    return {**about, "says": _fingerprint(model)}
 
 
 @torch.no_grad()
-def _says(model: Model) -> list[float] | None:
-    """Some of the reference's x0 at one fixed place without a prompt; None where it answers to prompts only."""
+def _fingerprint(model: Model) -> list[float] | None:
+    """Some values of the reference's x0 at one fixed (x, t) without a prompt; None if the model needs prompts."""
     if model.encode is not None and model.null is None:
         return None
     x = model.process.prior_std * torch.randn(1, *model.shape, generator=torch.Generator().manual_seed(0))
@@ -97,32 +98,29 @@ def _process(process: Process) -> dict[str, Any]:
     }
 
 
-def _load_ours(model: Model, folder: Path) -> Model:
+def _load_distilled(model: Model, folder: Path) -> Model:
     try:
-        found = json.loads((folder / DESCRIPTION).read_text(encoding="utf-8"))
-        theirs, form, guidance = (
-            {key: found[key] for key in ("process", "predicts", "shape", "says")},
-            found["form"],
-            found["guidance"],
-        )
-        curves = torch.tensor([theirs["process"]["alpha"], theirs["process"]["sigma"]], dtype=torch.float64)
+        description = json.loads((folder / DESCRIPTION).read_text(encoding="utf-8"))
+        stored = {key: description[key] for key in ("process", "predicts", "shape", "says")}
+        form, guidance = description["form"], description["guidance"]
+        curves = torch.tensor([stored["process"]["alpha"], stored["process"]["sigma"]], dtype=torch.float64)
     except (ValueError, KeyError, TypeError) as error:
         raise ValueError(f"model.consistency: {folder / DESCRIPTION} is damaged; distill again") from error
-    ours = belongs(model)
-    same = torch.tensor([ours["process"]["alpha"], ours["process"]["sigma"]], dtype=torch.float64)
-    if curves.shape != same.shape or not torch.allclose(curves, same, rtol=0, atol=1e-6):
+    expected = belongs(model)
+    own_curves = torch.tensor([expected["process"]["alpha"], expected["process"]["sigma"]], dtype=torch.float64)
+    if curves.shape != own_curves.shape or not torch.allclose(curves, own_curves, rtol=0, atol=1e-6):
         raise ValueError(
-            f"model.consistency: {folder} was made for another process ({theirs['process']['name']}), and this model's is"
-            f" {ours['process']['name']}; distill this model"
+            f"model.consistency: {folder} was made for another process ({stored['process']['name']}), and this model's is"
+            f" {expected['process']['name']}; distill this model"
         )
     for key in ("predicts", "shape"):
-        if theirs[key] != ours[key]:
+        if stored[key] != expected[key]:
             raise ValueError(
-                f"model.consistency: {folder} was made for a model of {key} {theirs[key]}, and this model's is {ours[key]};"
+                f"model.consistency: {folder} was made for a model of {key} {stored[key]}, and this model's is {expected[key]};"
                 " distill this model"
             )
-    if theirs["says"] is not None and not _alike(theirs["says"], ours["says"]):
-        raise ValueError(f"model.consistency: {folder} was made of another model, which predicts otherwise; distill this model")
+    if stored["says"] is not None and not _alike(stored["says"], expected["says"]):
+        raise ValueError(f"model.consistency: {folder} was made of another model, whose predictions differ; distill this model")
     tensors, metadata = read_tensors(folder / WEIGHTS)
     if form == "adapter":
         _put_lora(model, parse_lora(tensors, metadata, folder), folder)
@@ -133,36 +131,36 @@ def _load_ours(model: Model, folder: Path) -> Model:
     return model
 
 
-def _alike(theirs: list[float], ours: list[float] | None) -> bool:
-    """Equal but for the rounding of half precision."""
-    if ours is None or len(ours) != len(theirs):
+def _alike(stored: list[float], expected: list[float] | None) -> bool:
+    """Tells whether two fingerprints are equal but for the rounding of half precision."""
+    if expected is None or len(expected) != len(stored):
         return False
-    a, b = torch.tensor(theirs), torch.tensor(ours)
+    a, b = torch.tensor(stored), torch.tensor(expected)
     return float((a - b).square().mean()) <= 0.02**2 * float(a.square().mean())
 
 
 def _put_lora(model: Model, weights: LoraWeights, path: Path) -> None:
     modules = base_modules(model.reference_net)
     placed = weights.onto(modules, path)
-    given = {f"{m}.lora_A.consistency.weight": a for m, a in placed.A.items()}
-    given |= {f"{m}.lora_B.consistency.weight": b for m, b in placed.B.items()}
+    tensors = {f"{m}.lora_A.consistency.weight": a for m, a in placed.A.items()}
+    tensors |= {f"{m}.lora_B.consistency.weight": b for m, b in placed.B.items()}
     expected = {}
     for name, a in placed.A.items():
         weight = modules[name].get_parameter("weight")
         expected[f"{name}.lora_A.consistency.weight"] = weight.new_empty(a.shape[0], *weight.shape[1:])
         expected[f"{name}.lora_B.consistency.weight"] = weight.new_empty(len(weight), a.shape[0], *[1] * (weight.ndim - 2))
-    refuse_different(expected, given, path)
-    copy_into(model.add_consistency(placed.shape()), given)
+    refuse_different(expected, tensors, path)
+    copy_into(model.add_consistency(placed.shape()), tensors)
 
 
-def refuse_different(expected: Mapping[str, Tensor], given: Mapping[str, Tensor], path: Path) -> None:
-    """ValueError where names or shapes of two sets of tensors differ."""
-    for name in sorted(set(expected) ^ set(given)):
+def refuse_different(expected: Mapping[str, Tensor], tensors: Mapping[str, Tensor], path: Path) -> None:
+    """Raises ValueError if a file's tensors differ from the expected ones in a name or a shape."""
+    for name in sorted(set(expected) ^ set(tensors)):
         raise ValueError(f"model.consistency: {path} belongs to another network; {name} is in only one of the two")
     for name, value in expected.items():
-        if value.shape != given[name].shape:
+        if value.shape != tensors[name].shape:
             raise ValueError(
-                f"model.consistency: {path} belongs to another network; {name} has shape {tuple(given[name].shape)} there and"
+                f"model.consistency: {path} belongs to another network; {name} has shape {tuple(tensors[name].shape)} there and"
                 f" {tuple(value.shape)} here"
             )
 

@@ -1,4 +1,4 @@
-"""LoRA weights from safetensors files: of peft and diffusers (lora_A, lora_B), or kohya's (lora_down, lora_up, alpha)."""
+"""LoRA weights in safetensors files, named as peft and diffusers do (lora_A, lora_B) or kohya (lora_down, lora_up, alpha)."""
 
 from __future__ import annotations
 
@@ -16,31 +16,31 @@ from scoreaction.networks.adapters import LoraShape
 PART = re.compile(r"(?P<module>.+?)\.(?P<part>lora_A|lora_B|lora_down|lora_up|lora\.down|lora\.up)(\.default)?\.weight")
 DOWN = ("lora_A", "lora_down", "lora.down")
 METADATA = "lora_adapter_metadata"
-"""Where diffusers keeps an adapter's configuration in a file's header."""
+"""Key of a file's header under which diffusers stores an adapter's configuration."""
 
 
 @dataclass(frozen=True)
 class LoraWeights:
-    """`W + B A` by module: A (rank, in, ...), B (out, rank, ...), which has the file's alpha/rank in it."""
+    """LoRA weights `W + B A` by module: A (rank, in, ...), and B (out, rank, ...), already multiplied by alpha/rank."""
 
     A: dict[str, Tensor]
     B: dict[str, Tensor]
 
     def shape(self) -> LoraShape:
-        """The adapter that holds these weights."""
+        """Placement and size of the adapter that holds these weights, with alpha = rank."""
         ranks = {module: a.shape[0] for module, a in self.A.items()}
         rank = max(ranks.values())
         return LoraShape(rank, rank, "|".join(map(re.escape, self.A)), ranks=ranks)
 
     def onto(self, modules: Iterable[str], path: Path) -> LoraWeights:
-        """The same by the names that a network gives its modules; ValueError where one is not in it."""
+        """Renames the weights after a network's modules; ValueError if a module is not among them, or not just once."""
         known = list(modules)
-        names = {module: _find(module, known, path) for module in self.A}
+        names = {module: _match(module, known, path) for module in self.A}
         return LoraWeights({names[m]: a for m, a in self.A.items()}, {names[m]: b for m, b in self.B.items()})
 
 
 def read_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
-    """The tensors of a safetensors file in float32, and its header's texts; ValueError for another file."""
+    """Reads the tensors of a safetensors file, in float32, and the texts of its header; ValueError for any other file."""
     try:
         with safe_open(path, framework="pt") as file:
             return {name: file.get_tensor(name).float() for name in file.keys()}, dict(file.metadata() or {})  # noqa: SIM118
@@ -49,30 +49,31 @@ def read_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
 
 
 def parse_lora(tensors: dict[str, Tensor], metadata: dict[str, str], path: Path) -> LoraWeights:
-    """The adapter that a file's tensors are; ValueError where one is no part of a LoRA of one network."""
+    """Reads an adapter from a file's tensors and header; ValueError if they are not the whole LoRA of one network."""
     A: dict[str, Tensor] = {}
     B: dict[str, Tensor] = {}
     alphas: dict[str, float] = {}
     for name, value in tensors.items():
-        found = PART.fullmatch(name)
-        if found:
-            (A if found["part"] in DOWN else B)[found["module"]] = value
+        match = PART.fullmatch(name)
+        if match:
+            (A if match["part"] in DOWN else B)[match["module"]] = value
         elif name.endswith(".alpha"):
             alphas[name.removesuffix(".alpha")] = float(value)
         else:
             raise ValueError(
                 f"model.consistency: {path}: {name} is no LoRA weight of a layer; save it with diffusers' save_lora_weights"
             )
-    odd = sorted((set(A) ^ set(B)) | (set(alphas) - set(A)))
-    if odd or not A:
-        raise ValueError(f"model.consistency: {path} is no whole LoRA; {odd[0] if odd else 'it'} has not both of its factors")
-    alphas = {module: float(a.shape[0]) for module, a in A.items()} | _stated(metadata, A, path) | alphas
+    unpaired = sorted((set(A) ^ set(B)) | (set(alphas) - set(A)))
+    if unpaired or not A:
+        module = unpaired[0] if unpaired else "it"
+        raise ValueError(f"model.consistency: {path} is no whole LoRA; {module} lacks one of its two factors")
+    alphas = {module: float(a.shape[0]) for module, a in A.items()} | _header_alphas(metadata, A, path) | alphas
     return LoraWeights(A, {module: alphas[module] / A[module].shape[0] * b for module, b in B.items()})
 
 
-def _stated(metadata: dict[str, str], A: dict[str, Tensor], path: Path) -> dict[str, float]:
-    """The alphas that the header tells, by module: diffusers writes peft's configuration there, each key after its network."""
-    found: dict[str, float] = {}
+def _header_alphas(metadata: dict[str, str], A: dict[str, Tensor], path: Path) -> dict[str, float]:
+    """Alphas in the header, by module: diffusers writes peft's configuration there, with the network's name before each key."""
+    alphas: dict[str, float] = {}
     config = json.loads(metadata.get(METADATA, "{}"))
     for prefix in {key.partition(".")[0] for key in config}:
         if config.get(f"{prefix}.use_rslora") or config.get(f"{prefix}.use_dora"):
@@ -80,23 +81,25 @@ def _stated(metadata: dict[str, str], A: dict[str, Tensor], path: Path) -> dict[
         pattern = config.get(f"{prefix}.alpha_pattern") or {}
         for module in A:
             if module.startswith(f"{prefix}."):
-                ours = [value for key, value in pattern.items() if re.fullmatch(rf"(.*\.)?({key})", module)]
-                found[module] = float([*ours, config[f"{prefix}.lora_alpha"]][0])
-    return found
+                special = [value for key, value in pattern.items() if re.fullmatch(rf"(.*\.)?({key})", module)]
+                alphas[module] = float([*special, config[f"{prefix}.lora_alpha"]][0])
+    return alphas
 
 
-def _find(module: str, known: list[str], path: Path) -> str:
-    """The network's name of a file's module: the whole name, its ending, or with kohya's underscores for dots."""
+def _match(module: str, known: list[str], path: Path) -> str:
+    """Name in the network of a file's module: the same name, one that ends so, or one with kohya's underscores for dots."""
     inner = re.sub(r"^(base_model\.model\.|unet\.|transformer\.)", "", module)
     flat = re.sub(r"^lora_(unet|transformer)_", "", module)
-    fits = [name for name in known if name == module] or [
+    matches = [name for name in known if name == module] or [
         name
         for name in known
         if name == inner or name.endswith(f".{inner}") or re.fullmatch(rf"(.*_)?{re.escape(flat)}", _flat(name))
     ]
-    if len(fits) != 1:
-        raise ValueError(f"model.consistency: {path} belongs to another network; it changes {module}, which this one has not")
-    return fits[0]
+    if len(matches) != 1:
+        raise ValueError(
+            f"model.consistency: {path} belongs to another network; it changes {module}, which this one does not have"
+        )
+    return matches[0]
 
 
 def _flat(name: str) -> str:

@@ -1,12 +1,14 @@
-"""From a recipe to what it describes: its model, its rewards, its run. Whatever does not fit is a `UserError` of one line."""
+"""Building from a recipe: its model, its rewards, its run. Parts that do not fit are a `UserError` of one line."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from scoreaction.algorithms._learner import Algorithm
 from scoreaction.errors import UserError
@@ -14,33 +16,50 @@ from scoreaction.networks.model import Model
 from scoreaction.recipes.prompts import prompt_list
 from scoreaction.recipes.recipe import Block, Recipe, block_of, dump, numbered
 from scoreaction.recipes.text import KEYS, assign, parse_override
-from scoreaction.rewards import Reward
+from scoreaction.rewards import CountedReward, Reward, RewardError
+from scoreaction.rewards._images import check_range, is_images
 from scoreaction.rewards._weighted import Part, WeightedSum
 from scoreaction.training.finetuner import Finetuner
-from scoreaction.types import Conditions, RewardFunction, Values
-
-LOCAL = ("linear", "quadratic", "ink", "classifier", "legibility", "jpeg", "shapes", "shapes_scorer")
-"""Our rewards that answer at once, on this machine."""
+from scoreaction.types import Prompts, RewardFunction, Values
 
 
-def _made(block: Block, key: str) -> Any:
-    """What a block builds; its refusals are the user's errors."""
+@dataclass(frozen=True)
+class Scorer:
+    """A reward of a recipe: the key of its block, the block and what it builds."""
+
+    key: str
+    block: Block
+    reward: RewardFunction
+
+
+def build_block(block: Block, key: str) -> Any:
+    """The model or reward of a block. UserError, with its key or that of the wrong setting, where it refuses."""
     try:
         return block.module.build(block.config)
     except ImportError as error:
         package = (error.name or str(error)).partition(".")[0]
         raise UserError(f'{key}: {block.name} needs the package {package}: pip install "scoreaction[all]"') from error
     except (ValueError, OSError) as error:
-        raise UserError(named(str(error), key)) from error
+        raise UserError(keyed(str(error), key, block)) from error
     except Exception as error:
         if "." not in block.name:
             raise
         raise UserError(f"{key}: build of {block.name} raised {type(error).__name__}: {error}") from error
 
 
-def _part(block: Block, key: str) -> Part:
-    assert block.share is not None
-    return Part(_made(block, key), weight=block.share.weight, normalise=block.share.normalise)
+def _scorers(recipe: Recipe) -> tuple[list[Scorer], list[Scorer]]:
+    """The rewards that are trained on and those that are held out."""
+    keys = ["reward"] if isinstance(recipe.reward, Block) else [f"reward.{i}" for i in range(len(recipe.reward))]
+    trained = dict(zip(keys, recipe.rewards, strict=True))
+    held_out = {f"evaluation.held_out.{i}": block for i, block in enumerate(recipe.held_out)}
+    first, second = ([Scorer(k, b, build_block(b, k)) for k, b in blocks.items()] for blocks in (trained, held_out))
+    return first, second
+
+
+def _total(scorers: list[Scorer]) -> RewardFunction:
+    """The one reward, or the weighted sum of those that have a share."""
+    parts = [Part(s.reward, weight=s.block.share.weight, normalise=s.block.share.normalise) for s in scorers if s.block.share]
+    return WeightedSum(parts) if parts else scorers[0].reward
 
 
 def build_reward(name: str, overrides: Sequence[str]) -> RewardFunction:
@@ -49,7 +68,7 @@ def build_reward(name: str, overrides: Sequence[str]) -> RewardFunction:
     for text in overrides:
         key, value = parse_override(text)
         assign(values, ["reward", *key], value)
-    return _made(block_of("reward", values["reward"], ("reward",)), "reward")
+    return build_block(block_of("reward", values["reward"], ("reward",)), "reward")
 
 
 def named(message: str, key: str) -> str:
@@ -58,92 +77,113 @@ def named(message: str, key: str) -> str:
     return message if first in KEYS or message.startswith("--") else f"{key}: {message}"
 
 
+def keyed(message: str, key: str, block: Block) -> str:
+    """The message with the block's key in front, or with that of the setting it begins with."""
+    setting = message.partition(":")[0].strip()
+    return f"{key}.{message}" if setting in type(block.config).model_fields else named(message, key)
+
+
 def build_parts(values: Values) -> tuple[Model, RewardFunction]:
     """The model and the single reward of a recipe's values. UserError where they cannot be built."""
-    return _made(block_of("model", values["model"], ("model",)), "model"), _made(
-        block_of("reward", values["reward"], ("reward",)), "reward"
-    )
+    model, reward = block_of("model", values["model"], ("model",)), block_of("reward", values["reward"], ("reward",))
+    return build_block(model, "model"), build_block(reward, "reward")
 
 
 def build_model(recipe: Recipe) -> Model:
     """The recipe's model, as it is before training. UserError where prompts or device do not fit it."""
     with torch.random.fork_rng(devices=[]):  # a run's networks begin the same whatever was drawn before
         torch.manual_seed(recipe.train.seed)
-        model: Model = _made(recipe.model, "model")
+        model: Model = build_block(recipe.model, "model")
     if recipe.prompts is not None and model.encode is None:
         raise UserError(f"prompts: the model {recipe.model.name} takes no prompts; leave them out (prompts: null)")
-    _check_device(recipe.train.device)
+    if recipe.train.device != "auto":
+        check_device(recipe.train.device, key="train.device")
     return model
 
 
-def _unasked(samples: torch.Tensor, conditions: Conditions) -> torch.Tensor:
+def algorithm_of(recipe: Recipe) -> Algorithm:
+    """The recipe's algorithm; UserError for a class that is none."""
+    config = recipe.algorithm.config
+    if not isinstance(config, Algorithm):
+        raise UserError(f"algorithm.name: Config of {recipe.algorithm.name} must derive from scoreaction.algorithms.Algorithm")
+    return config
+
+
+def _no_reward(samples: Tensor, prompts: Prompts) -> Tensor:
     raise RuntimeError("this run was built to draw from, without its rewards")
 
 
-def build(recipe: Recipe, output: str | Path | None = None, *, judged: bool = True) -> Finetuner:
+def build(recipe: Recipe, output: str | Path | None = None, *, rewards: bool = True) -> Finetuner:
     """The run that a recipe describes. UserError where its parts do not fit one another, with the remedy.
 
-    Not judged: a run to draw from, which needs none of its rewards' weights.
+    rewards False: a run to draw from, which needs none of its rewards' weights.
     """
-    reward: RewardFunction = Reward(_unasked, differentiable=True)
-    held_out = [reward for _ in recipe.held_out]
-    if judged:
-        if isinstance(recipe.reward, Block):
-            reward = _made(recipe.reward, "reward")
-        else:
-            reward = WeightedSum([_part(block, f"reward.{i}") for i, block in enumerate(recipe.reward)])
-        held_out = [_made(block, f"evaluation.held_out.{i}") for i, block in enumerate(recipe.held_out)]
-    model = build_model(recipe)  # after the rewards: what they lack is said before gigabytes of model are fetched
-    algorithm = recipe.algorithm.config
-    if not isinstance(algorithm, Algorithm):
-        raise UserError(f"algorithm.name: Config of {recipe.algorithm.name} is no scoreaction.algorithms._learner.Algorithm")
+    reward: RewardFunction = Reward(_no_reward, differentiable=True)
+    names = list(numbered(block.name for block in recipe.held_out))
+    held_out = dict.fromkeys(names, reward)
+    trained, only_measured = _scorers(recipe) if rewards else ([], [])
+    if rewards:
+        reward = _total(trained)
+        held_out = dict(zip(names, (scorer.reward for scorer in only_measured), strict=True))
+    model = build_model(recipe)  # after the rewards: what they lack is named before gigabytes of model are fetched
     try:
         tuner = Finetuner(
             model,
             reward=reward,
-            algorithm=algorithm,
+            algorithm=algorithm_of(recipe),
             sampler=recipe.sampler,
             train=recipe.train,
             prompts=prompt_list(recipe.prompts),
             output=output,
             evaluation=recipe.evaluation,
-            held_out=dict(zip(numbered(block.name for block in recipe.held_out), held_out, strict=True)),
+            held_out=held_out,
             recipe=dump(recipe),
             online=recipe.online,
         )
     except ValueError as error:
         raise UserError(named(str(error), "recipe")) from error
-    if judged:
-        _probe(tuner, recipe)
+    online = recipe.online is not None
+    free = [s for s in trained if _free(s.block, oracle=online)] + [s for s in only_measured if _free(s.block, oracle=False)]
+    _probe(tuner, recipe, free)
     return tuner
 
 
-def _check_device(name: str) -> None:
-    if name == "auto":
-        return
+def check_device(name: str, *, key: str) -> None:
+    """Raises UserError unless tensors with numbers can be made on the device."""
     try:
         float(torch.zeros((), device=name))  # meta makes tensors, and holds no numbers
     except (RuntimeError, AssertionError, NotImplementedError) as error:
-        raise UserError(f"train.device: {name!r} cannot be used here; take auto, cpu or, with a GPU, cuda") from error
+        raise UserError(f"{key}: {name!r} cannot be used here; take auto, cpu or, with a GPU, cuda") from error
 
 
-def _probe(tuner: Finetuner, recipe: Recipe) -> None:
-    """Asks our own rewards, which refuse samples of the wrong kind with a ValueError, before anything is run."""
-    model, prompts = tuner.model, None if tuner.prompts is None else tuner.prompts[:1] * 2
-    asked: dict[str, RewardFunction] = {}
-    if isinstance(recipe.reward, Block):
-        if recipe.reward.name in LOCAL:
-            asked["reward"] = tuner.reward.reward
-    elif isinstance(tuner.reward.reward, WeightedSum):
-        parts = zip(recipe.reward, tuner.reward.reward.parts, strict=True)
-        asked = {f"reward.{i}": part.reward for i, (block, part) in enumerate(parts) if block.name in LOCAL}
-    for i, (block, judge) in enumerate(zip(recipe.held_out, tuner.held_out.values(), strict=True)):
-        if block.name in LOCAL:
-            asked[f"evaluation.held_out.{i}"] = judge.reward
-    with torch.no_grad():
-        samples = model.decode(torch.zeros(2, *model.shape, device=model.device)) if asked else torch.zeros(2)
-        for key, reward in asked.items():
+def _free(block: Block, *, oracle: bool) -> bool:
+    """True where a reward may be probed: by the PROBE of its file, else wherever it is not an oracle."""
+    return not oracle if block.traits.probe is None else block.traits.probe
+
+
+def _probe(tuner: Finetuner, recipe: Recipe, scorers: Sequence[Scorer]) -> None:
+    """Scores two samples of noise with each reward: one that does not fit is refused before anything is written."""
+    if not scorers:
+        return
+    model, prompts = tuner.model, None if tuner.prompts is None else (tuner.prompts * 2)[:2]
+    noise = torch.randn(2, *model.shape, generator=torch.Generator().manual_seed(0)).to(model.device)
+    with torch.no_grad(), torch.random.fork_rng(devices=[]):
+        samples = model.decode(noise)
+        if is_images(samples):
+            check_range(samples, where=f"model: the decode= of {recipe.model.name}")
+        for scorer in scorers:
             try:
-                reward(samples, prompts)
-            except ValueError as error:
-                raise UserError(f"{key}: does not fit the model {recipe.model.name}: {error}") from error
+                CountedReward(scorer.reward, name=scorer.key).probe(samples, prompts)
+            except RewardError as error:
+                raise UserError(_misfit(error, scorer, recipe.model.name)) from error
+
+
+def _misfit(error: RewardError, scorer: Scorer, model: str) -> str:
+    """The line for a reward that refused or failed at the probe: with the key of its setting where it names one."""
+    message = str(error).removeprefix(f"{scorer.key}: ")
+    name = scorer.block.name
+    refusal = message.removeprefix("raised ValueError: ").removeprefix(f"reward {name}: ")
+    setting = keyed(refusal, scorer.key, scorer.block)
+    return (
+        setting if setting.startswith(f"{scorer.key}.") else f"{scorer.key}: {name} does not fit the model {model}: {refusal}"
+    )

@@ -13,12 +13,12 @@ from scoreaction.types import Prompt
 from scoreaction.yaml_text import read_text
 
 PromptValue = str | dict[str, Any]
-"""A text, or a mapping with `prompt`, perhaps `weight`, and whatever else a reward wants to know of it."""
+"""A text, or a mapping with `prompt`, perhaps `weight`, and metadata for a reward."""
 EXAMPLE = '{"prompt": "a cat", "weight": 2}'
 
 
 def read_prompts(value: Any, folder: Path) -> str | list[PromptValue] | None:
-    """null; a shipped set by name; a file, also looked for in `folder`; or a list.
+    """Prompts as a recipe has them: null, a shipped set by name, a file (also looked for in `folder`), or a list.
 
     What a file holds is kept, so that runs stand alone. UserError for whatever is wrong.
     """
@@ -37,7 +37,7 @@ def read_prompts(value: Any, folder: Path) -> str | list[PromptValue] | None:
 
 
 def prompt_list(prompts: str | list[PromptValue] | None) -> list[str] | None:
-    """The prompts themselves: plain texts, or a `Prompt` where there is more to say of it.
+    """The prompts themselves: plain texts, or a `Prompt` with weight and metadata.
 
     >>> prompt_list(["a cat", {"prompt": "two cats", "count": 2}])[1].metadata
     {'count': 2}
@@ -60,12 +60,12 @@ def _lines(path: Path) -> list[str]:
 
 def _file(path: Path) -> list[PromptValue]:
     """A prompt a line; in a .jsonl file a JSON text or object a line."""
-    found: list[PromptValue] = []
+    prompts: list[PromptValue] = []
     for number, line in enumerate(read_text(path).splitlines(), start=1):
         if not line.strip():
             continue
         if path.suffix != ".jsonl":
-            found.append(line.strip())
+            prompts.append(line.strip())
             continue
         try:
             value = json.loads(line)
@@ -73,10 +73,10 @@ def _file(path: Path) -> list[PromptValue]:
             raise UserError(
                 f"prompts: {path} line {number}: not JSON; write an object such as {EXAMPLE} on each line"
             ) from error
-        found.append(_checked(value, f"prompts: {path} line {number}"))
-    if not found:
+        prompts.append(_checked(value, f"prompts: {path} line {number}"))
+    if not prompts:
         raise UserError(f"prompts: {path} holds no prompt; write one a line")
-    return _drawable(found, f"prompts: {path}")
+    return _drawable(prompts, f"prompts: {path}")
 
 
 def _checked(value: Any, where: str) -> PromptValue:

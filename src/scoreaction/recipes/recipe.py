@@ -1,4 +1,4 @@
-"""Recipes: what a run is made of, read from YAML and overrides, and checked key by key.
+"""Recipes: the parts of a run, read from YAML and overrides, and checked key by key.
 
 Values come from, each over the one before: the defaults in the code, the model's `DEFAULTS`, the recipe file, the
 overrides. Whatever is wrong is a `UserError`: one line that names the dotted key.
@@ -20,8 +20,10 @@ from scoreaction.catalog import Kind
 from scoreaction.errors import UserError
 from scoreaction.recipes.prompts import PromptValue, read_prompts
 from scoreaction.recipes.text import KEYS, assign, parse_override, read_recipe
+from scoreaction.recipes.traits import Traits, traits_of
 from scoreaction.recipes.validation import Key, check, check_finite, dotted, fields_of, refuse_unknown
 from scoreaction.sampling.rollout import Sampler
+from scoreaction.training.best_weights import check_metric
 from scoreaction.training.distillation import Distill
 from scoreaction.training.evaluation import Evaluation
 from scoreaction.training.online import Online
@@ -31,7 +33,7 @@ from scoreaction.yaml_text import dump_yaml
 
 
 class Share(BaseModel):
-    """A reward's share of a sum: its weight, after it was brought to mean 0 and deviation 1 with `normalise`."""
+    """A reward's share of a sum: its weight; `normalise` first brings it to mean 0 and deviation 1."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
     weight: float = 1.0
@@ -44,6 +46,7 @@ class Block:
 
     name: str
     module: ModuleType
+    traits: Traits
     config: BaseModel
     share: Share | None = None
 
@@ -62,7 +65,7 @@ class EarlyStop(BaseModel):
 
 
 class Recipe(BaseModel):
-    """What a run is made of, resolved: every key has its value."""
+    """The parts of a run, resolved: every key has its value."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", arbitrary_types_allowed=True)
     model: Block
@@ -114,20 +117,23 @@ def load_recipe(name_or_path: str, overrides: Sequence[str] = ()) -> Recipe:
     0.2
     """
     values, folder = read_recipe(name_or_path)
-    beta = _beta(values)
+    beta = _algorithm_beta(values)
     assignments = [parse_override(text) for text in overrides]
     for key, value in sorted(assignments, key=lambda pair: pair[0][-1] != "name"):  # names first: they say what is known
         assign(values, key, value)
-    if beta and _beta(values) is None and isinstance(values.setdefault("evaluation", {}), dict):
-        values["evaluation"].setdefault(
-            "beta", beta
-        )  # the optimum of the recipe stays what an algorithm without beta is held to
+    if beta and _algorithm_beta(values) is None and isinstance(values.setdefault("evaluation", {}), dict):
+        values["evaluation"].setdefault("beta", beta)  # an algorithm without beta is measured against the recipe's optimum
     return resolve(values, folder=folder)
 
 
-def _beta(values: Values) -> Any:
+def _algorithm_beta(values: Values) -> Any:
     algorithm = values.get("algorithm")
     return algorithm.get("beta") if isinstance(algorithm, dict) else None
+
+
+def optimum_beta(recipe: Recipe) -> float | None:
+    """The beta of the optimum that a recipe's run is measured against: `evaluation.beta`, else the algorithm's own."""
+    return recipe.evaluation.beta or recipe.algorithm.dump().get("beta")
 
 
 def dump(recipe: Recipe) -> str:
@@ -153,31 +159,37 @@ def resolve(values: Values, *, folder: Path = Path()) -> Recipe:
         if values.get(key) is None:
             raise UserError(f"{key}: is required, for example {key}: {{name: {next(iter(catalog.files(key)), 'x')}}}")
     model = block_of("model", values["model"], ("model",))
-    defaults = copy.deepcopy(vars(model.module).get("DEFAULTS", {}))
+    defaults = copy.deepcopy(model.traits.defaults)
     sections = {name: _overlay(defaults.get(name), values.get(name), name) for name in ("sampler", "train", "evaluation")}
     held_out = _rewards(sections["evaluation"].pop("held_out", None) or [], ("evaluation", "held_out"))
+    train = check(Train, sections["train"], ("train",))
     stop, online = values.get("early_stop"), values.get("online")
+    early_stop = None if stop is None else check(EarlyStop, stop, ("early_stop",))
+    stops_by = None if early_stop is None else early_stop.metric
+    for key, metric in (("train.select", train.select), ("early_stop.metric", stops_by)):
+        check_metric(metric, numbered(block.name for block in held_out), key=key)
     return Recipe(
         model=model,
         reward=_rewards(values["reward"], ("reward",)) if isinstance(values["reward"], list) else _one_reward(values["reward"]),
         algorithm=_algorithm(values["algorithm"], defaults.get("algorithm", {})),
         sampler=check(Sampler, sections["sampler"], ("sampler",)),
-        train=check(Train, sections["train"], ("train",)),
+        train=train,
         prompts=read_prompts(values["prompts"] if "prompts" in values else defaults.get("prompts"), folder),
         evaluation=check(Evaluation, sections["evaluation"], ("evaluation",)),
         held_out=held_out,
-        early_stop=None if stop is None else check(EarlyStop, stop, ("early_stop",)),
+        early_stop=early_stop,
         online=None if online is None else check(Online, online, ("online",)),
         distill=None if values.get("distill") is None else distill_settings(model, values["distill"]),
     )
 
 
-def distill_settings(model: Block, given: Any = None) -> Distill:
-    """How a consistency model of this model is made: the settings given, over those that suit the model."""
-    return check(Distill, _overlay(vars(model.module).get("DEFAULTS", {}).get("distill"), given, "distill"), ("distill",))
+def distill_settings(model: Block, changes: Any = None) -> Distill:
+    """The settings for a consistency model of this model: those that suit the model, with changes."""
+    return check(Distill, _overlay(model.traits.defaults.get("distill"), changes, "distill"), ("distill",))
 
 
 def _overlay(below: Values | None, above: Any, key: str) -> Values:
+    """The settings below with those above over them."""
     if not isinstance(above, dict | None):
         raise UserError(f"{key}: must be a mapping of settings (got {above!r})")
     return {**(below or {}), **(above or {})}
@@ -191,8 +203,9 @@ def block_of(kind: Kind, values: Any, at: Key, *, weighted: bool = False) -> Blo
         raise UserError(f"{dotted(at)}: must be a mapping with a name, for example {{name: {next(iter(catalog.files(kind)))}}}")
     name, settings = values["name"], {key: value for key, value in values.items() if key != "name"}
     module = catalog.find(kind, name, key=dotted((*at, "name")))
+    traits = traits_of(module, key=dotted((*at, "name")))
     share = check(Share, {key: settings.pop(key) for key in Share.model_fields if key in settings}, at) if weighted else None
-    return Block(name, module, check(module.Config, settings, at, name=name), share)
+    return Block(name, module, traits, check(module.Config, settings, at, name=name), share)
 
 
 def _one_reward(values: Any) -> Block:
@@ -216,8 +229,8 @@ def _algorithm(values: Any, defaults: Values) -> Block:
     name = values.get("name") if isinstance(values, dict) else values
     if isinstance(name, str):
         known = fields_of(catalog.find("algorithm", name, key="algorithm.name").Config)
-        given = values if isinstance(values, dict) else {"name": name}
-        values = {**{key: value for key, value in defaults.items() if key in known}, **given}
+        own = values if isinstance(values, dict) else {"name": name}
+        values = {**{key: value for key, value in defaults.items() if key in known}, **own}
     return block_of("algorithm", values, ("algorithm",))
 
 

@@ -1,4 +1,4 @@
-"""The way back from a saved run or tuner to a model that samples."""
+"""Loading a saved run or tuner as a model that samples."""
 
 from __future__ import annotations
 
@@ -26,6 +26,6 @@ def load(path: str | Path, *, net: nn.Module | Model | None = None) -> Model:
     recipe = folder / "recipe.yaml"
     if not recipe.is_file():
         return load_described(folder, net)
-    model = build(load_recipe(str(recipe)), judged=False).model
+    model = build(load_recipe(str(recipe)), rewards=False).model
     load_weights(model, folder)
     return model

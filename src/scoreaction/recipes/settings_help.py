@@ -1,4 +1,4 @@
-"""What settings there are: the keys of a class with what they take and their defaults, as text."""
+"""Settings as text: the keys of a class with the values that they take and their defaults."""
 
 from __future__ import annotations
 
@@ -10,13 +10,13 @@ from pydantic import BaseModel
 from pydantic.errors import PydanticInvalidForJsonSchema
 
 
-def explained(config: type[BaseModel]) -> str:
-    """A class's settings: what its docstring says of them, and a line for each with its default and what it takes.
+def settings_table(config: type[BaseModel]) -> str:
+    """A class's settings: the text of its docstring, and a line for each with its default and the values it takes.
 
     >>> class Config(BaseModel):
     ...     '''scale: by which it is multiplied.'''
     ...     scale: float = 1.0
-    >>> print(explained(Config))
+    >>> print(settings_table(Config))
     scale: by which it is multiplied.
     <BLANKLINE>
     key    default  takes
@@ -40,7 +40,7 @@ def explained(config: type[BaseModel]) -> str:
 
 
 def _takes(field: dict[str, Any], schema: dict[str, Any]) -> str:
-    """What a JSON schema's field admits, in words."""
+    """The values that a JSON schema's field admits, in words."""
     if "anyOf" in field:
         return " or ".join(dict.fromkeys(_takes(part, schema) for part in field["anyOf"]))
     if "$ref" in field:

@@ -1,4 +1,4 @@
-"""The text of recipes: safe YAML, files and shipped names, and `key=value` overrides; what they say is not checked here."""
+"""The text of recipes: safe YAML, files and shipped names, and `key=value` overrides; values are not checked here."""
 
 from __future__ import annotations
 

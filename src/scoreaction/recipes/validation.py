@@ -1,9 +1,10 @@
-"""Checking values against a pydantic class, with every fault said in one line that names the dotted key."""
+"""Checks of values against a pydantic class; every fault is one line that names the dotted key."""
 
 from __future__ import annotations
 
 import json
 import math
+import re
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, TypeVar, get_args
 
@@ -22,7 +23,7 @@ def dotted(key: Iterable[str | int]) -> str:
 
 
 def fields_of(config: type[BaseModel]) -> list[str]:
-    """The settings a class knows."""
+    """Names of a class's settings."""
     return list(config.model_fields)
 
 
@@ -41,11 +42,11 @@ def check(config: type[C], values: Any, at: Key, *, name: str | None = None) -> 
     try:
         return config.model_validate_json(json.dumps(values, default=str), strict=True)
     except ValidationError as error:
-        raise UserError(explained(error, config, values, at)) from error
+        raise UserError(fault_line(error, config, values, at)) from error
 
 
 def check_finite(value: Any, at: Key) -> None:
-    """No number of a recipe is infinite or undefined."""
+    """Raises UserError for a number that is infinite or undefined."""
     if isinstance(value, dict):
         for key, inner in value.items():
             check_finite(inner, (*at, key))
@@ -57,7 +58,7 @@ def check_finite(value: Any, at: Key) -> None:
 
 
 def refuse_unknown(values: Values, known: Sequence[str], *, sections: Mapping[str, type[BaseModel]]) -> None:
-    """The first key that is not among the known; one that belongs into a section is told so."""
+    """Raises UserError for the first key that is not known, with the section that it belongs to."""
     for key in values:
         if key in known:
             continue
@@ -67,7 +68,7 @@ def refuse_unknown(values: Values, known: Sequence[str], *, sections: Mapping[st
         raise UserError(f"{key}: unknown key; {f'did you mean {home}.{key}?' if home else nearest(key, known)}")
 
 
-def explained(error: ValidationError, config: type[BaseModel], values: Values, at: Key) -> str:
+def fault_line(error: ValidationError, config: type[BaseModel], values: Values, at: Key) -> str:
     """The first fault in one line, unknown keys before others."""
     faults = error.errors(include_url=False)
     unknown = next((fault for fault in faults if fault["type"] == "extra_forbidden"), None)
@@ -77,9 +78,12 @@ def explained(error: ValidationError, config: type[BaseModel], values: Values, a
     if faults[0]["type"] == "missing":
         return f"{dotted((*at, *key))}: is required"
     same = [fault for fault in faults if _place(fault["loc"], values) == key]
-    said = ", or ".join(dict.fromkeys(_said(fault["msg"]) for fault in same))
-    given = "" if not key or faults[0]["type"] in ("value_error", "assertion_error") else f" (got {_short(faults[0]['input'])})"
-    return f"{dotted((*at, *key))}: {said}{given}"
+    problems = ", or ".join(dict.fromkeys(plain(fault["msg"]) for fault in same))
+    value = "" if not key or faults[0]["type"] in ("value_error", "assertion_error") else f" (got {_short(faults[0]['input'])})"
+    setting = problems.partition(":")[0]
+    if not key and setting in config.model_fields:  # a check of several settings names the one that is wrong
+        return f"{dotted(at)}.{problems}"
+    return f"{dotted((*at, *key))}: {problems}{value}"
 
 
 def _unknown(config: type[BaseModel], loc: Key, at: Key) -> str:
@@ -107,9 +111,14 @@ def _place(loc: Key, values: Any, *, missing: bool = False) -> Key:
     return tuple(place)
 
 
-def _said(message: str) -> str:
+def plain(message: str) -> str:
+    """A message of pydantic in our words.
+
+    >>> plain("List should have at least 1 item after validation, not 0")
+    'must have at least 1 item'
+    """
     message = message.removeprefix("Value error, ").removeprefix("Assertion failed, ")
-    return message.replace("Input should be", "must be").replace("Input should have", "must have")
+    return re.sub(r"^[A-Z]\w+ should ", "must ", message).partition(" after validation, not ")[0]
 
 
 def _short(value: Any) -> str:

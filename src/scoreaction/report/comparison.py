@@ -16,7 +16,7 @@ from scoreaction.report.parts import (
     Picture,
     about,
     change,
-    described,
+    description_of,
     exact_laws,
     objectives,
     picture,
@@ -30,18 +30,18 @@ def comparison_part(folder: Path) -> Part:
     """The section about a comparison."""
     from scoreaction.report.figures import comparison_figures
 
-    found = json.loads((folder / "comparison.json").read_text(encoding="utf-8"))
-    first = folder / found["runs"][0]["folder"]
-    values, text = described(first)
-    several = len(found["seeds"]) > 1
+    comparison = json.loads((folder / "comparison.json").read_text(encoding="utf-8"))
+    first = folder / comparison["runs"][0]["folder"]
+    values, text = description_of(first)
+    several = len(comparison["seeds"]) > 1
     part = Part(
-        title=f"Comparison on {Path(found['recipe']).stem}: {', '.join(group['label'] for group in found['groups'])}",
-        headline=comparison_headline(found, values),
+        title=f"Comparison on {Path(comparison['recipe']).stem}: {', '.join(group['label'] for group in comparison['groups'])}",
+        headline=comparison_headline(comparison, values),
         recipe=text,
         recipe_of="its first run",
     )
-    part.tables.append(_comparison_table(found))
-    part.pictures.append(_panels(folder, found))
+    part.tables.append(_comparison_table(comparison))
+    part.pictures.append(_panels(folder, comparison))
     band = " Bands: one standard error over seeds." if several else " One seed each, so there is no band."
     captions = {
         "reward": "Higher is better; further left is cheaper." + band,
@@ -50,20 +50,20 @@ def comparison_part(folder: Path) -> Part:
         "reward_kl": "Thin lines: the way during training; dots: the end, as measured. Up and to the left is better.",
     }
     titles = {"reward": "Reward", "kl": "KL", "reward_seconds": "Reward against time", "reward_kl": "Reward against KL"}
-    for name, figure in comparison_figures(found, folder).items():
+    for name, figure in comparison_figures(comparison, folder).items():
         title = titles.get(name, name.capitalize())
         caption = captions.get(name, "During training, on its own samples." + band)
         part.pictures.append(picture(title, caption, figure, wide=False))
-    part.pictures += _frontiers(found)
+    part.pictures += _frontiers(comparison)
     return part
 
 
-def _frontiers(found: Values) -> list[Picture]:
-    """What each way pays for its reward, where a setting was swept."""
+def _frontiers(comparison: Values) -> list[Picture]:
+    """Price of the reward for each algorithm, where a setting was swept."""
     from scoreaction.report.frontiers import frontier_figures
 
-    setting = (found["sweep"] or "").partition("=")[0]
-    bars = "bars: one standard error over seeds" if len(found["seeds"]) > 1 else "one seed each, so there are no bars"
+    setting = (comparison["sweep"] or "").partition("=")[0]
+    bars = "bars: one standard error over seeds" if len(comparison["seeds"]) > 1 else "one seed each, so there are no bars"
     caption = (
         f"A point is the end of training at one {setting}, which stands beside it; a line joins those of one algorithm; {bars}."
     )
@@ -71,58 +71,60 @@ def _frontiers(found: Values) -> list[Picture]:
         picture(
             f"Reward against {name.removeprefix('frontier_').replace('kl', 'KL')}: the frontier", caption, figure, wide=False
         )
-        for name, figure in frontier_figures(found).items()
+        for name, figure in frontier_figures(comparison).items()
     ]
 
 
-def comparison_headline(found: Values, values: Values) -> list[str]:
-    """Who reached what, in plain words."""
-    seeds = len(found["seeds"])
-    said = [
-        f"{len(found['groups'])} ways to fine-tune the model {values['model']['name']} on the reward {reward_name(values)},"
-        f" with the same number of iterations and samples each, {seeds} seed{'s' if seeds > 1 else ''}.",
+def comparison_headline(comparison: Values, values: Values) -> list[str]:
+    """Sentences about the results of all, best first."""
+    seeds = len(comparison["seeds"])
+    sentences = [
+        f"{len(comparison['groups'])} methods fine-tune the model {values['model']['name']} on the reward"
+        f" {reward_name(values)}, with the same number of iterations and samples each, {seeds} seed{'s' if seeds > 1 else ''}.",
         *(text for text in [about(values)] if text),
     ]
-    exact = all("distance_to_optimum" in group["mean"] for group in found["groups"])
+    exact = all("distance_to_optimum" in group["mean"] for group in comparison["groups"])
     key, sign = ("distance_to_optimum", 1) if exact else ("reward_tuned", -1)
-    said += [_said(group) for group in sorted(found["groups"], key=lambda group: sign * group["mean"][key])]
+    sentences += [_sentence(group) for group in sorted(comparison["groups"], key=lambda group: sign * group["mean"][key])]
     if exact:
-        mean = found["groups"][0]["mean"]
+        mean = comparison["groups"][0]["mean"]
         beta, reward, kl = mean["beta"], number(mean["optimum_reward"], 3), number(mean["optimum_kl_nats"], 3)
         oracle, floor = number(mean["distance_oracle"], 3), number(mean["distance_floor"], 3)
-        said.append(
+        sentences.append(
             f"For scale: the optimum, where reward - {beta:g} x KL is highest, has reward {reward} at a KL of {kl} nats; the"
             f" exact optimal policy is at distance {oracle} with this sampler, and {floor} is the smallest that can be told"
             " from perfect."
         )
-    return said
+    return sentences
 
 
-def _said(group: Values) -> str:
+def _sentence(group: Values) -> str:
     """A way's result in one sentence."""
     mean, error = group["mean"], group["standard_error"]
     rose = change(mean["reward_base"], mean["reward_tuned"])
-    said = f"{group['label']}: reward {rose} at a KL of {number(mean['kl_nats'], 3)} nats"
+    sentence = f"{group['label']}: reward {rose} at a KL of {number(mean['kl_nats'], 3)} nats"
     if "distance_to_optimum" in mean:
-        said += f", distance to the optimum {with_error(mean['distance_to_optimum'], error.get('distance_to_optimum'), 3)}"
+        sentence += f", distance to the optimum {with_error(mean['distance_to_optimum'], error.get('distance_to_optimum'), 3)}"
     for key, value in mean.items():
         if key.startswith("held_out.") and key.endswith("_tuned"):
             before = mean[key.removesuffix("_tuned") + "_base"]
-            said += f", held-out {key.removeprefix('held_out.').removesuffix('_tuned')} {change(before, value)}"
-    said += f", in {mean['seconds']:.0f} seconds."
+            sentence += f", held-out {key.removeprefix('held_out.').removesuffix('_tuned')} {change(before, value)}"
+    sentence += f", in {mean['seconds']:.0f} seconds."
     if mean["kl_nats"] > 4 * mean.get("optimum_kl_nats", float("inf")):
-        said += " Its KL is far above the optimum's: it has left the data behind, and its reward is exploited rather than met."
-    return said
+        sentence += (
+            " Its KL is far above the optimum's: it has left the data behind, and its reward is exploited rather than met."
+        )
+    return sentence
 
 
-def _comparison_table(found: Values) -> Grid:
-    groups = found["groups"]
+def _comparison_table(comparison: Values) -> Grid:
+    groups = comparison["groups"]
     rows = [
         [
             key.removeprefix("held_out.").replace("_", " ").replace("kl nats", "KL (nats)"),
             *(with_error(group["mean"].get(key), group["standard_error"].get(key)) for group in groups),
         ]
-        for key in comparison_keys(found)
+        for key in comparison_keys(comparison)
     ]
     if all("distance_to_optimum" in group["mean"] for group in groups):
         values = [[number(value) for value in objectives(group["mean"])] for group in groups]
@@ -131,16 +133,18 @@ def _comparison_table(found: Values) -> Grid:
     return Grid("Results", caption, ["", *(group["label"] for group in groups)], rows)
 
 
-def _panels(folder: Path, found: Values) -> Picture:
+def _panels(folder: Path, comparison: Values) -> Picture:
     """The base model's samples and those of each way, first seed."""
     from scoreaction.report.figures import samples_figure
 
-    first = {group["label"]: next(r for r in found["runs"] if r["label"] == group["label"]) for group in found["groups"]}
+    first = {
+        group["label"]: next(r for r in comparison["runs"] if r["label"] == group["label"]) for group in comparison["groups"]
+    }
     panels: dict[str, NDArray[Any]] = {}
     laws: dict[str, Mixture | None] = {}
     for label, record in first.items():
         place = folder / record["folder"]
-        data, optimum = exact_laws(described(place)[0], record["summary"])
+        data, optimum = exact_laws(description_of(place)[0], record["summary"])
         base, tuned = samples_of(place, "base"), samples_of(place, "tuned")
         if base is not None and tuned is not None:
             panels.setdefault("before", base)

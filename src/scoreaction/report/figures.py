@@ -42,7 +42,7 @@ def new_figure(columns: int = 1, rows: int = 1, *, width: float = 4.6, height: f
 
 
 def is_pictures(samples: Array) -> bool:
-    """Whether these are images (n, 1 or 3, height, width)."""
+    """True for images (n, 1 or 3, height, width)."""
     return samples.ndim == 4 and samples.shape[1] in (1, 3)
 
 
@@ -139,7 +139,7 @@ def save_samples(path: Path, samples: Array, prompts: Sequence[str] | None) -> N
 
 
 def curve_keys(records: Sequence[Values]) -> list[str]:
-    """What is worth a curve: reward, KL, diversity and the held-out rewards."""
+    """Metrics that have a curve: reward, KL, diversity and the held-out rewards."""
     present = dict.fromkeys(key for record in records for key in record)
     return [key for key in ("reward_mean", "kl_nats", "diversity") if key in present] + [
         key for key in present if key.startswith("held_out.")
@@ -147,7 +147,7 @@ def curve_keys(records: Sequence[Values]) -> list[str]:
 
 
 def title_of(key: str) -> str:
-    """What a metric is called in a figure."""
+    """Title of a metric in a figure."""
     return TITLES.get(key, key.removeprefix("held_out.") + " (only measured)" if key.startswith("held_out.") else key)
 
 
@@ -171,9 +171,9 @@ def run_figure(records: Sequence[Values], summary: Values | None) -> Figure:
             label="by the proxy" if online else None,
         )
         if online:  # a round's queries are of the policy that the round began with
-            asked = [now for now, last in zip(records, [{}, *records], strict=False) if now["round"] != last.get("round")]
+            rounds = [now for now, last in zip(records, [{}, *records], strict=False) if now["round"] != last.get("round")]
             axis.plot(
-                *_series(asked, "model_evaluations", "oracle_mean"), "o", color=COLOURS[3], label="by the oracle, a round"
+                *_series(rounds, "model_evaluations", "oracle_mean"), "o", color=COLOURS[3], label="by the oracle, a round"
             )
             axis.legend(frameon=False)
         optimum = (summary or {}).get(known.get(key, ""))
@@ -201,15 +201,15 @@ def band(curves: Sequence[tuple[Array, Array]]) -> tuple[Array, Array, Array]:
     return grid, values.mean(0), error
 
 
-def comparison_figures(found: Values, folder: Path) -> dict[str, Figure]:
+def comparison_figures(comparison: Values, folder: Path) -> dict[str, Figure]:
     """By file name: each metric against model evaluations, reward against seconds, and reward against KL."""
     records = {
         group["label"]: [
             read_json_lines(folder / record["folder"] / "metrics.jsonl")
-            for record in found["runs"]
+            for record in comparison["runs"]
             if record["label"] == group["label"]
         ]
-        for group in found["groups"]
+        for group in comparison["groups"]
     }
     first = next(iter(records.values()))[0]
     figures = {}
@@ -217,7 +217,7 @@ def comparison_figures(found: Values, folder: Path) -> dict[str, Figure]:
         name = {"reward_mean": "reward", "kl_nats": "kl"}.get(key, key.removeprefix("held_out."))
         figures[name] = _bands(records, "model_evaluations", key, EVALUATIONS)
     figures["reward_seconds"] = _bands(records, "seconds", "reward_mean", "seconds of training")
-    figures["reward_kl"] = _frontier(found, records)
+    figures["reward_kl"] = _frontier(comparison, records)
     return figures
 
 
@@ -236,20 +236,20 @@ def _bands(records: dict[str, list[list[Values]]], x: str, y: str, xlabel: str) 
     return figure
 
 
-def _frontier(found: Values, records: dict[str, list[list[Values]]]) -> Figure:
+def _frontier(comparison: Values, records: dict[str, list[list[Values]]]) -> Figure:
     """The way each algorithm took through reward and KL, and where it ended."""
     figure, (axis,) = new_figure()
-    for colour, group in zip(COLOURS * 9, found["groups"], strict=False):
+    for colour, group in zip(COLOURS * 9, comparison["groups"], strict=False):
         for run in records[group["label"]]:
             kl, reward = (np.array([record[key] for record in run], dtype=float) for key in ("kl_nats", "reward_mean"))
             axis.plot(kl, reward, color=colour, alpha=0.25, linewidth=0.8)
         end = group["mean"]
         axis.plot(end["kl_nats"], end["reward_tuned"], "o", color=colour, label=group["label"])
-    ends = [group["mean"] for group in found["groups"] if "optimum_reward" in group["mean"]]
+    ends = [group["mean"] for group in comparison["groups"] if "optimum_reward" in group["mean"]]
     for kl, reward in sorted({(end["optimum_kl_nats"], end["optimum_reward"]) for end in ends}):
         axis.plot(kl, reward, "*", color="black", markersize=12, label="optimum", zorder=5)
     axis.set(xlabel="KL to the pretrained model (nats)", ylabel="reward")
-    squeeze(axis, "x", [group["mean"]["kl_nats"] for group in found["groups"]])
+    squeeze(axis, "x", [group["mean"]["kl_nats"] for group in comparison["groups"]])
     handles = dict(zip(*reversed(axis.get_legend_handles_labels()), strict=True))  # one entry a label
     axis.legend(handles.values(), handles.keys(), frameon=False)
     return figure

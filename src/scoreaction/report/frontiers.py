@@ -16,7 +16,7 @@ from scoreaction.types import Values
 
 @dataclass(frozen=True)
 class Price:
-    """What a frontier has on its horizontal axis: the figure's name there, where the base model is, and which way is better."""
+    """The horizontal axis of a frontier: the figure's name, the base model's key, and the better direction."""
 
     name: str
     key: str
@@ -41,12 +41,12 @@ def prices(groups: Sequence[Values]) -> list[Price]:
     return [price for price in known if all(price.key in group["mean"] for group in groups)]
 
 
-def frontier_figures(found: Values) -> dict[str, Figure]:
+def frontier_figures(comparison: Values) -> dict[str, Figure]:
     """`frontier_kl`, `frontier_diversity` and so on, by file name; none where nothing was swept."""
-    if not found["sweep"]:
+    if not comparison["sweep"]:
         return {}
-    setting = found["sweep"].partition("=")[0].rpartition(".")[2]
-    return {f"frontier_{price.name}": _frontier(found["groups"], price, setting) for price in prices(found["groups"])}
+    setting = comparison["sweep"].partition("=")[0].rpartition(".")[2]
+    return {f"frontier_{price.name}": _frontier(comparison["groups"], price, setting) for price in prices(comparison["groups"])}
 
 
 def line_of(groups: Sequence[Values], algorithm: str, key: str) -> list[tuple[str | None, float, float, float, float]]:
@@ -57,9 +57,9 @@ def line_of(groups: Sequence[Values], algorithm: str, key: str) -> list[tuple[st
     >>> line_of([group], "ddpo", "kl_nats")
     [('0.1', 2.0, 0.1, 1.0, 0.0)]
     """
-    mine = [group for group in groups if group["algorithm"] == algorithm]
+    own = [group for group in groups if group["algorithm"] == algorithm]
     points = []
-    for group in sorted(mine, key=lambda group: _order(group["value"])):
+    for group in sorted(own, key=lambda group: _order(group["value"])):
         mean, error = group["mean"], group["standard_error"]
         errors = [error.get(name) or 0.0 for name in (key, "reward_tuned")]
         points.append((group["value"], mean[key], errors[0], mean["reward_tuned"], errors[1]))
@@ -106,7 +106,7 @@ def _frontier(groups: Sequence[Values], price: Price, setting: str) -> Figure:
 
 
 def _optima(axis: Axes, groups: Sequence[Values]) -> None:
-    """Where the optimum is known: that of each beta. No policy is above the line through them."""
+    """The known optimum of each beta. No policy is above the line through them."""
     known = [group["mean"] for group in groups if "optimum_reward" in group["mean"]]
     optima = sorted({(round(mean["optimum_kl_nats"], 9), round(mean["optimum_reward"], 9)) for mean in known})
     if optima:

@@ -1,4 +1,4 @@
-"""The README of a run's model/ folder: what it is, how to load it, what it reached, its recipe and some samples."""
+"""The README of a run's model/ folder: how to load it, the figures it reached, its recipe and some samples."""
 
 from __future__ import annotations
 
@@ -9,11 +9,12 @@ from typing import Any
 import numpy as np
 import yaml
 
+from scoreaction.models import Card
 from scoreaction.recipes.recipe import Recipe, dump
-from scoreaction.report.numbers import number, with_error
+from scoreaction.report.figures import title_of
+from scoreaction.report.numbers import before_and_after, number, with_error
 from scoreaction.training.run_folder import RunFolder, write_whole
 
-LORA_FILE = "pytorch_lora_weights.safetensors"
 SHOWN = 16
 """Samples in the picture."""
 
@@ -26,8 +27,8 @@ def write_card(folder: Path, recipe: Recipe, figures: dict[str, Any]) -> Path:
     tuned = place.samples / "tuned.npz"
     picture = ""
     if tuned.is_file():
-        with np.load(tuned) as found:
-            samples, prompts = found["samples"][:SHOWN], found["prompts"][:SHOWN].tolist() if "prompts" in found else None
+        with np.load(tuned) as arrays:
+            samples, prompts = arrays["samples"][:SHOWN], arrays["prompts"][:SHOWN].tolist() if "prompts" in arrays else None
         if is_pictures(samples) and importlib.util.find_spec("matplotlib"):
             save_samples(place.model / "samples.png", samples, prompts)
             picture = "\n![samples of the tuned model](samples.png)\n"
@@ -39,20 +40,22 @@ def write_card(folder: Path, recipe: Recipe, figures: dict[str, Any]) -> Path:
 
 
 def _header(recipe: Recipe, model: Path) -> str:
-    """What the hub reads."""
-    values: dict[str, Any] = {"tags": ["scoreaction", recipe.algorithm.name]}
-    base = recipe.model.config.model_dump().get("path")
-    if recipe.model.name == "diffusers":
-        values = {"library_name": "diffusers", "base_model": base, **values}
-        if (model / LORA_FILE).is_file():
-            values["tags"].append("lora")
-    return yaml.safe_dump(values, sort_keys=False)
+    """The hub's part of the page."""
+    card = _card(recipe, model)
+    return yaml.safe_dump({**card.header, "tags": ["scoreaction", recipe.algorithm.name, *card.tags]}, sort_keys=False)
+
+
+def _card(recipe: Recipe, model: Path) -> Card:
+    """The model file's own card, or that of a model which only this package loads."""
+    if recipe.model.traits.card is not None:
+        return recipe.model.traits.card(recipe.model.config, model)
+    return Card({}, [], ["import scoreaction as sa", 'model = sa.load("this folder")'])
 
 
 def _body(recipe: Recipe, figures: dict[str, Any], model: Path) -> str:
     rewards = recipe.rewards
     judged = " + ".join(block.name for block in rewards)
-    rows = [f"| {_named(key)} | {_cell(figures, key, 'base')} | {_cell(figures, key, 'tuned')} |" for key in _measured(figures)]
+    rows = [f"| {title_of(key)} | {base} | {tuned} |" for key, base, tuned in before_and_after(figures)]
     table = ["| | base | tuned |", "| --- | --- | --- |", *rows]
     table.append(f"| KL to the base (nats) | 0 | {with_error(figures['kl_nats'], figures.get('kl_nats_se'))} |")
     lines = [
@@ -65,35 +68,11 @@ def _body(recipe: Recipe, figures: dict[str, Any], model: Path) -> str:
         "",
         *table,
         "",
-        *_loading(recipe, model),
+        "```python",
+        *_card(recipe, model).code,
+        "```",
     ]
     return "\n".join(lines) + "\n"
-
-
-def _measured(figures: dict[str, Any]) -> list[str]:
-    return [key.removesuffix("_base") for key in figures if key.endswith("_base")]
-
-
-def _named(key: str) -> str:
-    return f"{key.removeprefix('held_out.')} (only measured)" if key.startswith("held_out.") else key
-
-
-def _cell(figures: dict[str, Any], key: str, kind: str) -> str:
-    return with_error(figures.get(f"{key}_{kind}"), figures.get(f"{key}_{kind}_se"))
-
-
-def _loading(recipe: Recipe, model: Path) -> list[str]:
-    lines = ["```python"]
-    if recipe.model.name != "diffusers":
-        lines += ["import scoreaction as sa", 'model = sa.load("this folder")']
-    else:
-        lora = (model / LORA_FILE).is_file()
-        base = recipe.model.config.model_dump()["path"] if lora else "this folder"
-        # without a dtype its parts keep the ones they are stored in, which need not go together
-        loaded = f'DiffusionPipeline.from_pretrained("{base}", torch_dtype=torch.float32)'
-        lines += ["import torch", "from diffusers import DiffusionPipeline", f"pipeline = {loaded}"]
-        lines += ['pipeline.load_lora_weights("this folder")'] if lora else []
-    return [*lines, "```"]
 
 
 def _recipe(recipe: Recipe) -> str:

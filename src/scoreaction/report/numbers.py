@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-if TYPE_CHECKING:
-    pass
 from scoreaction.types import Values
 
 
@@ -29,9 +27,18 @@ def with_error(value: Any, error: Any, digits: int = 4) -> str:
     return f"{number(value, digits)} ± {number(error, 2)}" if error else number(value, digits)
 
 
-def comparison_keys(found: Values) -> list[str]:
+def before_and_after(figures: Values) -> list[list[str]]:
+    """Key, base and tuned, with standard errors, of everything that was measured on both."""
+    keys = [key.removesuffix("_base") for key in figures if key.endswith("_base")]
+    return [
+        [key, *(with_error(figures.get(f"{key}_{kind}"), figures.get(f"{key}_{kind}_se")) for kind in ("base", "tuned"))]
+        for key in keys
+    ]
+
+
+def comparison_keys(comparison: Values) -> list[str]:
     """The figures worth a column: those of the tuned model, KL, distances and costs."""
-    present = {key for group in found["groups"] for key in group["mean"]}
+    present = {key for group in comparison["groups"] for key in group["mean"]}
     held_out = sorted(k for k in present if k.startswith("held_out.") and k.endswith("_tuned"))
     wanted = ["reward_base", "reward_tuned", "kl_nats", "diversity_tuned", *held_out]
     wanted += ["distance_to_optimum", "distance_floor", "distance_oracle", "model_evaluations", "seconds"]

@@ -39,9 +39,9 @@ def write_report(folder: Path) -> Path:
     """
     import jinja2
 
-    found = found_in(folder)
+    folders = report_folders(folder)
     check_writable(folder, "RUN_OR_COMPARISON")
-    parts = [part_of(path) for path in found]
+    parts = [part_of(path) for path in folders]
     environment = jinja2.Environment(autoescape=True, trim_blocks=True, lstrip_blocks=True)
     template = environment.from_string((Path(__file__).parent / "report.html.jinja").read_text(encoding="utf-8"))
     title = parts[0].title if len(parts) == 1 else "Fine-tuning with scoreaction"
@@ -50,7 +50,7 @@ def write_report(folder: Path) -> Path:
     return path
 
 
-def found_in(folder: Path) -> list[Path]:
+def report_folders(folder: Path) -> list[Path]:
     """The folder itself where it is a run or a comparison, otherwise those of its folders that are."""
     if _reportable(folder):
         return [folder]

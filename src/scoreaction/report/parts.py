@@ -1,4 +1,4 @@
-"""What the report's sections are made of, and what a run's and a comparison's section share."""
+"""Parts of the report's sections, and functions that a run's and a comparison's section share."""
 
 from __future__ import annotations
 
@@ -67,15 +67,15 @@ def picture(title: str, caption: str, figure: Figure, *, wide: bool = True) -> P
 
 
 def display_name(kind: catalog.Kind, name: str) -> str:
-    """What a shelf's file calls itself: its first line up to the colon for algorithms, else its name."""
+    """Name for people: the first line of an algorithm's file up to the colon, else the name itself."""
     path = catalog.files(kind).get(name)
     if path is None or kind != "algorithm":
         return name
     return catalog.summary(path).partition(":")[0] or name
 
 
-def described(folder: Path) -> tuple[Values, str]:
-    """What a run was, as its recipe or settings say, and their text. Nothing in them is imported, so that any run is read."""
+def description_of(folder: Path) -> tuple[Values, str]:
+    """A run's recipe or settings, as values and as text. Nothing in them is imported, so that any run can be read."""
     path = RunFolder(folder).description
     text = read_text(path)
     values = parse_yaml(text, where=str(path))
@@ -104,12 +104,12 @@ def held_out_title(values: Values, name: str) -> str:
     if trained is None:
         return name
     own = {key: value for key, value in block.items() if value != trained.get(key)}
-    said = ", ".join(f"{key}: {str(value).lower() if isinstance(value, bool) else value}" for key, value in own.items())
-    return f"{name} ({said})" if said else name
+    differences = ", ".join(f"{key}: {str(value).lower() if isinstance(value, bool) else value}" for key, value in own.items())
+    return f"{name} ({differences})" if differences else name
 
 
 def about(values: Values) -> str:
-    """What the model and the rewards are, from the first lines of their files."""
+    """A sentence about the model and each reward, from the first lines of their files."""
     named: list[tuple[catalog.Kind, str]] = [("model", values["model"]["name"])]
     named += [("reward", block["name"]) for block in rewards_of(values)]
     paths = [(kind, name, catalog.files(kind).get(name)) for kind, name in named]

@@ -9,14 +9,14 @@ from numpy.typing import NDArray
 
 from scoreaction.errors import UserError
 from scoreaction.recipes.prompts import prompt_list
-from scoreaction.report.numbers import number, with_error
+from scoreaction.report.numbers import before_and_after, number, with_error
 from scoreaction.report.parts import (
     Grid,
     Part,
     Picture,
     about,
     change,
-    described,
+    description_of,
     display_name,
     exact_laws,
     held_out_title,
@@ -36,7 +36,7 @@ def run_part(folder: Path) -> Part:
     """The section about one run, finished or not."""
     from scoreaction.report.figures import run_figure
 
-    values, text = described(folder)
+    values, text = description_of(folder)
     records, summary = read_json_lines(RunFolder(folder).metrics_path), read_summary(folder)
     if not records:
         raise UserError(f"{folder}: no iteration is logged yet; train it first")
@@ -57,7 +57,7 @@ def run_part(folder: Path) -> Part:
 
 
 def run_headline(values: Values, records: list[Values], summary: Values | None) -> list[str]:
-    """What was trained and what came of it, in plain words."""
+    """Sentences about the training and its result."""
     model, reward = values["model"]["name"], reward_name(values)
     name = display_name("algorithm", values["algorithm"]["name"])
     parts = [text for text in [about(values)] if text]
@@ -69,36 +69,36 @@ def run_headline(values: Values, records: list[Values], summary: Values | None) 
             " The run is not finished, so nothing is measured yet.",
             *parts,
         ]
-    said = [
+    sentences = [
         f"{name} fine-tuned the model {model} on the reward {reward}. Its mean reward went"
         f" {change(summary['reward_base'], summary['reward_tuned'])}.",
         *parts,
     ]
     base, tuned = summary["diversity_base"], summary["diversity_tuned"]
     diverse = f", and its samples are {100 * tuned / base:.0f} % as diverse as before" if base else ""
-    said.append(f"For that it moved {number(summary['kl_nats'], 3)} nats (KL) away from the pretrained model{diverse}.")
+    sentences.append(f"For that it moved {number(summary['kl_nats'], 3)} nats (KL) away from the pretrained model{diverse}.")
     for key in [key for key in summary if key.startswith("held_out.") and key.endswith("_base")]:
         title = held_out_title(values, key.removeprefix("held_out.").removesuffix("_base"))
         after = summary[key.removesuffix("_base") + "_tuned"]
-        said.append(f"The held-out reward {title}, which was only measured, went {change(summary[key], after)}.")
+        sentences.append(f"The held-out reward {title}, which was only measured, went {change(summary[key], after)}.")
     if "selected_iteration" in summary:
-        said.append(
+        sentences.append(
             f"All of this is of the weights after iteration {summary['selected_iteration']}, the best by"
             f" {values['train']['select']}."
         )
     if "distance_to_optimum" in summary:
         goal, best = (number(value, 3) for value in objectives(summary))
-        said.append(f"What it maximises, reward - {summary['beta']:g} x KL, came to {goal}; the best possible is {best}.")
+        sentences.append(f"What it maximises, reward - {summary['beta']:g} x KL, came to {goal}; the best possible is {best}.")
         away, oracle, floor = (number(summary[f"distance_{name}"], 3) for name in ("to_optimum", "oracle", "floor"))
-        said.append(
+        sentences.append(
             f"Its samples are at distance {away} from the known optimum; the exact optimal policy reaches {oracle} with the"
             f" same sampler, and {floor} is the smallest that this many samples can show."
         )
-    said.append(
+    sentences.append(
         f"It took {summary['seconds']:.0f} seconds, {summary['reward_queries']:,} questions to the reward and"
         f" {summary['model_evaluations']:,} evaluations of the network."
     )
-    return said
+    return sentences
 
 
 def run_cards(values: Values, summary: Values) -> list[tuple[str, str, str]]:
@@ -122,11 +122,7 @@ def run_cards(values: Values, summary: Values) -> list[tuple[str, str, str]]:
 
 def run_tables(summary: Values) -> list[Grid]:
     """Everything that was measured; on exact tasks also the optimum."""
-    rows = [
-        [key.removeprefix("held_out.").replace("_", " ")]
-        + [with_error(summary.get(f"{key}_{kind}"), summary.get(f"{key}_{kind}_se")) for kind in ("base", "tuned")]
-        for key in [key.removesuffix("_base") for key in summary if key.endswith("_base")]
-    ]
+    rows = [[key.removeprefix("held_out.").replace("_", " "), *cells] for key, *cells in before_and_after(summary)]
     rows.append(["KL (nats)", "0", with_error(summary["kl_nats"], summary.get("kl_nats_se"))])
     tables = [Grid("Before and after", "Means with their standard errors over samples.", ["", "base", "tuned"], rows)]
     if len(summary.get("prompts", [])) > 1:
@@ -188,6 +184,6 @@ def _samples_picture(values: Values, summary: Values, panels: dict[str, NDArray[
         pairs = pairs_figure(panels["before"][shown], panels["after"][shown], [prompts[i] for i in shown])
         return picture("Before and after", caption, pairs)
     if prompts:
-        asked = "; ".join(dict.fromkeys(prompts[:10]))
-        caption += f" Prompts, in this order and again from the start: {asked}{' ...' if len(prompts) > 10 else ''}."
+        texts = "; ".join(dict.fromkeys(prompts[:10]))
+        caption += f" Prompts, in this order and again from the start: {texts}{' ...' if len(prompts) > 10 else ''}."
     return picture("Before and after", caption, samples_figure(panels, laws))

@@ -11,13 +11,13 @@ import torch
 from torch import Tensor, nn
 
 from scoreaction.rewards._images import rgb
+from scoreaction.types import DTYPES
 
 MEAN = (0.48145466, 0.4578275, 0.40821073)
 STD = (0.26862954, 0.26130258, 0.27577711)
-"""Of the channels, as in every CLIP of OpenAI and of LAION."""
+"""Mean and standard deviation of the channels, as in every CLIP of OpenAI and of LAION."""
 
 Precision = Literal["fp32", "bf16", "fp16"]
-DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 VIT_L_14, VIT_H_14 = 427_616_513, 986_109_441
 """Parameters of both towers: openai/clip-vit-large-patch14; laion/CLIP-ViT-H-14-laion2B-s32B-b79K and what is tuned from it."""
 REMEMBERED = 4096
@@ -38,7 +38,7 @@ def normalised(images: Tensor) -> Tensor:
 
 
 def cropped(images: Tensor, size: int) -> Tensor:
-    """What CLIP sees of images (batch, 1 or 3, H, W) in [0, 1]: the middle square, `size` pixels wide, normalised.
+    """CLIP's input from images (batch, 1 or 3, H, W) in [0, 1]: the middle square, `size` pixels wide, normalised.
 
     The shorter side becomes `size`, the rest of the longer one is cut off. Gradients flow.
 
@@ -72,7 +72,7 @@ def unit(features: Tensor) -> Tensor:
 
 
 class TextMemory:
-    """Features of prompts, asked for once each: `encode(prompts) -> (n, F)`, kept for the newest few thousand."""
+    """Cache of the features of prompts: `encode(texts) -> (n, F)` runs once for each of the newest few thousand."""
 
     def __init__(self, encode: Callable[[list[str]], Tensor]) -> None:
         self.encode = encode
@@ -89,14 +89,6 @@ class TextMemory:
             with torch.no_grad():
                 self.kept |= dict(zip(new, self.encode(new), strict=True))
         return torch.stack([self.kept[text].to(device) for text in texts])
-
-
-def prompts_for(samples: Tensor, conditions: Any, *, name: str) -> list[Any]:
-    """The samples' prompts; ValueError where they are not given."""
-    if not isinstance(conditions, list | tuple) or len(conditions) != len(samples):
-        got = f"{len(conditions)}" if isinstance(conditions, list | tuple) else type(conditions).__name__
-        raise ValueError(f"reward {name}: needs a prompt for each of the {len(samples)} samples, got {got}; give prompts")
-    return list(conditions)
 
 
 class Clip:
@@ -165,7 +157,7 @@ def where(path: str, *, key: str) -> str:
 
 
 def unfetched(key: str, path: str, wanted: str) -> str:
-    """What to say of weights that cannot be had."""
+    """The error line for weights that cannot be loaded."""
     if Path(path).expanduser().is_dir():
         return f"{key}: {path} must hold {wanted}; pickled weights (.bin, .pth) are not read"
     return (

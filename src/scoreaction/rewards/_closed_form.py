@@ -7,18 +7,24 @@ from dataclasses import dataclass
 from torch import Tensor
 
 from scoreaction.diffusion.mixtures import Quadratic
-from scoreaction.types import Conditions
+from scoreaction.types import Prompts
 
 
 @dataclass(frozen=True, eq=False)
 class QuadraticReward:
-    """`r(x) = -1/2 (x - mu)^T Q (x - mu) + l^T x` on vectors (batch, d); its coefficients are in `quadratic`."""
+    """`r(x) = -1/2 (x - mu)^T Q (x - mu) + l^T x` on vectors (batch, d); its coefficients are in `quadratic`.
+
+    `setting` is the key that gives d, which a refusal names.
+    """
 
     quadratic: Quadratic
     differentiable: bool = True
+    setting: str = "l"
 
-    def __call__(self, samples: Tensor, conditions: Conditions = None) -> Tensor:
+    def __call__(self, samples: Tensor, prompts: Prompts = None) -> Tensor:
         d = len(self.quadratic.l)
-        if samples.ndim != 2 or samples.shape[1] != d:
-            raise ValueError(f"linear or quadratic reward: expected samples (batch, {d}), got {tuple(samples.shape)}")
+        if samples.ndim != 2:
+            raise ValueError(f"scores vectors (batch, {d}), got samples {tuple(samples.shape)}; take a reward of images")
+        if samples.shape[1] != d:
+            raise ValueError(f"{self.setting}: must have {samples.shape[1]} numbers, one for each dimension (got {d})")
         return self.quadratic(samples)

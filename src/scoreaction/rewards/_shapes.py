@@ -1,18 +1,16 @@
-"""What the rewards of `shapes` expect of their pictures and prompts."""
+"""The scenes that prompts of shapes name, and the size of their pictures."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
 from torch import Tensor
 
-from scoreaction.rewards._images import check_images
+from scoreaction.rewards._images import check_images, texts_of
 from scoreaction.tasks.shapes.scenes import SIZE, Scene, parse_caption
-from scoreaction.types import Conditions
+from scoreaction.types import Prompts
 
 
-def scenes_of(samples: Tensor, conditions: Conditions | Sequence[str], *, name: str) -> list[Scene]:
-    """The scenes that the pictures were asked to show; ValueError where pictures or prompts are none of ours.
+def scenes_of(samples: Tensor, prompts: Prompts, *, name: str) -> list[Scene]:
+    """The scene of each picture's prompt; ValueError for other pictures than those of shapes, or other prompts.
 
     >>> import torch
     >>> scenes_of(torch.zeros(1, 3, 32, 32), ["a blue square"], name="shapes")[0].things
@@ -21,6 +19,4 @@ def scenes_of(samples: Tensor, conditions: Conditions | Sequence[str], *, name: 
     check_images(samples, name=name, channels=(3,))
     if samples.shape[2:] != (SIZE, SIZE):
         raise ValueError(f"reward {name}: reads pictures of {SIZE}x{SIZE}, got {samples.shape[2]}x{samples.shape[3]}")
-    if not isinstance(conditions, list | tuple) or len(conditions) != len(samples):
-        raise ValueError(f"reward {name}: needs a prompt for each of the {len(samples)} samples; give prompts: shapes")
-    return [parse_caption(str(prompt)) for prompt in conditions]
+    return [parse_caption(text) for text in texts_of(samples, prompts, name=name)]

@@ -1,4 +1,4 @@
-"""A weighted sum of rewards, each brought to the same scale first where it is asked for."""
+"""A weighted sum of rewards, each normalised first where its part says so."""
 
 from __future__ import annotations
 
@@ -9,8 +9,8 @@ from functools import cache
 import torch
 from torch import Tensor
 
-from scoreaction.rewards import as_reward
-from scoreaction.types import EVERY, Background, Conditions, RewardFunction
+from scoreaction.rewards import as_reward, begin_scores
+from scoreaction.types import EVERY, Background, Prompts, RewardFunction
 
 
 @dataclass(frozen=True)
@@ -23,7 +23,7 @@ class Part:
 
 
 class WeightedSum:
-    """`sum_i w_i r_i(samples, conditions)`; differentiable where every part is.
+    """`sum_i w_i r_i(samples, prompts)`; differentiable where every part is.
 
     A part with `normalise` counts as `(r_i - m_i)/s_i`. m_i and s_i are its mean and standard deviation over the first
     batch that is scored, the pretrained model's in a run, and stay: a reward whose scale moved would be another reward every
@@ -42,25 +42,25 @@ class WeightedSum:
 
     @property
     def differentiable(self) -> bool:
-        """Whether every part is."""
+        """True where every part is."""
         return all(part.reward.differentiable for part in self.parts)
 
     @property
     def unsettled(self) -> bool:
-        """Whether the batch that is scored next says how its parts are normalised."""
+        """True while the moments of its normalised parts are not known: the batch scored next gives them."""
         return self.moments is None and any(part.normalise for part in self.parts)
 
     @property
     def rows(self) -> int:
-        """Samples at a time: what suits the part that wants fewest; all of them where no part works in the background."""
+        """Samples at a time: those of the part with the fewest; all of them where no part works in the background."""
         return min((part.reward.rows for part in self.parts if isinstance(part.reward, Background)), default=EVERY)
 
-    def __call__(self, samples: Tensor, conditions: Conditions) -> Tensor:
-        return self.begin(samples, conditions)()
+    def __call__(self, samples: Tensor, prompts: Prompts) -> Tensor:
+        return self.begin(samples, prompts)()
 
-    def begin(self, samples: Tensor, conditions: Conditions) -> Callable[[], Tensor]:
-        """Begins with every part. The first batch is all that was begun before the first scores are asked for."""
-        begun = [_begun(part.reward, samples, conditions) for part in self.parts]
+    def begin(self, samples: Tensor, prompts: Prompts) -> Callable[[], Tensor]:
+        """Begins to score with every part. The first batch is everything begun before the first scores are read."""
+        begun = [begin_scores(part.reward, samples, prompts) for part in self.parts]
         raw = cache(lambda: torch.stack([torch.as_tensor(scores(), device=samples.device) for scores in begun]))
         if self.moments is None:
             self._first.append(raw)
@@ -83,10 +83,3 @@ class WeightedSum:
                 flat = std <= 1e-6 * max(1.0, float(first[i].abs().max()))
                 moments[i] = torch.tensor([float(first[i].mean()), 1.0 if flat else std])
         self.moments, self._first = moments, []
-
-
-def _begun(reward: RewardFunction, samples: Tensor, conditions: Conditions) -> Callable[[], Tensor]:
-    if isinstance(reward, Background):
-        return reward.begin(samples, conditions)
-    scores = reward(samples, conditions)
-    return lambda: scores

@@ -1,4 +1,4 @@
-"""What goes over the wire between the `http` reward and `serve-reward`: JSON, with samples as npy or PNG in base64.
+"""Messages between the `http` reward and `serve-reward`: JSON, with samples as npy or PNG in base64.
 
 Never pickle: npy is read by its header, whose type and size must be what follows it. docs/rewards.md has the protocol.
 """
@@ -18,6 +18,7 @@ import torch
 from numpy.lib import format as npy
 from torch import Tensor
 
+from scoreaction.rewards._images import picture_files
 from scoreaction.types import Prompt
 
 Format = Literal["npy", "png"]
@@ -29,23 +30,27 @@ class WireError(ValueError):
     """A message that cannot be read; one line says why."""
 
 
-def ask(samples: Tensor, prompts: Sequence[Any] | None, *, form: Format) -> bytes:
+def question(samples: Tensor, prompts: Sequence[Any] | None, *, form: Format) -> bytes:
     """The body of a question: samples (batch, ...) and their prompts."""
     data = [_text(picture) for picture in _png(samples)] if form == "png" else _text(_npy(samples))
-    said: dict[str, Any] = {"format": form, "samples": data, "prompts": None if prompts is None else [str(p) for p in prompts]}
+    values: dict[str, Any] = {
+        "format": form,
+        "samples": data,
+        "prompts": None if prompts is None else [str(p) for p in prompts],
+    }
     if prompts is not None and any(isinstance(p, Prompt) and p.metadata for p in prompts):
-        said["metadata"] = [p.metadata if isinstance(p, Prompt) else {} for p in prompts]
-    return json.dumps(said).encode()
+        values["metadata"] = [p.metadata if isinstance(p, Prompt) else {} for p in prompts]
+    return json.dumps(values).encode()
 
 
-def asked(body: bytes, *, most: int) -> tuple[Tensor, list[str] | None]:
+def read_question(body: bytes, *, most: int) -> tuple[Tensor, list[str] | None]:
     """Samples float32 and prompts of a question; WireError where it is not one, or has more than `most` samples."""
-    said = _mapping(body)
-    unknown = sorted(set(said) - {"format", "samples", "prompts", "metadata"})
-    if unknown or said.get("format") not in ("npy", "png") or "samples" not in said:
+    values = _mapping(body)
+    unknown = sorted(set(values) - {"format", "samples", "prompts", "metadata"})
+    if unknown or values.get("format") not in ("npy", "png") or "samples" not in values:
         raise WireError("a question is {format: npy or png, samples, prompts, metadata}" + _got(unknown))
-    samples = _from_png(said["samples"], most) if said["format"] == "png" else _from_npy(_bytes(said["samples"]), most)
-    return samples, _prompts(said.get("prompts"), said.get("metadata"), len(samples))
+    samples = _from_png(values["samples"], most) if values["format"] == "png" else _from_npy(_bytes(values["samples"]), most)
+    return samples, _prompts(values.get("prompts"), values.get("metadata"), len(samples))
 
 
 def answer(scores: Tensor) -> bytes:
@@ -53,7 +58,7 @@ def answer(scores: Tensor) -> bytes:
     return json.dumps({"scores": scores.tolist()}).encode()
 
 
-def answered(body: bytes, n: int) -> Tensor:
+def read_answer(body: bytes, n: int) -> Tensor:
     """The n scores of an answer, float32; WireError where it has others."""
     scores = _mapping(body).get("scores")
     if not isinstance(scores, list) or not all(isinstance(s, int | float) and not isinstance(s, bool) for s in scores):
@@ -64,18 +69,18 @@ def answered(body: bytes, n: int) -> Tensor:
 
 
 def sendable(token: str) -> bool:
-    """Whether a token can stand in a header."""
+    """True for a token that can stand in a header."""
     return token.isascii() and token.isprintable() and " " not in token and token != ""
 
 
 def _mapping(body: bytes) -> dict[str, Any]:
     try:
-        said = json.loads(body)
+        values = json.loads(body)
     except (ValueError, RecursionError) as error:
         raise WireError("not JSON") from error
-    if not isinstance(said, dict):
+    if not isinstance(values, dict):
         raise WireError("not a JSON object")
-    return said
+    return values
 
 
 def _prompts(prompts: Any, metadata: Any, n: int) -> list[str] | None:
@@ -138,17 +143,9 @@ def _from_npy(data: bytes, most: int) -> Tensor:
 
 
 def _png(samples: Tensor) -> list[bytes]:
-    from PIL import Image
-
     if samples.ndim != 4 or samples.shape[1] not in (1, 3):
         raise ValueError(f"format: png is for images (batch, 1 or 3, H, W), got {tuple(samples.shape)}; take npy")
-    pixels = (samples.detach().float().clamp(0, 1) * 255).round().to(torch.uint8).permute(0, 2, 3, 1).cpu().numpy()
-    files = []
-    for picture in pixels:
-        file = io.BytesIO()
-        Image.fromarray(picture.squeeze(-1) if picture.shape[-1] == 1 else picture).save(file, "PNG", compress_level=1)
-        files.append(file.getvalue())
-    return files
+    return picture_files(samples, "PNG", compress_level=1)
 
 
 def _from_png(texts: Any, most: int) -> Tensor:

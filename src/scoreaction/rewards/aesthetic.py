@@ -1,4 +1,4 @@
-"""LAION's aesthetic predictor: how beautiful people would find a picture, on CLIP ViT-L/14; the prompt is not read."""
+"""LAION's aesthetic predictor: beauty of a picture as people rate it, on CLIP ViT-L/14; the prompt is not read."""
 
 from __future__ import annotations
 
@@ -10,12 +10,12 @@ from typing import Literal
 from pydantic import BaseModel, Field
 from torch import Tensor, nn
 
-from scoreaction.rewards._clip import DTYPES, VIT_L_14, Clip, Precision, load_clip
+from scoreaction.rewards._clip import VIT_L_14, Clip, Precision, load_clip
 from scoreaction.rewards._images import check_images
-from scoreaction.types import Conditions
+from scoreaction.types import DTYPES, Prompts
 
 PARAMETERS = VIT_L_14
-"""Of openai/clip-vit-large-patch14; the head has under a million."""
+"""Weights of openai/clip-vit-large-patch14; the head has under a million."""
 CONVERT = (
     'python -c "import torch, safetensors.torch as s; '
     "s.save_file(torch.load('HEAD.pth', weights_only=True), 'HEAD.safetensors')\""
@@ -44,7 +44,7 @@ class Aesthetic:
     head: nn.Module
     differentiable: bool = True
 
-    def __call__(self, samples: Tensor, conditions: Conditions) -> Tensor:
+    def __call__(self, samples: Tensor, prompts: Prompts) -> Tensor:
         check_images(samples, name="aesthetic")
         return self.head.to(samples.device)(self.clip.to(samples.device).images(samples))[:, 0].to(samples)
 
@@ -93,8 +93,8 @@ def load_head(name: str) -> nn.Sequential:
 
 
 def _number(key: str) -> int:
-    found = re.findall(r"\d+", key)
-    return int(found[-1]) if found else 0
+    numbers = re.findall(r"\d+", key)
+    return int(numbers[-1]) if numbers else 0
 
 
 def _file(name: str) -> Path:

@@ -1,4 +1,4 @@
-"""CLIPScore: how well a picture fits its prompt, by CLIP (Hessel et al. 2021, arXiv 2104.08718)."""
+"""CLIPScore: fit of a picture to its prompt, by CLIP (Hessel et al. 2021, arXiv 2104.08718)."""
 
 from __future__ import annotations
 
@@ -8,12 +8,12 @@ from typing import Literal
 from pydantic import BaseModel, Field
 from torch import Tensor
 
-from scoreaction.rewards._clip import VIT_L_14, Clip, Precision, load_clip, prompts_for
-from scoreaction.rewards._images import check_images
-from scoreaction.types import Conditions
+from scoreaction.rewards._clip import VIT_L_14, Clip, Precision, load_clip
+from scoreaction.rewards._images import check_images, texts_of
+from scoreaction.types import Prompts
 
 PARAMETERS = VIT_L_14
-"""Of openai/clip-vit-large-patch14."""
+"""Weights of openai/clip-vit-large-patch14."""
 
 
 class Config(BaseModel, frozen=True, extra="forbid"):
@@ -37,11 +37,11 @@ class ClipScore:
     scale: float
     differentiable: bool = True
 
-    def __call__(self, samples: Tensor, conditions: Conditions) -> Tensor:
+    def __call__(self, samples: Tensor, prompts: Prompts) -> Tensor:
         check_images(samples, name=self.name)
-        prompts = prompts_for(samples, conditions, name=self.name)
+        texts = texts_of(samples, prompts, name=self.name)
         clip = self.clip.to(samples.device)
-        return self.scale * (clip.images(samples) * clip.prompts(prompts)).sum(1).to(samples)
+        return self.scale * (clip.images(samples) * clip.prompts(texts)).sum(1).to(samples)
 
 
 def build(config: Config) -> ClipScore:

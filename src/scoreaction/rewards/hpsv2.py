@@ -1,4 +1,4 @@
-"""HPSv2: which picture people would prefer for a prompt (Wu et al. 2023, arXiv 2306.09341), through open_clip."""
+"""HPSv2: preference of people among pictures for a prompt (Wu et al. 2023, arXiv 2306.09341), through open_clip."""
 
 from __future__ import annotations
 
@@ -10,12 +10,12 @@ from typing import Any, Literal
 from pydantic import BaseModel, Field
 from torch import Tensor
 
-from scoreaction.rewards._clip import DTYPES, VIT_H_14, Precision, TextMemory, fitted, prompts_for, unit
-from scoreaction.rewards._images import check_images
-from scoreaction.types import Conditions
+from scoreaction.rewards._clip import VIT_H_14, Precision, TextMemory, fitted, unit
+from scoreaction.rewards._images import check_images, texts_of
+from scoreaction.types import DTYPES, Prompts
 
 PARAMETERS = VIT_H_14
-"""Of xswu/HPSv2."""
+"""Weights of xswu/HPSv2."""
 FETCH = (
     "fetch HPS_v2.1_compressed.pt of xswu/HPSv2 from the hub and convert it once: python -c"
     ' "import torch, safetensors.torch as s; s.save_file({k: v.contiguous() for k, v in'
@@ -44,12 +44,12 @@ class Hpsv2:
     texts: TextMemory
     differentiable: bool = True
 
-    def __call__(self, samples: Tensor, conditions: Conditions) -> Tensor:
+    def __call__(self, samples: Tensor, prompts: Prompts) -> Tensor:
         check_images(samples, name="hpsv2")
-        prompts = prompts_for(samples, conditions, name="hpsv2")
+        texts = texts_of(samples, prompts, name="hpsv2")
         net = self.net.to(samples.device)
         pixels = fitted(samples, self.size).to(net.logit_scale)
-        return (unit(net.encode_image(pixels)) * self.texts(prompts, samples.device)).sum(1).to(samples)
+        return (unit(net.encode_image(pixels)) * self.texts(texts, samples.device)).sum(1).to(samples)
 
 
 def build(config: Config) -> Hpsv2:

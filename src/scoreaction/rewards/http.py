@@ -1,4 +1,4 @@
-"""A reward that lives elsewhere: asks a server, started with `scoreaction serve-reward` or your own, over HTTP."""
+"""A reward behind HTTP: a server answers, started with `scoreaction serve-reward` or your own, over HTTP."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Literal
 from urllib.parse import SplitResult, urlsplit
 
 import torch
@@ -19,12 +19,14 @@ from torch import Tensor
 
 from scoreaction.catalog import TOKEN_VARIABLE
 from scoreaction.rewards import RewardError
-from scoreaction.rewards._wire import Format, WireError, answered, ask, sendable
-from scoreaction.types import Conditions
+from scoreaction.rewards._wire import Format, WireError, question, read_answer, sendable
+from scoreaction.types import Prompts
 
 BUSY = (429, 502, 503, 504)
-"""Answers after which it may go better in a moment."""
+"""HTTP statuses after which a query is repeated."""
 LONGEST_ANSWER = 2**24
+PROBE = False
+"""A server's answers may cost money or time."""
 
 
 class Config(BaseModel, frozen=True, extra="forbid"):
@@ -66,34 +68,33 @@ class Http:
         """Samples of one question."""
         return self.config.batch
 
-    def __call__(self, samples: Tensor, conditions: Conditions) -> Tensor:
-        return self.begin(samples, conditions)()
+    def __call__(self, samples: Tensor, prompts: Prompts) -> Tensor:
+        return self.begin(samples, prompts)()
 
-    def begin(self, samples: Tensor, conditions: Conditions) -> Callable[[], Tensor]:
-        """Asks in the background; what it gives waits for the answers. RewardError where there are none."""
+    def begin(self, samples: Tensor, prompts: Prompts) -> Callable[[], Tensor]:
+        """Queries in the background; calling the result waits for the answers. RewardError where there are none."""
         if self._pool is None:
             self._pool = ThreadPoolExecutor(self.config.in_flight, thread_name_prefix="reward")
-        prompts = list(conditions) if isinstance(conditions, list | tuple) else None
         step = self.config.batch
-        questions: list[Future[Tensor]] = [
-            self._pool.submit(self._ask, part, None if prompts is None else prompts[i * step : (i + 1) * step])
+        futures: list[Future[Tensor]] = [
+            self._pool.submit(self._query, part, None if prompts is None else prompts[i * step : (i + 1) * step])
             for i, part in enumerate(samples.detach().cpu().split(step))
         ]
 
         def scores() -> Tensor:
             try:
-                return torch.cat([question.result() for question in questions]).to(samples.device)
+                return torch.cat([future.result() for future in futures]).to(samples.device)
             finally:
-                for question in questions:
-                    question.cancel()
+                for future in futures:
+                    future.cancel()
 
         return scores
 
-    def _ask(self, samples: Tensor, prompts: list[Any] | None) -> Tensor:
-        body = ask(samples, prompts, form=self.config.format)
+    def _query(self, samples: Tensor, prompts: Prompts) -> Tensor:
+        body = question(samples, prompts, form=self.config.format)
         for attempt in range(self.config.retries + 1):
             try:
-                return self._asked(body, len(samples))
+                return self._query_once(body, len(samples))
             except NoAnswer as error:
                 if attempt == self.config.retries:
                     times = f" after {attempt + 1} tries" if attempt else ""
@@ -102,19 +103,19 @@ class Http:
                 self.retried += 1
         raise AssertionError("unreachable")
 
-    def _asked(self, body: bytes, n: int) -> Tensor:
+    def _query_once(self, body: bytes, n: int) -> Tensor:
         kind = http.client.HTTPSConnection if self.address.scheme == "https" else http.client.HTTPConnection
         connection = kind(self.address.hostname or "", self.address.port, timeout=self.config.timeout)
         try:
             response = self._response(connection, body)
-            said = response.read(LONGEST_ANSWER)
+            data = response.read(LONGEST_ANSWER)
         except TimeoutError as error:
             raise NoAnswer(f"no answer within {self.config.timeout:g} seconds") from error
         except (OSError, http.client.HTTPException) as error:
             raise NoAnswer(f"no answer ({_reason(error)})") from error
         finally:
             connection.close()
-        return self._read(response.status, said, n)
+        return self._read(response.status, data, n)
 
     def _response(self, connection: http.client.HTTPConnection, body: bytes) -> http.client.HTTPResponse:
         headers = {"Content-Type": "application/json"}
@@ -124,7 +125,7 @@ class Http:
             connection.request("POST", f"{self.address.path.rstrip('/')}/score", body, headers)
         return connection.getresponse()
 
-    def _read(self, status: int, said: bytes, n: int) -> Tensor:
+    def _read(self, status: int, data: bytes, n: int) -> Tensor:
         if status in BUSY:
             raise NoAnswer(f"the server is busy (HTTP {status})")
         if status in (401, 403):
@@ -132,17 +133,17 @@ class Http:
             why = f"the token in {variable} is not the server's" if self.token else f"set {variable} to the server's token"
             raise RewardError(f"{self.config.url}: not authorised (HTTP {status}); {why}")
         if status != 200:
-            raise RewardError(f"{self.config.url}: {_error(said) or 'refused'} (HTTP {status})")
+            raise RewardError(f"{self.config.url}: {_error(data) or 'refused'} (HTTP {status})")
         try:
-            return answered(said, n)
+            return read_answer(data, n)
         except WireError as error:
             raise RewardError(f"{self.config.url}: {error}") from error
 
 
-def _error(said: bytes) -> str:
-    """The line that an answer explains itself with."""
+def _error(data: bytes) -> str:
+    """The error line of an answer."""
     try:
-        return " ".join(str(json.loads(said)["error"]).split())[:300]
+        return " ".join(str(json.loads(data)["error"]).split())[:300]
     except (ValueError, KeyError, TypeError, RecursionError):
         return ""
 

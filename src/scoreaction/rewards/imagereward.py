@@ -1,4 +1,4 @@
-"""ImageReward: how well people would like a picture for a prompt (Xu et al. 2023, arXiv 2304.05977), by its own package."""
+"""ImageReward: people's rating of a picture for a prompt (Xu et al. 2023, arXiv 2304.05977), by its own package."""
 
 from __future__ import annotations
 
@@ -9,14 +9,14 @@ from typing import Any, Literal
 from pydantic import BaseModel, Field
 from torch import Tensor
 
-from scoreaction.rewards._clip import cropped, prompts_for
-from scoreaction.rewards._images import check_images
-from scoreaction.types import Conditions
+from scoreaction.rewards._clip import cropped
+from scoreaction.rewards._images import check_images, texts_of
+from scoreaction.types import Prompts
 
 SIZE, WORDS = 224, 35
-"""Pixels and tokens that it sees."""
+"""Pixels and tokens of its input."""
 PARAMETERS = 446_665_953
-"""Of THUDM/ImageReward: ViT-L/16, a BERT that looks at it, two projections that no score needs, and a head."""
+"""Weights of THUDM/ImageReward: ViT-L/16, a BERT that attends to it, two projections that no score needs, and a head."""
 APART = (
     "its package pins old versions: install it in an environment of its own (docs/rewards.md), there run scoreaction"
     " serve-reward imagereward path=FOLDER, and here take {name: http, url: ...}"
@@ -52,9 +52,9 @@ class ImageRewardScore:
     net: Any
     differentiable: bool = True
 
-    def __call__(self, samples: Tensor, conditions: Conditions) -> Tensor:
+    def __call__(self, samples: Tensor, prompts: Prompts) -> Tensor:
         check_images(samples, name="imagereward")
-        texts = [str(prompt) for prompt in prompts_for(samples, conditions, name="imagereward")]
+        texts = texts_of(samples, prompts, name="imagereward")
         net = self.net.to(samples.device)
         net.device = samples.device
         tokens = net.blip.tokenizer(texts, padding="max_length", truncation=True, max_length=WORDS, return_tensors="pt")

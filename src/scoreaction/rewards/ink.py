@@ -1,4 +1,4 @@
-"""How much ink a picture holds: for the shipped digits, the thickness of the strokes."""
+"""Ink of a picture, its mean brightness: for the shipped digits, the thickness of the strokes."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from pydantic import BaseModel, Field, FiniteFloat
 from torch import Tensor
 
 from scoreaction.rewards._images import check_images
-from scoreaction.types import Conditions
+from scoreaction.types import Prompts
 
 
 class Config(BaseModel, frozen=True, extra="forbid"):
@@ -35,7 +35,7 @@ class Ink:
     unit: float
     differentiable: bool
 
-    def __call__(self, samples: Tensor, conditions: Conditions) -> Tensor:
+    def __call__(self, samples: Tensor, prompts: Prompts) -> Tensor:
         check_images(samples, name="ink")
         with torch.set_grad_enabled(self.differentiable and torch.is_grad_enabled()):
             return samples.mean((1, 2, 3)) / self.unit
@@ -44,5 +44,5 @@ class Ink:
 def build(config: Config) -> Ink:
     """The reward. ValueError for a unit of zero."""
     if config.unit == 0:
-        raise ValueError("reward ink: unit must not be 0")
+        raise ValueError("unit: must not be 0")
     return Ink(config.unit, config.differentiable)

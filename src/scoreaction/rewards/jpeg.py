@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 from dataclasses import dataclass
 from typing import Literal
 
@@ -10,8 +9,8 @@ import torch
 from pydantic import BaseModel, Field
 from torch import Tensor
 
-from scoreaction.rewards._images import check_images
-from scoreaction.types import Conditions
+from scoreaction.rewards._images import check_images, picture_files
+from scoreaction.types import Prompts
 
 
 class Config(BaseModel, frozen=True, extra="forbid"):
@@ -33,16 +32,9 @@ class Jpeg:
     quality: int
     differentiable: bool = False
 
-    def __call__(self, samples: Tensor, conditions: Conditions) -> Tensor:
-        from PIL import Image
-
+    def __call__(self, samples: Tensor, prompts: Prompts) -> Tensor:
         check_images(samples, name="jpeg")
-        pixels = (samples.detach().float().clamp(0, 1) * 255).round().to(torch.uint8).permute(0, 2, 3, 1).cpu().numpy()
-        sizes = []
-        for picture in pixels:
-            file = io.BytesIO()
-            Image.fromarray(picture.squeeze(-1) if picture.shape[-1] == 1 else picture).save(file, "JPEG", quality=self.quality)
-            sizes.append(file.tell() / 1000)
+        sizes = [len(file) / 1000 for file in picture_files(samples, "JPEG", quality=self.quality)]
         return self.sign * torch.tensor(sizes, device=samples.device)
 
 

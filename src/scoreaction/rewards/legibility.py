@@ -1,4 +1,4 @@
-"""Whether the held-out judge reads the digit that the prompt asked for: to report, not to train on."""
+"""Probability of the prompt's digit by the held-out judge: to report, not to train on."""
 
 from __future__ import annotations
 
@@ -12,13 +12,13 @@ from torch import Tensor
 from scoreaction.rewards._digits import class_ids
 from scoreaction.rewards._images import check_images
 from scoreaction.tasks.digits.networks import Judge, judge
-from scoreaction.types import Conditions
+from scoreaction.types import Prompts
 
 
 class Config(BaseModel, frozen=True, extra="forbid"):
     """`r(x, c) = p(c | x)` by the judge, which also knows "not a digit"; or 1 where it reads c, else 0.
 
-    Images (batch, 1, 16, 16) in [0, 1], conditions class ids (batch,) or prompts. It shows no gradient, so that no
+    Images (batch, 1, 16, 16) in [0, 1], prompts such as "7". It shows no gradient, so that no
     algorithm can follow it into the judge's mistakes. The judge was trained on other digits than the `classifier` reward.
     """
 
@@ -35,9 +35,9 @@ class Legibility:
     differentiable: bool = False
 
     @torch.no_grad()
-    def __call__(self, samples: Tensor, conditions: Conditions) -> Tensor:
+    def __call__(self, samples: Tensor, prompts: Prompts) -> Tensor:
         check_images(samples, name="legibility", channels=(1,))
-        ids = class_ids(conditions, samples, name="legibility")
+        ids = class_ids(samples, prompts, name="legibility")
         weight = next(self.net.to(samples.device).parameters())
         log_prob = self.net.log_prob(samples.to(weight))
         if self.correct:

@@ -10,6 +10,8 @@ from pydantic import BaseModel, Field, FiniteFloat
 from scoreaction.diffusion.mixtures import Quadratic
 from scoreaction.rewards._closed_form import QuadraticReward
 
+EXAMPLE = {"direction": [1.0, 0.5]}
+
 
 class Config(BaseModel, frozen=True, extra="forbid"):
     """`r(x) = scale <direction, x>`, x (batch, d). Differentiable; the optimum is known where the data is a mixture.
@@ -25,4 +27,5 @@ class Config(BaseModel, frozen=True, extra="forbid"):
 
 def build(config: Config) -> QuadraticReward:
     """The reward; its attribute `quadratic` has Q = 0 and l = scale * direction."""
-    return QuadraticReward(Quadratic.linear(config.scale * torch.tensor(config.direction, dtype=torch.float64)))
+    l = config.scale * torch.tensor(config.direction, dtype=torch.float64)
+    return QuadraticReward(Quadratic.linear(l), setting="direction")

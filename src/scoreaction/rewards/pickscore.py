@@ -1,4 +1,4 @@
-"""PickScore: which picture people would pick for a prompt (Kirstain et al. 2023, arXiv 2305.01569)."""
+"""PickScore: preference of people among pictures for a prompt (Kirstain et al. 2023, arXiv 2305.01569)."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from scoreaction.rewards._clip import VIT_H_14, Precision, load_clip
 from scoreaction.rewards.clip import ClipScore
 
 PARAMETERS = VIT_H_14
-"""Of yuvalkirstain/PickScore_v1."""
+"""Weights of yuvalkirstain/PickScore_v1."""
 
 
 class Config(BaseModel, frozen=True, extra="forbid"):

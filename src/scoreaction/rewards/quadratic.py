@@ -5,10 +5,12 @@ from __future__ import annotations
 from typing import Literal
 
 import torch
-from pydantic import BaseModel, Field, FiniteFloat
+from pydantic import BaseModel, Field, FiniteFloat, model_validator
 
 from scoreaction.diffusion.mixtures import Quadratic
 from scoreaction.rewards._closed_form import QuadraticReward
+
+EXAMPLE = {"center": [1.0, 0.0]}
 
 
 class Config(BaseModel, frozen=True, extra="forbid"):
@@ -19,19 +21,26 @@ class Config(BaseModel, frozen=True, extra="forbid"):
     """
 
     name: Literal["quadratic"] = "quadratic"
-    center: list[FiniteFloat] = Field(min_length=1, description="where the quadratic part is largest, one number per dimension")
+    center: list[FiniteFloat] = Field(min_length=1, description="maximum of the quadratic part, one number per dimension")
     curvature: FiniteFloat | list[list[FiniteFloat]] = Field(1.0, description="Q: a symmetric d x d matrix, or q for q times 1")
     linear: list[FiniteFloat] | None = Field(None, description="l, zero where not given")
 
+    @model_validator(mode="after")
+    def _shapes(self) -> Config:
+        d, q, l = len(self.center), self.curvature, self.linear
+        if isinstance(q, list) and [len(row) for row in q] != [d] * d:
+            raise ValueError(f"curvature: must be a number or a matrix {d} x {d}, as the center has {d} numbers")
+        if isinstance(q, list) and not torch.allclose(torch.tensor(q), torch.tensor(q).T):
+            raise ValueError("curvature: must be symmetric; take (Q + Q^T)/2")
+        if l is not None and len(l) != d:
+            raise ValueError(f"linear: must have {d} numbers, as the center has (got {len(l)})")
+        return self
+
 
 def build(config: Config) -> QuadraticReward:
-    """The reward; its attribute `quadratic` has the coefficients. ValueError where the shapes do not fit."""
+    """The reward; its attribute `quadratic` has the coefficients."""
     mu = torch.tensor(config.center, dtype=torch.float64)
-    if isinstance(config.curvature, list):
-        if any(len(row) != len(mu) for row in config.curvature):
-            raise ValueError(f"quadratic reward: curvature must be a number or a matrix {len(mu)} x {len(mu)} like its center")
-        Q = torch.tensor(config.curvature, dtype=torch.float64)
-    else:
-        Q = config.curvature * torch.eye(len(mu), dtype=torch.float64)
+    scalar = not isinstance(config.curvature, list)
+    Q = torch.tensor(config.curvature, dtype=torch.float64) * (torch.eye(len(mu)) if scalar else 1.0)
     l = torch.zeros_like(mu) if config.linear is None else torch.tensor(config.linear, dtype=torch.float64)
-    return QuadraticReward(Quadratic(Q, l, mu))
+    return QuadraticReward(Quadratic(Q, l, mu), setting="center")

@@ -1,4 +1,4 @@
-"""Whether a picture of coloured shapes shows what its prompt asks for, read by an exact program."""
+"""Agreement of a picture of coloured shapes with its prompt, read by an exact program."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from torch import Tensor
 
 from scoreaction.rewards._shapes import scenes_of
 from scoreaction.tasks.shapes.reader import judge
-from scoreaction.types import Conditions
+from scoreaction.types import Prompts
 
 
 class Config(BaseModel, frozen=True, extra="forbid"):
@@ -20,7 +20,7 @@ class Config(BaseModel, frozen=True, extra="forbid"):
     Each thing asked for counts 1/2 for its colour and 1/2 for its shape; the sum is divided by the number of things asked
     for or seen, whichever is more. In a pair the relation counts one quarter of the whole. With `correct` only the whole
     counts.
-    Pictures (batch, 3, 32, 32) in [0, 1], conditions prompts. A black box.
+    Pictures (batch, 3, 32, 32) in [0, 1], prompts such as "two green triangles". A black box.
     """
 
     name: Literal["shapes"] = "shapes"
@@ -34,8 +34,8 @@ class Shapes:
     correct: bool
     differentiable: bool = False
 
-    def __call__(self, samples: Tensor, conditions: Conditions) -> Tensor:
-        values = torch.tensor(judge(samples, scenes_of(samples, conditions, name="shapes")), device=samples.device)
+    def __call__(self, samples: Tensor, prompts: Prompts) -> Tensor:
+        values = torch.tensor(judge(samples, scenes_of(samples, prompts, name="shapes")), device=samples.device)
         return (values == 1).float() if self.correct else values
 
 

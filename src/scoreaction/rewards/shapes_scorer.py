@@ -1,4 +1,4 @@
-"""How well a picture of coloured shapes fits its prompt in the eyes of a small learned scorer, which can be exploited."""
+"""Fit of a picture of coloured shapes to its prompt by a small learned scorer, which can be exploited."""
 
 from __future__ import annotations
 
@@ -11,14 +11,14 @@ from torch.nn import functional as F
 
 from scoreaction.rewards._shapes import scenes_of
 from scoreaction.tasks.shapes.scorer import Scorer, load_scorer, scene_ids
-from scoreaction.types import Conditions
+from scoreaction.types import Prompts
 
 
 class Config(BaseModel, frozen=True, extra="forbid"):
     """`r(x, c) = log p(x shows c)` in nats, at most 0.
 
-    Pictures (batch, 3, 32, 32) in [0, 1], conditions prompts. Differentiable. A high value is not a right picture: that is what
-    the held-out `shapes` measures.
+    Pictures (batch, 3, 32, 32) in [0, 1], prompts such as "two green triangles". Differentiable. A high value is not a right
+    picture: that is what the held-out `shapes` measures.
     """
 
     name: Literal["shapes_scorer"] = "shapes_scorer"
@@ -31,8 +31,8 @@ class ShapesScorer:
     net: Scorer
     differentiable: bool = True
 
-    def __call__(self, samples: Tensor, conditions: Conditions) -> Tensor:
-        ids = scene_ids(scenes_of(samples, conditions, name="shapes_scorer")).to(samples.device)
+    def __call__(self, samples: Tensor, prompts: Prompts) -> Tensor:
+        ids = scene_ids(scenes_of(samples, prompts, name="shapes_scorer")).to(samples.device)
         weight = next(self.net.to(samples.device).parameters())
         return F.logsigmoid(self.net(samples.to(weight), ids)).to(samples)
 

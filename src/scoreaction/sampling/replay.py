@@ -54,8 +54,10 @@ class Replay(nn.Module):
     ) -> None:
         super().__init__()
         self.max_age, self.priority, self.importance = max_age, priority, importance
-        for name, states in (("x", steps + 1), ("old", steps)):
-            self.register_buffer(name, _states((capacity, states, *shape), largest_in_memory))
+        shapes = [(capacity, states, *shape) for states in (steps + 1, steps)]
+        together = 4 * sum(math.prod(each) for each in shapes)
+        for name, each in zip(("x", "old"), shapes, strict=True):
+            self.register_buffer(name, _states(each, together, largest_in_memory))
         self.register_buffer("times", torch.zeros(capacity, steps + 1, dtype=torch.float64))
         self.register_buffer("prompts", torch.zeros(capacity, dtype=torch.long))
         self.register_buffer("born", torch.zeros(capacity, dtype=torch.long))
@@ -114,15 +116,18 @@ class Replay(nn.Module):
         self.weights[path, step] = priority.to(self.weights).clamp(min=1e-12)
 
 
-def _states(shape: Sequence[int], largest_in_memory: int) -> Tensor:
-    """Zeros, in memory or, where they are many, in an unnamed file that goes with the process."""
+def _states(shape: Sequence[int], together: int, largest_in_memory: int) -> Tensor:
+    """Zeros, in memory or, where they are many, in an unnamed file that goes with the process.
+
+    together: the bytes of all such files, for which there must be room; an empty one takes none yet.
+    """
     size = 4 * math.prod(shape)
     if size <= largest_in_memory:
         return torch.zeros(*shape)
     room = shutil.disk_usage(tempfile.gettempdir()).free
-    if 2 * size > 0.9 * room:  # x and old; an empty file takes no room yet
+    if together > 0.9 * room:
         raise ValueError(
-            f"algorithm.buffer: {shape[0]} trajectories need {2 * size / 2**30:.1f} GiB, more than memory or the"
+            f"algorithm.buffer: {shape[0]} trajectories need {together / 2**30:.1f} GiB, more than memory or the"
             f" {room / 2**30:.0f} GiB free in the temporary folder hold; lower algorithm.buffer or sampler.steps"
         )
     file: Any = tempfile.NamedTemporaryFile(suffix=".replay", delete=False)  # noqa: SIM115

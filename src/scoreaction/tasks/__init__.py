@@ -1,1 +1,1 @@
-"""The small worlds that ship: data, networks, pretraining and exact readers of digits and shapes."""
+"""Shipped tasks, digits and shapes: their data, networks, pretraining, and the programs and classifiers that judge samples."""

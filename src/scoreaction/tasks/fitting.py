@@ -1,4 +1,4 @@
-"""How the shipped networks are trained and stored."""
+"""Training and storing of the shipped networks."""
 
 from __future__ import annotations
 
@@ -15,7 +15,11 @@ from torch import Tensor, nn
 def fit(
     net: nn.Module, loss: Callable[[], Tensor], *, batches: int, lr: float, name: str, console: Console, decay: float
 ) -> nn.Module:
-    """Adam with a warm-up of 100 batches and a cosine decay; returns the exponential moving average of the weights."""
+    """Trains a network and returns a copy with the exponential moving average of its weights, in evaluation mode.
+
+    AdamW with a warm-up of 100 batches and a cosine decay; `loss()` draws a batch and returns its loss, `decay` is that of
+    the average, `name` stands before the losses on the console.
+    """
     optimizer = torch.optim.AdamW(net.parameters(), lr=lr, weight_decay=0.01)
     warmup = torch.optim.lr_scheduler.LinearLR(optimizer, 0.01, total_iters=min(100, batches))
     cosine = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, batches)
@@ -29,10 +33,10 @@ def fit(
         optimizer.step()
         cosine.step()
         warmup.step()
-        keep = min(decay, (1 + i) / (10 + i))
+        weight = 1 - min(decay, (1 + i) / (10 + i))
         with torch.no_grad():
             for slow, fast in zip(average.parameters(), net.parameters(), strict=True):
-                slow.lerp_(fast, 1 - keep)
+                slow.lerp_(fast, weight)
         mean += (value.item() - mean) / min(i + 1, 100)
         if (i + 1) % 100 == 0 or i + 1 == batches:
             console.print(f"{name}: batch {i + 1} of {batches}, loss {mean:.4f}", highlight=False)
@@ -40,6 +44,6 @@ def fit(
 
 
 def save_half(net: nn.Module, file: Path) -> None:
-    """Weights in half precision."""
+    """Saves the weights in half precision as safetensors."""
     save_file({name: value.half().contiguous() for name, value in net.state_dict().items()}, file)
     file.chmod(0o644)

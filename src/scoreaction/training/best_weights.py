@@ -7,6 +7,20 @@ from typing import Any
 
 from torch import Tensor
 
+from scoreaction.errors import UserError
+
+
+def check_metric(metric: str | None, held_out: Iterable[str], *, key: str) -> None:
+    """Raises UserError unless a run can be judged by the metric: every iteration logs it and higher is better.
+
+    >>> check_metric("rewad_mean", ["ink"], key="train.select")
+    Traceback (most recent call last):
+    scoreaction.errors.UserError: train.select: no metric 'rewad_mean'; choose from reward_mean, diversity, vendi, held_out.ink
+    """
+    known = ["reward_mean", "diversity", "vendi", *(f"held_out.{name}" for name in held_out)]
+    if metric is not None and metric not in known:
+        raise UserError(f"{key}: no metric {metric!r}; choose from {', '.join(known)}")
+
 
 class Selection:
     """Remembers when `metric` (higher is better) was highest, and the weights of then.
@@ -14,15 +28,9 @@ class Selection:
     One iteration's metric is that of few samples: it is averaged over iterations by the same decay as the weights that are
     kept, so that it is theirs and not one batch's luck.
 
-    >>> Selection("rewad_mean", ["reward_mean", "diversity"])
-    Traceback (most recent call last):
-    ValueError: train.select: no metric 'rewad_mean'; choose from reward_mean, diversity
     """
 
-    def __init__(self, metric: str, known: Iterable[str]) -> None:
-        known = list(known)
-        if metric not in known:
-            raise ValueError(f"train.select: no metric {metric!r}; choose from {', '.join(known)}")
+    def __init__(self, metric: str) -> None:
         self.metric = metric
         self.average: float | None = None
         self.best, self.iteration = float("-inf"), 0

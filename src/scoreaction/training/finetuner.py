@@ -22,7 +22,7 @@ from scoreaction.networks.model import Model
 from scoreaction.rewards import CountedReward, RewardError
 from scoreaction.rewards._weighted import WeightedSum
 from scoreaction.sampling.rollout import Rollout, Sampler
-from scoreaction.training.best_weights import Selection
+from scoreaction.training.best_weights import Selection, check_metric
 from scoreaction.training.checkpoints import load_tree, save_tree
 from scoreaction.training.collector import Collector, check_finite
 from scoreaction.training.evaluation import Evaluation, diversity, rounding_floor
@@ -75,6 +75,8 @@ class Finetuner:
         online: Online | None = None,
     ) -> None:
         self.sampler, self.train, self.evaluation = sampler or Sampler(), train or Train(), evaluation or Evaluation()
+        if self.evaluation.held_out:
+            raise ValueError("evaluation.held_out: names rewards in a recipe; here give them as held_out={name: reward}")
         self.algorithm, self.recipe, self.online = algorithm, recipe, online
         self.model, dtype = model, self._placed(model)
         self.reward = CountedReward(reward)
@@ -92,10 +94,8 @@ class Finetuner:
         if online is not None:
             queries = None if self.folder is None else self.folder.queries_path
             self.rounds = Rounds(online, self.train.iterations, self.model, self.reward, self.prompts, queries)
-        self.selection: Selection | None = None
-        if self.train.select is not None:
-            known = ["reward_mean", "diversity", "vendi", *(f"held_out.{name}" for name in self.held_out)]
-            self.selection = Selection(self.train.select, known)
+        check_metric(self.train.select, self.held_out, key="train.select")
+        self.selection = None if self.train.select is None else Selection(self.train.select)
         self.iteration, self.seconds, self.between, self.owns_folder = 0, 0.0, True, False
         self.generator = torch.Generator().manual_seed(self.train.seed)
         self.sampler.find()
@@ -157,7 +157,7 @@ class Finetuner:
         if self.folder is None:
             yield
             return
-        with self.folder.held():
+        with self.folder.locked():
             if not self.owns_folder and self.folder.exists:
                 raise ValueError(
                     f"output: {self.folder.path} already holds a run; go on with it by resume(), or name another folder"

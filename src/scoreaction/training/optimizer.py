@@ -141,7 +141,8 @@ class Optimisation:
             raise TypeError(f"updates must yield Update(network, [Term(rows, loss)]), and gave {type(update).__name__}")
         figures: dict[str, float] = {}
         for rows, loss, calls in update.terms:
-            size = max(1, (self.model.max_rows or rows) // calls) if calls else rows
+            limit = self.model.max_rows
+            size = rows if limit is None or calls == 0 else max(1, limit // calls)
             for numbers in torch.arange(rows).split(size) if rows else ():
                 values, seen = loss(numbers)
                 if not values.requires_grad:

@@ -42,7 +42,7 @@ class RunFolder:
         return self.settings_path if self.settings_path.exists() else self.recipe_path
 
     @contextmanager
-    def held(self) -> Iterator[None]:
+    def locked(self) -> Iterator[None]:
         """Keeps the folder for this process; one that died keeps nothing. ValueError where another has it."""
         self.path.mkdir(parents=True, exist_ok=True)
         try:

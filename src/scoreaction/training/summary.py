@@ -70,7 +70,7 @@ def summarise(run: Run) -> dict[str, Any]:
             _save_samples(run, kind, samples)
     run.reward.queries = queries  # measuring is not training
     figures |= measure_kl(run.model, sampler, chosen.n, run.prompts, chosen.seed)
-    beta = chosen.beta or run.learner.beta
+    beta = optimum_beta(run)
     task = ExactTask.of(run.model, run.reward.reward, beta)
     if task is not None:
         figures |= task.figures(run.model, sampler, chosen.n, chosen.seed)
@@ -82,6 +82,11 @@ def summarise(run: Run) -> dict[str, Any]:
         write_whole(run.folder.summary_path, json.dumps(figures, indent=2) + "\n")
         run.save(run.folder.model)
     return figures
+
+
+def optimum_beta(run: Run) -> float:
+    """The beta of the optimum that distances are measured to: `evaluation.beta`, else the algorithm's own as it is now."""
+    return run.evaluation.beta or run.learner.beta
 
 
 def settings_text(run: Run) -> str:

@@ -1,4 +1,4 @@
-"""`scoreaction doctor`: a few iterations of a run with everything checked that is known to go wrong, each with its remedy."""
+"""`scoreaction doctor`: checks of a run and a few of its iterations for known mistakes, each with its remedy."""
 
 from __future__ import annotations
 
@@ -7,14 +7,14 @@ from collections.abc import Iterator
 import torch
 
 from scoreaction.commands.doctor.finding import Finding
-from scoreaction.commands.doctor.model import Places, model_findings, visit
+from scoreaction.commands.doctor.model import Places, model_findings, sample_points
 from scoreaction.commands.doctor.reward import reward_findings
 from scoreaction.commands.doctor.training import training_findings
 from scoreaction.rewards import RewardError
 from scoreaction.training.finetuner import Finetuner
 
 ROWS = 64
-"""Trajectories that the model and the reward are looked at on, at most."""
+"""Trajectories to check model and reward on, at most."""
 
 
 def examine(tuner: Finetuner, iterations: int = 3) -> Iterator[Finding]:
@@ -35,23 +35,23 @@ def examine(tuner: Finetuner, iterations: int = 3) -> Iterator[Finding]:
     """
     generator = torch.Generator().manual_seed(tuner.train.seed)
     with tuner.model.uncounted(), torch.no_grad():
-        places = visit(tuner, min(tuner.train.batch, ROWS), generator)
-        found = list(model_findings(tuner, places, generator))
-    yield from found  # outside of no_grad, which would hold for the caller too
+        places = sample_points(tuner, min(tuner.train.batch, ROWS), generator)
+        findings = list(model_findings(tuner, places, generator))
+    yield from findings  # outside of no_grad, which would hold for the caller too
     queries = tuner.reward.queries
     with torch.no_grad():
-        found, failed = _of_the_reward(tuner, places, generator)
+        findings, failed = _of_the_reward(tuner, places, generator)
     tuner.reward.queries = queries
-    yield from found
+    yield from findings
     if not failed:
         yield from training_findings(tuner, places, iterations)
 
 
 def _of_the_reward(tuner: Finetuner, places: Places, generator: torch.Generator) -> tuple[list[Finding], bool]:
-    """What was found until the reward failed, if it did."""
-    found: list[Finding] = []
+    """The findings on the reward, up to its failure, and True where it failed."""
+    findings: list[Finding] = []
     try:
-        found.extend(reward_findings(tuner, places, generator))
+        findings.extend(reward_findings(tuner, places, generator))
     except RewardError as error:
-        return [*found, Finding("the reward answers", "wrong", str(error))], True
-    return found, False
+        return [*findings, Finding("the reward answers", "wrong", str(error))], True
+    return findings, False

@@ -1,4 +1,4 @@
-"""What a check of `doctor` finds, and how far two predictions of the same points are apart."""
+"""Result of a check of `doctor`, and the distance of two predictions at the same points."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from scoreaction.types import Prediction
 
 @dataclass(frozen=True)
 class Finding:
-    """One check: ok, worth a note, or wrong; what was seen, and what to do where something is to be done."""
+    """A check: ok, worth a note, or wrong; the observation, and a remedy where one is due."""
 
     check: str
     verdict: Literal["ok", "note", "wrong"]
@@ -27,18 +27,18 @@ def judged(check: str, right: bool, ok: str, wrong: str, remedy: str) -> Finding
 
 
 def rounding(tuner: Finetuner) -> float:
-    """What the precision of a run may change in a prediction, in its standard deviations, when the batch has another shape."""
+    """Change of a prediction, in its standard deviations, that rounding may cause when the batch has another shape."""
     return 5e-2 if tuner.half else 1e-3
 
 
 def apart(one: Prediction, other: Prediction) -> float:
     """The largest difference, in standard deviations of what is predicted; NaN where a prediction is not finite."""
-    found = []
+    differences = []
     for a, b in ((one.eps, other.eps), (one.x0, other.x0)):
-        found.append((a - b).abs().max() / (a.float().std() or 1.0))
-    return float(torch.stack(found).max())  # which, unlike Python's, keeps NaN
+        differences.append((a - b).abs().max() / (a.float().std() or 1.0))
+    return float(torch.stack(differences).max())  # which, unlike Python's, keeps NaN
 
 
-def told(difference: float) -> str:
+def in_words(difference: float) -> str:
     """A difference in words."""
     return "to the bit" if difference == 0 else f"to {difference:.1g} standard deviations"

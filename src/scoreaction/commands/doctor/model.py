@@ -1,4 +1,4 @@
-"""What `doctor` asks of a model before anything is trained: is it a function, a denoiser, and its own reference."""
+"""Checks of a model before training: that it is a function, a denoiser, and its own reference."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from functools import partial
 import torch
 from torch import Tensor
 
-from scoreaction.commands.doctor.finding import Finding, apart, judged, rounding, told
+from scoreaction.commands.doctor.finding import Finding, apart, in_words, judged, rounding
 from scoreaction.networks.conditions import take
 from scoreaction.sampling.rollout import Rollout, Sampler, States, roll_out
 from scoreaction.training.finetuner import Finetuner
@@ -22,13 +22,13 @@ SNRS = (16.0, 4.0, 1.0)
 
 @dataclass(frozen=True)
 class Places:
-    """The places that are looked at: trajectories of the pretrained model, and a state of each at its own time."""
+    """Points to check at: trajectories of the pretrained model, and a state of each at its own time."""
 
     rollout: Rollout
     states: States
 
 
-def visit(tuner: Finetuner, n: int, generator: torch.Generator) -> Places:
+def sample_points(tuner: Finetuner, n: int, generator: torch.Generator) -> Places:
     """n trajectories of the pretrained model under the run's sampler."""
     prompt = torch.arange(n) % (len(tuner.prompts) if tuner.prompts else 1)
     rollout = _trajectories(tuner, tuner.sampler, prompt, generator)
@@ -64,7 +64,7 @@ def _repeats(tuner: Finetuner, places: Places, policy: Prediction) -> Finding:
     return judged(
         "the network answers the same twice",
         difference <= rounding(tuner),
-        told(difference),
+        in_words(difference),
         f"answers differ by {difference:.1g} standard deviations",
         "take the randomness out of it: dropout that eval() does not reach, noise drawn in forward; or it is not finite",
     )
@@ -77,7 +77,7 @@ def _keeps_rows_apart(tuner: Finetuner, places: Places, policy: Prediction) -> F
     return judged(
         "a row's answer is its own",
         difference <= rounding(tuner),
-        f"the same in another batch {told(difference)}",
+        f"the same in another batch {in_words(difference)}",
         f"in another batch it differs by {difference:.1g} standard deviations",
         "take out what mixes rows: statistics over the batch, or a reshape that folds rows into another dimension",
     )
@@ -88,7 +88,7 @@ def _begins(tuner: Finetuner, places: Places, policy: Prediction) -> Finding:
     return judged(
         "the policy begins as the pretrained model",
         difference <= rounding(tuner),
-        told(difference),
+        in_words(difference),
         f"it differs by {difference:.1g} standard deviations",
         "the adapters must begin at 0, and network and reference hold the same weights",
     )
@@ -126,7 +126,7 @@ def _denoises(tuner: Finetuner, places: Places, generator: torch.Generator) -> F
     times = math.ceil(4096 / x0.numel())
     many, prompts = x0.repeat(times, *[1] * (x0.ndim - 1)), prompt.repeat(times)
     v = float((x0 - x0.mean(0)).square().sum() / (n - 1) / x0[0].numel())
-    found, worst, bent = [], 0.0, 0.0
+    errors, worst, bent = [], 0.0, 0.0
     for snr in SNRS:
         t = _time_of(tuner, snr)
         alpha, sigma = float(model.process.alpha(t)), math.sqrt(float(model.process.sigma2(t)))
@@ -134,9 +134,9 @@ def _denoises(tuner: Finetuner, places: Places, generator: torch.Generator) -> F
         prediction = model.reference(alpha * many + sigma * eps, t, tuner.conditions, prompt=prompts)
         error = float((prediction.eps - eps).square().mean())
         line = alpha**2 * v / (alpha**2 * v + sigma**2)
-        found.append(f"{error:.2g}")
+        errors.append(f"{error:.2g}")
         worst, bent = max(worst, error), max(bent, error / max(line, 1e-12))
-    seen = f"error {', '.join(found)} of 1 at signal-to-noise {', '.join(f'{snr:g}' for snr in SNRS)}"
+    seen = f"error {', '.join(errors)} of 1 at signal-to-noise {', '.join(f'{snr:g}' for snr in SNRS)}"
     remedy = "predicts, process or the direction of t do not fit this network, or it was never trained"
     if not worst <= 1.0:
         return Finding(check, "wrong", f"{seen}: it knows less than nothing", remedy)

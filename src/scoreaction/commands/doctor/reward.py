@@ -1,4 +1,4 @@
-"""What `doctor` asks of a reward: is it a function of one sample, does it tell samples apart, is its gradient its gradient."""
+"""Checks of a reward: that it is a function of one sample, tells samples apart, and has the gradient it says."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from scoreaction.report.numbers import number
 from scoreaction.training.finetuner import Finetuner
 
 STEPS = (1e-1, 3e-2, 1e-2, 3e-3, 1e-3)
-"""Of the finite difference, in standard deviations of the samples; the best one counts."""
+"""Step sizes of the finite difference, in standard deviations of the samples; the best one counts."""
 SLOPES = 8
 """Samples whose gradient is looked at."""
 
@@ -80,7 +80,7 @@ def _scale(tuner: Finetuner, scores: Tensor) -> Finding:
 
     Further away to second order: the optimum gains `var/beta` at `var/(2 beta^2)` nats.
     """
-    check, beta = "beta suits the reward's scale", getattr(tuner.algorithm, "beta", 0.0)
+    check, beta = "beta suits the reward's scale", tuner.learner.beta
     if not beta:
         return Finding(
             check, "note", "there is no price on the KL: nothing holds the model", "watch KL and diversity, stop early"
@@ -106,10 +106,10 @@ def _scale(tuner: Finetuner, scores: Tensor) -> Finding:
 def _slope(tuner: Finetuner, places: Places, prompts: list[object] | None, generator: torch.Generator) -> Finding:
     """Its gradient by x0, through the decoder, against central differences along one random direction a sample."""
     check = "the reward's gradient is its own"
-    x0, asked = places.rollout.x0[:SLOPES], None if prompts is None else prompts[:SLOPES]
+    x0, first = places.rollout.x0[:SLOPES], None if prompts is None else prompts[:SLOPES]
 
     def score(x: Tensor) -> Tensor:
-        return tuner.reward(tuner.model.decode(x), asked)
+        return tuner.reward(tuner.model.decode(x), first)
 
     with torch.enable_grad():
         leaf = x0.detach().requires_grad_(True)
@@ -120,15 +120,15 @@ def _slope(tuner: Finetuner, places: Places, prompts: list[object] | None, gener
                 "keep the graph in it, or leave differentiable out",
             )  # fmt: skip
         gradient = torch.autograd.grad(scores.sum(), leaf)[0]
-    way = torch.randn(x0.shape, generator=generator).to(x0)
-    along = (gradient * way).flatten(1).sum(1)
+    direction = torch.randn(x0.shape, generator=generator).to(x0)
+    along = (gradient * direction).flatten(1).sum(1)
     if not float(gradient.abs().max()) > 0:
         return Finding(check, "wrong", "it is 0 at every sample", "look for clamp, round or argmax on the way to the score")
     unit = float(x0.std()) or 1.0
     errors = []
     for step in STEPS:
         h = step * unit
-        numeric = (score(x0 + h * way) - score(x0 - h * way)) / (2 * h)
+        numeric = (score(x0 + h * direction) - score(x0 - h * direction)) / (2 * h)
         errors.append(float((numeric - along).norm() / torch.maximum(numeric.norm(), along.norm())))
     error = min(errors)
     if not error <= 0.5:

@@ -1,4 +1,4 @@
-"""What `doctor` watches in a few iterations: what must move does, what must not does not, figures begin where they must."""
+"""Checks during a few iterations: trained parameters move, frozen ones do not, figures begin at their known values."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from scoreaction.types import Prediction, Values
 
 
 def training_findings(tuner: Finetuner, places: Places, iterations: int) -> Iterator[Finding]:
-    """Trains for a few iterations and looks."""
+    """Trains for a few iterations and checks them."""
     model, fresh = tuner.model, tuner.iteration == 0
     before = {name: p.detach().clone() for name, p in model.parameters.items()}
     frozen, reference = _fingerprints(tuner), _reference(tuner, places)
@@ -61,12 +61,12 @@ def _reference(tuner: Finetuner, places: Places) -> Prediction:
 
 
 def _pace(tuner: Finetuner, records: list[Values]) -> Iterator[Finding]:
-    """How long all of it will take, by the iterations after the first where there are any."""
+    """Time of the whole run, by the iterations after the first where there are any."""
     first, last, later = records[0]["seconds"], records[-1]["seconds"], len(records) - 1
     seconds = (last - first) / later if later else first
     whole = seconds * tuner.train.iterations
-    told = f"{number(whole / 60, 2)} minutes" if whole > 120 else f"{number(whole, 2)} s"
-    seen = f"{len(records)} iterations, {number(seconds, 2)} s each: all {tuner.train.iterations} take {told}"
+    duration = f"{number(whole / 60, 2)} minutes" if whole > 120 else f"{number(whole, 2)} s"
+    seen = f"{len(records)} iterations, {number(seconds, 2)} s each: all {tuner.train.iterations} take {duration}"
     yield Finding("training runs", "ok", seen)
     skipped = sum("skipped" in record for record in records)
     if skipped:
@@ -88,14 +88,14 @@ def _froze(before: dict[str, tuple[float, float]], after: dict[str, tuple[float,
 def _fingerprints(tuner: Finetuner) -> dict[str, tuple[float, float]]:
     """A sum and a sum of squares of each tensor that is not trained, of network, reference and consistency model."""
     trained = {id(p) for p in tuner.model.parameters.values()}
-    found = {}
+    sums = {}
     nets = {"network": tuner.model.net, "reference": tuner.model.reference_net, "consistency": tuner.model.consistency_net}
     for role, net in nets.items():
         for name, value in _tensors(net):
             if id(value) not in trained:
                 wide = value.detach().double()
-                found[f"{role}.{name}"] = (float(wide.sum()), float(wide.square().sum()))
-    return found
+                sums[f"{role}.{name}"] = (float(wide.sum()), float(wide.square().sum()))
+    return sums
 
 
 def _tensors(net: nn.Module | None) -> Iterator[tuple[str, Tensor]]:
@@ -107,18 +107,18 @@ def _tensors(net: nn.Module | None) -> Iterator[tuple[str, Tensor]]:
 @contextmanager
 def _largest_gradients(parameters: dict[str, nn.Parameter]) -> Iterator[dict[str, float]]:
     """The largest absolute gradient that each parameter received meanwhile; 0 where none did."""
-    found = dict.fromkeys(parameters, 0.0)
+    largest = dict.fromkeys(parameters, 0.0)
 
     def watcher(name: str) -> Any:
         def look(parameter: Tensor) -> None:
             if parameter.grad is not None:
-                found[name] = max(found[name], float(parameter.grad.abs().max()))
+                largest[name] = max(largest[name], float(parameter.grad.abs().max()))
 
         return look
 
     handles = [p.register_post_accumulate_grad_hook(watcher(name)) for name, p in parameters.items()]
     try:
-        yield found
+        yield largest
     finally:
         for handle in handles:
             handle.remove()
@@ -158,7 +158,7 @@ def _begins(kl: float, *, half: bool) -> Finding:
 
 
 def _floor(nats: float, *, ratios: bool) -> Finding:
-    """Where rounding moves log densities by about its KL, a clip on their ratio clips noise."""
+    """Rounding's own KL: where it is large, a clip on ratios of densities clips noise."""
     check, seen = "figures stand above rounding", f"rounding alone measures {number(nats, 2)} nats"
     if ratios and nats > 0.1:
         return Finding(

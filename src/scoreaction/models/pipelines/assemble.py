@@ -6,7 +6,7 @@ import copy
 import json
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any, cast
+from typing import Any, NamedTuple, cast
 
 from torch import Tensor, nn
 
@@ -17,8 +17,20 @@ from scoreaction.models.pipelines.networks import PipelineNet
 from scoreaction.models.pipelines.text import TextEncoding
 from scoreaction.networks.model import Model
 
+LORA_FILE = "pytorch_lora_weights.safetensors"
 ROWS = 2
 """Points of one network call unless a run says otherwise; guidance doubles them. Few, since their graph is kept."""
+
+
+class Adaptation(NamedTuple):
+    """Options of a pipeline's network: its LoRA, and the way it is called."""
+
+    lora_rank: int | None
+    lora_alpha: float | None
+    lora_targets: Sequence[str] | None
+    gradient_checkpointing: bool
+    true_cfg: float
+    compile: bool = False
 
 
 def build_from_pipeline(
@@ -48,12 +60,7 @@ def build_from_pipeline(
         core,
         pipeline.scheduler,
         form,
-        lora_rank=lora_rank,
-        lora_alpha=lora_alpha,
-        lora_targets=lora_targets,
-        gradient_checkpointing=gradient_checkpointing,
-        compile=compile,
-        true_cfg=true_cfg,
+        Adaptation(lora_rank, lora_alpha, lora_targets, gradient_checkpointing, true_cfg, compile),
         encode=_encoding(pipeline, kind, core),
         decode=to_unit if vae is None else Decoder(vae),
     )
@@ -70,44 +77,39 @@ def assemble(
     core: Any,
     scheduler: Any,
     form: Geometry,
+    options: Adaptation,
     *,
-    lora_rank: int | None,
-    lora_alpha: float | None,
-    lora_targets: Sequence[str] | None,
-    gradient_checkpointing: bool,
-    compile: bool,
-    true_cfg: float,
     encode: TextEncoding | None = None,
     decode: Callable[[Tensor], Tensor] | None = None,
 ) -> Model:
     """The model of a pipeline's network and scheduler."""
     distilled = bool(core.config.get("guidance_embeds", False))
-    if true_cfg != 1.0 and not distilled:
+    if options.true_cfg != 1.0 and not distilled:
         raise ValueError("model.true_cfg: only a network with guidance as an input takes it (FLUX.1 dev); set sampler.guidance")
-    targets = list(lora_targets or FAMILIES[kind].targets)
-    if lora_rank is not None:
+    targets = list(options.lora_targets or FAMILIES[kind].targets)
+    if options.lora_rank is not None:
         check_targets(core, targets)
     net, process, predicts = network(kind, core, scheduler, form)
-    core.requires_grad_(lora_rank is None).eval()
+    core.requires_grad_(options.lora_rank is None).eval()
     model = Model(
         net,
         process=process,
         predicts=predicts,
         shape=form.shape,
-        lora_rank=lora_rank,
-        lora_alpha=lora_alpha,
-        lora_targets=targets if lora_rank else None,
+        lora_rank=options.lora_rank,
+        lora_alpha=options.lora_alpha,
+        lora_targets=targets if options.lora_rank else None,
         encode=encode,
         decode=decode,
         features=small_pictures,
-        true_cfg=true_cfg if distilled else None,
+        true_cfg=options.true_cfg if distilled else None,
     )
     model.max_rows = ROWS
-    for each in [model.net] if lora_rank else [model.net, model.reference_net]:
+    for each in [model.net] if options.lora_rank else [model.net, model.reference_net]:
         inner = cast(Any, each).core
-        if gradient_checkpointing:
+        if options.gradient_checkpointing:
             inner.enable_gradient_checkpointing()
-        if compile:
+        if options.compile:
             inner.compile()
     return model
 
@@ -174,7 +176,7 @@ def export(model: Model, pipeline: Any, folder: Path) -> None:
     }
     folder.mkdir(parents=True, exist_ok=True)
     metadata = {"format": "pt", "lora_adapter_metadata": json.dumps(settings, sort_keys=True)}
-    save_file(layers, folder / "pytorch_lora_weights.safetensors", metadata=metadata)
+    save_file(layers, folder / LORA_FILE, metadata=metadata)
 
 
 def merged(core: nn.Module) -> nn.Module:

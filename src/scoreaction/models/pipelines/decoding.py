@@ -15,7 +15,7 @@ def to_unit(x0: Tensor) -> Tensor:
 
 
 def small_pictures(samples: Tensor) -> Tensor:
-    """What diversity is measured in: pictures averaged down to at most 32 x 32, (batch, C * 32 * 32)."""
+    """Features for diversity: pictures averaged down to at most 32 x 32, (batch, C * 32 * 32)."""
     height, width = samples.shape[-2:]
     return torch.nn.functional.adaptive_avg_pool2d(samples.float(), (min(32, height), min(32, width))).flatten(1)
 

@@ -1,4 +1,4 @@
-"""What differs between the families of pipelines: which network, which process, how text is encoded."""
+"""Differences between the families of pipelines: network, process, encoding of text."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from scoreaction.networks.conditions import map_conditions
 from scoreaction.types import Conditions
 
 T5_TOKENS = {"StableDiffusion3Pipeline": 256, "FluxPipeline": 512}
-"""What their own calls read of a prompt."""
+"""Tokens of a prompt that the pipelines' own calls read."""
 CLIP_TOKENS = 77
 ATTENTION = ("to_q", "to_k", "to_v", "to_out.0")
 JOINT = ("to_add_out", "add_q_proj", "add_k_proj", "add_v_proj")
@@ -108,7 +108,7 @@ class Geometry:
 
     @property
     def shape(self) -> tuple[int, int, int]:
-        """Of x."""
+        """Shape of x."""
         return self.channels, self.height, self.width
 
     @property
@@ -134,7 +134,7 @@ def geometry(kind: str, core: Any, vae: Any, height: int | None, width: int | No
     for key, value in (("height", height), ("width", width)):
         if value is not None and value % multiple:
             raise ValueError(f"model.{key}: must be a multiple of {multiple} (got {value})")
-    rows, columns = (value // scale if value else mine for value, mine in zip((height, width), own, strict=True))
+    rows, columns = (value // scale if value else default for value, default in zip((height, width), own, strict=True))
     return Geometry(channels, rows, columns, scale)
 
 

@@ -28,8 +28,10 @@ class PipelineNet(nn.Module):
         if self.null is not None and (cond is None or set(cond) == {"guidance"}):
             nobody = map_conditions(lambda n: n.to(x.device).expand(len(x), *n.shape[1:]), self.null)
             cond = {**nobody, **(cond or {})}
-        told = {} if cond is None else {key: value if key == "guidance" else value.to(width) for key, value in cond.items()}
-        return self.ask(x.to(width), t, told).to(x.dtype)
+        conditions = (
+            {} if cond is None else {key: value if key == "guidance" else value.to(width) for key, value in cond.items()}
+        )
+        return self.ask(x.to(width), t, conditions).to(x.dtype)
 
     def ask(self, x: Tensor, t: Tensor, cond: dict[str, Tensor]) -> Tensor:
         """Core's prediction at x, in its own dtype."""

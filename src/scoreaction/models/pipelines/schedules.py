@@ -1,4 +1,4 @@
-"""A diffusers scheduler's own configuration as one of our processes, and what its network predicts."""
+"""A diffusers scheduler's configuration as one of our processes, and the quantity that its network predicts."""
 
 from __future__ import annotations
 
@@ -31,9 +31,11 @@ def table_process(scheduler: Any) -> tuple[TableVP, Predicts]:
     if not (0 < float(table[0]) <= 1 and float(table[-1]) >= 0 and bool((steps < 0).all())):
         raise ValueError(f"model.path: the alphas of the scheduler {kind} do not fall from 1 towards 0; {TABLE_REMEDY}")
     config = scheduler.config
-    said = config.get("prediction_type", "epsilon")
-    if said not in list(PREDICTS):
-        raise ValueError(f"model.path: the scheduler's prediction_type {said!r} is not known; it must be {', '.join(PREDICTS)}")
+    predicts = config.get("prediction_type", "epsilon")
+    if predicts not in list(PREDICTS):
+        raise ValueError(
+            f"model.path: the scheduler's prediction_type {predicts!r} is not known; it must be {', '.join(PREDICTS)}"
+        )
     spacing = config.get("timestep_spacing", "leading")
     if spacing not in get_args(Spacing):
         known = ", ".join(get_args(Spacing))
@@ -42,7 +44,7 @@ def table_process(scheduler: Any) -> tuple[TableVP, Predicts]:
     process = TableVP.from_scheduler(
         table, ends_at_data=ends_at_data, spacing=spacing, steps_offset=int(config.get("steps_offset", 0))
     )
-    return process, PREDICTS[said]
+    return process, PREDICTS[predicts]
 
 
 def flow_process(scheduler: Any, tokens: int, *, equal_steps: bool) -> tuple[Flow, Predicts]:

@@ -1,22 +1,20 @@
-"""A pipeline without its weights: every layer in its place, from config.json files alone, in no memory."""
+"""A pipeline without its weights: every layer, from config.json files alone, in no memory."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
 from importlib import resources
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
 
-from scoreaction.models.diffusers import Config, check_named, quiet, read_index
-from scoreaction.models.pipelines.assemble import assemble, family_of
+from scoreaction.models._records import Skeleton
+from scoreaction.models.pipelines.assemble import Adaptation, assemble, family_of
 from scoreaction.models.pipelines.decoding import Decoder, to_unit
 from scoreaction.models.pipelines.families import geometry, text_shapes
-from scoreaction.networks.model import Model
+from scoreaction.models.pipelines.folders import check_named, quiet, read_index
 
 SHIPPED = {
     "stable-diffusion-v1-5/stable-diffusion-v1-5": "sd15",
@@ -27,30 +25,16 @@ SHIPPED = {
 """Hub ids whose sizes are known here, so that the shipped recipes can be planned offline."""
 
 
-@dataclass(frozen=True)
-class Skeleton:
-    """A model of fake tensors; `mode` makes more of them. Sizes in bytes, parameters in numbers, by component."""
-
-    mode: Any
-    model: Model
-    conditions: dict[str, Tensor]
-    parameters: dict[str, int]
-    vae_bytes: int
-    encoder_bytes: int
-    dtype: torch.dtype
-
-
-def skeleton(config: Config) -> Skeleton:
-    """The skeleton of a `diffusers` model; ValueError, naming model.path, where a config.json is missing."""
+def pipeline_skeleton(path: str, options: Adaptation, *, dtype: torch.dtype, height: int | None, width: int | None) -> Skeleton:
+    """The skeleton of a pipeline; ValueError, naming model.path, where a config.json is missing."""
     import diffusers
     from torch._subclasses.fake_tensor import FakeTensorMode
 
-    path = shipped(config.path)
+    path = shipped(path)
     index = read_index(path)
     kind = index["_class_name"]
     family = family_of(kind)
     check_named(path, index)
-    width = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}[config.dtype]
     mode = FakeTensorMode(allow_non_fake_inputs=True)
     names = [name for name in (family.component, "vae", *family.encoders) if _there(index, name)]
     with quiet():
@@ -58,41 +42,37 @@ def skeleton(config: Config) -> Skeleton:
         with mode:
             parts = {}
             for name in names:
-                wide = name == "vae" or (name == family.component and config.lora_rank is None)
-                with _default_dtype(torch.float32 if wide else width):
+                wide = name == "vae" or (name == family.component and options.lora_rank is None)
+                with _default_dtype(torch.float32 if wide else dtype):
                     parts[name] = _empty(path, name, *index[name]).eval().requires_grad_(False)
     core, vae = parts[family.component], parts.get("vae")
-    form = geometry(kind, core.config, None if vae is None else vae.config, config.height, config.width)
+    form = geometry(kind, core.config, None if vae is None else vae.config, height, width)
     counts = {name: sum(p.numel() for p in part.parameters()) for name, part in parts.items()}
     model = assemble(
         kind,
         core,
         scheduler,
         form,
-        lora_rank=config.lora_rank,
-        lora_alpha=config.lora_alpha,
-        lora_targets=config.lora_targets,
-        gradient_checkpointing=config.gradient_checkpointing,
-        compile=False,
-        true_cfg=config.true_cfg,
+        options,
         decode=to_unit if vae is None else Decoder(vae),
     )
     with mode:
-        conditions = {name: torch.zeros(1, *shape, dtype=width) for name, shape in text_shapes(kind, core.config).items()}
+        conditions = {name: torch.zeros(1, *shape, dtype=dtype) for name, shape in text_shapes(kind, core.config).items()}
     model.null = conditions or None
     encoders = [parts[name] for name in family.encoders if name in parts]
-    return Skeleton(mode, model, conditions, counts, size_of(vae), sum(size_of(encoder) for encoder in encoders), width)
+    encoder_bytes = sum(size_of(encoder) for encoder in encoders)
+    return Skeleton(model, conditions or None, counts, mode, size_of(vae), encoder_bytes)
 
 
 def shipped(path: str) -> str:
     """The folder of configurations that comes with the package for a well-known hub id, or the path itself."""
-    found = resources.files("scoreaction") / "data" / "skeletons" / SHIPPED.get(path, "")
-    return str(found) if path in SHIPPED and not Path(path).exists() else path
+    folder = resources.files("scoreaction") / "data" / "skeletons" / SHIPPED.get(path, "")
+    return str(folder) if path in SHIPPED and not Path(path).exists() else path
 
 
 @contextmanager
 def _default_dtype(dtype: torch.dtype) -> Iterator[None]:
-    """Within it parameters are made in this dtype: fake ones cannot be turned into another."""
+    """Context in which parameters have this dtype: fake ones cannot be converted."""
     kept = torch.get_default_dtype()
     torch.set_default_dtype(dtype)
     try:

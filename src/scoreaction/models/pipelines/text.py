@@ -1,4 +1,4 @@
-"""Prompts to conditions: each text is encoded once, by encoders that are on the device only while they work."""
+"""Encoding of prompts: each text once, by encoders that are on the device only while they work."""
 
 from __future__ import annotations
 
@@ -26,11 +26,11 @@ class Limit:
 
     def check(self, prompt: str) -> None:
         """ValueError, naming the prompt, where its end would be cut off."""
-        found = len(self.tokenizer(prompt, truncation=False, verbose=False).input_ids)
-        if found > self.tokens:
+        tokens = len(self.tokenizer(prompt, truncation=False, verbose=False).input_ids)
+        if tokens > self.tokens:
             short = prompt if len(prompt) <= 60 else prompt[:57] + "..."
             raise ValueError(
-                f"prompts: {short!r} has {found} tokens by {self.name} and the model reads {self.tokens}; shorten it"
+                f"prompts: {short!r} has {tokens} tokens by {self.name} and the model reads {self.tokens}; shorten it"
             )
 
 
@@ -68,9 +68,9 @@ class TextEncoding:
                 encoder.to(device)
             for start in range(0, len(texts), AT_ONCE):
                 part = texts[start : start + AT_ONCE]
-                found = map_conditions(Tensor.cpu, self.encode(part, device))
+                conditions = map_conditions(Tensor.cpu, self.encode(part, device))
                 for i, text in enumerate(part):
-                    self.known[text] = _row(found, i)
+                    self.known[text] = _row(conditions, i)
         finally:
             for encoder in self.encoders:
                 encoder.cpu()

@@ -1,4 +1,4 @@
-"""Changes to pictures of digits: those that leave them legible, and those that do not.
+"""Corruptions of pictures of digits: some leave them legible, others do not.
 
 All take and return images (batch, 1, 16, 16) with values in [0, 1], and draw from an explicit generator.
 """
@@ -13,24 +13,24 @@ from torch.nn import functional as F
 
 
 def uniform(n: int, low: float, high: float, generator: Generator) -> Tensor:
-    """n numbers from [low, high), shaped (n, 1, 1, 1)."""
+    """Draws n numbers from [low, high), (n, 1, 1, 1)."""
     return low + (high - low) * torch.rand(n, 1, 1, 1, generator=generator)
 
 
 def dilate(images: Tensor, steps: int = 1) -> Tensor:
-    """Strokes made `2 * steps` pixels thicker."""
+    """Thickens strokes by `2 * steps` pixels."""
     for _ in range(steps):
         images = F.max_pool2d(images, 3, stride=1, padding=1)
     return images
 
 
 def erode(images: Tensor, steps: int = 1) -> Tensor:
-    """Strokes made `2 * steps` pixels thinner."""
+    """Thins strokes by `2 * steps` pixels."""
     return 1 - dilate(1 - images, steps)
 
 
 def warp(images: Tensor, *, shift: float, turn: float, zoom: float, generator: Generator) -> Tensor:
-    """Each image moved by up to `shift` pixels, turned by up to `turn` degrees, scaled and sheared by up to `zoom`."""
+    """Moves each image by up to `shift` pixels, turns it by up to `turn` degrees, scales and shears it by up to `zoom`."""
     n = images.shape[0]
     angle = uniform(n, -turn, turn, generator).view(n) * math.pi / 180
     scale = 1 + uniform(n, -zoom, zoom, generator).view(n)
@@ -42,14 +42,14 @@ def warp(images: Tensor, *, shift: float, turn: float, zoom: float, generator: G
 
 
 def thickness(images: Tensor, generator: Generator) -> Tensor:
-    """Each image between its eroded and its dilated self: strokes thinner or thicker by up to a pixel and a half."""
+    """Blends each image with its eroded or dilated self: strokes thinner or thicker by up to some one and a half pixels."""
     amount = uniform(images.shape[0], -0.8, 0.9, generator)
     thick = images + amount.clamp(min=0) * (dilate(images) - images)
     return thick + amount.clamp(max=0) * (images - erode(images))
 
 
 def noise(images: Tensor, std: float, generator: Generator) -> Tensor:
-    """Gaussian noise of a standard deviation drawn up to `std`, pixel by pixel or smoothed."""
+    """Adds Gaussian noise, pixel by pixel or smoothed, of a standard deviation drawn from [0, std), and clips."""
     n = images.shape[0]
     fine = torch.randn(images.shape, generator=generator)
     coarse = F.interpolate(torch.randn(n, 1, 8, 8, generator=generator), scale_factor=2, mode="bilinear")
@@ -58,12 +58,12 @@ def noise(images: Tensor, std: float, generator: Generator) -> Tensor:
 
 
 def contrast(images: Tensor, generator: Generator) -> Tensor:
-    """Brightness scaled by 0.5 to 1.5 and clipped."""
+    """Scales brightness by a factor from [0.5, 1.5) and clips."""
     return (images * uniform(images.shape[0], 0.5, 1.5, generator)).clamp(0, 1)
 
 
 def legible(images: Tensor, generator: Generator) -> Tensor:
-    """What a person would still read without effort: small shifts, turns, thickness, contrast and noise; a fifth as it is."""
+    """Small shifts, turns, changes of thickness and contrast, and noise, which a person still reads; a fifth is unchanged."""
     n = images.shape[0]
     changed = warp(images, shift=1.5, turn=10, zoom=0.1, generator=generator)
     changed = contrast(thickness(changed, generator), generator)
@@ -72,7 +72,7 @@ def legible(images: Tensor, generator: Generator) -> Tensor:
 
 
 def blobs(n: int, generator: Generator) -> Tensor:
-    """One to four smooth spots a picture, some of them with hard edges."""
+    """Draws n pictures of one to four smooth spots, some of them with hard edges."""
     grid = torch.arange(16) + 0.5
     picture = torch.zeros(n, 1, 16, 16)
     for i in range(4):
@@ -86,14 +86,14 @@ def blobs(n: int, generator: Generator) -> Tensor:
 
 
 def _saturated(images: Tensor, generator: Generator) -> Tensor:
-    """A digit almost lost in white, in black, or in an even gray."""
+    """Digits almost lost in white, in black, or in an even gray."""
     n = images.shape[0]
-    keep = uniform(n, 0, 0.15, generator)
-    return keep * images + (1 - keep) * uniform(n, -0.2, 1.2, generator).clamp(0, 1)
+    share = uniform(n, 0, 0.15, generator)
+    return share * images + (1 - share) * uniform(n, -0.2, 1.2, generator).clamp(0, 1)
 
 
 def _mixed(images: Tensor, others: Tensor, generator: Generator) -> Tensor:
-    """Two digits written over one another, or the halves of two put together."""
+    """Pairs of digits written over one another, or the left half of one and the mirrored right half of another."""
     n = images.shape[0]
     over = torch.maximum(images, others)
     mean = (images + others) / 2
@@ -103,7 +103,7 @@ def _mixed(images: Tensor, others: Tensor, generator: Generator) -> Tensor:
 
 
 def _shuffled(images: Tensor, generator: Generator) -> Tensor:
-    """The sixteen 4x4 patches of each image in another order."""
+    """Images with their sixteen 4x4 patches in another order."""
     n = images.shape[0]
     patches = images.unfold(2, 4, 4).unfold(3, 4, 4).reshape(n, 16, 4, 4)
     order = torch.rand(n, 16, generator=generator).argsort(1)
@@ -112,7 +112,7 @@ def _shuffled(images: Tensor, generator: Generator) -> Tensor:
 
 
 def _static(n: int, generator: Generator) -> Tensor:
-    """Noise without a digit, pixel by pixel or in clouds as smooth as the digits are."""
+    """Noise without a digit, pixel by pixel or as smooth as digits are."""
     clouds = F.interpolate(torch.randn(n, 1, 8, 8, generator=generator), scale_factor=2, mode="bilinear")
     broad = F.interpolate(torch.randn(n, 1, 5, 5, generator=generator), size=16, mode="bicubic")
     fine = torch.randn(n, 1, 16, 16, generator=generator)
@@ -122,11 +122,11 @@ def _static(n: int, generator: Generator) -> Tensor:
 
 
 def illegible(images: Tensor, labels: Tensor, generator: Generator) -> Tensor:
-    """Pictures that nobody can read, made of legible ones (batch, 1, 16, 16) and their labels (batch,).
+    """Illegible pictures, made of legible ones (batch, 1, 16, 16) and their labels (batch,).
 
     A quarter are blobs; the others, in equal parts, strokes swollen by two or three pixels on each side, strokes worn
-    away, digits lost in an even gray, two different digits mixed, patches out of order, and noise. Half of them are
-    moved and half made noisy as `legible` does it, so that neither gives them away.
+    away, digits lost in an even gray, two different digits mixed, patches out of order, and noise. Half are moved and half
+    made noisy as in `legible`, so that neither distinguishes them.
     """
     n = images.shape[0]
     moved = warp(images, shift=1.5, turn=10, zoom=0.1, generator=generator)

@@ -1,4 +1,4 @@
-"""The networks behind the shipped digits: the diffusion UNet and the two classifiers, with their loaders."""
+"""Networks of the shipped digits, the diffusion UNet and the two classifiers, with their loaders."""
 
 from __future__ import annotations
 
@@ -14,37 +14,34 @@ from scoreaction.diffusion.predictions import Predicts
 from scoreaction.diffusion.processes import TableVP
 
 NO_CLASS = 10
-"""The class id that stands for "no prompt" (the network's input) and "not a digit" (the judge's output)."""
+"""Class id of "no prompt" (input of the UNet) and of "not a digit" (output of the judge)."""
 
 NAMES = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine")
 
 PROMPTS: list[str] = [f"a handwritten {name}" for name in NAMES]
-"""The ten prompts, in the order of their class ids."""
+"""Ten prompts, in the order of their class ids."""
 
 _PROMPT = re.compile(rf"(?:an? )?(?:handwritten )?(?:digit )?({'|'.join(NAMES)}|[0-9])")
 
 
 def parse_digit_prompt(text: str) -> int:
-    """The class id of a prompt: a digit or its English name, alone or as "a handwritten ...".
-
-    Raises ValueError, naming the prompt, for anything else.
+    """Class id of a prompt: a digit or its English name, alone or as "a handwritten ..."; ValueError for anything else.
 
     >>> [parse_digit_prompt(text) for text in ("a handwritten seven", "a handwritten 7", "Seven", "7")]
     [7, 7, 7, 7]
     """
-    found = _PROMPT.fullmatch(" ".join(text.lower().split()))
-    if found is None:
+    match = _PROMPT.fullmatch(" ".join(text.lower().split()))
+    if match is None:
         raise ValueError(f"prompt {text!r} names no digit: write for example {PROMPTS[7]!r} or '7'")
-    word = found.group(1)
+    word = match.group(1)
     return int(word) if word.isdigit() else NAMES.index(word)
 
 
 class DigitsNet(nn.Module):
-    """The prediction `v = net(x, t, cond)` of a class-conditional diffusers UNet, on the clock t in [0, 1].
+    """Class-conditional diffusers UNet on the clock t in [0, 1], `net(x, t, cond) = v = alpha eps - sigma x0`.
 
-    x (batch, 1, 16, 16), pixels in [-1, 1] at t = 0; t (batch,) or (); cond (batch,) long class ids 0 to 9, or 10 for
-    no prompt, which is also what `cond=None` means. Its process is `net.process`, which reaches data at t = 0, and its
-    prediction `v = alpha eps - sigma x0` is named by `net.predicts`.
+    x (batch, 1, 16, 16), pixels in [-1, 1] at t = 0; t (batch,) or (); cond (batch,) long class ids 0 to 9, or 10 for no
+    prompt, like `cond=None`. `net.process` reaches data at t = 0; `net.predicts` is "v".
     """
 
     predicts: Predicts = "v"
@@ -62,9 +59,10 @@ class DigitsNet(nn.Module):
 
 
 class RewardClassifier(nn.Module):
-    """Logits (batch, 10) of the digit in an image (batch, 1, 16, 16) with values in [0, 1].
+    """Classifier for a reward: logits (batch, 10) of the digit in an image (batch, 1, 16, 16) with values in [0, 1].
 
-    Three strided convolutions with a smooth activation: the gradient by the image exists everywhere.
+    Three convolutions, two of them strided, with a smooth activation: the gradient with respect to the image exists
+    everywhere.
     """
 
     def __init__(self) -> None:
@@ -87,7 +85,7 @@ class RewardClassifier(nn.Module):
 
 
 class _Residual(nn.Module):
-    """Two 3x3 convolutions around a skip, halving the resolution."""
+    """Residual block of two 3x3 convolutions, which halves the resolution."""
 
     def __init__(self, channels: int, out: int) -> None:
         super().__init__()
@@ -103,7 +101,7 @@ class _Residual(nn.Module):
 
 
 class Judge(nn.Module):
-    """A classifier that no reward is made of: ten digits, and an eleventh class for what is not a digit.
+    """Held-out classifier, which no reward uses: logits (batch, 11) of ten digits and, as class 10, "not a digit".
 
     Images (batch, 1, 16, 16) with values in [0, 1]. A residual network, trained on other digits than
     `RewardClassifier` and, as class 10, on blobs, mixtures and images with far too much or too little ink.
@@ -117,7 +115,7 @@ class Judge(nn.Module):
         self.head = nn.Linear(64, NO_CLASS + 1)
 
     def features(self, images: Tensor) -> Tensor:
-        """The vector (batch, 64) in which diversity is measured."""
+        """Features (batch, 64) in which diversity is measured."""
         return F.gelu(self.embed(self.blocks(self.stem(2 * images - 1)).flatten(1)))
 
     def forward(self, images: Tensor) -> Tensor:
@@ -129,7 +127,7 @@ class Judge(nn.Module):
 
 
 def shipped() -> Path:
-    """The folder of the shipped weights."""
+    """Folder of the shipped weights."""
     return Path(str(resources.files("scoreaction") / "data" / "digits"))
 
 
@@ -141,28 +139,28 @@ def _load(net: nn.Module, file: Path) -> nn.Module:
 
 
 def reward_classifier(folder: Path | None = None) -> RewardClassifier:
-    """The shipped `RewardClassifier`, frozen (gradients by the image still flow)."""
+    """Loads the shipped `RewardClassifier`, or that of a folder, frozen; gradients still flow to the image."""
     net = RewardClassifier()
     _load(net, (folder or shipped()) / "reward_classifier.safetensors")
     return net
 
 
 def judge(folder: Path | None = None) -> Judge:
-    """The shipped held-out `Judge`, frozen."""
+    """Loads the shipped `Judge`, or that of a folder, frozen."""
     net = Judge()
     _load(net, (folder or shipped()) / "judge.safetensors")
     return net
 
 
 def load_unet(folder: Path | None = None) -> nn.Module:
-    """The shipped UNet, or that of a folder which `scoreaction.tasks.digits.pretrain` wrote, in float32."""
+    """Loads the shipped UNet, or that of a folder of `scoreaction.tasks.digits.pretrain`, in float32."""
     from diffusers import UNet2DModel
 
     return UNet2DModel.from_pretrained(str(folder or shipped()), subfolder="unet", torch_dtype=torch.float32)
 
 
 def load_net(folder: Path | None = None) -> DigitsNet:
-    """`load_unet` as a network on our clock, with the process of the scheduler that lies beside it."""
+    """Loads the UNet as a network on the clock t in [0, 1], with the process of the scheduler in the same folder."""
     from diffusers import DDIMScheduler
 
     scheduler = DDIMScheduler.from_pretrained(str(folder or shipped()), subfolder="scheduler")

@@ -1,4 +1,4 @@
-"""Trains the digits that the package ships: a class-conditional diffusion model and two classifiers.
+"""Pretraining of the shipped digits: a class-conditional diffusion model and two classifiers.
 
 Run as `python -m scoreaction.tasks.digits.pretrain --output DIR [--seed K] [--batches N]`. Data: the 1,797 handwritten
 digits of scikit-learn (8x8, values 0 to 16), enlarged to 16x16. The diffusion model sees all of them; the reward's
@@ -24,11 +24,11 @@ from scoreaction.tasks.fitting import fit, save_half
 
 EMA_DECAY = 0.998
 CLASS_DROPOUT = 0.12
-"""Share of training images whose class is withheld, for classifier-free guidance (Ho and Salimans 2022)."""
+"""Share of training images without their class, for classifier-free guidance (Ho and Salimans 2022)."""
 
 
 def images_and_labels() -> tuple[Tensor, Tensor]:
-    """The data: images (1797, 1, 16, 16) in [0, 1] and labels (1797,)."""
+    """Images (1797, 1, 16, 16) in [0, 1] and labels (1797,): all the data."""
     pixels, labels = load_digits(return_X_y=True)
     small = torch.tensor(pixels, dtype=torch.float32).view(-1, 1, 8, 8) / 16
     return F.interpolate(small, scale_factor=2, mode="bilinear"), torch.tensor(labels)
@@ -41,7 +41,7 @@ def halves() -> tuple[Tensor, Tensor]:
 
 
 def new_unet() -> nn.Module:
-    """The network: 0.7 million parameters, attention at 4x4 only."""
+    """Makes the untrained UNet: 0.7 million parameters, attention at 4x4 only."""
     unet: Any = UNet2DModel(
         sample_size=16,
         in_channels=1,
@@ -58,7 +58,7 @@ def new_unet() -> nn.Module:
 
 
 def new_scheduler() -> Any:
-    """A thousand steps of linear beta, ending at clean data."""
+    """Makes the scheduler: a thousand steps of linear beta, which end at clean data."""
     return DDIMScheduler(
         num_train_timesteps=1000,
         beta_start=1e-4,
@@ -72,9 +72,9 @@ def new_scheduler() -> Any:
 
 
 def train_unet(seed: int, batches: int, console: Console) -> Any:
-    """The diffusion model: `E ||v - net(alpha x0 + sigma eps, t, c)||^2`, v = alpha eps - sigma x0, t stratified in (0, 1].
+    """Trains the UNet on `E ||v - net(alpha x0 + sigma eps, t, c)||^2`, v = alpha eps - sigma x0, t stratified in (0, 1].
 
-    v and not eps: near t = 1 an error in eps is divided by alpha = 0.006 on its way to x0, and noise stays in the
+    It predicts v and not eps, because close to t = 1 x0 is eps over alpha = 0.006: errors of eps would leave noise in the
     samples of the probability-flow ODE.
     """
     generator = Generator().manual_seed(seed)
@@ -99,10 +99,10 @@ def train_unet(seed: int, batches: int, console: Console) -> Any:
 
 
 def train_classifiers(seed: int, batches: int, console: Console) -> tuple[RewardClassifier, Judge]:
-    """The reward's classifier on one half; on the other the judge, three sevenths of whose batch are illegible."""
+    """Trains the reward's classifier on one half, and the judge on the other, with three sevenths of its batch illegible."""
     generator = Generator().manual_seed(seed + 1)
     images, labels = images_and_labels()
-    ours, theirs = halves()
+    reward_half, judge_half = halves()
 
     def draw(half: Tensor, size: int) -> tuple[Tensor, Tensor]:
         index = half[torch.randint(0, len(half), (size,), generator=generator)]
@@ -112,7 +112,7 @@ def train_classifiers(seed: int, batches: int, console: Console) -> tuple[Reward
     reward = RewardClassifier()
 
     def reward_loss() -> Tensor:
-        x, y = draw(ours, 96)
+        x, y = draw(reward_half, 96)
         return F.cross_entropy(reward(corruptions.legible(x, generator)), y, label_smoothing=0.02)
 
     torch.manual_seed(seed + 2)
@@ -120,7 +120,7 @@ def train_classifiers(seed: int, batches: int, console: Console) -> tuple[Reward
     nothing = torch.full((48,), NO_CLASS)
 
     def judge_loss() -> Tensor:
-        x, y = draw(theirs, 112)
+        x, y = draw(judge_half, 112)
         x = torch.cat([corruptions.legible(x[:64], generator), corruptions.illegible(x[64:], y[64:], generator)])
         y = torch.cat([y[:64], nothing])
         return F.cross_entropy(judge(x), y, label_smoothing=0.02)
@@ -135,7 +135,7 @@ def train_classifiers(seed: int, batches: int, console: Console) -> tuple[Reward
 
 
 def accuracy(net: nn.Module, half: Tensor) -> float:
-    """Share of a half of the data that a classifier reads rightly."""
+    """Accuracy of a classifier on a half of the data, in [0, 1]."""
     images, labels = images_and_labels()
     with torch.no_grad():
         return float((net(images[half]).argmax(1) == labels[half]).float().mean())
@@ -148,7 +148,7 @@ def main(
     classifier_batches: Annotated[int, typer.Option(help="Batches of about 100 for each classifier.")] = 1500,
     only: Annotated[str, typer.Option(help="unet, classifiers or all.")] = "all",
 ) -> None:
-    """Trains and saves; the weights are stored in half precision and load back to float32."""
+    """Trains the networks and saves them in half precision; they are loaded in float32."""
     if only not in ("all", "unet", "classifiers"):
         raise typer.BadParameter(f"--only takes unet, classifiers or all, not {only!r}")
     console = Console()
@@ -156,9 +156,9 @@ def main(
     output.mkdir(parents=True, exist_ok=True)
     if only != "unet":
         reward, judge = train_classifiers(seed, classifier_batches, console)
-        ours, theirs = halves()
-        console.print(f"reward classifier: {accuracy(reward, theirs):.4f} right on the other half")
-        console.print(f"judge: {accuracy(judge, ours):.4f} right on the other half")
+        reward_half, judge_half = halves()
+        console.print(f"reward classifier: {accuracy(reward, judge_half):.4f} right on the other half")
+        console.print(f"judge: {accuracy(judge, reward_half):.4f} right on the other half")
         save_half(reward, output / "reward_classifier.safetensors")
         save_half(judge, output / "judge.safetensors")
     if only != "classifiers":

@@ -1,1 +1,1 @@
-"""Coloured shapes with captions: scenes, a tiny Stable Diffusion, its scorer and an exact reader."""
+"""Coloured shapes with captions: scenes, a tiny Stable Diffusion, a learned scorer, and an exact reader of pictures."""

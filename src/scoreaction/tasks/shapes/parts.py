@@ -1,4 +1,4 @@
-"""The parts of the shipped `shapes` pipeline, untrained: tokenizer, text encoder, autoencoder, UNet and scheduler."""
+"""Parts of the shipped `shapes` pipeline, untrained: tokenizer, text encoder, autoencoder, UNet and scheduler."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from scoreaction.tasks.shapes.scenes import COLOURS, COUNTS, RELATIONS, SHAPES, 
 
 WORDS = (*COUNTS, *COLOURS, *SHAPES, *(f"{shape}s" for shape in SHAPES), *dict.fromkeys(" ".join(RELATIONS).split()))
 LENGTH = 16
-"""Tokens of a prompt, with its begin and end."""
+"""Tokens of a prompt, with the begin and end tokens."""
 _BEGIN, _END = "<|startoftext|>", "<|endoftext|>"
 
 
@@ -34,7 +34,7 @@ def _merges(words: tuple[str, ...]) -> list[tuple[str, str]]:
 
 
 def new_tokenizer() -> Any:
-    """A token for each of our words; other words are spelt by the letter.
+    """Makes the tokenizer: one token for each word of the captions; other words are spelt by the letter.
 
     >>> new_tokenizer().tokenize("Two red circles")
     ['two</w>', 'red</w>', 'circles</w>']
@@ -47,7 +47,7 @@ def new_tokenizer() -> Any:
 
 
 def new_text_encoder(tokenizer: Any) -> Any:
-    """Two layers of 64."""
+    """Makes the text encoder: two layers of width 64."""
     config = CLIPTextConfig(
         vocab_size=len(tokenizer),
         hidden_size=64,
@@ -64,7 +64,7 @@ def new_text_encoder(tokenizer: Any) -> Any:
 
 
 def new_vae() -> Any:
-    """From 3x32x32 to 4x8x8 and back."""
+    """Makes the autoencoder, from 3x32x32 to 4x8x8 and back."""
     return AutoencoderKL(
         sample_size=SIZE,
         latent_channels=4,
@@ -77,7 +77,7 @@ def new_vae() -> Any:
 
 
 def new_unet() -> Any:
-    """Latents at 8x8 and 4x4, attention to the text at both."""
+    """Makes the UNet of latents at 8x8 and 4x4, with cross-attention to the text at both."""
     return UNet2DConditionModel(
         sample_size=SIZE // 4,
         in_channels=4,
@@ -93,7 +93,7 @@ def new_unet() -> Any:
 
 
 def new_scheduler() -> Any:
-    """A thousand steps of linear beta, ending at clean data."""
+    """Makes the scheduler: a thousand steps of linear beta, which end at clean data."""
     return DDIMScheduler(
         num_train_timesteps=1000,
         beta_start=1e-4,
@@ -108,7 +108,7 @@ def new_scheduler() -> Any:
 
 
 def assemble(vae: nn.Module, text_encoder: nn.Module, unet: nn.Module) -> Any:
-    """The pipeline of these parts."""
+    """Assembles a `StableDiffusionPipeline`, with a new tokenizer and scheduler."""
     return StableDiffusionPipeline(
         vae=vae,
         text_encoder=text_encoder,

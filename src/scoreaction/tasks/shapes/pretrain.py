@@ -1,8 +1,8 @@
-"""Trains the `shapes` that the package ships: a Stable Diffusion of two million parameters, and a scorer of its pictures.
+"""Pretraining of the shipped `shapes`: a Stable Diffusion of two million parameters, and a scorer of its pictures.
 
-Run as `python -m scoreaction.tasks.shapes.pretrain --output DIR [--seed K]`. Data: pictures that we draw ourselves, as many as
-asked for, each with a caption that is wrong on purpose in places, so that the model follows prompts imperfectly. On a CPU the
-same seed and number of threads give the same files.
+Run as `python -m scoreaction.tasks.shapes.pretrain --output DIR [--seed K]`. Data: pictures drawn by `scenes.draw`, each with
+a caption that is wrong on purpose in places, so that the model follows prompts imperfectly. On a CPU the same seed and
+number of threads give the same files.
 """
 
 from __future__ import annotations
@@ -26,15 +26,16 @@ from scoreaction.tasks.shapes.scenes import COLOURS, RELATIONS, SHAPES, Scene, a
 from scoreaction.tasks.shapes.scorer import Scorer, scene_ids
 
 WRONG = (0.25, 0.1, 0.1, 0.07, 0.12)
-"""Chance that a caption names another colour, shape, count or relation, each on its own; stage by stage. The last decides how
-often the model errs."""
+"""Probability, in each stage, that a caption names another colour, shape, count or relation, drawn for each independently. That
+of the last stage decides how often the model errs."""
 CAPTION_DROPOUT = 0.12
-"""Share of pictures whose caption is withheld, for classifier-free guidance (Ho and Salimans 2022)."""
+"""Share of pictures without their caption, for classifier-free guidance (Ho and Salimans 2022)."""
 VAE_PICTURES = 4_096
+"""Largest number of pictures that the autoencoder is trained on."""
 
 
 def random_scenes(n: int, generator: Generator) -> list[Scene]:
-    """n scenes, half of them pairs, a sixth each one, two and three things."""
+    """Draws n scenes: half of them pairs, a sixth each of one, two and three things."""
     scenes = all_scenes()
     counted, pairs = scenes[: len(scenes) - 528], scenes[-528:]
     which = torch.randint(0, 2, (n,), generator=generator).tolist()
@@ -43,7 +44,7 @@ def random_scenes(n: int, generator: Generator) -> list[Scene]:
 
 
 def altered(scene: Scene, chance: float, generator: Generator) -> Scene:
-    """The scene with each of its attributes replaced by another with this chance; still a scene that a caption can name."""
+    """Replaces each attribute of a scene by another with this probability; the result has a caption too."""
 
     def other(value: Any, values: list[Any]) -> Any:
         hit, pick = torch.rand(2, generator=generator).tolist()
@@ -63,7 +64,7 @@ def altered(scene: Scene, chance: float, generator: Generator) -> Scene:
 
 
 def train_vae(seed: int, batches: int, pictures: int, console: Console) -> Any:
-    """The autoencoder: squared error plus 1e-4 times the mean KL of a latent to a standard normal, scaled to variance 1."""
+    """Trains the autoencoder on squared error plus 1e-4 times the mean KL of a latent to N(0, 1); latents get variance 1."""
     generator = Generator().manual_seed(seed)
     torch.manual_seed(seed)
     net = parts.new_vae()
@@ -87,12 +88,12 @@ def train_vae(seed: int, batches: int, pictures: int, console: Console) -> Any:
 
 @torch.no_grad()
 def encoded(vae: Any, pictures: Tensor) -> Tensor:
-    """Means of the latents of pictures in [-1, 1], unscaled."""
+    """Encodes pictures in [-1, 1] as the means of their latents, unscaled."""
     return torch.cat([vae.encode(x).latent_dist.mean for x in pictures.split(256)])
 
 
 def train_diffusion(vae: Any, seed: int, batches: tuple[int, ...], pictures: int, console: Console) -> tuple[Any, Any]:
-    """Text encoder and UNet together: `E ||v - unet(alpha z + sigma eps, t, text)||^2`, `v = alpha eps - sigma z`."""
+    """Trains text encoder and UNet on `E ||v - unet(alpha z + sigma eps, t, text)||^2`, `v = alpha eps - sigma z`."""
     generator = Generator().manual_seed(seed + 1)
     torch.manual_seed(seed + 1)
     tokenizer = parts.new_tokenizer()
@@ -107,12 +108,12 @@ def train_diffusion(vae: Any, seed: int, batches: tuple[int, ...], pictures: int
 
     def loss(wrong: float, generator: Generator) -> Tensor:
         index = torch.randint(0, len(latents), (size,), generator=generator)
-        said = torch.tensor([row_of[altered(scenes[i], wrong, generator).caption] for i in index.tolist()])
-        said = torch.where(torch.rand(size, generator=generator) < CAPTION_DROPOUT, 0, said)
+        caption = torch.tensor([row_of[altered(scenes[i], wrong, generator).caption] for i in index.tolist()])
+        caption = torch.where(torch.rand(size, generator=generator) < CAPTION_DROPOUT, 0, caption)
         t = first + (1 - first) * ((torch.arange(size) + torch.rand(size, generator=generator)) / size).double()
         eps, z = torch.randn(size, *latents.shape[1:], generator=generator), latents[index]
         alpha, sigma = (value.float().view(-1, 1, 1, 1) for value in (process.alpha(t), process.sigma(t)))
-        text = net["text"](tokens[said]).last_hidden_state
+        text = net["text"](tokens[caption]).last_hidden_state
         v = net["unet"](alpha * z + sigma * eps, process.timestep(t).float(), text).sample
         return F.mse_loss(v, alpha * eps - sigma * z)
 
@@ -126,7 +127,7 @@ def train_diffusion(vae: Any, seed: int, batches: tuple[int, ...], pictures: int
 
 
 def train_scorer(seed: int, batches: int, pictures: int, console: Console) -> Scorer:
-    """The scorer: which of a right and a wrong caption goes with a picture, blurred or noisy at times."""
+    """Trains the scorer to tell right from wrong captions of pictures, some of which are blurred or noisy."""
     generator = Generator().manual_seed(seed + 2)
     torch.manual_seed(seed + 2)
     scenes = random_scenes(pictures, generator)
@@ -135,7 +136,7 @@ def train_scorer(seed: int, batches: int, pictures: int, console: Console) -> Sc
 
     def loss() -> Tensor:
         index = torch.randint(0, len(data), (size,), generator=generator)
-        x = spoilt(data[index], generator)
+        x = degraded(data[index], generator)
         right = scene_ids([scenes[i] for i in index.tolist()])
         wrong = scene_ids([_wrong(scenes[i], generator) for i in index.tolist()])
         logits = torch.stack([net(x, right), -net(x, wrong)])
@@ -147,7 +148,7 @@ def train_scorer(seed: int, batches: int, pictures: int, console: Console) -> Sc
 
 
 def _wrong(scene: Scene, generator: Generator) -> Scene:
-    """Another scene: a few attributes altered, or one of any kind."""
+    """Draws a different scene: this one with a few attributes altered, or any other."""
     draw_one: list[Callable[[], Scene]] = [lambda: altered(scene, 0.3, generator), lambda: random_scenes(1, generator)[0]]
     while True:
         other = draw_one[int(torch.rand((), generator=generator) < 0.25)]()
@@ -155,8 +156,8 @@ def _wrong(scene: Scene, generator: Generator) -> Scene:
             return other
 
 
-def spoilt(pictures: Tensor, generator: Generator) -> Tensor:
-    """A third as they are, a third blurred, a third with noise."""
+def degraded(pictures: Tensor, generator: Generator) -> Tensor:
+    """Blurs a third of the pictures and adds noise to another third."""
     kind = torch.randint(0, 3, (len(pictures), 1, 1, 1), generator=generator)
     blurred = F.avg_pool2d(pictures, 3, stride=1, padding=1, count_include_pad=False)
     noise = 0.1 * torch.randn(pictures.shape, generator=generator)
@@ -187,7 +188,7 @@ def main(
     scorer_pictures: Annotated[int, typer.Option(help="Pictures drawn for the scorer.")] = 30_000,
     only: Annotated[str, typer.Option(help="vae, diffusion (with the autoencoder of the folder), scorer or all.")] = "all",
 ) -> None:
-    """Trains and saves; the weights are stored in half precision."""
+    """Trains the networks and saves them in half precision."""
     if only not in ("all", "vae", "diffusion", "scorer"):
         raise typer.BadParameter(f"--only takes vae, diffusion, scorer or all, not {only!r}")
     console = Console()
@@ -203,7 +204,7 @@ def main(
         train_vae(seed, vae_batches, pictures, console).half().save_pretrained(output / "vae")
     if only in ("all", "diffusion"):
         vae: Any = AutoencoderKL.from_pretrained(output, subfolder="vae", torch_dtype=torch.float32).eval()
-        vae.register_to_config(_name_or_path="shapes")  # else the folder on this machine is stored
+        vae.register_to_config(_name_or_path="shapes")  # else the path of the folder is stored
         text_encoder, unet = train_diffusion(vae, seed, batches, pictures, console)
         parts.assemble(vae, text_encoder, unet).to(torch.float16).save_pretrained(output)
     for file in output.rglob("*.safetensors"):

@@ -1,4 +1,4 @@
-"""The small world of the `shapes` model: its words, its captions as scenes, and how a scene is drawn."""
+"""Scenes of coloured shapes: words and captions, and the drawing of pictures."""
 
 from __future__ import annotations
 
@@ -28,19 +28,19 @@ Thing = tuple[str, str]
 THINGS: tuple[Thing, ...] = tuple((colour, shape) for colour in COLOURS for shape in SHAPES)
 
 HELD_OUT: tuple[Thing, ...] = (("red", "triangle"), ("green", "circle"), ("blue", "square"), ("yellow", "triangle"))
-"""What no prompt of the set `shapes` asks for and every prompt of `shapes_unseen` does."""
+"""Things in no prompt of the set `shapes`, of which every prompt of `shapes_unseen` has one."""
 
 
 @dataclass(frozen=True)
 class Scene:
-    """What a caption asks for: one to three equal things, or two unequal ones and how the first stands to the second."""
+    """Content of a caption: one to three equal things, or two unequal ones and the position of the first to the second."""
 
     things: tuple[Thing, ...]
     relation: str | None = None
 
     @property
     def caption(self) -> str:
-        """The scene in words.
+        """Caption of the scene.
 
         >>> Scene((("green", "triangle"),) * 2).caption
         'two green triangles'
@@ -57,18 +57,18 @@ _RELATED = re.compile(rf"a {_THING} ({'|'.join(RELATIONS)}) a {_THING}")
 
 
 def parse_caption(text: str) -> Scene:
-    """The scene that a caption asks for; ValueError, with examples, for anything else.
+    """Reads a caption as a scene; ValueError, with examples, for any other text.
 
     >>> parse_caption("a red circle above a blue square")
     Scene(things=(('red', 'circle'), ('blue', 'square')), relation='above')
     """
     plain = " ".join(text.lower().split())
-    if found := _RELATED.fullmatch(plain):
-        colour, shape, relation, other_colour, other_shape = found.groups()
+    if match := _RELATED.fullmatch(plain):
+        colour, shape, relation, other_colour, other_shape = match.groups()
         if (colour, shape) != (other_colour, other_shape):
             return Scene(((colour, shape), (other_colour, other_shape)), relation)
-    elif found := _COUNTED.fullmatch(plain):
-        count, colour, shape, plural = found.groups()
+    elif match := _COUNTED.fullmatch(plain):
+        count, colour, shape, plural = match.groups()
         if (count == "a") == (plural == ""):
             return Scene(((colour, shape),) * (COUNTS.index(count) + 1))
     raise ValueError(f"prompt {text!r} names no scene of shapes: write for example 'two green triangles' or {EXAMPLE!r}")
@@ -78,16 +78,13 @@ EXAMPLE = "a red circle above a blue square"
 
 
 def all_scenes() -> list[Scene]:
-    """Every scene there is: 12 things alone, in twos and in threes, and 528 pairs."""
+    """Lists every scene: 12 things alone, in twos and in threes, then 528 pairs."""
     counted = [Scene((thing,) * count) for count in (1, 2, 3) for thing in THINGS]
     return counted + [Scene((a, b), r) for r in RELATIONS for a in THINGS for b in THINGS if a != b]
 
 
-# Drawing
-
-
 def coverage(shape: str, centre: Tensor, radius: Tensor) -> Tensor:
-    """How much of each pixel a shape covers, in [0, 1]: (batch, SIZE, SIZE).
+    """Share of each pixel that a shape covers, in [0, 1]: (batch, SIZE, SIZE).
 
     centre (batch, 2) as (x, y), radius (batch,). Pixel centres lie at 0.5, 1.5, ...;
     edges are blended over one pixel. All shapes of one radius have area `pi radius^2`.
@@ -108,7 +105,7 @@ def coverage(shape: str, centre: Tensor, radius: Tensor) -> Tensor:
 
 
 def extent(shape: str, radius: float) -> tuple[float, float, float, float]:
-    """How far a shape reaches from its centre to the left, the right, up and down."""
+    """Distances from a shape's centre to its left, right, upper and lower end, in pixels."""
     if shape == "circle":
         return (radius,) * 4
     if shape == "square":
@@ -118,12 +115,13 @@ def extent(shape: str, radius: float) -> tuple[float, float, float, float]:
 
 
 _RADII = {1: (5.0, 9.0), 2: (4.4, 6.2), 3: (3.8, 4.8)}
-"""Smallest and largest radius where there are one, two or three things."""
+"""Smallest and largest radius in scenes of one, two and three things."""
 _GAP = 2.0
+"""Smallest distance in pixels between the bounding boxes of two things."""
 
 
 def place(scene: Scene, generator: Generator) -> list[tuple[float, float, float]]:
-    """Where a scene's things stand, (x, y, radius) each: inside the picture, apart from one another, and in their relation."""
+    """Draws (x, y, radius) for each thing: inside the picture, apart from one another, and in the scene's relation."""
     low, high = _RADII[len(scene.things)]
     while True:
         radii = (low + (high - low) * torch.rand(len(scene.things), generator=generator)).tolist()
@@ -140,32 +138,32 @@ def place(scene: Scene, generator: Generator) -> list[tuple[float, float, float]
         apart = all(
             max(a[0] - b[1], b[0] - a[1], a[2] - b[3], b[2] - a[3]) >= _GAP for i, a in enumerate(boxes) for b in boxes[:i]
         )
-        if apart and (scene.relation is None or stands(scene.relation, *centres, clearly=1.3)):
+        if apart and (scene.relation is None or relation_holds(scene.relation, *centres, margin=1.3)):
             return [(x, y, radius) for (x, y), radius in zip(centres, radii, strict=True)]
 
 
-def stands(relation: str, first: tuple[float, float], second: tuple[float, float], *, clearly: float = 1.0) -> bool:
-    """Whether the first centre stands so to the second: by the larger of the two distances, `clearly` times the smaller.
+def relation_holds(relation: str, first: tuple[float, float], second: tuple[float, float], *, margin: float = 1.0) -> bool:
+    """Tells whether a relation holds between two centres: its distance exceeds `margin` times the one across.
 
-    >>> stands("above", (10.0, 5.0), (12.0, 20.0)), stands("left of", (10.0, 5.0), (12.0, 20.0))
+    >>> relation_holds("above", (10.0, 5.0), (12.0, 20.0)), relation_holds("left of", (10.0, 5.0), (12.0, 20.0))
     (True, False)
     """
     x, y = second[0] - first[0], second[1] - first[1]
     along = {"above": y, "below": -y, "left of": x, "right of": -x}[relation]
     across = abs(x) if relation in ("above", "below") else abs(y)
-    return along > clearly * across
+    return along > margin * across
 
 
 def draw(scenes: list[Scene], generator: Generator) -> Tensor:
-    """Pictures (len(scenes), 3, SIZE, SIZE) in [0, 1]: the scenes' things on white, at random places, sizes and shades."""
+    """Draws pictures (len(scenes), 3, SIZE, SIZE) in [0, 1]: things on white, of random position, size and shade."""
     pictures = torch.ones(len(scenes), 3, SIZE, SIZE)
     rows: dict[str, list[tuple[int, str, tuple[float, float, float]]]] = {shape: [] for shape in SHAPES}
     for i, scene in enumerate(scenes):
-        for (colour, shape), where in zip(scene.things, place(scene, generator), strict=True):
-            rows[shape].append((i, colour, where))
+        for (colour, shape), circle in zip(scene.things, place(scene, generator), strict=True):
+            rows[shape].append((i, colour, circle))
     for shape, drawn in rows.items():
         if drawn:
-            places = torch.tensor([where for _, _, where in drawn])
+            places = torch.tensor([circle for _, _, circle in drawn])
             colours = torch.tensor([COLOURS[colour] for _, colour, _ in drawn])
             colours = (colours + 0.06 * (2 * torch.rand(colours.shape, generator=generator) - 1)).clamp(0, 1)
             cover = coverage(shape, places[:, :2], places[:, 2])[:, None]

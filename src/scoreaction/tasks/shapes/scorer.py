@@ -1,4 +1,4 @@
-"""The learned judge of `shapes`: a small network that says whether a picture shows what a caption asks for."""
+"""The learned scorer of `shapes`: a small network that estimates whether a picture fits its caption."""
 
 from __future__ import annotations
 
@@ -15,7 +15,9 @@ _NO_RELATION = len(RELATIONS)
 
 
 def scene_ids(scenes: list[Scene]) -> Tensor:
-    """Six numbers a scene: count, relation, colour and shape of the first thing and of the second (else again of the first).
+    """Encodes scenes as (batch, 6) numbers: count, relation, colour and shape of the first and of the second thing.
+
+    Without a relation the first thing stands for the second too.
 
     >>> scene_ids([Scene((("green", "circle"),) * 2)]).tolist()
     [[1, 4, 1, 0, 1, 0]]
@@ -31,9 +33,9 @@ def scene_ids(scenes: list[Scene]) -> Tensor:
 
 
 class Scorer(nn.Module):
-    """Logit (batch,) that pictures (batch, 3, 32, 32) in [0, 1] show the scenes whose ids (batch, 6) `scene_ids` gives.
+    """Scorer `net(pictures, ids)`: logits (batch,) that pictures (batch, 3, 32, 32) in [0, 1] show scenes (`scene_ids`).
 
-    Smooth activations: the gradient by the picture exists everywhere.
+    Its activations are smooth: the gradient with respect to the picture exists everywhere.
     """
 
     sizes = (len(COUNTS), len(RELATIONS) + 1, len(COLOURS), len(SHAPES), len(COLOURS), len(SHAPES))
@@ -62,12 +64,12 @@ class Scorer(nn.Module):
 
 
 def shipped() -> Path:
-    """The folder of the shipped pipeline and scorer."""
+    """Folder of the shipped pipeline and scorer."""
     return Path(str(resources.files("scoreaction") / "data" / "shapes"))
 
 
 def load_scorer(folder: Path | None = None) -> Scorer:
-    """The shipped `Scorer`, or that of a folder which `scoreaction.tasks.shapes.pretrain` wrote, frozen, in float32."""
+    """Loads the shipped `Scorer`, or that of a folder of `scoreaction.tasks.shapes.pretrain`, frozen, in float32."""
     from safetensors.torch import load_file
 
     net = Scorer()

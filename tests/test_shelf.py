@@ -1,0 +1,375 @@
+"""Truth: the contract of a shelf. Every file on it is tried the day it appears, and a user's own is treated as ours are."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from twins import accepts, close
+
+import scoreaction as sa
+from scoreaction.catalog import files, find
+from scoreaction.cli import main
+from scoreaction.errors import UserError
+from scoreaction.recipes.build import build, build_block
+from scoreaction.recipes.prompts import prompt_list
+from scoreaction.recipes.recipe import block_of, load_recipe, resolve
+from scoreaction.recipes.traits import Traits, traits_of
+from scoreaction.rewards import CountedReward, Reward, RewardError
+from scoreaction.rewards._images import is_images
+from scoreaction.types import RewardFunction
+
+BATCH = 6
+
+
+def example(kind: Any, name: str) -> Any:
+    """The block of a file with its `EXAMPLE`."""
+    return block_of(kind, {"name": name, **traits_of(find(kind, name, key=kind), key=kind).example}, (kind,))
+
+
+def has(kind: Any, trait: Callable[[Traits], bool]) -> list[str]:
+    return [name for name in files(kind) if trait(traits_of(find(kind, name, key=kind), key=kind))]
+
+
+WITHOUT_WEIGHTS = has("model", lambda traits: traits.skeleton is not None)
+WHOLE = [name for name in files("model") if name not in WITHOUT_WEIGHTS]
+SCORERS = has("reward", lambda traits: traits.parameters is not None)
+REMOTE = has("reward", lambda traits: traits.probe is False)
+LIGHT = [name for name in files("reward") if name not in SCORERS + REMOTE]
+
+
+@cache
+def drawn(name: str) -> tuple[sa.Model, torch.Tensor, list[str] | None]:
+    """A model of the shelf, decoded noise, and a prompt for each sample."""
+    block = example("model", name)
+    model = build_block(block, "model")
+    prompts = prompt_list(block.traits.defaults.get("prompts"))
+    noise = torch.randn(BATCH, *model.shape, generator=torch.Generator().manual_seed(1))
+    with torch.no_grad():
+        return model, model.decode(noise), None if prompts is None else (prompts * BATCH)[:BATCH]
+
+
+# Rewards
+
+
+def of_one_sample(reward: RewardFunction, samples: torch.Tensor, prompts: list[str] | None) -> None:
+    """One finite number a sample, which no other sample changes; a gradient just where the reward has one."""
+    try:
+        scores = CountedReward(reward)(samples, prompts)
+    except RewardError as error:
+        raise AssertionError(error) from error
+    order = [2, 0, 1]
+    alone = CountedReward(reward)(samples[order], None if prompts is None else [prompts[i] for i in order])
+    assert torch.allclose(alone, scores[order], rtol=1e-4, atol=1e-5), "another batch gives other scores"
+    leaf = samples.clone().requires_grad_(True)
+    flows = torch.as_tensor(reward(leaf, prompts)).requires_grad
+    assert flows == reward.differentiable, "a gradient flows just where it says so"
+
+
+def in_one_range(reward: RewardFunction, samples: torch.Tensor, prompts: list[str] | None) -> None:
+    """The reward itself refuses images in [-1, 1], also where nothing stands before it."""
+    if is_images(samples):
+        try:
+            reward(2 * samples - 1, prompts)
+        except ValueError:
+            return
+        raise AssertionError("images in [-1, 1] are scored")
+
+
+@pytest.mark.parametrize("name", LIGHT)
+def test_a_reward_keeps_the_contract(name: str) -> None:
+    """On every model of the shelf that it fits, of which there is one. Twins: scores by rank, a gradient cut off, no check."""
+    reward, fits = build_block(example("reward", name), "reward"), 0
+    for model_name in WHOLE:
+        _, samples, prompts = drawn(model_name)
+        try:
+            CountedReward(reward).probe(samples[:2], None if prompts is None else prompts[:2])
+        except RewardError:
+            continue
+        fits += 1
+        accepts(
+            lambda found, samples=samples, prompts=prompts: of_one_sample(found, samples, prompts),
+            reward,
+            by_rank=Reward(
+                lambda x, p: reward(x, p).argsort().argsort().float() + len(x), differentiable=reward.differentiable
+            ),
+            lying=Reward(reward, differentiable=not reward.differentiable),
+            summed=Reward(lambda x, p: reward(x, p).sum(), differentiable=reward.differentiable),
+        )
+        in_one_range(reward, samples, prompts)
+        if is_images(samples):
+            with pytest.raises(AssertionError):
+                in_one_range(Reward(lambda x, p: x.sum((1, 2, 3))), samples, prompts)
+    assert fits, f"{name} fits no model of the shelf"
+
+
+@pytest.mark.parametrize("name", SCORERS)
+def test_a_scorer_without_its_weights_is_one_line(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It names a setting or what to install. Twin: a light reward is built from its example alone."""
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+
+    def refused(found: str) -> None:
+        with pytest.raises(UserError) as caught:
+            build_block(example("reward", found), "reward")
+        assert "\n" not in str(caught.value)
+        assert str(caught.value).startswith("reward")
+
+    refused(name)
+    with pytest.raises(pytest.fail.Exception):
+        refused("ink")
+
+
+# Models
+
+
+def is_a_model(model: sa.Model, conditions: Any) -> None:
+    """A function of each row alone, its own reference, with x = alpha x0 + sigma eps, whose images are in [0, 1]."""
+    generator = torch.Generator().manual_seed(2)
+    x, t = torch.randn(2, *model.shape, generator=generator), torch.tensor([0.4, 0.7], dtype=torch.float64)
+    with torch.no_grad():
+        policy, reference = model.predict(x, t, conditions), model.reference(x, t, conditions)
+        alone = model.predict(x[:1], t[:1], None if conditions is None else conditions[:1])
+        samples = model.decode(x)
+    assert policy.eps.shape == x.shape
+    assert torch.equal(policy.eps, reference.eps), "it begins as another than its reference"
+    assert torch.allclose(alone.eps, policy.eps[:1], rtol=1e-3, atol=1e-4), "rows are mixed"
+    ones = [1] * len(model.shape)
+    alpha, sigma = model.process.alpha(t).view(-1, *ones), model.process.sigma(t).view(-1, *ones)
+    assert torch.allclose((alpha * policy.x0 + sigma * policy.eps).float(), x, atol=1e-3)
+    if is_images(samples):
+        assert 0 <= float(samples.min()) <= float(samples.max()) <= 1, "images are not in [0, 1]"
+
+
+@pytest.mark.parametrize("name", WHOLE)
+def test_a_model_keeps_the_contract(name: str) -> None:
+    model, _, prompts = drawn(name)
+    conditions = None if prompts is None else model.conditions(prompts[:2])
+    if isinstance(conditions, dict):
+        conditions = _Rows(conditions)
+    is_a_model(model, conditions)
+    raw, net = model.decode, model.net
+    try:
+        for twin in ("mixed", "in [-1, 1]"):
+            if twin == "mixed":
+                model.net = _Mixed(net)
+            else:
+                model.net, model.decode = net, lambda x0: 2 * raw(x0) - 1
+            if twin == "mixed" or is_images(raw(torch.zeros(1, *model.shape))):
+                with pytest.raises(AssertionError):
+                    is_a_model(model, conditions)
+    finally:
+        model.net, model.decode = net, raw
+
+
+class _Rows(dict[str, torch.Tensor]):
+    """Conditions by name, of which rows can be taken."""
+
+    def __getitem__(self, key: Any) -> Any:
+        return {name: value[key] for name, value in self.items()} if isinstance(key, slice) else super().__getitem__(key)
+
+
+class _Mixed(torch.nn.Module):
+    """A network whose rows depend on one another."""
+
+    def __init__(self, net: torch.nn.Module) -> None:
+        super().__init__()
+        self.net = net
+
+    def forward(self, x: torch.Tensor, t: torch.Tensor, cond: Any) -> torch.Tensor:
+        y = self.net(x, t, cond)
+        return y - 0.5 * y.mean(0)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", WITHOUT_WEIGHTS)
+def test_a_skeleton_predicts_without_weights(name: str) -> None:
+    """The shape of a prediction, of tensors that take no memory."""
+    block = example("model", name)
+    assert block.traits.skeleton is not None
+    bare = block.traits.skeleton(block.config)
+    with bare.mode:
+        x = torch.zeros(1, *bare.model.shape)
+        found = bare.model.predict(x, torch.full((1,), 0.5, dtype=torch.float64), bare.conditions).eps
+    assert found.shape == x.shape
+    assert type(found).__name__ == "FakeTensor"
+    assert sum(bare.parameters.values()) > sum(p.numel() for p in bare.model.parameters.values()) > 0
+
+
+@pytest.mark.parametrize("name", files("model"))
+def test_the_defaults_of_a_model_are_settings(name: str) -> None:
+    """Twin: a misspelt one."""
+    values = {"model": example("model", name).dump(), "reward": {"name": "jpeg"}, "algorithm": {"name": "score_action"}}
+    recipe = resolve(values)
+    for section, settings in recipe.model.traits.defaults.items():
+        if section in ("sampler", "train"):
+            assert settings.items() <= getattr(recipe, section).model_dump().items()
+            with pytest.raises(UserError, match=f"{section}.stepz: unknown key"):
+                resolve({**values, section: {"stepz": 3}})
+
+
+# A user's own
+
+
+def own(folder: Path, body: str, *, name: str = "own") -> str:
+    (folder / "shelf_of_mine").mkdir(exist_ok=True)
+    (folder / "shelf_of_mine" / f"{name}.py").write_text(
+        f"from pydantic import BaseModel\nimport scoreaction as sa\n"
+        f"class Config(BaseModel, extra='forbid'):\n    axis: int = 0\n{body}\n"
+    )
+    return f"shelf_of_mine.{name}"
+
+
+@pytest.fixture
+def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.syspath_prepend(tmp_path)
+    for module in [name for name in __import__("sys").modules if name.startswith("shelf_of_mine")]:
+        monkeypatch.delitem(__import__("sys").modules, module)
+    return tmp_path
+
+
+MISFIT = r"\S+ does not fit the model gaussian_mixture: "
+BODIES = {
+    "raises": (
+        "def build(config): return lambda x, p: x[:, 7]",
+        MISFIT + "raised IndexError",
+    ),
+    "many": (
+        "def build(config): return lambda x, p: x",
+        MISFIT + "must return one number",
+    ),
+    "words": (
+        "def build(config): return lambda x, p: ['a', 'b']",
+        MISFIT + "must return one",
+    ),
+    "alone": ("def build(config): return lambda x: x.sum(1)", MISFIT + "raised TypeError"),
+    "in_place": ("def build(config): return lambda x, p: x.mul_(2).sum(1)", r"\S+ does not fit .*changes its samples in place"),
+}
+
+
+@pytest.mark.parametrize("where", ["reward", "evaluation.held_out.0"])
+@pytest.mark.parametrize("case", BODIES)
+def test_a_users_reward_that_does_not_fit_is_refused_before_a_run(case: str, where: str, here: Path) -> None:
+    """Twins: one that fits, and the same one where its file says PROBE = False."""
+    body, why = BODIES[case]
+    key = "reward" if where == "reward" else "evaluation.held_out"
+
+    def recipe(name: str) -> Any:
+        return load_recipe("mixture", [f"{key}={{name: {name}}}" if key == "reward" else f"{key}=[{{name: {name}}}]"])
+
+    with pytest.raises(UserError, match=f"^{where}: {why}") as caught:
+        build(recipe(own(here, body, name=case)))
+    assert "\n" not in str(caught.value)
+    build(recipe(own(here, "def build(config): return lambda x, p: x.sum(1)", name=f"{case}_right")))
+    build(recipe(own(here, f"PROBE = False\n{body}", name=f"{case}_unasked")))
+
+
+def test_a_users_refusal_that_names_a_setting_has_its_key(here: Path) -> None:
+    body = (
+        "def score(axis):\n    def reward(x, p):\n"
+        "        if axis >= x.shape[1]: raise ValueError(f'axis: must be below {x.shape[1]}')\n"
+        "        return x[:, axis]\n    return reward\ndef build(config): return score(config.axis)"
+    )
+    name = own(here, body)
+    build(load_recipe("mixture", [f"reward={{name: {name}, axis: 1}}"]))
+    with pytest.raises(UserError, match=r"^reward\.axis: must be below 2$"):
+        build(load_recipe("mixture", [f"reward={{name: {name}, axis: 2}}"]))
+
+
+def test_no_answer_that_costs_is_asked_for_before_a_run(here: Path) -> None:
+    """Truth: the calls that a reward counts. An oracle is asked only where its file has PROBE = True, a server never."""
+    counting = (
+        "calls = []\n"
+        "def score(x, p):\n    calls.append(len(x))\n    return x.sum(1)\n"
+        "def build(config): return sa.Reward(score, differentiable=True)"
+    )
+
+    def calls(name: str, head: str, *more: str) -> list[int]:
+        tuner = build(load_recipe("mixture", [f"reward={{name: {own(here, head + counting, name=name)}}}", *more]))
+        assert tuner.reward.queries == 0, "a probe is no query"
+        return find("reward", f"shelf_of_mine.{name}", key="reward").calls
+
+    online = "online={rounds: [8, 8]}"
+    assert calls("free", "") == [2]
+    assert calls("costly", "PROBE = False\n") == []
+    assert calls("oracle", "", online) == []
+    assert calls("cheap_oracle", "PROBE = True\n", online) == [2]
+    build(load_recipe("mixture", ["reward={name: http, url: 'http://127.0.0.1:9', retries: 0}"]))
+
+
+def test_the_attributes_of_a_file_are_checked(here: Path) -> None:
+    name = own(here, "PROBE = 'no'\ndef build(config): return lambda x, p: x.sum(1)", name="odd")
+    with pytest.raises(UserError, match=r"^reward\.name: PROBE in shelf_of_mine\.odd must be a valid boolean"):
+        load_recipe("mixture", [f"reward={{name: {name}}}"])
+    name = own(here, "PARAMETERS = 0\ndef build(config): return lambda x, p: x.sum(1)", name="empty")
+    with pytest.raises(UserError, match=r"^reward\.name: PARAMETERS in shelf_of_mine\.empty must be greater than 0"):
+        load_recipe("mixture", [f"reward={{name: {name}}}"])
+
+
+def test_a_users_scorer_is_planned_by_its_parameters_and_not_loaded(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Truth: 3e9 weights of 4 bytes. Twin: without PARAMETERS it is built, which here fails."""
+    body = "def build(config): raise ValueError('axis: its weights are elsewhere')"
+    heavy, light = own(here, f"PARAMETERS = 3_000_000_000\n{body}", name="heavy"), own(here, body, name="light")
+    small = ["train.batch=4", "sampler.steps=2", "evaluation.n=4", "evaluation.steps=2"]
+    assert main(["plan", "mixture", f"reward={{name: {heavy}}}", *small]) == 0
+    shown = capsys.readouterr().out
+    line = next(line for line in shown.splitlines() if "scorers: shelf_of_mine.heavy" in line)
+    close(float(line.split()[-2]), 3e9 * 4 / 2**30, atol=0.01, two_bytes=3e9 * 2 / 2**30)
+    assert main(["plan", "mixture", f"reward={{name: {light}}}", *small]) == 2
+    assert capsys.readouterr().err == "reward.axis: its weights are elsewhere\n"
+
+
+def test_a_users_model_decodes_images_into_the_one_range(here: Path) -> None:
+    """Twin: it clamps them to [0, 1]."""
+    body = (
+        "import torch\nclass Net(torch.nn.Module):\n    def __init__(self):\n        super().__init__()\n"
+        "        self.w = torch.nn.Linear(4, 4)\n    def forward(self, x, t, cond): return self.w(x)\n"
+        "def build(config): return sa.Model(Net(), process=sa.VP(), predicts='v', shape=(1, 4, 4), decode=DECODE)"
+    )
+    reward = "reward=ink"
+
+    def made(decode: str, name: str) -> Any:
+        return build(
+            load_recipe("mixture", [f"model={{name: {own(here, body.replace('DECODE', decode), name=name)}}}", reward])
+        )
+
+    with pytest.raises(UserError, match=r"^model: the decode= of shelf_of_mine\.raw: images must have values in \[0, 1\]"):
+        made("None", "raw")
+    assert made("lambda x0: ((x0 + 1) / 2).clamp(0, 1)", "clamped").model.shape == (1, 4, 4)
+
+
+def test_a_users_model_has_its_own_card(here: Path) -> None:
+    """Twin: without `card` the page loads it with this package."""
+    body = "from scoreaction.models.gaussian_mixture import build, Config\n"
+    card = (
+        "def card(config, folder): return sa.models.Card({'library_name': 'moons'}, ['toy'], ['import moons', 'moons.load()'])"
+    )
+    small = ["train.iterations=1", "train.batch=4", "sampler.steps=2", "evaluation.n=4", "evaluation.steps=2"]
+
+    def page(name: str, text: str) -> str:
+        model = f"model={{name: {own(here, text, name=name)}}}"
+        assert main(["train", "mixture", model, "algorithm.name=ddpo", *small, "--output", name]) == 0
+        return (here / name / "model" / "README.md").read_text()
+
+    with_card, without = page("with_card", body + card), page("without", body)
+    assert "library_name: moons" in with_card
+    assert "moons.load()" in with_card
+    assert "tags: [scoreaction, ddpo, toy]" in with_card or "- toy" in with_card
+    assert "moons" not in without
+    assert "sa.load" in without
+
+
+def test_evaluation_refuses_held_out_rewards_by_name_in_python() -> None:
+    """Twin: rewards themselves, as held_out=."""
+    model = drawn("gaussian_mixture")[0]
+
+    def tuner(**more: Any) -> sa.Finetuner:
+        return sa.Finetuner(model, reward=lambda x, p: x[:, 0], algorithm=sa.DDPO(), train=sa.Train(batch=4), **more)
+
+    with pytest.raises(ValueError, match=r"evaluation.held_out: .*held_out=\{name: reward\}"):
+        tuner(evaluation=sa.Evaluation(held_out=[{"name": "ink"}]))
+    assert list(tuner(held_out={"up": lambda x, p: x[:, 1]}).held_out) == ["up"]
