@@ -13,6 +13,7 @@ from twins import accepts
 
 ROOT = Path(__file__).parents[1] / "src" / "scoreaction"
 PLACES = [
+    "algorithms",
     "commands",
     "diffusion",
     "models",
