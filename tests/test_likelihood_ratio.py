@@ -25,7 +25,6 @@ from scoreaction.algorithms._likelihood_ratio import (
 )
 from scoreaction.algorithms.ddpo import prompt_advantages
 from scoreaction.diffusion.predictions import expand
-from scoreaction.networks.conditions import take
 from scoreaction.networks.layers import VectorNet
 
 VP = sa.VP()
@@ -155,9 +154,8 @@ def test_epochs_and_minibatches_cover_every_step_once():
     def gradient(**options):
         grads = []
         for rows in minibatches(len(steps.t), generator=torch.Generator(), **options):
-            part = take(steps, rows)
-            law, outcome = partial(transition, found), part.x_next
-            term = ratio_term(found, part, advantage[rows], law=law, outcome=outcome, clip=None, first=False)
+            law, outcome = partial(transition, found), steps.x_next
+            term = ratio_term(found, steps, rows, advantage, law=law, outcome=outcome, clip=None, first=False)
             loss = evaluated(Update("policy", [term]))[0]
             grads.append(torch.autograd.grad(loss, made.parameters["th"])[0])
         return torch.stack(grads)

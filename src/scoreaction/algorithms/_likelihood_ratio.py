@@ -107,6 +107,7 @@ Penalty = Callable[[Prediction, Steps], Loss]
 def ratio_term(
     learner: Learner,
     steps: Steps,
+    rows: Tensor,
     advantage: Tensor,
     *,
     law: Law,
@@ -115,23 +116,24 @@ def ratio_term(
     first: bool,
     penalty: Penalty | None = None,
 ) -> Term:
-    """`weight (clipped surrogate + penalty)` at these steps, `log rho = log p_theta(outcome) - log p_old(outcome)`.
+    """`weight (clipped surrogate + penalty)` at these rows of steps, `log rho = log p_theta(outcome) - log p_old(outcome)`.
 
-    advantage (rows,), outcome (rows, *shape). first: the policy is still the one that sampled, so that the largest absolute
-    log-ratio (`log_ratio_first` in the log) must be rounding.
+    advantage and outcome have a row for each step: (steps,), (steps, *shape). first: the policy is still the one that sampled,
+    so that the largest absolute log-ratio (`log_ratio_first` in the log) must be rounding.
     """
 
     def loss(numbers: Tensor) -> Loss:
-        rows = take(steps, numbers)
-        prediction = learner.policy(*rows.states)
-        log_ratio = law(prediction, rows).log_ratio(law(rows.old, rows), take(outcome, numbers))
-        value, figures = clipped_surrogate(log_ratio, take(advantage, numbers), clip), ratio_figures(log_ratio, clip, first)
+        here = rows[numbers]
+        part = take(steps, here)
+        prediction = learner.policy(*part.states)
+        log_ratio = law(prediction, part).log_ratio(law(part.old, part), take(outcome, here))
+        value, figures = clipped_surrogate(log_ratio, take(advantage, here), clip), ratio_figures(log_ratio, clip, first)
         if penalty is not None:
-            cost, more = penalty(prediction, rows)
+            cost, more = penalty(prediction, part)
             value, figures = value + cost, figures | more
-        return rows.weight.to(value) * value, figures
+        return part.weight.to(value) * value, figures
 
-    return Term(len(steps.t), loss)
+    return Term(len(rows), loss)
 
 
 def ratio_figures(log_ratio: Tensor, clip: float | None, first: bool) -> dict[str, Tensor | Largest]:

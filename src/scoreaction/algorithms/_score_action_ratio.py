@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from functools import partial
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
 from scoreaction.algorithms._learner import Learner, Loss, Setting, Term, Update, Updates
-from scoreaction.algorithms._likelihood_ratio import minibatches, ratio_term, steps_with_density, transition
+from scoreaction.algorithms._likelihood_ratio import Law, minibatches, ratio_term, steps_with_density, transition
 from scoreaction.algorithms._trust import TrustState, adapt_trust
 from scoreaction.algorithms._value import LookAhead, StateValue, ValuedRollout, running_cost
 from scoreaction.diffusion.kl import g2_integral, kl_rate
@@ -73,23 +73,18 @@ class RatioLearner(Learner):
         advantage = self.advantages(rollout)  # before the critic has seen what it is a baseline of
         yield from self.value.updates(rollout, critic=config.critic_updates, generator=generator)
         steps = steps_with_density(self, rollout, exploration=config.exploration, above=config.hold_below)
-        others, explored = self._without_ratio(rollout, steps), rollout.action.eps.flatten(0, 1)
+        every, batch = rollout.steps(), rollout.size[1]
+        others = self._without_ratio(every, steps)
         batches = list(minibatches(len(steps.t), epochs=1, count=config.updates, generator=generator))
-        rest = torch.randperm(len(others.t), generator=generator).tensor_split(config.updates)
+        rest = torch.randperm(len(others), generator=generator).tensor_split(config.updates)
+        taken = slice(int(steps.step[0]) * batch, (int(steps.step[-1]) + 1) * batch)
+        law: Law = partial(transition, self) if config.exploration == 0 else self._action
+        outcome = steps.x_next if config.exploration == 0 else rollout.action.eps.flatten(0, 1)[taken]
+        fixed: dict[str, Any] = {"law": law, "outcome": outcome, "clip": config.clip, "penalty": self._penalty}
         for i, rows in enumerate(batches):
-            part = take(steps, rows)
-            number = part.step * rollout.size[1] + part.path
-            term = ratio_term(
-                self,
-                part,
-                take(advantage, number),
-                law=partial(transition, self) if config.exploration == 0 else self._action,
-                outcome=part.x_next if config.exploration == 0 else take(explored, number),
-                clip=config.clip,
-                first=i == 0,
-                penalty=self._penalty,
-            )
-            figures = yield Update("policy", [term, self._kl_term(take(others, rest[i]))])
+            term = ratio_term(self, steps, rows, advantage[taken], first=i == 0, **fixed)
+            kl = self._kl_term(every, others[rest[i]], per_path=len(others) / batch)
+            figures = yield Update("policy", [term, kl])
         adapt_trust(self.state, figures["kl_to_old"], least=config.trust, region=config.trust_region)
 
     def _action(self, prediction: Prediction, steps: Steps) -> Transition:
@@ -108,25 +103,21 @@ class RatioLearner(Learner):
         weight = kl_rate(self.sampler.eta) / 2 * g2_integral(self.process, steps.t, steps.s)
         return weight.to(difference) * sum_event(difference**2)
 
-    def _without_ratio(self, rollout: Rollout, steps: Steps) -> Steps:
-        """The steps that only the KL is learned at: the last one, and those below `hold_below`."""
-        every, (n, batch) = rollout.steps(), rollout.size
-        without = torch.ones(n, dtype=torch.bool)
-        without[steps.step.unique()] = False
-        others = take(every, without.repeat_interleave(batch).nonzero().flatten())
-        return others._replace(weight=torch.full_like(others.weight, float(without.sum())))
+    def _without_ratio(self, every: Steps, steps: Steps) -> Tensor:
+        """The rows of the steps that only the KL is learned at: the last one, and those below `hold_below`."""
+        return (~torch.isin(every.step, steps.step.unique())).nonzero().flatten()
 
-    def _kl_term(self, steps: Steps) -> Term:
-        """The KL of steps without a ratio, at its price."""
+    def _kl_term(self, steps: Steps, rows: Tensor, *, per_path: float) -> Term:
+        """The KL of steps without a ratio, `per_path` of them on each path, at its price."""
 
         def loss(numbers: Tensor) -> Loss:
-            rows = take(steps, numbers)
-            assert rows.pretrained is not None
-            kl = self._kl(self.policy(*rows.states), rows.pretrained, rows)
-            price = self.beta * torch.where(rows.t < self.config.hold_below, HOLD, 1.0)
-            return (rows.weight * price).to(kl) * kl, {}
+            part = take(steps, rows[numbers])
+            assert part.pretrained is not None
+            kl = self._kl(self.policy(*part.states), part.pretrained, part)
+            price = self.beta * torch.where(part.t < self.config.hold_below, HOLD, 1.0)
+            return (per_path * price).to(kl) * kl, {}
 
-        return Term(len(steps.t), loss)
+        return Term(len(rows), loss)
 
     @torch.no_grad()
     def advantages(self, rollout: ValuedRollout) -> Tensor:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Literal
 
 import torch
@@ -14,7 +15,7 @@ from scoreaction.algorithms._value import put
 from scoreaction.algorithms.score_action import score_action_update
 from scoreaction.diffusion.solvers import ddim_step
 from scoreaction.networks.conditions import take
-from scoreaction.sampling.rollout import Rollout
+from scoreaction.sampling.rollout import Rollout, Steps
 from scoreaction.types import Prediction
 
 
@@ -89,7 +90,12 @@ class AdjointMatchingLearner(Learner):
         steps, adjoint = rollout.steps(), rollout.adjoint.flatten(0, 1)
         chosen = torch.randperm(len(steps.t), generator=generator)[: self.config.updates * self.config.rows]
         for rows in chosen.chunk(self.config.updates):
-            yield score_action_update(self, take(steps, rows), take(adjoint, rows), trust=self.config.trust)
+            grad_value = partial(_at, adjoint, rows)
+            yield score_action_update(self, steps, rows, grad_value, trust=self.config.trust)
+
+
+def _at(adjoint: Tensor, rows: Tensor, steps: Steps, numbers: Tensor) -> Tensor:
+    return take(adjoint, rows[numbers])
 
 
 Config = AdjointMatching

@@ -109,13 +109,13 @@ class DDPOLearner(Learner):
             len(steps.t), epochs=1 if once else config.epochs, count=1 if once else config.minibatches, generator=generator
         )
         for i, rows in enumerate(batches):
-            part = take(steps, rows)
             term = ratio_term(
                 self,
-                part,
-                take(advantage, part.path),
+                steps,
+                rows,
+                take(advantage, steps.path),
                 law=partial(transition, self),
-                outcome=part.x_next,
+                outcome=steps.x_next,
                 clip=None if once else config.clip,
                 first=i == 0,
                 penalty=partial(self._kl, weight) if weight else None,

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from functools import partial
 from typing import Literal
 
 import torch
@@ -101,34 +103,37 @@ class ScoreActionLearner(Learner):
         config, steps, figures = self.config, rollout.steps(), {}
         yield from self.value.surrogate_updates(config.surrogate_updates, generator)
         yield from self.value.updates(rollout, critic=config.critic_updates, generator=generator)
-        for rows in torch.arange(len(rollout.chosen)).chunk(config.updates):
-            part = take(steps, rollout.chosen[rows])
-            grad_value = self.value.gradient(part.states, take(rollout.grad_look, rows))
-            figures = yield score_action_update(self, part, grad_value, trust=self.state.trust)
+        for which in torch.arange(len(rollout.chosen)).chunk(config.updates):
+            grad_value = partial(self._grad_value, rollout.grad_look, which)
+            figures = yield score_action_update(self, steps, rollout.chosen[which], grad_value, trust=self.state.trust)
         adapt_trust(self.state, figures["kl_to_old"], least=config.trust, region=config.trust_region)
 
+    def _grad_value(self, grad_look: Tensor, which: Tensor, steps: Steps, numbers: Tensor) -> Tensor:
+        return self.value.gradient(steps.states, take(grad_look, which[numbers]))
 
-def score_action_update(learner: Learner, steps: Steps, grad_value: Tensor, *, trust: float) -> Update:
-    """The policy update of `score_action_loss` at these steps; grad_value (rows, *shape), trust in betas.
 
+def score_action_update(
+    learner: Learner, steps: Steps, rows: Tensor, grad_value: Callable[[Steps, Tensor], Tensor], *, trust: float
+) -> Update:
+    """The policy update of `score_action_loss` at these rows of the steps, trust in betas.
+
+    `grad_value(part, numbers)` is grad V at a part of the rows, (part, *shape); numbers are those of its rows in the update.
     The log has `kl_to_old`, the path KL to the behaviour policy over a whole path.
     """
     process, eta, beta = learner.process, learner.sampler.eta, learner.beta
 
     def loss(numbers: Tensor) -> Loss:
-        rows, gradient = take(steps, numbers), take(grad_value, numbers)
-        assert rows.pretrained is not None
-        action = score(process, rows.t, learner.policy(*rows.states))
-        old, pretrained = score(process, rows.t, rows.old), score(process, rows.t, rows.pretrained)
-        g2dt = g2_integral(process, rows.t, rows.s).to(action)
-        kl_to_old = kl_rate(eta) / 2 * g2dt * sum_event((action - old) ** 2)
-        value = score_action_loss(
-            action, old=old, pretrained=pretrained, grad_value=gradient, g2dt=g2dt, eta=eta, beta=beta, trust=trust * beta
-        )
-        weight = rows.weight.to(value)
+        part = take(steps, rows[numbers])
+        assert part.pretrained is not None
+        action = score(process, part.t, learner.policy(*part.states))
+        old, pretrained = score(process, part.t, part.old), score(process, part.t, part.pretrained)
+        fixed = {"old": old, "pretrained": pretrained, "grad_value": grad_value(part, numbers)}
+        g2dt = g2_integral(process, part.t, part.s).to(action)
+        value = score_action_loss(action, **fixed, g2dt=g2dt, eta=eta, beta=beta, trust=trust * beta)
+        weight, kl_to_old = part.weight.to(value), kl_rate(eta) / 2 * g2dt * sum_event((action - old) ** 2)
         return weight * value, {"kl_to_old": weight * kl_to_old}
 
-    return Update("policy", [Term(len(steps.t), loss)])
+    return Update("policy", [Term(len(rows), loss)])
 
 
 def score_action_loss(

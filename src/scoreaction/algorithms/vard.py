@@ -6,14 +6,14 @@ from typing import Literal
 
 import torch
 from pydantic import Field
+from torch import Tensor
 
 from scoreaction.algorithms._learner import Learner, Regularised, Setting, Updates
 from scoreaction.algorithms._trust import TrustState, adapt_trust
 from scoreaction.algorithms._value import critic_updates, kl_to_go
 from scoreaction.algorithms.score_action import score_action_update
-from scoreaction.networks.conditions import take
 from scoreaction.networks.critic import Critic
-from scoreaction.sampling.rollout import Rollout, States
+from scoreaction.sampling.rollout import Rollout, States, Steps
 
 
 class VARD(Regularised):
@@ -61,9 +61,11 @@ class VARDLearner(Learner):
         yield from self._critic_updates(rollout, generator)
         chosen = torch.randperm(len(steps.t), generator=generator)[: config.updates * config.rows]
         for rows in chosen.chunk(config.updates):
-            part = take(steps, rows)
-            figures = yield score_action_update(self, part, self.critic.gradient(*part.states), trust=self.state.trust)
+            figures = yield score_action_update(self, steps, rows, self._gradient, trust=self.state.trust)
         adapt_trust(self.state, figures["kl_to_old"], least=config.trust, region=config.trust_region)
+
+    def _gradient(self, steps: Steps, numbers: Tensor) -> Tensor:
+        return self.critic.gradient(*steps.states)
 
     def _critic_updates(self, rollout: Rollout, generator: torch.Generator) -> Updates:
         """V at all states of the paths, the data among them."""
