@@ -64,7 +64,7 @@ _HOMES = {
     "models": "models",
     "sample": "sampling.draw",
 }
-"""Where each name is from: it is imported when it is first asked for, so that the command line answers before torch does."""
+"""Home of each name: it is imported when it is first used, so that the command line answers before torch does."""
 
 __all__ = [*_HOMES]
 
@@ -76,9 +76,7 @@ def __getattr__(name: str) -> Any:
         if error.name != f"scoreaction.{name}":
             raise
         raise AttributeError(f"module 'scoreaction' has no attribute {name!r}") from error
-    found = getattr(module, name, module)
-    globals()[name] = found
-    return found
+    return globals().setdefault(name, getattr(module, name, module))
 
 
 def __dir__() -> list[str]:

@@ -44,7 +44,7 @@ class Selection:
         return True
 
     def state(self, weights: dict[str, Tensor] | None) -> dict[str, Any]:
-        """What changes, with the weights that are kept."""
+        """All that changes, with the weights that are kept."""
         return {"average": self.average, "best": self.best, "iteration": self.iteration, "weights": weights}
 
     def load_state(self, state: dict[str, Any]) -> None:

@@ -25,7 +25,7 @@ HUBER = 0.03
 
 
 class Distill(BaseModel):
-    """How a consistency model is made: how long, how large, and what it learns from.
+    """Settings of distillation: its length, the size of the consistency model, and the ODE paths that it learns from.
 
     rank: that of the adapter; null gives it a copy of the network with weights of its own. targets: the modules that the
     adapter changes, by default all linear and convolutional layers. paths: ODE paths an iteration, each of `steps` steps;
@@ -204,15 +204,15 @@ def endpoint_errors(
         conditions = model.conditions(listed)
         times = time_grid(model.process, steps, name="log_snr")
         states = follow(model, initial_noise(model, n, generator), times, conditions, guidance)
-        found: dict[str, list[float]] = {"t": [], "consistency": [], "tweedie": []}
+        errors: dict[str, list[float]] = {"t": [], "consistency": [], "tweedie": []}
         for at in (1.0, 0.8, 0.6, 0.4, 0.2, 0.1):
             i = int((times - at).abs().argmin())
             x, t = states[i], times[i]
             tweedie = model.reference(x, t, conditions, guidance=guidance).x0
-            found["t"].append(float(t))
-            found["consistency"].append(_rms(model.consistency(x, t, conditions) - states[-1]))
-            found["tweedie"].append(_rms(tweedie - states[-1]))
-    return found
+            errors["t"].append(float(t))
+            errors["consistency"].append(_rms(model.consistency(x, t, conditions) - states[-1]))
+            errors["tweedie"].append(_rms(tweedie - states[-1]))
+    return errors
 
 
 def _rms(error: Tensor) -> float:

@@ -139,7 +139,7 @@ class Finetuner:
 
     @property
     def half(self) -> bool:
-        """Whether the network works in half precision, by its weights or by the run's."""
+        """True if the network works in half precision, by its weights or by the run's setting."""
         halves = (torch.bfloat16, torch.float16)
         return self.train.precision != "fp32" or any(p.dtype in halves for p in self.model.net.parameters())
 
@@ -212,14 +212,14 @@ class Finetuner:
         Where a reward fails nothing is learned yet: the iteration is taken back, and what was learned before is saved.
         """
         evaluations = self.model.evaluations
-        before, asked, queries = self.generator.get_state(), replace(evaluations), self.reward.queries
+        before, counted, queries = self.generator.get_state(), replace(evaluations), self.reward.queries
         try:
             rollout = self.collector.rollout(self.learner, self.generator, self.iteration)
             watched = self._watch(rollout)
             return self.learner.prepare(rollout, self.generator), watched
         except RewardError:
             self.generator.set_state(before)
-            evaluations.forward, evaluations.backward, self.reward.queries = asked.forward, asked.backward, queries
+            evaluations.forward, evaluations.backward, self.reward.queries = counted.forward, counted.backward, queries
             self.between = True
             if self.iteration > 0:
                 self.checkpoint()
@@ -242,6 +242,7 @@ class Finetuner:
         return {**diversity(self.model, samples, rollout.prompt[:n]), **judged}
 
     def counts(self) -> dict[str, Any]:
+        """Costs so far: reward queries, rows of network evaluations forwards and backwards, seconds."""
         return {
             "reward_queries": self.reward.queries,
             "model_evaluations": self.model.evaluations.forward,
@@ -250,7 +251,7 @@ class Finetuner:
         }
 
     def write_recipe(self) -> None:
-        """What the run is: its recipe, or its settings where it was started from Python without one."""
+        """Writes the run's recipe into its folder, or its settings where it was started from Python without one."""
         if self.journal is not None:
             self.journal.describe(self.recipe, self.settings)
 

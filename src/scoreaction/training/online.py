@@ -132,7 +132,7 @@ class QueryLog:
 
     def upto(self, number: int) -> tuple[Tensor, Tensor]:
         """Features (n, F) and values (n,) of the rounds up to this one."""
-        n = sum(asked <= number for asked in self.rounds)
+        n = sum(known <= number for known in self.rounds)
         return torch.tensor(self.features[:n]), torch.tensor(self.values[:n])
 
 
@@ -189,7 +189,7 @@ class Rounds:
         return seen.flatten(1).float()
 
     def due(self, iteration: int) -> bool:
-        """Whether a round begins with this iteration (from 0)."""
+        """True if a round begins with this iteration (from 0)."""
         return self.round < len(self.config.rounds) and iteration >= self.round * self.length
 
     @torch.no_grad()
@@ -214,14 +214,14 @@ class Rounds:
             old = min(max(known - start, 0), len(piece))
             self.oracle.queries += old
             if old < len(piece):
-                asked = None if self.prompts is None else [self.prompts[int(group)] for group in piece[old:]]
-                values = self.oracle(samples[old:], asked).cpu() + noise[old:]
-                self.log.add(number, asked, values, self._features(samples[old:]).cpu())
+                prompts = None if self.prompts is None else [self.prompts[int(group)] for group in piece[old:]]
+                values = self.oracle(samples[old:], prompts).cpu() + noise[old:]
+                self.log.add(number, prompts, values, self._features(samples[old:]).cpu())
         self._refit(number, before, generator)
         self.round = number
 
     def _groups(self, n: int) -> Tensor:
-        """Whose turn it is: each prompt as often as the others, over all rounds."""
+        """The prompts of the first n queries of all rounds, in turn: each as often as the others."""
         return self.slots[torch.arange(n) % len(self.slots)]
 
     def _refit(self, number: int, before: int, generator: torch.Generator) -> None:
@@ -241,7 +241,7 @@ class Rounds:
         self.log.read()
 
     def state(self) -> dict[str, Any]:
-        """What changes; the answers are in the log."""
+        """All that changes but the answers, which are in the log."""
         return {"round": self.round, "figures": self.figures, "proxy": self.proxy.state_dict()}
 
     def load_state(self, state: dict[str, Any]) -> None:

@@ -1,4 +1,4 @@
-"""How long and how fast a run trains: its settings, its optimisers, its schedule, and the steps they take."""
+"""Optimisation of a run: its settings, its optimisers, its schedule, and their steps."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ ROWS = 4096
 
 
 class Train(BaseModel):
-    """How long and how fast: iterations, trajectories an iteration, learning rate, seed, device, averages, checkpoints.
+    """Settings of training: iterations, trajectories an iteration, learning rate, seed, device, averages, checkpoints.
 
     max_rows is the largest batch of one network call (guidance doubles it), null the model's own, else 4096; optimizer
     adam8bit keeps the policy's Adam in 8 bits, for full fine-tuning; held_out_rows how many samples an iteration the held-out

@@ -33,12 +33,12 @@ class RunFolder:
 
     @property
     def exists(self) -> bool:
-        """Whether a run is there."""
+        """True if a run is in the folder."""
         return any(path.exists() for path in (self.description, self.metrics_path, self.queries_path))
 
     @property
     def description(self) -> Path:
-        """What says what the run is: its recipe, or the settings of one that was started from Python."""
+        """The file that describes the run: its recipe, or the settings of one that was started from Python."""
         return self.settings_path if self.settings_path.exists() else self.recipe_path
 
     @contextmanager
@@ -63,8 +63,7 @@ class RunFolder:
 
     def newest_checkpoint(self) -> Path | None:
         """The checkpoint of the highest iteration."""
-        found = self.saved_checkpoints()
-        return found[-1] if found else None
+        return next(reversed(self.saved_checkpoints()), None)
 
     def cut_metrics(self, iteration: int) -> None:
         """Drops the lines of metrics.jsonl that come after this many iterations."""
@@ -89,9 +88,6 @@ def write_whole(path: Path, text: str) -> None:
     part = path.with_name(path.name + ".part")
     part.write_text(text, encoding="utf-8")
     os.replace(part, path)
-
-
-# Folders
 
 
 def read_json_lines(path: Path) -> list[Values]:

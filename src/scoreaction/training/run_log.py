@@ -1,4 +1,4 @@
-"""What a run writes down while it trains: what it is, a line of metrics an iteration, and TensorBoard's events."""
+"""The journal of a run: its recipe, a line of metrics an iteration, and TensorBoard's events."""
 
 from __future__ import annotations
 
@@ -37,6 +37,6 @@ class Journal:
                 self._board.add_scalar(name, value, metrics["iteration"])
 
     def flush(self) -> None:
-        """Brings to disk what is still in memory."""
+        """Writes buffered events to disk."""
         if self._board is not None:
             self._board.flush()

@@ -1,4 +1,4 @@
-"""What a run came to: base and tuned model measured from the same noise, and the files that say so."""
+"""The summary of a run: base and tuned model measured from the same noise, and the files that hold it."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ from scoreaction.yaml_text import dump_yaml
 
 
 class Run(Protocol):
-    """What is measured: a `Finetuner`, at the end of its loop."""
+    """Parts of a `Finetuner` that its summary is made of."""
 
     model: Model
     algorithm: Algorithm
@@ -59,13 +59,13 @@ def summarise(run: Run) -> dict[str, Any]:
         figures["selected_iteration"] = run.selection.iteration
     prompted: dict[str, dict[str, float]] = {}
     for kind in ("base", "tuned"):
-        found, samples = measure(
+        measured, samples = measure(
             run.model, sampler, run.reward, run.held_out,
             n=chosen.n, prompts=run.prompts, seed=chosen.seed, reference=kind == "base", chunk=chunk,
         )  # fmt: skip
-        for prompt, mean in found.pop("by_prompt", {}).items():
+        for prompt, mean in measured.pop("by_prompt", {}).items():
             prompted.setdefault(prompt, {})[f"reward_{kind}"] = mean
-        figures |= {_named(name, kind): value for name, value in found.items()}
+        figures |= {_named(name, kind): value for name, value in measured.items()}
         if run.folder is not None:
             _save_samples(run, kind, samples)
     run.reward.queries = queries  # measuring is not training
@@ -90,7 +90,7 @@ def optimum_beta(run: Run) -> float:
 
 
 def settings_text(run: Run) -> str:
-    """What a run without a recipe was, in the recipe's form: every setting, and names for what only Python has."""
+    """Settings of a run without a recipe, in a recipe's form, with names for what only Python has."""
     values = {
         "model": {"name": type(run.model.net).__name__, **described(run.model)},
         "reward": {"name": _name_of(run.reward.reward)},
