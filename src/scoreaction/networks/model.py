@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from functools import partial
@@ -29,6 +29,19 @@ class Evaluations:
 
     forward: int = 0
     backward: int = 0
+
+
+@contextmanager
+def replaced(parameters: Mapping[str, nn.Parameter], values: Mapping[str, Tensor]) -> Iterator[None]:
+    """Context in which parameters have the values of the same names."""
+    own = {name: p.data for name, p in parameters.items()}
+    try:
+        for name, value in values.items():
+            parameters[name].data = value
+        yield
+    finally:
+        for name, p in parameters.items():
+            p.data = own[name]
 
 
 class Model:
@@ -273,21 +286,13 @@ class Model:
         """Keeps the averaged weights as they are (the policy's own where there is no average)."""
         self.selected = {name: value.detach().clone() for name, value in (self.average or self.parameters).items()}
 
-    @contextmanager
-    def averaged(self) -> Iterator[None]:
-        """Within it the policy has its selected or else its averaged weights (its own where there is neither)."""
-        own = {name: p.data for name, p in self.parameters.items()}
-        try:
-            for name, value in (self.selected or self.average or {}).items():
-                self.parameters[name].data = value
-            yield
-        finally:
-            for name, p in self.parameters.items():
-                p.data = own[name]
+    def averaged(self) -> AbstractContextManager[None]:
+        """Context in which the policy has its selected or else its averaged weights (its own if there is neither)."""
+        return replaced(self.parameters, self.selected or self.average or {})
 
     @contextmanager
     def uncounted(self) -> Iterator[None]:
-        """Within it network evaluations are not counted: measuring is not training."""
+        """Context in which network evaluations are not counted: measuring is not training."""
         kept, self.evaluations = self.evaluations, Evaluations()
         try:
             yield

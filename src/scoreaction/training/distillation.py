@@ -16,7 +16,7 @@ from scoreaction.diffusion.solvers import SOLVERS, jittered, time_grid
 from scoreaction.networks.adapters import LoraShape, base_modules
 from scoreaction.networks.conditions import take
 from scoreaction.networks.consistency import belongs, save_consistency
-from scoreaction.networks.model import Model
+from scoreaction.networks.model import Model, replaced
 from scoreaction.sampling.rollout import States, initial_noise, trajectory
 from scoreaction.types import Conditions, Prediction
 
@@ -111,7 +111,7 @@ class Distiller:
 
     @contextmanager
     def _training(self) -> Iterator[None]:
-        """Outside of it gradients reach no parameter."""
+        """Context in which gradients reach the parameters, which are frozen outside of it."""
         try:
             for p in self.parameters.values():
                 p.requires_grad_(True)
@@ -121,7 +121,7 @@ class Distiller:
                 p.requires_grad_(False)
 
     def _backward(self, states: States, target: Tensor) -> float:
-        """The loss over all states, and its gradient."""
+        """Accumulates the gradient of the loss over all states, and returns that loss."""
         total = 0.0
         for rows in torch.arange(len(target)).split(self.settings.max_rows):
             loss = self._loss(take(states, rows), take(target, rows)) * (len(rows) / len(target))
@@ -157,20 +157,9 @@ class Distiller:
         later = States(x[ends].flatten(0, 1), times[ends].repeat_interleave(paths), prompt.repeat(steps))
         if leap >= steps:
             return states, later.x
-        with self._averaged():
+        with replaced(self.parameters, self.average):
             parts = torch.arange(len(later.t)).split(self.settings.max_rows)
             return states, torch.cat([self._consistency(take(later, rows)) for rows in parts])
-
-    @contextmanager
-    def _averaged(self) -> Iterator[None]:
-        own = {name: p.data for name, p in self.parameters.items()}
-        try:
-            for name, p in self.parameters.items():
-                p.data = self.average[name]
-            yield
-        finally:
-            for name, p in self.parameters.items():
-                p.data = own[name]
 
     def save(self, path: str | Path, *, described: dict[str, Any] | None = None) -> Path:
         """Writes the consistency model into a folder, which `load_consistency` and recipes read."""

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from scoreaction.diffusion import processes
 from scoreaction.diffusion.processes import Process
 from scoreaction.networks.adapters import base_tensors
+from scoreaction.networks.lora_files import copy_into, refuse_different
 from scoreaction.networks.model import Model
 from scoreaction.sampling.rollout import Sampler
 from scoreaction.training.run_folder import write_whole
@@ -77,13 +78,8 @@ def load_weights(model: Model, path: Path) -> None:
     if not file.exists():
         raise ValueError(f"{path}: no {WEIGHTS} there; give the folder that save wrote")
     weights = load_file(file)
-    different = sorted(set(model.parameters) ^ set(weights))
-    if different:
-        raise ValueError(f"{file}: belongs to another network; {different[0]} is in only one of the two")
-    for name, parameter in model.parameters.items():
-        if parameter.shape != weights[name].shape:
-            raise ValueError(f"{file}: {name} has shape {tuple(weights[name].shape)}, the network's {tuple(parameter.shape)}")
-        parameter.data.copy_(weights[name])
+    refuse_different(model.parameters, weights, f"{file}:")
+    copy_into(model.parameters, weights)
     model.average, model.selected = {name: value.to(model.device) for name, value in weights.items()}, None
 
 
@@ -97,13 +93,17 @@ def load_described(path: Path, net: nn.Module | Model | None = None) -> Model:
         different = [name for name, value in described(net).items() if value != description[name]]
         if different:
             raise ValueError(f"{path}: net is another model than the one that was saved: {', '.join(different)} differ")
-        load_weights(net, path)
-        net.net.eval()
-        net.guidance, net.grid = description["sampler"]["guidance"], description["sampler"]["grid"]
-        net.prompts = description["prompts"] or net.prompts
-        if description["sampler"]["negative_prompt"] is not None:
-            net.lead_away_from(description["sampler"]["negative_prompt"], guidance=net.guidance)
-        return net
+    model, sampler = net if isinstance(net, Model) else _built(path, description, net), description["sampler"]
+    load_weights(model, path)
+    model.net.eval()  # as it was trained: dropout and batch statistics off
+    model.guidance, model.grid, model.prompts = sampler["guidance"], sampler["grid"], description["prompts"] or model.prompts
+    if sampler["negative_prompt"] is not None:
+        model.lead_away_from(sampler["negative_prompt"], guidance=model.guidance)
+    return model
+
+
+def _built(path: Path, description: dict[str, Any], net: nn.Module | None) -> Model:
+    """The model of a description, around the pretrained network or one that is rebuilt."""
     if description["functions"] or (net is None and description["net"] is None):
         lost = " and ".join(description["functions"]) or "network"
         raise ValueError(
@@ -114,13 +114,12 @@ def load_described(path: Path, net: nn.Module | Model | None = None) -> Model:
         net = rebuild(description["net"])
     if (path / REFERENCE).is_file():
         _fill(net, path / REFERENCE)
-    net.eval()  # as it was trained: dropout and batch statistics off
     lora = description["lora"]
     if lora is None:  # what was frozen stays frozen
         trained = load_file(path / WEIGHTS)
         for name, parameter in net.named_parameters():
             parameter.requires_grad_(name in trained)
-    model = Model(
+    return Model(
         net,
         process=_process(description["process"]),
         predicts=description["predicts"],
@@ -130,13 +129,10 @@ def load_described(path: Path, net: nn.Module | Model | None = None) -> Model:
         lora_alpha=lora and lora["alpha"],
         lora_targets=lora and lora["targets"],
     )
-    load_weights(model, path)
-    model.guidance, model.grid = description["sampler"]["guidance"], description["sampler"]["grid"]
-    return model
 
 
 def _fill(net: nn.Module, file: Path) -> None:
-    """The pretrained weights, where they were saved."""
+    """Loads the pretrained weights that were saved."""
     try:
         net.load_state_dict(load_file(file))
     except RuntimeError as error:

@@ -155,7 +155,7 @@ class Finetuner(Run):
         with self._locked():
             newest = self.folder.newest_checkpoint() if self.folder is not None else None
             if self.rounds is not None:
-                self.rounds.resume()
+                self.rounds.log.read()
             if newest is not None:
                 self.load_state(load_tree(newest))
             if self.folder is not None:

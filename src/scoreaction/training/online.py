@@ -92,7 +92,7 @@ class QueryLog:
         self.features: list[list[float]] = []
 
     def read(self) -> None:
-        """Takes over what an interrupted run has asked; a line whose writing was cut off goes."""
+        """Takes over the answers of an interrupted run, also without a checkpoint; a line whose writing was cut off goes."""
         self.rounds, self.values, self.features = [], [], []
         if self.path is None or not self.path.exists():
             return
@@ -235,10 +235,6 @@ class Rounds:
         proxy.fit(features, groups, values, generator)
         self.figures["proxy_std"] = float(proxy.judge(features[fresh], groups[fresh])[1].mean())
         proxy.to(self.model.device)
-
-    def resume(self) -> None:
-        """Takes over the answers that the folder holds, also where there is no checkpoint yet."""
-        self.log.read()
 
     def state(self) -> dict[str, Any]:
         """All that changes but the answers, which are in the log."""
