@@ -73,7 +73,8 @@ def planned(
         if setting in OPTIONS:
             raise UserError(f"{setting}: has an option of its own: {OPTIONS[setting]}")
         if not any(_knows(known[name], setting) for name in algorithms):
-            raise UserError(f"{setting}: no setting of {' or '.join(algorithms)}; {_nearest(known, setting)}")
+            hint = nearest(setting.removeprefix("algorithm."), {key for keys in known.values() for key in keys} - {"name"})
+            raise UserError(f"{setting}: no setting of {' or '.join(algorithms)}; {hint}")
     beta = optimum_beta(_as_written(recipe, overrides))
     entries = []
     for name in algorithms:
@@ -95,10 +96,6 @@ def _knows(known: Sequence[str], override: str) -> bool:
     """True where an algorithm knows the setting of an override; those of other sections concern every algorithm."""
     section, _, setting = override.partition("=")[0].partition(".")
     return section != "algorithm" or setting.partition(".")[0] in known
-
-
-def _nearest(known: dict[str, list[str]], setting: str) -> str:
-    return nearest(setting.removeprefix("algorithm."), {key for keys in known.values() for key in keys if key != "name"})
 
 
 def _as_written(recipe: str, overrides: Sequence[str]) -> Recipe:

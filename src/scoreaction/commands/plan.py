@@ -107,9 +107,6 @@ def _measured_points(recipe: Recipe, model: Model) -> int:
     return 2 * chosen.steps * (chosen.n + kl_samples(chosen.n, chosen.steps, model.shape))
 
 
-# Memory and operations
-
-
 @dataclass(frozen=True)
 class Cost:
     """Cost of a pass at `rows` points: bytes that its graph keeps and at the peak, operations forward and backward."""

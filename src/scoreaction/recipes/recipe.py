@@ -147,9 +147,6 @@ def dump(recipe: Recipe) -> str:
     return dump_yaml(recipe.values())
 
 
-# Checking
-
-
 def resolve(values: Values, *, folder: Path = Path()) -> Recipe:
     """Checks a recipe's values and writes every default out; text files are looked for in `folder` too."""
     values = copy.deepcopy(values)

@@ -46,9 +46,6 @@ def is_pictures(samples: Array) -> bool:
     return samples.ndim == 4 and samples.shape[1] in (1, 3)
 
 
-# Samples
-
-
 def tiled(images: Array, columns: int, *, gap: int = 1) -> Array:
     """Images (n, C, h, w) in [0, 1] as one picture (H, W, 3), white where there is none."""
     n, _, h, w = images.shape
@@ -133,9 +130,6 @@ def save_samples(path: Path, samples: Array, prompts: Sequence[str] | None) -> N
     several = list(dict.fromkeys(prompts or []))
     title = f"{len(samples)} samples" + (f": {', '.join(several)}" if 0 < len(several) <= 3 else "")
     samples_figure({title: samples}).savefig(path, dpi=120)
-
-
-# Curves
 
 
 def curve_keys(records: Sequence[Values]) -> list[str]:
