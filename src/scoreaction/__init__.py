@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from scoreaction.models import gaussian_mixture
     from scoreaction.networks.consistency import load_consistency
     from scoreaction.networks.model import Model
-    from scoreaction.recipes.restore import load
+    from scoreaction.recipes.build import load
     from scoreaction.rewards import Reward
     from scoreaction.sampling.draw import sample
     from scoreaction.sampling.rollout import Sampler
@@ -59,7 +59,7 @@ _HOMES = {
     "VP": "diffusion.processes",
     "examine": "commands.doctor.checkup",
     "gaussian_mixture": "models.gaussian_mixture",
-    "load": "recipes.restore",
+    "load": "recipes.build",
     "load_consistency": "networks.consistency",
     "models": "models",
     "sample": "sampling.draw",

@@ -15,7 +15,6 @@ from scoreaction.errors import Interrupted, UserError, nearest
 from scoreaction.recipes.build import build
 from scoreaction.recipes.recipe import Recipe, load_recipe, optimum_beta
 from scoreaction.recipes.text import parse_override
-from scoreaction.recipes.validation import fields_of
 from scoreaction.report.model_card import write_card
 from scoreaction.training.run_folder import RunFolder, read_summary, write_whole
 from scoreaction.types import Values
@@ -68,7 +67,7 @@ def planned(
     without a beta are measured against the optimum of the recipe's own.
     """
     key, values = parse_sweep(sweep)
-    known = {name: fields_of(catalog.find("algorithm", name, key="--algorithms").Config) for name in algorithms}
+    known = {name: list(catalog.find("algorithm", name, key="--algorithms").Config.model_fields) for name in algorithms}
     for setting in [text.partition("=")[0] for text in overrides] + ([key] if key else []):
         if setting in OPTIONS:
             raise UserError(f"{setting}: has an option of its own: {OPTIONS[setting]}")
@@ -101,7 +100,7 @@ def _knows(known: Sequence[str], override: str) -> bool:
 def _as_written(recipe: str, overrides: Sequence[str]) -> Recipe:
     """The recipe with its own algorithm and the overrides that this one knows."""
     others = [text for text in overrides if not text.startswith("algorithm.")]
-    known = fields_of(type(load_recipe(recipe, others).algorithm.config))
+    known = list(type(load_recipe(recipe, others).algorithm.config).model_fields)
     return load_recipe(recipe, [text for text in overrides if _knows(known, text)])
 
 

@@ -22,11 +22,6 @@ def dotted(key: Iterable[str | int]) -> str:
     return ".".join(str(part) for part in key)
 
 
-def fields_of(config: type[BaseModel]) -> list[str]:
-    """Names of a class's settings."""
-    return list(config.model_fields)
-
-
 def check(config: type[C], values: Any, at: Key, *, name: str | None = None) -> C:
     """`config` with these values, strictly: a text is no number, True is no integer, 3 may stand for 3.0.
 

@@ -66,12 +66,10 @@ def picture(title: str, caption: str, figure: Figure, *, wide: bool = True) -> P
     return Picture(title, caption, "data:image/png;base64," + base64.b64encode(buffer.getvalue()).decode(), wide)
 
 
-def display_name(kind: catalog.Kind, name: str) -> str:
+def display_name(algorithm: str) -> str:
     """Name for people: the first line of an algorithm's file up to the colon, else the name itself."""
-    path = catalog.files(kind).get(name)
-    if path is None or kind != "algorithm":
-        return name
-    return catalog.summary(path).partition(":")[0] or name
+    path = catalog.files("algorithm").get(algorithm)
+    return algorithm if path is None else catalog.summary(path).partition(":")[0] or algorithm
 
 
 def description_of(folder: Path) -> tuple[Values, str]:

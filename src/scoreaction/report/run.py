@@ -41,7 +41,7 @@ def run_part(folder: Path) -> Part:
     if not records:
         raise UserError(f"{folder}: no iteration is logged yet; train it first")
     part = Part(
-        title=f"{display_name('algorithm', values['algorithm']['name'])} on {values['model']['name']}",
+        title=f"{display_name(values['algorithm']['name'])} on {values['model']['name']}",
         headline=run_headline(values, records, summary),
         recipe=text,
     )
@@ -59,7 +59,7 @@ def run_part(folder: Path) -> Part:
 def run_headline(values: Values, records: list[Values], summary: Values | None) -> list[str]:
     """Sentences about the training and its result."""
     model, reward = values["model"]["name"], reward_name(values)
-    name = display_name("algorithm", values["algorithm"]["name"])
+    name = display_name(values["algorithm"]["name"])
     parts = [text for text in [about(values)] if text]
     if summary is None:
         last = records[-1]

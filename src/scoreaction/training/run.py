@@ -25,8 +25,7 @@ from scoreaction.training.evaluation import Evaluation
 from scoreaction.training.export import described, save_model
 from scoreaction.training.online import Online, Rounds
 from scoreaction.training.optimizer import Optimisation, Train, call_rows
-from scoreaction.training.run_folder import RunFolder
-from scoreaction.training.run_log import Journal
+from scoreaction.training.run_folder import Journal, RunFolder
 from scoreaction.types import DTYPES, RewardFunction
 from scoreaction.yaml_text import dump_yaml
 
