@@ -119,9 +119,7 @@ def compare(
         except Interrupted as stop:
             raise Interrupted(f"{stop}; the same command with --output {folder} goes on") from stop
         write_card(folder / entry.folder, entry.recipe, summary)
-        runs.append({**vars(entry), "recipe": None, "summary": summary})
-    for record in runs:
-        del record["recipe"]
+        runs.append({key: value for key, value in vars(entry).items() if key != "recipe"} | {"summary": summary})
     comparison = {
         "recipe": recipe,
         "overrides": list(overrides),

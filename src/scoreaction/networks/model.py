@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from functools import partial
@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from scoreaction.diffusion.predictions import PredictionBuffer, Predicts, expand, to_prediction
 from scoreaction.diffusion.processes import Process
-from scoreaction.networks.adapters import Adapters, LoraShape, Role, base_modules, without_adapters
+from scoreaction.networks.adapters import Adapters, LoraShape, Role, base_modules, replaced, without_adapters
 from scoreaction.networks.conditions import concatenate, map_conditions, take
 from scoreaction.types import Conditions, Prediction
 
@@ -29,19 +29,6 @@ class Evaluations:
 
     forward: int = 0
     backward: int = 0
-
-
-@contextmanager
-def replaced(parameters: Mapping[str, nn.Parameter], values: Mapping[str, Tensor]) -> Iterator[None]:
-    """Context in which parameters have the values of the same names."""
-    own = {name: p.data for name, p in parameters.items()}
-    try:
-        for name, value in values.items():
-            parameters[name].data = value
-        yield
-    finally:
-        for name, p in parameters.items():
-            p.data = own[name]
 
 
 class Model:

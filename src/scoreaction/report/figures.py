@@ -80,12 +80,6 @@ def show_points(axis: Axes, samples: Array, title: str, *, law: Mixture | None, 
     axis.set(xlim=(low[0], high[0]), ylim=(low[1], high[1]), aspect="equal", title=title)
 
 
-def show_histogram(axis: Axes, samples: Array, title: str) -> None:
-    """Samples of one dimension."""
-    axis.hist(samples.reshape(len(samples), -1)[:, 0], bins=60, density=True, color="#1b6ca8")
-    axis.set_title(title)
-
-
 def samples_figure(panels: dict[str, Array], laws: dict[str, Mixture | None] | None = None) -> Figure:
     """Samples next to one another, a panel each: pictures, points of the plane, or a histogram."""
     first = next(iter(panels.values()))
@@ -105,8 +99,8 @@ def samples_figure(panels: dict[str, Array], laws: dict[str, Mixture | None] | N
     figure, axes = new_figure(len(panels), width=4.2, height=4.2 * shape + 0.4)
     for axis, (title, samples) in zip(axes, panels.items(), strict=True):
         if flat.shape[1] == 1:
-            show_histogram(axis, samples, title)
-            axis.set_xlim(limits[0][0], limits[1][0])
+            axis.hist(samples.reshape(-1), bins=60, density=True, color="#1b6ca8")
+            axis.set(title=title, xlim=(limits[0][0], limits[1][0]))
         else:
             law = (laws or {}).get(title)
             show_points(axis, samples, title, law=law if flat.shape[1] == 2 else None, limits=limits)

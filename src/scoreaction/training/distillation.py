@@ -13,10 +13,10 @@ from pydantic import BaseModel, ConfigDict, Field
 from torch import Tensor
 
 from scoreaction.diffusion.solvers import SOLVERS, jittered, time_grid
-from scoreaction.networks.adapters import LoraShape, base_modules
+from scoreaction.networks.adapters import LoraShape, base_modules, replaced
 from scoreaction.networks.conditions import take
 from scoreaction.networks.consistency import belongs, save_consistency
-from scoreaction.networks.model import Model, replaced
+from scoreaction.networks.model import Model
 from scoreaction.sampling.rollout import States, initial_noise, trajectory
 from scoreaction.types import Conditions, Prediction
 

@@ -16,6 +16,7 @@ from scoreaction.networks.model import Model
 from scoreaction.networks.proxy import Kind, Proxy
 from scoreaction.rewards import CountedReward
 from scoreaction.training.run_folder import write_whole
+from scoreaction.types import Values
 
 
 class Online(BaseModel):
@@ -87,13 +88,11 @@ class QueryLog:
 
     def __init__(self, path: Path | None) -> None:
         self.path = path
-        self.rounds: list[int] = []
-        self.values: list[float] = []
-        self.features: list[list[float]] = []
+        self.records: list[Values] = []
 
     def read(self) -> None:
         """Takes over the answers of an interrupted run, also without a checkpoint; a line whose writing was cut off goes."""
-        self.rounds, self.values, self.features = [], [], []
+        self.records = []
         if self.path is None or not self.path.exists():
             return
         lines = self.path.read_text(encoding="utf-8").splitlines(keepends=True)
@@ -101,7 +100,7 @@ class QueryLog:
         for number, line in enumerate(whole, 1):
             try:
                 record = json.loads(line)
-                self._keep(record["round"], record["value"], record["features"])
+                self.records.append({key: record[key] for key in ("round", "value", "features")})
             except (ValueError, KeyError, TypeError) as error:
                 raise ValueError(f"{self.path} line {number}: not an answer of the oracle; mend it or remove it") from error
         if len(whole) < len(lines):
@@ -122,18 +121,12 @@ class QueryLog:
                 file.write("".join(json.dumps(record) + "\n" for record in records))
                 file.flush()
                 os.fsync(file.fileno())
-        for record in records:
-            self._keep(record["round"], record["value"], record["features"])
-
-    def _keep(self, number: int, value: float, features: list[float]) -> None:
-        self.rounds.append(number)
-        self.values.append(value)
-        self.features.append(features)
+        self.records += records
 
     def upto(self, number: int) -> tuple[Tensor, Tensor]:
         """Features (n, F) and values (n,) of the rounds up to this one."""
-        n = sum(known <= number for known in self.rounds)
-        return torch.tensor(self.features[:n]), torch.tensor(self.values[:n])
+        known = [record for record in self.records if record["round"] <= number]
+        return torch.tensor([record["features"] for record in known]), torch.tensor([record["value"] for record in known])
 
 
 class Rounds:
@@ -200,7 +193,8 @@ class Rounds:
         taken up again is the uninterrupted one.
         """
         number = self.round + 1
-        before, known = len(self.log.upto(self.round)[1]), self.log.rounds.count(number)
+        before = len(self.log.upto(self.round)[1])
+        known = len(self.log.upto(number)[1]) - before
         if before != sum(self.config.rounds[: self.round]):
             raise ValueError(
                 f"{self.log.path}: lacks answers of the rounds before {number}; put the file back, or begin a new run"

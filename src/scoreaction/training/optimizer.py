@@ -54,11 +54,6 @@ class Train(BaseModel):
     select: str | None = None
 
 
-def call_rows(train: Train, model: Model) -> int:
-    """The largest batch of one network call: the run's, else the model's own, else 4096."""
-    return train.max_rows or model.max_rows or ROWS
-
-
 def policy_optimiser(train: Train, model: Model) -> torch.optim.Optimizer:
     """The optimiser of the trained weights. ValueError, with the remedy, where it cannot be had."""
     parameters = model.parameters.values()

@@ -24,7 +24,7 @@ from scoreaction.training.collector import Collector
 from scoreaction.training.evaluation import Evaluation
 from scoreaction.training.export import described, save_model
 from scoreaction.training.online import Online, Rounds
-from scoreaction.training.optimizer import Optimisation, Train, call_rows
+from scoreaction.training.optimizer import ROWS, Optimisation, Train
 from scoreaction.training.run_folder import Journal, RunFolder
 from scoreaction.types import DTYPES, RewardFunction
 from scoreaction.yaml_text import dump_yaml
@@ -122,7 +122,7 @@ class Run:
                 "train.precision: gradients through fp16 weights vanish unless they are scaled; set it to fp16, or the weights'"
                 " model.dtype to bf16"
             )
-        model.max_rows = call_rows(self.train, model)
+        model.max_rows = self.train.max_rows or model.max_rows or ROWS
         model.net.eval()  # dropout would make the ratio of the first pass differ from 1
 
     @property
