@@ -87,12 +87,6 @@ def keyed(message: str, key: str, block: Block) -> str:
     return f"{key}.{message}" if setting in type(block.config).model_fields else named(message, key)
 
 
-def build_parts(values: Values) -> tuple[Model, RewardFunction]:
-    """The model and the single reward of a recipe's values. UserError where they cannot be built."""
-    model, reward = block_of("model", values["model"], ("model",)), block_of("reward", values["reward"], ("reward",))
-    return build_block(model, "model"), build_block(reward, "reward")
-
-
 def build_model(recipe: Recipe) -> Model:
     """The recipe's model, as it is before training. UserError where prompts or device do not fit it."""
     with torch.random.fork_rng(devices=[]):  # a run's networks begin the same whatever was drawn before

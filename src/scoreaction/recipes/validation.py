@@ -82,7 +82,6 @@ def fault_line(error: ValidationError, config: type[BaseModel], values: Values, 
 
 
 def _unknown(config: type[BaseModel], loc: Key, at: Key) -> str:
-    known: Iterable[str] = ()
     for part in loc[:-1]:
         inner = config.model_fields[str(part)].annotation if str(part) in config.model_fields else None
         nested = [kind for kind in (inner, *get_args(inner)) if isinstance(kind, type) and issubclass(kind, BaseModel)]

@@ -15,6 +15,7 @@ from torch import Tensor
 from scoreaction.diffusion.kl import chain_kl, path_kl
 from scoreaction.diffusion.mixtures import Mixture, Optimum, Quadratic
 from scoreaction.diffusion.solvers import SolverName
+from scoreaction.networks.adapters import replaced
 from scoreaction.networks.model import Model
 from scoreaction.rewards import CountedReward
 from scoreaction.rewards._closed_form import QuadraticReward
@@ -69,19 +70,15 @@ def rounding_floor(
     n, batch = rollout.size
     rows = min(rows, batch)
     generator = torch.Generator().manual_seed(seed)
-    own = {name: p.detach().clone() for name, p in model.parameters.items()}
     x, t = rollout.x[:-1, :rows].flatten(0, 1), rollout.times[:-1].repeat_interleave(rows)
     predict = partial(model.predict, x, t, conditions, prompt=rollout.prompt[:rows].repeat(n), guidance=sampler.guidance)
     with model.uncounted():
-        plain = predict()
-        try:
-            for p in model.parameters.values():
-                size = float(p.detach().square().mean().sqrt())
-                p.add_(torch.randn(p.shape, generator=generator).to(p) * (1e-4 * size or 1e-5))
+        plain, others = predict(), {}
+        for name, p in model.parameters.items():
+            size = float(p.square().mean().sqrt())
+            others[name] = p + torch.randn(p.shape, generator=generator).to(p) * (1e-4 * size or 1e-5)
+        with replaced(model.parameters, others):
             moved = predict()
-        finally:
-            for name, p in model.parameters.items():
-                p.copy_(own[name])
     difference = unflattened(Prediction(moved.x0 - plain.x0, moved.eps - plain.eps), n)
     return float(path_kl(model.process, rollout.times, difference, sampler.eta or 1.0).mean())
 

@@ -16,6 +16,7 @@ from filelock import FileLock, Timeout
 
 from scoreaction.errors import UserError
 from scoreaction.types import Values
+from scoreaction.yaml_text import parse_yaml, read_text
 
 
 class RunFolder:
@@ -136,6 +137,16 @@ def read_json_lines(path: Path) -> list[Values]:
         except json.JSONDecodeError:
             break
     return records
+
+
+def read_description(folder: Path) -> tuple[Values, str]:
+    """A run's recipe or settings, as values and as text. Nothing in them is imported, so that any run can be read."""
+    path = RunFolder(folder).description
+    text = read_text(path)
+    values = parse_yaml(text, where=str(path))
+    if not isinstance(values, dict) or not {"model", "reward", "algorithm", "train", "evaluation"} <= values.keys():
+        raise UserError(f"{path}: is not what a run writes; train again, or put the file back")
+    return values, text
 
 
 def read_summary(folder: Path) -> Values | None:
