@@ -112,11 +112,13 @@ class Learner:
 
     networks: what it trains or remembers beside the policy, kept in checkpoints, each with its rate in `lr` where it is
     trained; state: plain values that change, kept too. reward_gradient: the loop brings the gradient of the rewards along
-    with them, for the same queries. reference_rows: of how many trajectories the KL is measured, None is all.
+    with them, for the same queries. reference_rows: of how many trajectories the KL is measured, None is all. exploration:
+    std of the noise on eps with which the policy acts.
     """
 
     reward_gradient = False
     reference_rows: int | None = None
+    exploration = 0.0
 
     def __init__(self, setting: Setting, *, beta: float = 0.0, kl_target: float | None = None) -> None:
         self.model, self.sampler, self.reward, self.batch, self.conditions = setting
@@ -161,8 +163,16 @@ class Learner:
         return jittered(self.sampler.times(self.process), generator)
 
     def explore(self, prompt: Tensor, times: Tensor, generator: torch.Generator) -> Rollout:
-        """A trajectory for each prompt; the policy acts in every step."""
-        return explore_around(self, prompt, times, generator, std=0.0)
+        """A trajectory for each prompt; the policy acts in every step, its eps perturbed by noise of std `exploration`."""
+
+        def act(x: Tensor, t: Tensor, prediction: Prediction) -> Prediction:
+            return perturbed(self.process, x, t, prediction, self.exploration, generator)
+
+        def policy(x: Tensor, t: Tensor) -> Prediction:
+            return self.policy(x, t, prompt)
+
+        explore = act if self.exploration > 0 else None
+        return roll_out(self.model, self.sampler, policy, prompt, generator, times=times, explore=explore)
 
     def prepare(self, rollout: Rollout, generator: torch.Generator) -> Rollout:
         """The rollout with the pretrained model's predictions at the visited states, without a graph."""
@@ -176,19 +186,6 @@ class Learner:
     @abstractmethod
     def updates(self, rollout: Rollout, generator: torch.Generator) -> Updates:
         """The updates of one iteration; the loop has stepped before it takes the next."""
-
-
-def explore_around(learner: Learner, prompt: Tensor, times: Tensor, generator: torch.Generator, *, std: float) -> Rollout:
-    """Trajectories of a policy that is Gaussian around its eps, of this std; without noise where it is 0."""
-
-    def act(x: Tensor, t: Tensor, prediction: Prediction) -> Prediction:
-        return perturbed(learner.process, x, t, prediction, std, generator)
-
-    def policy(x: Tensor, t: Tensor) -> Prediction:
-        return learner.policy(x, t, prompt)
-
-    explore = act if std > 0 else None
-    return roll_out(learner.model, learner.sampler, policy, prompt, generator, times=times, explore=explore)
 
 
 def roll_out_chain(learner: Learner, prompt: Tensor, times: Tensor, generator: torch.Generator) -> Rollout:

@@ -67,7 +67,7 @@ def clipped_surrogate(log_ratio: Tensor, advantage: Tensor, clip: float | None) 
 
 
 def spread_is_rounding(rewards: Tensor) -> bool:
-    """Whether rewards differ by no more than rounding: max - min against a relative 1e-6."""
+    """True if rewards differ by no more than rounding: max - min against a relative 1e-6."""
     return float(rewards.max() - rewards.min()) <= 1e-6 * float(rewards.abs().max())
 
 

@@ -8,7 +8,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from scoreaction.algorithms._learner import Learner, Loss, Setting, Term, Update, Updates, explore_around
+from scoreaction.algorithms._learner import Learner, Loss, Setting, Term, Update, Updates
 from scoreaction.algorithms._likelihood_ratio import minibatches, ratio_term, steps_with_density, transition
 from scoreaction.algorithms._trust import TrustState, adapt_trust
 from scoreaction.algorithms._value import LookAhead, StateValue, ValuedRollout, running_cost
@@ -51,14 +51,11 @@ class RatioLearner(Learner):
 
     def __init__(self, config: RatioSettings, setting: Setting) -> None:
         super().__init__(setting, kl_target=config.kl_target)
-        self.config, self.state = config, TrustState(config.beta, trust=config.trust)
+        self.config, self.exploration = config, config.exploration
+        self.state = TrustState(config.beta, trust=config.trust)
         self.value = StateValue(
             self, look_ahead=config.look_ahead, skip=config.skip, lr=config.critic_lr, std=config.zeroth_order_std
         )
-
-    def explore(self, prompt: Tensor, times: Tensor, generator: torch.Generator) -> Rollout:
-        """Trajectories of the Gaussian policy around the score."""
-        return explore_around(self, prompt, times, generator, std=self.config.exploration)
 
     def prepare(self, rollout: Rollout, generator: torch.Generator) -> ValuedRollout:
         """The pretrained model and the look-ahead at every state."""

@@ -86,6 +86,15 @@ def minimiser(
     return (beta * pretrained + trust * old + step) / (beta + trust)
 
 
+def step_gap(learner: Learner, steps: Steps, prediction: Prediction, gradient: Tensor, *, weigh: Weigh) -> Tensor:
+    """The nats from a prediction at these steps to the minimum of their `step_loss` without trust, (rows,)."""
+    assert steps.pretrained is not None
+    weights = weigh(learner.process, steps.t, steps.s, learner.sampler.eta)
+    fixed = {"grad_value": gradient, "pretrained": steps.pretrained.x0, "old": steps.old.x0}
+    best = minimiser(weights, **fixed, beta=learner.beta, trust=0.0)
+    return weights.cost.to(gradient) / 2 * sum_event((prediction.x0 - best) ** 2)
+
+
 def next_states(learner: Learner, steps: Steps, prediction: Prediction, generator: torch.Generator) -> States:
     """The states that the policy's own step leads to: `x_s = mean + k z` at s."""
     step = ddim_step(learner.process, prediction, steps.t, steps.s, learner.sampler.eta)

@@ -8,7 +8,7 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
-from scoreaction.algorithms._learner import Learner, Loss, Regularised, Setting, Term, Update, Updates, explore_around
+from scoreaction.algorithms._learner import Learner, Loss, Regularised, Setting, Term, Update, Updates
 from scoreaction.algorithms._likelihood_ratio import refuse_without_density
 from scoreaction.algorithms._score_action_ratio import RatioLearner, RatioSettings
 from scoreaction.algorithms._trust import TrustState, adapt_trust
@@ -80,14 +80,11 @@ class ScoreActionLearner(Learner):
 
     def __init__(self, config: ScoreAction, setting: Setting) -> None:
         super().__init__(setting, kl_target=config.kl_target)
-        self.config, self.state = config, TrustState(config.beta, trust=config.trust)
+        self.config, self.exploration = config, config.exploration
+        self.state = TrustState(config.beta, trust=config.trust)
         self.value = StateValue(
             self, look_ahead=config.look_ahead, skip=config.skip, lr=config.critic_lr, std=config.zeroth_order_std
         )
-
-    def explore(self, prompt: Tensor, times: Tensor, generator: torch.Generator) -> Rollout:
-        """Trajectories of the Gaussian policy around the score."""
-        return explore_around(self, prompt, times, generator, std=self.config.exploration)
 
     def prepare(self, rollout: Rollout, generator: torch.Generator) -> ValuedRollout:
         """The pretrained model at every state; the look-ahead with its gradient at those that updates will use."""

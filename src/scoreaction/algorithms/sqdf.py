@@ -12,12 +12,11 @@ from torch import Tensor
 
 from scoreaction.algorithms._learner import Learner, Regularised, Setting, Update, Updates, refuse_black_box, roll_out_chain
 from scoreaction.algorithms._soft_q import SoftQ, soft_q
-from scoreaction.algorithms._step import GradValue, StepWeights, known, minimiser, next_states, step_term
+from scoreaction.algorithms._step import GradValue, StepWeights, known, next_states, step_gap, step_term
 from scoreaction.algorithms._trust import TrustState, adapt_trust
 from scoreaction.algorithms._value import critic_updates, kl_to_go
 from scoreaction.diffusion.predictions import expand, to_prediction
 from scoreaction.diffusion.solvers import noise_std
-from scoreaction.diffusion.transitions import sum_event
 from scoreaction.networks.conditions import take
 from scoreaction.networks.critic import Critic
 from scoreaction.sampling.replay import Replay
@@ -98,21 +97,18 @@ class SQDFLearner(Learner):
     def __init__(self, config: SQDF, setting: Setting) -> None:
         super().__init__(setting, kl_target=config.kl_target)
         self.config, self.chain = config, config.weights == "chain"
+        self.weigh = StepWeights.of_chain if self.chain else StepWeights.of_path
         # a soft Q that is not learned does not run away: there is no trust region
         self.least_trust = config.trust if config.correction else 0.0
         self.state = ReplayState(config.beta, trust=self.least_trust)
-        shape = self.model.shape
-        self.replay = Replay(
-            max(config.buffer, self.batch), self.sampler.steps, shape,
-            max_age=config.max_age, priority=config.priority, importance=config.importance,
-        )  # fmt: skip
+        shape, kept = self.model.shape, max(config.buffer, self.batch)
+        age, priority, importance = config.max_age, config.priority, config.importance
+        self.replay = Replay(kept, self.sampler.steps, shape, max_age=age, priority=priority, importance=importance)
         self.networks["replay"] = self.replay
-        self.critic: Critic | None = None
-        if config.correction:
-            self.critic = Critic(self.process, shape, skip="whole", conditions=self.conditions)
+        self.critic = Critic(self.process, shape, skip="whole", conditions=self.conditions) if config.correction else None
+        if self.critic is not None:
             self.networks["critic"], self.lr["critic"] = self.critic, config.critic_lr
-        else:
-            self.reference_rows = 32  # the KL is only logged
+        self.reference_rows = None if config.correction else 32  # without a correction the KL is only logged
 
     def times(self, generator: torch.Generator) -> Tensor:
         """The sampler's grid as it is on the chain, jittered on the path."""
@@ -120,8 +116,7 @@ class SQDFLearner(Learner):
 
     def explore(self, prompt: Tensor, times: Tensor, generator: torch.Generator) -> Rollout:
         """Trajectories of the policy; on the chain the pretrained model acts in steps without noise."""
-        explore = partial(roll_out_chain, self) if self.chain else super().explore
-        return explore(prompt, times, generator)
+        return roll_out_chain(self, prompt, times, generator) if self.chain else super().explore(prompt, times, generator)
 
     def updates(self, rollout: Rollout, generator: torch.Generator) -> Updates:
         """The correction, if there is one, then the policy at random steps of stored trajectories."""
@@ -130,11 +125,10 @@ class SQDFLearner(Learner):
         yield from self._critic_updates(rollout, generator)
         numbers = self._learnable(rollout.times)
         self.state.replay_pairs = float(len(self.replay.slots()) * len(numbers))
-        weigh = StepWeights.of_chain if self.chain else StepWeights.of_path
         for _ in range(config.updates):
             steps = self.replay.draw(self.model, config.rows, numbers, generator)
             steps, grad_value = self._complete(steps, generator)
-            figures = yield Update("policy", [step_term(self, steps, grad_value, weigh=weigh, trust=self.state.trust)])
+            figures = yield Update("policy", [step_term(self, steps, grad_value, weigh=self.weigh, trust=self.state.trust)])
         adapt_trust(self.state, figures["kl_to_old"], least=self.least_trust, region=config.trust_region)
 
     def _learnable(self, times: Tensor) -> Tensor:
@@ -142,28 +136,25 @@ class SQDFLearner(Learner):
 
         On the chain a step without noise is the pretrained model's; on the path the score says nothing of x0 at pure noise.
         """
-        acts = (
-            noise_std(self.process, times[:-1], times[1:], self.sampler.eta) if self.chain else self.process.alpha(times[:-1])
-        )
-        numbers = (acts > 0).nonzero().flatten()
+        t, s = times[:-1], times[1:]
+        moves = noise_std(self.process, t, s, self.sampler.eta) if self.chain else self.process.alpha(t)
+        numbers = (moves > 0).nonzero().flatten()
         if len(numbers) == 0:
             raise ValueError("sampler.steps: one step from pure noise to data has nothing to learn from; use at least 2")
         return numbers
 
     def _complete(self, steps: Steps, generator: torch.Generator) -> tuple[Steps, GradValue]:
         """The steps with the pretrained predictions, and where the soft Q is evaluated for them."""
-        same = not self.chain and self.config.x0_hat == "reference" and self.config.x0_steps == 1
-        if self.chain:
-            grad_value: GradValue = partial(self._gradient_ahead, generator)
-        else:
+        grad_value: GradValue = partial(self._gradient_ahead, generator)
+        if not self.chain:
             gradient, x0 = self.gradient(steps.states, self.sampler.steps - steps.step)
             grad_value = known(gradient)
-        if same:  # its predictor of x0 is the pretrained model, and was evaluated
-            steps = steps._replace(pretrained=to_prediction(self.process, "x0", steps.x, steps.t, x0))
+        if not self.chain and self.config.x0_hat == "reference" and self.config.x0_steps == 1:
+            pretrained = to_prediction(self.process, "x0", steps.x, steps.t, x0)  # its x0_hat is what was evaluated
         else:
             with torch.no_grad():
-                steps = steps._replace(pretrained=self.pretrained(*steps.states))
-        return steps, partial(self._ranked, grad_value) if self.config.priority else grad_value
+                pretrained = self.pretrained(*steps.states)
+        return steps._replace(pretrained=pretrained), partial(self._ranked, grad_value) if self.config.priority else grad_value
 
     def _gradient_ahead(self, generator: torch.Generator, steps: Steps, prediction: Prediction, numbers: Tensor) -> Tensor:
         """The gradient where the policy's own step leads."""
@@ -173,13 +164,7 @@ class SQDFLearner(Learner):
     def _ranked(self, grad_value: GradValue, steps: Steps, prediction: Prediction, numbers: Tensor) -> Tensor:
         """The gradient; a row's priority becomes how far, in nats, its policy is from the improved action."""
         gradient = grad_value(steps, prediction, numbers)
-        assert steps.pretrained is not None
-        weigh = StepWeights.of_chain if self.chain else StepWeights.of_path
-        weights = weigh(self.process, steps.t, steps.s, self.sampler.eta)
-        best = minimiser(
-            weights, grad_value=gradient, pretrained=steps.pretrained.x0, old=steps.old.x0, beta=self.beta, trust=0.0
-        )
-        gap = weights.cost.to(gradient) / 2 * sum_event((prediction.x0 - best) ** 2)
+        gap = step_gap(self, steps, prediction, gradient, weigh=self.weigh)
         self.replay.set_priority(steps.path, steps.step, gap.cpu())
         return gradient
 
@@ -203,13 +188,11 @@ class SQDFLearner(Learner):
         if self.critic is None:
             return
         self.critic.scale.calibrate(rollout.rewards)
-        n, batch = rollout.size
-        order = torch.randperm(n * batch, generator=generator)[: self.config.critic_rows]
-        states = take(rollout.steps().states, order)
+        target = (rollout.rewards[None] - self.beta * kl_to_go(self.process, self.sampler.eta, rollout)).flatten()
+        order = torch.randperm(len(target), generator=generator)[: self.config.critic_rows]
+        states, updates = take(rollout.steps().states, order), self.config.critic_updates
         look = self.soft_q(states, gradient=False).value
-        to_go = kl_to_go(self.process, self.sampler.eta, rollout)
-        target = take((rollout.rewards[None] - self.beta * to_go).flatten(), order)
-        yield from critic_updates(self.critic, states, look, target, updates=self.config.critic_updates, generator=generator)
+        yield from critic_updates(self.critic, states, look, take(target, order), updates=updates, generator=generator)
 
 
 Config = SQDF
