@@ -250,7 +250,7 @@ class Model:
         return map_conditions(lambda c: c.to(self.device), encoded)
 
     def lead_away_from(self, negative_prompt: str, *, guidance: float) -> None:
-        """Guidance leads away from this prompt's condition, instead of the unconditional one. ValueError where none does."""
+        """Makes guidance lead away from this prompt's condition, not the unconditional one; ValueError without guidance."""
         if self.guidance_weight(guidance) == 1:
             key = "sampler.guidance" if self.true_cfg is None else "model.true_cfg"
             raise ValueError(

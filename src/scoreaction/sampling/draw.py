@@ -17,7 +17,7 @@ from scoreaction.types import Predict
 
 
 def spread_prompts(prompts: list[Any] | None, n: int) -> list[Any] | None:
-    """n prompts, each as often as the others; fewer than there are, from all over the list.
+    """n prompts, each equally often; if n is less than their number, spread evenly over the list.
 
     >>> spread_prompts(["a", "b", "c", "d"], 2), spread_prompts(["a", "b"], 3)
     (['a', 'c'], ['a', 'b', 'a'])

@@ -21,7 +21,7 @@ from scoreaction.training.optimizer import Train, TrainingError
 from scoreaction.types import Prompt
 
 PIECES = 4
-"""In which a batch is drawn at least where the reward works in the background: three quarters of its time are hidden."""
+"""Smallest number of parts of a batch if the reward works in the background: three quarters of its time are hidden."""
 
 
 def check_finite(what: str, values: Tensor, iteration: int) -> None:
@@ -72,7 +72,7 @@ class Collector:
         return None if self.prompts is None else [self.prompts[number] for number in prompt.tolist()]
 
     def samples(self, learner: Learner, prompt: Tensor, generator: torch.Generator) -> Tensor:
-        """Samples of the policy as it is, decoded; prompt (n,) has the number of each one's."""
+        """Samples of the policy as it is, decoded; prompt (n,) are the numbers of their prompts."""
         policy, times = partial(learner.policy, prompt=prompt), self.sampler.times(self.model.process)
         with torch.no_grad():
             return self.model.decode(roll_out(self.model, self.sampler, policy, prompt, generator, times=times).x0)

@@ -62,7 +62,7 @@ def kl_samples(n: int, steps: int, shape: Sequence[int]) -> int:
 def rounding_floor(
     model: Model, sampler: Sampler, conditions: Conditions, rollout: Rollout, seed: int, *, rows: int = 4
 ) -> float:
-    """The path KL in nats of the policy to itself with its weights moved by next to nothing: that of rounding alone.
+    """The KL of rounding alone: path KL in nats of the policy to itself with its weights changed by a relative 1e-4.
 
     Two predictions in half precision round apart as soon as a weight differs, by an amount that grows with the dimensions
     and with guidance. Smaller figures than this one say nothing.
@@ -141,7 +141,7 @@ def diversity(model: Model, samples: Tensor, groups: Tensor, *, at_most: int = 2
 
 @dataclass(frozen=True)
 class ExactTask:
-    """A data law and a reward whose tilted law is known: what distances are measured to."""
+    """A data law and a reward whose tilted law is known exactly: the optimum, to which distances are measured."""
 
     law: Mixture
     optimum: Optimum

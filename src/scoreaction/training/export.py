@@ -84,7 +84,7 @@ def load_weights(model: Model, path: Path) -> None:
 
 
 def load_described(path: Path, net: nn.Module | Model | None = None) -> Model:
-    """The model that `save_model` wrote without a recipe; `net`, or its `Model`, as pretrained, where no file can hold it."""
+    """Loads the model that `save_model` wrote without a recipe; net: the pretrained one, if no file can hold it."""
     file = path / DESCRIPTION
     if not file.exists():
         raise ValueError(f"{path}: no {DESCRIPTION} there; give the folder that save wrote, or summary() in a run's")

@@ -81,7 +81,7 @@ class Online(BaseModel):
 
 
 class QueryLog:
-    """Every answer that was paid for, a line each in queries.jsonl: round (from 1), prompt, value, features.
+    """Log of the oracle's answers, a line each in queries.jsonl: round (from 1), prompt, value, features.
 
     Lines are on disk before anyone sees the answers. Without a path nothing is written.
     """
@@ -107,7 +107,7 @@ class QueryLog:
             write_whole(self.path, "".join(whole))
 
     def add(self, number: int, prompts: list[Any] | None, values: Tensor, features: Tensor) -> None:
-        """Writes answers and then keeps them: values (n,), features (n, F)."""
+        """Writes answers to disk, then remembers them: values (n,), features (n, F)."""
         records = [
             # nine digits are a float32 to the bit
             {"round": number, "prompt": prompt, "value": value, "features": [float(f"{part:.9g}") for part in row]}
@@ -130,7 +130,7 @@ class QueryLog:
 
 
 class Rounds:
-    """The rounds of a run: as a reward it is the proxy; `query` is what asks the oracle."""
+    """Rounds of queries to the oracle, by `query`; as a reward it is the proxy."""
 
     differentiable = True
     rows = None
@@ -235,6 +235,6 @@ class Rounds:
         return {"round": self.round, "figures": self.figures, "proxy": self.proxy.state_dict()}
 
     def load_state(self, state: dict[str, Any]) -> None:
-        """Puts back what `state` took."""
+        """Restores a `state`."""
         self.round, self.figures = state["round"], state["figures"]
         self.proxy.load_state_dict(state["proxy"])

@@ -93,7 +93,7 @@ class Optimisation:
         self.optimisers |= {name: adam(network.parameters(), rates[name]) for name, network in networks.items()}
 
     def learn(self, updates: Updates, iteration: int, *, equal: bool) -> dict[str, float]:
-        """Steps once for each update; the mean of each figure over the updates, and the policy's mean gradient norm.
+        """Takes a step for each update; returns each figure's mean over the updates, and the policy's mean gradient norm.
 
         equal: all rewards of the iteration are, so that a gradient of 0 is no fault: the log says it.
         """
@@ -117,7 +117,7 @@ class Optimisation:
         return {name: sum(values) / len(values) for name, values in seen.items()}
 
     def _figures(self, updates: Updates, iteration: int) -> Iterator[tuple[Update, dict[str, float]]]:
-        """Each update with its figures, after its backward passes; the caller steps, then the algorithm goes on with them."""
+        """Yields each update with its figures after its backward passes; the algorithm gets them after the step."""
         try:
             update = next(updates)
             while True:

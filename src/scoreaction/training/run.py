@@ -1,4 +1,4 @@
-"""A run: its parts, checked and put together, and all of them that changes and is kept in checkpoints."""
+"""A run: its parts, checked and put together, and its state, which checkpoints keep."""
 
 from __future__ import annotations
 
@@ -168,7 +168,7 @@ class Run:
         return state
 
     def load_weights(self, state: dict[str, Any]) -> None:
-        """Puts back the model's part of what `state` took: all that drawing needs."""
+        """Restores the model's part of a `state`: all that drawing needs."""
         with torch.no_grad():
             for name, parameter in self.model.parameters.items():
                 parameter.copy_(state["policy"][name])
@@ -176,7 +176,7 @@ class Run:
             setattr(self.model, name, None if kept is None else {k: v.to(self.model.device) for k, v in kept.items()})
 
     def load_state(self, state: dict[str, Any]) -> None:
-        """Puts back what `state` took."""
+        """Restores a `state`."""
         self.load_weights(state)
         self.iteration, self.seconds = state["iteration"], state["seconds"]
         self.learner.networks.load_state_dict(state["networks"])
@@ -195,7 +195,7 @@ class Run:
             self.selection.load_state(state["selection"])
 
     def save(self, path: str | Path) -> Path:
-        """Writes the averaged weights, the recipe and the summary of what they are into a folder; `load` reads it."""
+        """Writes the averaged weights, the model's description and the recipe into a folder; `load` reads it."""
         return save_model(self.model, self.sampler, self.prompts, Path(path), recipe=self.recipe)
 
 

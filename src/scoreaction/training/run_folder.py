@@ -1,4 +1,4 @@
-"""Folders of runs: the names in them, the journal of an iteration after another, and text files that are written whole."""
+"""The folder of a run: names of its files, the journal that grows with each iteration, and reading and writing them."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ class RunFolder:
 
     @contextmanager
     def locked(self) -> Iterator[None]:
-        """Keeps the folder for this process; one that died keeps nothing. ValueError where another has it."""
+        """Locks the folder for this process; that of a process that died is free. ValueError where another process has it."""
         self.path.mkdir(parents=True, exist_ok=True)
         try:
             self._lock.acquire(timeout=0)
@@ -84,7 +84,7 @@ class Journal:
         self._board: Any = None
 
     def describe(self, recipe: str | None, settings: str) -> None:
-        """Writes the recipe, or the settings of a run that has none; again each time, since a resumed run may have grown."""
+        """Writes the recipe, or the settings of a run that has none; again each time, since a resumed run may be longer."""
         if recipe is not None:
             write_whole(self.folder.recipe_path, recipe)
         elif not self.folder.recipe_path.exists():  # of a run that Python goes on with
