@@ -33,7 +33,7 @@ class Net(nn.Module):
         return -sa.VP().sigma(t)[:, None].to(x) * self.body(torch.cat([x, t[:, None].to(x), cond], 1))
 
 
-def tuner_of(name, sign, *, differentiable, **train):
+def tuner_of(name, sign, *, differentiable, settings=None, **train):
     """A short run whose reward is `sign` times the slope of the prompt."""
     Config = find("algorithm", name, key="algorithm.name").Config
 
@@ -43,7 +43,7 @@ def tuner_of(name, sign, *, differentiable, **train):
     return sa.Finetuner(
         sa.Model(Net(), process=sa.VP(), predicts="v", shape=(1,), encode=lambda prompts: f32([[SLOPES[p]] for p in prompts])),
         reward=sa.Reward(reward, differentiable=differentiable),
-        algorithm=Config(**{"beta": BETA} if "beta" in Config.model_fields else {}),
+        algorithm=Config(**({"beta": BETA} if "beta" in Config.model_fields else {}) | (settings or {})),
         sampler=sa.Sampler(steps=8),
         train=sa.Train(**{"iterations": 6, "batch": 96, "lr": 1e-2, "device": "cpu"} | train),
         evaluation=sa.Evaluation(n=1024, steps=8),
@@ -74,6 +74,14 @@ def test_it_improves_the_objective_and_not_with_the_sign_flipped(name):
     right, flipped = (gains(tuner_of(name, sign, differentiable=True), sign) for sign in (1, -1))
     accepts(improves, right, flipped=flipped, first_prompt_only=(right[0], 0.0, right[2]), beyond=(*right[:2], 2 * BEST))
     accepts(worsens, flipped, right=right)
+
+
+@pytest.mark.parametrize("look_ahead", ["reward", "zeroth_order"])
+def test_the_look_ahead_is_at_each_ones_own_prompt(look_ahead):
+    """Where the critic learns nothing the value is `c_skip r(x0_hat)`, and still each prompt's own reward rises."""
+    settings = {"look_ahead": look_ahead, "critic_lr": 1e-12}
+    right, flipped = (gains(tuner_of("score_action", s, differentiable=True, settings=settings), s) for s in (1, -1))
+    accepts(improves, right, flipped=flipped)
 
 
 @pytest.mark.parametrize("name", SHELF)

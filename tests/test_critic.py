@@ -10,7 +10,7 @@ from twins import F64, accepts, close, f64
 import scoreaction as sa
 from scoreaction.diffusion.mixtures import Quadratic
 from scoreaction.networks.critic import Critic
-from scoreaction.networks.layers import PromptEmbedding, RewardScale, time_features
+from scoreaction.networks.layers import PromptEmbedding, RewardScale
 from scoreaction.networks.surrogate import Surrogate, zeroth_order
 
 GENERATOR = torch.Generator().manual_seed(0)
@@ -162,14 +162,6 @@ def test_a_feature_that_all_prompts_share_says_nothing():
     embed = PromptEmbedding(sizes)
     (linear,) = embed.parts
     close(embed(torch.arange(4)).detach(), linear.bias.expand(4, 16).detach(), atol=1e-6, raw=sizes.repeat(1, 6)[:, :16])
-
-
-def test_time_features_are_bounded_at_both_ends():
-    for process in (sa.VP(), sa.Flow(), sa.VE()):
-        features = time_features(process, f64([0.0, 0.5, 1.0]))
-        assert features.shape == (3, 9)
-        assert bool(torch.isfinite(features).all())
-        assert float((features[0] - features[2]).abs().max()) > 0.1
 
 
 def test_reward_scale_is_that_of_the_first_rewards_that_differ():

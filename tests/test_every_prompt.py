@@ -39,11 +39,11 @@ def first(samples: Tensor, prompts: Any) -> Tensor:
     return samples[:, 0]
 
 
-def tuner(reward: Any = first, *, b: float = 3.0, broken: str = "", **options: Any) -> sa.Finetuner:
+def tuner(reward: Any = first, *, b: float = 3.0, broken: str = "", algorithm: Any = None, **options: Any) -> sa.Finetuner:
     return sa.Finetuner(
         sa.Model(Means(b, broken), process=sa.VP(), predicts="v", shape=(1,), encode=encode),
         reward=reward,
-        algorithm=sa.DPOK(beta=0.5),
+        algorithm=algorithm or sa.DPOK(beta=0.5),
         sampler=sa.Sampler(steps=10),
         train=sa.Train(iterations=1, batch=1000, lr=1e-4, device="cpu"),
         evaluation=sa.Evaluation(n=4000, steps=100),
@@ -75,6 +75,22 @@ def test_a_reward_sees_samples_of_the_prompts_that_it_is_told(online: sa.Online 
     shares = [prompts.count(prompt) / len(prompts) for prompt in PROMPTS]
     close(shares, 0.5, atol=0.07, first_only=[1.0, 0.0])
     close(by_prompt(samples, prompts), [0.0, 3.0], atol=0.25, exchanged=[3.0, 0.0], first_only=[0.0, 0.0], mixed=[1.5, 1.5])
+
+
+def test_a_surrogate_remembers_samples_with_their_own_prompts() -> None:
+    made = tuner(algorithm=sa.ScoreAction(beta=0.5, updates=1, rows=64, critic_updates=2))
+    list(made)
+    memory, n = made.learner.networks["surrogate"], 1000
+    prompts = [PROMPTS[number] for number in memory.prompts[:n].tolist()]
+    close(by_prompt(memory.samples[:n], prompts), [0.0, 3.0], atol=0.3, exchanged=[3.0, 0.0], mixed=[1.5, 1.5])
+
+
+def test_a_policy_is_held_to_the_pretrained_model_under_its_own_prompt() -> None:
+    """Before anything is learned both are N(3 cond, 1): no KL, where that of one prompt to another is 9/2 nats."""
+    found, other = next(iter(tuner())), tuner()
+    with torch.no_grad():
+        other.model.parameters["b"].fill_(2.0)
+    close(found["kl_nats"], 0.0, atol=1e-4, other_policy=next(iter(other))["kl_nats"], first_only=9 / 4)
 
 
 def test_a_summary_measures_all_prompts() -> None:

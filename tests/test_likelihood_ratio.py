@@ -143,19 +143,6 @@ def test_the_clip_cuts_where_the_ratio_leaves_and_only_in_the_advantages_directi
     close(plain.detach(), (-log_ratio.exp() * advantage).detach(), clipped=loss.detach())
 
 
-def test_clipped_steps_are_counted():
-    made = model(VP)
-    found = sa.DDPO(minibatches=1, clip=0.05).build(setting(made, steps=5, batch=200))
-    experience = collected(found, 200)
-    still = next(each(found.updates(experience, torch.Generator())))[2]
-    with torch.no_grad():
-        made.parameters["th"].add_(0.5)
-    moved = next(each(found.updates(experience, torch.Generator())))[2]
-    assert still["clip_fraction"] == 0
-    assert 0.2 < moved["clip_fraction"] < 1
-    assert moved["log_ratio"] > 0.05
-
-
 def test_epochs_and_minibatches_cover_every_step_once():
     """The minibatches' losses at the old policy add up to the whole; each trajectory weighs the same."""
     made = model(VP)

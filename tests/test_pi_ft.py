@@ -11,7 +11,7 @@ from twins import F64, accepts, close, f64
 import scoreaction as sa
 from scoreaction.algorithms import pi_ft
 from scoreaction.algorithms._learner import Update
-from scoreaction.algorithms._step import StepWeights, minimiser, next_states, step_loss
+from scoreaction.algorithms._step import StepWeights, minimiser, next_states, noise_of, step_loss
 from scoreaction.algorithms.pi_ft import curvature
 from scoreaction.diffusion.solvers import time_grid
 from scoreaction.networks.conditions import take
@@ -50,7 +50,7 @@ class Inner:
         eps = torch.where(self.pure[:, None], self.eps, (self.x - alpha * x0) / sigma)
         prediction, zero = Prediction(x0, eps), none(49)
         steps = Steps(self.x, self.t, self.s, self.x, prediction, None, zero, zero, zero, torch.ones(49))
-        ahead = next_states(self.learner, steps, prediction, torch.Generator().manual_seed(1))
+        ahead = next_states(self.learner, steps, prediction, noise_of(steps, torch.Generator().manual_seed(1)))
         return -self.Pi[:, None] * ahead.x + self.h[:, None]
 
     def __call__(self, x0, trust=0.0):

@@ -163,6 +163,18 @@ def iter_of(update):
     yield update
 
 
+@pytest.mark.parametrize("options", [{"weights": "chain"}, {"weights": "path"}, {"priority": 1.0}], ids=str)
+def test_the_loss_is_a_function_of_its_rows(options):
+    """The same in parts, in any order and twice: its noise is drawn before, each row has its own."""
+    agent = learner(steps=8, batch=32, updates=1, rows=60, **options)
+    rollout = exactly(agent, 32)
+    (term,) = update_of(agent, rollout, 3).terms
+    values, rows = term.loss(torch.arange(60))[0].detach(), torch.randperm(60, generator=torch.Generator().manual_seed(0))
+    parts = torch.cat([term.loss(part)[0] for part in rows.split(7)]).detach()
+    (other,) = update_of(agent, rollout, 4).terms
+    close(parts, values[rows], atol=1e-5, in_order=values, other_draws=other.loss(rows)[0].detach())
+
+
 def test_the_pretrained_prediction_is_the_soft_qs_own():
     """On the path its x0_hat was evaluated for the gradient: the KL is to it, and no network is evaluated again."""
     for config in ({}, {"x0_steps": 3}, {"weights": "chain"}):

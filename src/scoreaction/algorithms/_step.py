@@ -95,10 +95,15 @@ def step_gap(learner: Learner, steps: Steps, prediction: Prediction, gradient: T
     return weights.cost.to(gradient) / 2 * sum_event((prediction.x0 - best) ** 2)
 
 
-def next_states(learner: Learner, steps: Steps, prediction: Prediction, generator: torch.Generator) -> States:
-    """The states that the policy's own step leads to: `x_s = mean + k z` at s."""
+def next_states(learner: Learner, steps: Steps, prediction: Prediction, z: Tensor) -> States:
+    """The states that the policy's own step leads to: `x_s = mean + k z` at s, z (rows, *shape) standard normal."""
     step = ddim_step(learner.process, prediction, steps.t, steps.s, learner.sampler.eta)
-    return States(step.sample(generator), steps.s, steps.prompt)
+    return States(step.mean + expand(step.std, step.mean) * z, steps.s, steps.prompt)
+
+
+def noise_of(steps: Steps, generator: torch.Generator) -> Tensor:
+    """Standard normal noise for each row, drawn on the CPU so that seeds travel: (rows, *shape)."""
+    return torch.randn(steps.x.shape, generator=generator, dtype=steps.x.dtype).to(steps.x.device)
 
 
 GradValue = Callable[[Steps, Prediction, Tensor], Tensor]

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from scoreaction.algorithms._learner import Learner, Regularised, Setting, State, Update, Updates, refuse_black_box
 from scoreaction.algorithms._soft_q import soft_q
-from scoreaction.algorithms._step import StepWeights, known, next_states, step_term
+from scoreaction.algorithms._step import StepWeights, known, next_states, noise_of, step_term
 from scoreaction.algorithms._value import critic_updates
 from scoreaction.diffusion.predictions import expand
 from scoreaction.diffusion.transitions import sum_event
@@ -98,7 +98,7 @@ class PIFTLearner(Learner):
     def _ahead(self, steps: Steps, generator: torch.Generator) -> tuple[Prediction, States]:
         """The policy's prediction at these steps, and the states that its own steps lead to."""
         prediction = self.policy(*steps.states)
-        return prediction, next_states(self, steps, prediction, generator)
+        return prediction, next_states(self, steps, prediction, noise_of(steps, generator))
 
     def _weights(self, steps: Steps) -> StepWeights:
         return StepWeights.of_step(self.process, steps.t, steps.s, self.sampler.eta)

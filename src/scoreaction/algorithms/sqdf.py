@@ -12,7 +12,7 @@ from torch import Tensor
 
 from scoreaction.algorithms._learner import Learner, Regularised, Setting, Update, Updates, refuse_black_box, roll_out_chain
 from scoreaction.algorithms._soft_q import SoftQ, soft_q
-from scoreaction.algorithms._step import GradValue, StepWeights, known, next_states, step_gap, step_term
+from scoreaction.algorithms._step import GradValue, StepWeights, known, next_states, noise_of, step_gap, step_term
 from scoreaction.algorithms._trust import TrustState, adapt_trust
 from scoreaction.algorithms._value import critic_updates, kl_to_go
 from scoreaction.diffusion.predictions import expand, to_prediction
@@ -145,8 +145,9 @@ class SQDFLearner(Learner):
 
     def _complete(self, steps: Steps, generator: torch.Generator) -> tuple[Steps, GradValue]:
         """The steps with the pretrained predictions, and where the soft Q is evaluated for them."""
-        grad_value: GradValue = partial(self._gradient_ahead, generator)
-        if not self.chain:
+        if self.chain:
+            grad_value: GradValue = partial(self._gradient_ahead, noise_of(steps, generator))
+        else:
             gradient, x0 = self.gradient(steps.states, self.sampler.steps - steps.step)
             grad_value = known(gradient)
         if not self.chain and self.config.x0_hat == "reference" and self.config.x0_steps == 1:
@@ -156,9 +157,9 @@ class SQDFLearner(Learner):
                 pretrained = self.pretrained(*steps.states)
         return steps._replace(pretrained=pretrained), partial(self._ranked, grad_value) if self.config.priority else grad_value
 
-    def _gradient_ahead(self, generator: torch.Generator, steps: Steps, prediction: Prediction, numbers: Tensor) -> Tensor:
-        """The gradient where the policy's own step leads."""
-        states = next_states(self, steps, prediction, generator)
+    def _gradient_ahead(self, z: Tensor, steps: Steps, prediction: Prediction, numbers: Tensor) -> Tensor:
+        """The gradient where the policy's own step leads; z is the noise of all rows of the update."""
+        states = next_states(self, steps, prediction, take(z, numbers))
         return self.gradient(states, self.sampler.steps - 1 - steps.step)[0]
 
     def _ranked(self, grad_value: GradValue, steps: Steps, prediction: Prediction, numbers: Tensor) -> Tensor:
