@@ -25,9 +25,8 @@ from scoreaction.errors import UserError
 from scoreaction.recipes.recipe import load_recipe
 from scoreaction.report.comparison import comparison_headline
 from scoreaction.report.figures import band, pairs_figure, samples_figure, tiled
-from scoreaction.report.numbers import number, with_error
+from scoreaction.report.numbers import number, objectives, with_error
 from scoreaction.report.page import write_report
-from scoreaction.report.parts import objectives
 from scoreaction.report.run import run_headline
 
 SUMMARY = {

@@ -10,8 +10,7 @@ from test_finetuner import black_box, tune
 
 import scoreaction as sa
 from scoreaction.rewards import RewardError
-from scoreaction.training.run_folder import RunFolder
-from scoreaction.training.run_log import Journal
+from scoreaction.training.run_folder import Journal, RunFolder
 
 
 def test_a_second_run_is_kept_out_of_the_folder_of_the_first(tmp_path):

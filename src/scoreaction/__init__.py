@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from scoreaction.models import gaussian_mixture
     from scoreaction.networks.consistency import load_consistency
     from scoreaction.networks.model import Model
-    from scoreaction.recipes.restore import load
+    from scoreaction.recipes.build import load
     from scoreaction.rewards import Reward
     from scoreaction.sampling.draw import sample
     from scoreaction.sampling.rollout import Sampler
@@ -59,12 +59,12 @@ _HOMES = {
     "VP": "diffusion.processes",
     "examine": "commands.doctor.checkup",
     "gaussian_mixture": "models.gaussian_mixture",
-    "load": "recipes.restore",
+    "load": "recipes.build",
     "load_consistency": "networks.consistency",
     "models": "models",
     "sample": "sampling.draw",
 }
-"""Where each name is from: it is imported when it is first asked for, so that the command line answers before torch does."""
+"""Home of each name: it is imported when it is first used, so that the command line answers before torch does."""
 
 __all__ = [*_HOMES]
 
@@ -76,9 +76,7 @@ def __getattr__(name: str) -> Any:
         if error.name != f"scoreaction.{name}":
             raise
         raise AttributeError(f"module 'scoreaction' has no attribute {name!r}") from error
-    found = getattr(module, name, module)
-    globals()[name] = found
-    return found
+    return globals().setdefault(name, getattr(module, name, module))
 
 
 def __dir__() -> list[str]:

@@ -9,7 +9,7 @@ import sys
 from functools import cache
 from pathlib import Path
 from types import ModuleType
-from typing import Literal, NoReturn
+from typing import Literal
 
 from scoreaction.errors import UserError, nearest
 
@@ -58,14 +58,10 @@ def _import_shipped(kind: Kind, name: str, key: str) -> ModuleType:
     try:
         return importlib.import_module(f"scoreaction.{SHELVES[kind]}.{name}")
     except ImportError as error:
-        _raise_missing(error, key, name)
-
-
-def _raise_missing(error: ImportError, key: str, name: str) -> NoReturn:
-    package = (error.name or "").partition(".")[0]
-    if package in ("", "scoreaction"):
-        raise error
-    raise UserError(f'{key}: {name} needs the package {package}; install it with pip install "scoreaction[all]"') from error
+        package = (error.name or "").partition(".")[0]
+        if package in ("", "scoreaction"):
+            raise
+        raise UserError(f'{key}: {name} needs the package {package}; install it with pip install "scoreaction[all]"') from error
 
 
 def _import_user(name: str, key: str) -> ModuleType:

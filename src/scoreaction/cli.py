@@ -12,7 +12,6 @@ import shlex
 import sys
 import traceback
 from collections.abc import Sequence
-from datetime import datetime
 from importlib.metadata import version
 from pathlib import Path
 from typing import Annotated, Any
@@ -20,6 +19,7 @@ from typing import Annotated, Any
 import typer
 
 from scoreaction.catalog import TOKEN_VARIABLE
+from scoreaction.commands.arguments import Overrides, RecipeName, RunPath, default_folder, names, numbers, output_option
 from scoreaction.errors import Failed, Interrupted, UserError
 
 # Commands import what they need themselves, so that --help and list answer at once.
@@ -33,23 +33,6 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
 )
-
-
-def folder_named(text: str) -> Path:
-    """A folder that may not be there yet."""
-    if not text:
-        raise typer.BadParameter("is empty; name a folder.")
-    return Path(text)
-
-
-def output_option(text: str) -> Any:
-    """The option --output; the text is its help."""
-    return typer.Option(parser=folder_named, metavar="DIR", help=text)
-
-
-RecipeName = Annotated[str, typer.Argument(metavar="RECIPE", help="A shipped recipe (see: list recipes) or a YAML file.")]
-Overrides = Annotated[list[str] | None, typer.Argument(metavar="KEY=VALUE", help="For example algorithm.beta=0.2")]
-RunPath = Annotated[Path, typer.Argument(metavar="RUN", help="The folder of a run.")]
 
 
 def show_version(wanted: bool) -> None:
@@ -251,34 +234,6 @@ def list_(
     print(details(what, name) if what is not None and name is not None else overview(what))
 
 
-def default_folder(recipe: str, what: str) -> Path:
-    """runs/RECIPE-WHAT-TIME, to the millisecond: runs that a loop starts together are apart."""
-    now = datetime.now()
-    return Path("runs") / f"{Path(recipe).stem}-{what.replace('.', '_')}-{now:%Y%m%d-%H%M%S}-{now.microsecond // 1000:03d}"
-
-
-def names(text: str, option: str) -> list[str]:
-    """`a,b` to a list without repeats."""
-    parts = list(dict.fromkeys(part.strip() for part in text.split(",") if part.strip()))
-    if not parts:
-        raise UserError(f"{option}: name at least one")
-    return parts
-
-
-def numbers(text: str, kind: type[int] | type[float], option: str) -> list[Any]:
-    """`0,1` to a list of numbers."""
-    try:
-        return [kind(part) for part in names(text, option)]
-    except ValueError as error:
-        what = "whole numbers" if kind is int else "numbers"
-        raise UserError(f"{option}: must be {what} with commas between them (got {text!r})") from error
-
-
-def one_line(text: object) -> str:
-    """The text without line breaks."""
-    return " ".join(str(text).split())
-
-
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs a command and returns its exit code; errors are one line on stderr."""
     arguments = list(sys.argv[1:] if argv is None else argv)
@@ -294,7 +249,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         if debug:
             traceback.print_exc()
         code, message = exit_of(error)
-        print(one_line(message), file=sys.stderr)
+        print(" ".join(message.split()), file=sys.stderr)
         return code
 
 

@@ -15,7 +15,6 @@ from scoreaction.errors import Interrupted, UserError, nearest
 from scoreaction.recipes.build import build
 from scoreaction.recipes.recipe import Recipe, load_recipe, optimum_beta
 from scoreaction.recipes.text import parse_override
-from scoreaction.recipes.validation import fields_of
 from scoreaction.report.model_card import write_card
 from scoreaction.training.run_folder import RunFolder, read_summary, write_whole
 from scoreaction.types import Values
@@ -68,12 +67,13 @@ def planned(
     without a beta are measured against the optimum of the recipe's own.
     """
     key, values = parse_sweep(sweep)
-    known = {name: fields_of(catalog.find("algorithm", name, key="--algorithms").Config) for name in algorithms}
+    known = {name: list(catalog.find("algorithm", name, key="--algorithms").Config.model_fields) for name in algorithms}
     for setting in [text.partition("=")[0] for text in overrides] + ([key] if key else []):
         if setting in OPTIONS:
             raise UserError(f"{setting}: has an option of its own: {OPTIONS[setting]}")
         if not any(_knows(known[name], setting) for name in algorithms):
-            raise UserError(f"{setting}: no setting of {' or '.join(algorithms)}; {_nearest(known, setting)}")
+            hint = nearest(setting.removeprefix("algorithm."), {key for keys in known.values() for key in keys} - {"name"})
+            raise UserError(f"{setting}: no setting of {' or '.join(algorithms)}; {hint}")
     beta = optimum_beta(_as_written(recipe, overrides))
     entries = []
     for name in algorithms:
@@ -97,14 +97,10 @@ def _knows(known: Sequence[str], override: str) -> bool:
     return section != "algorithm" or setting.partition(".")[0] in known
 
 
-def _nearest(known: dict[str, list[str]], setting: str) -> str:
-    return nearest(setting.removeprefix("algorithm."), {key for keys in known.values() for key in keys if key != "name"})
-
-
 def _as_written(recipe: str, overrides: Sequence[str]) -> Recipe:
     """The recipe with its own algorithm and the overrides that this one knows."""
     others = [text for text in overrides if not text.startswith("algorithm.")]
-    known = fields_of(type(load_recipe(recipe, others).algorithm.config))
+    known = list(type(load_recipe(recipe, others).algorithm.config).model_fields)
     return load_recipe(recipe, [text for text in overrides if _knows(known, text)])
 
 
@@ -123,9 +119,7 @@ def compare(
         except Interrupted as stop:
             raise Interrupted(f"{stop}; the same command with --output {folder} goes on") from stop
         write_card(folder / entry.folder, entry.recipe, summary)
-        runs.append({**vars(entry), "recipe": None, "summary": summary})
-    for record in runs:
-        del record["recipe"]
+        runs.append({key: value for key, value in vars(entry).items() if key != "recipe"} | {"summary": summary})
     comparison = {
         "recipe": recipe,
         "overrides": list(overrides),

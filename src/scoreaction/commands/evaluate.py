@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from torch import Tensor
 
 from scoreaction.diffusion.solvers import SOLVERS
 from scoreaction.errors import UserError, nearest
@@ -146,14 +145,11 @@ def evaluate_grid(
             for count in steps:
                 cell = {"solver": solver, "eta": eta, "steps": count}
                 try:
-                    rows.append(
-                        cell | _cell(tuner, sampler_with(opened, steps=count, solver=solver, eta=eta), n, grid_prompts, seed)
-                    )
-                except UserError as error:
-                    skipped.append({"solver": solver, "eta": eta, "why": str(error).removeprefix("--solver: ")})
-                    break
+                    sampler = sampler_with(opened, steps=count, solver=solver, eta=eta)
+                    rows.append(cell | _cell(tuner, sampler, n, grid_prompts, seed))
                 except ValueError as error:
-                    skipped.append({"solver": solver, "eta": eta, "why": str(error).removeprefix("solver ")})
+                    why = str(error).removeprefix("--solver: ").removeprefix("solver ")
+                    skipped.append({"solver": solver, "eta": eta, "why": why})
                     break
     if not rows:
         raise UserError(f"--solver: nothing to measure: {skipped[0]['why']}")
@@ -181,9 +177,6 @@ def _cell(tuner: Finetuner, sampler: Sampler, n: int, prompts: list[Any] | None,
     figures |= measure_kl(model, sampler, n, prompts, seed)
     task = ExactTask.of(model, tuner.reward.reward, optimum_beta(tuner))
     if task is not None:
-
-        def drawn(seed: int) -> Tensor:
-            return draw(model, sampler, n, None, seed)
-
-        figures |= {"distance_to_optimum": task.distance(drawn, n, seed), "distance_floor": task.floor(n, seed)}
+        away = task.distance(lambda seed: draw(model, sampler, n, None, seed), n, seed)
+        figures |= {"distance_to_optimum": away, "distance_floor": task.floor(n, seed)}
     return figures

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager, nullcontext
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -27,9 +26,8 @@ from scoreaction.training.evaluation import kl_samples
 from scoreaction.training.optimizer import ROWS
 from scoreaction.types import DTYPES, Conditions, Values
 
-GIB = 2**30
-RESERVE = 2 * GIB
-"""For CUDA itself and what its allocator cannot use."""
+RESERVE = 2 * 2**30
+"""Bytes for CUDA itself and what its allocator cannot use."""
 SUSTAINED = 50e12
 """Floating-point operations a second that times are given at."""
 
@@ -107,9 +105,6 @@ def _measured_points(recipe: Recipe, model: Model) -> int:
     return 2 * chosen.steps * (chosen.n + kl_samples(chosen.n, chosen.steps, model.shape))
 
 
-# Memory and operations
-
-
 @dataclass(frozen=True)
 class Cost:
     """Cost of a pass at `rows` points: bytes that its graph keeps and at the peak, operations forward and backward."""
@@ -156,12 +151,13 @@ def measure_costs(recipe: Recipe, skeleton: Skeleton, watch: Watch) -> dict[str,
         for parameter in model.parameters.values():
             parameter.grad = None
 
-    with _at_precision(recipe, model):
-        costs = {kind: with_graph(kind, rows) for kind, rows in largest.items()}
-        with torch.no_grad():
-            x, t, conditions = inputs(recipe.train.max_rows or ROWS)
-            costs["sampling"] = _cost(mode, len(x), lambda: model.predict(x, t, conditions, guidance=guidance).eps)
-            costs["a picture"] = _cost(mode, 1, lambda: model.decode(x[:1]))
+    if recipe.train.precision != "fp32":
+        model.autocast = partial(torch.autocast, "cpu", dtype=DTYPES[recipe.train.precision])
+    costs = {kind: with_graph(kind, rows) for kind, rows in largest.items()}
+    with torch.no_grad():
+        x, t, conditions = inputs(recipe.train.max_rows or ROWS)
+        costs["sampling"] = _cost(mode, len(x), lambda: model.predict(x, t, conditions, guidance=guidance).eps)
+        costs["a picture"] = _cost(mode, 1, lambda: model.decode(x[:1]))
     return costs
 
 
@@ -187,16 +183,6 @@ def peaks(watch: Watch, costs: dict[str, Cost]) -> dict[str, int]:
         name = "an update" if learns else "the reward's gradient" if judged else "the reference's gradient"
         passes[name] = max(passes.get(name, 0), peak_together(graphs, costs))
     return passes
-
-
-@contextmanager
-def _at_precision(recipe: Recipe, model: Model) -> Iterator[None]:
-    if recipe.train.precision != "fp32":
-        model.autocast = partial(torch.autocast, "cpu", dtype=DTYPES[recipe.train.precision])
-    try:
-        yield
-    finally:
-        model.autocast = nullcontext
 
 
 def resident_bytes(recipe: Recipe, skeleton: Skeleton) -> dict[str, int]:

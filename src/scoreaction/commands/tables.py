@@ -21,11 +21,17 @@ def _console() -> Console:
     return Console(width=max(shutil.get_terminal_size().columns, 120), highlight=False)
 
 
+def _table(title: str, *columns: str) -> Table:
+    """A table whose numbers stand on the right; a column without a name holds texts."""
+    table = Table(title=title)
+    for column in columns:
+        table.add_column(column, justify="right" if column else "left")
+    return table
+
+
 def show_summary(figures: Values) -> None:
     """Base and tuned side by side, and what it took."""
-    table = Table(title="before and after fine-tuning")
-    for column in ("", "base", "tuned"):
-        table.add_column(column, justify="left" if not column else "right")
+    table = _table("before and after fine-tuning", "", "base", "tuned")
     for key, base, tuned in before_and_after(figures):
         table.add_row(key.replace("_", " "), base, tuned)
     table.add_row("KL (nats)", "0", with_error(figures.get("kl_nats"), figures.get("kl_nats_se")))
@@ -40,9 +46,7 @@ def show_summary(figures: Values) -> None:
 
 def show_endpoint_errors(errors: Values) -> None:
     """Error of a consistency model against the end of the ODE, by time, beside that of the posterior mean it began as."""
-    table = Table(title="root mean square error against the end of the ODE")
-    for column in ("t", "consistency", "tweedie"):
-        table.add_column(column, justify="right")
+    table = _table("root mean square error against the end of the ODE", "t", "consistency", "tweedie")
     for t, ours, tweedie in zip(errors["t"], errors["consistency"], errors["tweedie"], strict=True):
         table.add_row(f"{t:.2f}", number(ours, 3), number(tweedie, 3))
     _console().print(table)
@@ -66,12 +70,9 @@ def show_grid(evaluation: Values) -> None:
 def show_comparison(comparison: Values) -> None:
     """A column for each algorithm (and value of the sweep), means over seeds with standard errors."""
     keys = comparison_keys(comparison)
-    table = Table(
-        title=f"mean ± standard error over {len(comparison['seeds'])} seed{'s' if len(comparison['seeds']) > 1 else ''}"
-    )
-    table.add_column("")
-    for group in comparison["groups"]:
-        table.add_column(group["label"], justify="right")
+    seeds = len(comparison["seeds"])
+    title = f"mean ± standard error over {seeds} seed{'s' if seeds > 1 else ''}"
+    table = _table(title, "", *(group["label"] for group in comparison["groups"]))
     for key in keys:
         cells = [with_error(group["mean"].get(key), group["standard_error"].get(key)) for group in comparison["groups"]]
         table.add_row(key.removeprefix("held_out.").replace("_", " "), *cells)
@@ -81,9 +82,7 @@ def show_comparison(comparison: Values) -> None:
 def show_plan(figures: Values) -> None:
     """Needs of a run, and how the figures are computed."""
     gib = 2**30
-    table = Table(title="memory")
-    for column in ("", "GiB"):
-        table.add_column(column, justify="left" if not column else "right")
+    table = _table("memory", "", "GiB")
     for name, size in figures["resident"].items():
         table.add_row(f"+ {name}", f"{size / gib:.2f}")
     table.add_row("+ CUDA and its allocator", "2.00", end_section=True)

@@ -73,9 +73,6 @@ def locked(place: RunFolder) -> Iterator[None]:
         yield
 
 
-# The loop
-
-
 @dataclass
 class Stopper:
     """True once the early-stop metric has not risen for `patience` iterations in which it was known."""
@@ -137,12 +134,6 @@ class Reporter:
         )
         self.task: TaskID = self.progress.add_task(title, total=total, completed=done, figures="")
 
-    @contextmanager
-    def showing(self) -> Iterator[Reporter]:
-        """While it is shown."""
-        with self.progress:
-            yield self
-
     def __call__(self, metrics: Values) -> None:
         figures = f"reward {metrics['reward_mean']:.3f}  KL {metrics['kl_nats']:.3f} nats"
         iteration = metrics["iteration"]
@@ -183,7 +174,7 @@ def run(recipe: Recipe, folder: Path, *, resume: bool, title: str | None = None)
 
 
 def _iterate(tuner: Finetuner, stopper: Stopper, signals: Signals, reporter: Reporter) -> None:
-    with reporter.showing():
+    with reporter.progress:
         iterations = iter(tuner)
         while True:
             try:

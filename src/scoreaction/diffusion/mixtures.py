@@ -257,10 +257,6 @@ class Mixture:
         """Tilted law `p*(x) = p(x) exp(r(x)/beta)/Z`, the goal of every KL-regularised method; a mixture again."""
         return self._tilt(reward, beta)[0]
 
-    def log_normaliser(self, reward: Quadratic, beta: float) -> float:
-        """Log of the normaliser, `log Z = log E exp(r/beta)`."""
-        return self._tilt(reward, beta)[1]
-
     def optimum(self, reward: Quadratic, beta: float) -> Optimum:
         """Optimum of `max E r - beta KL`: the tilted law with its reward, KL and objective. ValueError if there is none.
 

@@ -50,17 +50,8 @@ class Config(BaseModel, frozen=True, extra="forbid", allow_inf_nan=False):
 
 def build(config: Config) -> Model:
     """Loads the pipeline (safetensors only) and builds its model."""
-    model = build_from_pipeline(
-        load_pipeline(config),
-        lora_rank=config.lora_rank,
-        lora_alpha=config.lora_alpha,
-        lora_targets=config.lora_targets,
-        gradient_checkpointing=config.gradient_checkpointing,
-        compile=config.compile,
-        height=config.height,
-        width=config.width,
-        true_cfg=config.true_cfg,
-    )
+    options = config.model_dump(exclude={"name", "path", "dtype", "consistency"})
+    model = build_from_pipeline(load_pipeline(config), **options)
     return model if config.consistency is None else load_consistency(model, config.consistency)
 
 

@@ -42,7 +42,6 @@ def build(config: Config) -> Model:
         net = load_net(config.path)
     except (OSError, ValueError) as error:
         raise ValueError(f"path: {config.path} is no folder with the digits' network in diffusers format; {RETRAIN}") from error
-    judging = judge().requires_grad_(False)
     model = Model(
         net,
         process=net.process,
@@ -53,7 +52,7 @@ def build(config: Config) -> Model:
         encode=lambda prompts: torch.tensor([parse_digit_prompt(str(prompt)) for prompt in prompts]),
         null=torch.tensor([NO_CLASS]),
         decode=to_unit,
-        features=judging.features,
+        features=judge().features,
     )
     if config.consistency is None:
         return model

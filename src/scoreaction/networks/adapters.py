@@ -136,3 +136,16 @@ def without_adapters(net: nn.Module) -> nn.Module:
             parent, _, child = name.rpartition(".")
             setattr(copied.get_submodule(parent), child, module.base_layer)
     return copied
+
+
+@contextmanager
+def replaced(parameters: Mapping[str, nn.Parameter], values: Mapping[str, Tensor]) -> Iterator[None]:
+    """Context in which parameters have the values of the same names."""
+    own = {name: p.data for name, p in parameters.items()}
+    try:
+        for name, value in values.items():
+            parameters[name].data = value
+        yield
+    finally:
+        for name, p in parameters.items():
+            p.data = own[name]

@@ -14,7 +14,7 @@ R = TypeVar("R")
 
 
 def map_conditions(function: Callable[..., Tensor], *conditions: Conditions) -> Conditions:
-    """`function` applied to the tensors that stand in the same place."""
+    """Applies a function to the tensors at the same place of conditions of one form."""
     first = conditions[0]
     if first is None:
         return None
@@ -45,5 +45,5 @@ def take(record: R, rows: Tensor | slice) -> R:
 
 
 def concatenate(first: Conditions, second: Conditions) -> Conditions:
-    """One batch after the other."""
+    """Concatenates two batches of conditions."""
     return map_conditions(lambda a, b: torch.cat([a, b]), first, second)

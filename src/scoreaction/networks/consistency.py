@@ -3,17 +3,15 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
 from safetensors.torch import save_file
-from torch import Tensor
 
 from scoreaction.diffusion.processes import Process
 from scoreaction.networks.adapters import base_modules, base_tensors
-from scoreaction.networks.lora_files import LoraWeights, parse_lora, read_tensors
+from scoreaction.networks.lora_files import LoraWeights, copy_into, parse_lora, read_tensors, refuse_different
 from scoreaction.networks.model import Model
 
 WEIGHTS, DESCRIPTION, LCM = "consistency.safetensors", "consistency.json", "pytorch_lora_weights.safetensors"
@@ -125,7 +123,7 @@ def _load_distilled(model: Model, folder: Path) -> Model:
     if form == "adapter":
         _put_lora(model, parse_lora(tensors, metadata, folder), folder)
     else:
-        refuse_different(base_tensors(dict(model.reference_net.named_parameters())), tensors, folder)
+        refuse_different(base_tensors(dict(model.reference_net.named_parameters())), tensors, f"model.consistency: {folder}")
         copy_into(model.add_consistency(), tensors)
     model.consistency_guidance = guidance
     return model
@@ -149,24 +147,5 @@ def _put_lora(model: Model, weights: LoraWeights, path: Path) -> None:
         weight = modules[name].get_parameter("weight")
         expected[f"{name}.lora_A.consistency.weight"] = weight.new_empty(a.shape[0], *weight.shape[1:])
         expected[f"{name}.lora_B.consistency.weight"] = weight.new_empty(len(weight), a.shape[0], *[1] * (weight.ndim - 2))
-    refuse_different(expected, tensors, path)
+    refuse_different(expected, tensors, f"model.consistency: {path}")
     copy_into(model.add_consistency(placed.shape()), tensors)
-
-
-def refuse_different(expected: Mapping[str, Tensor], tensors: Mapping[str, Tensor], path: Path) -> None:
-    """Raises ValueError if a file's tensors differ from the expected ones in a name or a shape."""
-    for name in sorted(set(expected) ^ set(tensors)):
-        raise ValueError(f"model.consistency: {path} belongs to another network; {name} is in only one of the two")
-    for name, value in expected.items():
-        if value.shape != tensors[name].shape:
-            raise ValueError(
-                f"model.consistency: {path} belongs to another network; {name} has shape {tuple(tensors[name].shape)} there and"
-                f" {tuple(value.shape)} here"
-            )
-
-
-def copy_into(parameters: Mapping[str, Tensor], tensors: Mapping[str, Tensor]) -> None:
-    """Copies tensors into parameters of the same names."""
-    with torch.no_grad():
-        for name, p in parameters.items():
-            p.copy_(tensors[name])

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
+import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
@@ -46,6 +47,23 @@ def read_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
             return {name: file.get_tensor(name).float() for name in file.keys()}, dict(file.metadata() or {})  # noqa: SIM118
     except (OSError, SafetensorError) as error:
         raise ValueError(f"model.consistency: {path} cannot be read as safetensors; give a file in that format") from error
+
+
+def refuse_different(expected: Mapping[str, Tensor], tensors: Mapping[str, Tensor], where: str) -> None:
+    """Raises ValueError if a file's tensors differ from the expected ones in a name or a shape; `where` names the file."""
+    for name in sorted(set(expected) ^ set(tensors)):
+        raise ValueError(f"{where} belongs to another network; {name} is in only one of the two")
+    for name, value in expected.items():
+        there, here = tuple(tensors[name].shape), tuple(value.shape)
+        if there != here:
+            raise ValueError(f"{where} belongs to another network; {name} has shape {there} there and {here} here")
+
+
+def copy_into(parameters: Mapping[str, Tensor], tensors: Mapping[str, Tensor]) -> None:
+    """Copies tensors into parameters of the same names."""
+    with torch.no_grad():
+        for name, p in parameters.items():
+            p.copy_(tensors[name])
 
 
 def parse_lora(tensors: dict[str, Tensor], metadata: dict[str, str], path: Path) -> LoraWeights:
@@ -93,14 +111,10 @@ def _match(module: str, known: list[str], path: Path) -> str:
     matches = [name for name in known if name == module] or [
         name
         for name in known
-        if name == inner or name.endswith(f".{inner}") or re.fullmatch(rf"(.*_)?{re.escape(flat)}", _flat(name))
+        if name == inner or name.endswith(f".{inner}") or re.fullmatch(rf"(.*_)?{re.escape(flat)}", name.replace(".", "_"))
     ]
     if len(matches) != 1:
         raise ValueError(
             f"model.consistency: {path} belongs to another network; it changes {module}, which this one does not have"
         )
     return matches[0]
-
-
-def _flat(name: str) -> str:
-    return name.replace(".", "_")

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from scoreaction.diffusion.predictions import PredictionBuffer, Predicts, expand, to_prediction
 from scoreaction.diffusion.processes import Process
-from scoreaction.networks.adapters import Adapters, LoraShape, Role, base_modules, without_adapters
+from scoreaction.networks.adapters import Adapters, LoraShape, Role, base_modules, replaced, without_adapters
 from scoreaction.networks.conditions import concatenate, map_conditions, take
 from scoreaction.types import Conditions, Prediction
 
@@ -87,7 +87,7 @@ class Model:
         self.adapters = Adapters(self.reference_net)
         self.lora: LoraShape | None = None
         self.functions = [name for name, function in (("encode", encode), ("decode", decode)) if function is not None]
-        """What it was given that no file can hold."""
+        """Functions that it was built with, which no file can hold, by the names of their arguments."""
         if lora_rank is not None:
             if lora_rank < 1:
                 raise ValueError(f"lora_rank: must be at least 1 (got {lora_rank}); leave it out to train all parameters")
@@ -105,18 +105,18 @@ class Model:
         """The trained parameters by name."""
         self.average: dict[str, Tensor] | None = None
         self.selected: dict[str, Tensor] | None = None
-        """The weights that were best by a metric, where that is asked for: `averaged` then means them."""
+        """The weights that were best by `train.select`, None without one: `averaged` then means them."""
         self.evaluations = Evaluations()
         self.autocast: Callable[[], AbstractContextManager[None]] = nullcontext
         self.max_rows: int | None = None
         """The most rows of one network call; None is all."""
         self.guidance, self.grid = 1.0, "power"
         self.prompts: list[Any] | None = None
-        """With which it was trained, and `sample` draws where nothing else is said: guidance, grid and prompts."""
+        """Guidance, grid and prompts of its training, and the defaults of `sample`."""
 
     @property
     def device(self) -> torch.device:
-        """Where the network is."""
+        """Device of the network."""
         tensors = [*self.net.parameters(), *self.net.buffers()]
         return tensors[0].device if tensors else torch.device("cpu")
 
@@ -151,7 +151,7 @@ class Model:
 
     @property
     def has_consistency(self) -> bool:
-        """Whether the model has a consistency model."""
+        """True if the model has a consistency model."""
         return self.consistency_net is not None
 
     def consistency(self, x: Tensor, t: Tensor, conditions: Conditions = None, *, prompt: Tensor | None = None) -> Tensor:
@@ -211,7 +211,7 @@ class Model:
         return buffer.all()
 
     def guidance_weight(self, guidance: float) -> float:
-        """What weighs the conditional against the unconditional half: 1 asks for no second half."""
+        """The weight w of `y_null + w (y_cond - y_null)` in one network call: at 1 there is no unconditional half."""
         return guidance if self.true_cfg is None else self.true_cfg
 
     def _call(self, role: Role, x: Tensor, t: Tensor, conditions: Conditions, *, guidance: float, weight: float) -> Prediction:
@@ -250,7 +250,7 @@ class Model:
         return map_conditions(lambda c: c.to(self.device), encoded)
 
     def lead_away_from(self, negative_prompt: str, *, guidance: float) -> None:
-        """Guidance leads away from this prompt's condition, instead of the unconditional one. ValueError where none does."""
+        """Makes guidance lead away from this prompt's condition, not the unconditional one; ValueError without guidance."""
         if self.guidance_weight(guidance) == 1:
             key = "sampler.guidance" if self.true_cfg is None else "model.true_cfg"
             raise ValueError(
@@ -273,21 +273,13 @@ class Model:
         """Keeps the averaged weights as they are (the policy's own where there is no average)."""
         self.selected = {name: value.detach().clone() for name, value in (self.average or self.parameters).items()}
 
-    @contextmanager
-    def averaged(self) -> Iterator[None]:
-        """Within it the policy has its selected or else its averaged weights (its own where there is neither)."""
-        own = {name: p.data for name, p in self.parameters.items()}
-        try:
-            for name, value in (self.selected or self.average or {}).items():
-                self.parameters[name].data = value
-            yield
-        finally:
-            for name, p in self.parameters.items():
-                p.data = own[name]
+    def averaged(self) -> AbstractContextManager[None]:
+        """Context in which the policy has its selected or else its averaged weights (its own if there is neither)."""
+        return replaced(self.parameters, self.selected or self.average or {})
 
     @contextmanager
     def uncounted(self) -> Iterator[None]:
-        """Within it network evaluations are not counted: measuring is not training."""
+        """Context in which network evaluations are not counted: measuring is not training."""
         kept, self.evaluations = self.evaluations, Evaluations()
         try:
             yield

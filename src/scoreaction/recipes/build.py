@@ -1,4 +1,7 @@
-"""Building from a recipe: its model, its rewards, its run. Parts that do not fit are a `UserError` of one line."""
+"""Building from a recipe: its model, its rewards, its run; and loading the model that a run saved.
+
+Parts that do not fit are a `UserError` of one line.
+"""
 
 from __future__ import annotations
 
@@ -8,17 +11,18 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from scoreaction.algorithms._learner import Algorithm
 from scoreaction.errors import UserError
 from scoreaction.networks.model import Model
 from scoreaction.recipes.prompts import prompt_list
-from scoreaction.recipes.recipe import Block, Recipe, block_of, dump, numbered
+from scoreaction.recipes.recipe import Block, Recipe, block_of, dump, load_recipe, numbered
 from scoreaction.recipes.text import KEYS, assign, parse_override
 from scoreaction.rewards import CountedReward, Reward, RewardError
 from scoreaction.rewards._images import check_range, is_images
 from scoreaction.rewards._weighted import Part, WeightedSum
+from scoreaction.training.export import load_described, load_weights
 from scoreaction.training.finetuner import Finetuner
 from scoreaction.types import Prompts, RewardFunction, Values
 
@@ -81,12 +85,6 @@ def keyed(message: str, key: str, block: Block) -> str:
     """The message with the block's key in front, or with that of the setting it begins with."""
     setting = message.partition(":")[0].strip()
     return f"{key}.{message}" if setting in type(block.config).model_fields else named(message, key)
-
-
-def build_parts(values: Values) -> tuple[Model, RewardFunction]:
-    """The model and the single reward of a recipe's values. UserError where they cannot be built."""
-    model, reward = block_of("model", values["model"], ("model",)), block_of("reward", values["reward"], ("reward",))
-    return build_block(model, "model"), build_block(reward, "reward")
 
 
 def build_model(recipe: Recipe) -> Model:
@@ -187,3 +185,22 @@ def _misfit(error: RewardError, scorer: Scorer, model: str) -> str:
     return (
         setting if setting.startswith(f"{scorer.key}.") else f"{scorer.key}: {name} does not fit the model {model}: {refusal}"
     )
+
+
+def load(path: str | Path, *, net: nn.Module | Model | None = None) -> Model:
+    """The tuned model that `Finetuner.save` or a run folder holds, with its reference: the inverse of `save`.
+
+    A run of a recipe is rebuilt from it. A network of your own is rebuilt where its class is imported and its attributes
+    are plain values; where only the class is not, pass one of its kind as `net`, else one with its pretrained weights. Where
+    the model encodes or decodes by functions of yours, pass the whole `Model` as it was before training: it is filled.
+    ValueError says what is missing.
+    """
+    folder = Path(path)
+    if (folder / "model").is_dir():
+        folder = folder / "model"
+    recipe = folder / "recipe.yaml"
+    if not recipe.is_file():
+        return load_described(folder, net)
+    model = build(load_recipe(str(recipe)), rewards=False).model
+    load_weights(model, folder)
+    return model

@@ -43,7 +43,7 @@ def prompt_list(prompts: str | list[PromptValue] | None) -> list[str] | None:
     {'count': 2}
     """
     if isinstance(prompts, str):
-        return _lines(catalog.prompt_sets()[prompts])
+        return [line.strip() for line in read_text(catalog.prompt_sets()[prompts]).splitlines() if line.strip()]
     return None if prompts is None else [_prompt(value) for value in prompts]
 
 
@@ -52,10 +52,6 @@ def _prompt(value: PromptValue) -> str:
         return value
     rest = {key: more for key, more in value.items() if key not in ("prompt", "weight")}
     return Prompt(value["prompt"], weight=value.get("weight", 1.0), metadata=rest)
-
-
-def _lines(path: Path) -> list[str]:
-    return [line.strip() for line in read_text(path).splitlines() if line.strip()]
 
 
 def _file(path: Path) -> list[PromptValue]:

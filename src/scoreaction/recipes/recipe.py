@@ -21,7 +21,7 @@ from scoreaction.errors import UserError
 from scoreaction.recipes.prompts import PromptValue, read_prompts
 from scoreaction.recipes.text import KEYS, assign, parse_override, read_recipe
 from scoreaction.recipes.traits import Traits, traits_of
-from scoreaction.recipes.validation import Key, check, check_finite, dotted, fields_of, refuse_unknown
+from scoreaction.recipes.validation import Key, check, check_finite, dotted, refuse_unknown
 from scoreaction.sampling.rollout import Sampler
 from scoreaction.training.best_weights import check_metric
 from scoreaction.training.distillation import Distill
@@ -147,9 +147,6 @@ def dump(recipe: Recipe) -> str:
     return dump_yaml(recipe.values())
 
 
-# Checking
-
-
 def resolve(values: Values, *, folder: Path = Path()) -> Recipe:
     """Checks a recipe's values and writes every default out; text files are looked for in `folder` too."""
     values = copy.deepcopy(values)
@@ -228,7 +225,7 @@ def _algorithm(values: Any, defaults: Values) -> Block:
     """A model's defaults count for the algorithms that know them."""
     name = values.get("name") if isinstance(values, dict) else values
     if isinstance(name, str):
-        known = fields_of(catalog.find("algorithm", name, key="algorithm.name").Config)
+        known = catalog.find("algorithm", name, key="algorithm.name").Config.model_fields
         own = values if isinstance(values, dict) else {"name": name}
         values = {**{key: value for key, value in defaults.items() if key in known}, **own}
     return block_of("algorithm", values, ("algorithm",))

@@ -22,11 +22,6 @@ def dotted(key: Iterable[str | int]) -> str:
     return ".".join(str(part) for part in key)
 
 
-def fields_of(config: type[BaseModel]) -> list[str]:
-    """Names of a class's settings."""
-    return list(config.model_fields)
-
-
 def check(config: type[C], values: Any, at: Key, *, name: str | None = None) -> C:
     """`config` with these values, strictly: a text is no number, True is no integer, 3 may stand for 3.0.
 
@@ -87,7 +82,6 @@ def fault_line(error: ValidationError, config: type[BaseModel], values: Values, 
 
 
 def _unknown(config: type[BaseModel], loc: Key, at: Key) -> str:
-    known: Iterable[str] = ()
     for part in loc[:-1]:
         inner = config.model_fields[str(part)].annotation if str(part) in config.model_fields else None
         nested = [kind for kind in (inner, *get_args(inner)) if isinstance(kind, type) and issubclass(kind, BaseModel)]

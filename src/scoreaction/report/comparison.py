@@ -9,20 +9,9 @@ from typing import Any
 from numpy.typing import NDArray
 
 from scoreaction.diffusion.mixtures import Mixture
-from scoreaction.report.numbers import comparison_keys, number, with_error
-from scoreaction.report.parts import (
-    Grid,
-    Part,
-    Picture,
-    about,
-    change,
-    description_of,
-    exact_laws,
-    objectives,
-    picture,
-    reward_name,
-    samples_of,
-)
+from scoreaction.report.numbers import change, comparison_keys, number, objectives, with_error
+from scoreaction.report.parts import Grid, Part, Picture, about, exact_laws, picture, reward_name, samples_of
+from scoreaction.training.run_folder import read_description
 from scoreaction.types import Values
 
 
@@ -32,7 +21,7 @@ def comparison_part(folder: Path) -> Part:
 
     comparison = json.loads((folder / "comparison.json").read_text(encoding="utf-8"))
     first = folder / comparison["runs"][0]["folder"]
-    values, text = description_of(first)
+    values, text = read_description(first)
     several = len(comparison["seeds"]) > 1
     part = Part(
         title=f"Comparison on {Path(comparison['recipe']).stem}: {', '.join(group['label'] for group in comparison['groups'])}",
@@ -99,7 +88,7 @@ def comparison_headline(comparison: Values, values: Values) -> list[str]:
 
 
 def _sentence(group: Values) -> str:
-    """A way's result in one sentence."""
+    """The result of one algorithm, or of one value of the sweep, in a sentence."""
     mean, error = group["mean"], group["standard_error"]
     rose = change(mean["reward_base"], mean["reward_tuned"])
     sentence = f"{group['label']}: reward {rose} at a KL of {number(mean['kl_nats'], 3)} nats"
@@ -134,7 +123,7 @@ def _comparison_table(comparison: Values) -> Grid:
 
 
 def _panels(folder: Path, comparison: Values) -> Picture:
-    """The base model's samples and those of each way, first seed."""
+    """The base model's samples and those of each tuned model, first seed."""
     from scoreaction.report.figures import samples_figure
 
     first = {
@@ -144,7 +133,7 @@ def _panels(folder: Path, comparison: Values) -> Picture:
     laws: dict[str, Mixture | None] = {}
     for label, record in first.items():
         place = folder / record["folder"]
-        data, optimum = exact_laws(description_of(place)[0], record["summary"])
+        data, optimum = exact_laws(read_description(place)[0], record["summary"])
         base, tuned = samples_of(place, "base"), samples_of(place, "tuned")
         if base is not None and tuned is not None:
             panels.setdefault("before", base)

@@ -46,9 +46,6 @@ def is_pictures(samples: Array) -> bool:
     return samples.ndim == 4 and samples.shape[1] in (1, 3)
 
 
-# Samples
-
-
 def tiled(images: Array, columns: int, *, gap: int = 1) -> Array:
     """Images (n, C, h, w) in [0, 1] as one picture (H, W, 3), white where there is none."""
     n, _, h, w = images.shape
@@ -83,12 +80,6 @@ def show_points(axis: Axes, samples: Array, title: str, *, law: Mixture | None, 
     axis.set(xlim=(low[0], high[0]), ylim=(low[1], high[1]), aspect="equal", title=title)
 
 
-def show_histogram(axis: Axes, samples: Array, title: str) -> None:
-    """Samples of one dimension."""
-    axis.hist(samples.reshape(len(samples), -1)[:, 0], bins=60, density=True, color="#1b6ca8")
-    axis.set_title(title)
-
-
 def samples_figure(panels: dict[str, Array], laws: dict[str, Mixture | None] | None = None) -> Figure:
     """Samples next to one another, a panel each: pictures, points of the plane, or a histogram."""
     first = next(iter(panels.values()))
@@ -108,8 +99,8 @@ def samples_figure(panels: dict[str, Array], laws: dict[str, Mixture | None] | N
     figure, axes = new_figure(len(panels), width=4.2, height=4.2 * shape + 0.4)
     for axis, (title, samples) in zip(axes, panels.items(), strict=True):
         if flat.shape[1] == 1:
-            show_histogram(axis, samples, title)
-            axis.set_xlim(limits[0][0], limits[1][0])
+            axis.hist(samples.reshape(-1), bins=60, density=True, color="#1b6ca8")
+            axis.set(title=title, xlim=(limits[0][0], limits[1][0]))
         else:
             law = (laws or {}).get(title)
             show_points(axis, samples, title, law=law if flat.shape[1] == 2 else None, limits=limits)
@@ -133,9 +124,6 @@ def save_samples(path: Path, samples: Array, prompts: Sequence[str] | None) -> N
     several = list(dict.fromkeys(prompts or []))
     title = f"{len(samples)} samples" + (f": {', '.join(several)}" if 0 < len(several) <= 3 else "")
     samples_figure({title: samples}).savefig(path, dpi=120)
-
-
-# Curves
 
 
 def curve_keys(records: Sequence[Values]) -> list[str]:

@@ -32,10 +32,8 @@ def write_card(folder: Path, recipe: Recipe, figures: dict[str, Any]) -> Path:
         if is_pictures(samples) and importlib.util.find_spec("matplotlib"):
             save_samples(place.model / "samples.png", samples, prompts)
             picture = "\n![samples of the tuned model](samples.png)\n"
-    card = place.model / "README.md"
-    write_whole(
-        card, f"---\n{_header(recipe, place.model)}---\n\n{_body(recipe, figures, place.model)}{picture}{_recipe(recipe)}"
-    )
+    card, text = place.model / "README.md", f"\n## Recipe\n\n```yaml\n{dump(recipe)}```\n"
+    write_whole(card, f"---\n{_header(recipe, place.model)}---\n\n{_body(recipe, figures, place.model)}{picture}{text}")
     return card
 
 
@@ -73,7 +71,3 @@ def _body(recipe: Recipe, figures: dict[str, Any], model: Path) -> str:
         "```",
     ]
     return "\n".join(lines) + "\n"
-
-
-def _recipe(recipe: Recipe) -> str:
-    return f"\n## Recipe\n\n```yaml\n{dump(recipe)}```\n"

@@ -43,3 +43,14 @@ def comparison_keys(comparison: Values) -> list[str]:
     wanted = ["reward_base", "reward_tuned", "kl_nats", "diversity_tuned", *held_out]
     wanted += ["distance_to_optimum", "distance_floor", "distance_oracle", "model_evaluations", "seconds"]
     return [key for key in wanted if key in present]
+
+
+def change(before: float, after: float) -> str:
+    """`from 1 to 2`."""
+    return f"from {number(before, 3)} to {number(after, 3)}"
+
+
+def objectives(figures: Values) -> tuple[float, float]:
+    """`reward - beta x KL` of the tuned model and of the optimum."""
+    tuned = figures["reward_tuned"] - figures["beta"] * figures["kl_nats"]
+    return tuned, figures["optimum_reward"] - figures["beta"] * figures["optimum_kl_nats"]

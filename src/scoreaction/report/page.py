@@ -6,7 +6,6 @@ from pathlib import Path
 
 from scoreaction.errors import UserError
 from scoreaction.report.comparison import comparison_part
-from scoreaction.report.parts import Part
 from scoreaction.report.run import run_part
 from scoreaction.training.run_folder import RunFolder, check_writable, write_whole
 
@@ -41,7 +40,7 @@ def write_report(folder: Path) -> Path:
 
     folders = report_folders(folder)
     check_writable(folder, "RUN_OR_COMPARISON")
-    parts = [part_of(path) for path in folders]
+    parts = [comparison_part(path) if (path / "comparison.json").exists() else run_part(path) for path in folders]
     environment = jinja2.Environment(autoescape=True, trim_blocks=True, lstrip_blocks=True)
     template = environment.from_string((Path(__file__).parent / "report.html.jinja").read_text(encoding="utf-8"))
     title = parts[0].title if len(parts) == 1 else "Fine-tuning with scoreaction"
@@ -63,10 +62,3 @@ def report_folders(folder: Path) -> list[Path]:
 def _reportable(folder: Path) -> bool:
     place = RunFolder(folder)
     return (folder / "comparison.json").exists() or (place.description.exists() and place.metrics_path.exists())
-
-
-def part_of(folder: Path) -> Part:
-    """A run's or a comparison's section."""
-    if (folder / "comparison.json").exists():
-        return comparison_part(folder)
-    return run_part(folder)

@@ -14,12 +14,10 @@ from numpy.typing import NDArray
 from scoreaction import catalog
 from scoreaction.diffusion.mixtures import Mixture
 from scoreaction.errors import UserError
-from scoreaction.recipes.build import build_parts
-from scoreaction.recipes.recipe import numbered
-from scoreaction.report.numbers import number
+from scoreaction.recipes.build import build_block
+from scoreaction.recipes.recipe import block_of, numbered
 from scoreaction.training.evaluation import ExactTask
 from scoreaction.training.run_folder import RunFolder
-from scoreaction.yaml_text import parse_yaml, read_text
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -64,24 +62,6 @@ def picture(title: str, caption: str, figure: Figure, *, wide: bool = True) -> P
     buffer = io.BytesIO()
     figure.savefig(buffer, format="png", dpi=110)
     return Picture(title, caption, "data:image/png;base64," + base64.b64encode(buffer.getvalue()).decode(), wide)
-
-
-def display_name(kind: catalog.Kind, name: str) -> str:
-    """Name for people: the first line of an algorithm's file up to the colon, else the name itself."""
-    path = catalog.files(kind).get(name)
-    if path is None or kind != "algorithm":
-        return name
-    return catalog.summary(path).partition(":")[0] or name
-
-
-def description_of(folder: Path) -> tuple[Values, str]:
-    """A run's recipe or settings, as values and as text. Nothing in them is imported, so that any run can be read."""
-    path = RunFolder(folder).description
-    text = read_text(path)
-    values = parse_yaml(text, where=str(path))
-    if not isinstance(values, dict) or not {"model", "reward", "algorithm", "train", "evaluation"} <= values.keys():
-        raise UserError(f"{path}: is not what a run writes; train again, or put the file back")
-    return values, text
 
 
 def rewards_of(values: Values) -> list[Values]:
@@ -133,20 +113,10 @@ def exact_laws(values: Values, summary: Values) -> tuple[Mixture | None, Mixture
     """The data law and the optimum's, where they are known and the user's parts can be loaded."""
     if "distance_to_optimum" not in summary:
         return None, None
+    kinds: list[catalog.Kind] = ["model", "reward"]
     try:
-        model, reward = build_parts(values)
+        model, reward = (build_block(block_of(kind, values[kind], (kind,)), kind) for kind in kinds)
     except UserError:
         return None, None
     task = ExactTask.of(model, reward, summary.get("beta"))
     return (None, None) if task is None else (task.law, task.optimum.law)
-
-
-def change(before: float, after: float) -> str:
-    """`from 1 to 2`."""
-    return f"from {number(before, 3)} to {number(after, 3)}"
-
-
-def objectives(figures: Values) -> tuple[float, float]:
-    """`reward - beta x KL` of the tuned model and of the optimum."""
-    tuned = figures["reward_tuned"] - figures["beta"] * figures["kl_nats"]
-    return tuned, figures["optimum_reward"] - figures["beta"] * figures["optimum_kl_nats"]

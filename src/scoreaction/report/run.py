@@ -7,25 +7,12 @@ from typing import Any
 
 from numpy.typing import NDArray
 
+from scoreaction import catalog
 from scoreaction.errors import UserError
 from scoreaction.recipes.prompts import prompt_list
-from scoreaction.report.numbers import before_and_after, number, with_error
-from scoreaction.report.parts import (
-    Grid,
-    Part,
-    Picture,
-    about,
-    change,
-    description_of,
-    display_name,
-    exact_laws,
-    held_out_title,
-    objectives,
-    picture,
-    reward_name,
-    samples_of,
-)
-from scoreaction.training.run_folder import RunFolder, read_json_lines, read_summary
+from scoreaction.report.numbers import before_and_after, change, number, objectives, with_error
+from scoreaction.report.parts import Grid, Part, Picture, about, exact_laws, held_out_title, picture, reward_name, samples_of
+from scoreaction.training.run_folder import RunFolder, read_description, read_json_lines, read_summary
 from scoreaction.types import Values
 
 SHOWN = 20
@@ -36,12 +23,12 @@ def run_part(folder: Path) -> Part:
     """The section about one run, finished or not."""
     from scoreaction.report.figures import run_figure
 
-    values, text = description_of(folder)
+    values, text = read_description(folder)
     records, summary = read_json_lines(RunFolder(folder).metrics_path), read_summary(folder)
     if not records:
         raise UserError(f"{folder}: no iteration is logged yet; train it first")
     part = Part(
-        title=f"{display_name('algorithm', values['algorithm']['name'])} on {values['model']['name']}",
+        title=f"{display_name(values['algorithm']['name'])} on {values['model']['name']}",
         headline=run_headline(values, records, summary),
         recipe=text,
     )
@@ -56,10 +43,16 @@ def run_part(folder: Path) -> Part:
     return part
 
 
+def display_name(algorithm: str) -> str:
+    """Name for people: the first line of an algorithm's file up to the colon, else the name itself."""
+    path = catalog.files("algorithm").get(algorithm)
+    return algorithm if path is None else catalog.summary(path).partition(":")[0] or algorithm
+
+
 def run_headline(values: Values, records: list[Values], summary: Values | None) -> list[str]:
     """Sentences about the training and its result."""
     model, reward = values["model"]["name"], reward_name(values)
-    name = display_name("algorithm", values["algorithm"]["name"])
+    name = display_name(values["algorithm"]["name"])
     parts = [text for text in [about(values)] if text]
     if summary is None:
         last = records[-1]

@@ -48,7 +48,8 @@ def read_question(body: bytes, *, most: int) -> tuple[Tensor, list[str] | None]:
     values = _mapping(body)
     unknown = sorted(set(values) - {"format", "samples", "prompts", "metadata"})
     if unknown or values.get("format") not in ("npy", "png") or "samples" not in values:
-        raise WireError("a question is {format: npy or png, samples, prompts, metadata}" + _got(unknown))
+        more = f", got also {', '.join(unknown)}" if unknown else ""
+        raise WireError("a question is {format: npy or png, samples, prompts, metadata}" + more)
     samples = _from_png(values["samples"], most) if values["format"] == "png" else _from_npy(_bytes(values["samples"]), most)
     return samples, _prompts(values.get("prompts"), values.get("metadata"), len(samples))
 
@@ -106,13 +107,6 @@ def _bytes(text: Any) -> bytes:
         raise WireError("samples must be base64") from error
 
 
-def _got(names: list[str]) -> str:
-    return f", got also {', '.join(names)}" if names else ""
-
-
-# npy
-
-
 def _npy(samples: Tensor) -> bytes:
     file = io.BytesIO()
     np.save(file, samples.detach().float().cpu().numpy(), allow_pickle=False)
@@ -137,9 +131,6 @@ def _from_npy(data: bytes, most: int) -> Tensor:
         raise WireError(f"samples: the header says shape {shape}, which is not what follows it")
     _few(shape[0], most)
     return torch.from_numpy(np.frombuffer(rest, dtype).reshape(shape).astype(np.float32))
-
-
-# PNG
 
 
 def _png(samples: Tensor) -> list[bytes]:

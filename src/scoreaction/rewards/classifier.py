@@ -8,8 +8,8 @@ from typing import Literal
 from pydantic import BaseModel
 from torch import Tensor, nn
 
-from scoreaction.rewards._digits import class_ids
 from scoreaction.rewards._images import check_images
+from scoreaction.rewards._prompts import class_ids
 from scoreaction.tasks.digits.networks import reward_classifier
 from scoreaction.types import Prompts
 

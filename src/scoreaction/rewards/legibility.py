@@ -9,8 +9,8 @@ import torch
 from pydantic import BaseModel, Field
 from torch import Tensor
 
-from scoreaction.rewards._digits import class_ids
 from scoreaction.rewards._images import check_images
+from scoreaction.rewards._prompts import class_ids
 from scoreaction.tasks.digits.networks import Judge, judge
 from scoreaction.types import Prompts
 

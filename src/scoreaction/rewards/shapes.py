@@ -9,7 +9,7 @@ import torch
 from pydantic import BaseModel, Field
 from torch import Tensor
 
-from scoreaction.rewards._shapes import scenes_of
+from scoreaction.rewards._prompts import scenes_of
 from scoreaction.tasks.shapes.reader import judge
 from scoreaction.types import Prompts
 

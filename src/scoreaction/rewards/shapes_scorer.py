@@ -9,7 +9,7 @@ from pydantic import BaseModel
 from torch import Tensor
 from torch.nn import functional as F
 
-from scoreaction.rewards._shapes import scenes_of
+from scoreaction.rewards._prompts import scenes_of
 from scoreaction.tasks.shapes.scorer import Scorer, load_scorer, scene_ids
 from scoreaction.types import Prompts
 

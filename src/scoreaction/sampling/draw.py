@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from functools import partial
 from typing import Any
 
@@ -13,11 +13,11 @@ from scoreaction.diffusion.solvers import GridName, SolverName
 from scoreaction.networks.conditions import take
 from scoreaction.networks.model import Model
 from scoreaction.sampling.rollout import Sampler, initial_noise, trajectory
-from scoreaction.types import Conditions, Predict, Prediction
+from scoreaction.types import Predict
 
 
 def spread_prompts(prompts: list[Any] | None, n: int) -> list[Any] | None:
-    """n prompts, each as often as the others; fewer than there are, from all over the list.
+    """n prompts, each equally often; if n is less than their number, spread evenly over the list.
 
     >>> spread_prompts(["a", "b", "c", "d"], 2), spread_prompts(["a", "b"], 3)
     (['a', 'c'], ['a', 'b', 'a'])
@@ -46,23 +46,20 @@ def draw_x0(
 def x0_in_parts(
     model: Model, sampler: Sampler, n: int, prompts: list[Any] | None, seed: int, *, reference: bool, chunk: int
 ) -> Iterator[Tensor]:
-    """What `draw_x0` gives, at most `chunk` of them at a time."""
+    """Samples of `draw_x0`, at most `chunk` of them at a time."""
     conditions = model.conditions(prompts)
     predict = model.reference if reference else model.predict
     generator = torch.Generator().manual_seed(seed)
     for start in range(0, n, chunk):
         rows = torch.arange(start, min(start + chunk, n))
-        policy = partial(ask, predict, take(conditions, rows), sampler.guidance)
+        policy = partial(predict, conditions=take(conditions, rows), guidance=sampler.guidance)
         with model.averaged(), model.uncounted():
             x0 = run(model, sampler, policy, len(rows), generator)
         yield x0
 
 
-def ask(predict: Callable[..., Prediction], conditions: Conditions, guidance: float, x: Tensor, t: Tensor) -> Prediction:
-    return predict(x, t, conditions, guidance=guidance)
-
-
 def run(model: Model, sampler: Sampler, predict: Predict, n: int, generator: torch.Generator) -> Tensor:
+    """n samples before decoding of the policy `predict`."""
     x = initial_noise(model, n, generator)
     times = sampler.times(model.process)
     for visit in trajectory(predict, model.process, x, times, solver=sampler.find(), eta=sampler.eta, generator=generator):

@@ -1,4 +1,4 @@
-"""Trajectories that are learned from more than once: first in first out, drawn by (trajectory, step)."""
+"""A replay buffer of trajectories: first in, first out, drawn by (trajectory, step)."""
 
 from __future__ import annotations
 
@@ -69,7 +69,7 @@ class Replay(nn.Module):
         return self  # a move to the accelerator would take the whole buffer there
 
     def add(self, rollout: Rollout) -> None:
-        """The trajectories of one iteration, each step's state with the policy's own x0_hat there."""
+        """Stores the trajectories of one iteration, each step's state with the policy's own x0_hat there."""
         _, batch = rollout.size
         capacity = len(self.times)
         self.now += 1
@@ -85,7 +85,7 @@ class Replay(nn.Module):
         self.weights[slots] = self.weights.max().clamp(min=1.0) if self.priority else 1.0
 
     def slots(self) -> Tensor:
-        """The slots that may be drawn."""
+        """Slots of the trajectories that may be drawn."""
         known = torch.arange(min(int(self.added), len(self.times)))
         return known if self.max_age is None else known[self.now - self.born[known] < self.max_age]
 
@@ -112,12 +112,12 @@ class Replay(nn.Module):
         return Steps(x, t, s, x_next, old, None, self.prompts[path], path, step, importance * len(numbers))
 
     def set_priority(self, path: Tensor, step: Tensor, priority: Tensor) -> None:
-        """The weights of these pairs from now on; positive."""
+        """Sets the priorities of these pairs; positive."""
         self.weights[path, step] = priority.to(self.weights).clamp(min=1e-12)
 
 
 def _states(shape: Sequence[int], together: int, largest_in_memory: int) -> Tensor:
-    """Zeros, in memory or, where they are many, in an unnamed file that goes with the process.
+    """Storage of states, all 0: in memory or, where they are many, in an unnamed file that ends with the process.
 
     together: the bytes of all such files, for which there must be room; an empty one takes none yet.
     """

@@ -19,7 +19,7 @@ from scoreaction.types import Predict, Prediction
 
 
 class Sampler(BaseModel):
-    """How samples are drawn: solver, number of steps, noise level eta, time grid, guidance.
+    """Settings of sampling: solver, number of steps, noise level eta, time grid, guidance.
 
     negative_prompt: what guidance leads away from, instead of the unconditional prediction.
 

@@ -1,20 +1,51 @@
-"""Training and storing of the shipped networks."""
+"""Training, storing and loading of the shipped networks."""
 
 from __future__ import annotations
 
 import copy
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any, TypeVar
 
 import torch
 from rich.console import Console
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
+from scoreaction.diffusion.predictions import expand, from_prediction
+from scoreaction.diffusion.processes import TableVP
+from scoreaction.types import Prediction
 
-def fit(
-    net: nn.Module, loss: Callable[[], Tensor], *, batches: int, lr: float, name: str, console: Console, decay: float
-) -> nn.Module:
+N = TypeVar("N", bound=nn.Module)
+
+
+def new_scheduler(*, steps_offset: int = 0) -> Any:
+    """Makes the diffusers scheduler: a thousand steps of linear beta, which end at clean data."""
+    from diffusers import DDIMScheduler
+
+    return DDIMScheduler(
+        num_train_timesteps=1000,
+        beta_start=1e-4,
+        beta_end=0.02,
+        beta_schedule="linear",
+        clip_sample=False,
+        set_alpha_to_one=True,
+        prediction_type="v_prediction",
+        timestep_spacing="trailing",
+        steps_offset=steps_offset,
+    )
+
+
+def noisy(process: TableVP, x0: Tensor, generator: torch.Generator) -> tuple[Tensor, Tensor, Tensor]:
+    """Draws t, stratified over the table's times above 0, and noise: t (batch,), `x = alpha x0 + sigma eps`, v of (x0, eps)."""
+    first, size = 1 / (len(process.alphas_cumprod) - 1), len(x0)
+    t = first + (1 - first) * ((torch.arange(size) + torch.rand(size, generator=generator)) / size).double()
+    prediction = Prediction(x0, torch.randn(x0.shape, generator=generator))
+    alpha, sigma = expand(process.alpha(t), x0), expand(process.sigma(t), x0)
+    return t, alpha * x0 + sigma * prediction.eps, from_prediction(process, "v", t, prediction)
+
+
+def fit(net: N, loss: Callable[[], Tensor], *, batches: int, lr: float, name: str, console: Console, decay: float) -> N:
     """Trains a network and returns a copy with the exponential moving average of its weights, in evaluation mode.
 
     AdamW with a warm-up of 100 batches and a cosine decay; `loss()` draws a batch and returns its loss, `decay` is that of
@@ -41,6 +72,12 @@ def fit(
         if (i + 1) % 100 == 0 or i + 1 == batches:
             console.print(f"{name}: batch {i + 1} of {batches}, loss {mean:.4f}", highlight=False)
     return average.eval()
+
+
+def load_frozen(net: N, file: Path) -> N:
+    """Loads stored weights into a network, which is then frozen, in float32; gradients still reach its input."""
+    net.load_state_dict(load_file(file))
+    return net.float().eval().requires_grad_(False)
 
 
 def save_half(net: nn.Module, file: Path) -> None:

@@ -23,11 +23,10 @@ def check_metric(metric: str | None, held_out: Iterable[str], *, key: str) -> No
 
 
 class Selection:
-    """Remembers when `metric` (higher is better) was highest, and the weights of then.
+    """Selection by a metric (higher is better): the iteration after which the weights were best.
 
     One iteration's metric is that of few samples: it is averaged over iterations by the same decay as the weights that are
     kept, so that it is theirs and not one batch's luck.
-
     """
 
     def __init__(self, metric: str) -> None:
@@ -36,7 +35,7 @@ class Selection:
         self.best, self.iteration = float("-inf"), 0
 
     def __call__(self, value: float, iteration: int, decay: float) -> bool:
-        """Takes one iteration's value; whether the weights after it are the best so far."""
+        """Takes the value of one iteration; True if the weights after it are the best so far."""
         self.average = value if self.average is None else decay * self.average + (1 - decay) * value
         if self.average <= self.best:
             return False
@@ -44,9 +43,9 @@ class Selection:
         return True
 
     def state(self, weights: dict[str, Tensor] | None) -> dict[str, Any]:
-        """What changes, with the weights that are kept."""
+        """All that changes, with the weights that are kept."""
         return {"average": self.average, "best": self.best, "iteration": self.iteration, "weights": weights}
 
     def load_state(self, state: dict[str, Any]) -> None:
-        """Puts back what `state` took, but for the weights."""
+        """Restores a `state`, but for the weights."""
         self.average, self.best, self.iteration = state["average"], state["best"], state["iteration"]

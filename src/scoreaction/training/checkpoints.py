@@ -18,7 +18,7 @@ DAMAGED = "cannot be read: damaged, or written by another version; delete it to 
 
 
 def save_tree(path: Path, tree: dict[str, Any]) -> None:
-    """A tree of dicts, lists, tensors and plain values as `tensors.safetensors` and `tree.json` in a new folder."""
+    """Writes a tree of dicts, lists, tensors and plain values as `tensors.safetensors` and `tree.json` in a new folder."""
     part = path.with_name(path.name + ".part")
     shutil.rmtree(part, ignore_errors=True)
     part.mkdir(parents=True)
@@ -33,7 +33,7 @@ def save_tree(path: Path, tree: dict[str, Any]) -> None:
 
 
 def load_tree(path: Path) -> dict[str, Any]:
-    """What `save_tree` wrote. UserError where it is damaged."""
+    """Reads the tree that `save_tree` wrote; UserError where it is damaged."""
     try:
         tensors = load_file(path / "tensors.safetensors")
         return _whole(json.loads((path / "tree.json").read_text(encoding="utf-8")), tensors)

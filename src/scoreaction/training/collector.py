@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import torch
@@ -20,7 +21,7 @@ from scoreaction.training.optimizer import Train, TrainingError
 from scoreaction.types import Prompt
 
 PIECES = 4
-"""In which a batch is drawn at least where the reward works in the background: three quarters of its time are hidden."""
+"""Smallest number of parts of a batch if the reward works in the background: three quarters of its time are hidden."""
 
 
 def check_finite(what: str, values: Tensor, iteration: int) -> None:
@@ -71,13 +72,10 @@ class Collector:
         return None if self.prompts is None else [self.prompts[number] for number in prompt.tolist()]
 
     def samples(self, learner: Learner, prompt: Tensor, generator: torch.Generator) -> Tensor:
-        """Samples of the policy as it is, decoded; prompt (n,) has the number of each one's."""
-        times = self.sampler.times(self.model.process)
+        """Samples of the policy as it is, decoded; prompt (n,) are the numbers of their prompts."""
+        policy, times = partial(learner.policy, prompt=prompt), self.sampler.times(self.model.process)
         with torch.no_grad():
-            rollout = roll_out(
-                self.model, self.sampler, lambda x, t: learner.policy(x, t, prompt), prompt, generator, times=times
-            )
-            return self.model.decode(rollout.x0)
+            return self.model.decode(roll_out(self.model, self.sampler, policy, prompt, generator, times=times).x0)
 
     def rollout(self, learner: Learner, generator: torch.Generator, iteration: int) -> Rollout:
         """A batch of trajectories with their rewards. TrainingError where samples are not finite."""

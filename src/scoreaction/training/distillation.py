@@ -13,7 +13,7 @@ from pydantic import BaseModel, ConfigDict, Field
 from torch import Tensor
 
 from scoreaction.diffusion.solvers import SOLVERS, jittered, time_grid
-from scoreaction.networks.adapters import LoraShape, base_modules
+from scoreaction.networks.adapters import LoraShape, base_modules, replaced
 from scoreaction.networks.conditions import take
 from scoreaction.networks.consistency import belongs, save_consistency
 from scoreaction.networks.model import Model
@@ -25,7 +25,7 @@ HUBER = 0.03
 
 
 class Distill(BaseModel):
-    """How a consistency model is made: how long, how large, and what it learns from.
+    """Settings of distillation: its length, the size of the consistency model, and the ODE paths that it learns from.
 
     rank: that of the adapter; null gives it a copy of the network with weights of its own. targets: the modules that the
     adapter changes, by default all linear and convolutional layers. paths: ODE paths an iteration, each of `steps` steps;
@@ -111,7 +111,7 @@ class Distiller:
 
     @contextmanager
     def _training(self) -> Iterator[None]:
-        """Outside of it gradients reach no parameter."""
+        """Context in which gradients reach the parameters, which are frozen outside of it."""
         try:
             for p in self.parameters.values():
                 p.requires_grad_(True)
@@ -121,7 +121,7 @@ class Distiller:
                 p.requires_grad_(False)
 
     def _backward(self, states: States, target: Tensor) -> float:
-        """The loss over all states, and its gradient."""
+        """Accumulates the gradient of the loss over all states, and returns that loss."""
         total = 0.0
         for rows in torch.arange(len(target)).split(self.settings.max_rows):
             loss = self._loss(take(states, rows), take(target, rows)) * (len(rows) / len(target))
@@ -157,20 +157,9 @@ class Distiller:
         later = States(x[ends].flatten(0, 1), times[ends].repeat_interleave(paths), prompt.repeat(steps))
         if leap >= steps:
             return states, later.x
-        with self._averaged():
+        with replaced(self.parameters, self.average):
             parts = torch.arange(len(later.t)).split(self.settings.max_rows)
             return states, torch.cat([self._consistency(take(later, rows)) for rows in parts])
-
-    @contextmanager
-    def _averaged(self) -> Iterator[None]:
-        own = {name: p.data for name, p in self.parameters.items()}
-        try:
-            for name, p in self.parameters.items():
-                p.data = self.average[name]
-            yield
-        finally:
-            for name, p in self.parameters.items():
-                p.data = own[name]
 
     def save(self, path: str | Path, *, described: dict[str, Any] | None = None) -> Path:
         """Writes the consistency model into a folder, which `load_consistency` and recipes read."""
@@ -204,15 +193,15 @@ def endpoint_errors(
         conditions = model.conditions(listed)
         times = time_grid(model.process, steps, name="log_snr")
         states = follow(model, initial_noise(model, n, generator), times, conditions, guidance)
-        found: dict[str, list[float]] = {"t": [], "consistency": [], "tweedie": []}
+        errors: dict[str, list[float]] = {"t": [], "consistency": [], "tweedie": []}
         for at in (1.0, 0.8, 0.6, 0.4, 0.2, 0.1):
             i = int((times - at).abs().argmin())
             x, t = states[i], times[i]
             tweedie = model.reference(x, t, conditions, guidance=guidance).x0
-            found["t"].append(float(t))
-            found["consistency"].append(_rms(model.consistency(x, t, conditions) - states[-1]))
-            found["tweedie"].append(_rms(tweedie - states[-1]))
-    return found
+            errors["t"].append(float(t))
+            errors["consistency"].append(_rms(model.consistency(x, t, conditions) - states[-1]))
+            errors["tweedie"].append(_rms(tweedie - states[-1]))
+    return errors
 
 
 def _rms(error: Tensor) -> float:

@@ -15,16 +15,17 @@ from torch import Tensor
 from scoreaction.diffusion.kl import chain_kl, path_kl
 from scoreaction.diffusion.mixtures import Mixture, Optimum, Quadratic
 from scoreaction.diffusion.solvers import SolverName
+from scoreaction.networks.adapters import replaced
 from scoreaction.networks.model import Model
 from scoreaction.rewards import CountedReward
 from scoreaction.rewards._closed_form import QuadraticReward
-from scoreaction.sampling.draw import ask, draw_x0, run, spread_prompts, x0_in_parts
+from scoreaction.sampling.draw import draw_x0, run, spread_prompts, x0_in_parts
 from scoreaction.sampling.rollout import Rollout, Sampler, roll_out, unflattened
 from scoreaction.types import Conditions, Prediction
 
 
 class Evaluation(BaseModel):
-    """What a run is measured with: n samples, their sampler and seed; rewards that are only reported.
+    """Settings of the measurement of a run: n samples, their sampler and seed; rewards that are only reported.
 
     beta: that of the optimum to which distances are measured, by default the algorithm's.
     """
@@ -49,7 +50,7 @@ def standard_error(values: Tensor) -> float:
 
 
 def kl_samples(n: int, steps: int, shape: Sequence[int]) -> int:
-    """How many of n samples the KL is measured on: their trajectories are kept, so fewer where they are large.
+    """The number of the n samples on which the KL is measured: their trajectories are kept, so fewer where they are large.
 
     >>> kl_samples(64, 30, (4, 128, 128)), kl_samples(64, 30, (2,))
     (4, 64)
@@ -61,7 +62,7 @@ def kl_samples(n: int, steps: int, shape: Sequence[int]) -> int:
 def rounding_floor(
     model: Model, sampler: Sampler, conditions: Conditions, rollout: Rollout, seed: int, *, rows: int = 4
 ) -> float:
-    """The path KL in nats of the policy to itself with its weights moved by next to nothing: that of rounding alone.
+    """The KL of rounding alone: path KL in nats of the policy to itself with its weights changed by a relative 1e-4.
 
     Two predictions in half precision round apart as soon as a weight differs, by an amount that grows with the dimensions
     and with guidance. Smaller figures than this one say nothing.
@@ -69,19 +70,15 @@ def rounding_floor(
     n, batch = rollout.size
     rows = min(rows, batch)
     generator = torch.Generator().manual_seed(seed)
-    own = {name: p.detach().clone() for name, p in model.parameters.items()}
     x, t = rollout.x[:-1, :rows].flatten(0, 1), rollout.times[:-1].repeat_interleave(rows)
     predict = partial(model.predict, x, t, conditions, prompt=rollout.prompt[:rows].repeat(n), guidance=sampler.guidance)
     with model.uncounted():
-        plain = predict()
-        try:
-            for p in model.parameters.values():
-                size = float(p.detach().square().mean().sqrt())
-                p.add_(torch.randn(p.shape, generator=generator).to(p) * (1e-4 * size or 1e-5))
+        plain, others = predict(), {}
+        for name, p in model.parameters.items():
+            size = float(p.square().mean().sqrt())
+            others[name] = p + torch.randn(p.shape, generator=generator).to(p) * (1e-4 * size or 1e-5)
+        with replaced(model.parameters, others):
             moved = predict()
-        finally:
-            for name, p in model.parameters.items():
-                p.copy_(own[name])
     difference = unflattened(Prediction(moved.x0 - plain.x0, moved.eps - plain.eps), n)
     return float(path_kl(model.process, rollout.times, difference, sampler.eta or 1.0).mean())
 
@@ -97,7 +94,7 @@ def measure_kl(model: Model, sampler: Sampler, n: int, prompts: list[Any] | None
     conditions, prompt = model.conditions(spread_prompts(prompts, n)), torch.arange(n)
     generator = torch.Generator().manual_seed(seed)
     with model.averaged(), model.uncounted():
-        policy = partial(ask, model.predict, conditions, noisy.guidance)
+        policy = partial(model.predict, conditions=conditions, guidance=noisy.guidance)
         rollout = roll_out(model, noisy, policy, prompt, generator, times=noisy.times(model.process))
         states = rollout.steps().states
         flat = model.reference(states.x, states.t, conditions, prompt=states.prompt, guidance=noisy.guidance)
@@ -113,10 +110,10 @@ def by_prompt(prompts: list[Any] | None, values: Tensor) -> dict[str, float]:
     >>> by_prompt(["a", "b", "a"], torch.tensor([1.0, 5.0, 3.0]))
     {'a': 2.0, 'b': 5.0}
     """
-    found: dict[str, list[float]] = {}
+    values_of: dict[str, list[float]] = {}
     for prompt, value in zip(prompts or [], values.tolist(), strict=prompts is not None):
-        found.setdefault(str(prompt), []).append(value)
-    return {prompt: sum(mine) / len(mine) for prompt, mine in found.items()}
+        values_of.setdefault(str(prompt), []).append(value)
+    return {prompt: sum(own) / len(own) for prompt, own in values_of.items()}
 
 
 @torch.no_grad()
@@ -144,7 +141,7 @@ def diversity(model: Model, samples: Tensor, groups: Tensor, *, at_most: int = 2
 
 @dataclass(frozen=True)
 class ExactTask:
-    """A data law and a reward whose tilted law is known: what distances are measured to."""
+    """A data law and a reward whose tilted law is known exactly: the optimum, to which distances are measured."""
 
     law: Mixture
     optimum: Optimum
@@ -207,26 +204,26 @@ def measure(
     With prompts also `by_prompt`, the mean reward of each; diversity is None where no prompt has two samples. What is drawn
     is scored while more is drawn, where the reward works in the background.
     """
-    asked = spread_prompts(prompts, n)
+    spread = spread_prompts(prompts, n)
     judges = {"reward": reward, **{f"held_out.{name}": judge for name, judge in held_out.items()}}
     parts: list[Tensor] = []
     begun: dict[str, list[Callable[[], Tensor]]] = {name: [] for name in judges}
     with torch.no_grad():
         for start, x0 in zip(
-            range(0, n, chunk), x0_in_parts(model, sampler, n, asked, seed, reference=reference, chunk=chunk), strict=True
+            range(0, n, chunk), x0_in_parts(model, sampler, n, spread, seed, reference=reference, chunk=chunk), strict=True
         ):
             parts.append(model.decode(x0))
             for name, judge in judges.items():
-                begun[name].append(judge.begin(parts[-1], None if asked is None else asked[start : start + chunk]))
-        scores = {name: torch.cat([scored() for scored in mine]) for name, mine in begun.items()}
+                begun[name].append(judge.begin(parts[-1], None if spread is None else spread[start : start + chunk]))
+        scores = {name: torch.cat([wait() for wait in waiting]) for name, waiting in begun.items()}
     samples, rewards = torch.cat(parts), scores.pop("reward")
     groups = torch.arange(n) % (len(prompts) if prompts else 1)
     figures: dict[str, Any] = {"reward": float(rewards.mean()), "reward_se": standard_error(rewards)}
     figures |= {"diversity": None, "vendi": None} | diversity(model, samples, groups)
     for name, values in scores.items():
         figures |= {name: float(values.mean()), f"{name}_se": standard_error(values)}
-    if asked is not None:
-        figures["by_prompt"] = by_prompt(asked, rewards)
+    if spread is not None:
+        figures["by_prompt"] = by_prompt(spread, rewards)
     return figures, samples
 
 

@@ -1,4 +1,4 @@
-"""What a run leaves for others: the averaged weights with what they belong to, and the way back. No pickle either way."""
+"""Saved models: the averaged weights with a description of their model, and loading them again. No pickle either way."""
 
 from __future__ import annotations
 
@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from scoreaction.diffusion import processes
 from scoreaction.diffusion.processes import Process
 from scoreaction.networks.adapters import base_tensors
+from scoreaction.networks.lora_files import copy_into, refuse_different
 from scoreaction.networks.model import Model
 from scoreaction.sampling.rollout import Sampler
 from scoreaction.training.run_folder import write_whole
@@ -23,7 +24,7 @@ WEIGHTS, NETWORK, REFERENCE, DESCRIPTION = "weights.safetensors", "network.safet
 
 
 def save_model(model: Model, sampler: Sampler, prompts: list[Any] | None, path: Path, *, recipe: str | None) -> Path:
-    """Writes the trained parameters, averaged, and what they belong to and are drawn with.
+    """Writes the trained parameters, averaged, with a description of the model and of its sampler.
 
     `weights.safetensors` and `model.json` always, and what the model's `export` writes for other libraries; `recipe.yaml`
     where there is one; else, where the network can be described without pickle, all its tensors and the reference's.
@@ -56,7 +57,7 @@ def save_model(model: Model, sampler: Sampler, prompts: list[Any] | None, path: 
 
 
 def described(model: Model) -> dict[str, Any]:
-    """What the trained weights mean something in: as JSON gives it back."""
+    """Description of a model to which weights belong, as JSON gives it back."""
     kind = {
         "process": {"name": type(model.process).__name__, **asdict(model.process)},
         "predicts": model.predicts,
@@ -77,66 +78,61 @@ def load_weights(model: Model, path: Path) -> None:
     if not file.exists():
         raise ValueError(f"{path}: no {WEIGHTS} there; give the folder that save wrote")
     weights = load_file(file)
-    different = sorted(set(model.parameters) ^ set(weights))
-    if different:
-        raise ValueError(f"{file}: belongs to another network; {different[0]} is in only one of the two")
-    for name, parameter in model.parameters.items():
-        if parameter.shape != weights[name].shape:
-            raise ValueError(f"{file}: {name} has shape {tuple(weights[name].shape)}, the network's {tuple(parameter.shape)}")
-        parameter.data.copy_(weights[name])
+    refuse_different(model.parameters, weights, f"{file}:")
+    copy_into(model.parameters, weights)
     model.average, model.selected = {name: value.to(model.device) for name, value in weights.items()}, None
 
 
 def load_described(path: Path, net: nn.Module | Model | None = None) -> Model:
-    """The model that `save_model` wrote without a recipe; `net`, or its `Model`, as pretrained, where no file can hold it."""
+    """Loads the model that `save_model` wrote without a recipe; net: the pretrained one, if no file can hold it."""
     file = path / DESCRIPTION
     if not file.exists():
         raise ValueError(f"{path}: no {DESCRIPTION} there; give the folder that save wrote, or summary() in a run's")
-    found = json.loads(file.read_text())
+    description = json.loads(file.read_text())
     if isinstance(net, Model):
-        different = [name for name, value in described(net).items() if value != found[name]]
+        different = [name for name, value in described(net).items() if value != description[name]]
         if different:
             raise ValueError(f"{path}: net is another model than the one that was saved: {', '.join(different)} differ")
-        load_weights(net, path)
-        net.net.eval()
-        net.guidance, net.grid = found["sampler"]["guidance"], found["sampler"]["grid"]
-        net.prompts = found["prompts"] or net.prompts
-        if found["sampler"]["negative_prompt"] is not None:
-            net.lead_away_from(found["sampler"]["negative_prompt"], guidance=net.guidance)
-        return net
-    if found["functions"] or (net is None and found["net"] is None):
-        lost = " and ".join(found["functions"]) or "network"
+    model, sampler = net if isinstance(net, Model) else _built(path, description, net), description["sampler"]
+    load_weights(model, path)
+    model.net.eval()  # as it was trained: dropout and batch statistics off
+    model.guidance, model.grid, model.prompts = sampler["guidance"], sampler["grid"], description["prompts"] or model.prompts
+    if sampler["negative_prompt"] is not None:
+        model.lead_away_from(sampler["negative_prompt"], guidance=model.guidance)
+    return model
+
+
+def _built(path: Path, description: dict[str, Any], net: nn.Module | None) -> Model:
+    """The model of a description, around the pretrained network or one that is rebuilt."""
+    if description["functions"] or (net is None and description["net"] is None):
+        lost = " and ".join(description["functions"]) or "network"
         raise ValueError(
             f"{path}: the model's {lost} cannot be rebuilt from a file; give the Model as it was before training:"
             " load(path, net=...)"
         )
     if net is None:
-        net = rebuild(found["net"])
+        net = rebuild(description["net"])
     if (path / REFERENCE).is_file():
         _fill(net, path / REFERENCE)
-    net.eval()  # as it was trained: dropout and batch statistics off
-    lora = found["lora"]
+    lora = description["lora"]
     if lora is None:  # what was frozen stays frozen
         trained = load_file(path / WEIGHTS)
         for name, parameter in net.named_parameters():
             parameter.requires_grad_(name in trained)
-    model = Model(
+    return Model(
         net,
-        process=_process(found["process"]),
-        predicts=found["predicts"],
-        shape=found["shape"],
-        true_cfg=found["true_cfg"],
+        process=_process(description["process"]),
+        predicts=description["predicts"],
+        shape=description["shape"],
+        true_cfg=description["true_cfg"],
         lora_rank=lora and lora["rank"],
         lora_alpha=lora and lora["alpha"],
         lora_targets=lora and lora["targets"],
     )
-    load_weights(model, path)
-    model.guidance, model.grid = found["sampler"]["guidance"], found["sampler"]["grid"]
-    return model
 
 
 def _fill(net: nn.Module, file: Path) -> None:
-    """The pretrained weights, where they were saved."""
+    """Loads the pretrained weights that were saved."""
     try:
         net.load_state_dict(load_file(file))
     except RuntimeError as error:
@@ -151,7 +147,7 @@ def _process(values: dict[str, Any]) -> Process:
 
 
 _OWN = {*nn.Module().__dict__, "peft_config"}
-"""What every module has, or one with adapters, and `rebuild` makes anew."""
+"""Attributes of every module, or of one with adapters, which `rebuild` makes anew."""
 
 
 def describe(module: nn.Module) -> dict[str, Any]:
@@ -177,9 +173,9 @@ def describe(module: nn.Module) -> dict[str, Any]:
     }
 
 
-def rebuild(found: dict[str, Any]) -> nn.Module:
+def rebuild(description: dict[str, Any]) -> nn.Module:
     """The module of a description, its tensors empty. Only classes of modules that are already imported are made."""
-    module_name, qualname = found["class"]
+    module_name, qualname = description["class"]
     kind: Any = sys.modules.get(module_name)
     for part in qualname.split("."):
         kind = getattr(kind, part, None)
@@ -189,18 +185,18 @@ def rebuild(found: dict[str, Any]) -> nn.Module:
         )
     module = kind.__new__(kind)
     nn.Module.__init__(module)
-    for name, value in found["attributes"].items():
+    for name, value in description["attributes"].items():
         module.__dict__[name] = _whole(value)
-    for name, shape in found["parameters"].items():
+    for name, shape in description["parameters"].items():
         empty = None if shape is None else nn.Parameter(torch.empty(shape["shape"], dtype=getattr(torch, shape["dtype"])))
         module.register_parameter(name, empty)
-    for name, shape in found["buffers"].items():
+    for name, shape in description["buffers"].items():
         module.register_buffer(
             name, None if shape is None else torch.empty(shape["shape"], dtype=getattr(torch, shape["dtype"]))
         )
-    for name, child in found["children"].items():
+    for name, child in description["children"].items():
         module.add_module(name, None if child is None else rebuild(child))
-    return module.train(found["training"])
+    return module.train(description["training"])
 
 
 def _shape(value: Tensor | None) -> dict[str, Any] | None:

@@ -16,6 +16,7 @@ from scoreaction.networks.model import Model
 from scoreaction.networks.proxy import Kind, Proxy
 from scoreaction.rewards import CountedReward
 from scoreaction.training.run_folder import write_whole
+from scoreaction.types import Values
 
 
 class Online(BaseModel):
@@ -80,20 +81,18 @@ class Online(BaseModel):
 
 
 class QueryLog:
-    """Every answer that was paid for, a line each in queries.jsonl: round (from 1), prompt, value, features.
+    """Log of the oracle's answers, a line each in queries.jsonl: round (from 1), prompt, value, features.
 
     Lines are on disk before anyone sees the answers. Without a path nothing is written.
     """
 
     def __init__(self, path: Path | None) -> None:
         self.path = path
-        self.rounds: list[int] = []
-        self.values: list[float] = []
-        self.features: list[list[float]] = []
+        self.records: list[Values] = []
 
     def read(self) -> None:
-        """Takes over what an interrupted run has asked; a line whose writing was cut off goes."""
-        self.rounds, self.values, self.features = [], [], []
+        """Takes over the answers of an interrupted run, also without a checkpoint; a line whose writing was cut off goes."""
+        self.records = []
         if self.path is None or not self.path.exists():
             return
         lines = self.path.read_text(encoding="utf-8").splitlines(keepends=True)
@@ -101,14 +100,14 @@ class QueryLog:
         for number, line in enumerate(whole, 1):
             try:
                 record = json.loads(line)
-                self._keep(record["round"], record["value"], record["features"])
+                self.records.append({key: record[key] for key in ("round", "value", "features")})
             except (ValueError, KeyError, TypeError) as error:
                 raise ValueError(f"{self.path} line {number}: not an answer of the oracle; mend it or remove it") from error
         if len(whole) < len(lines):
             write_whole(self.path, "".join(whole))
 
     def add(self, number: int, prompts: list[Any] | None, values: Tensor, features: Tensor) -> None:
-        """Writes answers and then keeps them: values (n,), features (n, F)."""
+        """Writes answers to disk, then remembers them: values (n,), features (n, F)."""
         records = [
             # nine digits are a float32 to the bit
             {"round": number, "prompt": prompt, "value": value, "features": [float(f"{part:.9g}") for part in row]}
@@ -122,22 +121,16 @@ class QueryLog:
                 file.write("".join(json.dumps(record) + "\n" for record in records))
                 file.flush()
                 os.fsync(file.fileno())
-        for record in records:
-            self._keep(record["round"], record["value"], record["features"])
-
-    def _keep(self, number: int, value: float, features: list[float]) -> None:
-        self.rounds.append(number)
-        self.values.append(value)
-        self.features.append(features)
+        self.records += records
 
     def upto(self, number: int) -> tuple[Tensor, Tensor]:
         """Features (n, F) and values (n,) of the rounds up to this one."""
-        n = sum(asked <= number for asked in self.rounds)
-        return torch.tensor(self.features[:n]), torch.tensor(self.values[:n])
+        known = [record for record in self.records if record["round"] <= number]
+        return torch.tensor([record["features"] for record in known]), torch.tensor([record["value"] for record in known])
 
 
 class Rounds:
-    """The rounds of a run: as a reward it is the proxy; `query` is what asks the oracle."""
+    """Rounds of queries to the oracle, by `query`; as a reward it is the proxy."""
 
     differentiable = True
     rows = None
@@ -189,7 +182,7 @@ class Rounds:
         return seen.flatten(1).float()
 
     def due(self, iteration: int) -> bool:
-        """Whether a round begins with this iteration (from 0)."""
+        """True if a round begins with this iteration (from 0)."""
         return self.round < len(self.config.rounds) and iteration >= self.round * self.length
 
     @torch.no_grad()
@@ -200,7 +193,8 @@ class Rounds:
         taken up again is the uninterrupted one.
         """
         number = self.round + 1
-        before, known = len(self.log.upto(self.round)[1]), self.log.rounds.count(number)
+        before = len(self.log.upto(self.round)[1])
+        known = len(self.log.upto(number)[1]) - before
         if before != sum(self.config.rounds[: self.round]):
             raise ValueError(
                 f"{self.log.path}: lacks answers of the rounds before {number}; put the file back, or begin a new run"
@@ -214,14 +208,14 @@ class Rounds:
             old = min(max(known - start, 0), len(piece))
             self.oracle.queries += old
             if old < len(piece):
-                asked = None if self.prompts is None else [self.prompts[int(group)] for group in piece[old:]]
-                values = self.oracle(samples[old:], asked).cpu() + noise[old:]
-                self.log.add(number, asked, values, self._features(samples[old:]).cpu())
+                prompts = None if self.prompts is None else [self.prompts[int(group)] for group in piece[old:]]
+                values = self.oracle(samples[old:], prompts).cpu() + noise[old:]
+                self.log.add(number, prompts, values, self._features(samples[old:]).cpu())
         self._refit(number, before, generator)
         self.round = number
 
     def _groups(self, n: int) -> Tensor:
-        """Whose turn it is: each prompt as often as the others, over all rounds."""
+        """The prompts of the first n queries of all rounds, in turn: each as often as the others."""
         return self.slots[torch.arange(n) % len(self.slots)]
 
     def _refit(self, number: int, before: int, generator: torch.Generator) -> None:
@@ -236,15 +230,11 @@ class Rounds:
         self.figures["proxy_std"] = float(proxy.judge(features[fresh], groups[fresh])[1].mean())
         proxy.to(self.model.device)
 
-    def resume(self) -> None:
-        """Takes over the answers that the folder holds, also where there is no checkpoint yet."""
-        self.log.read()
-
     def state(self) -> dict[str, Any]:
-        """What changes; the answers are in the log."""
+        """All that changes but the answers, which are in the log."""
         return {"round": self.round, "figures": self.figures, "proxy": self.proxy.state_dict()}
 
     def load_state(self, state: dict[str, Any]) -> None:
-        """Puts back what `state` took."""
+        """Restores a `state`."""
         self.round, self.figures = state["round"], state["figures"]
         self.proxy.load_state_dict(state["proxy"])

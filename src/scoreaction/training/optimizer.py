@@ -1,4 +1,4 @@
-"""How long and how fast a run trains: its settings, its optimisers, its schedule, and the steps they take."""
+"""Optimisation of a run: its settings, its optimisers, its schedule, and their steps."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ ROWS = 4096
 
 
 class Train(BaseModel):
-    """How long and how fast: iterations, trajectories an iteration, learning rate, seed, device, averages, checkpoints.
+    """Settings of training: iterations, trajectories an iteration, learning rate, seed, device, averages, checkpoints.
 
     max_rows is the largest batch of one network call (guidance doubles it), null the model's own, else 4096; optimizer
     adam8bit keeps the policy's Adam in 8 bits, for full fine-tuning; held_out_rows how many samples an iteration the held-out
@@ -52,11 +52,6 @@ class Train(BaseModel):
     checkpoint_every: int = Field(50, ge=1)
     held_out_rows: int = Field(64, ge=2)
     select: str | None = None
-
-
-def call_rows(train: Train, model: Model) -> int:
-    """The largest batch of one network call: the run's, else the model's own, else 4096."""
-    return train.max_rows or model.max_rows or ROWS
 
 
 def policy_optimiser(train: Train, model: Model) -> torch.optim.Optimizer:
@@ -98,7 +93,7 @@ class Optimisation:
         self.optimisers |= {name: adam(network.parameters(), rates[name]) for name, network in networks.items()}
 
     def learn(self, updates: Updates, iteration: int, *, equal: bool) -> dict[str, float]:
-        """Steps once for each update; the mean of each figure over the updates, and the policy's mean gradient norm.
+        """Takes a step for each update; returns each figure's mean over the updates, and the policy's mean gradient norm.
 
         equal: all rewards of the iteration are, so that a gradient of 0 is no fault: the log says it.
         """
@@ -122,7 +117,7 @@ class Optimisation:
         return {name: sum(values) / len(values) for name, values in seen.items()}
 
     def _figures(self, updates: Updates, iteration: int) -> Iterator[tuple[Update, dict[str, float]]]:
-        """Each update with its figures, after its backward passes; the caller steps, then the algorithm goes on with them."""
+        """Yields each update with its figures after its backward passes; the algorithm gets them after the step."""
         try:
             update = next(updates)
             while True:

@@ -1,51 +1,17 @@
-"""What a run came to: base and tuned model measured from the same noise, and the files that say so."""
+"""The summary of a run: base and tuned model measured from the same noise, and the files that hold it."""
 
 from __future__ import annotations
 
 import json
 import math
-from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 from torch import Tensor
 
-from scoreaction.algorithms._learner import Algorithm, Learner
-from scoreaction.networks.model import Model
-from scoreaction.rewards import CountedReward, Reward
-from scoreaction.sampling.rollout import Sampler
-from scoreaction.training.best_weights import Selection
-from scoreaction.training.evaluation import Evaluation, ExactTask, measure, measure_kl
-from scoreaction.training.export import described
-from scoreaction.training.online import Online
-from scoreaction.training.optimizer import Train
-from scoreaction.training.run_folder import RunFolder, write_whole
-from scoreaction.types import RewardFunction
-from scoreaction.yaml_text import dump_yaml
-
-
-class Run(Protocol):
-    """What is measured: a `Finetuner`, at the end of its loop."""
-
-    model: Model
-    algorithm: Algorithm
-    sampler: Sampler
-    train: Train
-    evaluation: Evaluation
-    reward: CountedReward
-    held_out: dict[str, CountedReward]
-    prompts: list[Any] | None
-    learner: Learner
-    selection: Selection | None
-    folder: RunFolder | None
-    online: Online | None
-    iteration: int
-
-    def counts(self) -> dict[str, Any]: ...
-
-    def write_recipe(self) -> None: ...
-
-    def save(self, path: str | Path) -> Path: ...
+from scoreaction.training.evaluation import ExactTask, measure, measure_kl
+from scoreaction.training.run import Run
+from scoreaction.training.run_folder import write_whole
 
 
 def summarise(run: Run) -> dict[str, Any]:
@@ -59,13 +25,13 @@ def summarise(run: Run) -> dict[str, Any]:
         figures["selected_iteration"] = run.selection.iteration
     prompted: dict[str, dict[str, float]] = {}
     for kind in ("base", "tuned"):
-        found, samples = measure(
+        measured, samples = measure(
             run.model, sampler, run.reward, run.held_out,
             n=chosen.n, prompts=run.prompts, seed=chosen.seed, reference=kind == "base", chunk=chunk,
         )  # fmt: skip
-        for prompt, mean in found.pop("by_prompt", {}).items():
+        for prompt, mean in measured.pop("by_prompt", {}).items():
             prompted.setdefault(prompt, {})[f"reward_{kind}"] = mean
-        figures |= {_named(name, kind): value for name, value in found.items()}
+        figures |= {_named(name, kind): value for name, value in measured.items()}
         if run.folder is not None:
             _save_samples(run, kind, samples)
     run.reward.queries = queries  # measuring is not training
@@ -87,27 +53,6 @@ def summarise(run: Run) -> dict[str, Any]:
 def optimum_beta(run: Run) -> float:
     """The beta of the optimum that distances are measured to: `evaluation.beta`, else the algorithm's own as it is now."""
     return run.evaluation.beta or run.learner.beta
-
-
-def settings_text(run: Run) -> str:
-    """What a run without a recipe was, in the recipe's form: every setting, and names for what only Python has."""
-    values = {
-        "model": {"name": type(run.model.net).__name__, **described(run.model)},
-        "reward": {"name": _name_of(run.reward.reward)},
-        "algorithm": {"name": type(run.algorithm).__name__, **run.algorithm.model_dump()},
-        "sampler": run.sampler.model_dump(mode="json"),
-        "train": run.train.model_dump(mode="json"),
-        "prompts": None if run.prompts is None else [str(prompt) for prompt in run.prompts],
-        "evaluation": {**run.evaluation.model_dump(mode="json"), "held_out": [{"name": name} for name in run.held_out]},
-        "online": None if run.online is None else run.online.model_dump(mode="json"),
-    }
-    return dump_yaml(json.loads(json.dumps(values, default=str)))
-
-
-def _name_of(reward: RewardFunction) -> str:
-    own = reward.fn if isinstance(reward, Reward) else reward
-    name = getattr(own, "__name__", type(own).__name__)
-    return "reward" if name == "<lambda>" else name
 
 
 def _save_samples(run: Run, kind: str, samples: Tensor) -> None:

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 import torch
 
 from scoreaction.commands.doctor.finding import Finding
-from scoreaction.commands.doctor.model import Places, model_findings, sample_points
+from scoreaction.commands.doctor.model import model_findings, sample_points
 from scoreaction.commands.doctor.reward import reward_findings
 from scoreaction.commands.doctor.training import training_findings
 from scoreaction.rewards import RewardError
@@ -38,20 +38,15 @@ def examine(tuner: Finetuner, iterations: int = 3) -> Iterator[Finding]:
         places = sample_points(tuner, min(tuner.train.batch, ROWS), generator)
         findings = list(model_findings(tuner, places, generator))
     yield from findings  # outside of no_grad, which would hold for the caller too
-    queries = tuner.reward.queries
-    with torch.no_grad():
-        findings, failed = _of_the_reward(tuner, places, generator)
+    queries, findings, failure = tuner.reward.queries, [], None
+    try:
+        with torch.no_grad():
+            findings.extend(reward_findings(tuner, places, generator))
+    except RewardError as error:
+        failure = Finding("the reward answers", "wrong", str(error))
     tuner.reward.queries = queries
     yield from findings
-    if not failed:
+    if failure is None:
         yield from training_findings(tuner, places, iterations)
-
-
-def _of_the_reward(tuner: Finetuner, places: Places, generator: torch.Generator) -> tuple[list[Finding], bool]:
-    """The findings on the reward, up to its failure, and True where it failed."""
-    findings: list[Finding] = []
-    try:
-        findings.extend(reward_findings(tuner, places, generator))
-    except RewardError as error:
-        return [*findings, Finding("the reward answers", "wrong", str(error))], True
-    return findings, False
+    else:
+        yield failure

@@ -24,15 +24,11 @@ def training_findings(tuner: Finetuner, places: Places, iterations: int) -> Iter
     model, fresh = tuner.model, tuner.iteration == 0
     before = {name: p.detach().clone() for name, p in model.parameters.items()}
     frozen, reference = _fingerprints(tuner), _reference(tuner, places)
-    records: list[Values] = []
-    failure = None
-    with _largest_gradients(model.parameters) as gradients:
-        try:
-            records.extend(islice(tuner, iterations))
-        except (TrainingError, RewardError) as error:
-            failure = error
-    if failure is not None:
-        yield Finding("training runs", "wrong", str(failure))
+    try:
+        with _largest_gradients(model.parameters) as gradients:
+            records = list(islice(tuner, iterations))
+    except (TrainingError, RewardError) as error:
+        yield Finding("training runs", "wrong", str(error))
         return
     yield from _pace(tuner, records)
     yield _reached(gradients)
@@ -91,17 +87,11 @@ def _fingerprints(tuner: Finetuner) -> dict[str, tuple[float, float]]:
     sums = {}
     nets = {"network": tuner.model.net, "reference": tuner.model.reference_net, "consistency": tuner.model.consistency_net}
     for role, net in nets.items():
-        for name, value in _tensors(net):
+        for name, value in [] if net is None else [*net.named_parameters(), *net.named_buffers()]:
             if id(value) not in trained:
                 wide = value.detach().double()
                 sums[f"{role}.{name}"] = (float(wide.sum()), float(wide.square().sum()))
     return sums
-
-
-def _tensors(net: nn.Module | None) -> Iterator[tuple[str, Tensor]]:
-    if net is not None:
-        yield from net.named_parameters()
-        yield from net.named_buffers()
 
 
 @contextmanager

@@ -38,51 +38,49 @@ class PipelineNet(nn.Module):
         raise NotImplementedError
 
 
-def whole_timestep(process: TableVP, t: Tensor) -> Tensor:
-    """The table's index for t, (batch,) float32; exactly whole where t is a node up to the rounding of float32."""
-    index = process.timestep(t.double())
-    nearest = index.round()
-    return torch.where((index - nearest).abs() < 1e-3, nearest, index).float()
+class TableNet(PipelineNet):
+    """A network whose time is an index into the table of its process."""
+
+    def __init__(self, core: nn.Module, process: TableVP) -> None:
+        super().__init__(core)
+        self.process = process
+
+    def timestep(self, t: Tensor) -> Tensor:
+        """The index for t, (batch,) float32; exactly whole where t is a node up to the rounding of float32."""
+        index = self.process.timestep(t.double())
+        nearest = index.round()
+        return torch.where((index - nearest).abs() < 1e-3, nearest, index).float()
 
 
-class UNet(PipelineNet):
+class UNet(TableNet):
     """UNet2DModel of DDPM and DDIM pipelines: no conditions."""
 
-    def __init__(self, core: nn.Module, process: TableVP) -> None:
-        super().__init__(core)
-        self.process = process
-
     def ask(self, x: Tensor, t: Tensor, cond: dict[str, Tensor]) -> Tensor:
-        return self.core(x, whole_timestep(self.process, t), return_dict=False)[0]
+        return self.core(x, self.timestep(t), return_dict=False)[0]
 
 
-class StableDiffusion(PipelineNet):
+class StableDiffusion(TableNet):
     """UNet2DConditionModel of Stable Diffusion 1 and 2: text (batch, 77, width)."""
 
-    def __init__(self, core: nn.Module, process: TableVP) -> None:
-        super().__init__(core)
-        self.process = process
-
     def ask(self, x: Tensor, t: Tensor, cond: dict[str, Tensor]) -> Tensor:
-        timestep = whole_timestep(self.process, t)
-        return self.core(x, timestep, encoder_hidden_states=cond["text"], return_dict=False)[0]
+        return self.core(x, self.timestep(t), encoder_hidden_states=cond["text"], return_dict=False)[0]
 
 
-class StableDiffusionXL(PipelineNet):
+class StableDiffusionXL(TableNet):
     """UNet2DConditionModel of Stable Diffusion XL: text (batch, 77, 2048), pooled (batch, 1280), and the picture's size.
 
     Its micro-conditioning is (height, width, 0, 0, height, width): an uncropped picture of the size that is drawn.
     """
 
     def __init__(self, core: nn.Module, process: TableVP, size: tuple[int, int]) -> None:
-        super().__init__(core)
-        self.process, self.size = process, size
+        super().__init__(core, process)
+        self.size = size
 
     def ask(self, x: Tensor, t: Tensor, cond: dict[str, Tensor]) -> Tensor:
         sizes = torch.tensor([[*self.size, 0, 0, *self.size]], dtype=x.dtype, device=x.device).expand(len(x), 6)
         return self.core(
             x,
-            whole_timestep(self.process, t),
+            self.timestep(t),
             encoder_hidden_states=cond["text"],
             added_cond_kwargs={"text_embeds": cond["pooled"], "time_ids": sizes},
             return_dict=False,

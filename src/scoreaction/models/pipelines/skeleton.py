@@ -36,7 +36,8 @@ def pipeline_skeleton(path: str, options: Adaptation, *, dtype: torch.dtype, hei
     family = family_of(kind)
     check_named(path, index)
     mode = FakeTensorMode(allow_non_fake_inputs=True)
-    names = [name for name in (family.component, "vae", *family.encoders) if _there(index, name)]
+    named = {name for name, entry in index.items() if isinstance(entry, list) and entry and entry[0] is not None}
+    names = [name for name in (family.component, "vae", *family.encoders) if name in named]
     with quiet():
         scheduler = getattr(diffusers, index["scheduler"][1]).from_pretrained(path, subfolder="scheduler")
         with mode:
@@ -48,14 +49,7 @@ def pipeline_skeleton(path: str, options: Adaptation, *, dtype: torch.dtype, hei
     core, vae = parts[family.component], parts.get("vae")
     form = geometry(kind, core.config, None if vae is None else vae.config, height, width)
     counts = {name: sum(p.numel() for p in part.parameters()) for name, part in parts.items()}
-    model = assemble(
-        kind,
-        core,
-        scheduler,
-        form,
-        options,
-        decode=to_unit if vae is None else Decoder(vae),
-    )
+    model = assemble(kind, core, scheduler, form, options, decode=to_unit if vae is None else Decoder(vae))
     with mode:
         conditions = {name: torch.zeros(1, *shape, dtype=dtype) for name, shape in text_shapes(kind, core.config).items()}
     model.null = conditions or None
@@ -84,10 +78,6 @@ def _default_dtype(dtype: torch.dtype) -> Iterator[None]:
 def size_of(module: Any) -> int:
     """Bytes of a module's parameters."""
     return 0 if module is None else sum(p.numel() * p.element_size() for p in module.parameters())
-
-
-def _there(index: dict[str, Any], name: str) -> bool:
-    return isinstance(index.get(name), list) and index[name][0] is not None
 
 
 def _empty(path: str, name: str, library: str, kind: str) -> Any:

@@ -12,6 +12,7 @@ from torch.nn import functional as F
 
 from scoreaction.diffusion.predictions import Predicts
 from scoreaction.diffusion.processes import TableVP
+from scoreaction.tasks.fitting import load_frozen
 
 NO_CLASS = 10
 """Class id of "no prompt" (input of the UNet) and of "not a digit" (output of the judge)."""
@@ -131,25 +132,14 @@ def shipped() -> Path:
     return Path(str(resources.files("scoreaction") / "data" / "digits"))
 
 
-def _load(net: nn.Module, file: Path) -> nn.Module:
-    from safetensors.torch import load_file
-
-    net.load_state_dict(load_file(file))
-    return net.float().eval().requires_grad_(False)
-
-
 def reward_classifier(folder: Path | None = None) -> RewardClassifier:
     """Loads the shipped `RewardClassifier`, or that of a folder, frozen; gradients still flow to the image."""
-    net = RewardClassifier()
-    _load(net, (folder or shipped()) / "reward_classifier.safetensors")
-    return net
+    return load_frozen(RewardClassifier(), (folder or shipped()) / "reward_classifier.safetensors")
 
 
 def judge(folder: Path | None = None) -> Judge:
     """Loads the shipped `Judge`, or that of a folder, frozen."""
-    net = Judge()
-    _load(net, (folder or shipped()) / "judge.safetensors")
-    return net
+    return load_frozen(Judge(), (folder or shipped()) / "judge.safetensors")
 
 
 def load_unet(folder: Path | None = None) -> nn.Module:

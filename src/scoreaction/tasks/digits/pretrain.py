@@ -7,12 +7,13 @@ classifier and the held-out judge see disjoint halves. On a CPU the same seed an
 
 from __future__ import annotations
 
+from functools import partial
 from pathlib import Path
 from typing import Annotated, Any
 
 import torch
 import typer
-from diffusers import DDIMScheduler, UNet2DModel
+from diffusers import UNet2DModel
 from rich.console import Console
 from sklearn.datasets import load_digits
 from torch import Generator, Tensor, nn
@@ -20,7 +21,7 @@ from torch.nn import functional as F
 
 from scoreaction.tasks.digits import corruptions
 from scoreaction.tasks.digits.networks import NO_CLASS, DigitsNet, Judge, RewardClassifier
-from scoreaction.tasks.fitting import fit, save_half
+from scoreaction.tasks.fitting import fit, new_scheduler, noisy, save_half
 
 EMA_DECAY = 0.998
 CLASS_DROPOUT = 0.12
@@ -57,20 +58,6 @@ def new_unet() -> nn.Module:
     return unet
 
 
-def new_scheduler() -> Any:
-    """Makes the scheduler: a thousand steps of linear beta, which end at clean data."""
-    return DDIMScheduler(
-        num_train_timesteps=1000,
-        beta_start=1e-4,
-        beta_end=0.02,
-        beta_schedule="linear",
-        clip_sample=False,
-        set_alpha_to_one=True,
-        prediction_type="v_prediction",
-        timestep_spacing="trailing",
-    )
-
-
 def train_unet(seed: int, batches: int, console: Console) -> Any:
     """Trains the UNet on `E ||v - net(alpha x0 + sigma eps, t, c)||^2`, v = alpha eps - sigma x0, t stratified in (0, 1].
 
@@ -81,21 +68,16 @@ def train_unet(seed: int, batches: int, console: Console) -> Any:
     torch.manual_seed(seed)
     net = DigitsNet(new_unet(), new_scheduler().alphas_cumprod)
     images, labels = images_and_labels()
-    first, size = 1 / (len(net.process.alphas_cumprod) - 1), 64
+    size = 64
 
     def loss() -> Tensor:
         index = torch.randint(0, len(images), (size,), generator=generator)
         x0, cond = 2 * images[index] - 1, labels[index]
         cond = torch.where(torch.rand(size, generator=generator) < CLASS_DROPOUT, NO_CLASS, cond)
-        strata = (torch.arange(size) + torch.rand(size, generator=generator)) / size
-        t = first + (1 - first) * strata.double()
-        eps = torch.randn(x0.shape, generator=generator)
-        alpha, sigma = (value.float().view(-1, 1, 1, 1) for value in (net.process.alpha(t), net.process.sigma(t)))
-        return F.mse_loss(net(alpha * x0 + sigma * eps, t, cond), alpha * eps - sigma * x0)
+        t, x, v = noisy(net.process, x0, generator)
+        return F.mse_loss(net(x, t, cond), v)
 
-    average = fit(net, loss, batches=batches, lr=2e-3, name="diffusion", console=console, decay=EMA_DECAY)
-    assert isinstance(average, DigitsNet)
-    return average.unet
+    return fit(net, loss, batches=batches, lr=2e-3, name="diffusion", console=console, decay=EMA_DECAY).unet
 
 
 def train_classifiers(seed: int, batches: int, console: Console) -> tuple[RewardClassifier, Judge]:
@@ -125,13 +107,8 @@ def train_classifiers(seed: int, batches: int, console: Console) -> tuple[Reward
         y = torch.cat([y[:64], nothing])
         return F.cross_entropy(judge(x), y, label_smoothing=0.02)
 
-    trained = []
-    for net, loss, name in ((reward, reward_loss, "reward classifier"), (judge, judge_loss, "judge")):
-        average = fit(net, loss, batches=batches, lr=2e-3, name=name, console=console, decay=0.99)
-        trained.append(average)
-    assert isinstance(trained[0], RewardClassifier)
-    assert isinstance(trained[1], Judge)
-    return trained[0], trained[1]
+    learn = partial(fit, batches=batches, lr=2e-3, console=console, decay=0.99)
+    return learn(reward, reward_loss, name="reward classifier"), learn(judge, judge_loss, name="judge")
 
 
 def accuracy(net: nn.Module, half: Tensor) -> float:

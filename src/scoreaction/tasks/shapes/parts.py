@@ -1,4 +1,4 @@
-"""Parts of the shipped `shapes` pipeline, untrained: tokenizer, text encoder, autoencoder, UNet and scheduler."""
+"""Parts of the shipped `shapes` pipeline, untrained: tokenizer, text encoder, autoencoder and UNet."""
 
 from __future__ import annotations
 
@@ -6,10 +6,11 @@ import string
 from collections import Counter
 from typing import Any
 
-from diffusers import AutoencoderKL, DDIMScheduler, StableDiffusionPipeline, UNet2DConditionModel
+from diffusers import AutoencoderKL, StableDiffusionPipeline, UNet2DConditionModel
 from torch import nn
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
 
+from scoreaction.tasks.fitting import new_scheduler
 from scoreaction.tasks.shapes.scenes import COLOURS, COUNTS, RELATIONS, SHAPES, SIZE
 
 WORDS = (*COUNTS, *COLOURS, *SHAPES, *(f"{shape}s" for shape in SHAPES), *dict.fromkeys(" ".join(RELATIONS).split()))
@@ -92,21 +93,6 @@ def new_unet() -> Any:
     )
 
 
-def new_scheduler() -> Any:
-    """Makes the scheduler: a thousand steps of linear beta, which end at clean data."""
-    return DDIMScheduler(
-        num_train_timesteps=1000,
-        beta_start=1e-4,
-        beta_end=0.02,
-        beta_schedule="linear",
-        clip_sample=False,
-        set_alpha_to_one=True,
-        prediction_type="v_prediction",
-        timestep_spacing="trailing",
-        steps_offset=1,
-    )
-
-
 def assemble(vae: nn.Module, text_encoder: nn.Module, unet: nn.Module) -> Any:
     """Assembles a `StableDiffusionPipeline`, with a new tokenizer and scheduler."""
     return StableDiffusionPipeline(
@@ -114,7 +100,7 @@ def assemble(vae: nn.Module, text_encoder: nn.Module, unet: nn.Module) -> Any:
         text_encoder=text_encoder,
         tokenizer=new_tokenizer(),
         unet=unet,
-        scheduler=new_scheduler(),
+        scheduler=new_scheduler(steps_offset=1),
         safety_checker=None,
         feature_extractor=None,
         requires_safety_checker=False,

@@ -20,7 +20,7 @@ from torch import Generator, Tensor, nn
 from torch.nn import functional as F
 
 from scoreaction.diffusion.processes import TableVP
-from scoreaction.tasks.fitting import fit, save_half
+from scoreaction.tasks.fitting import fit, new_scheduler, noisy, save_half
 from scoreaction.tasks.shapes import parts
 from scoreaction.tasks.shapes.scenes import COLOURS, RELATIONS, SHAPES, Scene, all_scenes, draw
 from scoreaction.tasks.shapes.scorer import Scorer, scene_ids
@@ -98,24 +98,21 @@ def train_diffusion(vae: Any, seed: int, batches: tuple[int, ...], pictures: int
     torch.manual_seed(seed + 1)
     tokenizer = parts.new_tokenizer()
     net: Any = nn.ModuleDict({"text": parts.new_text_encoder(tokenizer), "unet": parts.new_unet()})
-    process = TableVP.from_scheduler(parts.new_scheduler().alphas_cumprod, ends_at_data=True)
+    process = TableVP.from_scheduler(new_scheduler(steps_offset=1).alphas_cumprod, ends_at_data=True)
     scenes = random_scenes(pictures, generator)
     latents = encoded(vae, 2 * draw(scenes, generator) - 1) * vae.config.scaling_factor
     captions = ["", *(scene.caption for scene in all_scenes())]
     row_of = {caption: row for row, caption in enumerate(captions)}
     tokens = tokenizer(captions, padding="max_length", max_length=parts.LENGTH, return_tensors="pt").input_ids
-    first, size = 1 / (len(process.alphas_cumprod) - 1), 64
+    size = 64
 
     def loss(wrong: float, generator: Generator) -> Tensor:
         index = torch.randint(0, len(latents), (size,), generator=generator)
         caption = torch.tensor([row_of[altered(scenes[i], wrong, generator).caption] for i in index.tolist()])
         caption = torch.where(torch.rand(size, generator=generator) < CAPTION_DROPOUT, 0, caption)
-        t = first + (1 - first) * ((torch.arange(size) + torch.rand(size, generator=generator)) / size).double()
-        eps, z = torch.randn(size, *latents.shape[1:], generator=generator), latents[index]
-        alpha, sigma = (value.float().view(-1, 1, 1, 1) for value in (process.alpha(t), process.sigma(t)))
+        t, x, v = noisy(process, latents[index], generator)
         text = net["text"](tokens[caption]).last_hidden_state
-        v = net["unet"](alpha * z + sigma * eps, process.timestep(t).float(), text).sample
-        return F.mse_loss(v, alpha * eps - sigma * z)
+        return F.mse_loss(net["unet"](x, process.timestep(t).float(), text).sample, v)
 
     for stage, (wrong, n) in enumerate(zip(WRONG, batches, strict=True)):
         if stage:
@@ -142,9 +139,7 @@ def train_scorer(seed: int, batches: int, pictures: int, console: Console) -> Sc
         logits = torch.stack([net(x, right), -net(x, wrong)])
         return F.softplus(-logits).mean()
 
-    average = fit(net, loss, batches=batches, lr=1.5e-3, name="scorer", console=console, decay=0.99)
-    assert isinstance(average, Scorer)
-    return average
+    return fit(net, loss, batches=batches, lr=1.5e-3, name="scorer", console=console, decay=0.99)
 
 
 def _wrong(scene: Scene, generator: Generator) -> Scene:

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from scoreaction.tasks.fitting import load_frozen
 from scoreaction.tasks.shapes.scenes import COLOURS, COUNTS, RELATIONS, SHAPES, Scene
 
 _NO_RELATION = len(RELATIONS)
@@ -70,9 +71,4 @@ def shipped() -> Path:
 
 def load_scorer(folder: Path | None = None) -> Scorer:
     """Loads the shipped `Scorer`, or that of a folder of `scoreaction.tasks.shapes.pretrain`, frozen, in float32."""
-    from safetensors.torch import load_file
-
-    net = Scorer()
-    net.load_state_dict(load_file((folder or shipped()) / "scorer" / "scorer.safetensors"))
-    net.float().eval().requires_grad_(False)
-    return net
+    return load_frozen(Scorer(), (folder or shipped()) / "scorer" / "scorer.safetensors")

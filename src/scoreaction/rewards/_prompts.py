@@ -1,18 +1,28 @@
-"""The scenes that prompts of shapes name, and the size of their pictures."""
+"""The digits and the scenes that prompts of the small worlds name."""
 
 from __future__ import annotations
 
+import torch
 from torch import Tensor
 
 from scoreaction.rewards._images import check_images, texts_of
+from scoreaction.tasks.digits.networks import parse_digit_prompt
 from scoreaction.tasks.shapes.scenes import SIZE, Scene, parse_caption
 from scoreaction.types import Prompts
+
+
+def class_ids(samples: Tensor, prompts: Prompts, *, name: str) -> Tensor:
+    """The digit of each sample's prompt, (batch,) on the samples' device; ValueError where a prompt names none.
+
+    >>> class_ids(torch.zeros(2, 1, 16, 16), ["a handwritten seven", "2"], name="classifier").tolist()
+    [7, 2]
+    """
+    return torch.tensor([parse_digit_prompt(text) for text in texts_of(samples, prompts, name=name)], device=samples.device)
 
 
 def scenes_of(samples: Tensor, prompts: Prompts, *, name: str) -> list[Scene]:
     """The scene of each picture's prompt; ValueError for other pictures than those of shapes, or other prompts.
 
-    >>> import torch
     >>> scenes_of(torch.zeros(1, 3, 32, 32), ["a blue square"], name="shapes")[0].things
     (('blue', 'square'),)
     """

@@ -1,0 +1,220 @@
+"""A run: its parts, checked and put together, and its state, which checkpoints keep."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Sequence
+from contextlib import nullcontext
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+from accelerate import Accelerator
+from torch import Tensor
+
+from scoreaction.algorithms._learner import Algorithm, Learner, Objective, Setting
+from scoreaction.networks.model import Model
+from scoreaction.rewards import CountedReward, Reward
+from scoreaction.rewards._weighted import WeightedSum
+from scoreaction.sampling.rollout import Sampler
+from scoreaction.training.best_weights import Selection, check_metric
+from scoreaction.training.collector import Collector
+from scoreaction.training.evaluation import Evaluation
+from scoreaction.training.export import described, save_model
+from scoreaction.training.online import Online, Rounds
+from scoreaction.training.optimizer import ROWS, Optimisation, Train
+from scoreaction.training.run_folder import Journal, RunFolder
+from scoreaction.types import DTYPES, RewardFunction
+from scoreaction.yaml_text import dump_yaml
+
+
+def _listed(prompts: Sequence[Any] | None) -> list[Any] | None:
+    if isinstance(prompts, str):
+        raise ValueError(f"prompts: must be a list of prompts (got {prompts!r}); one prompt is [{prompts!r}]")
+    listed = None if prompts is None else list(prompts)
+    if listed == []:
+        raise ValueError("prompts: the list is empty; give at least one prompt, or null for none")
+    return listed
+
+
+class Run:
+    """The parts of a run, checked and put together; a `Finetuner` trains them, and their summary is measured at the end."""
+
+    def __init__(
+        self,
+        model: Model,
+        *,
+        reward: RewardFunction | Callable[[Tensor, Any], Tensor],
+        algorithm: Algorithm,
+        sampler: Sampler | None = None,
+        train: Train | None = None,
+        prompts: Sequence[Any] | None = None,
+        output: str | Path | None = None,
+        evaluation: Evaluation | None = None,
+        held_out: dict[str, RewardFunction] | None = None,
+        recipe: str | None = None,
+        online: Online | None = None,
+    ) -> None:
+        self.sampler, self.train, self.evaluation = sampler or Sampler(), train or Train(), evaluation or Evaluation()
+        if self.evaluation.held_out:
+            raise ValueError("evaluation.held_out: names rewards in a recipe; here give them as held_out={name: reward}")
+        self.algorithm, self.recipe, self.online = algorithm, recipe, online
+        self.model = model
+        self._place()
+        self.reward = CountedReward(reward)
+        self.held_out = {name: CountedReward(judge, name=f"held_out.{name}") for name, judge in (held_out or {}).items()}
+        self.prompts = _listed(prompts)
+        teacher = model.consistency_guidance
+        if self.prompts is not None and teacher not in (None, self.sampler.guidance):
+            raise ValueError(
+                f"model.consistency: was distilled at guidance {teacher:g}, and sampler.guidance is {self.sampler.guidance:g};"
+                " make them equal, or distill again"
+            )
+        self.folder = RunFolder(output) if output is not None else None
+        self.journal = None if self.folder is None else Journal(self.folder)
+        self.rounds: Rounds | None = None
+        if online is not None:
+            queries = None if self.folder is None else self.folder.queries_path
+            self.rounds = Rounds(online, self.train.iterations, self.model, self.reward, self.prompts, queries)
+        check_metric(self.train.select, self.held_out, key="train.select")
+        self.selection = None if self.train.select is None else Selection(self.train.select)
+        self.iteration, self.seconds = 0, 0.0
+        self.generator = torch.Generator().manual_seed(self.train.seed)
+        self.sampler.find()
+        try:
+            self.evaluation.sampler(self.sampler).find()  # refused now, and not after training
+        except ValueError as error:
+            raise ValueError(f"evaluation.{str(error).removeprefix('sampler.')}") from error
+        self.sampler.times(model.process)
+        with torch.no_grad(), torch.random.fork_rng(devices=[]):
+            torch.manual_seed(self.train.seed)
+            if self.sampler.negative_prompt is not None:
+                if self.prompts is None:
+                    raise ValueError("sampler.negative_prompt: there are no prompts to set it against; give prompts, or null")
+                model.lead_away_from(self.sampler.negative_prompt, guidance=self.sampler.guidance)
+            self.conditions = model.conditions(self.prompts)
+            self.collector = Collector(self.model, self.sampler, self.train, self.reward, self.rounds, self.prompts)
+            objective = Objective(self.collector.score, self.collector.objective.differentiable)
+            setting = Setting(model, self.sampler, objective, self.train.batch, self.conditions)
+            self.learner: Learner = algorithm.build(setting)
+        self.learner.networks.to(self.model.device)
+        networks = {name: self.learner.networks[name] for name in self.learner.lr}
+        self.optimisation = Optimisation(
+            self.train, self.model, networks, self.learner.lr, scaled=self.train.precision == "fp16"
+        )
+        self.settings = settings_text(self) if recipe is None and output is not None else ""
+        model.guidance, model.grid, model.prompts = self.sampler.guidance, self.sampler.grid, self.prompts
+
+    def _place(self) -> None:
+        """Puts the model on its device, in its precision, with the rows of its calls."""
+        model = self.model
+        accelerator = Accelerator(cpu=self.train.device == "cpu")
+        if accelerator.num_processes > 1:
+            raise ValueError("train.device: one process trains; start scoreaction without a distributed launcher")
+        model.to(accelerator.device if self.train.device == "auto" else self.train.device)
+        # not accelerate's: its precision is one for the whole process, and a second tuner may want another
+        dtype = DTYPES[self.train.precision]
+        model.autocast = nullcontext if dtype == torch.float32 else partial(torch.autocast, model.device.type, dtype=dtype)
+        if dtype != torch.float16 and any(p.dtype == torch.float16 for p in model.net.parameters()):
+            raise ValueError(
+                "train.precision: gradients through fp16 weights vanish unless they are scaled; set it to fp16, or the weights'"
+                " model.dtype to bf16"
+            )
+        model.max_rows = self.train.max_rows or model.max_rows or ROWS
+        model.net.eval()  # dropout would make the ratio of the first pass differ from 1
+
+    @property
+    def half(self) -> bool:
+        """True if the network works in half precision, by its weights or by the run's setting."""
+        halves = (torch.bfloat16, torch.float16)
+        return self.train.precision != "fp32" or any(p.dtype in halves for p in self.model.net.parameters())
+
+    def counts(self) -> dict[str, Any]:
+        """Costs so far: reward queries, rows of network evaluations forwards and backwards, seconds."""
+        return {
+            "reward_queries": self.reward.queries,
+            "model_evaluations": self.model.evaluations.forward,
+            "model_backward_rows": self.model.evaluations.backward,
+            "seconds": round(self.seconds, 3),
+        }
+
+    def write_recipe(self) -> None:
+        """Writes the run's recipe into its folder, or its settings where it was started from Python without one."""
+        if self.journal is not None:
+            self.journal.describe(self.recipe, self.settings)
+
+    def state(self) -> dict[str, Any]:
+        """All that changes: what a resumed run needs to equal the uninterrupted one."""
+        state = {
+            "iteration": self.iteration,
+            "seconds": self.seconds,
+            "policy": dict(self.model.parameters.items()),
+            "average": self.model.average,
+            "networks": self.learner.networks.state_dict(),
+            "optimisers": {name: optimiser.state_dict() for name, optimiser in self.optimisation.optimisers.items()},
+            "learner": vars(self.learner.state),
+            "generator": self.generator.get_state(),
+            "scaler": self.optimisation.scaler.state_dict(),
+            "queries": self.reward.queries,
+            "moments": self.reward.reward.moments if isinstance(self.reward.reward, WeightedSum) else None,
+            "evaluations": [self.model.evaluations.forward, self.model.evaluations.backward],
+        }
+        if self.rounds is not None:
+            state["rounds"] = self.rounds.state()
+        if self.selection is not None:
+            state["selection"] = self.selection.state(self.model.selected)
+        return state
+
+    def load_weights(self, state: dict[str, Any]) -> None:
+        """Restores the model's part of a `state`: all that drawing needs."""
+        with torch.no_grad():
+            for name, parameter in self.model.parameters.items():
+                parameter.copy_(state["policy"][name])
+        for name, kept in (("average", state["average"]), ("selected", state.get("selection", {}).get("weights"))):
+            setattr(self.model, name, None if kept is None else {k: v.to(self.model.device) for k, v in kept.items()})
+
+    def load_state(self, state: dict[str, Any]) -> None:
+        """Restores a `state`."""
+        self.load_weights(state)
+        self.iteration, self.seconds = state["iteration"], state["seconds"]
+        self.learner.networks.load_state_dict(state["networks"])
+        for name, optimiser in self.optimisation.optimisers.items():
+            optimiser.load_state_dict(state["optimisers"][name])
+        self.learner.state = replace(self.learner.state, **state["learner"])
+        self.generator.set_state(state["generator"])
+        self.optimisation.scaler.load_state_dict(state["scaler"])
+        self.reward.queries = state["queries"]
+        if isinstance(self.reward.reward, WeightedSum):
+            self.reward.reward.moments = state["moments"]
+        self.model.evaluations.forward, self.model.evaluations.backward = state["evaluations"]
+        if self.rounds is not None:
+            self.rounds.load_state(state["rounds"])
+        if self.selection is not None:
+            self.selection.load_state(state["selection"])
+
+    def save(self, path: str | Path) -> Path:
+        """Writes the averaged weights, the model's description and the recipe into a folder; `load` reads it."""
+        return save_model(self.model, self.sampler, self.prompts, Path(path), recipe=self.recipe)
+
+
+def settings_text(run: Run) -> str:
+    """Settings of a run without a recipe, in a recipe's form, with names for what only Python has."""
+    values = {
+        "model": {"name": type(run.model.net).__name__, **described(run.model)},
+        "reward": {"name": _name_of(run.reward.reward)},
+        "algorithm": {"name": type(run.algorithm).__name__, **run.algorithm.model_dump()},
+        "sampler": run.sampler.model_dump(mode="json"),
+        "train": run.train.model_dump(mode="json"),
+        "prompts": None if run.prompts is None else [str(prompt) for prompt in run.prompts],
+        "evaluation": {**run.evaluation.model_dump(mode="json"), "held_out": [{"name": name} for name in run.held_out]},
+        "online": None if run.online is None else run.online.model_dump(mode="json"),
+    }
+    return dump_yaml(json.loads(json.dumps(values, default=str)))
+
+
+def _name_of(reward: RewardFunction) -> str:
+    own = reward.fn if isinstance(reward, Reward) else reward
+    name = getattr(own, "__name__", type(own).__name__)
+    return "reward" if name == "<lambda>" else name
