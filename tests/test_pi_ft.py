@@ -50,7 +50,8 @@ class Inner:
         eps = torch.where(self.pure[:, None], self.eps, (self.x - alpha * x0) / sigma)
         prediction, zero = Prediction(x0, eps), none(49)
         steps = Steps(self.x, self.t, self.s, self.x, prediction, None, zero, zero, zero, torch.ones(49))
-        ahead = next_states(self.learner, steps, prediction, torch.Generator().manual_seed(1))
+        z = torch.randn(x0.shape, generator=torch.Generator().manual_seed(1), dtype=x0.dtype)
+        ahead = next_states(self.learner, steps, prediction, z)
         return -self.Pi[:, None] * ahead.x + self.h[:, None]
 
     def __call__(self, x0, trust=0.0):

@@ -86,10 +86,10 @@ def minimiser(
     return (beta * pretrained + trust * old + step) / (beta + trust)
 
 
-def next_states(learner: Learner, steps: Steps, prediction: Prediction, generator: torch.Generator) -> States:
-    """The states that the policy's own step leads to: `x_s = mean + k z` at s."""
+def next_states(learner: Learner, steps: Steps, prediction: Prediction, z: Tensor) -> States:
+    """The states that the policy's own step leads to: `x_s = mean + k z` at s; z (rows, *shape) standard normal."""
     step = ddim_step(learner.process, prediction, steps.t, steps.s, learner.sampler.eta)
-    return States(step.sample(generator), steps.s, steps.prompt)
+    return States(step.mean + expand(step.std, step.mean) * z.to(step.mean), steps.s, steps.prompt)
 
 
 GradValue = Callable[[Steps, Prediction, Tensor], Tensor]

@@ -98,7 +98,8 @@ class PIFTLearner(Learner):
     def _ahead(self, steps: Steps, generator: torch.Generator) -> tuple[Prediction, States]:
         """The policy's prediction at these steps, and the states that its own steps lead to."""
         prediction = self.policy(*steps.states)
-        return prediction, next_states(self, steps, prediction, generator)
+        z = torch.randn(steps.x.shape, generator=generator, dtype=steps.x.dtype)
+        return prediction, next_states(self, steps, prediction, z)
 
     def _weights(self, steps: Steps) -> StepWeights:
         return StepWeights.of_step(self.process, steps.t, steps.s, self.sampler.eta)

@@ -154,7 +154,8 @@ class SQDFLearner(Learner):
         """The steps with the pretrained predictions, and where the soft Q is evaluated for them."""
         same = not self.chain and self.config.x0_hat == "reference" and self.config.x0_steps == 1
         if self.chain:
-            grad_value: GradValue = partial(self._gradient_ahead, generator)
+            # of all rows at once: what a row draws does not depend on the rows of a call
+            grad_value: GradValue = partial(self._gradient_ahead, torch.randn(steps.x.shape, generator=generator))
         else:
             gradient, x0 = self.gradient(steps.states, self.sampler.steps - steps.step)
             grad_value = known(gradient)
@@ -165,9 +166,9 @@ class SQDFLearner(Learner):
                 steps = steps._replace(pretrained=self.pretrained(*steps.states))
         return steps, partial(self._ranked, grad_value) if self.config.priority else grad_value
 
-    def _gradient_ahead(self, generator: torch.Generator, steps: Steps, prediction: Prediction, numbers: Tensor) -> Tensor:
+    def _gradient_ahead(self, z: Tensor, steps: Steps, prediction: Prediction, numbers: Tensor) -> Tensor:
         """The gradient where the policy's own step leads."""
-        states = next_states(self, steps, prediction, generator)
+        states = next_states(self, steps, prediction, take(z, numbers))
         return self.gradient(states, self.sampler.steps - 1 - steps.step)[0]
 
     def _ranked(self, grad_value: GradValue, steps: Steps, prediction: Prediction, numbers: Tensor) -> Tensor:
