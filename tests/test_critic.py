@@ -109,7 +109,13 @@ def test_image_critics_and_prompts():
 
 @pytest.mark.parametrize(
     "conditions",
-    [torch.tensor([0, 3, 1]), torch.randn(3, 5), torch.randn(3, 7, 5), {"a": torch.tensor([1, 0, 2]), "b": torch.randn(3, 4)}],
+    [
+        torch.tensor([0, 3, 1]),
+        torch.tensor([0.1, 0.5, 0.3]),
+        torch.randn(3, 5),
+        torch.randn(3, 7, 5),
+        {"a": torch.tensor([1, 0, 2]), "b": torch.randn(3, 4)},
+    ],
 )
 def test_conditions_of_every_form_become_one_vector(conditions):
     """A prompt is its condition: a row for each number of a prompt, the same however often and in which order it comes."""

@@ -159,6 +159,16 @@ def test_one_update_is_the_published_gradient(weights):
     assert [(term.rows, term.calls) for term in update.terms] == [(400, 1)]
 
 
+def test_on_the_chain_what_a_row_draws_does_not_depend_on_the_rows_of_a_call():
+    def values(size, seed=3):
+        agent = learner(steps=8, batch=32, weights="chain", updates=1, rows=60)
+        (term,) = update_of(agent, exactly(agent, 32, times=agent.sampler.times(VP)), seed).terms
+        losses = [term.loss(rows)[0] for rows in torch.arange(60).split(size)]
+        return torch.cat(losses).detach()
+
+    close(values(7), values(60), atol=1e-5, other_noise=values(60, seed=4))
+
+
 def iter_of(update):
     yield update
 

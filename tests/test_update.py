@@ -202,3 +202,46 @@ def test_the_loss_of_every_algorithm_is_a_function_of_its_rows(name):
             update = updates.send(evaluated(update)[1])
     except StopIteration:
         assert networks == {"policy", *tuner.learner.lr}
+
+
+@pytest.mark.parametrize("wrong", ["loss", "figure", "largest"])
+def test_a_mean_in_the_place_of_a_number_a_row_is_refused(wrong):
+    """The loop takes the mean over all rows: of a mean over a part it would learn a share, and log it."""
+    here = optimisation(7)
+
+    def updates(right):
+        def loss(numbers):
+            y = (here.model.net.w * A[numbers]).sum(1)
+            mean = {name: y if right or name != wrong else y.mean() for name in ("loss", "figure", "largest")}
+            return mean["loss"], {"figure": mean["figure"], "largest": Largest(mean["largest"])}
+
+        yield Update("policy", [Term(23, loss)])
+
+    named = "the loss" if wrong == "loss" else f"the figure '{wrong}'"
+    with pytest.raises(ValueError, match=rf"updates: {named} of 7 rows must have one number for each, and has shape \(\)"):
+        here.learn(updates(False), 0, equal=False)
+    here.learn(updates(True), 0, equal=False)
+
+
+def test_a_network_without_a_rate_is_named():
+    here = optimisation(critic=nn.Linear(2, 1))
+
+    def updates(name):
+        yield Update(name, [term(here.model.net, A)])
+
+    with pytest.raises(ValueError, match="updates: 'actor' is not trained; choose from policy, critic"):
+        here.learn(updates("actor"), 0, equal=False)
+    here.learn(updates("policy"), 0, equal=False)
+
+
+def test_a_loss_that_runs_out_of_something_is_no_end_of_the_updates():
+    """A StopIteration of the loss was taken for that of the generator: nothing learned, and no word of it."""
+    here = optimisation()
+    source = iter([1.0])
+
+    def updates():
+        for _ in range(2):
+            yield Update("policy", [Term(23, lambda numbers: (next(source) * (here.model.net.w * A[numbers]).sum(1), {}))])
+
+    with pytest.raises(RuntimeError, match="StopIteration"):
+        here.learn(updates(), 0, equal=False)

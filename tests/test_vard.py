@@ -1,10 +1,12 @@
 """Truth: the policy gradient of the linear-quadratic case in closed form, rewards and KL to go by hand."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 from affine import BETA, OLD, ExactValue, exactly, gradient, model, setting
 from driving import each, evaluated
-from twins import accepts, close, f64
+from twins import accepts, close, f64, same
 
 import scoreaction as sa
 from scoreaction.algorithms._value import kl_to_go
@@ -70,6 +72,17 @@ def test_the_critic_sees_all_states_the_data_among_them():
     }
     wrong = {name: by_hand(found, experience, target) for name, target in targets.items()}
     close(evaluated(updates[0])[0].detach(), by_hand(found, experience, rewards - BETA * ahead), rtol=1e-9, atol=0, **wrong)
+
+
+def test_the_critic_sees_each_state_with_the_prompt_of_its_trajectory():
+    found, seen = learner(steps=3, batch=4), []
+    rollout = replace(exactly(found, 4), prompt=torch.arange(4))
+    found.critic.forward = lambda x, t, prompt, look=None: seen.append((x, t, prompt)) or x[:, 0]
+    list(each(found._critic_updates(rollout, torch.Generator().manual_seed(0))))
+    x, t, prompt = (torch.cat(parts) for parts in zip(*seen, strict=True))
+    number = (x == rollout.x.flatten(0, 1).T).double().argmax(1)
+    same(prompt, number % 4, of_the_step=number // 4)
+    same(t, rollout.times[number // 4], of_the_path=rollout.times[number % 4])
 
 
 def test_the_published_target_is_the_reward_alone():

@@ -133,8 +133,9 @@ class PromptEmbedding(nn.Module):
         for i, name in enumerate(sorted(named)):
             value = named[name].detach()
             features = value.is_floating_point()
+            value = standardised_features(value) if features else value
             # it follows from the prompts and is no weight: checkpoints do not hold it
-            self.register_buffer(f"prompts_{i}", standardised_features(value) if features else value, persistent=False)
+            self.register_buffer(f"prompts_{i}", value, persistent=False)
             inputs = value.shape[-1] if features else int(value.max()) + 1
             self.parts.append(nn.Linear(inputs, self.width) if features else nn.Embedding(inputs, self.width))
 
@@ -148,10 +149,13 @@ class PromptEmbedding(nn.Module):
 def standardised_features(features: Tensor) -> Tensor:
     """Features (prompts, ..., d) averaged over tokens, less their mean and over their std: (prompts, d) float32.
 
+    One number for each prompt, (prompts,), is a feature too: (prompts, 1).
+
     >>> standardised_features(torch.tensor([[1.0, 5.0], [3.0, 5.0]]))
     tensor([[-1.,  0.],
             [ 1.,  0.]])
     """
+    features = features[:, None] if features.ndim == 1 else features
     average = features.flatten(1, -2).mean(1, dtype=torch.float32) if features.ndim > 2 else features.float()
     spread = average.std(0, correction=0)
     spread = torch.where(spread > 1e-6 * average.abs().max(), spread, torch.ones_like(spread))

@@ -9,7 +9,7 @@ from typing import Any, Literal
 
 import torch
 from pydantic import BaseModel, ConfigDict, Field
-from torch import nn
+from torch import Tensor, nn
 
 from scoreaction.algorithms._learner import Largest, Update, Updates
 from scoreaction.networks.model import Model
@@ -118,14 +118,14 @@ class Optimisation:
 
     def _figures(self, updates: Updates, iteration: int) -> Iterator[tuple[Update, dict[str, float]]]:
         """Yields each update with its figures after its backward passes; the algorithm gets them after the step."""
-        try:
-            update = next(updates)
-            while True:
-                figures = self._backward(update, iteration)
-                yield update, figures
-                update = updates.send(figures)
-        except StopIteration:
-            return
+        figures: dict[str, float] | None = None
+        while True:
+            try:
+                update = next(updates) if figures is None else updates.send(figures)
+            except StopIteration:  # of the generator alone: in a loss it is an error
+                return
+            figures = self._backward(update, iteration)
+            yield update, figures
 
     def _backward(self, update: Update, iteration: int) -> dict[str, float]:
         """Accumulates the gradient of the sum of the terms, each a mean over its rows, in parts that memory holds.
@@ -134,16 +134,20 @@ class Optimisation:
         """
         if not isinstance(update, Update):
             raise TypeError(f"updates must yield Update(network, [Term(rows, loss)]), and gave {type(update).__name__}")
+        if update.network not in self.optimisers:
+            raise ValueError(f"updates: {update.network!r} is not trained; choose from {', '.join(self.optimisers)}")
         figures: dict[str, float] = {}
         for rows, loss, calls in update.terms:
             limit = self.model.max_rows
             size = rows if limit is None or calls == 0 else max(1, limit // calls)
             for numbers in torch.arange(rows).split(size) if rows else ():
                 values, seen = loss(numbers)
+                _check_rows("the loss", values, len(numbers))
                 if not values.requires_grad:
                     raise TrainingError(f"iteration {iteration + 1}: the {update.network} received no gradient; {NO_GRADIENT}")
                 self.scaler.scale(values.sum() / rows).backward()
                 for name, figure in seen.items():
+                    _check_rows(f"the figure {name!r}", figure.values if isinstance(figure, Largest) else figure, len(numbers))
                     if isinstance(figure, Largest):
                         figures[name] = max(figures.get(name, -math.inf), float(figure.values.detach().max()))
                     else:
@@ -161,3 +165,9 @@ class Optimisation:
         self.scaler.update()
         optimiser.zero_grad(set_to_none=True)
         return norm
+
+
+def _check_rows(name: str, values: Tensor, rows: int) -> None:
+    """ValueError unless there is one number for each row: of a mean the loop would take the mean again."""
+    if values.shape != (rows,):
+        raise ValueError(f"updates: {name} of {rows} rows must have one number for each, and has shape {tuple(values.shape)}")
