@@ -115,7 +115,8 @@ def test_the_module_and_its_exit_code_from_a_shell(tmp_path: Path) -> None:
         (["train", "mixture", "algorithm.name=ddpo", "sampler.steps=1"], "sampler.steps: no step has a density, which ddpo"),
         (["train", "digits", "prompts=[x]"], "prompts: prompt 'x' names no digit"),
         (["distill", "mixture", "--output", "/dev/null/x"], "--output: /dev/null/x cannot be written to"),
-        (["train", "mixture", "train.seed=99999999999999999999"], "train.seed: must be less than 4611686018427387904"),
+        (["train", "mixture", "train.seed=99999999999999999999"], "train.seed: must be less than 4294967296"),
+        (["train", "mixture", "train.seed=4294967301"], "train.seed: must be less than 4294967296"),  # it would be seed 5
         (["train", "mixture", "evaluation.solver=heun"], "evaluation.solver: heun takes eta zero and eta is 1.0"),
         (["sample", "nowhere"], "nowhere: not a run folder"),
         (["evaluate", "nowhere"], "nowhere: not a run folder"),

@@ -462,3 +462,12 @@ def test_the_rate_follows_its_schedule():
 def test_a_prompt_alone_is_no_list_of_prompts():
     with pytest.raises(ValueError, match=r"prompts: must be a list of prompts \(got '01'\); one prompt is \['01'\]"):
         tune(sa.DDPO(), prompts="01", model=own_model(True))
+
+
+def test_a_launcher_of_several_processes_is_refused(monkeypatch):
+    """Each would train the same run: on a CPU accelerate does not see that there are two."""
+    monkeypatch.setenv("WORLD_SIZE", "1")
+    assert tune(sa.DDPO(), iterations=1) is not None
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    with pytest.raises(ValueError, match=r"train\.device: one process trains, and 2 were started"):
+        tune(sa.DDPO(), iterations=1)

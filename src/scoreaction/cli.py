@@ -114,7 +114,7 @@ def sample(
     steps: Annotated[int | None, typer.Option(min=1, help="Default that of the evaluation.")] = None,
     solver: Annotated[str | None, typer.Option(help="See: list solvers.")] = None,
     eta: Annotated[float | None, typer.Option(help="Noise level from 0 (ODE) to 1.")] = None,
-    seed: Annotated[int, typer.Option(min=0, max=2**62, help="Seed of the noise.")] = 0,
+    seed: Annotated[int, typer.Option(min=0, max=2**32 - 1, help="Seed of the noise.")] = 0,
     base: Annotated[bool, typer.Option("--base", help="The pretrained model instead of the tuned one.")] = False,
     output: Annotated[Path | None, output_option("Folder for samples.npz and samples.png; default RUN.")] = None,
 ) -> None:
@@ -133,7 +133,7 @@ def evaluate(
     solver: Annotated[str, typer.Option(help="Solvers, for example ddim,heun.")] = "ddim",
     eta: Annotated[str, typer.Option(help="Noise levels, for example 0,1.")] = "1",
     n: Annotated[int | None, typer.Option("--n", min=2, help="Samples each; default the recipe's.")] = None,
-    seed: Annotated[int | None, typer.Option(min=0, max=2**62, help="Seed of the noise; default the recipe's.")] = None,
+    seed: Annotated[int | None, typer.Option(min=0, max=2**32 - 1, help="Seed of the noise; default the recipe's.")] = None,
     prompts: Annotated[str | None, typer.Option(help="A shipped set or a file instead of the run's own prompts.")] = None,
 ) -> None:
     """Reward, held-out rewards, KL and diversity over a grid of samplers: evaluation.json."""

@@ -41,7 +41,7 @@ class Distill(BaseModel):
     ema: float = Field(0.99, ge=0, lt=1)
     rank: int | None = Field(None, ge=1)
     targets: list[str] | None = None
-    seed: int = Field(0, ge=0, lt=2**62)
+    seed: int = Field(0, ge=0, lt=2**32)
     max_rows: int = Field(4096, ge=1)
 
 

@@ -35,7 +35,7 @@ class Evaluation(BaseModel):
     solver: SolverName = "ddim"
     steps: int = Field(200, ge=1)
     eta: float = Field(1.0, ge=0, le=1)
-    seed: int = Field(1234, ge=0, lt=2**62)
+    seed: int = Field(1234, ge=0, lt=2**32)
     beta: float | None = Field(None, gt=0)
     held_out: list[dict[str, Any]] = []
 

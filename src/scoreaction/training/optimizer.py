@@ -40,7 +40,7 @@ class Train(BaseModel):
     batch: int = Field(256, ge=2)
     lr: float = Field(1e-3, gt=0)
     optimizer: Literal["adam", "adam8bit"] = "adam"
-    seed: int = Field(0, ge=0, lt=2**62)
+    seed: int = Field(0, ge=0, lt=2**32)
     device: str = "auto"
     precision: Literal["fp32", "bf16", "fp16"] = "fp32"
     ema: bool = True

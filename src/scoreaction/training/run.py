@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 from dataclasses import replace
@@ -109,10 +110,13 @@ class Run:
 
     def _place(self) -> None:
         """Puts the model on its device, in its precision, with the rows of its calls."""
-        model = self.model
-        accelerator = Accelerator(cpu=self.train.device == "cpu")
-        if accelerator.num_processes > 1:
-            raise ValueError("train.device: one process trains; start scoreaction without a distributed launcher")
+        model, world = self.model, int(os.environ.get("WORLD_SIZE", "1"))  # of a launcher: on a CPU accelerate sees one of it
+        accelerator = Accelerator(cpu=self.train.device == "cpu") if world == 1 else None
+        if accelerator is None or accelerator.num_processes > 1:
+            count = world if accelerator is None else accelerator.num_processes
+            raise ValueError(
+                f"train.device: one process trains, and {count} were started; start scoreaction without a launcher"
+            )
         model.to(accelerator.device if self.train.device == "auto" else self.train.device)
         # not accelerate's: its precision is one for the whole process, and a second tuner may want another
         dtype = DTYPES[self.train.precision]
