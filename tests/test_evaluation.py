@@ -258,3 +258,25 @@ class Wide(nn.Module):
 def test_what_cannot_be_sampled_is_named(wrong, said):
     with pytest.raises(ValueError, match=said):
         sa.sample(recipe_model(), **{"n": 2, "steps": 2, **wrong})
+
+
+def test_a_prompt_is_encoded_once_however_many_samples_have_it():
+    """Truth: a network that predicts its own condition as x0 gives each sample its prompt's number."""
+    texts = []
+
+    class Echo(nn.Module):
+        def forward(self, x, t, cond):
+            return cond + 0 * x
+
+    def encode(prompts):
+        texts.extend(prompts)
+        return torch.tensor([[float(prompt)] for prompt in prompts])
+
+    made = sa.Model(Echo(), process=sa.VP(), predicts="x0", shape=(1,), encode=encode)
+    x = draw(made, sa.Sampler(steps=3, eta=0.0), 5, spread_prompts(["7", "3"], 5), 0)
+    close(x[:, 0], [7.0, 3.0, 7.0, 3.0, 7.0], atol=1e-5, in_order_of_encoding=[7.0, 3.0, 3.0, 3.0, 3.0])
+    accepts(lambda seen: _equal(seen, ["7", "3"]), texts, each_sample=["7", "3", "7", "3", "7"])
+
+
+def _equal(found, expected):
+    assert found == expected

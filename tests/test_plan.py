@@ -133,7 +133,7 @@ def test_the_planned_memory_and_operations_are_those_of_an_iteration(tmp_path, a
     )  # fmt: skip
     with LiveMemory() as memory:
         next(iter(tuner))
-    before = RESERVE + found["resident"]["frozen weights"] + found["resident"]["encoded prompts"]
+    before = RESERVE + found["resident"]["frozen weights"] + found["resident"]["encoded prompts of a call"]
     planned, worst, without = found["total"] - before, found["passes"][found["worst"]], found["passes"]["sampling"]
     wrong = {"without_graphs": planned - worst + without}
     if algorithm in GRAPHS:

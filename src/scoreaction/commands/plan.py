@@ -201,6 +201,6 @@ def resident_bytes(recipe: Recipe, skeleton: Skeleton) -> dict[str, int]:
     return {
         "frozen weights": frozen + skeleton.vae_bytes,
         "trained weights, gradient, Adam, average": round(trained * (2 + moments + recipe.train.ema)),
-        "encoded prompts": each * (len(prompts) + (recipe.train.max_rows or ROWS)),
+        "encoded prompts of a call": each * (recipe.train.max_rows or ROWS) if prompts else 0,
         "trajectories": states,
     } | ({f"scorers: {', '.join(scorers)}": sum(scorers.values())} if scorers else {})

@@ -215,7 +215,8 @@ class Model:
         return guidance if self.true_cfg is None else self.true_cfg
 
     def _call(self, role: Role, x: Tensor, t: Tensor, conditions: Conditions, *, guidance: float, weight: float) -> Prediction:
-        """The guided prediction of one network call."""
+        """The guided prediction of one network call; the conditions come to its device here."""
+        conditions = map_conditions(lambda c: c.to(x.device), conditions)
         net = {"policy": self.net, "reference": self.reference_net, "consistency": self.consistency_net}[role]
         assert net is not None
         complete = self._with_guidance(conditions, x, guidance)
@@ -238,7 +239,7 @@ class Model:
         return conditions if self.true_cfg is None else {**(conditions or {}), "guidance": x.new_full((len(x),), guidance)}
 
     def conditions(self, prompts: list[Any] | None) -> Conditions:
-        """The network's conditions for these prompts, on its device (None without prompts)."""
+        """The network's conditions for these prompts, on the CPU (None without prompts): a call takes its rows from there."""
         if prompts is None:
             return None
         if self.encode is None:
@@ -247,7 +248,7 @@ class Model:
             encoded = self.encode(prompts)
         except ValueError as error:
             raise ValueError(f"prompts: {str(error).removeprefix('prompts: ')}") from error
-        return map_conditions(lambda c: c.to(self.device), encoded)
+        return map_conditions(Tensor.cpu, encoded)
 
     def lead_away_from(self, negative_prompt: str, *, guidance: float) -> None:
         """Makes guidance lead away from this prompt's condition, not the unconditional one; ValueError without guidance."""

@@ -10,7 +10,6 @@ import torch
 from torch import Tensor
 
 from scoreaction.diffusion.solvers import GridName, SolverName
-from scoreaction.networks.conditions import take
 from scoreaction.networks.model import Model
 from scoreaction.sampling.rollout import Sampler, initial_noise, trajectory
 from scoreaction.types import Predict
@@ -26,6 +25,18 @@ def spread_prompts(prompts: list[Any] | None, n: int) -> list[Any] | None:
         return None
     size = len(prompts)
     return [prompts[i % size if n >= size else i * size // n] for i in range(n)]
+
+
+def distinct_prompts(prompts: list[Any] | None, n: int) -> tuple[list[Any] | None, Tensor]:
+    """The distinct prompts of n samples, so that each is encoded and kept once, and their numbers (n,).
+
+    >>> distinct_prompts(["a", "b", "a"], 3)
+    (['a', 'b'], tensor([0, 1, 0]))
+    """
+    if prompts is None:
+        return None, torch.zeros(n, dtype=torch.long)
+    numbers = {prompt: number for number, prompt in enumerate(dict.fromkeys(prompts))}
+    return list(numbers), torch.tensor([numbers[prompt] for prompt in prompts])
 
 
 @torch.no_grad()
@@ -47,14 +58,15 @@ def x0_in_parts(
     model: Model, sampler: Sampler, n: int, prompts: list[Any] | None, seed: int, *, reference: bool, chunk: int
 ) -> Iterator[Tensor]:
     """Samples of `draw_x0`, at most `chunk` of them at a time."""
-    conditions = model.conditions(prompts)
+    distinct, prompt = distinct_prompts(prompts, n)
+    conditions = model.conditions(distinct)
     predict = model.reference if reference else model.predict
     generator = torch.Generator().manual_seed(seed)
     for start in range(0, n, chunk):
-        rows = torch.arange(start, min(start + chunk, n))
-        policy = partial(predict, conditions=take(conditions, rows), guidance=sampler.guidance)
+        part = prompt[start : start + chunk]
+        policy = partial(predict, conditions=conditions, prompt=part, guidance=sampler.guidance)
         with model.averaged(), model.uncounted():
-            x0 = run(model, sampler, policy, len(rows), generator)
+            x0 = run(model, sampler, policy, len(part), generator)
         yield x0
 
 

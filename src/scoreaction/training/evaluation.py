@@ -19,7 +19,7 @@ from scoreaction.networks.adapters import replaced
 from scoreaction.networks.model import Model
 from scoreaction.rewards import CountedReward
 from scoreaction.rewards._closed_form import QuadraticReward
-from scoreaction.sampling.draw import draw_x0, run, spread_prompts, x0_in_parts
+from scoreaction.sampling.draw import distinct_prompts, draw_x0, run, spread_prompts, x0_in_parts
 from scoreaction.sampling.rollout import Rollout, Sampler, roll_out, unflattened
 from scoreaction.types import Conditions, Prediction
 
@@ -91,10 +91,11 @@ def measure_kl(model: Model, sampler: Sampler, n: int, prompts: list[Any] | None
     """
     noisy = sampler.model_copy(update={"solver": "ddim", "eta": sampler.eta or 1.0})
     n = kl_samples(n, sampler.steps, model.shape)
-    conditions, prompt = model.conditions(spread_prompts(prompts, n)), torch.arange(n)
+    distinct, prompt = distinct_prompts(spread_prompts(prompts, n), n)
+    conditions = model.conditions(distinct)
     generator = torch.Generator().manual_seed(seed)
     with model.averaged(), model.uncounted():
-        policy = partial(model.predict, conditions=conditions, guidance=noisy.guidance)
+        policy = partial(model.predict, conditions=conditions, prompt=prompt, guidance=noisy.guidance)
         rollout = roll_out(model, noisy, policy, prompt, generator, times=noisy.times(model.process))
         states = rollout.steps().states
         flat = model.reference(states.x, states.t, conditions, prompt=states.prompt, guidance=noisy.guidance)
