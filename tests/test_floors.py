@@ -1,6 +1,7 @@
 """Truth: the house. A folder is a floor; imports go strictly down, and the package brings no heavy library with it."""
 
 import ast
+import importlib.util
 import subprocess
 import sys
 from graphlib import CycleError, TopologicalSorter
@@ -114,3 +115,13 @@ def test_the_package_says_where_its_names_are_from() -> None:
 
 def _equal(found: object, expected: object) -> None:
     assert found == expected
+
+
+@pytest.mark.parametrize("name", ["scoreaction.predictions", "scoreaction.pretraining.shapes"])
+def test_a_module_that_pages_named_says_where_it_is(name: str) -> None:
+    with pytest.raises(ModuleNotFoundError, match="has moved to scoreaction"):
+        importlib.import_module(name)
+    with pytest.raises(ModuleNotFoundError, match="No module named"):
+        importlib.import_module("scoreaction.prediction")
+    home = scoreaction._MOVED[".".join(name.split(".")[:2])]
+    assert importlib.util.find_spec(home) is not None

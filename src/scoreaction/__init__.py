@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import sys
 from importlib import import_module
+from importlib.abc import MetaPathFinder
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -67,6 +69,20 @@ _HOMES = {
 """Home of each name: it is imported when it is first used, so that the command line answers before torch does."""
 
 __all__ = [*_HOMES]
+
+
+_MOVED = {"scoreaction.predictions": "scoreaction.diffusion.predictions", "scoreaction.pretraining": "scoreaction.tasks"}
+
+
+class _Moved(MetaPathFinder):
+    """Names the new home of a module that pages named and that has moved."""
+
+    def find_spec(self, fullname: str, path: Any = None, target: Any = None) -> None:
+        if fullname in _MOVED:
+            raise ModuleNotFoundError(f"{fullname} has moved to {_MOVED[fullname]}", name=fullname)
+
+
+sys.meta_path.append(_Moved())  # after all others: it is called for what they do not know
 
 
 def __getattr__(name: str) -> Any:
