@@ -26,7 +26,7 @@ from scoreaction.training.summary import summarise
 class Finetuner(Run):
     """Fine-tunes a model on a reward: iterate over it, one dict of metrics an iteration.
 
-    reward: `fn(samples, conditions) -> (batch,)`, a plain function (black-box) or a `Reward`. prompts: what samples are
+    reward: `fn(samples, prompts) -> (batch,)`, a plain function (black-box) or a `Reward`. prompts: what samples are
     conditioned on, drawn uniformly, or by its weight where one is a `Prompt`. output: the run folder, None writes nothing.
     held_out: rewards that are only reported. online: the reward is an oracle, asked in rounds; training follows a proxy of it.
     ValueError, with the remedy, where the algorithm's needs are not met; TrainingError or RewardError where it fails.
