@@ -434,3 +434,22 @@ def test_the_shipped_one_is_refused_for_other_digits(tmp_path):
     save_file({name: 1.1 * value for name, value in load_file(file).items()}, file, metadata={"format": "pt"})
     with pytest.raises(ValueError, match="made of another model"):
         digits.build(digits.Config(path=tmp_path, consistency="shipped"))
+
+
+class Towards(nn.Module):
+    """A network whose prediction of x0 is the prompt's condition: a path of the ODE ends there."""
+
+    def __init__(self):
+        super().__init__()
+        self.w = nn.Parameter(torch.ones(()))
+
+    def forward(self, x, t, cond):
+        return self.w * cond.expand_as(x)
+
+
+def test_each_state_of_a_path_has_the_prompt_of_the_path():
+    model = sa.Model(
+        Towards(), process=sa.VP(), predicts="x0", shape=(2,), encode=lambda p: torch.tensor([[float(x)] for x in p])
+    )
+    states, ends = sa.Distiller(model, sa.Distill(paths=7, steps=4), prompts=["1", "2", "3"])._states()
+    close(ends[:, 0], states.prompt + 1.0, atol=1e-3, of_the_next_path=states.prompt.roll(1) + 1.0)

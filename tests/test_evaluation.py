@@ -280,3 +280,28 @@ def test_a_prompt_is_encoded_once_however_many_samples_have_it():
 
 def _equal(found, expected):
     assert found == expected
+
+
+class OwnCondition(nn.Module):
+    """A network of which nothing but the prompt's condition can be seen, and that of the policy like its reference's."""
+
+    def __init__(self):
+        super().__init__()
+        self.w = nn.Parameter(torch.ones(()))
+
+    def forward(self, x, t, cond):
+        return self.w * cond.expand_as(x)
+
+
+def test_the_kl_is_between_policy_and_reference_for_the_same_prompt():
+    """A policy that is its reference has none, whatever its prompts say; another prompt's reference is far from it."""
+
+    def kl(reference_of=lambda prompt: prompt):
+        model = sa.Model(
+            OwnCondition(), process=sa.VP(), predicts="v", shape=(2,), encode=lambda p: torch.tensor([[float(x)] for x in p])
+        )
+        own = model.reference
+        model.reference = lambda x, t, c, *, prompt, guidance: own(x, t, c, prompt=reference_of(prompt), guidance=guidance)
+        return measure_kl(model, sa.Sampler(steps=4), 6, ["1", "2", "3"], 0)["kl_nats"]
+
+    close(kl(), 0.0, atol=1e-10, of_the_next_prompt=kl(lambda prompt: prompt.roll(1)))

@@ -154,16 +154,21 @@ def test_figures_of_several_updates_are_averaged():
     close(here.learn(updates(), 0, equal=False)["figure"], 6.0, by_rows=7.0, last=8.0, summed=12.0)
 
 
-@pytest.mark.parametrize("wrong", [("policy", []), None, Term(1, lambda numbers: (numbers, {}))], ids=["tuple", "None", "Term"])
+NO_UPDATES = [("policy", []), None, Term(1, lambda numbers: (numbers, {})), Update("policy", []), Update("policy", [3])]
+
+
+@pytest.mark.parametrize("wrong", NO_UPDATES, ids=["tuple", "None", "Term", "no terms", "number"])
 def test_what_is_no_update_is_refused_with_words(wrong):
     def updates(value):
         yield value
 
-    message = rf"updates must yield Update\(network, \[Term\(rows, loss\)\]\), and gave {type(wrong).__name__}"
+    message = r"updates must yield Update\(network, \[Term\(rows, loss\), \.\.\.\]\), and gave "
     with pytest.raises(TypeError, match=message):
         optimisation().learn(updates(wrong), 0, equal=False)
     here = optimisation()
     here.learn(updates(two_terms(here.model.net)), 0, equal=False)
+    with pytest.raises(TypeError, match="updates must be a generator, `yield Update\\(...\\)`, and gave list"):
+        here.learn([two_terms(here.model.net)], 0, equal=False)
 
 
 @pytest.mark.parametrize("network", ["policy", "critic"])

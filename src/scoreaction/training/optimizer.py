@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import importlib.util
 import math
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 from typing import Any, Literal
 
 import torch
 from pydantic import BaseModel, ConfigDict, Field
 from torch import Tensor, nn
 
-from scoreaction.algorithms._learner import Largest, Update, Updates
+from scoreaction.algorithms._learner import Largest, Term, Update, Updates
 from scoreaction.networks.model import Model
 
 NO_GRADIENT = "check that the network's output depends on them, and that nothing detaches it"
@@ -118,6 +118,8 @@ class Optimisation:
 
     def _figures(self, updates: Updates, iteration: int) -> Iterator[tuple[Update, dict[str, float]]]:
         """Yields each update with its figures after its backward passes; the algorithm gets them after the step."""
+        if not isinstance(updates, Generator):
+            raise TypeError(f"updates must be a generator, `yield Update(...)`, and gave {type(updates).__name__}")
         figures: dict[str, float] | None = None
         while True:
             try:
@@ -132,8 +134,8 @@ class Optimisation:
 
         Returns the figures of all rows: their mean, or the largest where it is asked for.
         """
-        if not isinstance(update, Update):
-            raise TypeError(f"updates must yield Update(network, [Term(rows, loss)]), and gave {type(update).__name__}")
+        if not isinstance(update, Update) or not update.terms or not all(isinstance(term, Term) for term in update.terms):
+            raise TypeError(f"updates must yield Update(network, [Term(rows, loss), ...]), and gave {update!r}")
         if update.network not in self.optimisers:
             raise ValueError(f"updates: {update.network!r} is not trained; choose from {', '.join(self.optimisers)}")
         figures: dict[str, float] = {}
