@@ -1,15 +1,17 @@
 """Truth: networks that were never adapted, and autograd without checkpointing. Policy, reference and consistency do not mix."""
 
 import copy
+import pickle
 
 import pytest
 import torch
 from torch import nn
 from torch.utils.checkpoint import CheckpointError, checkpoint
 from twins import F64, accepts, close, f64
+from twins import same as equal
 
 import scoreaction as sa
-from scoreaction.networks.adapters import Adapters, LoraShape, base_tensors, without_adapters
+from scoreaction.networks.adapters import Adapters, LoraShape, base_modules, base_tensors, find_targets, without_adapters
 from scoreaction.networks.model import Model
 
 peft = pytest.importorskip("peft")
@@ -141,7 +143,7 @@ def test_refusals():
     assert not model.has_consistency
     with pytest.raises(ValueError, match=r"model\.consistency: .*scoreaction distill"):
         model.consistency(X, T)
-    with pytest.raises(ValueError, match="no module"):
+    with pytest.raises(ValueError, match="names no linear layer"):
         model.add_consistency(LoraShape(2, 2, ["attention"]))
     model.add_consistency(TWO)
     assert model.has_consistency
@@ -154,7 +156,7 @@ def test_ranks_by_module():
     net = Net()
     base = copy.deepcopy(net)
     adapters = Adapters(net)
-    shape = LoraShape(2, 4.0, r"first|middle", ranks={"middle": 3})
+    shape = LoraShape(2, 4.0, ["first", "middle"], ranks={"middle": 3})
     parameters = adapters.add("consistency", shape)
     move(parameters, 3)
     x = torch.randn(4, 16)
@@ -163,3 +165,128 @@ def test_ranks_by_module():
     by_hand = lambda scale: (base.middle(x) + scale * x @ A.T @ B.T).detach()  # noqa: E731
     found = adapters.call("consistency", net.middle, x).detach()
     close(found, by_hand(2.0), atol=1e-5, unscaled=by_hand(1.0), alpha_of_another_rank=by_hand(4 / 3))
+
+
+class Read(nn.Module):
+    """x (batch, 4, 2) through a layer whose weights something reads that never calls the layer."""
+
+    def __init__(self, kind):
+        super().__init__()
+        with torch.random.fork_rng():
+            torch.manual_seed(0)
+            self.first, self.last = nn.Linear(3, 16), nn.Linear(16, 2)
+            self.middle = {
+                "fused": lambda: nn.TransformerEncoder(nn.TransformerEncoderLayer(16, 2, 32, batch_first=True), 2),
+                "attention": lambda: nn.MultiheadAttention(16, 2, batch_first=True),
+                "functional": lambda: nn.Linear(16, 16),
+                "convolution": lambda: nn.Conv1d(16, 16, 3, padding=1),
+            }[kind]()
+        self.kind = kind
+
+    def forward(self, x, t, cond):
+        h = self.first(torch.cat([x, t[:, None, None].expand(-1, 4, 1)], -1))
+        if self.kind == "attention":
+            h = self.middle(h, h, h)[0]
+        elif self.kind == "functional":
+            h = nn.functional.linear(h, self.middle.weight, self.middle.bias)
+        elif self.kind == "convolution":
+            h = nn.functional.conv1d(h.mT, self.middle.weight, self.middle.bias, padding=1).mT
+        else:
+            h = self.middle(h)
+        return self.last(torch.tanh(h))
+
+
+@pytest.mark.parametrize("kind", ["fused", "attention", "functional", "convolution"])
+def test_what_samples_is_what_trains_where_weights_are_read_past_forward(kind):
+    """Truth: the plain network with `W + alpha/rank B A` written into its weights. Twin: peft's own layers."""
+    x, sees = torch.randn(5, 4, 2, generator=torch.Generator().manual_seed(1)), Read(kind).eval()
+    targets = list(base_modules(sees))
+    targets = [name for name in targets if isinstance(sees.get_submodule(name), (nn.Linear, nn.Conv1d))]
+
+    def outputs(spoil=False):
+        with torch.random.fork_rng():
+            torch.manual_seed(0)
+            model = Model(Read(kind), process=sa.VP(), predicts="v", shape=(4, 2), lora_rank=2, lora_targets=targets)
+        move(model.parameters, 1)
+        if spoil:
+            for layer in model.adapters.layers:
+                layer.__class__ = type(layer).__mro__[1]
+        with torch.no_grad():
+            sampled, pretrained = model.predict(x, T).eps, model.reference(x, T).eps
+        trained = model.predict(x, T).eps
+        gradients = torch.autograd.grad(trained.sum(), list(model.parameters.values()), allow_unused=True)
+        reached = sum(g is not None and bool(g.any()) for g in gradients) / len(gradients)
+        return model, sampled, trained.detach(), pretrained, reached
+
+    model, sampled, trained, pretrained, reached = outputs()
+    by_hand = copy.deepcopy(sees)
+    for name in targets:
+        parts = [model.parameters[f"{name}.lora_{part}.default.weight"].detach() for part in "BA"]
+        weight = by_hand.get_submodule(name).weight.data
+        weight += (parts[0].flatten(1) @ parts[1].flatten(1)).view_as(weight)
+    truth, base = (
+        Model(net, process=sa.VP(), predicts="v", shape=(4, 2)).predict(x, T).eps.detach() for net in (by_hand, sees)
+    )
+    _, peft_sampled, peft_trained, _, peft_reached = outputs(spoil=True)
+    close(sampled, truth, atol=1e-5, base=base, peft=peft_sampled)
+    close(trained, truth, atol=1e-5, base=base, **({} if kind == "fused" else {"peft": peft_trained}))
+    close(pretrained, base, atol=1e-5, adapted=truth)
+    for copied in (copy.deepcopy(model.net), pickle.loads(pickle.dumps(model.net))):
+        output = copied(x, torch.full((5,), 0.4), None).detach()
+        close(
+            output,
+            model.net(x, torch.full((5,), 0.4), None).detach(),
+            atol=1e-6,
+            base=sees(x, torch.full((5,), 0.4), None).detach(),
+        )
+    equal(reached, 1.0, peft=peft_reached)
+
+
+class Ends(nn.Module):
+    """Names that end alike."""
+
+    def __init__(self):
+        super().__init__()
+        self.block, self.out, self.rest = nn.Module(), nn.Linear(16, 2), nn.Module()
+        self.block.out, self.block.to_q, self.rest.to_q = nn.LayerNorm(16), nn.Linear(3, 16), nn.Conv1d(3, 16, 1)
+        self.rest.out, self.rest.attention = nn.Linear(16, 16), nn.MultiheadAttention(16, 2)
+
+    def forward(self, x, t, cond):
+        return self.out(self.block.out(self.block.to_q(torch.cat([x, t[:, None]], 1))))
+
+
+def test_names_that_end_alike_are_told_apart():
+    net, every = Ends(), ["block.to_q", "out", "rest.attention.out_proj", "rest.out"]
+    equal(find_targets(net, ["out"]), ["out"], endings=["block.out", "out", "rest.out"], layers=["out", "rest.out"])
+    equal(find_targets(net, ["to_q", "rest.out"]), ["block.to_q", "rest.to_q", "rest.out"], linear=["block.to_q", "rest.out"])
+    model = Model(net, process=sa.VP(), predicts="v", shape=(2,), lora_rank=2)
+    equal(sorted(name.partition(".lora_A")[0] for name in model.parameters if "lora_A" in name), sorted(every), one=["out"])
+    equal(find_targets(net, ["to_q"]), ["block.to_q", "rest.to_q"], wrapped=["block.to_q.base_layer", "rest.to_q"])
+    for wrong, hint in (["block.out"], "choose from out"), (["rest.attention"], "choose from"), (["to_w"], "did you mean to_q"):
+        with pytest.raises(ValueError, match=rf"lora_targets: '{wrong[0]}' names no linear layer or convolution.*{hint}"):
+            find_targets(net, wrong)
+    with pytest.raises(ValueError, match=r"lora_targets: must be a list of names \(got 'out'\); one name is \['out'\]"):
+        Model(Ends(), process=sa.VP(), predicts="v", shape=(2,), lora_rank=2, lora_targets="out")
+
+
+@pytest.mark.parametrize("rank", [None, 2])
+@pytest.mark.parametrize("state", ["on", "off", "merged"])
+def test_a_lora_of_the_users_own_is_refused_until_it_is_in_the_weights(rank, state):
+    """Truth: peft's own call of the network. Twin: the network without that LoRA."""
+    net = peft.get_peft_model(Net(), peft.LoraConfig(r=2, target_modules=["middle"]), adapter_name="style")
+    move({name: p for name, p in net.named_parameters() if "lora_" in name}, 3)
+    truth = net(X, torch.full((5,), 0.4), None).detach()
+    own = net.base_model.model
+    if state == "off":
+        net.base_model.disable_adapter_layers()
+    if state == "merged":
+        net.merge_adapter()
+    before = own(X, torch.full((5,), 0.4), None).detach()
+    with pytest.raises(ValueError, match=r"net: it already has an adapter \(style at middle\); load .*anew.*merge_and_unload"):
+        Model(own, process=sa.VP(), predicts="v", shape=(2,), lora_rank=rank)
+    accepts(same(before), own(X, torch.full((5,), 0.4), None).detach(), moved=before + 1)
+    if state == "on":
+        model = Model(net.merge_and_unload(), process=sa.VP(), predicts="v", shape=(2,), lora_rank=rank)
+        bare = Net()(X, torch.full((5,), 0.4), None).detach()
+        for role_net in (model.net, model.reference_net):
+            close(role_net(X, torch.full((5,), 0.4), None).detach(), truth, atol=1e-6, without=bare)

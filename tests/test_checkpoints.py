@@ -191,7 +191,7 @@ def test_saved_weights_are_the_averaged_ones_and_load_back(tmp_path):
     assert torch.equal(sa.sample(other, n=8, steps=4), sa.sample(tuner.model, n=8, steps=4))
     with pytest.raises(ValueError, match="give the folder that save wrote"):
         load_weights(other, tmp_path)
-    stranger = sa.Model(torch.nn.Linear(2, 2), process=sa.VP(), predicts="eps", shape=(2,))
+    stranger = sa.gaussian_mixture.build(sa.gaussian_mixture.Config())
     with pytest.raises(ValueError, match="belongs to another network"):
         load_weights(stranger, tmp_path / "out")
 

@@ -8,26 +8,31 @@ import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from functools import cache
 from typing import Any, Literal, cast
 
 from torch import Tensor, nn
 
+from scoreaction.errors import nearest
+
 Role = Literal["policy", "reference", "consistency"]
 NAMES: dict[Role, str] = {"policy": "default", "consistency": "consistency"}
 """Names of the roles' adapters in peft; the reference has none."""
+LAYERS = (nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d)
+"""Layers that LoRA can change."""
 
 
 @dataclass(frozen=True)
 class LoraShape:
     """Placement and size of a LoRA adapter, `W + alpha/rank B A`.
 
-    targets: names of modules, or the endings of names; a single text is a regular expression of whole names. ranks: ranks
-    that differ from `rank`, by the module's whole name; their alpha is scaled so that alpha/rank is the same everywhere.
+    targets: names of linear layers and convolutions; one that is no layer's name means all layers whose names end so. ranks:
+    ranks that differ from `rank`, by the module's whole name; their alpha is scaled so that alpha/rank is the same everywhere.
     """
 
     rank: int
     alpha: float
-    targets: Sequence[str] | str
+    targets: Sequence[str]
     ranks: Mapping[str, int] = field(default_factory=dict)
 
 
@@ -38,13 +43,14 @@ class Adapters:
     """
 
     def __init__(self, net: nn.Module) -> None:
+        refuse_adapters(net)
         self.net = net
         self.layers: list[Any] = []
 
     def add(self, role: Role, shape: LoraShape) -> dict[str, nn.Parameter]:
         """Adds an adapter with B = 0, which changes nothing yet, and returns its parameters by name, in float32.
 
-        The `requires_grad` of all other parameters stays as it is. ValueError if no module matches the targets.
+        The `requires_grad` of all other parameters stays as it is. ValueError for a target that names no layer.
         """
         from peft import LoraConfig, inject_adapter_in_model
         from peft.tuners.tuners_utils import BaseTunerLayer
@@ -53,19 +59,17 @@ class Adapters:
         config = LoraConfig(
             r=shape.rank,
             lora_alpha=cast(int, shape.alpha),
-            target_modules=shape.targets if isinstance(shape.targets, str) else list(shape.targets),
+            target_modules="|".join(map(re.escape, find_targets(self.net, shape.targets))),
             init_lora_weights="gaussian",
             rank_pattern={f"^{re.escape(name)}": rank for name, rank in shape.ranks.items()},
             alpha_pattern={f"^{re.escape(n)}": cast(int, r * shape.alpha / shape.rank) for n, r in shape.ranks.items()},
         )
-        try:
-            with warnings.catch_warnings():
-                warnings.filterwarnings("ignore", message="Already found a `peft_config`")  # a second adapter is meant
-                inject_adapter_in_model(config, self.net, adapter_name=NAMES[role])
-        except ValueError as error:
-            message = f"lora_targets: no module of the network matches {shape.targets}; see net.named_modules()"
-            raise ValueError(message) from error
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", message="Already found a `peft_config`")  # a second adapter is meant
+            inject_adapter_in_model(config, self.net, adapter_name=NAMES[role])
         self.layers = [m for m in self.net.modules() if isinstance(m, BaseTunerLayer)]
+        for layer in self.layers:
+            layer.__class__ = _with_whole_weight(layer.__class__)
         for p in self.net.parameters():
             p.requires_grad_(trains.get(id(p), True))
         for p in self.parameters(role).values():
@@ -109,6 +113,69 @@ class Adapters:
             layer._active_adapter = [NAMES.get(role, NAMES["policy"])]
 
 
+@cache
+def _with_whole_weight(kind: type) -> type:
+    """The class of LoRA layers whose `weight` is `W + alpha/rank B A` of the adapter that is on, and not W alone.
+
+    Some code reads weights and never calls the layer: torch's fused transformer layers, the output of its attention.
+    """
+
+    def weight(layer: Any) -> Tensor:
+        base = layer.get_base_layer().weight
+        on = [] if layer.disable_adapters or not base.is_floating_point() else layer.active_adapters
+        return sum((layer.get_delta_weight(name).to(base) for name in on if name in layer.r), base)
+
+    copies = {"__reduce_ex__": lambda layer, _: (_without_state, (kind,), vars(layer))}  # pickle knows no class made here
+    return kind if "weight" in vars(kind) else type(kind.__name__, (kind,), {"weight": property(weight), **copies})
+
+
+def _without_state(kind: type) -> Any:
+    made: Any = _with_whole_weight(kind)
+    return made.__new__(made)
+
+
+def find_targets(net: nn.Module, targets: Sequence[str], *, key: str = "lora_targets") -> list[str]:
+    """Names of the layers that LoRA targets mean; ValueError, naming `key`, for a target that names none.
+
+    >>> find_targets(nn.ModuleDict({"out": nn.Linear(2, 2), "block": nn.ModuleDict({"out": nn.LayerNorm(2)})}), ["out"])
+    ['out']
+    """
+    names = dict.fromkeys(name for name, module in base_modules(net).items() if isinstance(module, LAYERS))
+    found = {t: [t] if t in names else [name for name in names if name.endswith(f".{t}")] for t in targets}
+    for target, matches in found.items():
+        if not matches:
+            ends = {name.removesuffix(".0").rpartition(".")[2] + (".0" if name.endswith(".0") else "") for name in names}
+            hint = nearest(target, {end for end in ends if not end[:1].isdigit()} or names)
+            raise ValueError(f"{key}: {target!r} names no linear layer or convolution of the network; {hint}")
+    return list(dict.fromkeys(name for matches in found.values() for name in matches))
+
+
+def refuse_adapters(net: nn.Module) -> None:
+    """Raises ValueError for a network that has adapters: they would be taken for the model's own, and switched with them."""
+    for name, module in net.named_modules():
+        if hasattr(module, "base_layer") and hasattr(module, "active_adapters"):
+            raise ValueError(
+                f"net: it already has an adapter ({', '.join(module.active_adapters)} at {name}); load the network or pipeline"
+                " anew, or, for a LoRA of your own, merge it into the weights and remove its layers (diffusers: fuse_lora() and"
+                " unload_lora_weights(); peft: merge_and_unload())"
+            )
+
+
+def frozen(net: nn.Module) -> nn.Module:
+    """A copy of a network, frozen and in evaluation mode; ValueError, with the remedy, where there can be none."""
+    for module in net.modules():
+        for name, value in vars(module).items():
+            if isinstance(value, Tensor) and not value.is_leaf:  # such as weight_norm's weight, which a hook makes anew
+                setattr(module, name, value.detach())
+    try:
+        return copy.deepcopy(net).requires_grad_(False).eval()
+    except Exception as error:
+        raise ValueError(
+            f"net: the frozen reference is a copy, and copy.deepcopy fails ({type(error).__name__}: {error}); take out what"
+            " cannot be copied, or set lora_rank: LoRA needs no copy"
+        ) from error
+
+
 def base_modules(net: nn.Module) -> dict[str, nn.Module]:
     """Modules of a network by their names without adapters; those of the adapters are left out."""
     return {
@@ -130,7 +197,7 @@ def base_tensors(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
 
 def without_adapters(net: nn.Module) -> nn.Module:
     """Copies a network as it was before adapters were added, frozen and in evaluation mode."""
-    copied = copy.deepcopy(net).requires_grad_(False).eval()
+    copied = frozen(net)
     for name, module in list(copied.named_modules()):
         if hasattr(module, "base_layer"):
             parent, _, child = name.rpartition(".")

@@ -31,7 +31,7 @@ class LoraWeights:
         """Placement and size of the adapter that holds these weights, with alpha = rank."""
         ranks = {module: a.shape[0] for module, a in self.A.items()}
         rank = max(ranks.values())
-        return LoraShape(rank, rank, "|".join(map(re.escape, self.A)), ranks=ranks)
+        return LoraShape(rank, rank, list(self.A), ranks=ranks)
 
     def onto(self, modules: Iterable[str], path: Path) -> LoraWeights:
         """Renames the weights after a network's modules; ValueError if a module is not among them, or not just once."""

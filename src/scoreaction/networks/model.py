@@ -2,20 +2,23 @@
 
 from __future__ import annotations
 
-import copy
+import gc
+import inspect
+import re
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+from weakref import WeakSet
 
 import torch
 from torch import Tensor, nn
 
 from scoreaction.diffusion.predictions import PredictionBuffer, Predicts, expand, to_prediction
 from scoreaction.diffusion.processes import Process
-from scoreaction.networks.adapters import Adapters, LoraShape, Role, base_modules, replaced, without_adapters
+from scoreaction.networks.adapters import Adapters, LoraShape, Role, base_modules, frozen, replaced, without_adapters
 from scoreaction.networks.conditions import concatenate, map_conditions, take
 from scoreaction.types import Conditions, Prediction
 
@@ -36,13 +39,15 @@ class Model:
 
     `net(x, t, cond) -> tensor`: x (batch, *shape), t (batch,) in [0, 1] with 0 data and 1 noise, cond None or what
     `encode` gives. `predicts` names what comes out: x0, eps, score, v or velocity. Without `lora_rank` all parameters
-    train and the reference is a frozen copy; with it LoRA layers train and the reference is the net with them off.
+    train and the reference is a frozen copy; with it LoRA layers train and the reference is the net with them off. The net is
+    put in evaluation mode, now and for training: no dropout, and batch norm by its running statistics.
 
     `encode(prompts) -> conditions`; `null` one row of the unconditional condition, for guidance; `decode(x0) ->
     samples` maps to what rewards see (images in [0, 1]); `features(samples) -> (batch, F)` is what diversity is measured
     in; `law` is the exact data law where it is known; `export(folder)` writes what other libraries load. A network that
     takes guidance as an input (distilled) is given `true_cfg`: `guidance` then reaches it as conditions["guidance"], and
-    true_cfg weighs both halves. ValueError for an unknown `predicts` or a bad LoRA target.
+    true_cfg weighs both halves. ValueError for an unknown `predicts`, a bad LoRA target, and a net that is called otherwise,
+    cannot be copied, has adapters of its own, or is the policy of another model.
 
     >>> net = lambda x, t, cond: x
     >>> class Identity(nn.Module):
@@ -79,18 +84,22 @@ class Model:
                 f"predicts: {predicts} says nothing of the sample at t = 1, where alpha of {type(process).__name__} is 0;"
                 " use a network that predicts velocity, v or x0"
             )
-        self.net, self.process, self.predicts, self.shape = net, process, predicts, tuple(shape)
+        if lora_rank is not None and lora_rank < 1:
+            raise ValueError(f"lora_rank: must be at least 1 (got {lora_rank}); leave it out to train all parameters")
+        if isinstance(lora_targets, str):
+            raise ValueError(f"lora_targets: must be a list of names (got {lora_targets!r}); one name is [{lora_targets!r}]")
+        self.net, self.process, self.predicts, self.shape = net.eval(), process, predicts, tuple(shape)
         self.encode, self.null, self.law, self.true_cfg, self.export = encode, null, law, true_cfg, export
         self.decode = decode or (lambda x0: x0)
         self.features = features or (lambda samples: samples.flatten(1))
-        self.reference_net = copy.deepcopy(net).requires_grad_(False).eval() if lora_rank is None else net
+        self.reference_net = frozen(net) if lora_rank is None else net
+        self.double = {p.dtype for p in net.parameters()} == {torch.float64}
         self.adapters = Adapters(self.reference_net)
+        check_net(net)
         self.lora: LoraShape | None = None
         self.functions = [name for name, function in (("encode", encode), ("decode", decode)) if function is not None]
         """Functions that it was built with, which no file can hold, by the names of their arguments."""
         if lora_rank is not None:
-            if lora_rank < 1:
-                raise ValueError(f"lora_rank: must be at least 1 (got {lora_rank}); leave it out to train all parameters")
             chosen = list(lora_targets or [name for name, m in base_modules(net).items() if isinstance(m, nn.Linear)])
             if not chosen:
                 raise ValueError("lora_targets: the network has no linear layer; name the modules that LoRA should change")
@@ -113,6 +122,7 @@ class Model:
         self.guidance, self.grid = 1.0, "power"
         self.prompts: list[Any] | None = None
         """Guidance, grid and prompts of its training, and the defaults of `sample`."""
+        _MODELS.add(self)
 
     @property
     def device(self) -> torch.device:
@@ -223,17 +233,39 @@ class Model:
 
         def output(x: Tensor) -> Tensor:
             if weight == 1.0:
-                return net(x, t.to(x.dtype), complete)
+                return self._evaluate(net, x, t, complete)
             null = map_conditions(lambda n, c: n.to(c).expand_as(c), self.null, conditions)
             everything = concatenate(self._with_guidance(null, x, guidance), complete)
-            unconditional, conditional = net(torch.cat([x, x]), torch.cat([t, t]).to(x.dtype), everything).chunk(2)
+            unconditional, conditional = self._evaluate(net, torch.cat([x, x]), torch.cat([t, t]), everything).chunk(2)
             return unconditional + weight * (conditional - unconditional)
 
         with self.autocast():
             y = self.adapters.call(role, output, x) if net is self.adapters.net else output(x)
+        return to_prediction(self.process, self.predicts, x, t, y.to(x.dtype))
+
+    def _evaluate(self, net: nn.Module, x: Tensor, t: Tensor, conditions: Conditions) -> Tensor:
+        """The output of a network at (x, t); one in float64 gets all in float64, any other x and t in the dtype of x."""
+        width = torch.float64 if self.double else x.dtype
+        if self.double:
+            conditions = map_conditions(lambda c: c.to(width) if c.is_floating_point() else c, conditions)
+        try:
+            y = net(x.to(width), t.to(width), conditions)
+        except RuntimeError as error:
+            kinds = ", ".join(sorted({str(p.dtype) for p in net.parameters()} - {str(width)}))
+            if not kinds or not re.search(r"\bd?type\b", str(error)):
+                raise
+            raise ValueError(
+                f"net: its weights are in {kinds}, and x and t come in {width} ({error}); convert them in its forward, or call"
+                " net.float() before the model is built (train.precision sets half precision)"
+            ) from error
+        if not isinstance(y, Tensor):
+            raise ValueError(
+                f"net: {type(net).__name__} returned a {type(y).__name__}, not a tensor of x's shape; wrap it in a module whose"
+                " forward(x, t, cond) returns its output[0], or .sample, at its own time (t is 0 at data and 1 at noise)"
+            )
         if y.shape != x.shape:
             raise ValueError(f"the network returned shape {tuple(y.shape)} for x of shape {tuple(x.shape)}; they must be equal")
-        return to_prediction(self.process, self.predicts, x, t, y.to(x.dtype))
+        return y
 
     def _with_guidance(self, conditions: Conditions, x: Tensor, guidance: float) -> Conditions:
         return conditions if self.true_cfg is None else {**(conditions or {}), "guidance": x.new_full((len(x),), guidance)}
@@ -286,3 +318,30 @@ class Model:
             yield
         finally:
             self.evaluations = kept
+
+
+_MODELS: WeakSet[Model] = WeakSet()
+"""The models that are in use."""
+
+
+def check_net(net: nn.Module) -> None:
+    """Raises ValueError for a network that is not called as `net(x, t, cond)`, or that another model trains."""
+    try:
+        signature = inspect.signature(net.forward)
+        signature.bind(None, None, None)
+    except TypeError as error:
+        raise ValueError(
+            f"net: it is called as net(x, t, cond), and {type(net).__name__}.forward{signature} is not; give it three arguments"
+            " (cond=None, where it has no conditions), or wrap it"
+        ) from error
+    if _trained(net):
+        gc.collect()  # a model that is no longer used may not be gone yet
+    if _trained(net):
+        raise ValueError(
+            "net: another model trains it already, and would move this policy too; load it anew, or give a copy.deepcopy of it"
+        )
+
+
+def _trained(net: nn.Module) -> bool:
+    trained = {id(p) for model in _MODELS for p in model.parameters.values()}
+    return any(id(p) in trained for p in net.parameters())
