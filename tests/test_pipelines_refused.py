@@ -180,7 +180,7 @@ def test_a_folder_that_cannot_be_used_is_refused_in_one_line(what: str, refused:
 def test_settings_that_do_not_fit_are_refused_in_one_line(refused: Callable[..., str]) -> None:
     assert refused(model={"path": "/no/such/folder"}).startswith("model.path: /no/such/folder: no such folder")
     said = refused(model={"lora_targets": ["to_q", "to_w"]})
-    assert said == "model.lora_targets: 'to_w' names no layer of the network; did you mean to_v?", said
+    assert said == "model.lora_targets: 'to_w' names no linear layer or convolution of the network; did you mean to_v?", said
     assert refused(model={"height": 17}) == "model.height: must be a multiple of 2 (got 17)"
     assert refused(model={"true_cfg": 2.0}).startswith("model.true_cfg: only a network with guidance as an input")
     assert refused(model={"dtype": "fp16"}).startswith("train.precision: gradients through fp16 weights vanish")
@@ -191,6 +191,60 @@ def test_settings_that_do_not_fit_are_refused_in_one_line(refused: Callable[...,
     said = refused(sampler={"negative_prompt": "a very long prompt about a cat"})
     assert said.startswith("sampler.negative_prompt: 'a very long prompt about a cat' has 26 tokens by tokenizer and"), said
     assert refused(sampler={"steps": 2000}).startswith("sampler.steps: the scheduler's table has 1000 steps, got 2000")
+
+
+@pytest.mark.parametrize("rank", [None, 2])
+@pytest.mark.parametrize("targets", [["conv1"], ["to_q", "to_v"]])
+def test_a_style_lora_is_refused_until_it_is_fused_and_then_kept(targets: list[str], rank: int | None) -> None:
+    """Truth: the user's own network with its LoRA on, to rounding. Twin: the network without."""
+    from peft import LoraConfig
+
+    pipeline, bare = tiny_pipelines.build("sd"), build_from_pipeline(tiny_pipelines.build("sd"))
+    pipeline.unet.add_adapter(LoraConfig(r=2, target_modules=targets), adapter_name="style")
+    generator = torch.Generator().manual_seed(1)
+    for name, p in pipeline.unet.named_parameters():
+        if "lora_" in name:
+            p.data = 0.5 * torch.randn(p.shape, generator=generator)
+    x, t, text = torch.randn(2, 4, 8, 8), torch.tensor([400, 700]), pipeline.encode_prompt(["an owl"] * 2, "cpu", 1, False)[0]
+    truth = pipeline.unet(x, t, text).sample.detach()
+    for remedy in (pipeline.fuse_lora, pipeline.unload_lora_weights):
+        with pytest.raises(ValueError, match=r"net: it already has an adapter \(style at .*load .*anew.*unload_lora_weights"):
+            build_from_pipeline(pipeline, lora_rank=rank)
+        remedy()
+    model = build_from_pipeline(pipeline, lora_rank=rank)
+
+    def same(found: torch.Tensor) -> None:
+        assert float((found - truth).abs().max()) < 1e-5
+
+    for net in (model.net, model.reference_net):
+        accepts(same, net.core(x, t, text).sample.detach(), bare=bare.net.core(x, t, text).sample.detach())  # type: ignore
+
+
+def test_a_pipeline_serves_one_model_and_its_attention_is_not_fused() -> None:
+    pipeline = tiny_pipelines.build("sd")
+    model = build_from_pipeline(pipeline)
+    with pytest.raises(ValueError, match=r"net: it already has an adapter \(default at .*load the network or pipeline anew"):
+        build_from_pipeline(pipeline)
+    del model
+    with pytest.raises(ValueError, match="net: it already has an adapter"):
+        build_from_pipeline(pipeline, lora_rank=None)
+    pipeline = tiny_pipelines.build("sd")
+    pipeline.fuse_qkv_projections()
+    for rank in (4, None):
+        with pytest.raises(ValueError, match=r"net: its attention is fused.*load the pipeline anew"):
+            build_from_pipeline(pipeline, lora_rank=rank)
+
+    def all_learn(learns: list[bool]) -> None:
+        assert all(learns)
+
+    def gradients(*, fused: bool) -> list[bool]:
+        model = build_from_pipeline(tiny_pipelines.build("sd"))
+        if fused:
+            model.net.core.fuse_qkv_projections()  # type: ignore[operator, union-attr]
+        model.predict(torch.randn(2, 4, 8, 8), torch.tensor(0.5)).eps.sum().backward()
+        return [p.grad is not None for p in model.parameters.values()]
+
+    accepts(all_learn, gradients(fused=False), fused=gradients(fused=True))
 
 
 def test_libraries_that_load_say_nothing_within_quiet() -> None:

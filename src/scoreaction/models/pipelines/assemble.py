@@ -10,11 +10,11 @@ from typing import Any, NamedTuple, cast
 
 from torch import Tensor, nn
 
-from scoreaction.errors import nearest
 from scoreaction.models.pipelines.decoding import Decoder, small_pictures, to_unit
 from scoreaction.models.pipelines.families import FAMILIES, Geometry, clamp_tokenizers, geometry, limits, network, unconditional
 from scoreaction.models.pipelines.networks import PipelineNet
 from scoreaction.models.pipelines.text import TextEncoding
+from scoreaction.networks.adapters import LoraShape, find_targets
 from scoreaction.networks.model import Model
 
 LORA_FILE = "pytorch_lora_weights.safetensors"
@@ -88,7 +88,11 @@ def assemble(
         raise ValueError("model.true_cfg: only a network with guidance as an input takes it (FLUX.1 dev); set sampler.guidance")
     targets = list(options.lora_targets or FAMILIES[kind].targets)
     if options.lora_rank is not None:
-        check_targets(core, targets)
+        find_targets(core, targets, key="model.lora_targets")
+    if any(getattr(module, "fused_projections", False) for module in core.modules()):
+        raise ValueError(
+            "net: its attention is fused, which neither LoRA nor a saved pipeline can hold; load the pipeline anew"
+        )
     net, process, predicts = network(kind, core, scheduler, form)
     core.requires_grad_(options.lora_rank is None).eval()
     model = Model(
@@ -119,17 +123,6 @@ def family_of(kind: str) -> Any:
     if kind not in FAMILIES:
         raise ValueError(f"model.path: a {kind} is not supported; take {', '.join(FAMILIES)}")
     return FAMILIES[kind]
-
-
-def check_targets(core: nn.Module, targets: Sequence[str]) -> None:
-    """ValueError for a target that names no module which LoRA can change."""
-    kinds = (nn.Linear, nn.Conv2d)
-    names = [name for name, module in core.named_modules() if isinstance(module, kinds)]
-    for target in targets:
-        if not any(name == target or name.endswith("." + target) for name in names):
-            ends = {name.removesuffix(".0").rpartition(".")[2] + (".0" if name.endswith(".0") else "") for name in names}
-            known = {end for end in ends if not end[:1].isdigit()}
-            raise ValueError(f"model.lora_targets: {target!r} names no layer of the network; {nearest(target, known)}")
 
 
 def _encoding(pipeline: Any, kind: str, core: nn.Module) -> TextEncoding | None:
@@ -173,7 +166,7 @@ def export(model: Model, pipeline: Any, folder: Path) -> None:
     settings = {
         f"{component}.{key}": sorted(value) if isinstance(value, set) else value
         for key, value in cast(Any, model.net).peft_config["default"].to_dict().items()
-    }
+    } | {f"{component}.target_modules": sorted(cast(LoraShape, model.lora).targets)}
     folder.mkdir(parents=True, exist_ok=True)
     metadata = {"format": "pt", "lora_adapter_metadata": json.dumps(settings, sort_keys=True)}
     save_file(layers, folder / LORA_FILE, metadata=metadata)
