@@ -141,13 +141,13 @@ def find_targets(net: nn.Module, targets: Sequence[str], *, key: str = "lora_tar
     ['out']
     """
     names = dict.fromkeys(name for name, module in base_modules(net).items() if isinstance(module, LAYERS))
-    found = {t: [t] if t in names else [name for name in names if name.endswith(f".{t}")] for t in targets}
-    for target, matches in found.items():
+    layers = {t: [t] if t in names else [name for name in names if name.endswith(f".{t}")] for t in targets}
+    for target, matches in layers.items():
         if not matches:
             ends = {name.removesuffix(".0").rpartition(".")[2] + (".0" if name.endswith(".0") else "") for name in names}
             hint = nearest(target, {end for end in ends if not end[:1].isdigit()} or names)
             raise ValueError(f"{key}: {target!r} names no linear layer or convolution of the network; {hint}")
-    return list(dict.fromkeys(name for matches in found.values() for name in matches))
+    return list(dict.fromkeys(name for matches in layers.values() for name in matches))
 
 
 def refuse_adapters(net: nn.Module) -> None:

@@ -246,10 +246,9 @@ class Model:
     def _evaluate(self, net: nn.Module, x: Tensor, t: Tensor, conditions: Conditions) -> Tensor:
         """The output of a network at (x, t); one in float64 gets all in float64, any other x and t in the dtype of x."""
         width = torch.float64 if self.double else x.dtype
-        if self.double:
-            conditions = map_conditions(lambda c: c.to(width) if c.is_floating_point() else c, conditions)
+        cond = map_conditions(lambda c: c.to(width) if self.double and c.is_floating_point() else c, conditions)
         try:
-            y = net(x.to(width), t.to(width), conditions)
+            y = net(x.to(width), t.to(width), cond)
         except RuntimeError as error:
             kinds = ", ".join(sorted({str(p.dtype) for p in net.parameters()} - {str(width)}))
             if not kinds or not re.search(r"\bd?type\b", str(error)):
@@ -334,9 +333,7 @@ def check_net(net: nn.Module) -> None:
             f"net: it is called as net(x, t, cond), and {type(net).__name__}.forward{signature} is not; give it three arguments"
             " (cond=None, where it has no conditions), or wrap it"
         ) from error
-    if _trained(net):
-        gc.collect()  # a model that is no longer used may not be gone yet
-    if _trained(net):
+    if _trained(net) and gc.collect() >= 0 and _trained(net):  # a model that is no longer used may not be gone before
         raise ValueError(
             "net: another model trains it already, and would move this policy too; load it anew, or give a copy.deepcopy of it"
         )
