@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import gc
-import inspect
 import re
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
@@ -11,7 +9,6 @@ from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
-from weakref import WeakSet
 
 import torch
 from torch import Tensor, nn
@@ -19,6 +16,7 @@ from torch import Tensor, nn
 from scoreaction.diffusion.predictions import PredictionBuffer, Predicts, expand, to_prediction
 from scoreaction.diffusion.processes import Process
 from scoreaction.networks.adapters import Adapters, LoraShape, Role, base_modules, frozen, replaced, without_adapters
+from scoreaction.networks.checks import check_net, register
 from scoreaction.networks.conditions import concatenate, map_conditions, take
 from scoreaction.types import Conditions, Prediction
 
@@ -122,7 +120,7 @@ class Model:
         self.guidance, self.grid = 1.0, "power"
         self.prompts: list[Any] | None = None
         """Guidance, grid and prompts of its training, and the defaults of `sample`."""
-        _MODELS.add(self)
+        register(self)
 
     @property
     def device(self) -> torch.device:
@@ -317,28 +315,3 @@ class Model:
             yield
         finally:
             self.evaluations = kept
-
-
-_MODELS: WeakSet[Model] = WeakSet()
-"""The models that are in use."""
-
-
-def check_net(net: nn.Module) -> None:
-    """Raises ValueError for a network that is not called as `net(x, t, cond)`, or that another model trains."""
-    try:
-        signature = inspect.signature(net.forward)
-        signature.bind(None, None, None)
-    except TypeError as error:
-        raise ValueError(
-            f"net: it is called as net(x, t, cond), and {type(net).__name__}.forward{signature} is not; give it three arguments"
-            " (cond=None, where it has no conditions), or wrap it"
-        ) from error
-    if _trained(net) and gc.collect() >= 0 and _trained(net):  # a model that is no longer used may not be gone before
-        raise ValueError(
-            "net: another model trains it already, and would move this policy too; load it anew, or give a copy.deepcopy of it"
-        )
-
-
-def _trained(net: nn.Module) -> bool:
-    trained = {id(p) for model in _MODELS for p in model.parameters.values()}
-    return any(id(p) in trained for p in net.parameters())
