@@ -305,8 +305,11 @@ def test_who_gives_up_one_part_asks_no_more_for_the_others() -> None:
 
 
 @contextmanager
-def two_servers(seen: dict[str, list[int]], down: set[str]) -> Iterator[list[str]]:
-    """Two servers of sums, and how many questions were at each when one more came; those that are down cut every line."""
+def two_servers(seen: dict[str, list[int]], down: set[str], most: list[int]) -> Iterator[list[str]]:
+    """Two servers of sums, and how many questions were at each when one more came; those that are down cut every line.
+
+    `most` holds the number of samples that they take at once.
+    """
 
     def server(name: str) -> Any:
         at: list[int] = []
@@ -318,21 +321,22 @@ def two_servers(seen: dict[str, list[int]], down: set[str]) -> Iterator[list[str
             seen[name].append(len(at))
             time.sleep(0.02)
             at.remove(i)
-            return 200, _wire.answer(_wire.read_question(body, most=99)[0].sum(1))
+            samples = _wire.read_question(body, most=99)[0]
+            return (200, _wire.answer(samples.sum(1))) if len(samples) <= most[0] else (413, b"{}")
 
-        return pretending(serve, lambda: None if name in down else (200, b"{}"))
+        return pretending(serve, lambda: None if name in down else (200, json.dumps({"max_images": most[0]}).encode()))
 
     with server("a") as a, server("b") as b:
         yield [a, b]
 
 
 def test_several_servers_share_the_questions(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Truth: sums; both work, and none has more than `in_flight` questions. Twin: the first is always taken."""
+    """Truth: sums; both work, and each has `in_flight` questions at most. Twin: the first is always taken."""
     x = torch.rand(40, 2, generator=torch.Generator().manual_seed(5))
 
     def shares() -> dict[str, list[int]]:
         seen: dict[str, list[int]] = {"a": [], "b": []}
-        with two_servers(seen, set()) as urls:
+        with two_servers(seen, set(), [9]) as urls:
             close(remote(urls, batch=2, in_flight=2)(x, None), x.sum(1), in_another_order=x.flip(0).sum(1))
         return seen
 
@@ -340,56 +344,90 @@ def test_several_servers_share_the_questions(monkeypatch: pytest.MonkeyPatch) ->
         assert len(seen["a"]) + len(seen["b"]) == 20
         for most in seen.values():
             assert len(most) >= 5
-            assert max(most) <= 2
+            assert max(most) == 2
 
     right = shares()
     monkeypatch.setattr(client, "min", lambda servers, key: servers[0], raising=False)
     accepts(check, right, always_the_first=shares())
 
 
-def test_a_server_that_is_down_is_left_out_with_a_note_and_taken_again(
-    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
-) -> None:
-    """Truth: sums, one note, and who answers. Twins: with the other one down too there is nobody; a rest without an end."""
+def test_a_server_that_is_down_is_left_out_with_a_note_and_taken_again(caplog: pytest.LogCaptureFixture) -> None:
+    """Truth: sums, one note, and who answers: the server that is back only after its rest. Twin: before the rest is over."""
     x = torch.rand(16, 2, generator=torch.Generator().manual_seed(6))
+    seen: dict[str, list[int]] = {"a": [], "b": []}
+    down = {"a"}
+    with two_servers(seen, down, [9]) as urls:
+        reward = remote(urls, batch=2, in_flight=2, retries=0)
 
-    def after_a_while(rest: float) -> int:
-        seen: dict[str, list[int]] = {"a": [], "b": []}
-        down = {"a"}
-        monkeypatch.setattr(client, "REST", rest)
-        caplog.clear()
-        with two_servers(seen, down) as urls:
-            reward = remote(urls, batch=2, in_flight=2, retries=0)
+        def answers() -> int:
             close(reward(x, None), x.sum(1), in_another_order=x.flip(0).sum(1))
-            (note,) = [record.getMessage() for record in caplog.records]
-            assert note.startswith(f"reward http: {urls[0]}: no answer (remote end closed")
-            assert note.endswith(f"left out for {rest:g} seconds")
-            down.clear()
-            time.sleep(0.3)
-            close(reward(x, None), x.sum(1), in_another_order=x.flip(0).sum(1))
-            down.update("ab")
-            assert "no answer" in failure(reward, x)
-        return len(seen["a"])
+            return len(seen["a"])
 
-    assert after_a_while(300.0) == 0
-    assert after_a_while(0.25) > 0
+        began = time.monotonic()
+        assert answers() == 0
+        (note,) = [record.getMessage() for record in caplog.records]
+        assert note.startswith(f"reward http: {urls[0]}: no answer (remote end closed")
+        assert note.endswith("left out for 300 seconds")
+        rest = reward.servers[0].out_until
+        assert began + 300 <= rest <= time.monotonic() + 300
+        down.clear()
+        before = answers()
+        reward.servers[0].out_until = time.monotonic()  # as if the rest were over
+        same(answers() > 0, True, before=before > 0)
 
 
-def test_parts_are_cut_to_what_the_server_takes() -> None:
+def test_one_of_servers_that_were_all_down_is_back_and_takes_less() -> None:
+    """Truth: sums; then nothing is asked twice. Twin: one that goes on with what it knew of the servers is refused."""
+    x = torch.rand(16, 2, generator=torch.Generator().manual_seed(6))
+    down, most = set[str](), [9]
+    with two_servers({"a": [], "b": []}, down, most) as urls:
+        reward, unaware = (remote(urls, batch=2, in_flight=2, retries=30, backoff=0.0) for _ in range(2))
+        unaware(x, None)
+        down.update("ab")
+        assert "no answer" in failure(reward, x)
+        down.remove("b")
+        most[0] = 1
+        close(reward(x, None), x.sum(1), in_another_order=x.flip(0).sum(1))
+        retried = reward.retried
+        close(reward(x, None), x.sum(1), in_another_order=x.flip(0).sum(1))
+        same(reward.retried, retried, still_asks_the_other=retried + 1)
+        down.clear()
+        assert "HTTP 413" in failure(unaware, x)
+
+
+def test_a_server_says_that_it_is_busy_before_the_client_gives_up(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Truth: what the client hears where every place is taken. Twin: a server that does not heed what the client prefers."""
+
+    def heard() -> str:
+        with serving(slow_sum) as server:
+            for _ in range(serve_reward.SEATS):
+                server.service.seats.acquire()
+            said = failure(remote(server.url, timeout=0.6, retries=0), torch.ones(1, 2))
+            server.service.seats.release()
+        return said.partition(f"{server.url}: ")[2]
+
+    busy = heard()
+    monkeypatch.setattr(serve_reward.re, "search", lambda pattern, text: None)
+    same(busy, "the server is busy (HTTP 503); is its reward stuck?", deaf=heard())
+
+
+def test_parts_are_cut_to_what_the_server_takes(monkeypatch: pytest.MonkeyPatch) -> None:
     """Truth: the scores in process, and the sizes that arrive. Twin: a server that does not tell what it takes."""
     pictures = torch.rand(16, 3, 16, 16, generator=torch.Generator().manual_seed(7))
-    size = len(_wire.question(pictures, None, form="npy"))
+    prompts = ["a" * (i % 5) for i in range(16)]
+    size = len(_wire.question(pictures, prompts, form="npy"))
+    truth = pictures.mean((1, 2, 3)) + torch.tensor([len(prompt) for prompt in prompts])
 
     def sizes(url: str, seen: list[int], **settings: Any) -> list[int]:
         seen.clear()
-        close(remote(url, **settings)(pictures, None), pictures.mean((1, 2, 3)), order=pictures.flip(0).mean((1, 2, 3)))
+        close(remote(url, **settings)(pictures, prompts), truth, order=truth.flip(0))
         return sorted(seen)
 
     seen: list[int] = []
 
     def bright(samples: torch.Tensor, prompts: Any) -> torch.Tensor:
         seen.append(len(samples))
-        return samples.mean((1, 2, 3))
+        return samples.mean((1, 2, 3)) + torch.tensor([len(prompt) for prompt in prompts])
 
     with serving(bright, max_bytes=size) as server:
         same(sizes(server.url, seen), [16], halves=[8, 8])
@@ -398,9 +436,16 @@ def test_parts_are_cut_to_what_the_server_takes() -> None:
         same(sizes(server.url, seen, batch=3), [1, 3, 3, 3, 3, 3], halves=[1] * 6 + [2] * 5)
         reward = remote(server.url)
         reward.servers[0].report = {}
-        assert "bytes are too many" in failure(reward, pictures)
+        with pytest.raises(RewardError, match=r"bytes are too many, .* \(HTTP 413\)"):
+            reward(pictures, prompts)
     with serving(bright, max_images=5) as server:
         same(sizes(server.url, seen), [4, 4, 4, 4], largest=[1, 5, 5, 5])
+    monkeypatch.setattr(_wire, "LARGEST_QUESTION", pictures[:8].numel() - 1)
+    with serving(ink.build(ink.Config())) as server:
+        with pytest.raises(RewardError, match="16 pictures of 16 x 16 at once are too large"):
+            remote(server.url, format="png")(pictures, None)
+        monkeypatch.setattr(client, "LARGEST_QUESTION", pictures[:8].numel() - 1)
+        assert remote(server.url, format="png")(pictures, None).shape == (16,)
 
 
 @pytest.mark.parametrize("report", [b"[]", b"{", b'{"max_bytes": null}', b'{"max_bytes": "5 MB", "max_images": true}'])

@@ -124,7 +124,7 @@ class Http:
         while True:
             with self._lock:
                 now = time.monotonic()
-                server = min(self.servers, key=lambda s: (max(s.out_until, now), s.questions, CHANCE.random()))
+                server = min(self.servers, key=lambda s: (s.out_until > now, s.questions, CHANCE.random()))
                 server.questions += 1
             try:
                 report = self._look(server) if server.report is None else server.report
