@@ -382,7 +382,8 @@ def test_one_of_servers_that_were_all_down_is_back_and_takes_less() -> None:
     down, most = set[str](), [9]
     with two_servers({"a": [], "b": []}, down, most) as urls:
         reward, unaware = (remote(urls, batch=2, in_flight=2, retries=30, backoff=0.0) for _ in range(2))
-        unaware(x, None)
+        for each in (reward, unaware):
+            each(x, None)
         down.update("ab")
         assert "no answer" in failure(reward, x)
         down.remove("b")
