@@ -35,14 +35,22 @@ def serving(
 
 
 @contextmanager
-def pretending(answer: Callable[[int, bytes], tuple[int, bytes] | None]) -> Iterator[str]:
+def pretending(
+    answer: Callable[[int, bytes], tuple[int, bytes] | None],
+    health: Callable[[], tuple[int, bytes] | None] = lambda: (404, b""),
+) -> Iterator[str]:
     """A server that answers its i-th question by `answer(i, body)`, None cuts the line; gives its address."""
     asked: list[int] = []
 
     class Pretender(BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            self.respond(health())
+
         def do_POST(self) -> None:
             asked.append(1)
-            said = answer(len(asked), self.rfile.read(int(self.headers["Content-Length"])))
+            self.respond(answer(len(asked), self.rfile.read(int(self.headers["Content-Length"]))))
+
+        def respond(self, said: tuple[int, bytes] | None) -> None:
             if said is None:
                 self.connection.shutdown(socket.SHUT_RDWR)
                 return
@@ -65,5 +73,5 @@ def pretending(answer: Callable[[int, bytes], tuple[int, bytes] | None]) -> Iter
         thread.join()
 
 
-def remote(url: str, **settings: Any) -> client.Http:
+def remote(url: str | list[str], **settings: Any) -> client.Http:
     return client.build(client.Config(**{"url": url, "backoff": 0.01, "timeout": 5.0, **settings}))

@@ -9,8 +9,14 @@ import json
 import os
 import pickle
 import signal
+import socket
 import subprocess
 import sys
+import threading
+import time
+from collections import deque
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -18,10 +24,10 @@ import numpy as np
 import pytest
 import torch
 from servers import IMAGES, remote, serving
-from twins import close
+from twins import accepts, close, same
 
 import scoreaction as sa
-from scoreaction.commands.serve_reward import Server, open_server, service_of
+from scoreaction.commands.serve_reward import SEATS, Server, open_server, service_of
 from scoreaction.errors import UserError
 from scoreaction.recipes.build import build_reward
 from scoreaction.rewards import ink
@@ -62,7 +68,7 @@ def test_pickle_is_refused_everywhere(tmp_path: Path) -> None:
     with serving(ink.build(ink.Config())) as server:
         status, said = post(server, question(objects))
         assert (status, said.endswith("objects are refused")) == (400, True)
-        assert post(server, question(pickle.dumps(Bomb()))) == (400, "samples are not npy")
+        assert post(server, question(pickle.dumps(Bomb()))) == (400, "samples are not npy of version 1.0")
         assert post(server, pickle.dumps(Bomb())) == (400, "not JSON")
         assert post(server, pickle.dumps(Bomb()), headers={"Content-Type": "application/octet-stream"})[0] == 415
     assert not Bomb.mark.exists()
@@ -130,18 +136,119 @@ def test_pictures_that_unfold_too_far_or_differ_are_refused() -> None:
 
 
 def test_addresses_health_and_lengths() -> None:
+    """Truth: limits as they were set, and the number of samples that were scored; no token is needed to read them."""
+    limits = {"status": "ok", "reward": "tested", "max_images": 64, "max_bytes": 2**20}
     with serving(ink.build(ink.Config()), token="t") as server:
-        connection = http.client.HTTPConnection("127.0.0.1", server.server_address[1], timeout=5)
-        connection.request("GET", "/health")
-        assert json.loads(connection.getresponse().read()) == {
-            "status": "ok", "reward": "tested", "max_images": 64, "max_bytes": 2**20
-        }  # fmt: skip
-        connection.close()
+
+        def health() -> Any:
+            connection = http.client.HTTPConnection("127.0.0.1", server.server_address[1], timeout=5)
+            connection.request("GET", "/health")
+            report = json.loads(connection.getresponse().read())
+            connection.close()
+            return report
+
         right = {"Authorization": "Bearer t"}
+        before = health()
+        assert before == {**limits, "scored": 0}
         assert post(server, question(GOOD), headers=right) == (200, "")
+        same(health(), {**limits, "scored": 2}, unchanged=before)
         assert post(server, question(GOOD), path="/../score", headers=right)[0] == 404
         assert post(server, question(GOOD), headers={"Authorization": "Bearer ü"})[0] == 401
         assert post(server, question(GOOD), headers={**right, "Content-Length": "-5"})[0] == 411
+
+
+# Many questions at once
+
+
+class Gate:
+    """A reward that scores nothing before it is opened, and notes the first number of each question."""
+
+    def __init__(self) -> None:
+        self.opened, self.scored = threading.Event(), list[float]()
+        self.differentiable = False
+
+    def __call__(self, samples: torch.Tensor, prompts: Any) -> torch.Tensor:
+        self.opened.wait(10)
+        self.scored.append(samples[0, 0].item())
+        return samples[:, 0]
+
+
+def ask(server: Server, numbers: range, **headers: str) -> list[Future[tuple[int, str]]]:
+    """Questions with these numbers, one after the other, whose answers are to come."""
+    pool, asked = ThreadPoolExecutor(len(numbers)), []
+    for i in numbers:
+        asked.append(pool.submit(post, server, question(npy(np.full((1, 2), i, np.float32))), headers=headers))
+        time.sleep(0.02)
+    pool.shutdown(wait=False)
+    return asked
+
+
+class Backwards(deque[Any]):
+    """A queue whose last comer is next."""
+
+    append = deque.appendleft
+
+
+def test_questions_are_scored_in_turn() -> None:
+    """Truth: the order in which they came, give or take those that are read at a time. Twin: who comes last is next."""
+
+    def order(*, backwards: bool) -> list[float]:
+        gate = Gate()
+        with serving(gate) as server:
+            if backwards:
+                server.service.seats._cond._waiters = Backwards()  # type: ignore[attr-defined]
+            asked = ask(server, range(24))
+            gate.opened.set()
+            assert [future.result() for future in asked] == [(200, "")] * 24
+        return gate.scored
+
+    def check(scored: list[float]) -> None:
+        assert sorted(scored) == list(range(24))
+        assert max(abs(place - number) for place, number in enumerate(scored)) <= 3 * SEATS
+
+    accepts(check, order(backwards=False), backwards=order(backwards=True))
+
+
+def test_a_question_that_waits_costs_a_connection_and_not_its_bytes() -> None:
+    """Truth: of 64 MiB the sender gets rid of what the system buffers. Twin: a server with seats for all reads at once."""
+
+    def sent(seats: int) -> int:
+        gate, body = Gate(), bytes(2**26)
+        with serving(gate, max_bytes=2**26) as server:
+            server.service.seats = threading.BoundedSemaphore(seats)
+            asked = ask(server, range(SEATS))
+            with socket.create_connection(server.server_address[:2], timeout=0.3) as line:
+                line.sendall(b"POST /score HTTP/1.0\r\nContent-Type: application/json\r\nContent-Length: 67108864\r\n\r\n")
+                count = 0
+                with suppress(TimeoutError):
+                    while count < len(body):
+                        count += line.send(memoryview(body)[count:])
+                gate.opened.set()
+            assert [future.result() for future in asked] == [(200, "")] * SEATS
+        return count
+
+    def check(count: int) -> None:
+        assert count < 2**25
+
+    accepts(check, sent(SEATS), seats_for_all=sent(2 * SEATS))
+
+
+@pytest.mark.parametrize("before", [1, SEATS], ids=["read", "unread"])
+def test_a_question_waits_as_long_as_its_client_prefers(before: int) -> None:
+    """Truth: the clock. Twin: without a preference it waits until its turn comes."""
+    gate = Gate()
+    with serving(gate) as server:
+        first = ask(server, range(before))
+        began = time.monotonic()
+        (hasty,) = ask(server, range(9, 10), Prefer="respond-async, wait=0")
+        assert hasty.result() == (503, "busy")
+        assert time.monotonic() - began < 2
+        (patient,) = ask(server, range(8, 9))
+        time.sleep(0.1)
+        assert not patient.done()
+        gate.opened.set()
+        assert [future.result() for future in (*first, patient)] == [(200, "")] * (before + 1)
+    assert sorted(gate.scored) == [*range(before), 8]
 
 
 @pytest.mark.parametrize("host", ["0.0.0.0", "", "192.0.2.1", "example.org", "::"])

@@ -9,12 +9,12 @@ from __future__ import annotations
 import hmac
 import ipaddress
 import json
+import re
 import signal
 import socket
 import threading
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import suppress
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
@@ -28,10 +28,10 @@ from scoreaction.rewards import CountedReward, RewardError
 from scoreaction.rewards._wire import WireError, answer, read_question, sendable
 from scoreaction.types import RewardFunction
 
-WAITING = 8
-"""Questions that are read or scored at a time; the next is told to come again."""
+SEATS = 4
+"""Questions that are read or scored at a time; the next wait unread, so that they cost a connection and not their bytes."""
 PATIENCE = 30.0
-"""Seconds that a silent client is waited for."""
+"""Seconds that a silent client is waited for, and that a question waits for its turn unless its client prefers less."""
 
 
 @dataclass
@@ -44,12 +44,13 @@ class Service:
     token: str | None
     max_images: int
     max_bytes: int
-    one: threading.Lock = field(default_factory=threading.Lock)
-    seats: threading.BoundedSemaphore = field(default_factory=lambda: threading.BoundedSemaphore(WAITING))
+    one: threading.Semaphore = field(default_factory=threading.Semaphore)  # fairer than a lock: the first to wait is the next
+    seats: threading.BoundedSemaphore = field(default_factory=lambda: threading.BoundedSemaphore(SEATS))
 
     def health(self) -> dict[str, Any]:
         """The answer to GET /health."""
-        return {"status": "ok", "reward": self.name, "max_images": self.max_images, "max_bytes": self.max_bytes}
+        limits = {"max_images": self.max_images, "max_bytes": self.max_bytes}
+        return {"status": "ok", "reward": self.name, **limits, "scored": self.reward.queries}
 
     def allows(self, authorization: str | None) -> bool:
         """True where the header holds the token; takes the same time for every wrong one."""
@@ -57,11 +58,16 @@ class Service:
             return True
         return hmac.compare_digest((authorization or "").encode("utf-8", "replace"), f"Bearer {self.token}".encode())
 
-    def score(self, body: bytes) -> bytes:
-        """The answer to a question. WireError where it cannot be read, RewardError where the reward refuses."""
+    def score(self, body: bytes, *, wait: float) -> bytes:
+        """The answer, empty where the turn does not come in time. WireError where the question cannot be read, RewardError."""
         samples, prompts = read_question(body, most=self.max_images)
-        with self.one, torch.no_grad():
-            return answer(self.reward(samples.to(self.device), prompts).cpu())
+        if not self.one.acquire(timeout=wait):
+            return b""
+        try:
+            with torch.no_grad():
+                return answer(self.reward(samples.to(self.device), prompts).cpu())
+        finally:
+            self.one.release()
 
 
 class Handler(BaseHTTPRequestHandler):
@@ -89,24 +95,26 @@ class Handler(BaseHTTPRequestHandler):
             return self._refuse(411, "Content-Length must be given")
         if int(length) > service.max_bytes:
             return self._refuse(413, f"{length} bytes are too many, {service.max_bytes} at most; ask for fewer samples at once")
-        if not service.seats.acquire(blocking=False):
+        patience = re.search(r"\bwait=(\d{1,6})\b", self.headers.get("Prefer", ""))
+        wait = min(PATIENCE, int(patience[1])) if patience else PATIENCE
+        if not service.seats.acquire(timeout=wait):
             return self._refuse(503, "busy")
         try:
-            return self._score(int(length))
+            return self._score(int(length), wait)
         finally:
             service.seats.release()
 
-    def _score(self, length: int) -> None:
+    def _score(self, length: int, wait: float) -> None:
         body = self.rfile.read(length)
         if len(body) < length:
             return None  # the client went away
         try:
-            scores = self.server.service.score(body)
+            scores = self.server.service.score(body, wait=wait)
         except WireError as error:
             return self._respond(400, {"error": str(error)})
         except RewardError as error:
             return self._respond(422, {"error": str(error)})
-        return self._respond(200, scores)
+        return self._respond(200, scores) if scores else self._refuse(503, "busy")
 
     def _refuse(self, status: int, why: str) -> None:
         """Answers before the question was read; reads on a little, so that the client sees the answer and not a cut line."""
@@ -133,7 +141,7 @@ class Handler(BaseHTTPRequestHandler):
 class Server(ThreadingHTTPServer):
     """Serves a `Service` at (host, port); port 0 lets the system choose."""
 
-    request_queue_size = 64
+    request_queue_size = 1024
     daemon_threads = False  # closing waits for what is being answered
 
     def __init__(self, service: Service, host: str, port: int) -> None:
@@ -184,21 +192,8 @@ def _loopback(host: str) -> bool:
 
 
 def serve(server: Server) -> None:
-    """Serves until Ctrl-C or SIGTERM; then what is being scored is still answered."""
-    with server, stopped_by_signals(), suppress(KeyboardInterrupt):
+    """Serves until Ctrl-C or SIGTERM, even if the shell had them ignored; then what is being scored is still answered."""
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, signal.default_int_handler)
+    with server, suppress(KeyboardInterrupt):
         server.serve_forever(poll_interval=0.2)
-
-
-@contextmanager
-def stopped_by_signals() -> Iterator[None]:
-    """SIGTERM ends like Ctrl-C, and both are heard where the shell that started this had them ignored."""
-
-    def stop(number: int, frame: object) -> None:
-        raise KeyboardInterrupt
-
-    before = {number: signal.signal(number, stop) for number in (signal.SIGINT, signal.SIGTERM)}
-    try:
-        yield
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)

@@ -11,6 +11,7 @@ import io
 import json
 import math
 from collections.abc import Sequence
+from contextlib import suppress
 from typing import Any, Literal
 
 import numpy as np
@@ -69,6 +70,13 @@ def read_answer(body: bytes, n: int) -> Tensor:
     return torch.tensor(scores, dtype=torch.float32)
 
 
+def read_report(body: bytes) -> dict[str, Any]:
+    """A report of health or of an error; empty where it is none."""
+    with suppress(WireError):
+        return _mapping(body)
+    return {}
+
+
 def sendable(token: str) -> bool:
     """True for a token that can stand in a header."""
     return token.isascii() and token.isprintable() and " " not in token and token != ""
@@ -117,13 +125,10 @@ def _from_npy(data: bytes, most: int) -> Tensor:
     """Only plain numbers in C order, and only as many as there are bytes: nothing is allocated on a header's word."""
     file = io.BytesIO(data)
     try:
-        if npy.read_magic(file) != (1, 0):
-            raise WireError("samples must be npy of version 1.0")
+        npy.read_magic(file)
         shape, fortran, dtype = npy.read_array_header_1_0(file)
-    except WireError:
-        raise
     except ValueError as error:
-        raise WireError("samples are not npy") from error
+        raise WireError("samples are not npy of version 1.0") from error
     if dtype.str not in ("<f4", "<f2", "|u1") or fortran:
         raise WireError(f"samples must be npy of type float32, float16 or uint8 in C order, got {dtype}; objects are refused")
     rest = data[file.tell() :]

@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import http.client
-import json
+import logging
+import math
 import os
+import random
+import threading
 import time
 from collections.abc import Callable
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import CancelledError, Future, ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import Annotated, Literal
 from urllib.parse import SplitResult, urlsplit
 
 import torch
@@ -19,28 +22,34 @@ from torch import Tensor
 
 from scoreaction.catalog import TOKEN_VARIABLE
 from scoreaction.rewards import RewardError
-from scoreaction.rewards._wire import Format, WireError, question, read_answer, sendable
+from scoreaction.rewards._wire import LARGEST_QUESTION, Format, WireError, question, read_answer, read_report, sendable
 from scoreaction.types import Prompts
 
 BUSY = (429, 502, 503, 504)
 """HTTP statuses after which a query is repeated."""
 LONGEST_ANSWER = 2**24
+REST = 300.0
+"""Seconds for which a server that does not answer is left out while others do."""
+CHANCE = random.SystemRandom()
 PROBE = False
 """A server's answers may cost money or time."""
 
 
 class Config(BaseModel, frozen=True, extra="forbid"):
-    """`r(x, c)` is what the server at `url` answers; a black box. docs/rewards.md has the protocol.
+    """`r(x, c)` is what the server at `url` answers, or one of several; a black box. docs/rewards.md has the protocol.
 
-    Samples go in parts of `batch`, `in_flight` of them at a time, while later ones are still drawn. A server that is
-    down, slow or busy is asked `retries` times more, after `backoff`, 2 `backoff`, 4 `backoff` ... seconds. The token is read
-    from an environment variable, so that no recipe holds it.
+    Samples go in parts of `batch`, or smaller ones if the server takes less, `in_flight` of them at a time, while later ones
+    are still drawn. A server that is down or slow is asked `retries` times more, after about `backoff`, 2 `backoff`, 4
+    `backoff` ... seconds; one that is busy, as long as it scores others. The token is read from an environment variable, so
+    that no recipe holds it.
     """
 
     name: Literal["http"] = "http"
-    url: str = Field("http://127.0.0.1:8765", description="of the server; https where it is not this machine")
+    url: str | Annotated[list[str], Field(min_length=1)] = Field(
+        "http://127.0.0.1:8765", description="of the server, or of several; https where it is not this machine"
+    )
     batch: int = Field(16, ge=1, description="samples of one question")
-    in_flight: int = Field(4, ge=1, le=64, description="questions at a time")
+    in_flight: int = Field(4, ge=1, le=64, description="questions at a time, to each server")
     timeout: float = Field(60.0, gt=0, description="seconds to wait for an answer")
     retries: int = Field(3, ge=0, description="how often a question is asked again")
     backoff: float = Field(0.5, ge=0, description="seconds before the first time")
@@ -49,19 +58,36 @@ class Config(BaseModel, frozen=True, extra="forbid"):
 
 
 class NoAnswer(Exception):
-    """The server could not be reached, or is busy: worth asking again."""
+    """The server could not be reached, or did not answer in time: worth asking again."""
+
+
+class Busy(NoAnswer):
+    """The server asks to come again."""
+
+
+@dataclass(eq=False)
+class Server:
+    """A server with its open questions, its last report, and when that last showed that it scores."""
+
+    url: str
+    address: SplitResult
+    questions: int = 0
+    report: dict[str, int] | None = None
+    progress: float = -math.inf
+    out_until: float = 0.0
 
 
 @dataclass(eq=False)
 class Http:
-    """A server's scores; `retried` counts the questions that were asked again."""
+    """The scores of servers; `retried` counts the questions that were asked again."""
 
     config: Config
-    address: SplitResult
+    servers: list[Server]
     token: str | None
     differentiable: bool = False
     retried: int = 0
     _pool: ThreadPoolExecutor | None = field(default=None, repr=False)
+    _lock: threading.Lock = field(default_factory=threading.Lock, repr=False)
 
     @property
     def rows(self) -> int:
@@ -74,10 +100,10 @@ class Http:
     def begin(self, samples: Tensor, prompts: Prompts) -> Callable[[], Tensor]:
         """Queries in the background; calling the result waits for the answers. RewardError where there are none."""
         if self._pool is None:
-            self._pool = ThreadPoolExecutor(self.config.in_flight, thread_name_prefix="reward")
-        step = self.config.batch
+            self._pool = ThreadPoolExecutor(self.config.in_flight * len(self.servers), thread_name_prefix="reward")
+        step, stop = self.config.batch, threading.Event()
         futures: list[Future[Tensor]] = [
-            self._pool.submit(self._query, part, None if prompts is None else prompts[i * step : (i + 1) * step])
+            self._pool.submit(self._query, part, prompts and prompts[i * step : (i + 1) * step], stop)
             for i, part in enumerate(samples.detach().cpu().split(step))
         ]
 
@@ -85,67 +111,108 @@ class Http:
             try:
                 return torch.cat([future.result() for future in futures]).to(samples.device)
             finally:
+                stop.set()
                 for future in futures:
                     future.cancel()
 
         return scores
 
-    def _query(self, samples: Tensor, prompts: Prompts) -> Tensor:
-        body = question(samples, prompts, form=self.config.format)
-        for attempt in range(self.config.retries + 1):
+    def _query(self, samples: Tensor, prompts: Prompts, stop: threading.Event) -> Tensor:
+        """Scores of samples by the server with the fewest open questions, in halves where it takes fewer at once."""
+        body, failures, form, half = b"", 0, self.config.format, len(samples) // 2
+        least = samples.numel() * 16 // 3 if form == "npy" else 0
+        while True:
+            with self._lock:
+                now = time.monotonic()
+                server = min(self.servers, key=lambda s: (s.out_until > now, s.questions, CHANCE.random()))
+                server.questions += 1
             try:
-                return self._query_once(body, len(samples))
+                report = self._look(server) if server.report is None else server.report
+                images, size = (report.get(key) or math.inf for key in ("max_images", "max_bytes"))
+                if half and (len(samples) > images or least > size or samples.numel() > LARGEST_QUESTION):
+                    break
+                body = body or question(samples, prompts, form=form)
+                if len(body) > size:
+                    break
+                return self._score(server, body, len(samples))
             except NoAnswer as error:
-                if attempt == self.config.retries:
-                    times = f" after {attempt + 1} tries" if attempt else ""
-                    raise RewardError(f"{self.config.url}: {error}{times}; is it running, and is url right?") from error
-                time.sleep(self.config.backoff * 2**attempt)
-                self.retried += 1
-        raise AssertionError("unreachable")
+                failures += self._counts(server, error)
+                if failures > self.config.retries:
+                    times = f" after {failures} tries" * (failures > 1)
+                    hint = "is its reward stuck" if isinstance(error, Busy) else "is it running, and is url right"
+                    raise RewardError(f"{server.url}: {error}{times}; {hint}?") from error
+            finally:
+                with self._lock:
+                    server.questions -= 1
+            if stop.wait(self.config.backoff * 2 ** max(failures - 1, 0) * CHANCE.uniform(0.5, 1.5)):
+                raise CancelledError
+            self.retried += 1
+        if not half:
+            sizes = f"one sample is {len(body):,} bytes, {server.url} takes {size:,} at most"
+            raise RewardError(f"format: as {form} {sizes}; png is smaller, or raise its --max-megabytes")
+        return torch.cat([self._query(samples[i], prompts and prompts[i], stop) for i in (slice(half), slice(half, None))])
 
-    def _query_once(self, body: bytes, n: int) -> Tensor:
-        kind = http.client.HTTPSConnection if self.address.scheme == "https" else http.client.HTTPConnection
-        connection = kind(self.address.hostname or "", self.address.port, timeout=self.config.timeout)
+    def _look(self, server: Server) -> dict[str, int]:
+        """The whole numbers of a server's report of its health: its limits, and how many samples it has scored."""
+        values = read_report(self._exchange(server, "GET", "/health")[1])
+        report = {key: value for key, value in values.items() if type(value) is int}
+        if report.get("scored") != (server.report or {}).get("scored"):
+            server.progress = time.monotonic()
+        server.report = report
+        return report
+
+    def _counts(self, server: Server, error: NoAnswer) -> bool:
+        """False for a server that is busy with others, or is left out while others live: then asking again is free."""
+        busy, now = isinstance(error, Busy), time.monotonic()
+        if not busy and len(self.servers) == 1:
+            return True
+        with suppress(NoAnswer):
+            self._look(server)
+            return not (busy and now - server.progress < self.config.timeout)
+        with self._lock:
+            new, server.out_until, server.report = server.out_until <= now, now + REST, None
+            others = any(other.out_until <= now for other in self.servers)
+        if new and others:
+            logging.getLogger(__name__).warning("reward http: %s: %s; left out for %g seconds", server.url, error, REST)
+        return not others
+
+    def _score(self, server: Server, body: bytes, n: int) -> Tensor:
+        status, data = self._exchange(server, "POST", "/score", body)
+        server.out_until = 0.0
+        if status in (401, 403):
+            variable = self.config.token_variable
+            why = f"the token in {variable} is not the server's" if self.token else f"set {variable} to the server's token"
+            raise RewardError(f"{server.url}: not authorised (HTTP {status}); {why}")
+        if status != 200:
+            why = " ".join(str(read_report(data).get("error") or "refused").split())[:300]
+            raise RewardError(f"{server.url}: {why} (HTTP {status})")
         try:
-            response = self._response(connection, body)
+            return read_answer(data, n)
+        except WireError as error:
+            raise RewardError(f"{server.url}: {error}") from error
+
+    def _exchange(self, server: Server, method: str, path: str, body: bytes | None = None) -> tuple[int, bytes]:
+        """The status and body of an answer; a server may let it wait for a third of `timeout`, and score for another."""
+        address, timeout = server.address, self.config.timeout
+        kind = http.client.HTTPSConnection if address.scheme == "https" else http.client.HTTPConnection
+        connection = kind(address.hostname or "", address.port, timeout=timeout)
+        headers = {"Content-Type": "application/json", "Prefer": f"wait={int(timeout / 3)}"}
+        if self.token is not None:
+            headers["Authorization"] = f"Bearer {self.token}"
+        try:
+            with suppress(BrokenPipeError, ConnectionResetError):  # a server that refuses need not read all of a question
+                connection.request(method, address.path.rstrip("/") + path, body, headers)
+            response = connection.getresponse()
             data = response.read(LONGEST_ANSWER)
         except TimeoutError as error:
-            raise NoAnswer(f"no answer within {self.config.timeout:g} seconds") from error
+            raise NoAnswer(f"no answer within {timeout:g} seconds") from error
         except (OSError, http.client.HTTPException) as error:
             raise NoAnswer(f"no answer ({_reason(error)})") from error
         finally:
             connection.close()
-        return self._read(response.status, data, n)
-
-    def _response(self, connection: http.client.HTTPConnection, body: bytes) -> http.client.HTTPResponse:
-        headers = {"Content-Type": "application/json"}
-        if self.token is not None:
-            headers["Authorization"] = f"Bearer {self.token}"
-        with suppress(BrokenPipeError, ConnectionResetError):  # a server that refuses a question need not read all of it
-            connection.request("POST", f"{self.address.path.rstrip('/')}/score", body, headers)
-        return connection.getresponse()
-
-    def _read(self, status: int, data: bytes, n: int) -> Tensor:
-        if status in BUSY:
-            raise NoAnswer(f"the server is busy (HTTP {status})")
-        if status in (401, 403):
-            variable = self.config.token_variable
-            why = f"the token in {variable} is not the server's" if self.token else f"set {variable} to the server's token"
-            raise RewardError(f"{self.config.url}: not authorised (HTTP {status}); {why}")
-        if status != 200:
-            raise RewardError(f"{self.config.url}: {_error(data) or 'refused'} (HTTP {status})")
-        try:
-            return read_answer(data, n)
-        except WireError as error:
-            raise RewardError(f"{self.config.url}: {error}") from error
-
-
-def _error(data: bytes) -> str:
-    """The error line of an answer."""
-    try:
-        return " ".join(str(json.loads(data)["error"]).split())[:300]
-    except (ValueError, KeyError, TypeError, RecursionError):
-        return ""
+        if response.status in BUSY:
+            raise Busy(f"the server is busy (HTTP {response.status})")
+        return response.status, data
 
 
 def _reason(error: Exception) -> str:
@@ -154,16 +221,19 @@ def _reason(error: Exception) -> str:
 
 def build(config: Config) -> Http:
     """The reward; ValueError for an address that is none."""
-    try:
-        address = urlsplit(config.url)
-        port_is_fine = address.port != 0
-    except ValueError:
-        port_is_fine = False
-    if not port_is_fine or address.scheme not in ("http", "https") or not address.hostname or address.query or address.fragment:
-        raise ValueError(f"url: must be like http://127.0.0.1:8765 (got {config.url!r})")
-    if address.username is not None or address.password is not None:
-        raise ValueError(f"url: must not hold a name or password; put the token into {config.token_variable}")
+    servers = []
+    for url in [config.url] if isinstance(config.url, str) else config.url:
+        try:
+            address = urlsplit(url)
+            fine = address.port != 0 and address.scheme in ("http", "https") and address.hostname
+        except ValueError:
+            fine = False
+        if not fine or address.query or address.fragment:
+            raise ValueError(f"url: must be like http://127.0.0.1:8765 (got {url!r})")
+        if address.username is not None or address.password is not None:
+            raise ValueError(f"url: must not hold a name or password; put the token into {config.token_variable}")
+        servers.append(Server(url, address))
     token = os.environ.get(config.token_variable) or None
     if token is not None and not sendable(token):
         raise ValueError(f"token_variable: {config.token_variable} must hold letters, digits and signs without spaces")
-    return Http(config, address, token)
+    return Http(config, servers, token)
