@@ -36,6 +36,12 @@ def before_and_after(figures: Values) -> list[list[str]]:
     ]
 
 
+def held_out_figures(figures: Values) -> list[tuple[str, float, float]]:
+    """Name, base and tuned mean of each held-out reward."""
+    names = [key[len("held_out.") : -len("_base")] for key in figures if key.startswith("held_out.") and key.endswith("_base")]
+    return [(name, figures[f"held_out.{name}_base"], figures[f"held_out.{name}_tuned"]) for name in names]
+
+
 def comparison_keys(comparison: Values) -> list[str]:
     """The figures worth a column: those of the tuned model, KL, distances and costs."""
     present = {key for group in comparison["groups"] for key in group["mean"]}
