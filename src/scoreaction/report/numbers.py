@@ -42,13 +42,21 @@ def held_out_figures(figures: Values) -> list[tuple[str, float, float]]:
     return [(name, figures[f"held_out.{name}_base"], figures[f"held_out.{name}_tuned"]) for name in names]
 
 
-def comparison_keys(comparison: Values) -> list[str]:
-    """The figures worth a column: those of the tuned model, KL, distances and costs."""
-    present = {key for group in comparison["groups"] for key in group["mean"]}
+def comparison_rows(comparison: Values) -> list[list[str]]:
+    """The figures worth a row, a cell for each group: those of the tuned model, KL, distances and costs."""
+    groups = comparison["groups"]
+    present = {key for group in groups for key in group["mean"]}
     held_out = sorted(k for k in present if k.startswith("held_out.") and k.endswith("_tuned"))
     wanted = ["reward_base", "reward_tuned", "kl_nats", "diversity_tuned", *held_out]
     wanted += ["distance_to_optimum", "distance_floor", "distance_oracle", "model_evaluations", "seconds"]
-    return [key for key in wanted if key in present]
+    return [
+        [
+            key.removeprefix("held_out.").replace("_", " ").replace("kl nats", "KL (nats)"),
+            *(with_error(group["mean"].get(key), group["standard_error"].get(key)) for group in groups),
+        ]
+        for key in wanted
+        if key in present
+    ]
 
 
 def change(before: float, after: float) -> str:
