@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 import math
-import os
 import shutil
 import tempfile
 from collections.abc import Callable, Sequence
-from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -130,9 +128,5 @@ def _states(shape: Sequence[int], together: int, largest_in_memory: int) -> Tens
             f"algorithm.buffer: {shape[0]} trajectories need {together / 2**30:.1f} GiB, more than memory or the"
             f" {room / 2**30:.0f} GiB free in the temporary folder hold; lower algorithm.buffer or sampler.steps"
         )
-    file: Any = tempfile.NamedTemporaryFile(suffix=".replay", delete=False)  # noqa: SIM115
-    with file:
-        os.truncate(file.name, size)
-    states = torch.from_file(file.name, shared=True, size=math.prod(shape)).view(*shape)
-    os.unlink(file.name)
-    return states
+    with tempfile.NamedTemporaryFile(suffix=".replay") as file:  # its bytes live on, mapped, without its name
+        return torch.from_file(file.name, shared=True, size=math.prod(shape)).view(*shape)
