@@ -165,14 +165,12 @@ def grouped(runs: Sequence[Values]) -> list[Values]:
                 "value": records[0]["value"],
                 "n": len(records),
                 "mean": {key: sum(column) / len(column) for key, column in columns.items()},
-                "standard_error": {key: _standard_error(column) for key, column in columns.items()},
+                "standard_error": {
+                    key: stdev(column) / math.sqrt(len(column)) if len(column) > 1 else None for key, column in columns.items()
+                },
             }
         )
     return groups
-
-
-def _standard_error(values: Sequence[float]) -> float | None:
-    return stdev(values) / math.sqrt(len(values)) if len(values) > 1 else None
 
 
 def draw_plots(comparison: Values, folder: Path) -> None:

@@ -48,8 +48,9 @@ def plan(recipe: Recipe) -> Values:
     point, picture = costs["sampling"].forward / (recipe.train.max_rows or ROWS), costs["a picture"].forward
     flops = watch.iteration["model_evaluations"] / each * point + watch.calls["decoder"] * picture
     flops += sum(count * costs[kind].backward / costs[kind].rows for kind, count in watch.gradients.items())
-    points = _measured_points(recipe, skeleton.model)
-    measuring = points * point + 2 * recipe.evaluation.n * picture
+    n, steps = recipe.evaluation.n, recipe.evaluation.steps
+    points = 2 * steps * (n + kl_samples(n, steps, skeleton.model.shape))  # of base and tuned model, and the KL between them
+    measuring = points * point + 2 * n * picture
     return {
         "parameters": skeleton.parameters,
         "trained": sum(p.numel() for p in skeleton.model.parameters.values()),
@@ -97,12 +98,6 @@ def scorer_bytes(recipe: Recipe) -> dict[str, int]:
         for name, block in zip(numbered(block.name for block in blocks), blocks, strict=True)
         if block.traits.parameters is not None
     }
-
-
-def _measured_points(recipe: Recipe, model: Model) -> int:
-    """Points at which networks are asked to measure base and tuned model at the end, and the KL between them."""
-    chosen = recipe.evaluation
-    return 2 * chosen.steps * (chosen.n + kl_samples(chosen.n, chosen.steps, model.shape))
 
 
 @dataclass(frozen=True)
