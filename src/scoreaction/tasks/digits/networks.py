@@ -142,16 +142,10 @@ def judge(folder: Path | None = None) -> Judge:
     return load_frozen(Judge(), (folder or shipped()) / "judge.safetensors")
 
 
-def load_unet(folder: Path | None = None) -> nn.Module:
-    """Loads the shipped UNet, or that of a folder of `scoreaction.tasks.digits.pretrain`, in float32."""
-    from diffusers import UNet2DModel
-
-    return UNet2DModel.from_pretrained(str(folder or shipped()), subfolder="unet", torch_dtype=torch.float32)
-
-
 def load_net(folder: Path | None = None) -> DigitsNet:
-    """Loads the UNet as a network on the clock t in [0, 1], with the process of the scheduler in the same folder."""
-    from diffusers import DDIMScheduler
+    """Loads the shipped UNet, or that of a folder of `scoreaction.tasks.digits.pretrain`, in float32, with its process."""
+    from diffusers import DDIMScheduler, UNet2DModel
 
-    scheduler = DDIMScheduler.from_pretrained(str(folder or shipped()), subfolder="scheduler")
-    return DigitsNet(load_unet(folder), scheduler.alphas_cumprod)
+    path = str(folder or shipped())
+    unet = UNet2DModel.from_pretrained(path, subfolder="unet", torch_dtype=torch.float32)
+    return DigitsNet(unet, DDIMScheduler.from_pretrained(path, subfolder="scheduler").alphas_cumprod)

@@ -69,6 +69,6 @@ def shipped() -> Path:
     return Path(str(resources.files("scoreaction") / "data" / "shapes"))
 
 
-def load_scorer(folder: Path | None = None) -> Scorer:
-    """Loads the shipped `Scorer`, or that of a folder of `scoreaction.tasks.shapes.pretrain`, frozen, in float32."""
-    return load_frozen(Scorer(), (folder or shipped()) / "scorer" / "scorer.safetensors")
+def load_scorer() -> Scorer:
+    """Loads the shipped `Scorer`, frozen, in float32."""
+    return load_frozen(Scorer(), shipped() / "scorer" / "scorer.safetensors")
