@@ -12,7 +12,7 @@ from torch.nn import functional as F
 
 from scoreaction.diffusion.predictions import Predicts
 from scoreaction.diffusion.processes import TableVP
-from scoreaction.tasks.fitting import load_frozen
+from scoreaction.tasks.fitting import convolutions, load_frozen
 
 NO_CLASS = 10
 """Class id of "no prompt" (input of the UNet) and of "not a digit" (output of the judge)."""
@@ -69,12 +69,7 @@ class RewardClassifier(nn.Module):
     def __init__(self) -> None:
         super().__init__()
         self.layers = nn.Sequential(
-            nn.Conv2d(1, 24, 3, padding=1),
-            nn.SiLU(),
-            nn.Conv2d(24, 48, 3, stride=2, padding=1),
-            nn.SiLU(),
-            nn.Conv2d(48, 64, 3, stride=2, padding=1),
-            nn.SiLU(),
+            *convolutions((1, 24, 48, 64), (1, 2, 2)),
             nn.Flatten(),
             nn.Linear(64 * 16, 64),
             nn.SiLU(),

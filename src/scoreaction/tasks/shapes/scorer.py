@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from scoreaction.tasks.fitting import load_frozen
+from scoreaction.tasks.fitting import convolutions, load_frozen
 from scoreaction.tasks.shapes.scenes import COLOURS, COUNTS, RELATIONS, SHAPES, Scene
 
 _NO_RELATION = len(RELATIONS)
@@ -44,14 +44,7 @@ class Scorer(nn.Module):
     def __init__(self, width: int = 96) -> None:
         super().__init__()
         self.picture = nn.Sequential(
-            nn.Conv2d(3, 24, 3, stride=2, padding=1),
-            nn.SiLU(),
-            nn.Conv2d(24, 48, 3, stride=2, padding=1),
-            nn.SiLU(),
-            nn.Conv2d(48, 48, 3, padding=1),
-            nn.SiLU(),
-            nn.Conv2d(48, 64, 3, stride=2, padding=1),
-            nn.SiLU(),
+            *convolutions((3, 24, 48, 48, 64), (2, 2, 1, 2)),
             nn.Flatten(),
             nn.Linear(64 * 16, width),
         )
