@@ -136,10 +136,8 @@ def compare(
 
 def _try_each(entries: Sequence[Entry]) -> None:
     """Builds one run of each label and drops it: parts that do not fit are refused before the first of several begins."""
-    first: dict[str, Entry] = {}
-    for entry in entries:
-        first.setdefault(entry.label, entry)
-    for entry in first.values() if len(first) > 1 else ():
+    first = {entry.label: entry for entry in reversed(entries)}
+    for entry in reversed(first.values()) if len(first) > 1 else ():
         try:
             build(entry.recipe)
         except UserError as error:

@@ -61,13 +61,6 @@ def tiled(images: Array, columns: int, *, gap: int = 1) -> Array:
     return sheet
 
 
-def show_pictures(axis: Axes, samples: Array, title: str, *, columns: int = 10, most: int = 50) -> None:
-    """A grid of images."""
-    axis.imshow(tiled(samples[:most].astype(np.float32), columns), interpolation="nearest")
-    axis.set_title(title)
-    axis.set_axis_off()
-
-
 def show_points(axis: Axes, samples: Array, title: str, *, law: Mixture | None, limits: tuple[Array, Array]) -> None:
     """The first two coordinates of samples over the contours of a law of the plane."""
     flat = samples.reshape(len(samples), -1)
@@ -90,7 +83,9 @@ def samples_figure(panels: dict[str, Array], laws: dict[str, Mixture | None] | N
     if is_pictures(first):
         figure, axes = new_figure(len(panels), 2 if len(panels) > 3 else None, width=5.2, height=2.9)
         for axis, (title, samples) in zip(axes, panels.items(), strict=True):
-            show_pictures(axis, samples, title)
+            axis.imshow(tiled(samples[:50].astype(np.float32), 10), interpolation="nearest")
+            axis.set_title(title)
+            axis.set_axis_off()
         return figure
     flat = np.concatenate([samples.reshape(len(samples), -1) for samples in panels.values()])
     margin = 0.08 * (flat.max(0) - flat.min(0)) + 1e-6

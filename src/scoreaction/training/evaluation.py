@@ -13,7 +13,7 @@ from pydantic import BaseModel, Field
 from torch import Tensor
 
 from scoreaction.diffusion.kl import chain_kl, path_kl
-from scoreaction.diffusion.mixtures import Mixture, Optimum, Quadratic
+from scoreaction.diffusion.mixtures import Mixture, Optimum
 from scoreaction.diffusion.solvers import SolverName
 from scoreaction.networks.adapters import replaced
 from scoreaction.networks.model import Model
@@ -151,8 +151,7 @@ class ExactTask:
         """The task, where model, reward and beta make one."""
         if model.law is None or not isinstance(reward, QuadraticReward) or not beta:
             return None
-        quadratic: Quadratic = reward.quadratic
-        return cls(model.law, model.law.optimum(quadratic, beta))
+        return cls(model.law, model.law.optimum(reward.quadratic, beta))
 
     def distance(self, draws: Callable[[int], Tensor], n: int, seed: int, *, repeats: int = 5) -> float:
         """Sliced W2 of n samples to the optimum, mean over draws with different seeds."""
