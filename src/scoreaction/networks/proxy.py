@@ -168,16 +168,13 @@ class Proxy(nn.Module):
         validation = torch.ones(len(self.heads), len(targets)).scatter_(1, rows, 0.0)
         least, best = torch.full((len(self.heads),), torch.inf), [part.clone() for part in trained]
         waited = 0
-        optimiser = torch.optim.Adam(trained, lr=RATE)
+        optimiser = torch.optim.Adam([part.requires_grad_(True) for part in trained], lr=RATE)
         for step in range(STEPS):
             drawn = rows.gather(1, torch.randint(rows.shape[1], (len(rows), min(ROWS, rows.shape[1])), generator=generator))
+            optimiser.zero_grad()
             with torch.enable_grad():
-                for part in trained:
-                    part.requires_grad_(True)
                 answers = torch.einsum("mnd,md->mn", self._represent(inputs[drawn]), last)
-                loss = (answers - targets[drawn]).square().mean(1).sum()
-                for part, grad in zip(trained, torch.autograd.grad(loss, trained), strict=True):
-                    part.grad = grad
+                (answers - targets[drawn]).square().mean(1).sum().backward()
             optimiser.step()
             if (step + 1) % CHECK_EVERY == 0:
                 errors = (torch.einsum("mnd,md->mn", self._represent(inputs), last) - targets).square()
