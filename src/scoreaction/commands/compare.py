@@ -15,6 +15,8 @@ from scoreaction.errors import Interrupted, UserError, nearest
 from scoreaction.recipes.build import build
 from scoreaction.recipes.recipe import Recipe, load_recipe, optimum_beta
 from scoreaction.recipes.text import parse_override
+from scoreaction.report.figures import comparison_figures
+from scoreaction.report.frontiers import frontier_figures
 from scoreaction.report.model_card import write_card
 from scoreaction.training.run_folder import RunFolder, read_summary, write_whole
 from scoreaction.types import Values
@@ -107,7 +109,10 @@ def _as_written(recipe: str, overrides: Sequence[str]) -> Recipe:
 def compare(
     recipe: str, overrides: Sequence[str], algorithms: Sequence[str], seeds: Sequence[int], sweep: str | None, folder: Path
 ) -> Values:
-    """Runs what is not finished yet in `folder/ALGORITHM[/KEY=VALUE]/seedK`, writes comparison.json and the plots."""
+    """Runs what is not finished yet in `folder/ALGORITHM[/KEY=VALUE]/seedK`, writes comparison.json and the plots.
+
+    These are reward.png, kl.png and so on: curves with bands of one standard error; frontiers of a sweep.
+    """
     if folder.is_file() or RunFolder(folder).exists:
         raise UserError(f"--output: {folder} is a {'file' if folder.is_file() else 'run'}; name another folder")
     entries = planned(recipe, overrides, algorithms, seeds, sweep)
@@ -130,7 +135,8 @@ def compare(
         "groups": grouped(runs),
     }
     write_whole(folder / "comparison.json", json.dumps(comparison, indent=2) + "\n")
-    draw_plots(comparison, folder)
+    for name, figure in (comparison_figures(comparison, folder) | frontier_figures(comparison)).items():
+        figure.savefig(folder / f"{name}.png", dpi=110)
     return comparison
 
 
@@ -169,12 +175,3 @@ def grouped(runs: Sequence[Values]) -> list[Values]:
             }
         )
     return groups
-
-
-def draw_plots(comparison: Values, folder: Path) -> None:
-    """reward.png, kl.png and so on beside comparison.json: curves with bands of one standard error; frontiers of a sweep."""
-    from scoreaction.report.figures import comparison_figures
-    from scoreaction.report.frontiers import frontier_figures
-
-    for name, figure in {**comparison_figures(comparison, folder), **frontier_figures(comparison)}.items():
-        figure.savefig(folder / f"{name}.png", dpi=110)

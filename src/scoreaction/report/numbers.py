@@ -29,10 +29,9 @@ def with_error(value: Any, error: Any, digits: int = 4) -> str:
 
 def before_and_after(figures: Values) -> list[list[str]]:
     """Key, base and tuned, with standard errors, of everything that was measured on both."""
-    keys = [key.removesuffix("_base") for key in figures if key.endswith("_base")]
     return [
         [key, *(with_error(figures.get(f"{key}_{kind}"), figures.get(f"{key}_{kind}_se")) for kind in ("base", "tuned"))]
-        for key in keys
+        for key in (key.removesuffix("_base") for key in figures if key.endswith("_base"))
     ]
 
 

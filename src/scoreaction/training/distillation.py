@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +18,7 @@ from scoreaction.networks.conditions import take
 from scoreaction.networks.consistency import belongs, save_consistency
 from scoreaction.networks.model import Model
 from scoreaction.sampling.rollout import States, initial_noise, trajectory
-from scoreaction.types import Conditions, Prediction
+from scoreaction.types import Conditions
 
 HUBER = 0.03
 """Errors below this, in a coordinate, count squared; those above by their size (pseudo-Huber)."""
@@ -159,10 +160,7 @@ class Distiller:
 @torch.no_grad()
 def follow(model: Model, x: Tensor, times: Tensor, conditions: Conditions, guidance: float) -> Tensor:
     """The reference's guided ODE from x at times[0] down the grid: the states, (len(times), batch, *shape)."""
-
-    def predict(x: Tensor, t: Tensor) -> Prediction:
-        return model.reference(x, t, conditions, guidance=guidance)
-
+    predict = partial(model.reference, conditions=conditions, guidance=guidance)
     steps = trajectory(predict, model.process, x, times, solver=SOLVERS["dpmpp_2m"], eta=0.0)
     return torch.stack([x, *(visit.x_next for visit in steps)])
 
