@@ -182,8 +182,8 @@ def test_prompts_are_encoded_once_and_in_their_order(folder: Path) -> None:
     asked: list[list[str]] = []
     encode = judge.texts.encode
     judge.texts.encode = lambda texts: asked.append(texts) or encode(texts)  # type: ignore[func-returns-value]
-    first = judge.prompts(PROMPTS)
-    again = judge.prompts(PROMPTS[1:])
+    first = judge.texts(PROMPTS, torch.device("cpu"))
+    again = judge.texts(PROMPTS[1:], torch.device("cpu"))
     assert asked == [["a cat", "two blue dogs on a boat"]]
     close(again, first[1:], order=first[:2])
 

@@ -260,7 +260,7 @@ def test_training_repeats_itself(tmp_path: Path) -> None:
     def weights(folder: str, seed: int) -> Tensor:
         main(tmp_path / folder, seed=seed, batches=1, classifier_batches=1)
         nets = [
-            digits.load_unet(tmp_path / folder),
+            digits.load_net(tmp_path / folder),
             digits.judge(tmp_path / folder),
             digits.reward_classifier(tmp_path / folder),
         ]

@@ -132,13 +132,15 @@ def test_old_trajectories_are_not_drawn():
     assert set(drawn(filled(8, 4, max_age=1)).path.tolist()) == {6, 7}
 
 
-def test_mapped_from_a_file_is_the_same():
-    inside, outside = filled(6, 5, priority=1.0), filled(6, 5, priority=1.0, largest_in_memory=0)
+def test_mapped_from_a_file_is_the_same(monkeypatch):
+    inside = filled(6, 5, priority=1.0)
+    monkeypatch.setattr("scoreaction.sampling.replay.ON_DISK", 0)
+    outside = filled(6, 5, priority=1.0)
     for name, value in inside.state_dict().items():
         assert torch.equal(outside.state_dict()[name], value), name
     a, b = drawn(inside), drawn(outside)
     close(b.x, a.x, atol=0, other_seed=drawn(outside, seed=1).x)
-    back = Replay(6, STEPS, (2,), priority=1.0, largest_in_memory=0)
+    back = Replay(6, STEPS, (2,), priority=1.0)
     back.load_state_dict(inside.state_dict())
     close(drawn(back).x, a.x, atol=0, empty=0 * a.x)
 
@@ -147,13 +149,14 @@ def test_what_neither_memory_nor_disk_holds_is_refused_in_one_line(monkeypatch):
     with pytest.raises(ValueError, match=r"algorithm\.buffer: .* need .* GiB.*lower algorithm\.buffer") as error:
         Replay(10**9, 50, (4, 64, 64))
     assert "\n" not in str(error.value)
+    monkeypatch.setattr("scoreaction.sampling.replay.ON_DISK", 0)
     usage = type("Usage", (), {})
     room = 4 * 6 * (STEPS + 1 + STEPS) * 2 / 0.9  # exactly for x, with its ends, and old
     for free, fits in ((room + 2, True), (room - 2, False)):
         usage.free = free
         monkeypatch.setattr("scoreaction.sampling.replay.shutil.disk_usage", lambda path: usage)
         try:
-            Replay(6, STEPS, (2,), largest_in_memory=0)
+            Replay(6, STEPS, (2,))
             room_enough = True
         except ValueError:
             room_enough = False

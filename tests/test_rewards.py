@@ -13,6 +13,7 @@ from pydantic import ValidationError
 from twins import accepts, close, f64
 
 from scoreaction.rewards import CountedReward, RewardError, classifier, ink, jpeg, legibility, linear, quadratic
+from scoreaction.tasks.digits.networks import judge, reward_classifier
 
 IDS = range(6)
 PROMPTS = [f"a handwritten {i}" for i in IDS]
@@ -73,7 +74,7 @@ def test_classifier_is_the_log_probability_of_the_prompts_digit(images: torch.Te
     """Truth: the softmax of the network's logits, by hand; and digits are read rightly."""
     reward = classifier.build(classifier.Config())
     with torch.no_grad():
-        logits = reward.net(images).double().numpy()
+        logits = reward_classifier()(images).double().numpy()
     truth = [row[i] - np.log(np.exp(row).sum()) for i, row in enumerate(logits)]
     close(
         reward(images, PROMPTS),
@@ -85,10 +86,10 @@ def test_classifier_is_the_log_probability_of_the_prompts_digit(images: torch.Te
     assert float(reward(images, PROMPTS).mean()) > -0.5
 
 
-def test_classifier_gradient_by_finite_differences(images: torch.Tensor) -> None:
+def test_classifier_gradient_by_finite_differences(images: torch.Tensor, monkeypatch: pytest.MonkeyPatch) -> None:
     """Truth: central differences in float64 along six random directions."""
+    monkeypatch.setattr(classifier, "reward_classifier", lambda: reward_classifier().double())
     reward = classifier.build(classifier.Config())
-    reward.net.double()
     x = (0.1 + 0.8 * images).double().requires_grad_()
     (gradient,) = torch.autograd.grad(reward(x, PROMPTS).sum(), x)
     direction = torch.randn(x.shape, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
@@ -103,7 +104,7 @@ def test_legibility_is_the_judges_probability(images: torch.Tensor) -> None:
     """Truth: the judge's softmax over all eleven classes, and its largest class."""
     reward = legibility.build(legibility.Config())
     with torch.no_grad():
-        logits = reward.net(images).double()
+        logits = judge()(images).double()
     truth = (logits.exp() / logits.exp().sum(1, keepdim=True))[range(6), range(6)]
     ten = logits[:, :10].softmax(1)[range(6), range(6)]
     close(reward(images, PROMPTS), truth, atol=1e-5, without_the_eleventh=ten + 2e-5, neighbour=reward(images, NEXT))

@@ -6,10 +6,9 @@ import torch
 from torch import Tensor
 
 from scoreaction.algorithms._learner import Learner, Setting, Term, refuse_black_box
-from scoreaction.algorithms._step import StepWeights, step_term
+from scoreaction.algorithms._step import StepWeights, known, step_term
 from scoreaction.networks.conditions import take
-from scoreaction.sampling.rollout import Rollout, Steps
-from scoreaction.types import Prediction
+from scoreaction.sampling.rollout import Rollout
 
 
 def refuse_unfit(setting: Setting, algorithm: str, beta: float) -> None:
@@ -29,9 +28,6 @@ def visited_kl(learner: Learner, rollout: Rollout, rows: Tensor, share: float) -
     rows are those of the rollout's steps, `share` the part of all steps that they were drawn from.
     """
     steps = take(rollout.steps(), rows)
-    term = step_term(learner, steps._replace(weight=steps.weight * share), _no_value, weigh=StepWeights.of_step, trust=0.0)
+    steps = steps._replace(weight=steps.weight * share)
+    term = step_term(learner, steps, known(torch.zeros_like(steps.x)), weigh=StepWeights.of_step, trust=0.0)
     return term._replace(loss=lambda numbers: (term.loss(numbers)[0], {}))
-
-
-def _no_value(steps: Steps, prediction: Prediction, numbers: Tensor) -> Tensor:
-    return torch.zeros_like(prediction.x0)

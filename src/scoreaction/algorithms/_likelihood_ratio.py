@@ -127,21 +127,15 @@ def ratio_term(
         part = take(steps, here)
         prediction = learner.policy(*part.states)
         log_ratio = law(prediction, part).log_ratio(law(part.old, part), take(outcome, here))
-        value, figures = clipped_surrogate(log_ratio, take(advantage, here), clip), ratio_figures(log_ratio, clip, first)
+        value, size = clipped_surrogate(log_ratio, take(advantage, here), clip), log_ratio.detach().abs()
+        figures: dict[str, Tensor | Largest] = {"log_ratio": Largest(size)}
+        if clip is not None:
+            figures["clip_fraction"] = (log_ratio.detach().exp() - 1).abs().gt(clip).float()
+        if first:
+            figures["log_ratio_first"] = Largest(size)
         if penalty is not None:
             cost, more = penalty(prediction, part)
             value, figures = value + cost, figures | more
         return part.weight.to(value) * value, figures
 
     return Term(len(rows), loss)
-
-
-def ratio_figures(log_ratio: Tensor, clip: float | None, first: bool) -> dict[str, Tensor | Largest]:
-    """The figures of a log-ratio (rows,) for the log."""
-    size = log_ratio.detach().abs()
-    figures: dict[str, Tensor | Largest] = {"log_ratio": Largest(size)}
-    if clip is not None:
-        figures["clip_fraction"] = (log_ratio.detach().exp() - 1).abs().gt(clip).float()
-    if first:
-        figures["log_ratio_first"] = Largest(size)
-    return figures

@@ -74,7 +74,7 @@ class RatioLearner(Learner):
         yield from self.value.updates(rollout, critic=config.critic_updates, generator=generator)
         steps = steps_with_density(self, rollout, exploration=config.exploration, above=config.hold_below)
         every, batch = rollout.steps(), rollout.size[1]
-        others = self._without_ratio(every, steps)
+        others = (~torch.isin(every.step, steps.step.unique())).nonzero().flatten()  # where only the KL is learned
         batches = list(minibatches(len(steps.t), epochs=1, count=config.updates, generator=generator))
         rest = torch.randperm(len(others), generator=generator).tensor_split(config.updates)
         taken = slice(int(steps.step[0]) * batch, (int(steps.step[-1]) + 1) * batch)
@@ -102,10 +102,6 @@ class RatioLearner(Learner):
         difference = score(self.process, steps.t, prediction) - score(self.process, steps.t, other)
         weight = kl_rate(self.sampler.eta) / 2 * g2_integral(self.process, steps.t, steps.s)
         return weight.to(difference) * sum_event(difference**2)
-
-    def _without_ratio(self, every: Steps, steps: Steps) -> Tensor:
-        """The rows of the steps that only the KL is learned at: the last one, and those below `hold_below`."""
-        return (~torch.isin(every.step, steps.step.unique())).nonzero().flatten()
 
     def _kl_term(self, steps: Steps, rows: Tensor, *, per_path: float) -> Term:
         """The KL of steps without a ratio, `per_path` of them on each path, at its price."""

@@ -46,20 +46,16 @@ class LiveMemory(TorchDispatchMode):
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         out = func(*args, **(kwargs or {}))
         self.flops += operations(func._overloadpacket, args, kwargs or {}, out)
-        known = {leaf.untyped_storage()._cdata for leaf in tree_leaves((args, kwargs)) if isinstance(leaf, Tensor)}
-        for leaf in tree_leaves(out):
-            if isinstance(leaf, Tensor):
-                self._add(leaf.untyped_storage(), known)
-        return out
-
-    def _add(self, storage: torch.UntypedStorage, known: set[int]) -> None:
-        key = storage._cdata
-        if key in self._sizes or key in known:  # a view, or written in place
-            return
-        self._sizes[key] = storage.nbytes()
-        self.live += storage.nbytes()
+        before, after = (
+            {leaf.untyped_storage()._cdata: leaf.untyped_storage() for leaf in tree_leaves(tree) if isinstance(leaf, Tensor)}
+            for tree in ((args, kwargs), out)
+        )
+        for key in after.keys() - before.keys() - self._sizes.keys():  # no view, and not written in place
+            self._sizes[key] = after[key].nbytes()
+            self.live += self._sizes[key]
+            weakref.finalize(after[key], self._drop, key)
         self.peak = max(self.peak, self.live)
-        weakref.finalize(storage, self._drop, key)
+        return out
 
     def _drop(self, key: int) -> None:
         self.live -= self._sizes.pop(key, 0)

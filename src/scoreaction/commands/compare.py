@@ -15,6 +15,8 @@ from scoreaction.errors import Interrupted, UserError, nearest
 from scoreaction.recipes.build import build
 from scoreaction.recipes.recipe import Recipe, load_recipe, optimum_beta
 from scoreaction.recipes.text import parse_override
+from scoreaction.report.figures import comparison_figures
+from scoreaction.report.frontiers import frontier_figures
 from scoreaction.report.model_card import write_card
 from scoreaction.training.run_folder import RunFolder, read_summary, write_whole
 from scoreaction.types import Values
@@ -107,7 +109,10 @@ def _as_written(recipe: str, overrides: Sequence[str]) -> Recipe:
 def compare(
     recipe: str, overrides: Sequence[str], algorithms: Sequence[str], seeds: Sequence[int], sweep: str | None, folder: Path
 ) -> Values:
-    """Runs what is not finished yet in `folder/ALGORITHM[/KEY=VALUE]/seedK`, writes comparison.json and the plots."""
+    """Runs what is not finished yet in `folder/ALGORITHM[/KEY=VALUE]/seedK`, writes comparison.json and the plots.
+
+    These are reward.png, kl.png and so on: curves with bands of one standard error; frontiers of a sweep.
+    """
     if folder.is_file() or RunFolder(folder).exists:
         raise UserError(f"--output: {folder} is a {'file' if folder.is_file() else 'run'}; name another folder")
     entries = planned(recipe, overrides, algorithms, seeds, sweep)
@@ -130,16 +135,15 @@ def compare(
         "groups": grouped(runs),
     }
     write_whole(folder / "comparison.json", json.dumps(comparison, indent=2) + "\n")
-    draw_plots(comparison, folder)
+    for name, figure in (comparison_figures(comparison, folder) | frontier_figures(comparison)).items():
+        figure.savefig(folder / f"{name}.png", dpi=110)
     return comparison
 
 
 def _try_each(entries: Sequence[Entry]) -> None:
     """Builds one run of each label and drops it: parts that do not fit are refused before the first of several begins."""
-    first: dict[str, Entry] = {}
-    for entry in entries:
-        first.setdefault(entry.label, entry)
-    for entry in first.values() if len(first) > 1 else ():
+    first = {entry.label: entry for entry in reversed(entries)}
+    for entry in reversed(first.values()) if len(first) > 1 else ():
         try:
             build(entry.recipe)
         except UserError as error:
@@ -165,20 +169,9 @@ def grouped(runs: Sequence[Values]) -> list[Values]:
                 "value": records[0]["value"],
                 "n": len(records),
                 "mean": {key: sum(column) / len(column) for key, column in columns.items()},
-                "standard_error": {key: _standard_error(column) for key, column in columns.items()},
+                "standard_error": {
+                    key: stdev(column) / math.sqrt(len(column)) if len(column) > 1 else None for key, column in columns.items()
+                },
             }
         )
     return groups
-
-
-def _standard_error(values: Sequence[float]) -> float | None:
-    return stdev(values) / math.sqrt(len(values)) if len(values) > 1 else None
-
-
-def draw_plots(comparison: Values, folder: Path) -> None:
-    """reward.png, kl.png and so on beside comparison.json: curves with bands of one standard error; frontiers of a sweep."""
-    from scoreaction.report.figures import comparison_figures
-    from scoreaction.report.frontiers import frontier_figures
-
-    for name, figure in {**comparison_figures(comparison, folder), **frontier_figures(comparison)}.items():
-        figure.savefig(folder / f"{name}.png", dpi=110)

@@ -102,13 +102,7 @@ def draw_samples(
 
     tuner = opened.tuner
     sampler = sampler_with(opened, steps=steps, solver=solver, eta=eta)
-    if prompts and tuner.model.encode is None:
-        raise UserError(f"--prompt: the model {opened.recipe.model.name} takes no prompts; leave it out")
-    sample_prompts = spread_prompts(list(prompts) if prompts else tuner.prompts, n)
-    try:
-        tuner.model.conditions(None if sample_prompts is None else sample_prompts[:1] if not prompts else list(prompts))
-    except ValueError as error:
-        raise UserError(f"--prompt: {str(error).removeprefix('prompts: ')}") from error
+    sample_prompts = spread_prompts(_prompts(opened, prompts, "--prompt") if prompts else tuner.prompts, n)
     check_writable(output, "--output")
     samples = draw(tuner.model, sampler, n, sample_prompts, seed, reference=base).cpu().numpy()
     arrays = {"samples": samples} if sample_prompts is None else {"samples": samples, "prompts": np.array(sample_prompts)}
@@ -135,22 +129,20 @@ def evaluate_grid(
     check_writable(opened.folder, "RUN")
     for solver, eta, count in itertools.product(solvers, etas, steps):  # what can never be, before anything is measured
         _check(steps=count, solver=solver, eta=eta)
-    grid_prompts = tuner.prompts if prompts is None else _other_prompts(opened, prompts)
+    grid_prompts = tuner.prompts if prompts is None else _prompts(opened, prompts, "--prompts")
     n = n or tuner.evaluation.n
     seed = tuner.evaluation.seed if seed is None else seed
     rows: list[Values] = []
     skipped: list[Values] = []
-    for solver in solvers:
-        for eta in etas:
+    for solver, eta in itertools.product(solvers, etas):
+        try:
             for count in steps:
+                sampler = sampler_with(opened, steps=count, solver=solver, eta=eta)
                 cell = {"solver": solver, "eta": eta, "steps": count}
-                try:
-                    sampler = sampler_with(opened, steps=count, solver=solver, eta=eta)
-                    rows.append(cell | _cell(tuner, sampler, n, grid_prompts, seed))
-                except ValueError as error:
-                    why = str(error).removeprefix("--solver: ").removeprefix("solver ")
-                    skipped.append({"solver": solver, "eta": eta, "why": why})
-                    break
+                rows.append(cell | _cell(tuner, sampler, n, grid_prompts, seed))
+        except ValueError as error:
+            why = str(error).removeprefix("--solver: ").removeprefix("solver ")
+            skipped.append({"solver": solver, "eta": eta, "why": why})
     if not rows:
         raise UserError(f"--solver: nothing to measure: {skipped[0]['why']}")
     evaluation = {"n": n, "seed": seed, "iteration": tuner.iteration, "prompts": prompts, "grid": rows, "skipped": skipped}
@@ -158,16 +150,16 @@ def evaluate_grid(
     return evaluation
 
 
-def _other_prompts(opened: Opened, prompts: str) -> list[str] | None:
-    """A set or a file that the model takes."""
+def _prompts(opened: Opened, prompts: Sequence[str], option: str) -> list[Any] | None:
+    """Prompts other than the run's own, a list, a set or a file; UserError where the model does not take them."""
     model = opened.tuner.model
     if model.encode is None:
-        raise UserError(f"--prompts: the model {opened.recipe.model.name} takes no prompts; leave it out")
+        raise UserError(f"{option}: the model {opened.recipe.model.name} takes no prompts; leave it out")
     try:
-        others = prompt_list(read_prompts(prompts, Path()))
+        others = prompt_list(read_prompts(prompts, Path())) if isinstance(prompts, str) else list(prompts)
         model.conditions(others)
     except ValueError as error:
-        raise UserError(f"--prompts: {str(error).removeprefix('prompts: ')}") from error
+        raise UserError(f"{option}: {str(error).removeprefix('prompts: ')}") from error
     return others
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from scoreaction.commands._live_memory import LiveMemory
-from scoreaction.commands._plan_watch import Graph, Watch, doubled, watch_iteration
+from scoreaction.commands._plan_watch import Watch, doubled, watch_iteration
 from scoreaction.errors import UserError
 from scoreaction.models import Skeleton
 from scoreaction.networks.conditions import map_conditions
@@ -48,8 +48,9 @@ def plan(recipe: Recipe) -> Values:
     point, picture = costs["sampling"].forward / (recipe.train.max_rows or ROWS), costs["a picture"].forward
     flops = watch.iteration["model_evaluations"] / each * point + watch.calls["decoder"] * picture
     flops += sum(count * costs[kind].backward / costs[kind].rows for kind, count in watch.gradients.items())
-    points = _measured_points(recipe, skeleton.model)
-    measuring = points * point + 2 * recipe.evaluation.n * picture
+    n, steps = recipe.evaluation.n, recipe.evaluation.steps
+    points = 2 * steps * (n + kl_samples(n, steps, skeleton.model.shape))  # of base and tuned model, and the KL between them
+    measuring = points * point + 2 * n * picture
     return {
         "parameters": skeleton.parameters,
         "trained": sum(p.numel() for p in skeleton.model.parameters.values()),
@@ -97,12 +98,6 @@ def scorer_bytes(recipe: Recipe) -> dict[str, int]:
         for name, block in zip(numbered(block.name for block in blocks), blocks, strict=True)
         if block.traits.parameters is not None
     }
-
-
-def _measured_points(recipe: Recipe, model: Model) -> int:
-    """Points at which networks are asked to measure base and tuned model at the end, and the KL between them."""
-    chosen = recipe.evaluation
-    return 2 * chosen.steps * (chosen.n + kl_samples(chosen.n, chosen.steps, model.shape))
 
 
 @dataclass(frozen=True)
@@ -161,18 +156,11 @@ def measure_costs(recipe: Recipe, skeleton: Skeleton, watch: Watch) -> dict[str,
     return costs
 
 
-def peak_together(graphs: Iterable[Graph], costs: dict[str, Cost]) -> int:
-    """The peak while these graphs are alive: what all of them keep, and what the backward of one adds to it."""
-    kept = adds = 0.0
-    for kind, rows in graphs:
-        cost = costs[kind]
-        kept += cost.kept * rows / cost.rows
-        adds = max(adds, (cost.peak - cost.kept) * rows / cost.rows)
-    return round(kept + adds)
-
-
 def peaks(watch: Watch, costs: dict[str, Cost]) -> dict[str, int]:
-    """The peak of everything that is done one after the other, by name."""
+    """The peak of everything that is done one after the other, by name.
+
+    That of graphs which are alive together is what all of them keep, and what the backward of one adds to it.
+    """
     passes = {"sampling": costs["sampling"].peak, "a picture": costs["a picture"].peak}
     alive = {graphs: Counter(graphs) for graphs in watch.moments}
     for graphs, counts in alive.items():
@@ -181,7 +169,9 @@ def peaks(watch: Watch, costs: dict[str, Cost]) -> dict[str, int]:
         kinds = {kind for kind, _ in graphs}
         learns, judged = "policy" in kinds, "decoder" in kinds
         name = "an update" if learns else "the reward's gradient" if judged else "the reference's gradient"
-        passes[name] = max(passes.get(name, 0), peak_together(graphs, costs))
+        shares = [(costs[kind], rows / costs[kind].rows) for kind, rows in graphs]
+        kept, adds = sum(c.kept * share for c, share in shares), max((c.peak - c.kept) * share for c, share in shares)
+        passes[name] = max(passes.get(name, 0), round(kept + adds))
     return passes
 
 

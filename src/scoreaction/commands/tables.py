@@ -12,7 +12,7 @@ from rich.text import Text
 
 if TYPE_CHECKING:
     from scoreaction.commands.doctor.finding import Finding
-from scoreaction.report.numbers import before_and_after, comparison_keys, number, with_error
+from scoreaction.report.numbers import before_and_after, comparison_rows, number, with_error
 from scoreaction.types import Values
 
 
@@ -69,13 +69,11 @@ def show_grid(evaluation: Values) -> None:
 
 def show_comparison(comparison: Values) -> None:
     """A column for each algorithm (and value of the sweep), means over seeds with standard errors."""
-    keys = comparison_keys(comparison)
     seeds = len(comparison["seeds"])
     title = f"mean ± standard error over {seeds} seed{'s' if seeds > 1 else ''}"
     table = _table(title, "", *(group["label"] for group in comparison["groups"]))
-    for key in keys:
-        cells = [with_error(group["mean"].get(key), group["standard_error"].get(key)) for group in comparison["groups"]]
-        table.add_row(key.removeprefix("held_out.").replace("_", " "), *cells)
+    for row in comparison_rows(comparison):
+        table.add_row(*row)
     _console().print(table)
 
 

@@ -113,17 +113,6 @@ class Mixture:
         """Dimension d of the samples."""
         return self.means.shape[1]
 
-    @property
-    def mean(self) -> Tensor:
-        """Mean `E x`, (d,)."""
-        return self.weights @ self.means
-
-    @property
-    def covariance(self) -> Tensor:
-        """Covariance of x, (d, d)."""
-        centred = self.means - self.mean
-        return torch.einsum("k,kij->ij", self.weights, self.covariances + centred[:, :, None] * centred[:, None, :])
-
     @cached_property
     def _eigen(self) -> tuple[Tensor, Tensor]:
         """Eigenvalues (K, d) and eigenvectors (K, d, d), in columns, of the covariances; axes where they are diagonal."""

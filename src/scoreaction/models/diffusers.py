@@ -100,10 +100,6 @@ def load_pipeline(config: Config) -> Any:
                 config.path, torch_dtype=widths, use_safetensors=True, variant=variant, **unused
             )
     except (OSError, ValueError, RuntimeError, TypeError, KeyError, AttributeError, SafetensorError) as error:
-        raise ValueError(f"model.path: {config.path} cannot be loaded: {_first(error)}") from error
-
-
-def _first(error: BaseException) -> str:
-    """The first line of an error, shortened."""
-    line = str(error).strip().partition("\n")[0][:160]
-    return f"it lacks {line}" if isinstance(error, KeyError) else line
+        line = str(error).strip().partition("\n")[0][:160]
+        lacks = "it lacks " if isinstance(error, KeyError) else ""
+        raise ValueError(f"model.path: {config.path} cannot be loaded: {lacks}{line}") from error

@@ -9,7 +9,6 @@ from typing import Any
 import torch
 from safetensors.torch import save_file
 
-from scoreaction.diffusion.processes import Process
 from scoreaction.networks.adapters import base_modules, base_tensors
 from scoreaction.networks.lora_files import LoraWeights, copy_into, parse_lora, read_tensors, refuse_different
 from scoreaction.networks.model import Model
@@ -71,7 +70,9 @@ def save_consistency(model: Model, path: str | Path, *, described: dict[str, Any
 
 def belongs(model: Model) -> dict[str, Any]:
     """Description of a model that its consistency model must match: process, kind of prediction, shape and some outputs."""
-    about = {"process": _process(model.process), "predicts": model.predicts, "shape": list(model.shape)}
+    process, t = model.process, torch.tensor(TIMES, dtype=torch.float64)
+    curves = {"t": list(TIMES), "alpha": process.alpha(t).tolist(), "sigma": process.sigma(t).tolist()}
+    about = {"process": {"name": type(process).__name__, **curves}, "predicts": model.predicts, "shape": list(model.shape)}
     return {**about, "says": _fingerprint(model)}
 
 
@@ -84,16 +85,6 @@ def _fingerprint(model: Model) -> list[float] | None:
     with model.uncounted():
         x0 = model.reference(x.to(model.device), torch.tensor(0.5, dtype=torch.float64), model.null).x0
     return x0.flatten()[:16].tolist()
-
-
-def _process(process: Process) -> dict[str, Any]:
-    t = torch.tensor(TIMES, dtype=torch.float64)
-    return {
-        "name": type(process).__name__,
-        "t": list(TIMES),
-        "alpha": process.alpha(t).tolist(),
-        "sigma": process.sigma(t).tolist(),
-    }
 
 
 def _load_distilled(model: Model, folder: Path) -> Model:

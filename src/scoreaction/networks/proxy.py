@@ -20,17 +20,17 @@ a minibatch, Adam's learning rate."""
 class Ridge:
     """Posterior of the Bayesian linear regression `y = phi w + noise`: mean of w (D,), `factor factor^T = cov(w)` (D, D).
 
-    noise_std is the standard deviation of one answer around its mean. That of the predicted mean is `std`, which falls with
-    more data.
+    noise_std is the standard deviation of one answer around its mean. That of the predicted mean is `mean_std`.
     """
 
     mean: Tensor
     factor: Tensor
     noise_std: float
 
-    def std(self, phi: Tensor) -> Tensor:
-        """Standard deviation of the predicted mean, `sqrt(phi^T cov phi)`: phi (..., D) -> (...)."""
-        return ((phi @ self.factor).square().sum(-1) + 1e-12).sqrt()
+
+def mean_std(phi: Tensor, factor: Tensor) -> Tensor:
+    """Standard deviation of a predicted mean, `sqrt(phi^T cov phi)`, which falls with more data: phi (..., D) -> (...)."""
+    return ((phi @ factor).square().sum(-1) + 1e-12).sqrt()
 
 
 def fit_ridge(phi: Tensor, y: Tensor, *, rounds: int = 1000, prior: float = 1e-6) -> Ridge:
@@ -118,10 +118,7 @@ class Proxy(nn.Module):
         """Mean of the reward and its uncertainty, each (batch,), in the reward's units."""
         phi = self._represent(self._inputs(features, groups))
         answers = torch.einsum("mnd,md->mn", phi, self.heads)
-        if self.kind == "ensemble":
-            std = (answers.var(0) + 1e-12).sqrt()
-        else:
-            std = ((phi[0] @ self.factor).square().sum(-1) + 1e-12).sqrt()
+        std = (answers.var(0) + 1e-12).sqrt() if self.kind == "ensemble" else mean_std(phi[0], self.factor)
         return self.level + self.spread * answers.mean(0), self.spread * std
 
     def _inputs(self, features: Tensor, groups: Tensor) -> Tensor:
@@ -143,9 +140,8 @@ class Proxy(nn.Module):
         features = features.to(self.center)
         self.center.copy_(features.mean(0))
         std = features.std(0, correction=0)
-        self.scale.copy_(
-            std.clamp(min=0.1 * float(std.mean()) + 1e-12)
-        )  # features that hardly vary here may vary in later samples
+        # features that hardly vary here may vary in later samples
+        self.scale.copy_(std.clamp(min=0.1 * float(std.mean()) + 1e-12))
         self.level.copy_(values.mean())
         self.spread.copy_(values.std(correction=0).clamp(min=1e-6 * float(values.abs().max()) + 1e-12))
         targets = (values.to(self.level) - self.level) / self.spread
@@ -172,16 +168,13 @@ class Proxy(nn.Module):
         validation = torch.ones(len(self.heads), len(targets)).scatter_(1, rows, 0.0)
         least, best = torch.full((len(self.heads),), torch.inf), [part.clone() for part in trained]
         waited = 0
-        optimiser = torch.optim.Adam(trained, lr=RATE)
+        optimiser = torch.optim.Adam([part.requires_grad_(True) for part in trained], lr=RATE)
         for step in range(STEPS):
             drawn = rows.gather(1, torch.randint(rows.shape[1], (len(rows), min(ROWS, rows.shape[1])), generator=generator))
+            optimiser.zero_grad()
             with torch.enable_grad():
-                for part in trained:
-                    part.requires_grad_(True)
                 answers = torch.einsum("mnd,md->mn", self._represent(inputs[drawn]), last)
-                loss = (answers - targets[drawn]).square().mean(1).sum()
-                for part, grad in zip(trained, torch.autograd.grad(loss, trained), strict=True):
-                    part.grad = grad
+                (answers - targets[drawn]).square().mean(1).sum().backward()
             optimiser.step()
             if (step + 1) % CHECK_EVERY == 0:
                 errors = (torch.einsum("mnd,md->mn", self._represent(inputs), last) - targets).square()

@@ -9,7 +9,7 @@ from typing import Any
 from numpy.typing import NDArray
 
 from scoreaction.diffusion.mixtures import Mixture
-from scoreaction.report.numbers import change, comparison_keys, number, objectives, with_error
+from scoreaction.report.numbers import change, comparison_rows, held_out_figures, number, objectives, with_error
 from scoreaction.report.parts import Grid, Part, Picture, about, exact_laws, picture, reward_name, samples_of
 from scoreaction.training.run_folder import read_description
 from scoreaction.types import Values
@@ -94,10 +94,8 @@ def _sentence(group: Values) -> str:
     sentence = f"{group['label']}: reward {rose} at a KL of {number(mean['kl_nats'], 3)} nats"
     if "distance_to_optimum" in mean:
         sentence += f", distance to the optimum {with_error(mean['distance_to_optimum'], error.get('distance_to_optimum'), 3)}"
-    for key, value in mean.items():
-        if key.startswith("held_out.") and key.endswith("_tuned"):
-            before = mean[key.removesuffix("_tuned") + "_base"]
-            sentence += f", held-out {key.removeprefix('held_out.').removesuffix('_tuned')} {change(before, value)}"
+    for name, before, after in held_out_figures(mean):
+        sentence += f", held-out {name} {change(before, after)}"
     sentence += f", in {mean['seconds']:.0f} seconds."
     if mean["kl_nats"] > 4 * mean.get("optimum_kl_nats", float("inf")):
         sentence += (
@@ -108,13 +106,7 @@ def _sentence(group: Values) -> str:
 
 def _comparison_table(comparison: Values) -> Grid:
     groups = comparison["groups"]
-    rows = [
-        [
-            key.removeprefix("held_out.").replace("_", " ").replace("kl nats", "KL (nats)"),
-            *(with_error(group["mean"].get(key), group["standard_error"].get(key)) for group in groups),
-        ]
-        for key in comparison_keys(comparison)
-    ]
+    rows = comparison_rows(comparison)
     if all("distance_to_optimum" in group["mean"] for group in groups):
         values = [[number(value) for value in objectives(group["mean"])] for group in groups]
         rows.insert(3, ["reward - beta x KL (best possible)", *(f"{goal} ({best})" for goal, best in values)])

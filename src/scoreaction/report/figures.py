@@ -30,12 +30,16 @@ TITLES = {
 EVALUATIONS = "model evaluations"
 
 
-def new_figure(columns: int = 1, rows: int = 1, *, width: float = 4.6, height: float = 3.2) -> tuple[Figure, list[Axes]]:
-    """A figure without any global state, and its axes in reading order."""
+def new_figure(
+    panels: int = 1, columns: int | None = None, *, width: float = 4.6, height: float = 3.2
+) -> tuple[Figure, list[Axes]]:
+    """A figure without any global state, and the axes of its panels in reading order, by default all in one row."""
     from matplotlib.figure import Figure
 
+    columns = columns or panels
+    rows = -(-panels // columns)
     figure = Figure(figsize=(width * columns, height * rows), layout="constrained")
-    axes = [figure.add_subplot(rows, columns, i + 1) for i in range(rows * columns)]
+    axes = [figure.add_subplot(rows, columns, i + 1) for i in range(panels)]
     for axis in axes:
         axis.spines[["top", "right"]].set_visible(False)
     return figure, axes
@@ -55,13 +59,6 @@ def tiled(images: Array, columns: int, *, gap: int = 1) -> Array:
         top, left = (i // columns) * (h + gap), (i % columns) * (w + gap)
         sheet[top : top + h, left : left + w] = np.clip(image, 0, 1).transpose(1, 2, 0)
     return sheet
-
-
-def show_pictures(axis: Axes, samples: Array, title: str, *, columns: int = 10, most: int = 50) -> None:
-    """A grid of images."""
-    axis.imshow(tiled(samples[:most].astype(np.float32), columns), interpolation="nearest")
-    axis.set_title(title)
-    axis.set_axis_off()
 
 
 def show_points(axis: Axes, samples: Array, title: str, *, law: Mixture | None, limits: tuple[Array, Array]) -> None:
@@ -84,11 +81,10 @@ def samples_figure(panels: dict[str, Array], laws: dict[str, Mixture | None] | N
     """Samples next to one another, a panel each: pictures, points of the plane, or a histogram."""
     first = next(iter(panels.values()))
     if is_pictures(first):
-        stacked = len(panels) > 3
-        figure, axes = new_figure(2 if stacked else len(panels), -(-len(panels) // 2) if stacked else 1, width=5.2, height=2.9)
-        for axis, (title, samples) in zip(axes, panels.items(), strict=False):
-            show_pictures(axis, samples, title)
-        for axis in axes[len(panels) :]:
+        figure, axes = new_figure(len(panels), 2 if len(panels) > 3 else None, width=5.2, height=2.9)
+        for axis, (title, samples) in zip(axes, panels.items(), strict=True):
+            axis.imshow(tiled(samples[:50].astype(np.float32), 10), interpolation="nearest")
+            axis.set_title(title)
             axis.set_axis_off()
         return figure
     flat = np.concatenate([samples.reshape(len(samples), -1) for samples in panels.values()])
@@ -109,10 +105,9 @@ def samples_figure(panels: dict[str, Array], laws: dict[str, Mixture | None] | N
 
 def pairs_figure(before: Array, after: Array, prompts: Sequence[str], *, columns: int = 6) -> Figure:
     """Pictures before and after side by side, the prompt under each pair: (n, C, h, w) each, n prompts."""
-    figure, axes = new_figure(columns, -(-len(prompts) // columns), width=1.9, height=1.3)
-    for axis in axes:
+    figure, axes = new_figure(len(prompts), columns, width=1.9, height=1.3)
+    for axis, pair, prompt in zip(axes, zip(before, after, strict=True), prompts, strict=True):
         axis.set_axis_off()
-    for axis, pair, prompt in zip(axes, zip(before, after, strict=True), prompts, strict=False):
         framed = np.pad(np.stack(pair).astype(np.float32), ((0, 0), (0, 0), (1, 1), (1, 1)), constant_values=0.8)
         axis.imshow(tiled(framed, 2, gap=3), interpolation="nearest")
         axis.set_title(fill(prompt, 28), y=-0.1, verticalalignment="top", fontsize=7)
@@ -148,16 +143,12 @@ def run_figure(records: Sequence[Values], summary: Values | None) -> Figure:
     """A run's curves against model evaluations; the optimum's reward and KL as dashed lines where they are known."""
     keys = curve_keys(records)
     columns = 3 if len(keys) == 3 else min(2, len(keys))
-    figure, axes = new_figure(columns, -(-len(keys) // columns), width=9.2 / columns)
+    figure, axes = new_figure(len(keys), columns, width=9.2 / columns)
     known = {"reward_mean": "optimum_reward", "kl_nats": "optimum_kl_nats"}
-    for axis, key in zip(axes, keys, strict=False):
+    for axis, key in zip(axes, keys, strict=True):
         online = key == "reward_mean" and "oracle_mean" in records[0]
-        axis.plot(
-            *_series(records, "model_evaluations", key),
-            color=COLOURS[0],
-            linewidth=1.4,
-            label="by the proxy" if online else None,
-        )
+        label = "by the proxy" if online else None
+        axis.plot(*_series(records, "model_evaluations", key), color=COLOURS[0], linewidth=1.4, label=label)
         if online:  # a round's queries are of the policy that the round began with
             rounds = [now for now, last in zip(records, [{}, *records], strict=False) if now["round"] != last.get("round")]
             axis.plot(
@@ -170,8 +161,6 @@ def run_figure(records: Sequence[Values], summary: Values | None) -> Figure:
             axis.legend(frameon=False)
         axis.set(title=title_of(key), xlabel=EVALUATIONS)
         axis.locator_params(axis="x", nbins=5)
-    for axis in axes[len(keys) :]:
-        axis.set_axis_off()
     return figure
 
 

@@ -3,50 +3,33 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from scoreaction.report.figures import COLOURS, TITLES, new_figure, squeeze
+from scoreaction.report.figures import COLOURS, new_figure, squeeze, title_of
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
+from scoreaction.report.numbers import held_out_figures
 from scoreaction.types import Values
 
 
-@dataclass(frozen=True)
-class Price:
-    """The horizontal axis of a frontier: the figure's name, the base model's key, and the better direction."""
-
-    name: str
-    key: str
-    base: str | None
-    title: str
-    better: str
-
-
-def prices(groups: Sequence[Values]) -> list[Price]:
-    """KL, diversity and every held-out reward that the groups have."""
-    held_out = [
-        key.removesuffix("_tuned") for key in groups[0]["mean"] if key.startswith("held_out.") and key.endswith("_tuned")
-    ]
-    known = [
-        Price("kl", "kl_nats", None, TITLES["kl_nats"], "left"),
-        Price("diversity", "diversity_tuned", "diversity_base", "diversity", "right"),
-        *(
-            Price(key.removeprefix("held_out."), f"{key}_tuned", f"{key}_base", f"{key[9:]} (only measured)", "right")
-            for key in held_out
-        ),
-    ]
-    return [price for price in known if all(price.key in group["mean"] for group in groups)]
+def prices(groups: Sequence[Values]) -> dict[str, str]:
+    """KL, diversity and every held-out reward that the groups have, by the key of the tuned model's figure."""
+    held_out = [f"held_out.{name}" for name, _, _ in held_out_figures(groups[0]["mean"])]
+    known = {"kl_nats": "kl_nats"} | {f"{name}_tuned": name for name in ("diversity", *held_out)}
+    return {key: name for key, name in known.items() if all(key in group["mean"] for group in groups)}
 
 
 def frontier_figures(comparison: Values) -> dict[str, Figure]:
     """`frontier_kl`, `frontier_diversity` and so on, by file name; none where nothing was swept."""
     if not comparison["sweep"]:
         return {}
-    setting = comparison["sweep"].partition("=")[0].rpartition(".")[2]
-    return {f"frontier_{price.name}": _frontier(comparison["groups"], price, setting) for price in prices(comparison["groups"])}
+    groups, setting = comparison["groups"], comparison["sweep"].partition("=")[0].rpartition(".")[2]
+    return {
+        f"frontier_{name.removeprefix('held_out.').removesuffix('_nats')}": _frontier(groups, key, name, setting)
+        for key, name in prices(groups).items()
+    }
 
 
 def line_of(groups: Sequence[Values], algorithm: str, key: str) -> list[tuple[str | None, float, float, float, float]]:
@@ -73,14 +56,14 @@ def _order(value: str | None) -> tuple[float, str]:
         return 0.0, str(value)
 
 
-def _frontier(groups: Sequence[Values], price: Price, setting: str) -> Figure:
+def _frontier(groups: Sequence[Values], key: str, name: str, setting: str) -> Figure:
     from matplotlib.patheffects import withStroke
 
     figure, (axis,) = new_figure(width=5.6, height=4.2)
     outline = [withStroke(linewidth=3, foreground="white")]
     algorithms = list(dict.fromkeys(group["algorithm"] for group in groups))
     for i, (colour, algorithm) in enumerate(zip(COLOURS * 9, algorithms, strict=False)):
-        values, x, x_error, y, y_error = zip(*line_of(groups, algorithm, price.key), strict=True)
+        values, x, x_error, y, y_error = zip(*line_of(groups, algorithm, key), strict=True)
         axis.errorbar(
             x, y, xerr=x_error, yerr=y_error, color=colour, marker="o", markersize=5, linewidth=1.4, capsize=2,
             label=algorithm if any(values) else f"{algorithm} (no {setting})",
@@ -93,13 +76,13 @@ def _frontier(groups: Sequence[Values], price: Price, setting: str) -> Figure:
                     path_effects=outline, zorder=6,
                 )  # fmt: skip
     reward_base = sum(group["mean"]["reward_base"] for group in groups) / len(groups)
-    base = 0.0 if price.base is None else sum(group["mean"][price.base] for group in groups) / len(groups)
+    base = 0.0 if key == "kl_nats" else sum(group["mean"][f"{name}_base"] for group in groups) / len(groups)
     axis.plot(base, reward_base, "s", color="#4a4a4a", markersize=6, label="pretrained model")
-    if price.key == "kl_nats":
+    if key == "kl_nats":
         _optima(axis, groups)
         squeeze(axis, "x", [group["mean"]["kl_nats"] for group in groups])
-    axis.set(xlabel=price.title, ylabel="reward after training")
-    axis.set_title(f"Up and to the {price.better} is better", fontsize=10)
+    axis.set(xlabel=title_of(name), ylabel="reward after training")
+    axis.set_title(f"Up and to the {'left' if key == 'kl_nats' else 'right'} is better", fontsize=10)
     axis.margins(0.1)
     axis.legend(frameon=False, title=f"numbers at points: {setting}", fontsize=9, title_fontsize=9)
     return figure

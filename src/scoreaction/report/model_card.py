@@ -32,27 +32,17 @@ def write_card(folder: Path, recipe: Recipe, figures: dict[str, Any]) -> Path:
         if is_pictures(samples) and importlib.util.find_spec("matplotlib"):
             save_samples(place.model / "samples.png", samples, prompts)
             picture = "\n![samples of the tuned model](samples.png)\n"
-    card, text = place.model / "README.md", f"\n## Recipe\n\n```yaml\n{dump(recipe)}```\n"
-    write_whole(card, f"---\n{_header(recipe, place.model)}---\n\n{_body(recipe, figures, place.model)}{picture}{text}")
-    return card
-
-
-def _header(recipe: Recipe, model: Path) -> str:
-    """The hub's part of the page."""
-    card = _card(recipe, model)
-    return yaml.safe_dump({**card.header, "tags": ["scoreaction", recipe.algorithm.name, *card.tags]}, sort_keys=False)
-
-
-def _card(recipe: Recipe, model: Path) -> Card:
-    """The model file's own card, or that of a model which only this package loads."""
+    card = Card({}, [], ["import scoreaction as sa", 'model = sa.load("this folder")'])
     if recipe.model.traits.card is not None:
-        return recipe.model.traits.card(recipe.model.config, model)
-    return Card({}, [], ["import scoreaction as sa", 'model = sa.load("this folder")'])
+        card = recipe.model.traits.card(recipe.model.config, place.model)
+    tags = {"tags": ["scoreaction", recipe.algorithm.name, *card.tags]}
+    header, text = yaml.safe_dump(card.header | tags, sort_keys=False), f"\n## Recipe\n\n```yaml\n{dump(recipe)}```\n"
+    write_whole(place.model / "README.md", f"---\n{header}---\n\n{_body(recipe, figures, card)}{picture}{text}")
+    return place.model / "README.md"
 
 
-def _body(recipe: Recipe, figures: dict[str, Any], model: Path) -> str:
-    rewards = recipe.rewards
-    judged = " + ".join(block.name for block in rewards)
+def _body(recipe: Recipe, figures: dict[str, Any], card: Card) -> str:
+    judged = " + ".join(block.name for block in recipe.rewards)
     rows = [f"| {title_of(key)} | {base} | {tuned} |" for key, base, tuned in before_and_after(figures)]
     table = ["| | base | tuned |", "| --- | --- | --- |", *rows]
     table.append(f"| KL to the base (nats) | 0 | {with_error(figures['kl_nats'], figures.get('kl_nats_se'))} |")
@@ -67,7 +57,7 @@ def _body(recipe: Recipe, figures: dict[str, Any], model: Path) -> str:
         *table,
         "",
         "```python",
-        *_card(recipe, model).code,
+        *card.code,
         "```",
     ]
     return "\n".join(lines) + "\n"

@@ -29,20 +29,33 @@ def with_error(value: Any, error: Any, digits: int = 4) -> str:
 
 def before_and_after(figures: Values) -> list[list[str]]:
     """Key, base and tuned, with standard errors, of everything that was measured on both."""
-    keys = [key.removesuffix("_base") for key in figures if key.endswith("_base")]
     return [
         [key, *(with_error(figures.get(f"{key}_{kind}"), figures.get(f"{key}_{kind}_se")) for kind in ("base", "tuned"))]
-        for key in keys
+        for key in (key.removesuffix("_base") for key in figures if key.endswith("_base"))
     ]
 
 
-def comparison_keys(comparison: Values) -> list[str]:
-    """The figures worth a column: those of the tuned model, KL, distances and costs."""
-    present = {key for group in comparison["groups"] for key in group["mean"]}
+def held_out_figures(figures: Values) -> list[tuple[str, float, float]]:
+    """Name, base and tuned mean of each held-out reward."""
+    names = [key[len("held_out.") : -len("_base")] for key in figures if key.startswith("held_out.") and key.endswith("_base")]
+    return [(name, figures[f"held_out.{name}_base"], figures[f"held_out.{name}_tuned"]) for name in names]
+
+
+def comparison_rows(comparison: Values) -> list[list[str]]:
+    """The figures worth a row, a cell for each group: those of the tuned model, KL, distances and costs."""
+    groups = comparison["groups"]
+    present = {key for group in groups for key in group["mean"]}
     held_out = sorted(k for k in present if k.startswith("held_out.") and k.endswith("_tuned"))
     wanted = ["reward_base", "reward_tuned", "kl_nats", "diversity_tuned", *held_out]
     wanted += ["distance_to_optimum", "distance_floor", "distance_oracle", "model_evaluations", "seconds"]
-    return [key for key in wanted if key in present]
+    return [
+        [
+            key.removeprefix("held_out.").replace("_", " ").replace("kl nats", "KL (nats)"),
+            *(with_error(group["mean"].get(key), group["standard_error"].get(key)) for group in groups),
+        ]
+        for key in wanted
+        if key in present
+    ]
 
 
 def change(before: float, after: float) -> str:

@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 from scoreaction import catalog
 from scoreaction.errors import UserError
 from scoreaction.recipes.prompts import prompt_list
-from scoreaction.report.numbers import before_and_after, change, number, objectives, with_error
+from scoreaction.report.numbers import before_and_after, change, held_out_figures, number, objectives, with_error
 from scoreaction.report.parts import Grid, Part, Picture, about, exact_laws, held_out_title, picture, reward_name, samples_of
 from scoreaction.training.run_folder import RunFolder, read_description, read_json_lines, read_summary
 from scoreaction.types import Values
@@ -70,10 +70,9 @@ def run_headline(values: Values, records: list[Values], summary: Values | None) 
     base, tuned = summary["diversity_base"], summary["diversity_tuned"]
     diverse = f", and its samples are {100 * tuned / base:.0f} % as diverse as before" if base else ""
     sentences.append(f"For that it moved {number(summary['kl_nats'], 3)} nats (KL) away from the pretrained model{diverse}.")
-    for key in [key for key in summary if key.startswith("held_out.") and key.endswith("_base")]:
-        title = held_out_title(values, key.removeprefix("held_out.").removesuffix("_base"))
-        after = summary[key.removesuffix("_base") + "_tuned"]
-        sentences.append(f"The held-out reward {title}, which was only measured, went {change(summary[key], after)}.")
+    for key, before, after in held_out_figures(summary):
+        title = held_out_title(values, key)
+        sentences.append(f"The held-out reward {title}, which was only measured, went {change(before, after)}.")
     if "selected_iteration" in summary:
         sentences.append(
             f"All of this is of the weights after iteration {summary['selected_iteration']}, the best by"
@@ -103,10 +102,9 @@ def run_cards(values: Values, summary: Values) -> list[tuple[str, str, str]]:
     if summary["diversity_base"] is not None:
         both = f"{number(summary['diversity_base'], 3)} → {number(summary['diversity_tuned'], 3)}"
         cards.append(("diversity", both, "base → tuned"))
-    for key in [key for key in summary if key.startswith("held_out.") and key.endswith("_base")]:
-        after = summary[key.removesuffix("_base") + "_tuned"]
-        title = held_out_title(values, key.removeprefix("held_out.").removesuffix("_base"))
-        cards.append((title, f"{number(summary[key], 3)} → {number(after, 3)}", "held out: only measured"))
+    for key, before, after in held_out_figures(summary):
+        both = f"{number(before, 3)} → {number(after, 3)}"
+        cards.append((held_out_title(values, key), both, "held out: only measured"))
     if "distance_to_optimum" in summary:
         small = f"floor {number(summary['distance_floor'], 3)}, oracle {number(summary['distance_oracle'], 3)}"
         cards.append(("distance to the optimum", number(summary["distance_to_optimum"], 3), small))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Literal
 
@@ -78,9 +78,8 @@ class TextMemory:
         self.encode = encode
         self.kept: dict[str, Tensor] = {}
 
-    def __call__(self, prompts: Sequence[Any], device: torch.device) -> Tensor:
+    def __call__(self, texts: list[str], device: torch.device) -> Tensor:
         """(n, F) on this device, without a graph."""
-        texts = [str(prompt) for prompt in prompts]
         new = [text for text in dict.fromkeys(texts) if text not in self.kept]
         if new:
             if len(self.kept) + len(new) > REMEMBERED:
@@ -92,27 +91,18 @@ class TextMemory:
 
 
 class Clip:
-    """A CLIP of transformers, frozen: unit features of images (batch, 1 or 3, H, W) in [0, 1] and of prompts."""
+    """A CLIP of transformers, frozen: unit features of images (batch, 1 or 3, H, W) in [0, 1] and of `texts`."""
 
     def __init__(self, net: nn.Module, tokenizer: Callable[..., Any] | None) -> None:
         self.net: Any = net.eval().requires_grad_(False)
         self.tokenizer = tokenizer
         self.texts = TextMemory(self._encode)
 
-    def to(self, device: torch.device) -> Clip:
-        """Moves the network; returns itself."""
-        self.net.to(device)
-        return self
-
     def images(self, images: Tensor) -> Tensor:
-        """(batch, F), with a graph to the images."""
-        tower = self.net.vision_model
-        pixels = cropped(images, tower.config.image_size).to(self.net.visual_projection.weight)
-        return unit(self.net.visual_projection(tower(pixel_values=pixels).pooler_output))
-
-    def prompts(self, prompts: Sequence[Any]) -> Tensor:
-        """(batch, F)."""
-        return self.texts(prompts, self.net.visual_projection.weight.device)
+        """(batch, F), with a graph to the images, to whose device the network moves."""
+        net = self.net.to(images.device)
+        pixels = cropped(images, net.vision_model.config.image_size).to(net.visual_projection.weight)
+        return unit(net.visual_projection(net.vision_model(pixel_values=pixels).pooler_output))
 
     def _encode(self, texts: list[str]) -> Tensor:
         assert self.tokenizer is not None

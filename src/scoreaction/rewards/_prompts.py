@@ -12,11 +12,12 @@ from scoreaction.types import Prompts
 
 
 def class_ids(samples: Tensor, prompts: Prompts, *, name: str) -> Tensor:
-    """The digit of each sample's prompt, (batch,) on the samples' device; ValueError where a prompt names none.
+    """The digit of each picture's prompt, (batch,) on its device; ValueError for other pictures, or prompts that name none.
 
     >>> class_ids(torch.zeros(2, 1, 16, 16), ["a handwritten seven", "2"], name="classifier").tolist()
     [7, 2]
     """
+    check_images(samples, name=name, channels=(1,))
     return torch.tensor([parse_digit_prompt(text) for text in texts_of(samples, prompts, name=name)], device=samples.device)
 
 

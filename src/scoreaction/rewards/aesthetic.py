@@ -46,7 +46,7 @@ class Aesthetic:
 
     def __call__(self, samples: Tensor, prompts: Prompts) -> Tensor:
         check_images(samples, name="aesthetic")
-        return self.head.to(samples.device)(self.clip.to(samples.device).images(samples))[:, 0].to(samples)
+        return self.head.to(samples.device)(self.clip.images(samples))[:, 0].to(samples)
 
 
 def build(config: Config) -> Aesthetic:
@@ -75,7 +75,8 @@ def load_head(name: str) -> nn.Sequential:
         tensors = load_file(_file(name))
     except (SafetensorError, OSError) as error:
         raise ValueError(f"head: {name} cannot be read as safetensors; a .pth file is converted once by {CONVERT}") from error
-    weights = sorted((key for key in tensors if key.rpartition(".")[2] == "weight"), key=_number)
+    named = [key for key in tensors if key.rpartition(".")[2] == "weight"]
+    weights = sorted(named, key=lambda key: [int(number) for number in re.findall(r"\d+", key)])
     biases = [key.removesuffix("weight") + "bias" for key in weights]
     shapes = [tuple(tensors[key].shape) for key in weights]
     chained = all(len(shape) == 2 for shape in shapes) and [s[0] for s in shapes] == [*(s[1] for s in shapes[1:]), 1]
@@ -90,11 +91,6 @@ def load_head(name: str) -> nn.Sequential:
     for layer, weight, bias in zip(layers, weights, biases, strict=True):
         layer.load_state_dict({"weight": tensors[weight].float(), "bias": tensors[bias].float()})
     return layers
-
-
-def _number(key: str) -> int:
-    numbers = re.findall(r"\d+", key)
-    return int(numbers[-1]) if numbers else 0
 
 
 def _file(name: str) -> Path:

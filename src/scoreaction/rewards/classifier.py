@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import Literal
 
 from pydantic import BaseModel
-from torch import Tensor, nn
+from torch import Tensor
 
-from scoreaction.rewards._images import check_images
+from scoreaction.rewards import Reward
 from scoreaction.rewards._prompts import class_ids
 from scoreaction.tasks.digits.networks import reward_classifier
 from scoreaction.types import Prompts
@@ -24,20 +23,13 @@ class Config(BaseModel, frozen=True, extra="forbid"):
     name: Literal["classifier"] = "classifier"
 
 
-@dataclass(frozen=True, eq=False)
-class Classifier:
-    """Log probability of the prompt's digit."""
-
-    net: nn.Module
-    differentiable: bool = True
-
-    def __call__(self, samples: Tensor, prompts: Prompts) -> Tensor:
-        check_images(samples, name="classifier", channels=(1,))
-        ids = class_ids(samples, prompts, name="classifier")
-        weight = next(self.net.to(samples.device).parameters())
-        return self.net(samples.to(weight)).log_softmax(1).gather(1, ids[:, None])[:, 0].to(samples)
-
-
-def build(config: Config) -> Classifier:
+def build(config: Config) -> Reward:
     """The reward, with the shipped weights."""
-    return Classifier(reward_classifier())
+    net = reward_classifier()
+
+    def classifier(samples: Tensor, prompts: Prompts) -> Tensor:
+        ids = class_ids(samples, prompts, name="classifier")
+        weight = next(net.to(samples.device).parameters())
+        return net(samples.to(weight)).log_softmax(1).gather(1, ids[:, None])[:, 0].to(samples)
+
+    return Reward(classifier, differentiable=True)

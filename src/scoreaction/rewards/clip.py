@@ -40,8 +40,7 @@ class ClipScore:
     def __call__(self, samples: Tensor, prompts: Prompts) -> Tensor:
         check_images(samples, name=self.name)
         texts = texts_of(samples, prompts, name=self.name)
-        clip = self.clip.to(samples.device)
-        return self.scale * (clip.images(samples) * clip.prompts(texts)).sum(1).to(samples)
+        return self.scale * (self.clip.images(samples) * self.clip.texts(texts, samples.device)).sum(1).to(samples)
 
 
 def build(config: Config) -> ClipScore:

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
 from pydantic import BaseModel, Field
 from torch import Tensor
 
+from scoreaction.rewards import Reward
 from scoreaction.rewards._clip import VIT_H_14, Precision, TextMemory, fitted, unit
 from scoreaction.rewards._images import check_images, texts_of
 from scoreaction.types import DTYPES, Prompts
@@ -35,35 +35,24 @@ class Config(BaseModel, frozen=True, extra="forbid"):
     dtype: Precision = Field("fp32", description="precision of its weights")
 
 
-@dataclass(frozen=True, eq=False)
-class Hpsv2:
-    """Cosine of picture and prompt."""
-
-    net: Any
-    size: int
-    texts: TextMemory
-    differentiable: bool = True
-
-    def __call__(self, samples: Tensor, prompts: Prompts) -> Tensor:
-        check_images(samples, name="hpsv2")
-        texts = texts_of(samples, prompts, name="hpsv2")
-        net = self.net.to(samples.device)
-        pixels = fitted(samples, self.size).to(net.logit_scale)
-        return (unit(net.encode_image(pixels)) * self.texts(texts, samples.device)).sum(1).to(samples)
-
-
-def build(config: Config) -> Hpsv2:
+def build(config: Config) -> Reward:
     """The reward."""
     if config.path is None:
         raise ValueError(f"path: HPSv2's weights are not shipped; {FETCH}; then give path that file")
     net, tokenizer = _load(Path(config.path).expanduser())
     net = net.to(DTYPES[config.dtype]).eval().requires_grad_(False)
 
-    def encode(texts: list[str]) -> Tensor:
-        return unit(net.encode_text(tokenizer(texts).to(net.logit_scale.device)))
-
     size = net.visual.image_size
-    return Hpsv2(net, size[0] if isinstance(size, tuple) else size, TextMemory(encode))
+    side = size[0] if isinstance(size, tuple) else size
+    memory = TextMemory(lambda texts: unit(net.encode_text(tokenizer(texts).to(net.logit_scale.device))))
+
+    def hpsv2(samples: Tensor, prompts: Prompts) -> Tensor:
+        check_images(samples, name="hpsv2")
+        texts = texts_of(samples, prompts, name="hpsv2")
+        pixels = fitted(samples, side).to(net.to(samples.device).logit_scale)
+        return (unit(net.encode_image(pixels)) * memory(texts, samples.device)).sum(1).to(samples)
+
+    return Reward(hpsv2, differentiable=True)
 
 
 def _load(path: Path) -> tuple[Any, Callable[[list[str]], Tensor]]:

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
 from pydantic import BaseModel, Field
 from torch import Tensor
 
+from scoreaction.rewards import Reward
 from scoreaction.rewards._clip import cropped
 from scoreaction.rewards._images import check_images, texts_of
 from scoreaction.types import Prompts
@@ -45,24 +45,7 @@ class Config(BaseModel, frozen=True, extra="forbid"):
     path: str | None = Field(None, description="folder with ImageReward.safetensors and med_config.json")
 
 
-@dataclass(frozen=True, eq=False)
-class ImageRewardScore:
-    """The package's score of its network, with gradients."""
-
-    net: Any
-    differentiable: bool = True
-
-    def __call__(self, samples: Tensor, prompts: Prompts) -> Tensor:
-        check_images(samples, name="imagereward")
-        texts = texts_of(samples, prompts, name="imagereward")
-        net = self.net.to(samples.device)
-        net.device = samples.device
-        tokens = net.blip.tokenizer(texts, padding="max_length", truncation=True, max_length=WORDS, return_tensors="pt")
-        ids, mask = tokens.input_ids.to(samples.device), tokens.attention_mask.to(samples.device)
-        return net.score_gard(ids, mask, cropped(samples.float(), SIZE))[:, 0].to(samples)
-
-
-def build(config: Config) -> ImageRewardScore:
+def build(config: Config) -> Reward:
     """The reward."""
     try:
         from ImageReward.ImageReward import ImageReward
@@ -79,7 +62,17 @@ def build(config: Config) -> ImageRewardScore:
     except OSError as error:
         raise ValueError(f"imagereward: {str(error).splitlines()[0]}; {TOKENIZER}") from error
     _fill(net, folder / "ImageReward.safetensors")
-    return ImageRewardScore(net.eval().requires_grad_(False))
+    net.eval().requires_grad_(False)
+
+    def imagereward(samples: Tensor, prompts: Prompts) -> Tensor:
+        check_images(samples, name="imagereward")
+        texts = texts_of(samples, prompts, name="imagereward")
+        net.to(samples.device).device = samples.device
+        tokens = net.blip.tokenizer(texts, padding="max_length", truncation=True, max_length=WORDS, return_tensors="pt")
+        ids, mask = tokens.input_ids.to(samples.device), tokens.attention_mask.to(samples.device)
+        return net.score_gard(ids, mask, cropped(samples.float(), SIZE))[:, 0].to(samples)
+
+    return Reward(imagereward, differentiable=True)
 
 
 def _fill(net: Any, file: Path) -> None:

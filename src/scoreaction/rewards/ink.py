@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import Literal
 
 import torch
 from pydantic import BaseModel, Field, FiniteFloat
 from torch import Tensor
 
+from scoreaction.rewards import Reward
 from scoreaction.rewards._images import check_images
 from scoreaction.types import Prompts
 
@@ -28,21 +28,14 @@ class Config(BaseModel, frozen=True, extra="forbid"):
     differentiable: bool = Field(True, description="false hides the gradient: a black box")
 
 
-@dataclass(frozen=True)
-class Ink:
-    """Mean brightness in units of `unit`."""
-
-    unit: float
-    differentiable: bool
-
-    def __call__(self, samples: Tensor, prompts: Prompts) -> Tensor:
-        check_images(samples, name="ink")
-        with torch.set_grad_enabled(self.differentiable and torch.is_grad_enabled()):
-            return samples.mean((1, 2, 3)) / self.unit
-
-
-def build(config: Config) -> Ink:
+def build(config: Config) -> Reward:
     """The reward. ValueError for a unit of zero."""
     if config.unit == 0:
         raise ValueError("unit: must not be 0")
-    return Ink(config.unit, config.differentiable)
+
+    def ink(samples: Tensor, prompts: Prompts) -> Tensor:
+        check_images(samples, name="ink")
+        with torch.set_grad_enabled(config.differentiable and torch.is_grad_enabled()):
+            return samples.mean((1, 2, 3)) / config.unit
+
+    return Reward(ink, differentiable=config.differentiable)

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import Literal
 
 import torch
 from pydantic import BaseModel, Field
 from torch import Tensor
 
+from scoreaction.rewards import Reward
 from scoreaction.rewards._images import check_images, picture_files
 from scoreaction.types import Prompts
 
@@ -24,20 +24,13 @@ class Config(BaseModel, frozen=True, extra="forbid"):
     quality: int = Field(95, ge=1, le=95, description="JPEG quality; 95 is DDPO's")
 
 
-@dataclass(frozen=True)
-class Jpeg:
-    """Size of the JPEG file in kilobytes, signed."""
-
-    sign: float
-    quality: int
-    differentiable: bool = False
-
-    def __call__(self, samples: Tensor, prompts: Prompts) -> Tensor:
-        check_images(samples, name="jpeg")
-        sizes = [len(file) / 1000 for file in picture_files(samples, "JPEG", quality=self.quality)]
-        return self.sign * torch.tensor(sizes, device=samples.device)
-
-
-def build(config: Config) -> Jpeg:
+def build(config: Config) -> Reward:
     """The reward."""
-    return Jpeg(-1.0 if config.prefer == "small" else 1.0, config.quality)
+    sign = -1.0 if config.prefer == "small" else 1.0
+
+    def jpeg(samples: Tensor, prompts: Prompts) -> Tensor:
+        check_images(samples, name="jpeg")
+        sizes = [len(file) / 1000 for file in picture_files(samples, "JPEG", quality=config.quality)]
+        return sign * torch.tensor(sizes, device=samples.device)
+
+    return Reward(jpeg)

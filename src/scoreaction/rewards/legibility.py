@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import Literal
 
 import torch
 from pydantic import BaseModel, Field
 from torch import Tensor
 
-from scoreaction.rewards._images import check_images
+from scoreaction.rewards import Reward
 from scoreaction.rewards._prompts import class_ids
-from scoreaction.tasks.digits.networks import Judge, judge
+from scoreaction.tasks.digits.networks import judge
 from scoreaction.types import Prompts
 
 
@@ -26,25 +25,17 @@ class Config(BaseModel, frozen=True, extra="forbid"):
     correct: bool = Field(False, description="1 where the judge reads the prompt's digit, else 0, instead of its probability")
 
 
-@dataclass(frozen=True, eq=False)
-class Legibility:
-    """Probability, or with `correct` the fact, that the judge reads the prompt's digit."""
-
-    net: Judge
-    correct: bool
-    differentiable: bool = False
+def build(config: Config) -> Reward:
+    """The reward, with the shipped weights."""
+    net = judge()
 
     @torch.no_grad()
-    def __call__(self, samples: Tensor, prompts: Prompts) -> Tensor:
-        check_images(samples, name="legibility", channels=(1,))
+    def legibility(samples: Tensor, prompts: Prompts) -> Tensor:
         ids = class_ids(samples, prompts, name="legibility")
-        weight = next(self.net.to(samples.device).parameters())
-        log_prob = self.net.log_prob(samples.to(weight))
-        if self.correct:
+        weight = next(net.to(samples.device).parameters())
+        log_prob = net.log_prob(samples.to(weight))
+        if config.correct:
             return (log_prob.argmax(1) == ids).to(samples)
         return log_prob.gather(1, ids[:, None])[:, 0].exp().to(samples)
 
-
-def build(config: Config) -> Legibility:
-    """The reward, with the shipped weights."""
-    return Legibility(judge(), config.correct)
+    return Reward(legibility)

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import Literal
 
 import torch
 from pydantic import BaseModel, Field
 from torch import Tensor
 
+from scoreaction.rewards import Reward
 from scoreaction.rewards._prompts import scenes_of
 from scoreaction.tasks.shapes.reader import judge
 from scoreaction.types import Prompts
@@ -27,19 +27,7 @@ class Config(BaseModel, frozen=True, extra="forbid"):
     correct: bool = Field(False, description="1 where everything is right, else 0, instead of credit for parts")
 
 
-@dataclass(frozen=True)
-class Shapes:
-    """Partial credit, or with `correct` the fact, that a picture is its prompt's scene."""
-
-    correct: bool
-    differentiable: bool = False
-
-    def __call__(self, samples: Tensor, prompts: Prompts) -> Tensor:
-        values = torch.tensor(judge(samples, scenes_of(samples, prompts, name="shapes")), device=samples.device)
-        return (values == 1).float() if self.correct else values
-
-
-def build(config: Config) -> Shapes:
+def build(config: Config) -> Reward:
     """The reward.
 
     >>> from scoreaction.tasks.shapes.scenes import draw, parse_caption
@@ -48,4 +36,9 @@ def build(config: Config) -> Shapes:
     >>> [float(reward(picture, [prompt])) for prompt in ("a red circle", "a red square", "a red circle above a blue circle")]
     [1.0, 0.5, 0.375]
     """
-    return Shapes(config.correct)
+
+    def shapes(samples: Tensor, prompts: Prompts) -> Tensor:
+        values = torch.tensor(judge(samples, scenes_of(samples, prompts, name="shapes")), device=samples.device)
+        return (values == 1).float() if config.correct else values
+
+    return Reward(shapes)

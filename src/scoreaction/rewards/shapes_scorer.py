@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import Literal
 
 from pydantic import BaseModel
 from torch import Tensor
 from torch.nn import functional as F
 
+from scoreaction.rewards import Reward
 from scoreaction.rewards._prompts import scenes_of
-from scoreaction.tasks.shapes.scorer import Scorer, load_scorer, scene_ids
+from scoreaction.tasks.shapes.scorer import load_scorer, scene_ids
 from scoreaction.types import Prompts
 
 
@@ -24,19 +24,13 @@ class Config(BaseModel, frozen=True, extra="forbid"):
     name: Literal["shapes_scorer"] = "shapes_scorer"
 
 
-@dataclass(frozen=True, eq=False)
-class ShapesScorer:
-    """Log probability that the picture shows the prompt's scene."""
-
-    net: Scorer
-    differentiable: bool = True
-
-    def __call__(self, samples: Tensor, prompts: Prompts) -> Tensor:
-        ids = scene_ids(scenes_of(samples, prompts, name="shapes_scorer")).to(samples.device)
-        weight = next(self.net.to(samples.device).parameters())
-        return F.logsigmoid(self.net(samples.to(weight), ids)).to(samples)
-
-
-def build(config: Config) -> ShapesScorer:
+def build(config: Config) -> Reward:
     """The reward, with the shipped weights."""
-    return ShapesScorer(load_scorer())
+    net = load_scorer()
+
+    def shapes_scorer(samples: Tensor, prompts: Prompts) -> Tensor:
+        ids = scene_ids(scenes_of(samples, prompts, name="shapes_scorer")).to(samples.device)
+        weight = next(net.to(samples.device).parameters())
+        return F.logsigmoid(net(samples.to(weight), ids)).to(samples)
+
+    return Reward(shapes_scorer, differentiable=True)

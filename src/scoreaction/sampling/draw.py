@@ -40,22 +40,13 @@ def distinct_prompts(prompts: list[Any] | None, n: int) -> tuple[list[Any] | Non
 
 
 @torch.no_grad()
-def draw_x0(
-    model: Model,
-    sampler: Sampler,
-    n: int,
-    prompts: list[Any] | None,
-    seed: int,
-    *,
-    reference: bool = False,
-    chunk: int = 8192,
-) -> Tensor:
+def draw_x0(model: Model, sampler: Sampler, n: int, prompts: list[Any] | None, seed: int, *, reference: bool = False) -> Tensor:
     """n samples before decoding, of the averaged weights or the reference; prompts (n,) or None. Same seed, same noise."""
-    return torch.cat(list(x0_in_parts(model, sampler, n, prompts, seed, reference=reference, chunk=chunk)))
+    return torch.cat(list(x0_in_parts(model, sampler, n, prompts, seed, reference=reference)))
 
 
 def x0_in_parts(
-    model: Model, sampler: Sampler, n: int, prompts: list[Any] | None, seed: int, *, reference: bool, chunk: int
+    model: Model, sampler: Sampler, n: int, prompts: list[Any] | None, seed: int, *, reference: bool, chunk: int = 8192
 ) -> Iterator[Tensor]:
     """Samples of `draw_x0`, at most `chunk` of them at a time."""
     distinct, prompt = distinct_prompts(prompts, n)
@@ -79,12 +70,10 @@ def run(model: Model, sampler: Sampler, predict: Predict, n: int, generator: tor
     return x
 
 
-def draw(
-    model: Model, sampler: Sampler, n: int, prompts: list[Any] | None, seed: int, *, reference: bool = False, chunk: int = 8192
-) -> Tensor:
+def draw(model: Model, sampler: Sampler, n: int, prompts: list[Any] | None, seed: int, *, reference: bool = False) -> Tensor:
     """n samples as rewards see them (decoded)."""
     with torch.no_grad():
-        return model.decode(draw_x0(model, sampler, n, prompts, seed, reference=reference, chunk=chunk))
+        return model.decode(draw_x0(model, sampler, n, prompts, seed, reference=reference))
 
 
 def sample(

@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 import math
-import os
 import shutil
 import tempfile
 from collections.abc import Callable, Sequence
-from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -50,14 +48,13 @@ class Replay(nn.Module):
         max_age: int | None = None,
         priority: float = 0.0,
         importance: float = 0.0,
-        largest_in_memory: int = ON_DISK,
     ) -> None:
         super().__init__()
         self.max_age, self.priority, self.importance = max_age, priority, importance
         shapes = [(capacity, states, *shape) for states in (steps + 1, steps)]
         together = 4 * sum(math.prod(each) for each in shapes)
         for name, each in zip(("x", "old"), shapes, strict=True):
-            self.register_buffer(name, _states(each, together, largest_in_memory))
+            self.register_buffer(name, _states(each, together))
         self.register_buffer("times", torch.zeros(capacity, steps + 1, dtype=torch.float64))
         self.register_buffer("prompts", torch.zeros(capacity, dtype=torch.long))
         self.register_buffer("born", torch.zeros(capacity, dtype=torch.long))
@@ -116,13 +113,13 @@ class Replay(nn.Module):
         self.weights[path, step] = priority.to(self.weights).clamp(min=1e-12)
 
 
-def _states(shape: Sequence[int], together: int, largest_in_memory: int) -> Tensor:
+def _states(shape: Sequence[int], together: int) -> Tensor:
     """Storage of states, all 0: in memory or, where they are many, in an unnamed file that ends with the process.
 
     together: the bytes of all such files, for which there must be room; an empty one takes none yet.
     """
     size = 4 * math.prod(shape)
-    if size <= largest_in_memory:
+    if size <= ON_DISK:
         return torch.zeros(*shape)
     room = shutil.disk_usage(tempfile.gettempdir()).free
     if together > 0.9 * room:
@@ -130,9 +127,5 @@ def _states(shape: Sequence[int], together: int, largest_in_memory: int) -> Tens
             f"algorithm.buffer: {shape[0]} trajectories need {together / 2**30:.1f} GiB, more than memory or the"
             f" {room / 2**30:.0f} GiB free in the temporary folder hold; lower algorithm.buffer or sampler.steps"
         )
-    file: Any = tempfile.NamedTemporaryFile(suffix=".replay", delete=False)  # noqa: SIM115
-    with file:
-        os.truncate(file.name, size)
-    states = torch.from_file(file.name, shared=True, size=math.prod(shape)).view(*shape)
-    os.unlink(file.name)
-    return states
+    with tempfile.NamedTemporaryFile(suffix=".replay") as file:  # its bytes live on, mapped, without its name
+        return torch.from_file(file.name, shared=True, size=math.prod(shape)).view(*shape)

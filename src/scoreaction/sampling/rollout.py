@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from typing import NamedTuple
 
 import torch
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, Field
 from torch import Tensor
 
 from scoreaction.diffusion.predictions import PredictionBuffer
@@ -18,7 +18,7 @@ from scoreaction.networks.model import Model
 from scoreaction.types import Predict, Prediction
 
 
-class Sampler(BaseModel):
+class Sampler(BaseModel, frozen=True, extra="forbid"):
     """Settings of sampling: solver, number of steps, noise level eta, time grid, guidance.
 
     negative_prompt: what guidance leads away from, instead of the unconditional prediction.
@@ -27,7 +27,6 @@ class Sampler(BaseModel):
     'ddim'
     """
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
     solver: SolverName = "ddim"
     steps: int = Field(50, ge=1)
     eta: float = Field(1.0, ge=0, le=1)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -34,6 +34,12 @@ def new_scheduler(*, steps_offset: int = 0) -> Any:
         timestep_spacing="trailing",
         steps_offset=steps_offset,
     )
+
+
+def convolutions(channels: Sequence[int], strides: Sequence[int]) -> list[nn.Module]:
+    """Makes 3x3 convolutions from each number of channels to the next, each before a smooth activation."""
+    sizes = zip(channels[:-1], channels[1:], strides, strict=True)
+    return [m for a, b, stride in sizes for m in (nn.Conv2d(a, b, 3, stride=stride, padding=1), nn.SiLU())]
 
 
 def noisy(process: TableVP, x0: Tensor, generator: torch.Generator) -> tuple[Tensor, Tensor, Tensor]:

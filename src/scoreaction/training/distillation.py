@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
-from pydantic import BaseModel, ConfigDict, Field
-from torch import Tensor
+from pydantic import BaseModel, Field
+from torch import Tensor, nn
 
 from scoreaction.diffusion.solvers import SOLVERS, jittered, time_grid
 from scoreaction.networks.adapters import LoraShape, base_modules, replaced
@@ -18,13 +18,13 @@ from scoreaction.networks.conditions import take
 from scoreaction.networks.consistency import belongs, save_consistency
 from scoreaction.networks.model import Model
 from scoreaction.sampling.rollout import States, initial_noise, trajectory
-from scoreaction.types import Conditions, Prediction
+from scoreaction.types import Conditions
 
 HUBER = 0.03
 """Errors below this, in a coordinate, count squared; those above by their size (pseudo-Huber)."""
 
 
-class Distill(BaseModel):
+class Distill(BaseModel, frozen=True, extra="forbid", allow_inf_nan=False):
     """Settings of distillation: its length, the size of the consistency model, and the ODE paths that it learns from.
 
     rank: that of the adapter; null gives it a copy of the network with weights of its own. targets: the modules that the
@@ -32,7 +32,6 @@ class Distill(BaseModel):
     leap: how many steps ahead a point learns from, null to the path's end. max_rows: the largest batch of one network call.
     """
 
-    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
     iterations: int = Field(1000, ge=1)
     paths: int = Field(32, ge=1)
     steps: int = Field(16, ge=2)
@@ -79,20 +78,21 @@ class Distiller:
         rank, targets = self.settings.rank, self.settings.targets
         if rank is None:
             return None
-        kinds = (torch.nn.Linear, torch.nn.Conv2d)
+        kinds = (nn.Linear, nn.Conv2d)
         chosen = targets or [name for name, m in base_modules(self.model.reference_net).items() if isinstance(m, kinds)]
         return LoraShape(rank, rank, chosen)
 
     def __iter__(self) -> Iterator[dict[str, Any]]:
-        parameters, total = list(self.parameters.values()), self.settings.iterations
+        parameters, total = nn.ParameterList(self.parameters.values()), self.settings.iterations
         optimiser = torch.optim.Adam(parameters, lr=self.settings.lr, eps=1e-12)
         try:
             for i in range(total):
                 for group in optimiser.param_groups:
                     group["lr"] = self.settings.lr * (0.01 + 0.99 * 0.5 * (1 + math.cos(math.pi * i / total)))
-                with self._training():
-                    loss = self._backward(*self._states())
-                norm = float(torch.nn.utils.clip_grad_norm_(parameters, 1.0))
+                parameters.requires_grad_(True)  # which are frozen elsewhere
+                loss = self._backward(*self._states())
+                parameters.requires_grad_(False)
+                norm = float(nn.utils.clip_grad_norm_(parameters, 1.0))
                 if not math.isfinite(norm):
                     raise ValueError("distill.lr: the gradient is not finite; lower it")
                 if norm == 0:
@@ -106,19 +106,9 @@ class Distiller:
                     torch._foreach_lerp_(list(self.average.values()), [p.detach() for p in parameters], 1 - keep)
                 yield {"iteration": i + 1, "loss": loss, "grad_norm": norm}
         finally:
+            parameters.requires_grad_(False)
             for name, p in self.parameters.items():
                 p.data = self.average[name]
-
-    @contextmanager
-    def _training(self) -> Iterator[None]:
-        """Context in which gradients reach the parameters, which are frozen outside of it."""
-        try:
-            for p in self.parameters.values():
-                p.requires_grad_(True)
-            yield
-        finally:
-            for p in self.parameters.values():
-                p.requires_grad_(False)
 
     def _backward(self, states: States, target: Tensor) -> float:
         """Accumulates the gradient of the loss over all states, and returns that loss."""
@@ -170,10 +160,7 @@ class Distiller:
 @torch.no_grad()
 def follow(model: Model, x: Tensor, times: Tensor, conditions: Conditions, guidance: float) -> Tensor:
     """The reference's guided ODE from x at times[0] down the grid: the states, (len(times), batch, *shape)."""
-
-    def predict(x: Tensor, t: Tensor) -> Prediction:
-        return model.reference(x, t, conditions, guidance=guidance)
-
+    predict = partial(model.reference, conditions=conditions, guidance=guidance)
     steps = trajectory(predict, model.process, x, times, solver=SOLVERS["dpmpp_2m"], eta=0.0)
     return torch.stack([x, *(visit.x_next for visit in steps)])
 

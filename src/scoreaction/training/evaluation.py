@@ -9,11 +9,11 @@ from functools import partial
 from typing import Any
 
 import torch
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, Field
 from torch import Tensor
 
 from scoreaction.diffusion.kl import chain_kl, path_kl
-from scoreaction.diffusion.mixtures import Mixture, Optimum, Quadratic
+from scoreaction.diffusion.mixtures import Mixture, Optimum
 from scoreaction.diffusion.solvers import SolverName
 from scoreaction.networks.adapters import replaced
 from scoreaction.networks.model import Model
@@ -24,13 +24,12 @@ from scoreaction.sampling.rollout import Rollout, Sampler, roll_out, unflattened
 from scoreaction.types import Conditions, Prediction
 
 
-class Evaluation(BaseModel):
+class Evaluation(BaseModel, frozen=True, extra="forbid", allow_inf_nan=False):
     """Settings of the measurement of a run: n samples, their sampler and seed; rewards that are only reported.
 
     beta: that of the optimum to which distances are measured, by default the algorithm's.
     """
 
-    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
     n: int = Field(8192, ge=2)
     solver: SolverName = "ddim"
     steps: int = Field(200, ge=1)
@@ -152,8 +151,7 @@ class ExactTask:
         """The task, where model, reward and beta make one."""
         if model.law is None or not isinstance(reward, QuadraticReward) or not beta:
             return None
-        quadratic: Quadratic = reward.quadratic
-        return cls(model.law, model.law.optimum(quadratic, beta))
+        return cls(model.law, model.law.optimum(reward.quadratic, beta))
 
     def distance(self, draws: Callable[[int], Tensor], n: int, seed: int, *, repeats: int = 5) -> float:
         """Sliced W2 of n samples to the optimum, mean over draws with different seeds."""
@@ -166,16 +164,12 @@ class ExactTask:
         law = self.optimum.law
         return sum(sliced_w2(law.sample(n, generator), law.sample(n, generator)) for _ in range(repeats)) / repeats
 
+    @torch.no_grad()
     def oracle(self, model: Model, sampler: Sampler, n: int, seed: int) -> float:
         """The distance of the exact score of the tilted law, run through this sampler at eta 1."""
         noisy = sampler.model_copy(update={"eta": 1.0, "solver": "ddim"} if sampler.eta == 0 else {})
-
-        def drawn(seed: int) -> Tensor:
-            predict = partial(self.optimum.law.prediction, model.process)
-            with torch.no_grad():
-                return run(model, noisy, predict, n, torch.Generator().manual_seed(seed))
-
-        return self.distance(drawn, n, seed)
+        predict = partial(self.optimum.law.prediction, model.process)
+        return self.distance(lambda s: run(model, noisy, predict, n, torch.Generator().manual_seed(s)), n, seed)
 
     def figures(self, model: Model, sampler: Sampler, n: int, seed: int) -> dict[str, float]:
         """Optimum, distance of the averaged policy, floor and oracle, under this sampler."""

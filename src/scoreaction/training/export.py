@@ -113,7 +113,10 @@ def _built(path: Path, description: dict[str, Any], net: nn.Module | None) -> Mo
     if net is None:
         net = rebuild(description["net"])
     if (path / REFERENCE).is_file():
-        _fill(net, path / REFERENCE)
+        try:
+            net.load_state_dict(load_file(path / REFERENCE))
+        except RuntimeError as error:
+            raise ValueError(f"{path / REFERENCE}: belongs to another network: {' '.join(str(error).split())}") from error
     lora = description["lora"]
     if lora is None:  # what was frozen stays frozen
         trained = load_file(path / WEIGHTS)
@@ -129,14 +132,6 @@ def _built(path: Path, description: dict[str, Any], net: nn.Module | None) -> Mo
         lora_alpha=lora and lora["alpha"],
         lora_targets=lora and lora["targets"],
     )
-
-
-def _fill(net: nn.Module, file: Path) -> None:
-    """Loads the pretrained weights that were saved."""
-    try:
-        net.load_state_dict(load_file(file))
-    except RuntimeError as error:
-        raise ValueError(f"{file}: belongs to another network: {' '.join(str(error).split())}") from error
 
 
 def _process(values: dict[str, Any]) -> Process:

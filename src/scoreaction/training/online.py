@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 import torch
-from pydantic import BaseModel, ConfigDict, Field, ValidationInfo, field_validator
+from pydantic import BaseModel, Field, ValidationInfo, field_validator
 from torch import Tensor
 
 from scoreaction.networks.model import Model
@@ -19,7 +19,7 @@ from scoreaction.training.run_folder import write_whole
 from scoreaction.types import Values
 
 
-class Online(BaseModel):
+class Online(BaseModel, frozen=True, extra="forbid", allow_inf_nan=False):
     """The reward is an expensive oracle, asked in `rounds`; training follows a proxy that is refitted after each.
 
     A round draws samples of the policy as it is, asks the oracle `rounds[i]` of them, refits the proxy on every answer so
@@ -37,7 +37,6 @@ class Online(BaseModel):
     1536
     """
 
-    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
     rounds: tuple[int, ...] = Field((256, 384, 384, 512), min_length=1)
     budget: int | None = None
     iterations_per_round: int | None = Field(None, ge=1)

@@ -8,7 +8,7 @@ from collections.abc import Generator, Iterator
 from typing import Any, Literal
 
 import torch
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, Field
 from torch import Tensor, nn
 
 from scoreaction.algorithms._learner import Largest, Term, Update, Updates
@@ -25,7 +25,7 @@ ROWS = 4096
 """The largest batch of one network call where neither run nor model sets one."""
 
 
-class Train(BaseModel):
+class Train(BaseModel, frozen=True, extra="forbid", allow_inf_nan=False):
     """Settings of training: iterations, trajectories an iteration, learning rate, seed, device, averages, checkpoints.
 
     max_rows is the largest batch of one network call (guidance doubles it), null the model's own, else 4096; optimizer
@@ -35,7 +35,6 @@ class Train(BaseModel):
     a row have one prompt.
     """
 
-    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
     iterations: int = Field(300, ge=1)
     batch: int = Field(256, ge=2)
     lr: float = Field(1e-3, gt=0)
@@ -108,10 +107,8 @@ class Optimisation:
                 seen.setdefault("grad_norm", []).append(norm)
             for name, value in figures.items():
                 seen.setdefault(name, []).append(value)
-        if "grad_norm" not in seen:  # nothing to learn from (all rewards equal, fp16 overflowed): the log says it, no error
-            return {"grad_norm": 0.0, "skipped": 1.0}
-        if not any(seen["grad_norm"]):
-            if equal:
+        if not any(seen.get("grad_norm", [])):
+            if equal or "grad_norm" not in seen:  # nothing to learn from, or fp16 overflowed: the log says it, no error
                 return {"grad_norm": 0.0, "skipped": 1.0}
             raise TrainingError(f"iteration {iteration + 1}: the trained parameters received no gradient; {NO_GRADIENT}")
         return {name: sum(values) / len(values) for name, values in seen.items()}

@@ -31,7 +31,8 @@ def summarise(run: Run) -> dict[str, Any]:
         )  # fmt: skip
         for prompt, mean in measured.pop("by_prompt", {}).items():
             prompted.setdefault(prompt, {})[f"reward_{kind}"] = mean
-        figures |= {_named(name, kind): value for name, value in measured.items()}
+        for name, value in measured.items():
+            figures[f"{name.removesuffix('_se')}_{kind}{'_se' if name.endswith('_se') else ''}"] = value
         if run.folder is not None:
             _save_samples(run, kind, samples)
     run.reward.queries = queries  # measuring is not training
@@ -63,8 +64,3 @@ def _save_samples(run: Run, kind: str, samples: Tensor) -> None:
     if run.prompts is not None:
         arrays["prompts"] = np.array([str(run.prompts[i % len(run.prompts)]) for i in range(len(kept))])
     np.savez_compressed(run.folder.samples / f"{kind}.npz", **arrays)  # type: ignore[arg-type]
-
-
-def _named(name: str, kind: str) -> str:
-    """`reward` of the base is `reward_base`, its standard error `reward_base_se`."""
-    return f"{name.removesuffix('_se')}_{kind}_se" if name.endswith("_se") else f"{name}_{kind}"

@@ -12,7 +12,7 @@ from torch.nn import functional as F
 
 from scoreaction.diffusion.predictions import Predicts
 from scoreaction.diffusion.processes import TableVP
-from scoreaction.tasks.fitting import load_frozen
+from scoreaction.tasks.fitting import convolutions, load_frozen
 
 NO_CLASS = 10
 """Class id of "no prompt" (input of the UNet) and of "not a digit" (output of the judge)."""
@@ -69,12 +69,7 @@ class RewardClassifier(nn.Module):
     def __init__(self) -> None:
         super().__init__()
         self.layers = nn.Sequential(
-            nn.Conv2d(1, 24, 3, padding=1),
-            nn.SiLU(),
-            nn.Conv2d(24, 48, 3, stride=2, padding=1),
-            nn.SiLU(),
-            nn.Conv2d(48, 64, 3, stride=2, padding=1),
-            nn.SiLU(),
+            *convolutions((1, 24, 48, 64), (1, 2, 2)),
             nn.Flatten(),
             nn.Linear(64 * 16, 64),
             nn.SiLU(),
@@ -142,16 +137,10 @@ def judge(folder: Path | None = None) -> Judge:
     return load_frozen(Judge(), (folder or shipped()) / "judge.safetensors")
 
 
-def load_unet(folder: Path | None = None) -> nn.Module:
-    """Loads the shipped UNet, or that of a folder of `scoreaction.tasks.digits.pretrain`, in float32."""
-    from diffusers import UNet2DModel
-
-    return UNet2DModel.from_pretrained(str(folder or shipped()), subfolder="unet", torch_dtype=torch.float32)
-
-
 def load_net(folder: Path | None = None) -> DigitsNet:
-    """Loads the UNet as a network on the clock t in [0, 1], with the process of the scheduler in the same folder."""
-    from diffusers import DDIMScheduler
+    """Loads the shipped UNet, or that of a folder of `scoreaction.tasks.digits.pretrain`, in float32, with its process."""
+    from diffusers import DDIMScheduler, UNet2DModel
 
-    scheduler = DDIMScheduler.from_pretrained(str(folder or shipped()), subfolder="scheduler")
-    return DigitsNet(load_unet(folder), scheduler.alphas_cumprod)
+    path = str(folder or shipped())
+    unet = UNet2DModel.from_pretrained(path, subfolder="unet", torch_dtype=torch.float32)
+    return DigitsNet(unet, DDIMScheduler.from_pretrained(path, subfolder="scheduler").alphas_cumprod)

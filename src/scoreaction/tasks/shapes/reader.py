@@ -11,7 +11,7 @@ import torch
 from scipy import ndimage
 from torch import Tensor
 
-from scoreaction.tasks.shapes.scenes import COLOURS, SHAPES, Scene, Thing, coverage, relation_holds
+from scoreaction.tasks.shapes.scenes import COLOURS, SHAPES, Scene, coverage, relation_holds
 
 Array = npt.NDArray[np.float32]
 
@@ -85,7 +85,10 @@ def score(detections: list[Detection], scene: Scene) -> float:
     slots: list[Detection | None] = [*detections, *([None] * max(0, len(things) - len(detections)))]
     best = 0.0
     for chosen in permutations(slots[:6], len(things)):  # more than six things are wrong anyhow
-        points = [_points(detection, thing) for detection, thing in zip(chosen, things, strict=True)]
+        points = [
+            0.0 if seen is None else 0.5 * (seen.colour == colour) + 0.5 * (seen.shape == shape)
+            for seen, (colour, shape) in zip(chosen, things, strict=True)
+        ]
         value = sum(points) / max(len(things), len(detections))
         if scene.relation:
             first, second = chosen
@@ -93,10 +96,6 @@ def score(detections: list[Detection], scene: Scene) -> float:
             value = 0.75 * value + (0.25 if holds else 0.0)
         best = max(best, value)
     return best
-
-
-def _points(detection: Detection | None, thing: Thing) -> float:
-    return 0.0 if detection is None else 0.5 * (detection.colour == thing[0]) + 0.5 * (detection.shape == thing[1])
 
 
 def judge(pictures: Tensor, scenes: list[Scene]) -> list[float]:

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from scoreaction.tasks.fitting import load_frozen
+from scoreaction.tasks.fitting import convolutions, load_frozen
 from scoreaction.tasks.shapes.scenes import COLOURS, COUNTS, RELATIONS, SHAPES, Scene
 
 _NO_RELATION = len(RELATIONS)
@@ -44,14 +44,7 @@ class Scorer(nn.Module):
     def __init__(self, width: int = 96) -> None:
         super().__init__()
         self.picture = nn.Sequential(
-            nn.Conv2d(3, 24, 3, stride=2, padding=1),
-            nn.SiLU(),
-            nn.Conv2d(24, 48, 3, stride=2, padding=1),
-            nn.SiLU(),
-            nn.Conv2d(48, 48, 3, padding=1),
-            nn.SiLU(),
-            nn.Conv2d(48, 64, 3, stride=2, padding=1),
-            nn.SiLU(),
+            *convolutions((3, 24, 48, 48, 64), (2, 2, 1, 2)),
             nn.Flatten(),
             nn.Linear(64 * 16, width),
         )
@@ -69,6 +62,6 @@ def shipped() -> Path:
     return Path(str(resources.files("scoreaction") / "data" / "shapes"))
 
 
-def load_scorer(folder: Path | None = None) -> Scorer:
-    """Loads the shipped `Scorer`, or that of a folder of `scoreaction.tasks.shapes.pretrain`, frozen, in float32."""
-    return load_frozen(Scorer(), (folder or shipped()) / "scorer" / "scorer.safetensors")
+def load_scorer() -> Scorer:
+    """Loads the shipped `Scorer`, frozen, in float32."""
+    return load_frozen(Scorer(), shipped() / "scorer" / "scorer.safetensors")
