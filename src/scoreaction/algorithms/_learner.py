@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from abc import abstractmethod
 from collections.abc import Callable, Generator
 from dataclasses import dataclass, replace
@@ -66,13 +67,17 @@ class Objective(NamedTuple):
 
 
 class Setting(NamedTuple):
-    """The parts that a run gives its learner; `conditions` are those of all prompts, `batch` is trajectories an iteration."""
+    """The parts that a run gives its learner; `conditions` are those of all prompts, `batch` is trajectories an iteration.
+
+    group: those of them that have one prompt, on average.
+    """
 
     model: Model
     sampler: Sampler
     reward: Objective
     batch: int
     conditions: Conditions
+    group: float = math.inf
 
 
 class Algorithm(BaseModel):
@@ -121,7 +126,7 @@ class Learner:
     exploration = 0.0
 
     def __init__(self, setting: Setting, *, beta: float = 0.0, kl_target: float | None = None) -> None:
-        self.model, self.sampler, self.reward, self.batch, self.conditions = setting
+        self.model, self.sampler, self.reward, self.batch, self.conditions, _ = setting
         self.process, self.kl_target = self.model.process, kl_target
         self.networks = nn.ModuleDict()
         self.lr: dict[str, float] = {}

@@ -91,9 +91,16 @@ class Stopper:
         return self.since >= self.rule.patience
 
 
+FORCING = (signal.SIGINT, signal.SIGTERM)
+ASKING = [signal.Signals[name] for name in ("SIGHUP", "SIGUSR1") if name in signal.Signals.__members__]
+
+
 @dataclass
 class Signals(AbstractContextManager["Signals"]):
-    """Ctrl-C and SIGTERM ask the loop to stop after this iteration; a second one stops at once."""
+    """Ctrl-C, SIGTERM, SIGHUP and SIGUSR1 ask the loop to stop after this iteration; a second of the first two stops at once.
+
+    A lost terminal sends SIGHUP, often twice (not under nohup, which ignores it), and Slurm SIGUSR1 before its limit.
+    """
 
     requested: bool = False
     at_once: bool = False
@@ -101,7 +108,8 @@ class Signals(AbstractContextManager["Signals"]):
 
     def __enter__(self) -> Signals:
         if threading.current_thread() is threading.main_thread():
-            self._before = {number: signal.signal(number, self._receive) for number in (signal.SIGINT, signal.SIGTERM)}
+            heard = [*FORCING, *(number for number in ASKING if signal.getsignal(number) != signal.SIG_IGN)]
+            self._before = {number: signal.signal(number, self._receive) for number in heard}
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -109,7 +117,7 @@ class Signals(AbstractContextManager["Signals"]):
             signal.signal(number, handler)
 
     def _receive(self, number: int, frame: FrameType | None) -> None:
-        if self.requested or self.at_once:
+        if self.at_once or (self.requested and number in FORCING):
             raise KeyboardInterrupt
         self.requested = True
 
@@ -196,6 +204,12 @@ def _iterate(tuner: Finetuner, stopper: Stopper, signals: Signals, reporter: Rep
             if signals.requested:
                 tuner.checkpoint()
                 raise Interrupted(f"stopped after iteration {tuner.iteration}, state saved")
+
+
+def nothing_learned(folder: Path) -> bool:
+    """True where every iteration of a run was skipped."""
+    records = read_json_lines(RunFolder(folder).metrics_path)
+    return bool(records) and all("skipped" in metrics for metrics in records)
 
 
 def _saved_state(tuner: Finetuner) -> str:

@@ -1,9 +1,14 @@
-"""The recipe's `prompts`: a shipped set, a file of lines or of JSON lines, or a list; with weights and metadata."""
+"""The recipe's `prompts`: a shipped set, a list, or a file of lines, JSON or a table; with weights and metadata."""
 
 from __future__ import annotations
 
+import csv
+import io
 import json
 import math
+from collections.abc import Callable
+from contextlib import suppress
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -55,24 +60,91 @@ def _prompt(value: PromptValue) -> str:
 
 
 def _file(path: Path) -> list[PromptValue]:
-    """A prompt a line; in a .jsonl file a JSON text or object a line."""
-    prompts: list[PromptValue] = []
-    for number, line in enumerate(read_text(path).splitlines(), start=1):
-        if not line.strip():
-            continue
-        if path.suffix != ".jsonl":
-            prompts.append(line.strip())
-            continue
-        try:
-            value = json.loads(line)
-        except (ValueError, RecursionError) as error:
-            raise UserError(
-                f"prompts: {path} line {number}: not JSON; write an object such as {EXAMPLE} on each line"
-            ) from error
-        prompts.append(_checked(value, f"prompts: {path} line {number}"))
+    """The prompts of a file, read by the ending of its name."""
+    where, ending = f"prompts: {path}", path.suffix.lower()
+    if ending not in READERS:
+        lines = "; pandas.read_parquet(FILE).to_json(OTHER, orient='records', lines=True) writes a .jsonl"
+        raise UserError(f"{where}: must be a .txt, .jsonl, .json, .csv or .tsv{lines if ending == '.parquet' else ''}")
+    prompts = [_checked(value, f"{where} {place}") for place, value in READERS[ending](read_text(path), where)]
     if not prompts:
-        raise UserError(f"prompts: {path} holds no prompt; write one a line")
-    return _drawable(prompts, f"prompts: {path}")
+        raise UserError(f"{where} holds no prompt; write one a line")
+    return _drawable(prompts, where)
+
+
+Places = list[tuple[str, Any]]
+"""Unchecked prompts of a file, each with its place there."""
+
+
+def _lines(text: str, where: str) -> Places:
+    """A prompt a line."""
+    lines = [(f"line {number}", line.strip()) for number, line in enumerate(text.split("\n"), start=1) if line.strip()]
+    if any(isinstance(_json(part), list | dict) for part in (text, *(line for _, line in lines[:1]))):
+        raise UserError(f"{where}: holds JSON; let its name end in .json or .jsonl")
+    return lines
+
+
+def _json_lines(text: str, where: str) -> Places:
+    """A JSON text or object a line."""
+    lines = [
+        (place, _json(line)) for place, line in ((f"line {i}", x) for i, x in enumerate(text.split("\n"), 1)) if line.strip()
+    ]
+    for place, value in lines:
+        if value is None:
+            raise UserError(f"{where} {place}: not JSON; write an object such as {EXAMPLE} on each line")
+    return lines
+
+
+def _json_list(text: str, where: str) -> Places:
+    """A JSON list of texts or objects; lines of them are read too."""
+    values = _json(text)
+    return [(f"item {i}", x) for i, x in enumerate(values, 1)] if isinstance(values, list) else _json_lines(text, where)
+
+
+def _json(text: str) -> Any:
+    """The value of a JSON text, None for what is none."""
+    try:
+        return json.loads(text)
+    except (ValueError, RecursionError):
+        return None
+
+
+def _table(text: str, where: str, *, delimiter: str) -> Places:
+    """The column of prompts by its heading, which a single column need not have; other columns are weight and metadata."""
+    first = text.lstrip().partition("\n")[0]
+    reader = csv.reader(io.StringIO(text), delimiter=";" if ";" in first and delimiter not in first else delimiter, strict=True)
+    try:
+        rows = [(f"line {reader.line_num}", [cell.strip() for cell in row]) for row in reader if any(row)]
+    except csv.Error as error:
+        raise UserError(
+            f"{where} line {reader.line_num}: {error}; put cells with quotes into quotes, and double theirs"
+        ) from error
+    names = [cell.lower() for cell in rows[0][1]] if rows else []
+    column = next((names.index(heading) for heading in HEADINGS if heading in names), None)
+    if column is None and len(names) > 1:
+        raise UserError(f"{where}: none of its columns ({', '.join(names)}) is named prompt; name the column of the prompts so")
+    for place, row in rows:
+        if len(row) != len(names):
+            raise UserError(
+                f"{where} {place}: has {len(row)} cells for {len(names)} columns; put cells with commas into quotes"
+            )
+    if len(names) < 2:
+        return [(place, row[0]) for place, row in rows[0 if column is None else 1 :]]
+    return [(place, _record(dict(zip(rows[0][1], row, strict=True)), row[column or 0])) for place, row in rows[1:]]
+
+
+def _record(cells: dict[str, Any], prompt: str) -> dict[str, Any]:
+    with suppress(KeyError, ValueError):  # a weight that is no number is refused with all others
+        cells["weight"] = float(cells["weight"])
+    return {**cells, "prompt": prompt}
+
+
+HEADINGS = ("prompt", "prompts", "caption", "text")
+"""Headings, in any case, of a table's column of prompts."""
+READERS: dict[str, Callable[[str, str], Places]] = {
+    "": _lines, ".txt": _lines, ".jsonl": _json_lines, ".json": _json_list,
+    ".csv": partial(_table, delimiter=","), ".tsv": partial(_table, delimiter="\t"),
+}  # fmt: skip
+"""How a file is read, by the ending of its name."""
 
 
 def _checked(value: Any, where: str) -> PromptValue:
