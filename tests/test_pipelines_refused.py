@@ -184,6 +184,8 @@ def test_settings_that_do_not_fit_are_refused_in_one_line(refused: Callable[...,
     assert refused(model={"height": 17}) == "model.height: must be a multiple of 2 (got 17)"
     assert refused(model={"true_cfg": 2.0}).startswith("model.true_cfg: only a network with guidance as an input")
     assert refused(model={"dtype": "fp16"}).startswith("train.precision: gradients through fp16 weights vanish")
+    said = refused(model={"dtype": "bf16"}, train={**SHORT["train"], "precision": "fp16"})
+    assert said.startswith("train.precision: fp16 does not go with bf16 weights; set it to bf16, or the weights' model.dtype")
     said = refused(prompts=["a cat", "a very long prompt about a cat"])
     assert said == "prompts: 'a very long prompt about a cat' has 26 tokens by tokenizer and the model reads 16; shorten it", (
         said
