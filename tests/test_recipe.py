@@ -325,7 +325,9 @@ def test_a_path_that_is_here_becomes_absolute(tmp_path: Path, monkeypatch: pytes
     (tmp_path / "elsewhere").mkdir()
     monkeypatch.chdir(tmp_path / "elsewhere")
     same(found, [f"{tmp_path}/head.safetensors", "openai/clip", f"{tmp_path}/weights"], elsewhere=paths())
-    with pytest.raises(UserError, match=rf"^model\.path: no/such/folder is no folder .*\(a relative path begins at {Path.cwd()}\)$"):
+    with pytest.raises(
+        UserError, match=rf"^model\.path: no/such/folder is no folder .*\(a relative path begins at {Path.cwd()}\)$"
+    ):
         build(load_recipe("digits", ["model={name: digits, path: no/such/folder}"]))
 
 

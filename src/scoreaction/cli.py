@@ -60,9 +60,10 @@ def train(
 ) -> None:
     """Fine-tune a model by a recipe."""
     from scoreaction.commands.tables import show_summary
-    from scoreaction.commands.train import nothing_learned, run
+    from scoreaction.commands.train import run
     from scoreaction.recipes.recipe import load_recipe
     from scoreaction.report.model_card import write_card
+    from scoreaction.training.run_folder import RunFolder, read_json_lines
 
     chosen = load_recipe(recipe, overrides or [])
     if resume and output is None:
@@ -76,7 +77,7 @@ def train(
     write_card(folder, chosen, figures)
     show_summary(figures)
     print(f"run: {folder}")
-    if nothing_learned(folder):
+    if all("skipped" in metrics for metrics in read_json_lines(RunFolder(folder).metrics_path) or [{}]):
         raise Failed(
             "no iteration learned anything: in each all rewards were equal, or fp16 overflowed; scoreaction doctor looks"
         )
@@ -243,6 +244,7 @@ class Unread(io.FileIO):
     """A stream that drops what is written to a pipe without a reader or to a lost terminal: a run goes on without them."""
 
     def write(self, data: Any) -> int:
+        """Writes data, or drops it; the number of bytes."""
         try:
             return super().write(data)
         except OSError as error:

@@ -67,10 +67,7 @@ class Objective(NamedTuple):
 
 
 class Setting(NamedTuple):
-    """The parts that a run gives its learner; `conditions` are those of all prompts, `batch` is trajectories an iteration.
-
-    group: those of them that have one prompt, on average.
-    """
+    """The parts that a run gives its learner; `conditions` are those of all prompts, `batch` is trajectories an iteration."""
 
     model: Model
     sampler: Sampler
@@ -78,6 +75,7 @@ class Setting(NamedTuple):
     batch: int
     conditions: Conditions
     group: float = math.inf
+    """Trajectories an iteration with one prompt, on average."""
 
 
 class Algorithm(BaseModel):

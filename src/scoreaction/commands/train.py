@@ -93,14 +93,12 @@ class Stopper:
 
 FORCING = (signal.SIGINT, signal.SIGTERM)
 ASKING = [signal.Signals[name] for name in ("SIGHUP", "SIGUSR1") if name in signal.Signals.__members__]
+"""Of a lost terminal, often twice, which nohup ignores; and of Slurm before its limit."""
 
 
 @dataclass
 class Signals(AbstractContextManager["Signals"]):
-    """Ctrl-C, SIGTERM, SIGHUP and SIGUSR1 ask the loop to stop after this iteration; a second of the first two stops at once.
-
-    A lost terminal sends SIGHUP, often twice (not under nohup, which ignores it), and Slurm SIGUSR1 before its limit.
-    """
+    """Signals that ask the loop to stop after this iteration; a second Ctrl-C or SIGTERM stops at once."""
 
     requested: bool = False
     at_once: bool = False
@@ -204,12 +202,6 @@ def _iterate(tuner: Finetuner, stopper: Stopper, signals: Signals, reporter: Rep
             if signals.requested:
                 tuner.checkpoint()
                 raise Interrupted(f"stopped after iteration {tuner.iteration}, state saved")
-
-
-def nothing_learned(folder: Path) -> bool:
-    """True where every iteration of a run was skipped."""
-    records = read_json_lines(RunFolder(folder).metrics_path)
-    return bool(records) and all("skipped" in metrics for metrics in records)
 
 
 def _saved_state(tuner: Finetuner) -> str:

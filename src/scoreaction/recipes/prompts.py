@@ -77,65 +77,52 @@ Places = list[tuple[str, Any]]
 
 def _lines(text: str, where: str) -> Places:
     """A prompt a line."""
-    lines = [(f"line {number}", line.strip()) for number, line in enumerate(text.split("\n"), start=1) if line.strip()]
-    if any(isinstance(_json(part), list | dict) for part in (text, *(line for _, line in lines[:1]))):
+    if text.lstrip().startswith(("[\n", '["', "[{", "{\n", '{"')):
         raise UserError(f"{where}: holds JSON; let its name end in .json or .jsonl")
-    return lines
+    return [(f"line {number}", line.strip()) for number, line in enumerate(text.split("\n"), start=1) if line.strip()]
 
 
 def _json_lines(text: str, where: str) -> Places:
     """A JSON text or object a line."""
-    lines = [
-        (place, _json(line)) for place, line in ((f"line {i}", x) for i, x in enumerate(text.split("\n"), 1)) if line.strip()
-    ]
-    for place, value in lines:
-        if value is None:
-            raise UserError(f"{where} {place}: not JSON; write an object such as {EXAMPLE} on each line")
-    return lines
+    lines = enumerate(text.split("\n"), start=1)
+    return [(f"line {number}", _json(line, f"{where} line {number}")) for number, line in lines if line.strip()]
 
 
 def _json_list(text: str, where: str) -> Places:
-    """A JSON list of texts or objects; lines of them are read too."""
-    values = _json(text)
-    return [(f"item {i}", x) for i, x in enumerate(values, 1)] if isinstance(values, list) else _json_lines(text, where)
+    """A JSON list of texts or objects, or lines of them."""
+    with suppress(UserError):
+        if isinstance(values := _json(text, where), list):
+            return [(f"item {number}", value) for number, value in enumerate(values, start=1)]
+    return _json_lines(text, where)
 
 
-def _json(text: str) -> Any:
-    """The value of a JSON text, None for what is none."""
+def _json(text: str, where: str) -> Any:
     try:
         return json.loads(text)
-    except (ValueError, RecursionError):
-        return None
+    except (ValueError, RecursionError) as error:
+        raise UserError(f"{where}: not JSON; write an object such as {EXAMPLE} on each line") from error
 
 
 def _table(text: str, where: str, *, delimiter: str) -> Places:
-    """The column of prompts by its heading, which a single column need not have; other columns are weight and metadata."""
+    """The column of prompts by its heading, which a single column need not have; others are weight and metadata."""
     first = text.lstrip().partition("\n")[0]
-    reader = csv.reader(io.StringIO(text), delimiter=";" if ";" in first and delimiter not in first else delimiter, strict=True)
+    delimiter = ";" if ";" in first and delimiter not in first else delimiter
+    reader = csv.reader(io.StringIO(text.lstrip()), delimiter=delimiter, strict=True)
     try:
-        rows = [(f"line {reader.line_num}", [cell.strip() for cell in row]) for row in reader if any(row)]
-    except csv.Error as error:
-        raise UserError(
-            f"{where} line {reader.line_num}: {error}; put cells with quotes into quotes, and double theirs"
-        ) from error
-    names = [cell.lower() for cell in rows[0][1]] if rows else []
-    column = next((names.index(heading) for heading in HEADINGS if heading in names), None)
-    if column is None and len(names) > 1:
+        names = [name.strip() for name in next(reader, [])]
+        rows: Places = [(f"line {reader.line_num}", dict(zip(names, row, strict=True))) for row in reader if any(row)]
+    except (csv.Error, ValueError) as error:
+        fault = f"must have {len(names)} cells; put cells with {delimiter!r} or quotes in quotes, doubling their own"
+        raise UserError(f"{where} line {reader.line_num}: {fault}") from error
+    heading = next((name for known in HEADINGS for name in names if name.lower() == known), None)
+    if heading is None and len(names) > 1:
         raise UserError(f"{where}: none of its columns ({', '.join(names)}) is named prompt; name the column of the prompts so")
-    for place, row in rows:
-        if len(row) != len(names):
-            raise UserError(
-                f"{where} {place}: has {len(row)} cells for {len(names)} columns; put cells with commas into quotes"
-            )
     if len(names) < 2:
-        return [(place, row[0]) for place, row in rows[0 if column is None else 1 :]]
-    return [(place, _record(dict(zip(rows[0][1], row, strict=True)), row[column or 0])) for place, row in rows[1:]]
-
-
-def _record(cells: dict[str, Any], prompt: str) -> dict[str, Any]:
-    with suppress(KeyError, ValueError):  # a weight that is no number is refused with all others
-        cells["weight"] = float(cells["weight"])
-    return {**cells, "prompt": prompt}
+        return [("line 1", name) for name in names if heading is None] + [(place, row[names[0]].strip()) for place, row in rows]
+    for _, row in rows:
+        with suppress(KeyError, ValueError):  # a weight that is no number is refused with all others
+            row["weight"] = float(row["weight"])
+    return [(place, {**row, "prompt": row[heading].strip()}) for place, row in rows]
 
 
 HEADINGS = ("prompt", "prompts", "caption", "text")
@@ -144,7 +131,6 @@ READERS: dict[str, Callable[[str, str], Places]] = {
     "": _lines, ".txt": _lines, ".jsonl": _json_lines, ".json": _json_list,
     ".csv": partial(_table, delimiter=","), ".tsv": partial(_table, delimiter="\t"),
 }  # fmt: skip
-"""How a file is read, by the ending of its name."""
 
 
 def _checked(value: Any, where: str) -> PromptValue:

@@ -45,14 +45,12 @@ def check_precision(model: Model, precision: str) -> None:
     """UserError, which names both keys, where weights and calls of the network are of widths that do not go together."""
     widths = {p.dtype for p in model.net.parameters()}
     if precision != "fp16" and torch.float16 in widths:
-        raise UserError(
-            "train.precision: gradients through fp16 weights vanish unless they are scaled; set it to fp16, or the weights'"
-            " model.dtype to bf16"
+        why = (
+            "gradients through fp16 weights vanish unless they are scaled; set it to fp16, or the weights' model.dtype to bf16"
         )
+        raise UserError(f"train.precision: {why}")
     if precision == "fp16" and torch.bfloat16 in widths:
-        raise UserError(
-            "train.precision: fp16 does not go with bf16 weights; set it to bf16, or the weights' model.dtype to fp16"
-        )
+        raise UserError("train.precision: fp16 takes no bf16 weights; set it to bf16, or the weights' model.dtype to fp16")
 
 
 class Run:
