@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import fcntl
+import io
 import json
 import os
 import re
@@ -18,11 +19,11 @@ import pytest
 from twins import accepts, close, same
 
 from scoreaction import catalog
-from scoreaction.cli import main
+from scoreaction.cli import Unread, main
 from scoreaction.commands.compare import grouped, planned
 from scoreaction.commands.evaluate import open_run
 from scoreaction.commands.listing import listed
-from scoreaction.commands.train import Stopper
+from scoreaction.commands.train import Signals, Stopper
 from scoreaction.diffusion.solvers import SOLVERS
 from scoreaction.recipes.recipe import load_recipe, optimum_beta
 from scoreaction.sampling.draw import draw, spread_prompts
@@ -239,7 +240,7 @@ def test_resume_starts_afresh_where_there_is_nothing(run: Path, tmp_path: Path) 
     same(weights(tmp_path / "new"), weights(run), other_seed=weights(tmp_path / "other"))
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1])
 def test_a_signal_stops_between_iterations_and_resuming_equals_the_uninterrupted_run(
     number: signal.Signals, run: Path, tmp_path: Path, refused: Callable[..., str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -254,6 +255,66 @@ def test_a_signal_stops_between_iterations_and_resuming_equals_the_uninterrupted
     assert train(folder, "--resume") == 0
     assert weights(folder) == weights(run)
     assert len(read_json_lines(folder / "metrics.jsonl")) == 4
+
+
+def test_a_second_hangup_is_no_haste_and_an_ignored_one_none() -> None:
+    """A lost terminal hangs up twice, and nohup lets it be ignored; the twin, a second SIGTERM, stops at once."""
+
+    def twice(number: signal.Signals) -> bool:
+        with Signals() as signals:
+            os.kill(os.getpid(), number)
+            os.kill(os.getpid(), number)
+            return signals.requested
+
+    assert twice(signal.SIGHUP)
+    with pytest.raises(KeyboardInterrupt):
+        twice(signal.SIGTERM)
+    before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    try:
+        assert not twice(signal.SIGHUP)
+    finally:
+        signal.signal(signal.SIGHUP, before)
+
+
+def test_a_stream_without_a_reader_takes_all_that_is_written() -> None:
+    """The twin is the stream of Python itself, which a closed pipe makes fail."""
+
+    def write_to(kind: type[io.FileIO]) -> None:
+        reader, writer = os.pipe()
+        os.close(reader)
+        with kind(writer, "w") as stream:
+            assert stream.write(b"four") == 4
+
+    write_to(Unread)
+    with pytest.raises(BrokenPipeError):
+        write_to(io.FileIO)
+
+
+@pytest.mark.slow
+def test_a_run_goes_on_when_its_reader_goes_away(tmp_path: Path) -> None:
+    command = [
+        sys.executable,
+        "-m",
+        "scoreaction",
+        "train",
+        "mixture",
+        *TINY,
+        "train.iterations=4",
+        "--output",
+        str(tmp_path / "run"),
+    ]
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+    assert process.stdout is not None
+    process.stdout.close()
+    assert (process.wait(), process.stderr.read() if process.stderr else b"") == (0, b"")
+    assert (tmp_path / "run" / "summary.json").exists()
+
+
+def test_a_run_in_which_no_iteration_learned_is_code_1(tmp_path: Path, refused: Callable[..., str]) -> None:
+    """All rewards are equal; the runs of the other tests, whose are not, end with 0."""
+    flat = ["reward={name: linear, direction: [0.0, 0.0]}", "train.iterations=2", "--output", tmp_path / "flat"]
+    assert refused("train", "mixture", *TINY, *flat, code=1).startswith("no iteration learned anything: in each all rewards")
+    assert (tmp_path / "flat" / "summary.json").exists()
 
 
 def test_an_interrupt_within_an_iteration_goes_back_to_the_checkpoint(
@@ -308,7 +369,8 @@ def test_early_stop_ends_a_run_for_good(tmp_path: Path, refused: Callable[..., s
     assert refused(*command, "early_stop={metric: reward_meen}").startswith("early_stop.metric: no metric 'reward_meen'")
     assert not folder.exists()
     assert main([*map(str, command), "early_stop={metric: reward_mean}"]) == 0
-    falling = ["reward={name: linear, direction: [0.0, 0.0]}", "early_stop={metric: reward_mean, patience: 2}"]
+    level = "evaluation.held_out=[{name: linear, direction: [0.0, 0.0]}]"
+    falling = [level, "early_stop={metric: held_out.linear, patience: 2}"]
     assert train(tmp_path / "flat", *falling) == 0
     assert len(read_json_lines(tmp_path / "flat" / "metrics.jsonl")) == 3
     assert train(tmp_path / "flat", *falling, "--resume") == 0

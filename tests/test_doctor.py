@@ -14,6 +14,7 @@ from twins import accepts, close, same
 
 import scoreaction as sa
 from scoreaction.cli import main
+from scoreaction.commands.doctor.checkup import examine
 from scoreaction.commands.doctor.finding import Finding
 from scoreaction.models import gaussian_mixture
 
@@ -231,6 +232,16 @@ def test_looking_counts_for_nothing_and_leaves_gradients_on() -> None:
         assert all(torch.equal(value, truth[name]) for name, value in found.items())
 
     accepts(unchanged, plain, untrained=tune(reward=differentiable(linear)))
+
+
+def test_a_finished_tuner_is_not_examined() -> None:
+    """The twin has an iteration left."""
+    tuner = tune()
+    next(iter(tuner))
+    assert list(examine(tuner, 1))
+    list(tuner)
+    with pytest.raises(ValueError, match=r"^train\.iterations: all 3 of them are done; examine a tuner that is built anew"):
+        list(examine(tuner))
 
 
 @pytest.mark.slow

@@ -2,6 +2,7 @@
 
 import json
 import math
+from contextlib import nullcontext
 
 import pytest
 import torch
@@ -10,10 +11,13 @@ from twins import accepts, close
 
 import scoreaction as sa
 from scoreaction.diffusion.mixtures import Quadratic
+from scoreaction.errors import UserError
 from scoreaction.models import gaussian_mixture
 from scoreaction.rewards import RewardError
 from scoreaction.rewards._closed_form import QuadraticReward
 from scoreaction.training.optimizer import TrainingError
+from scoreaction.training.run import check_precision
+from scoreaction.types import DTYPES
 
 
 class Net(nn.Module):
@@ -471,3 +475,17 @@ def test_a_launcher_of_several_processes_is_refused(monkeypatch):
     monkeypatch.setenv("WORLD_SIZE", "2")
     with pytest.raises(ValueError, match=r"train\.device: one process trains, and 2 were started"):
         tune(sa.DDPO(), iterations=1)
+
+
+@pytest.mark.parametrize("precision", ["fp32", "bf16", "fp16"])
+@pytest.mark.parametrize("width", ["fp32", "bf16", "fp16"])
+def test_every_pair_of_weights_and_precision_fits_or_is_refused(width, precision):
+    """fp16 weights need fp16's scaled gradients, which bf16 weights do not go with; all other pairs are twins that fit."""
+    model = own_model()
+    model.net.to(DTYPES[width])
+    fits = {("fp16", "fp32"): False, ("fp16", "bf16"): False, ("bf16", "fp16"): False}.get((width, precision), True)
+    with nullcontext() if fits else pytest.raises(UserError, match=r"^train\.precision: .* model\.dtype to "):
+        check_precision(model, precision)
+    if not fits:
+        with pytest.raises(UserError, match=r"^train\.precision: .* model\.dtype to "):
+            tune(sa.DDPO(), model=model, precision=precision)

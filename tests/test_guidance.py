@@ -50,3 +50,26 @@ def test_a_negative_prompt_without_guidance_is_refused():
         guided("5", guidance=1.0)
     with pytest.raises(ValueError, match=r"sampler\.negative_prompt: .*; set model\.true_cfg above 1"):
         guided("5", true_cfg=1.0)
+
+
+@pytest.mark.parametrize("options", [{"guidance": 0.0}, {"guidance": 0.5}, {"guidance": 3.0, "true_cfg": 0.5}], ids=str)
+def test_guidance_of_1_and_below_is_off(options):
+    """Diffusers' guidance_scale: the prediction is the prompt's, 2. Twin: the equation, which leads to the null's 0."""
+    made = sa.Model(
+        Told(), process=sa.VP(), predicts="v", shape=(2,), null=torch.tensor([0.0]), true_cfg=options.get("true_cfg")
+    )
+    if made.true_cfg is not None:
+        made.net.forward = lambda x, t, cond: made.net.scale * cond["text"][:, None].to(x).expand_as(x)
+        made.null = {"text": torch.tensor([0.0])}
+    conditions = torch.tensor([2.0]) if made.true_cfg is None else {"text": torch.tensor([2.0])}
+    t = torch.tensor(0.5, dtype=torch.float64)
+
+    def prediction():
+        said = made.predict(torch.zeros(1, 2), t, conditions, guidance=options["guidance"])
+        return from_prediction(sa.VP(), "v", t, said)[0].detach()
+
+    off = prediction()
+    assert made.evaluations.forward == 1, "no unconditional half is evaluated"
+    weight = options.get("true_cfg", options["guidance"])
+    made.guidance_weight = lambda guidance: weight
+    close(off, torch.full((2,), 2.0), atol=1e-6, by_the_equation=prediction())

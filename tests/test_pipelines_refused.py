@@ -184,6 +184,8 @@ def test_settings_that_do_not_fit_are_refused_in_one_line(refused: Callable[...,
     assert refused(model={"height": 17}) == "model.height: must be a multiple of 2 (got 17)"
     assert refused(model={"true_cfg": 2.0}).startswith("model.true_cfg: only a network with guidance as an input")
     assert refused(model={"dtype": "fp16"}).startswith("train.precision: gradients through fp16 weights vanish")
+    said = refused(model={"dtype": "bf16"}, train={**SHORT["train"], "precision": "fp16"})
+    assert said.startswith("train.precision: fp16 takes no bf16 weights; set it to bf16, or the weights' model.dtype")
     said = refused(prompts=["a cat", "a very long prompt about a cat"])
     assert said == "prompts: 'a very long prompt about a cat' has 26 tokens by tokenizer and the model reads 16; shorten it", (
         said
@@ -302,3 +304,19 @@ def test_a_tokenizer_without_a_limit_has_that_of_its_encoder(name: str) -> None:
 
 def _equal(found: Any, truth: Any) -> None:
     assert found == truth
+
+
+def test_a_prompt_is_as_long_as_diffusers_makes_it() -> None:
+    """A learned word of two vectors is two tokens. Twin: the tokenizer alone, which counts it as one, and 16 fit."""
+    pipeline = tiny_pipelines.build("sd")
+    pipeline.load_textual_inversion({"<toy>": torch.randn(2, pipeline.text_encoder.config.hidden_size)})
+    prompt = "a b c d e f g h i j k <toy> <toy>"
+    whole = pipeline.maybe_convert_prompt(prompt, pipeline.tokenizer)
+    tokens = [len(pipeline.tokenizer(text).input_ids) for text in (whole, prompt)]
+
+    def refused_at(count: int) -> None:
+        assert count > 16
+        with pytest.raises(ValueError, match=f"has {count} tokens by tokenizer and the model reads 16"):
+            build_from_pipeline(pipeline).conditions([prompt])
+
+    accepts(refused_at, tokens[0], unconverted=tokens[1])

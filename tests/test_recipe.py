@@ -303,3 +303,42 @@ def test_a_key_that_is_a_list_is_no_recipe(tmp_path):
     (tmp_path / "odd.yaml").write_text("? [a, b]\n: 1\n")
     with pytest.raises(UserError, match=r"odd.yaml.*not valid YAML"):
         load_recipe(str(tmp_path / "odd.yaml"))
+
+
+def test_a_recipe_with_a_byte_order_mark_is_read(tmp_path: Path) -> None:
+    (tmp_path / "mine.yaml").write_text(yaml.safe_dump(SMALL), encoding="utf-8-sig")
+    same(load_recipe(str(tmp_path / "mine.yaml")), resolve(SMALL), another=load_recipe("mixture"))
+
+
+def test_a_path_that_is_here_becomes_absolute(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """So that a run finds it from any folder; an id of the hub, and what is absolute, stay. Twin: from another folder."""
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "weights").mkdir()
+    (tmp_path / "head.safetensors").touch()
+    overrides = ["reward={name: aesthetic, head: head.safetensors, path: openai/clip}", "model={name: digits, path: weights}"]
+
+    def paths() -> list[str]:
+        values = load_recipe("digits", overrides).values()
+        return [values["reward"]["head"], values["reward"]["path"], values["model"]["path"]]
+
+    found = paths()
+    (tmp_path / "elsewhere").mkdir()
+    monkeypatch.chdir(tmp_path / "elsewhere")
+    same(found, [f"{tmp_path}/head.safetensors", "openai/clip", f"{tmp_path}/weights"], elsewhere=paths())
+    with pytest.raises(
+        UserError, match=rf"^model\.path: no/such/folder is no folder .*\(a relative path begins at {Path.cwd()}\)$"
+    ):
+        build(load_recipe("digits", ["model={name: digits, path: no/such/folder}"]))
+
+
+@pytest.mark.parametrize(("prompts", "each", "learns"), [(10, 1, False), (10, 2, True), (4, 1, True), (5, 1, False)], ids=str)
+def test_groups_of_one_are_refused(prompts: int, each: int, learns: bool) -> None:
+    """A batch of 8: GRPO needs two of a prompt. Twins: more samples of a prompt, fewer prompts."""
+    texts = [str(digit) for digit in range(prompts)]
+    overrides = ["algorithm={name: ddpo, baseline: group}", "train.batch=8", f"train.samples_per_prompt={each}"]
+    recipe = load_recipe("digits", [*overrides, f"prompts={texts}", "evaluation.held_out=[]", "train.select=null"])
+    if learns:
+        build(recipe)
+        return
+    with pytest.raises(UserError, match=r"^train\.samples_per_prompt: algorithm\.baseline group .*; set it to 2 or more, or"):
+        build(recipe)

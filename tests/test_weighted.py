@@ -178,6 +178,52 @@ def test_wrong_json_lines_are_one_line_that_names_the_place(text: str, said: str
     assert "\n" not in str(caught.value)
 
 
+MARK = "\ufeff"
+"""The byte order mark, with which Windows saves a text in UTF-8."""
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "truth", "wrong"),
+    [
+        ("a.txt", f"{MARK}a cat\r\na dog\r\n", ["a cat", "a dog"], [f"{MARK}a cat", "a dog"]),
+        ("a.jsonl", f'{MARK}"a\u2028cat"\n"a dog"', ["a\u2028cat", "a dog"], ["a", "cat", "a dog"]),
+        ("a.JSON", '[\n "a cat",\n "a dog"\n]', ["a cat", "a dog"], ["[", '"a cat",', '"a dog"', "]"]),
+        ("a.json", '[{"prompt": "a cat", "weight": 2}]', [{"prompt": "a cat", "weight": 2}], ["a cat"]),
+        ("a.json", '{"prompt": "a cat"}\n"a dog"', [{"prompt": "a cat"}, "a dog"], ["a cat", "a dog"]),
+        ("a.csv", 'Prompt\n"a cat, black"\n', ["a cat, black"], ["Prompt", '"a cat, black"']),
+        ("a.csv", "a cat\na dog\n", ["a cat", "a dog"], ["a dog"]),
+        ("a.csv", "weight;prompt\n2;a cat\n", [{"weight": 2.0, "prompt": "a cat"}], ["weight;prompt", "2;a cat"]),
+        ("a.tsv", "id\tCaption\n7\ta cat\n", [{"id": "7", "Caption": "a cat", "prompt": "a cat"}], ["7", "a cat"]),
+    ],
+)
+def test_a_file_of_prompts_is_read_by_its_ending(name: str, text: str, truth: Any, wrong: Any, tmp_path: Path) -> None:
+    """Truth: its prompts, written out. Twin: the lines of the file, or its text with the byte order mark."""
+    same(prompts_of(tmp_path / name, text), truth, otherwise=wrong)
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "said"),
+    [
+        ("a.parquet", "PAR1", r"must be a .txt, .jsonl, .json, .csv or .tsv; pandas.read_parquet\(FILE\)"),
+        ("a.yaml", "- a cat", "must be a .txt, .jsonl"),
+        ("a.txt", '["a cat"]', "holds JSON; let its name end in .json"),
+        ("a.txt", '{"prompt": "a cat"}\n{"prompt": "a dog"}', "holds JSON; let its name end in .json or .jsonl"),
+        ("a.json", '{"prompts": ["a cat"]}', "line 1: must have a prompt"),
+        ("a.json", "[[1]]", "item 1: must be a text"),
+        ("a.csv", "a cat, black\na dog, white\n", r"none of its columns \(a cat, black\) is named prompt; name the column"),
+        ("a.csv", "prompt,k\na,b,c\n", "line 2: must have 2 cells; put cells with ',' or quotes in quotes"),
+        ("a.csv", 'prompt\n"a" b\n', "line 2: must have 1 cells; put cells with"),
+        ("a.csv", "prompt,weight\na,much\n", "line 2: weight must be a number"),
+        ("a.csv", "", "holds no prompt"),
+    ],
+)
+def test_a_file_whose_prompts_are_not_clear_is_refused(name: str, text: str, said: str, tmp_path: Path) -> None:
+    """The right twins are above."""
+    with pytest.raises(UserError, match=f"^prompts: {tmp_path / name}:? {said}") as caught:
+        prompts_of(tmp_path / name, text)
+    assert "\n" not in str(caught.value)
+
+
 def test_the_shipped_animals_are_apart() -> None:
     seen, unseen = prompt_list("animals") or [], prompt_list("animals_held_out") or []
     close([len(set(seen)), len(set(unseen))], [45, 6], atol=0, exchanged=[6, 45])

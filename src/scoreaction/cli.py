@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import errno
 import io
+import os
 import shlex
 import sys
 import traceback
@@ -62,6 +63,7 @@ def train(
     from scoreaction.commands.train import run
     from scoreaction.recipes.recipe import load_recipe
     from scoreaction.report.model_card import write_card
+    from scoreaction.training.run_folder import RunFolder, read_json_lines
 
     chosen = load_recipe(recipe, overrides or [])
     if resume and output is None:
@@ -75,6 +77,10 @@ def train(
     write_card(folder, chosen, figures)
     show_summary(figures)
     print(f"run: {folder}")
+    if all("skipped" in metrics for metrics in read_json_lines(RunFolder(folder).metrics_path) or [{}]):
+        raise Failed(
+            "no iteration learned anything: in each all rewards were equal, or fp16 overflowed; scoreaction doctor looks"
+        )
 
 
 @app.command()
@@ -234,13 +240,38 @@ def list_(
     print(details(what, name) if what is not None and name is not None else overview(what))
 
 
+class Unread(io.FileIO):
+    """A stream that drops what is written to a pipe without a reader or to a lost terminal: a run goes on without them."""
+
+    def write(self, data: Any) -> int:
+        """Writes data, or drops it; the number of bytes."""
+        try:
+            return super().write(data)
+        except OSError as error:
+            if error.errno not in (errno.EPIPE, errno.EIO):
+                raise
+            return memoryview(data).nbytes
+
+
+def forgive(name: str) -> None:
+    """Makes the process's own stream of this name one that no letter that it cannot show and no lost reader makes fail."""
+    stream = getattr(sys, name)
+    if not isinstance(stream, io.TextIOWrapper):
+        return
+    if stream is getattr(sys, f"__{name}__") and os.name == "posix":
+        raw = Unread(stream.fileno(), "w", closefd=False)
+        often = stream.line_buffering or stream.write_through
+        stream = io.TextIOWrapper(io.BufferedWriter(raw), stream.encoding, line_buffering=often)
+        setattr(sys, name, stream)
+    stream.reconfigure(errors="replace")
+
+
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs a command and returns its exit code; errors are one line on stderr."""
     arguments = list(sys.argv[1:] if argv is None else argv)
     debug = "--debug" in arguments
-    for stream in (sys.stdout, sys.stderr):
-        if isinstance(stream, io.TextIOWrapper):
-            stream.reconfigure(errors="replace")  # a terminal that cannot show a letter is no reason to fail
+    forgive("stdout")
+    forgive("stderr")
     try:
         command = typer.main.get_command(app)
         result = command.main([a for a in arguments if a != "--debug"], prog_name="scoreaction", standalone_mode=False)

@@ -59,8 +59,8 @@ def parse_yaml(text: str, *, where: str) -> Any:
 
 
 def read_text(path: Path) -> str:
-    """Reads a UTF-8 file; UserError with its path if it cannot be read."""
+    """Reads a UTF-8 file, without its byte order mark; UserError with its path if it cannot be read."""
     try:
-        return path.read_text(encoding="utf-8")
+        return path.read_text(encoding="utf-8-sig")
     except (OSError, UnicodeDecodeError) as error:
         raise UserError(f"{path}: cannot be read as UTF-8 text ({type(error).__name__})") from error

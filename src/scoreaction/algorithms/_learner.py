@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from abc import abstractmethod
 from collections.abc import Callable, Generator
 from dataclasses import dataclass, replace
@@ -73,6 +74,8 @@ class Setting(NamedTuple):
     reward: Objective
     batch: int
     conditions: Conditions
+    group: float = math.inf
+    """Trajectories an iteration with one prompt, on average."""
 
 
 class Algorithm(BaseModel):
@@ -121,7 +124,7 @@ class Learner:
     exploration = 0.0
 
     def __init__(self, setting: Setting, *, beta: float = 0.0, kl_target: float | None = None) -> None:
-        self.model, self.sampler, self.reward, self.batch, self.conditions = setting
+        self.model, self.sampler, self.reward, self.batch, self.conditions, _ = setting
         self.process, self.kl_target = self.model.process, kl_target
         self.networks = nn.ModuleDict()
         self.lr: dict[str, float] = {}

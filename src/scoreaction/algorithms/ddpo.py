@@ -50,6 +50,9 @@ class DDPO(Algorithm):
 
     def build(self, setting: Setting) -> DDPOLearner:
         refuse_without_density(setting, self.name)
+        if self.baseline == "group" and setting.group < 2:
+            why = f"algorithm.baseline group compares samples of one prompt, of which a batch has {setting.group:g}"
+            raise ValueError(f"train.samples_per_prompt: {why}; set it to 2 or more, or algorithm.baseline to prompt")
         return DDPOLearner(self, setting)
 
 

@@ -38,6 +38,8 @@ def distill_recipe(recipe: Recipe, folder: Path) -> dict[str, Any]:
     model = build_model(recipe).to(Accelerator().device if device == "auto" else device)
     if recipe.train.precision == "bf16":
         model.autocast = partial(torch.autocast, model.device.type, dtype=torch.bfloat16)
+    if any(p.dtype == torch.float16 for p in model.net.parameters()):
+        raise UserError("model.dtype: distill takes fp32 or bf16, as for train.precision")
     prompts = prompt_list(recipe.prompts)
     try:
         distiller = Distiller(model, settings, guidance=recipe.sampler.guidance, prompts=prompts)

@@ -24,6 +24,7 @@ from scoreaction.recipes.recipe import Recipe, numbered
 from scoreaction.rewards import as_reward
 from scoreaction.training.evaluation import kl_samples
 from scoreaction.training.optimizer import ROWS
+from scoreaction.training.run import check_precision
 from scoreaction.types import DTYPES, Conditions, Values
 
 RESERVE = 2 * 2**30
@@ -35,6 +36,7 @@ SUSTAINED = 50e12
 def plan(recipe: Recipe) -> Values:
     """The figures of `scoreaction plan`; bytes, counts and floating-point operations. UserError as for `build`."""
     skeleton = skeleton_of(recipe)
+    check_precision(skeleton.model, recipe.train.precision)
     gradient = differentiable(recipe)
     watch = watch_iteration(recipe, skeleton.model, gradient=gradient)
     costs = measure_costs(recipe, skeleton, watch)

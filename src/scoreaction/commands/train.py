@@ -91,9 +91,14 @@ class Stopper:
         return self.since >= self.rule.patience
 
 
+FORCING = (signal.SIGINT, signal.SIGTERM)
+ASKING = [signal.Signals[name] for name in ("SIGHUP", "SIGUSR1") if name in signal.Signals.__members__]
+"""Of a lost terminal, often twice, which nohup ignores; and of Slurm before its limit."""
+
+
 @dataclass
 class Signals(AbstractContextManager["Signals"]):
-    """Ctrl-C and SIGTERM ask the loop to stop after this iteration; a second one stops at once."""
+    """Signals that ask the loop to stop after this iteration; a second Ctrl-C or SIGTERM stops at once."""
 
     requested: bool = False
     at_once: bool = False
@@ -101,7 +106,8 @@ class Signals(AbstractContextManager["Signals"]):
 
     def __enter__(self) -> Signals:
         if threading.current_thread() is threading.main_thread():
-            self._before = {number: signal.signal(number, self._receive) for number in (signal.SIGINT, signal.SIGTERM)}
+            heard = [*FORCING, *(number for number in ASKING if signal.getsignal(number) != signal.SIG_IGN)]
+            self._before = {number: signal.signal(number, self._receive) for number in heard}
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -109,7 +115,7 @@ class Signals(AbstractContextManager["Signals"]):
             signal.signal(number, handler)
 
     def _receive(self, number: int, frame: FrameType | None) -> None:
-        if self.requested or self.at_once:
+        if self.at_once or (self.requested and number in FORCING):
             raise KeyboardInterrupt
         self.requested = True
 

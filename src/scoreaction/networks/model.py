@@ -146,8 +146,8 @@ class Model:
 
         conditions have a row for each x, or, with prompt (batch,), a row for each prompt: row i of x has the prompt[i]-th,
         which is gathered when the network is called, at most `max_rows` of them at a time where no graph is built.
-        With guidance w the output is `y_null + w (y_cond - y_null)` (Ho and Salimans 2022, arXiv 2207.12598), both
-        halves in one batch. The guided prediction is the policy.
+        With guidance w > 1 the output is `y_null + w (y_cond - y_null)` (Ho and Salimans 2022, arXiv 2207.12598), both
+        halves in one batch; at 1 and below, as in diffusers, it is y_cond. The guided prediction is the policy.
         """
         return self._predict("policy", x, t, conditions, prompt, guidance)
 
@@ -219,8 +219,8 @@ class Model:
         return buffer.all()
 
     def guidance_weight(self, guidance: float) -> float:
-        """The weight w of `y_null + w (y_cond - y_null)` in one network call: at 1 there is no unconditional half."""
-        return guidance if self.true_cfg is None else self.true_cfg
+        """The weight w of `y_null + w (y_cond - y_null)` in one network call; 1 and below is 1: no unconditional half."""
+        return max(1.0, guidance if self.true_cfg is None else self.true_cfg)
 
     def _call(self, role: Role, x: Tensor, t: Tensor, conditions: Conditions, *, guidance: float, weight: float) -> Prediction:
         """The guided prediction of one network call; the conditions come to its device here."""

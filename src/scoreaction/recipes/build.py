@@ -17,7 +17,7 @@ from scoreaction.algorithms._learner import Algorithm
 from scoreaction.errors import UserError
 from scoreaction.networks.model import Model
 from scoreaction.recipes.prompts import prompt_list
-from scoreaction.recipes.recipe import Block, Recipe, block_of, dump, load_recipe, numbered
+from scoreaction.recipes.recipe import Block, Recipe, block_of, dump, load_recipe, numbered, relative_paths
 from scoreaction.recipes.text import KEYS, assign, parse_override
 from scoreaction.rewards import CountedReward, Reward, RewardError
 from scoreaction.rewards._images import check_range, is_images
@@ -82,7 +82,9 @@ def named(message: str, key: str) -> str:
 
 
 def keyed(message: str, key: str, block: Block) -> str:
-    """The message with the block's key in front, or with that of the setting it begins with."""
+    """The message with the block's key in front, or with that of the setting it begins with; with what its path begins at."""
+    if any(str(path) in message for path in relative_paths(block.config).values()):
+        message += f" (a relative path begins at {Path.cwd()})"
     setting = message.partition(":")[0].strip()
     return f"{key}.{message}" if setting in type(block.config).model_fields else named(message, key)
 

@@ -1,9 +1,14 @@
-"""The recipe's `prompts`: a shipped set, a file of lines or of JSON lines, or a list; with weights and metadata."""
+"""The recipe's `prompts`: a shipped set, a list, or a file of lines, JSON or a table; with weights and metadata."""
 
 from __future__ import annotations
 
+import csv
+import io
 import json
 import math
+from collections.abc import Callable
+from contextlib import suppress
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -55,24 +60,77 @@ def _prompt(value: PromptValue) -> str:
 
 
 def _file(path: Path) -> list[PromptValue]:
-    """A prompt a line; in a .jsonl file a JSON text or object a line."""
-    prompts: list[PromptValue] = []
-    for number, line in enumerate(read_text(path).splitlines(), start=1):
-        if not line.strip():
-            continue
-        if path.suffix != ".jsonl":
-            prompts.append(line.strip())
-            continue
-        try:
-            value = json.loads(line)
-        except (ValueError, RecursionError) as error:
-            raise UserError(
-                f"prompts: {path} line {number}: not JSON; write an object such as {EXAMPLE} on each line"
-            ) from error
-        prompts.append(_checked(value, f"prompts: {path} line {number}"))
+    """The prompts of a file, read by the ending of its name."""
+    where, ending = f"prompts: {path}", path.suffix.lower()
+    if ending not in READERS:
+        lines = "; pandas.read_parquet(FILE).to_json(OTHER, orient='records', lines=True) writes a .jsonl"
+        raise UserError(f"{where}: must be a .txt, .jsonl, .json, .csv or .tsv{lines if ending == '.parquet' else ''}")
+    prompts = [_checked(value, f"{where} {place}") for place, value in READERS[ending](read_text(path), where)]
     if not prompts:
-        raise UserError(f"prompts: {path} holds no prompt; write one a line")
-    return _drawable(prompts, f"prompts: {path}")
+        raise UserError(f"{where} holds no prompt; write one a line")
+    return _drawable(prompts, where)
+
+
+Places = list[tuple[str, Any]]
+"""Unchecked prompts of a file, each with its place there."""
+
+
+def _lines(text: str, where: str) -> Places:
+    """A prompt a line."""
+    if text.lstrip().startswith(("[\n", '["', "[{", "{\n", '{"')):
+        raise UserError(f"{where}: holds JSON; let its name end in .json or .jsonl")
+    return [(f"line {number}", line.strip()) for number, line in enumerate(text.split("\n"), start=1) if line.strip()]
+
+
+def _json_lines(text: str, where: str) -> Places:
+    """A JSON text or object a line."""
+    lines = enumerate(text.split("\n"), start=1)
+    return [(f"line {number}", _json(line, f"{where} line {number}")) for number, line in lines if line.strip()]
+
+
+def _json_list(text: str, where: str) -> Places:
+    """A JSON list of texts or objects, or lines of them."""
+    with suppress(UserError):
+        if isinstance(values := _json(text, where), list):
+            return [(f"item {number}", value) for number, value in enumerate(values, start=1)]
+    return _json_lines(text, where)
+
+
+def _json(text: str, where: str) -> Any:
+    try:
+        return json.loads(text)
+    except (ValueError, RecursionError) as error:
+        raise UserError(f"{where}: not JSON; write an object such as {EXAMPLE} on each line") from error
+
+
+def _table(text: str, where: str, *, delimiter: str) -> Places:
+    """The column of prompts by its heading, which a single column need not have; others are weight and metadata."""
+    first = text.lstrip().partition("\n")[0]
+    delimiter = ";" if ";" in first and delimiter not in first else delimiter
+    reader = csv.reader(io.StringIO(text.lstrip()), delimiter=delimiter, strict=True)
+    try:
+        names = [name.strip() for name in next(reader, [])]
+        rows: Places = [(f"line {reader.line_num}", dict(zip(names, row, strict=True))) for row in reader if any(row)]
+    except (csv.Error, ValueError) as error:
+        fault = f"must have {len(names)} cells; put cells with {delimiter!r} or quotes in quotes, doubling their own"
+        raise UserError(f"{where} line {reader.line_num}: {fault}") from error
+    heading = next((name for known in HEADINGS for name in names if name.lower() == known), None)
+    if heading is None and len(names) > 1:
+        raise UserError(f"{where}: none of its columns ({', '.join(names)}) is named prompt; name the column of the prompts so")
+    if len(names) < 2:
+        return [("line 1", name) for name in names if heading is None] + [(place, row[names[0]].strip()) for place, row in rows]
+    for _, row in rows:
+        with suppress(KeyError, ValueError):  # a weight that is no number is refused with all others
+            row["weight"] = float(row["weight"])
+    return [(place, {**row, "prompt": row[heading].strip()}) for place, row in rows]
+
+
+HEADINGS = ("prompt", "prompts", "caption", "text")
+"""Headings, in any case, of a table's column of prompts."""
+READERS: dict[str, Callable[[str, str], Places]] = {
+    "": _lines, ".txt": _lines, ".jsonl": _json_lines, ".json": _json_list,
+    ".csv": partial(_table, delimiter=","), ".tsv": partial(_table, delimiter="\t"),
+}  # fmt: skip
 
 
 def _checked(value: Any, where: str) -> PromptValue:

@@ -193,7 +193,7 @@ def _overlay(below: Values | None, above: Any, key: str) -> Values:
 
 
 def block_of(kind: Kind, values: Any, at: Key, *, weighted: bool = False) -> Block:
-    """Finds the module a block names and checks its settings."""
+    """Finds the module a block names and checks its settings; paths that are here become absolute, for a run to find them."""
     if isinstance(values, str):
         values = {"name": values}
     if not isinstance(values, dict) or "name" not in values:
@@ -202,7 +202,18 @@ def block_of(kind: Kind, values: Any, at: Key, *, weighted: bool = False) -> Blo
     module = catalog.find(kind, name, key=dotted((*at, "name")))
     traits = traits_of(module, key=dotted((*at, "name")))
     share = check(Share, {key: settings.pop(key) for key in Share.model_fields if key in settings}, at) if weighted else None
-    return Block(name, module, traits, check(module.Config, settings, at, name=name), share)
+    config = check(module.Config, settings, at, name=name)
+    here = {key: type(path)(Path(path).absolute()) for key, path in relative_paths(config).items() if Path(path).exists()}
+    return Block(name, module, traits, config.model_copy(update=here), share)
+
+
+def relative_paths(config: BaseModel) -> dict[str, str | Path]:
+    """The settings that may be a relative path: each `Path`, and of the texts those that are a path or the id of a hub."""
+    paths = {key: value for key, value in config if isinstance(value, Path) or (key in PATHS and isinstance(value, str))}
+    return {key: path for key, path in paths.items() if not Path(path).is_absolute()}
+
+
+PATHS = ("path", "head", "tokenizer")
 
 
 def _one_reward(values: Any) -> Block:

@@ -16,6 +16,7 @@ from accelerate import Accelerator
 from torch import Tensor
 
 from scoreaction.algorithms._learner import Algorithm, Learner, Objective, Setting
+from scoreaction.errors import UserError
 from scoreaction.networks.model import Model
 from scoreaction.rewards import CountedReward, Reward
 from scoreaction.rewards._weighted import WeightedSum
@@ -38,6 +39,18 @@ def _listed(prompts: Sequence[Any] | None) -> list[Any] | None:
     if listed == []:
         raise ValueError("prompts: the list is empty; give at least one prompt, or null for none")
     return listed
+
+
+def check_precision(model: Model, precision: str) -> None:
+    """UserError, which names both keys, where weights and calls of the network are of widths that do not go together."""
+    widths = {p.dtype for p in model.net.parameters()}
+    if precision != "fp16" and torch.float16 in widths:
+        why = (
+            "gradients through fp16 weights vanish unless they are scaled; set it to fp16, or the weights' model.dtype to bf16"
+        )
+        raise UserError(f"train.precision: {why}")
+    if precision == "fp16" and torch.bfloat16 in widths:
+        raise UserError("train.precision: fp16 takes no bf16 weights; set it to bf16, or the weights' model.dtype to fp16")
 
 
 class Run:
@@ -98,7 +111,9 @@ class Run:
             self.conditions = model.conditions(self.prompts)
             self.collector = Collector(self.model, self.sampler, self.train, self.reward, self.rounds, self.prompts)
             objective = Objective(self.collector.score, self.collector.objective.differentiable)
-            setting = Setting(model, self.sampler, objective, self.train.batch, self.conditions)
+            batch = self.train.batch
+            group = min(batch, max(self.train.samples_per_prompt, batch / len(self.prompts or [None])))
+            setting = Setting(model, self.sampler, objective, batch, self.conditions, group)
             self.learner: Learner = algorithm.build(setting)
         self.learner.networks.to(self.model.device)
         networks = {name: self.learner.networks[name] for name in self.learner.lr}
@@ -121,11 +136,7 @@ class Run:
         # not accelerate's: its precision is one for the whole process, and a second tuner may want another
         dtype = DTYPES[self.train.precision]
         model.autocast = nullcontext if dtype == torch.float32 else partial(torch.autocast, model.device.type, dtype=dtype)
-        if dtype != torch.float16 and any(p.dtype == torch.float16 for p in model.net.parameters()):
-            raise ValueError(
-                "train.precision: gradients through fp16 weights vanish unless they are scaled; set it to fp16, or the weights'"
-                " model.dtype to bf16"
-            )
+        check_precision(model, self.train.precision)
         model.max_rows = self.train.max_rows or model.max_rows or ROWS
         model.net.eval()  # dropout would make the ratio of the first pass differ from 1
 

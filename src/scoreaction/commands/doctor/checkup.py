@@ -20,7 +20,7 @@ ROWS = 64
 def examine(tuner: Finetuner, iterations: int = 3) -> Iterator[Finding]:
     """The findings on a run, one after another: its model, its reward, then a few iterations of its training.
 
-    It trains the tuner: build another one for the run itself. Each check is a fact that holds for a run in order, whatever
+    It trains the tuner: build another for the run itself. Each check is a fact that holds for a run in order, whatever
     the task: a network that is random, mixes rows, ignores prompts or predicts something else than it is said to; a reward
     that depends on the batch or whose gradient is not its own; parameters that receive no gradient or do not move, a
     reference that does; ratios that do not begin at 1, a KL that does not begin at 0.
@@ -33,6 +33,9 @@ def examine(tuner: Finetuner, iterations: int = 3) -> Iterator[Finding]:
     >>> {finding.check: finding.verdict for finding in found}["a row's answer is its own"]
     'ok'
     """
+    if tuner.iteration >= tuner.train.iterations:
+        why = f"all {tuner.iteration} of them are done; examine a tuner that is built anew, or raise it"
+        raise ValueError(f"train.iterations: {why}")
     generator = torch.Generator().manual_seed(tuner.train.seed)
     with tuner.model.uncounted(), torch.no_grad():
         places = sample_points(tuner, min(tuner.train.batch, ROWS), generator)

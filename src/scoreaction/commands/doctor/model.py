@@ -121,7 +121,7 @@ def _denoises(tuner: Finetuner, places: Places, generator: torch.Generator) -> F
     if model.true_cfg is not None:
         return Finding(check, "note", "not looked at: a network with guidance as an input predicts no mean of the noise")
     sampler, prompt = tuner.sampler.model_copy(update={"guidance": 1.0}), places.rollout.prompt
-    own = places.rollout if tuner.sampler.guidance == 1 or tuner.conditions is None else None
+    own = places.rollout if tuner.sampler.guidance <= 1 or tuner.conditions is None else None
     x0, n = (own or _trajectories(tuner, sampler, prompt, generator)).x0, len(prompt)
     times = math.ceil(4096 / x0.numel())
     many, prompts = x0.repeat(times, *[1] * (x0.ndim - 1)), prompt.repeat(times)

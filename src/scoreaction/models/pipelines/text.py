@@ -26,7 +26,10 @@ class Limit:
 
     def check(self, prompt: str) -> None:
         """ValueError, naming the prompt, where its end would be cut off."""
-        tokens = len(self.tokenizer(prompt, truncation=False, verbose=False).input_ids)
+        from diffusers.loaders import TextualInversionLoaderMixin
+
+        whole = TextualInversionLoaderMixin().maybe_convert_prompt(prompt, self.tokenizer)  # a learned word may be many tokens
+        tokens = len(self.tokenizer(whole, truncation=False, verbose=False).input_ids)
         if tokens > self.tokens:
             short = prompt if len(prompt) <= 60 else prompt[:57] + "..."
             raise ValueError(
