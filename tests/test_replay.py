@@ -129,7 +129,11 @@ def test_importance_weights_give_the_mean_of_all_pairs_back():
 def test_old_trajectories_are_not_drawn():
     ages = {limit: filled(8, 4, max_age=limit).slots().tolist() for limit in (1, 2, None)}
     assert ages == {1: [6, 7], 2: [4, 5, 6, 7], None: list(range(8))}
-    assert set(drawn(filled(8, 4, max_age=1)).path.tolist()) == {6, 7}
+
+    def newest(limit):
+        assert set(drawn(filled(8, 4, max_age=limit)).path.tolist()) == {6, 7}
+
+    accepts(newest, 1, of_two_iterations=2, without_a_limit=None)
 
 
 def test_mapped_from_a_file_is_the_same(monkeypatch):
