@@ -15,7 +15,7 @@ import scoreaction
 HEAVY = {"diffusers", "transformers", "peft", "sklearn", "matplotlib", "torchvision", "tensorboard", "torchmetrics", "pandas"}
 ROOT = Path(__file__).parents[1] / "src" / "scoreaction"
 FLOORS = [
-    {"types", "errors"},
+    {"types", "errors", "world"},
     {"catalog", "yaml_text"},
     {"diffusion"},
     {"networks", "tasks"},

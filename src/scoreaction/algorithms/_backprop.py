@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import torch
-from torch import Tensor
 
 from scoreaction.algorithms._learner import Learner, Setting, Term, refuse_black_box
 from scoreaction.algorithms._step import StepWeights, known, step_term
 from scoreaction.networks.conditions import take
 from scoreaction.sampling.rollout import Rollout
+from scoreaction.world import Rows
 
 
 def refuse_unfit(setting: Setting, algorithm: str, beta: float) -> None:
@@ -22,12 +22,12 @@ def refuse_unfit(setting: Setting, algorithm: str, beta: float) -> None:
         )
 
 
-def visited_kl(learner: Learner, rollout: Rollout, rows: Tensor, share: float) -> Term:
+def visited_kl(learner: Learner, rollout: Rollout, rows: Rows, share: float) -> Term:
     """beta times the path KL at visited states, its gradient at those states alone.
 
     rows are those of the rollout's steps, `share` the part of all steps that they were drawn from.
     """
-    steps = take(rollout.steps(), rows)
+    steps = take(rollout.steps(), rows.own)
     steps = steps._replace(weight=steps.weight * share)
-    term = step_term(learner, steps, known(torch.zeros_like(steps.x)), weigh=StepWeights.of_step, trust=0.0)
+    term = step_term(learner, steps, rows, known(torch.zeros_like(steps.x)), weigh=StepWeights.of_step, trust=0.0)
     return term._replace(loss=lambda numbers: (term.loss(numbers)[0], {}))

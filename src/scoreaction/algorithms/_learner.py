@@ -12,11 +12,13 @@ import torch
 from pydantic import BaseModel, ConfigDict, Field
 from torch import Tensor, nn
 
+from scoreaction.diffusion.noise import Source
 from scoreaction.diffusion.predictions import perturbed
 from scoreaction.diffusion.solvers import jittered, noise_std
 from scoreaction.networks.model import Model
 from scoreaction.sampling.rollout import Rollout, Sampler, roll_out, unflattened
 from scoreaction.types import Conditions, Prediction
+from scoreaction.world import ALONE, Rows, World
 
 
 class Largest(NamedTuple):
@@ -30,13 +32,14 @@ Loss: TypeAlias = tuple[Tensor, dict[str, Tensor | Largest]]
 
 
 class Term(NamedTuple):
-    """One term of an update: the mean of `loss(numbers)` over the row numbers 0 to rows - 1.
+    """One term of an update: the mean of `loss(numbers)` over rows, numbers those of the own rows from 0 on.
 
     The loop calls `loss` with parts of them, as many as memory holds: `calls` is how often the loss of one row evaluates the
-    model with a graph, 0 where it does not (a critic's).
+    model with a graph, 0 where it does not (a critic's). rows are this process's of a list that all drew alike; an int is as
+    many of every process.
     """
 
-    rows: int
+    rows: Rows | int
     loss: Callable[[Tensor], Loss]
     calls: int = 1
 
@@ -67,7 +70,10 @@ class Objective(NamedTuple):
 
 
 class Setting(NamedTuple):
-    """The parts that a run gives its learner; `conditions` are those of all prompts, `batch` is trajectories an iteration."""
+    """The parts that a run gives its learner; `conditions` are those of all prompts, `batch` is trajectories an iteration.
+
+    batch counts those of all processes; what a learner sees of them is this process's.
+    """
 
     model: Model
     sampler: Sampler
@@ -76,6 +82,7 @@ class Setting(NamedTuple):
     conditions: Conditions
     group: float = math.inf
     """Trajectories an iteration with one prompt, on average."""
+    world: World = ALONE
 
 
 class Algorithm(BaseModel):
@@ -124,7 +131,7 @@ class Learner:
     exploration = 0.0
 
     def __init__(self, setting: Setting, *, beta: float = 0.0, kl_target: float | None = None) -> None:
-        self.model, self.sampler, self.reward, self.batch, self.conditions, _ = setting
+        self.model, self.sampler, self.reward, self.batch, self.conditions, _, self.world = setting
         self.process, self.kl_target = self.model.process, kl_target
         self.networks = nn.ModuleDict()
         self.lr: dict[str, float] = {}
@@ -165,7 +172,7 @@ class Learner:
         """The grid of an iteration: the sampler's, jittered each time, so that nearly all times are trained."""
         return jittered(self.sampler.times(self.process), generator)
 
-    def explore(self, prompt: Tensor, times: Tensor, generator: torch.Generator) -> Rollout:
+    def explore(self, prompt: Tensor, times: Tensor, generator: Source) -> Rollout:
         """A trajectory for each prompt; the policy acts in every step, its eps perturbed by noise of std `exploration`."""
 
         def act(x: Tensor, t: Tensor, prediction: Prediction) -> Prediction:
@@ -180,7 +187,7 @@ class Learner:
     def prepare(self, rollout: Rollout, generator: torch.Generator) -> Rollout:
         """The rollout with the pretrained model's predictions at the visited states, without a graph."""
         n, batch = rollout.size
-        rows = min(self.reference_rows or batch, batch)
+        rows = min(len(self.world.stripe(self.reference_rows or self.batch)), batch)
         x, t = rollout.x[:-1, :rows].flatten(0, 1), rollout.times[:-1].repeat_interleave(rows)
         with torch.no_grad():
             flat = self.pretrained(x, t, rollout.prompt[:rows].repeat(n))
@@ -191,7 +198,7 @@ class Learner:
         """The updates of one iteration; the loop has stepped before it takes the next."""
 
 
-def roll_out_chain(learner: Learner, prompt: Tensor, times: Tensor, generator: torch.Generator) -> Rollout:
+def roll_out_chain(learner: Learner, prompt: Tensor, times: Tensor, generator: Source) -> Rollout:
     """Trajectories in which the pretrained model acts in the steps without noise, which have no density."""
     silent = noise_std(learner.process, times[:-1], times[1:], learner.sampler.eta) == 0
     noiseless = {float(t) for t in times[:-1][silent]}

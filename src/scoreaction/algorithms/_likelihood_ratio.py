@@ -12,6 +12,7 @@ from scoreaction.diffusion.transitions import Transition
 from scoreaction.networks.conditions import take
 from scoreaction.sampling.rollout import Rollout, Steps
 from scoreaction.types import Prediction
+from scoreaction.world import Rows, World
 
 
 def refuse_without_density(setting: Setting, algorithm: str) -> None:
@@ -93,10 +94,10 @@ def step_kl(learner: Learner, prediction: Prediction, steps: Steps) -> Tensor:
     return transition(learner, prediction, steps).kl(transition(learner, steps.pretrained, steps))
 
 
-def minibatches(rows: int, *, epochs: int, count: int, generator: torch.Generator) -> Iterator[Tensor]:
-    """Passes over all row numbers in `count` shuffled minibatches each."""
+def minibatches(world: World, steps: int, batch: int, *, epochs: int, count: int, generator: torch.Generator) -> Iterator[Rows]:
+    """Passes over all steps of all trajectories in `count` shuffled minibatches each."""
     for _ in range(epochs):
-        yield from torch.randperm(rows, generator=generator).chunk(count)
+        yield from world.dealt(steps, batch, steps * batch * world.size, generator).chunk(count)
 
 
 Law = Callable[[Prediction, Steps], Transition]
@@ -107,7 +108,7 @@ Penalty = Callable[[Prediction, Steps], Loss]
 def ratio_term(
     learner: Learner,
     steps: Steps,
-    rows: Tensor,
+    rows: Rows,
     advantage: Tensor,
     *,
     law: Law,
@@ -123,7 +124,7 @@ def ratio_term(
     """
 
     def loss(numbers: Tensor) -> Loss:
-        here = rows[numbers]
+        here = rows.own[numbers]
         part = take(steps, here)
         prediction = learner.policy(*part.states)
         log_ratio = law(prediction, part).log_ratio(law(part.old, part), take(outcome, here))
@@ -138,4 +139,4 @@ def ratio_term(
             value, figures = value + cost, figures | more
         return part.weight.to(value) * value, figures
 
-    return Term(len(rows), loss)
+    return Term(rows, loss)

@@ -19,6 +19,7 @@ from scoreaction.networks.conditions import take
 from scoreaction.networks.critic import Skip
 from scoreaction.sampling.rollout import Rollout, Steps
 from scoreaction.types import Prediction
+from scoreaction.world import Rows
 
 HOLD = 10.0
 """The price of a nat below `hold_below`, in betas."""
@@ -60,9 +61,9 @@ class RatioLearner(Learner):
     def prepare(self, rollout: Rollout, generator: torch.Generator) -> ValuedRollout:
         """The pretrained model and the look-ahead at every state."""
         n, batch = rollout.size
-        valued = self.value.prepare(rollout, torch.randperm(n * batch, generator=generator), n * batch, generator)
+        valued = self.value.prepare(rollout, self.world.dealt(n, batch, n * self.batch, generator), generator)
         self.value.remember(rollout)  # after: a baseline must not know the rewards that it is taken off
-        self.value.critic.scale.calibrate(rollout.rewards)
+        self.value.critic.scale.calibrate(self.world.gather(rollout.rewards))
         return valued
 
     def updates(self, rollout: Rollout, generator: torch.Generator) -> Updates:
@@ -75,15 +76,17 @@ class RatioLearner(Learner):
         steps = steps_with_density(self, rollout, exploration=config.exploration, above=config.hold_below)
         every, batch = rollout.steps(), rollout.size[1]
         others = (~torch.isin(every.step, steps.step.unique())).nonzero().flatten()  # where only the KL is learned
-        batches = list(minibatches(len(steps.t), epochs=1, count=config.updates, generator=generator))
-        rest = torch.randperm(len(others), generator=generator).tensor_split(config.updates)
+        count = len(steps.t) // batch
+        batches = list(minibatches(self.world, count, batch, epochs=1, count=config.updates, generator=generator))
+        left = len(others) // batch
+        rest = self.world.dealt(left, batch, left * self.batch, generator).tensor_split(config.updates)
         taken = slice(int(steps.step[0]) * batch, (int(steps.step[-1]) + 1) * batch)
         law: Law = partial(transition, self) if config.exploration == 0 else self._action
         outcome = steps.x_next if config.exploration == 0 else rollout.action.eps.flatten(0, 1)[taken]
         fixed: dict[str, Any] = {"law": law, "outcome": outcome, "clip": config.clip, "penalty": self._penalty}
         for i, rows in enumerate(batches):
             term = ratio_term(self, steps, rows, advantage[taken], first=i == 0, **fixed)
-            kl = self._kl_term(every, others[rest[i]], per_path=len(others) / batch)
+            kl = self._kl_term(take(every, others), rest[i], per_path=left)
             figures = yield Update("policy", [term, kl])
         adapt_trust(self.state, figures["kl_to_old"], least=config.trust, region=config.trust_region)
 
@@ -103,17 +106,17 @@ class RatioLearner(Learner):
         weight = kl_rate(self.sampler.eta) / 2 * g2_integral(self.process, steps.t, steps.s)
         return weight.to(difference) * sum_event(difference**2)
 
-    def _kl_term(self, steps: Steps, rows: Tensor, *, per_path: float) -> Term:
+    def _kl_term(self, steps: Steps, rows: Rows, *, per_path: float) -> Term:
         """The KL of steps without a ratio, `per_path` of them on each path, at its price."""
 
         def loss(numbers: Tensor) -> Loss:
-            part = take(steps, rows[numbers])
+            part = take(steps, rows.own[numbers])
             assert part.pretrained is not None
             kl = self._kl(self.policy(*part.states), part.pretrained, part)
             price = self.beta * torch.where(part.t < self.config.hold_below, HOLD, 1.0)
             return (per_path * price).to(kl) * kl, {}
 
-        return Term(len(rows), loss)
+        return Term(rows, loss)
 
     @torch.no_grad()
     def advantages(self, rollout: ValuedRollout) -> Tensor:
@@ -121,12 +124,13 @@ class RatioLearner(Learner):
 
         Schulman et al. 2016 (arXiv 1506.02438), eq. 16, without a discount.
         """
-        states = take(rollout.steps().states, rollout.chosen)
+        states = take(rollout.steps().states, rollout.chosen.own)
         parts = self.parts(torch.arange(len(rollout.chosen)))
         values = torch.cat([self.value.critic(*take(states, rows), take(rollout.look, rows)) for rows in parts])
-        order = rollout.chosen.argsort()
+        order = rollout.chosen.own.argsort()
         value, target = (take(part, order).reshape(rollout.size) for part in (values, rollout.target))
-        value = torch.cat([calibrated(value, target), rollout.rewards[None].to(values)])
+        value = calibrated(*(self.world.gather(part.T).T for part in (value, target)))[:, self.world.stripe(self.batch)]
+        value = torch.cat([value, rollout.rewards[None].to(values)])
         gain = value[1:] - value[:-1] - self.beta * running_cost(self.process, self.sampler.eta, rollout)
         advantages, ahead = torch.empty_like(gain), torch.zeros_like(gain[0])
         for step in reversed(range(len(gain))):

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from scoreaction.algorithms._learner import Learner, Loss, Term
 from scoreaction.diffusion.kl import drift_rate, g2_integral, kl_rate
+from scoreaction.diffusion.noise import RowNoise
 from scoreaction.diffusion.predictions import expand
 from scoreaction.diffusion.processes import Process
 from scoreaction.diffusion.solvers import ddim_step, noise_std
@@ -17,6 +18,7 @@ from scoreaction.diffusion.transitions import sum_event
 from scoreaction.networks.conditions import take
 from scoreaction.sampling.rollout import States, Steps
 from scoreaction.types import Prediction
+from scoreaction.world import Rows
 
 
 class StepWeights(NamedTuple):
@@ -101,9 +103,9 @@ def next_states(learner: Learner, steps: Steps, prediction: Prediction, z: Tenso
     return States(step.mean + expand(step.std, step.mean) * z, steps.s, steps.prompt)
 
 
-def noise_of(steps: Steps, generator: torch.Generator) -> Tensor:
-    """Standard normal noise for each row, drawn on the CPU so that seeds travel: (rows, *shape)."""
-    return torch.randn(steps.x.shape, generator=generator, dtype=steps.x.dtype).to(steps.x.device)
+def noise_of(steps: Steps, rows: Rows, seed: int) -> Tensor:
+    """Standard normal noise for each row, by its place in the list of all: (rows, *shape)."""
+    return RowNoise(seed, rows.place).normal(steps.x.shape, steps.x.dtype).to(steps.x.device)
 
 
 GradValue = Callable[[Steps, Prediction, Tensor], Tensor]
@@ -113,27 +115,30 @@ numbers (rows,) are those of the rows in their update.
 """
 
 
-def step_term(learner: Learner, steps: Steps, grad_value: GradValue, *, weigh: Weigh, trust: float) -> Term:
-    """`weight * step_loss` at these steps, trust in betas; the log has `kl_to_old` over a whole path, in nats."""
+def step_term(learner: Learner, steps: Steps, rows: Rows, grad_value: GradValue, *, weigh: Weigh, trust: float) -> Term:
+    """`weight * step_loss` at these steps, trust in betas; the log has `kl_to_old` over a whole path, in nats.
+
+    rows: those of the list that the steps were taken from.
+    """
 
     def loss(numbers: Tensor) -> Loss:
-        rows = take(steps, numbers)
-        assert rows.pretrained is not None
-        prediction = learner.policy(*rows.states)
-        weights = weigh(learner.process, rows.t, rows.s, learner.sampler.eta)
+        part = take(steps, numbers)
+        assert part.pretrained is not None
+        prediction = learner.policy(*part.states)
+        weights = weigh(learner.process, part.t, part.s, learner.sampler.eta)
         value = step_loss(
             prediction.x0,
             weights=weights,
-            grad_value=grad_value(rows, Prediction(*(part.detach() for part in prediction)), numbers),
-            pretrained=rows.pretrained.x0,
-            old=rows.old.x0,
+            grad_value=grad_value(part, Prediction(*(values.detach() for values in prediction)), numbers),
+            pretrained=part.pretrained.x0,
+            old=part.old.x0,
             beta=learner.beta,
             trust=trust * learner.beta,
         )
-        kl_to_old = (rows.weight * weights.cost).to(value) / 2 * sum_event((prediction.x0 - rows.old.x0) ** 2)
-        return rows.weight.to(value) * value, {"kl_to_old": kl_to_old}
+        kl_to_old = (part.weight * weights.cost).to(value) / 2 * sum_event((prediction.x0 - part.old.x0) ** 2)
+        return part.weight.to(value) * value, {"kl_to_old": kl_to_old}
 
-    return Term(len(steps.t), loss)
+    return Term(rows, loss)
 
 
 def known(gradient: Tensor) -> GradValue:

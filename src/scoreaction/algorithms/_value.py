@@ -11,6 +11,7 @@ from torch import Tensor
 
 from scoreaction.algorithms._learner import Learner, Loss, Term, Update, Updates
 from scoreaction.diffusion.kl import g2_integral, kl_rate
+from scoreaction.diffusion.noise import RowNoise, Source, drawn_seed
 from scoreaction.diffusion.predictions import expand
 from scoreaction.diffusion.processes import Process
 from scoreaction.diffusion.transitions import sum_event
@@ -19,6 +20,7 @@ from scoreaction.networks.critic import Critic, Skip
 from scoreaction.networks.surrogate import Surrogate, zeroth_order
 from scoreaction.sampling.rollout import Rollout, States
 from scoreaction.types import Prediction
+from scoreaction.world import Rows
 
 LookAhead = Literal["auto", "reward", "surrogate", "zeroth_order", "none"]
 
@@ -44,23 +46,30 @@ def kl_to_go(process: Process, eta: float, rollout: Rollout) -> Tensor:
 
 
 def critic_updates(
-    critic: Critic, states: States, look: Tensor | None, target: Tensor, *, updates: int, generator: torch.Generator
+    critic: Critic,
+    states: States,
+    rows: Rows,
+    look: Tensor | None,
+    target: Tensor,
+    *,
+    updates: int,
+    generator: torch.Generator,
 ) -> Updates:
     """The martingale loss `E integral (V(t, x_t) - target)^2 dt`: V becomes the conditional mean of the target (rows,).
 
-    look (rows,) is the look-ahead at the states, None without skip; an update takes an eighth of the rows, and its loss is in
-    units of the rewards' variance. Jia and Zhou 2022 (arXiv 2108.06655), section 4.1.
+    states, look and target are at these rows; look is the look-ahead, None without skip. An update takes an eighth of the
+    list, and its loss is in units of the rewards' variance. Jia and Zhou 2022 (arXiv 2108.06655), section 4.1.
     """
-    size, spread = max(1, len(target) // 8), float(critic.scale.spread)
+    size, spread = max(1, rows.total // 8), float(critic.scale.spread)
 
-    def loss(drawn: Tensor, numbers: Tensor) -> Loss:
-        rows = drawn[numbers]
-        error = ((critic(*take(states, rows), take(look, rows)) - take(target, rows)) / spread).square()
+    def loss(drawn: Rows, numbers: Tensor) -> Loss:
+        here = drawn.own[numbers]
+        error = ((critic(*take(states, here), take(look, here)) - take(target, here)) / spread).square()
         return error, {"critic_loss": error}
 
     for _ in range(updates):
-        drawn = torch.randint(len(target), (size,), generator=generator)
-        yield Update("critic", [Term(size, partial(loss, drawn), calls=0)])
+        drawn = rows.redrawn(size, generator)
+        yield Update("critic", [Term(drawn, partial(loss, drawn), calls=0)])
 
 
 @dataclass(frozen=True)
@@ -71,7 +80,7 @@ class ValuedRollout(Rollout):
     is `r(x0) - beta * KL to go` from there on.
     """
 
-    chosen: Tensor = field(kw_only=True)
+    chosen: Rows = field(kw_only=True)
     look: Tensor = field(kw_only=True)
     grad_look: Tensor = field(kw_only=True)
     target: Tensor = field(kw_only=True)
@@ -104,28 +113,34 @@ class StateValue:
     def remember(self, rollout: Rollout) -> None:
         """Shows the rewards of a batch to the surrogate, if there is one."""
         if self.surrogate is not None:
-            self.surrogate.remember(rollout.x0, rollout.prompt, rollout.rewards)
+            gather = self.learner.world.gather
+            self.surrogate.remember(gather(rollout.x0), gather(rollout.prompt), gather(rollout.rewards))
             self.surrogate.fit_line()
 
-    def prepare(self, rollout: Rollout, order: Tensor, count: int, generator: torch.Generator) -> ValuedRollout:
-        """The pretrained predictions at all states, and the look-ahead with its gradient at the first `count` in `order`."""
-        states, chosen = rollout.steps().states, order[:count]
+    def prepare(self, rollout: Rollout, chosen: Rows, generator: torch.Generator) -> ValuedRollout:
+        """The pretrained predictions at all states, and the look-ahead with its gradient at the chosen ones."""
+        states, seed = rollout.steps().states, drawn_seed(generator)
         flat = Prediction(torch.empty_like(states.x), torch.empty_like(states.x))
-        look, grad_look = states.x.new_zeros(count), states.x.new_zeros(count, *states.x.shape[1:])
-        for numbers in self.learner.parts(torch.arange(count)):
-            rows = chosen[numbers]
-            prediction, value, grad = self.look(take(states, rows), generator)
-            put(flat, rows, prediction)
-            put((look, grad_look), numbers, (value, grad))
+        look, grad_look = states.x.new_zeros(len(chosen)), states.x.new_zeros(len(chosen), *states.x.shape[1:])
+
+        def look_ahead() -> None:
+            for numbers in self.learner.parts(torch.arange(len(chosen))):
+                part = chosen.part(numbers)
+                prediction, value, grad = self.look(take(states, part.own), RowNoise(seed, part.place))
+                put(flat, part.own, prediction)
+                put((look, grad_look), numbers, (value, grad))
+
+        self.learner.world.together(look_ahead)
+        others = torch.ones(len(states.t), dtype=torch.bool).index_fill(0, chosen.own, False).nonzero().flatten()
         with torch.no_grad():
-            for rows in self.learner.parts(order[count:]):
+            for rows in self.learner.parts(others):
                 put(flat, rows, self.learner.pretrained(*take(states, rows)))
         complete = Rollout(**vars(rollout) | {"pretrained": Prediction(*(p.unflatten(0, rollout.size) for p in flat))})
         to_go = kl_to_go(self.learner.process, self.learner.sampler.eta, complete)
         target = (rollout.rewards[None] - self.learner.beta * to_go).flatten()
-        return ValuedRollout(**vars(complete), chosen=chosen, look=look, grad_look=grad_look, target=take(target, chosen))
+        return ValuedRollout(**vars(complete), chosen=chosen, look=look, grad_look=grad_look, target=take(target, chosen.own))
 
-    def look(self, states: States, generator: torch.Generator) -> tuple[Prediction, Tensor, Tensor]:
+    def look(self, states: States, generator: Source) -> tuple[Prediction, Tensor, Tensor]:
         """The pretrained prediction at these states, the look-ahead r(x0_hat) there and its gradient in x."""
         if self.look_ahead == "none":
             with torch.no_grad():
@@ -138,7 +153,7 @@ class StateValue:
             (grad,) = torch.autograd.grad(value.sum(), x)
         return Prediction(*(part.detach() for part in prediction)), value.detach(), grad
 
-    def _reward_of(self, x0: Tensor, prompt: Tensor, generator: torch.Generator) -> Tensor:
+    def _reward_of(self, x0: Tensor, prompt: Tensor, generator: Source) -> Tensor:
         if self.surrogate is not None:
             return self.surrogate(x0, prompt)
         if self.look_ahead == "reward":
@@ -152,8 +167,9 @@ class StateValue:
 
     def updates(self, rollout: ValuedRollout, *, critic: int, generator: torch.Generator) -> Updates:
         """The regression of the critic on the rollout's targets."""
-        states = take(rollout.steps().states, rollout.chosen)
-        yield from critic_updates(self.critic, states, rollout.look, rollout.target, updates=critic, generator=generator)
+        chosen, look, target = rollout.chosen, rollout.look, rollout.target
+        states = take(rollout.steps().states, chosen.own)
+        yield from critic_updates(self.critic, states, chosen, look, target, updates=critic, generator=generator)
 
     def surrogate_updates(self, updates: int, generator: torch.Generator, *, rows: int = 64) -> Updates:
         """The regression of the surrogate's network on remembered samples."""
@@ -165,8 +181,10 @@ class StateValue:
             error = surrogate.loss(slots[numbers])
             return error, {"surrogate_loss": error}
 
+        here = self.learner.world.rows(rows)
         for _ in range(updates):
-            yield Update("surrogate", [Term(rows, partial(loss, surrogate.draw(rows, generator)), calls=0)])
+            slots = surrogate.draw(rows, generator)[here.place]
+            yield Update("surrogate", [Term(here, partial(loss, slots), calls=0)])
 
 
 def put(record: tuple[Tensor, ...], rows: Tensor, values: tuple[Tensor, ...]) -> None:

@@ -88,9 +88,9 @@ class AdjointMatchingLearner(Learner):
         """The policy at random steps, each counting for all steps of its path."""
         assert isinstance(rollout, AdjointRollout)
         steps, adjoint = rollout.steps(), rollout.adjoint.flatten(0, 1)
-        chosen = torch.randperm(len(steps.t), generator=generator)[: self.config.updates * self.config.rows]
+        chosen = self.world.dealt(*rollout.size, self.config.updates * self.config.rows, generator)
         for rows in chosen.chunk(self.config.updates):
-            grad_value = partial(_at, adjoint, rows)
+            grad_value = partial(_at, adjoint, rows.own)
             yield score_action_update(self, steps, rows, grad_value, trust=self.config.trust)
 
 

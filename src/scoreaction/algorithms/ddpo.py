@@ -21,6 +21,7 @@ from scoreaction.algorithms._likelihood_ratio import (
     steps_with_density,
     transition,
 )
+from scoreaction.diffusion.noise import Source
 from scoreaction.networks.conditions import take
 from scoreaction.sampling.rollout import Rollout, Steps
 from scoreaction.types import Prediction
@@ -96,21 +97,22 @@ class DDPOLearner(Learner):
         """The sampler's grid as it is: the chain of its steps is what has densities."""
         return self.sampler.times(self.process)
 
-    def explore(self, prompt: Tensor, times: Tensor, generator: torch.Generator) -> Rollout:
+    def explore(self, prompt: Tensor, times: Tensor, generator: Source) -> Rollout:
         """Trajectories of the policy; the pretrained model acts in steps without noise."""
         return roll_out_chain(self, prompt, times, generator)
 
     def updates(self, rollout: Rollout, generator: torch.Generator) -> Updates:
         """Passes over all steps in shuffled minibatches; nothing where all advantages are 0."""
-        config, advantage = self.config, self.advantages(rollout)
+        config, rewards = self.config, self.world.gather(rollout.rewards)
+        advantage = self.advantages(rewards, self.world.gather(rollout.prompt))
         if bool((advantage == 0).all()):
             return
+        advantage = advantage[self.world.stripe(self.batch)]
         steps, once = steps_with_density(self, rollout), config.estimator == "reinforce"
         # rewards were divided by their std, so beta is too: it stays in reward units per nat
-        weight = self.beta / float(rollout.rewards.std(correction=0)) if self.beta > 0 else 0.0
-        batches = minibatches(
-            len(steps.t), epochs=1 if once else config.epochs, count=1 if once else config.minibatches, generator=generator
-        )
+        weight = self.beta / float(rewards.std(correction=0)) if self.beta > 0 else 0.0
+        batch, passes = rollout.size[1], {"epochs": 1 if once else config.epochs, "count": 1 if once else config.minibatches}
+        batches = minibatches(self.world, len(steps.t) // batch, batch, **passes, generator=generator)
         for i, rows in enumerate(batches):
             term = ratio_term(
                 self,
@@ -128,9 +130,8 @@ class DDPOLearner(Learner):
     def _kl(self, weight: float, prediction: Prediction, steps: Steps) -> Loss:
         return weight * step_kl(self, prediction, steps), {}
 
-    def advantages(self, rollout: Rollout) -> Tensor:
-        """Standardised rewards by the chosen baseline, clipped, (batch,)."""
-        rewards, prompt = rollout.rewards, rollout.prompt
+    def advantages(self, rewards: Tensor, prompt: Tensor) -> Tensor:
+        """Standardised rewards of the whole batch by the chosen baseline, clipped, (batch,)."""
         match self.config.baseline:
             case "batch":
                 advantage = standardised(rewards)

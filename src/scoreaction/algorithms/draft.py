@@ -13,6 +13,7 @@ from torch.utils.checkpoint import checkpoint
 from scoreaction.algorithms._backprop import refuse_unfit, visited_kl
 from scoreaction.algorithms._learner import Algorithm, Learner, Loss, Setting, Term, Update, Updates
 from scoreaction.algorithms._step import StepWeights
+from scoreaction.diffusion.noise import RowNoise
 from scoreaction.diffusion.predictions import expand
 from scoreaction.diffusion.solvers import ddim_step
 from scoreaction.diffusion.transitions import sum_event
@@ -65,9 +66,10 @@ class DRaFTLearner(Learner):
         n, batch = rollout.size
         before, terms = n - self.last, []
         if self.beta and before:
-            rows = torch.randperm(before * batch, generator=generator)[: self.config.rows]
+            rows = self.world.dealt(before, batch, self.config.rows, generator)
             terms.append(visited_kl(self, rollout, rows, before / n))
-        noise = [torch.randn(rollout.x0.shape, generator=generator) for _ in range(self.config.low_variance)]
+        source = RowNoise.drawn(generator, self.world.stripe(self.batch))
+        noise = [source.normal(rollout.x0.shape, torch.float32) for _ in range(self.config.low_variance)]
 
         def loss(rows: Tensor) -> Loss:
             return self._through(rollout, rows) + self._renoised(rollout, rows, noise), {}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, field
 from typing import Literal
 
@@ -13,12 +14,14 @@ from scoreaction.algorithms._learner import Learner, Regularised, Setting, State
 from scoreaction.algorithms._soft_q import soft_q
 from scoreaction.algorithms._step import StepWeights, known, next_states, noise_of, step_term
 from scoreaction.algorithms._value import critic_updates
+from scoreaction.diffusion.noise import drawn_seed
 from scoreaction.diffusion.predictions import expand
 from scoreaction.diffusion.transitions import sum_event
 from scoreaction.networks.conditions import take
 from scoreaction.networks.critic import Critic
 from scoreaction.sampling.rollout import Rollout, States, Steps
 from scoreaction.types import Prediction
+from scoreaction.world import ALONE, Rows, World
 
 
 class PIFT(Regularised):
@@ -70,35 +73,36 @@ class PIFTLearner(Learner):
 
     def updates(self, rollout: Rollout, generator: torch.Generator) -> Updates:
         """A sweep: in each stage, from the data on, the policy is improved and then its value fitted."""
-        self.critic.scale.calibrate(rollout.rewards)
+        self.critic.scale.calibrate(self.world.gather(rollout.rewards))
         (n, batch), steps = rollout.size, rollout.steps()
         for stage, numbers in enumerate(torch.arange(n).flip(0).chunk(self.config.stages)):
-            rows = (numbers[:, None] * batch + torch.arange(batch)).flatten()
-            part = take(steps, rows[torch.randperm(len(rows), generator=generator)[: self.config.rows]])
+            every = (numbers[:, None] * batch + torch.arange(batch)).flatten()
+            rows = self.world.dealt(len(numbers), batch, self.config.rows, generator)
+            part = take(steps, every[rows.own])
             part = part._replace(weight=part.weight * len(numbers) / n)  # a row counts for the steps of its stage
-            yield from self._improve(part, stage, generator)
-            yield from self._evaluate(part, generator)
+            yield from self._improve(part, rows, stage, generator)
+            yield from self._evaluate(part, rows, generator)
 
-    def _improve(self, steps: Steps, stage: int, generator: torch.Generator) -> Updates:
+    def _improve(self, steps: Steps, rows: Rows, stage: int, generator: torch.Generator) -> Updates:
         """The inner iterations of one stage."""
-        seed = int(torch.randint(2**31, (), generator=generator))
+        seed = drawn_seed(generator)
         before: tuple[Tensor, Tensor] | None = None
         for _ in range(self.config.inner):
-            prediction, ahead = self._ahead(steps, torch.Generator().manual_seed(seed))  # the same noise, to compare
+            prediction, ahead = self._ahead(steps, noise_of(steps, rows, seed))  # the same noise, to compare
             gradient = self.gradient(ahead)
             if before is not None:
                 weights, moved, turned = self._weights(steps), prediction.x0 - before[0], gradient - before[1]
-                self.state.curvature[stage] = curvature(weights, moved, turned, self.beta)
+                self.state.curvature[stage] = curvature(weights, moved, turned, self.beta, self.world)
             before = prediction.x0, gradient
             trust, now = max(self.config.trust, self.state.curvature[stage]), steps._replace(old=prediction)
             for _ in range(self.config.updates):
-                yield Update("policy", [step_term(self, now, known(gradient), weigh=StepWeights.of_step, trust=trust)])
+                yield Update("policy", [step_term(self, now, rows, known(gradient), weigh=StepWeights.of_step, trust=trust)])
 
     @torch.no_grad()
-    def _ahead(self, steps: Steps, generator: torch.Generator) -> tuple[Prediction, States]:
-        """The policy's prediction at these steps, and the states that its own steps lead to."""
+    def _ahead(self, steps: Steps, noise: Tensor) -> tuple[Prediction, States]:
+        """The policy's prediction at these steps, and the states that its own steps lead to with this noise."""
         prediction = self.policy(*steps.states)
-        return prediction, next_states(self, steps, prediction, noise_of(steps, generator))
+        return prediction, next_states(self, steps, prediction, noise)
 
     def _weights(self, steps: Steps) -> StepWeights:
         return StepWeights.of_step(self.process, steps.t, steps.s, self.sampler.eta)
@@ -116,26 +120,26 @@ class PIFTLearner(Learner):
         value = self.critic(*states, look)
         return torch.where((states.t == 0).to(look.device), look.to(value), value)  # c_out is not 0 where sigma at 0 is not
 
-    def _evaluate(self, steps: Steps, generator: torch.Generator) -> Updates:
+    def _evaluate(self, steps: Steps, rows: Rows, generator: torch.Generator) -> Updates:
         """V at this stage's states, under the policy as it is now."""
-        prediction, ahead = self._ahead(steps, generator)
+        prediction, ahead = self._ahead(steps, noise_of(steps, rows, drawn_seed(generator)))
         assert steps.pretrained is not None
         cost = self._weights(steps).cost.to(prediction.x0) / 2 * sum_event((prediction.x0 - steps.pretrained.x0) ** 2)
         target = self.value(ahead) - self.beta * cost
         look = soft_q(self, steps.states, gradient=False).value
         updates = self.config.critic_updates
-        yield from critic_updates(self.critic, steps.states, look, target, updates=updates, generator=generator)
+        yield from critic_updates(self.critic, steps.states, rows, look, target, updates=updates, generator=generator)
 
 
-def curvature(weights: StepWeights, moved: Tensor, turned: Tensor, beta: float) -> float:
-    """The answer of an inner iteration to a change of action: `||shift/(cost beta) dG||/||dx0||` over all rows.
+def curvature(weights: StepWeights, moved: Tensor, turned: Tensor, beta: float, world: World = ALONE) -> float:
+    """The answer of an inner iteration to a change of action: `||shift/(cost beta) dG||/||dx0||` over the rows of all.
 
     On a quadratic value of curvature Pi it is `k^2 Pi/beta`, the size of PI-FT's error ratio. moved and turned (rows, *shape):
     the change of x0_hat, and of grad V at x_s that it caused, the noise being the same.
     """
     answer = expand(weights.shift / weights.cost, turned) * turned / beta
-    size = float((moved**2).sum().sqrt())
-    return float((answer**2).sum().sqrt()) / size if size > 1e-12 else 0.0
+    answers, size = (math.sqrt(part) for part in world.reduced([float((answer**2).sum()), float((moved**2).sum())], "sum"))
+    return answers / size if size > 1e-12 else 0.0
 
 
 Config = PIFT

@@ -46,10 +46,9 @@ class ReFLLearner(Learner):
         """One update: the reward of x0_hat at a late step of each trajectory, and where there is one the KL."""
         (n, batch), terms = rollout.size, []
         if self.beta:
-            rows = torch.randperm(n * batch, generator=generator)[: self.config.rows]
-            terms.append(visited_kl(self, rollout, rows, 1.0))
+            terms.append(visited_kl(self, rollout, self.world.dealt(n, batch, self.config.rows, generator), 1.0))
         late = max(1, round(self.config.late * n))
-        step = torch.randint(n - late, n, (batch,), generator=generator)
+        step = torch.randint(n - late, n, (self.batch,), generator=generator)[self.world.stripe(self.batch)]
         states = take(rollout.steps().states, step * batch + torch.arange(batch))
 
         def loss(rows: Tensor) -> Loss:

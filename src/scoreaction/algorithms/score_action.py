@@ -20,6 +20,7 @@ from scoreaction.diffusion.predictions import score
 from scoreaction.diffusion.transitions import sum_event
 from scoreaction.networks.conditions import take
 from scoreaction.sampling.rollout import Rollout, Steps
+from scoreaction.world import Rows
 
 
 class ScoreAction(Regularised):
@@ -90,11 +91,10 @@ class ScoreActionLearner(Learner):
 
     def prepare(self, rollout: Rollout, generator: torch.Generator) -> ValuedRollout:
         """The pretrained model at every state; the look-ahead with its gradient at those that updates will use."""
-        n, batch = rollout.size
         self.value.remember(rollout)
-        order = torch.randperm(n * batch, generator=generator)
-        valued = self.value.prepare(rollout, order, min(n * batch, self.config.updates * self.config.rows), generator)
-        self.value.critic.scale.calibrate(rollout.rewards)
+        chosen = self.world.dealt(*rollout.size, self.config.updates * self.config.rows, generator)
+        valued = self.value.prepare(rollout, chosen, generator)
+        self.value.critic.scale.calibrate(self.world.gather(rollout.rewards))
         return valued
 
     def updates(self, rollout: Rollout, generator: torch.Generator) -> Updates:
@@ -103,17 +103,19 @@ class ScoreActionLearner(Learner):
         config, steps, figures = self.config, rollout.steps(), {}
         yield from self.value.surrogate_updates(config.surrogate_updates, generator)
         yield from self.value.updates(rollout, critic=config.critic_updates, generator=generator)
-        for which in torch.arange(len(rollout.chosen)).chunk(config.updates):
-            grad_value = partial(self._grad_value, rollout.grad_look, which)
-            figures = yield score_action_update(self, steps, rollout.chosen[which], grad_value, trust=self.state.trust)
+        first = 0
+        for rows in rollout.chosen.chunk(config.updates):
+            grad_value = partial(self._grad_value, rollout.grad_look[first : first + len(rows)])
+            first += len(rows)
+            figures = yield score_action_update(self, steps, rows, grad_value, trust=self.state.trust)
         adapt_trust(self.state, figures["kl_to_old"], least=config.trust, region=config.trust_region)
 
-    def _grad_value(self, grad_look: Tensor, which: Tensor, steps: Steps, numbers: Tensor) -> Tensor:
-        return self.value.gradient(steps.states, take(grad_look, which[numbers]))
+    def _grad_value(self, grad_look: Tensor, steps: Steps, numbers: Tensor) -> Tensor:
+        return self.value.gradient(steps.states, take(grad_look, numbers))
 
 
 def score_action_update(
-    learner: Learner, steps: Steps, rows: Tensor, grad_value: Callable[[Steps, Tensor], Tensor], *, trust: float
+    learner: Learner, steps: Steps, rows: Rows, grad_value: Callable[[Steps, Tensor], Tensor], *, trust: float
 ) -> Update:
     """The policy update of `score_action_loss` at these rows of the steps, trust in betas.
 
@@ -123,7 +125,7 @@ def score_action_update(
     process, eta, beta = learner.process, learner.sampler.eta, learner.beta
 
     def loss(numbers: Tensor) -> Loss:
-        part = take(steps, rows[numbers])
+        part = take(steps, rows.own[numbers])
         assert part.pretrained is not None
         action = score(process, part.t, learner.policy(*part.states))
         old, pretrained = score(process, part.t, part.old), score(process, part.t, part.pretrained)
@@ -133,7 +135,7 @@ def score_action_update(
         weight, kl_to_old = part.weight.to(value), kl_rate(eta) / 2 * g2dt * sum_event((action - old) ** 2)
         return weight * value, {"kl_to_old": weight * kl_to_old}
 
-    return Update("policy", [Term(len(rows), loss)])
+    return Update("policy", [Term(rows, loss)])
 
 
 def score_action_loss(

@@ -15,6 +15,7 @@ from scoreaction.algorithms._soft_q import SoftQ, soft_q
 from scoreaction.algorithms._step import GradValue, StepWeights, known, next_states, noise_of, step_gap, step_term
 from scoreaction.algorithms._trust import TrustState, adapt_trust
 from scoreaction.algorithms._value import critic_updates, kl_to_go
+from scoreaction.diffusion.noise import Source, drawn_seed
 from scoreaction.diffusion.predictions import expand, to_prediction
 from scoreaction.diffusion.solvers import noise_std
 from scoreaction.networks.conditions import take
@@ -22,6 +23,7 @@ from scoreaction.networks.critic import Critic
 from scoreaction.sampling.replay import Replay
 from scoreaction.sampling.rollout import Rollout, States, Steps
 from scoreaction.types import Prediction
+from scoreaction.world import Rows
 
 
 class SQDF(Regularised):
@@ -103,7 +105,10 @@ class SQDFLearner(Learner):
         self.state = ReplayState(config.beta, trust=self.least_trust)
         shape, kept = self.model.shape, max(config.buffer, self.batch)
         age, priority, importance = config.max_age, config.priority, config.importance
-        self.replay = Replay(kept, self.sampler.steps, shape, max_age=age, priority=priority, importance=importance)
+        self.replay = Replay(
+            kept, self.sampler.steps, shape, max_age=age, priority=priority, importance=importance,
+            batch=self.batch, world=self.world,
+        )  # fmt: skip
         self.networks["replay"] = self.replay
         self.critic = Critic(self.process, shape, skip="whole", conditions=self.conditions) if config.correction else None
         if self.critic is not None:
@@ -114,7 +119,7 @@ class SQDFLearner(Learner):
         """The sampler's grid as it is on the chain, jittered on the path."""
         return self.sampler.times(self.process) if self.chain else super().times(generator)
 
-    def explore(self, prompt: Tensor, times: Tensor, generator: torch.Generator) -> Rollout:
+    def explore(self, prompt: Tensor, times: Tensor, generator: Source) -> Rollout:
         """Trajectories of the policy; on the chain the pretrained model acts in steps without noise."""
         return roll_out_chain(self, prompt, times, generator) if self.chain else super().explore(prompt, times, generator)
 
@@ -124,11 +129,12 @@ class SQDFLearner(Learner):
         self.replay.add(rollout)
         yield from self._critic_updates(rollout, generator)
         numbers = self._learnable(rollout.times)
-        self.state.replay_pairs = float(len(self.replay.slots()) * len(numbers))
+        self.state.replay_pairs = float(self.replay.known() * len(numbers))
         for _ in range(config.updates):
-            steps = self.replay.draw(self.model, config.rows, numbers, generator)
-            steps, grad_value = self._complete(steps, generator)
-            figures = yield Update("policy", [step_term(self, steps, grad_value, weigh=self.weigh, trust=self.state.trust)])
+            steps, rows = self.replay.draw(self.model, config.rows, numbers, generator)
+            steps, grad_value = self._complete(steps, rows, generator)
+            term = step_term(self, steps, rows, grad_value, weigh=self.weigh, trust=self.state.trust)
+            figures = yield Update("policy", [term])
         adapt_trust(self.state, figures["kl_to_old"], least=self.least_trust, region=config.trust_region)
 
     def _learnable(self, times: Tensor) -> Tensor:
@@ -143,10 +149,10 @@ class SQDFLearner(Learner):
             raise ValueError("sampler.steps: one step from pure noise to data has nothing to learn from; use at least 2")
         return numbers
 
-    def _complete(self, steps: Steps, generator: torch.Generator) -> tuple[Steps, GradValue]:
+    def _complete(self, steps: Steps, rows: Rows, generator: torch.Generator) -> tuple[Steps, GradValue]:
         """The steps with the pretrained predictions, and where the soft Q is evaluated for them."""
         if self.chain:
-            grad_value: GradValue = partial(self._gradient_ahead, noise_of(steps, generator))
+            grad_value: GradValue = partial(self._gradient_ahead, noise_of(steps, rows, drawn_seed(generator)))
         else:
             gradient, x0 = self.gradient(steps.states, self.sampler.steps - steps.step)
             grad_value = known(gradient)
@@ -188,12 +194,12 @@ class SQDFLearner(Learner):
         """The correction: what reward minus KL to go of fresh paths has beyond the soft Q."""
         if self.critic is None:
             return
-        self.critic.scale.calibrate(rollout.rewards)
+        self.critic.scale.calibrate(self.world.gather(rollout.rewards))
         target = (rollout.rewards[None] - self.beta * kl_to_go(self.process, self.sampler.eta, rollout)).flatten()
-        order = torch.randperm(len(target), generator=generator)[: self.config.critic_rows]
-        states, updates = take(rollout.steps().states, order), self.config.critic_updates
-        look = self.soft_q(states, gradient=False).value
-        yield from critic_updates(self.critic, states, look, take(target, order), updates=updates, generator=generator)
+        rows = self.world.dealt(*rollout.size, self.config.critic_rows, generator)
+        states, updates = take(rollout.steps().states, rows.own), self.config.critic_updates
+        look, target = self.soft_q(states, gradient=False).value, take(target, rows.own)
+        yield from critic_updates(self.critic, states, rows, look, target, updates=updates, generator=generator)
 
 
 Config = SQDF

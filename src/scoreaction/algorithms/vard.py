@@ -57,9 +57,9 @@ class VARDLearner(Learner):
     def updates(self, rollout: Rollout, generator: torch.Generator) -> Updates:
         """The critic at all states of the paths, then the policy at random steps of them."""
         config, steps, figures = self.config, rollout.steps(), {}
-        self.critic.scale.calibrate(rollout.rewards)
+        self.critic.scale.calibrate(self.world.gather(rollout.rewards))
         yield from self._critic_updates(rollout, generator)
-        chosen = torch.randperm(len(steps.t), generator=generator)[: config.updates * config.rows]
+        chosen = self.world.dealt(*rollout.size, config.updates * config.rows, generator)
         for rows in chosen.chunk(config.updates):
             figures = yield score_action_update(self, steps, rows, self._gradient, trust=self.state.trust)
         adapt_trust(self.state, figures["kl_to_old"], least=config.trust, region=config.trust_region)
@@ -75,8 +75,8 @@ class VARDLearner(Learner):
         if self.config.kl_to_go:
             to_go = kl_to_go(self.process, self.sampler.eta, rollout)
             target = target - self.beta * torch.cat([to_go, torch.zeros_like(to_go[:1])])
-        count = self.config.critic_updates
-        yield from critic_updates(self.critic, states, None, target.flatten(), updates=count, generator=generator)
+        rows, count = self.world.rows((n + 1) * self.batch), self.config.critic_updates
+        yield from critic_updates(self.critic, states, rows, None, target.flatten(), updates=count, generator=generator)
 
 
 Config = VARD

@@ -7,6 +7,7 @@ from typing import Literal, get_args
 import torch
 from torch import Tensor
 
+from scoreaction.diffusion.noise import Source, normal
 from scoreaction.diffusion.processes import Process
 from scoreaction.types import Prediction
 
@@ -80,9 +81,7 @@ def score(process: Process, t: Tensor, prediction: Prediction) -> Tensor:
     return -prediction.eps / expand(process.sigma(t), prediction.eps)
 
 
-def perturbed(
-    process: Process, x: Tensor, t: Tensor, prediction: Prediction, std: float, generator: torch.Generator
-) -> Prediction:
+def perturbed(process: Process, x: Tensor, t: Tensor, prediction: Prediction, std: float, generator: Source) -> Prediction:
     """Adds exploration noise to the action: `eps + std z`, z normal, and the x0 of that eps at x (batch, *shape), t ().
 
     Unchanged at alpha = 0, where x alone determines eps.
@@ -95,7 +94,7 @@ def perturbed(
     """
     if std == 0 or float(process.alpha(t)) == 0:
         return prediction
-    noise = torch.randn(x.shape, generator=generator, dtype=x.dtype).to(x.device)
+    noise = normal(x.shape, generator, x.dtype).to(x.device)
     eps = prediction.eps + std * noise
     return Prediction((x - expand(process.sigma(t), x) * eps) / expand(process.alpha(t), x), eps)
 

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from scoreaction.diffusion.noise import Source, normal
 from scoreaction.diffusion.predictions import expand
 
 
@@ -35,10 +36,9 @@ class Transition:
     mean: Tensor
     std: Tensor
 
-    def sample(self, generator: torch.Generator | None = None) -> Tensor:
+    def sample(self, generator: Source | None = None) -> Tensor:
         """Draws x_s (batch, *shape) in the dtype of the mean: the value that is stored is the value that is scored later."""
-        source = generator.device if generator is not None else self.mean.device  # a CPU seed draws the same on every device
-        noise = torch.randn(self.mean.shape, generator=generator, dtype=self.mean.dtype, device=source)
+        noise = normal(self.mean.shape, generator, self.mean.dtype)
         return self.mean + expand(self.std, self.mean) * noise.to(self.mean.device)
 
     def log_prob(self, x: Tensor) -> Tensor:

@@ -204,6 +204,8 @@ class Model:
         guided = weight != 1.0 and conditions is not None and role != "consistency"
         if guided and self.null is None:
             raise ValueError("sampler.guidance: this model has no unconditional condition; set guidance to 1 or pass null=")
+        if len(x) == 0:  # of a process without rows
+            return Prediction(x, x)
         rows = x.shape[0] * (2 if guided else 1)
         self.evaluations.forward += rows
         if torch.is_grad_enabled():

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from scoreaction.diffusion.noise import Source, normal
 from scoreaction.diffusion.processes import Process
 from scoreaction.networks.conditions import take
 from scoreaction.networks.layers import PromptEmbedding, RewardScale, default_network
@@ -108,10 +109,10 @@ class _ZerothOrder(torch.autograd.Function):
         return grad.reshape(-1, *[1] * (direction.ndim - 1)) * direction, None, None, None
 
 
-def zeroth_order(score: Callable[[Tensor], Tensor], x0: Tensor, std: float, generator: torch.Generator) -> Tensor:
+def zeroth_order(score: Callable[[Tensor], Tensor], x0: Tensor, std: float, generator: Source) -> Tensor:
     """`score(x0)` (batch,) with the gradient `(score(x0 + h u) - score(x0 - h u))/(2h) u`, u standard normal: three queries.
 
     Unbiased for the gradient of score smoothed by N(0, h^2). Nesterov and Spokoiny 2017, eq. 26.
     """
-    noise = torch.randn(x0.shape, generator=generator).to(x0)
+    noise = normal(x0.shape, generator).to(x0)
     return _ZerothOrder.apply(x0, score, std, noise)

@@ -9,8 +9,9 @@ from functools import cache
 import torch
 from torch import Tensor
 
-from scoreaction.rewards import as_reward, begin_scores
+from scoreaction.rewards import RewardError, as_reward, begin_scores
 from scoreaction.types import EVERY, Background, Prompts, RewardFunction
+from scoreaction.world import World
 
 
 @dataclass(frozen=True)
@@ -20,6 +21,12 @@ class Part:
     reward: RewardFunction
     weight: float
     normalise: bool = False
+
+
+def settle(reward: RewardFunction, world: World, total: int) -> None:
+    """Gives a sum without moments those of the `total` scores that all processes have begun; leaves other rewards alone."""
+    if isinstance(reward, WeightedSum) and reward.unsettled:
+        reward.settle(world.gather(world.together(reward.first_scores), total))
 
 
 class WeightedSum:
@@ -69,17 +76,26 @@ class WeightedSum:
     def _sum(self, raw: Tensor) -> Tensor:
         """raw (parts, batch) to (batch,)."""
         if self.moments is None:
-            self._fix(torch.cat([first().detach().double() for first in self._first], dim=1))
+            self.settle(self.first_scores())
         assert self.moments is not None
         mean, std = self.moments.to(raw).unbind(1)
         weights = raw.new_tensor([part.weight for part in self.parts])
         return (weights[:, None] * (raw - mean[:, None]) / std[:, None]).sum(0)
 
-    def _fix(self, first: Tensor) -> None:
+    def first_scores(self) -> Tensor:
+        """The parts' own scores of all that was begun before the moments were known, (rows, parts) float64."""
+        try:
+            return torch.cat([first().detach().double() for first in self._first], dim=1).T
+        except Exception as error:
+            raise RewardError(f"a part of the sum raised {type(error).__name__}: {error}") from error
+
+    def settle(self, first: Tensor) -> None:
+        """Fixes the moments by these scores of the parts, (rows, parts)."""
         moments = torch.tensor([[0.0, 1.0]] * len(self.parts), dtype=torch.float64)
         for i, part in enumerate(self.parts):
             if part.normalise:
-                std = float(first[i].std()) if first.shape[1] > 1 else 0.0
-                flat = std <= 1e-6 * max(1.0, float(first[i].abs().max()))
-                moments[i] = torch.tensor([float(first[i].mean()), 1.0 if flat else std])
+                scores = first[:, i]
+                std = float(scores.std()) if len(scores) > 1 else 0.0
+                flat = std <= 1e-6 * max(1.0, float(scores.abs().max()))
+                moments[i] = torch.tensor([float(scores.mean()), 1.0 if flat else std])
         self.moments, self._first = moments, []

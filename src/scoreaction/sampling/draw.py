@@ -9,10 +9,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from scoreaction.diffusion.noise import RowNoise, Source
 from scoreaction.diffusion.solvers import GridName, SolverName
 from scoreaction.networks.model import Model
 from scoreaction.sampling.rollout import Sampler, initial_noise, trajectory
 from scoreaction.types import Predict
+from scoreaction.world import ALONE, World
 
 
 def spread_prompts(prompts: list[Any] | None, n: int) -> list[Any] | None:
@@ -40,28 +42,46 @@ def distinct_prompts(prompts: list[Any] | None, n: int) -> tuple[list[Any] | Non
 
 
 @torch.no_grad()
-def draw_x0(model: Model, sampler: Sampler, n: int, prompts: list[Any] | None, seed: int, *, reference: bool = False) -> Tensor:
-    """n samples before decoding, of the averaged weights or the reference; prompts (n,) or None. Same seed, same noise."""
-    return torch.cat(list(x0_in_parts(model, sampler, n, prompts, seed, reference=reference)))
+def draw_x0(
+    model: Model,
+    sampler: Sampler,
+    n: int,
+    prompts: list[Any] | None,
+    seed: int,
+    *,
+    reference: bool = False,
+    world: World = ALONE,
+) -> Tensor:
+    """n samples before decoding, of the averaged weights or the reference; prompts (n,) or None. Same seed, same noise.
+
+    Each sample has noise of its own, so that the first are the same for any n. The processes of a world share the work.
+    """
+    parts = x0_in_parts(model, sampler, prompts, seed, world.stripe(n), reference=reference)
+    return world.gather(torch.cat([x0 for _, x0 in parts]), n)
 
 
 def x0_in_parts(
-    model: Model, sampler: Sampler, n: int, prompts: list[Any] | None, seed: int, *, reference: bool, chunk: int = 8192
-) -> Iterator[Tensor]:
-    """Samples of `draw_x0`, at most `chunk` of them at a time."""
-    distinct, prompt = distinct_prompts(prompts, n)
+    model: Model,
+    sampler: Sampler,
+    prompts: list[Any] | None,
+    seed: int,
+    rows: Tensor,
+    *,
+    reference: bool,
+    chunk: int = 8192,
+) -> Iterator[tuple[Tensor, Tensor]]:
+    """These of the samples of `draw_x0`, at most `chunk` of them at a time, after their numbers; prompts are those of all."""
+    distinct, prompt = distinct_prompts(prompts, int(rows.max()) + 1 if len(rows) else 0)
     conditions = model.conditions(distinct)
     predict = model.reference if reference else model.predict
-    generator = torch.Generator().manual_seed(seed)
-    for start in range(0, n, chunk):
-        part = prompt[start : start + chunk]
-        policy = partial(predict, conditions=conditions, prompt=part, guidance=sampler.guidance)
+    for part in rows.split(chunk):
+        policy = partial(predict, conditions=conditions, prompt=prompt[part], guidance=sampler.guidance)
         with model.averaged(), model.uncounted():
-            x0 = run(model, sampler, policy, len(part), generator)
-        yield x0
+            x0 = run(model, sampler, policy, len(part), RowNoise(seed, part))
+        yield part, x0
 
 
-def run(model: Model, sampler: Sampler, predict: Predict, n: int, generator: torch.Generator) -> Tensor:
+def run(model: Model, sampler: Sampler, predict: Predict, n: int, generator: Source) -> Tensor:
     """n samples before decoding of the policy `predict`."""
     x = initial_noise(model, n, generator)
     times = sampler.times(model.process)

@@ -10,6 +10,7 @@ import torch
 from pydantic import BaseModel, Field
 from torch import Tensor
 
+from scoreaction.diffusion.noise import Source, normal
 from scoreaction.diffusion.predictions import PredictionBuffer
 from scoreaction.diffusion.processes import Process
 from scoreaction.diffusion.solvers import GridName, Past, Solver, SolverName, find_solver, time_grid
@@ -63,7 +64,7 @@ def trajectory(
     *,
     solver: Solver,
     eta: float,
-    generator: torch.Generator | None = None,
+    generator: Source | None = None,
 ) -> Iterator[Visit]:
     """Steps from any stored x at times[0] down the grid, one `Visit` a step.
 
@@ -177,9 +178,9 @@ def unflattened(prediction: Prediction, steps: int) -> Prediction:
     return Prediction(*(part.unflatten(0, (steps, -1)) for part in prediction))
 
 
-def initial_noise(model: Model, n: int, generator: torch.Generator) -> Tensor:
+def initial_noise(model: Model, n: int, generator: Source) -> Tensor:
     """x at t = 1: (n, *shape) float32 noise of the process's prior std, drawn on the CPU so that seeds travel."""
-    return (model.process.prior_std * torch.randn(n, *model.shape, generator=generator)).to(model.device)
+    return (model.process.prior_std * normal((n, *model.shape), generator)).to(model.device)
 
 
 @torch.no_grad()
@@ -188,7 +189,7 @@ def roll_out(
     sampler: Sampler,
     predict: Predict,
     prompt: Tensor,
-    generator: torch.Generator,
+    generator: Source,
     *,
     times: Tensor,
     explore: Callable[[Tensor, Tensor, Prediction], Prediction] | None = None,

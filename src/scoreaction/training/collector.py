@@ -12,13 +12,15 @@ import torch
 from torch import Tensor
 
 from scoreaction.algorithms._learner import Learner
+from scoreaction.diffusion.noise import RowNoise, drawn_seed
 from scoreaction.networks.model import Model
 from scoreaction.rewards import CountedReward, RewardError
-from scoreaction.rewards._weighted import WeightedSum
+from scoreaction.rewards._weighted import WeightedSum, settle
 from scoreaction.sampling.rollout import Rollout, Sampler, joined, roll_out
 from scoreaction.training.online import Rounds
 from scoreaction.training.optimizer import Train, TrainingError
 from scoreaction.types import Prompt
+from scoreaction.world import ALONE, World
 
 PIECES = 4
 """Smallest number of parts of a batch if the reward works in the background: three quarters of its time are hidden."""
@@ -53,8 +55,9 @@ class Collector:
         reward: CountedReward,
         rounds: Rounds | None,
         prompts: list[Any] | None,
+        world: World = ALONE,
     ) -> None:
-        self.model, self.sampler, self.train, self.prompts = model, sampler, train, prompts
+        self.model, self.sampler, self.train, self.prompts, self.world = model, sampler, train, prompts, world
         self.reward, self.objective = reward, rounds or reward
 
     def score(self, x0: Tensor, prompt: Tensor) -> Tensor:
@@ -71,33 +74,46 @@ class Collector:
         """The prompts of these numbers, None without prompts."""
         return None if self.prompts is None else [self.prompts[number] for number in prompt.tolist()]
 
-    def samples(self, learner: Learner, prompt: Tensor, generator: torch.Generator) -> Tensor:
+    def samples(self, learner: Learner, prompt: Tensor, noise: RowNoise) -> Tensor:
         """Samples of the policy as it is, decoded; prompt (n,) are the numbers of their prompts."""
         policy, times = partial(learner.policy, prompt=prompt), self.sampler.times(self.model.process)
         with torch.no_grad():
-            return self.model.decode(roll_out(self.model, self.sampler, policy, prompt, generator, times=times).x0)
+            return self.model.decode(roll_out(self.model, self.sampler, policy, prompt, noise, times=times).x0)
 
     def rollout(self, learner: Learner, generator: torch.Generator, iteration: int) -> Rollout:
-        """A batch of trajectories with their rewards. TrainingError where samples are not finite."""
+        """This process's trajectories of a batch with their rewards. TrainingError where samples are not finite."""
         batch, each = self.train.batch, self.train.samples_per_prompt
         prompt = drawn(self.prompts, math.ceil(batch / each), generator).repeat_interleave(each)[:batch]
-        times = learner.times(generator)
+        times, seed = learner.times(generator), drawn_seed(generator)
+        rollout, scores = self.world.together(lambda: self._explored(learner, prompt, times, seed, iteration))
+        settle(self.reward.reward, self.world, batch)
+        return self.world.together(lambda: self._scored(learner, rollout, scores))
+
+    def _explored(
+        self, learner: Learner, prompt: Tensor, times: Tensor, seed: int, iteration: int
+    ) -> tuple[Rollout, Callable[[], Tensor]]:
+        """The trajectories, and their scores, which have begun."""
+        own = self.world.stripe(len(prompt))
         # a reward that works in the background begins with the first trajectories while the next are drawn
         rows = self.objective.rows
-        size = batch if rows is None else min(self.rows, max(rows, math.ceil(batch / PIECES)))
+        size = len(own) if rows is None else min(self.rows, max(rows, math.ceil(len(own) / PIECES)))
         rollouts: list[Rollout] = []
         waiting: list[Callable[[], Tensor]] = []
-        for part in prompt.split(size):
-            rollouts.append(learner.explore(part, times, generator))
+        reward = self.reward.reward  # a weighted sum takes its scale from all of the first batch
+        unsettled = self.objective is self.reward and isinstance(reward, WeightedSum) and reward.unsettled
+        for part in own.split(size):
+            rollouts.append(learner.explore(prompt[part], times, RowNoise(seed, part)))
             check_finite("samples", rollouts[-1].x0, iteration)
-            if not learner.reward_gradient:
+            if not learner.reward_gradient or unsettled:
                 with torch.no_grad():
-                    waiting.append(self.objective.begin_decoded(rollouts[-1].x0, self.model.decode, self.texts(part)))
-        rollout = joined(rollouts)
+                    waiting.append(self.objective.begin_decoded(rollouts[-1].x0, self.model.decode, self.texts(prompt[part])))
+        return joined(rollouts), lambda: torch.cat([scores() for scores in waiting])
+
+    def _scored(self, learner: Learner, rollout: Rollout, scores: Callable[[], Tensor]) -> Rollout:
+        """The rollout with its rewards, and with their gradient where the learner takes it from here."""
         if not learner.reward_gradient:
-            return replace(rollout, rewards=torch.cat([scores() for scores in waiting]))
-        self._settle(rollout.x0, prompt)
-        pieces = zip(rollout.x0.split(self.rows), prompt.split(self.rows), strict=True)
+            return replace(rollout, rewards=scores())
+        pieces = zip(rollout.x0.split(self.rows), rollout.prompt.split(self.rows), strict=True)
         rewards, gradients = zip(*(self._gradient(x0, part) for x0, part in pieces), strict=True)
         return replace(rollout, rewards=torch.cat(rewards), reward_gradient=torch.cat(gradients))
 
@@ -105,13 +121,6 @@ class Collector:
     def rows(self) -> int:
         """Samples that are decoded and scored with a graph at a time."""
         return self.model.max_rows or self.train.batch
-
-    def _settle(self, x0: Tensor, prompt: Tensor) -> None:
-        """A weighted sum takes its scale from all of the first batch, and not from the first piece with a gradient."""
-        reward = self.reward.reward
-        if self.objective is self.reward and isinstance(reward, WeightedSum) and reward.unsettled:
-            with torch.no_grad():
-                self.score(x0, prompt)
 
     def _gradient(self, x0: Tensor, prompt: Tensor) -> tuple[Tensor, Tensor]:
         """Rewards and their gradient by x0, before decoding."""

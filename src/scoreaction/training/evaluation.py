@@ -14,14 +14,17 @@ from torch import Tensor
 
 from scoreaction.diffusion.kl import chain_kl, path_kl
 from scoreaction.diffusion.mixtures import Mixture, Optimum
+from scoreaction.diffusion.noise import RowNoise
 from scoreaction.diffusion.solvers import SolverName
 from scoreaction.networks.adapters import replaced
 from scoreaction.networks.model import Model
 from scoreaction.rewards import CountedReward
 from scoreaction.rewards._closed_form import QuadraticReward
+from scoreaction.rewards._weighted import settle
 from scoreaction.sampling.draw import distinct_prompts, draw_x0, run, spread_prompts, x0_in_parts
 from scoreaction.sampling.rollout import Rollout, Sampler, roll_out, unflattened
 from scoreaction.types import Conditions, Prediction
+from scoreaction.world import ALONE, World
 
 
 class Evaluation(BaseModel, frozen=True, extra="forbid", allow_inf_nan=False):
@@ -59,18 +62,17 @@ def kl_samples(n: int, steps: int, shape: Sequence[int]) -> int:
 
 @torch.no_grad()
 def rounding_floor(
-    model: Model, sampler: Sampler, conditions: Conditions, rollout: Rollout, seed: int, *, rows: int = 4
+    model: Model, sampler: Sampler, conditions: Conditions, rollout: Rollout, seed: int, *, rows: int, world: World
 ) -> float:
     """The KL of rounding alone: path KL in nats of the policy to itself with its weights changed by a relative 1e-4.
 
     Two predictions in half precision round apart as soon as a weight differs, by an amount that grows with the dimensions
-    and with guidance. Smaller figures than this one say nothing.
+    and with guidance. Smaller figures than this one say nothing. rows: the first trajectories of all, on which it is measured.
     """
-    n, batch = rollout.size
-    rows = min(rows, batch)
+    n, own = rollout.size[0], len(world.stripe(rows))
     generator = torch.Generator().manual_seed(seed)
-    x, t = rollout.x[:-1, :rows].flatten(0, 1), rollout.times[:-1].repeat_interleave(rows)
-    predict = partial(model.predict, x, t, conditions, prompt=rollout.prompt[:rows].repeat(n), guidance=sampler.guidance)
+    x, t = rollout.x[:-1, :own].flatten(0, 1), rollout.times[:-1].repeat_interleave(own)
+    predict = partial(model.predict, x, t, conditions, prompt=rollout.prompt[:own].repeat(n), guidance=sampler.guidance)
     with model.uncounted():
         plain, others = predict(), {}
         for name, p in model.parameters.items():
@@ -79,11 +81,13 @@ def rounding_floor(
         with replaced(model.parameters, others):
             moved = predict()
     difference = unflattened(Prediction(moved.x0 - plain.x0, moved.eps - plain.eps), n)
-    return float(path_kl(model.process, rollout.times, difference, sampler.eta or 1.0).mean())
+    return float(world.gather(path_kl(model.process, rollout.times, difference, sampler.eta or 1.0), rows).mean())
 
 
 @torch.no_grad()
-def measure_kl(model: Model, sampler: Sampler, n: int, prompts: list[Any] | None, seed: int) -> dict[str, float]:
+def measure_kl(
+    model: Model, sampler: Sampler, n: int, prompts: list[Any] | None, seed: int, world: World = ALONE
+) -> dict[str, float]:
     """Path and chain KL of the averaged policy to its reference on this sampler's grid, with standard errors.
 
     Where the sampler is deterministic (or looks back) the KL is that of DDIM on the same grid, at eta 1 where eta is 0.
@@ -91,16 +95,14 @@ def measure_kl(model: Model, sampler: Sampler, n: int, prompts: list[Any] | None
     noisy = sampler.model_copy(update={"solver": "ddim", "eta": sampler.eta or 1.0})
     n = kl_samples(n, sampler.steps, model.shape)
     distinct, prompt = distinct_prompts(spread_prompts(prompts, n), n)
-    conditions = model.conditions(distinct)
-    generator = torch.Generator().manual_seed(seed)
+    conditions, own = model.conditions(distinct), world.stripe(n)
     with model.averaged(), model.uncounted():
-        policy = partial(model.predict, conditions=conditions, prompt=prompt, guidance=noisy.guidance)
-        rollout = roll_out(model, noisy, policy, prompt, generator, times=noisy.times(model.process))
+        policy = partial(model.predict, conditions=conditions, prompt=prompt[own], guidance=noisy.guidance)
+        rollout = roll_out(model, noisy, policy, prompt[own], RowNoise(seed, own), times=noisy.times(model.process))
         states = rollout.steps().states
         flat = model.reference(states.x, states.t, conditions, prompt=states.prompt, guidance=noisy.guidance)
     difference = replace(rollout, pretrained=unflattened(flat, noisy.steps)).difference()
-    path = path_kl(model.process, rollout.times, difference, noisy.eta)
-    chain = chain_kl(model.process, rollout.times, difference, noisy.eta)
+    path, chain = (world.gather(kl(model.process, rollout.times, difference, noisy.eta), n) for kl in (path_kl, chain_kl))
     return {"kl_nats": float(path.mean()), "kl_nats_se": standard_error(path), "kl_chain_nats": float(chain.mean())}
 
 
@@ -117,25 +119,27 @@ def by_prompt(prompts: list[Any] | None, values: Tensor) -> dict[str, float]:
 
 
 @torch.no_grad()
-def diversity(model: Model, samples: Tensor, groups: Tensor, *, at_most: int = 256) -> dict[str, float]:
+def diversity(model: Model, samples: Tensor, groups: Tensor, *, at_most: int = 256, world: World = ALONE) -> dict[str, float]:
     """Mean pairwise feature distance, and Vendi score, of samples of one prompt, averaged over prompts that have two.
 
-    Empty where no prompt has: then neither is known.
+    Empty where no prompt has: then neither is known. groups: the numbers of all samples' prompts; samples: the own of them.
 
     The Vendi score is `exp(-sum l log l)` over the eigenvalues l of K/n, K the cosine similarities of features: the
     effective number of different samples, at most 256 a prompt (Friedman and Dieng 2023, arXiv 2210.02410).
     """
-    distances, scores = [], []
-    for group in groups.unique():
-        features = model.features(samples[groups == group][:at_most]).double()
-        if len(features) < 2:
-            continue
+    chosen = [rows[:at_most] for rows in ((groups == group).nonzero().flatten() for group in groups.unique()) if len(rows) > 1]
+    if not chosen:
+        return {}
+    rows = torch.cat(chosen)
+    own = rows[rows % world.size == world.rank]
+    seen = torch.cat([model.features(samples[part // world.size]).double() for part in own.split(at_most)])
+    every, distances, scores = world.merged(seen, own, len(groups)), [], []
+    for rows in chosen:
+        features = every[rows]
         distances.append(float(torch.pdist(features).mean()))
         unit = features / features.norm(dim=1, keepdim=True).clamp(min=1e-12)
         spectrum = torch.linalg.eigvalsh(unit @ unit.T / len(unit)).clamp(min=1e-15)
         scores.append(float(torch.exp(-(spectrum * spectrum.log()).sum())))
-    if not distances:
-        return {}
     return {"diversity": sum(distances) / len(distances), "vendi": sum(scores) / len(scores)}
 
 
@@ -165,20 +169,21 @@ class ExactTask:
         return sum(sliced_w2(law.sample(n, generator), law.sample(n, generator)) for _ in range(repeats)) / repeats
 
     @torch.no_grad()
-    def oracle(self, model: Model, sampler: Sampler, n: int, seed: int) -> float:
+    def oracle(self, model: Model, sampler: Sampler, n: int, seed: int, world: World = ALONE) -> float:
         """The distance of the exact score of the tilted law, run through this sampler at eta 1."""
         noisy = sampler.model_copy(update={"eta": 1.0, "solver": "ddim"} if sampler.eta == 0 else {})
         predict = partial(self.optimum.law.prediction, model.process)
-        return self.distance(lambda s: run(model, noisy, predict, n, torch.Generator().manual_seed(s)), n, seed)
+        own = world.stripe(n)
+        return self.distance(lambda s: world.gather(run(model, noisy, predict, len(own), RowNoise(s, own)), n), n, seed)
 
-    def figures(self, model: Model, sampler: Sampler, n: int, seed: int) -> dict[str, float]:
+    def figures(self, model: Model, sampler: Sampler, n: int, seed: int, world: World = ALONE) -> dict[str, float]:
         """Optimum, distance of the averaged policy, floor and oracle, under this sampler."""
         return {
             "optimum_reward": self.optimum.reward,
             "optimum_kl_nats": self.optimum.kl_nats,
-            "distance_to_optimum": self.distance(lambda s: draw_x0(model, sampler, n, None, s), n, seed),
+            "distance_to_optimum": self.distance(lambda s: draw_x0(model, sampler, n, None, s, world=world), n, seed),
             "distance_floor": self.floor(n, seed),
-            "distance_oracle": self.oracle(model, sampler, n, seed),
+            "distance_oracle": self.oracle(model, sampler, n, seed, world),
         }
 
 
@@ -193,8 +198,9 @@ def measure(
     seed: int,
     reference: bool = False,
     chunk: int = 8192,
+    world: World = ALONE,
 ) -> tuple[dict[str, Any], Tensor]:
-    """Reward, held-out rewards and diversity of the averaged policy (or the reference), and the decoded samples.
+    """Reward, held-out rewards and diversity of the averaged policy (or the reference), and this process's decoded samples.
 
     With prompts also `by_prompt`, the mean reward of each; diversity is None where no prompt has two samples. What is drawn
     is scored while more is drawn, where the reward works in the background.
@@ -204,17 +210,17 @@ def measure(
     parts: list[Tensor] = []
     begun: dict[str, list[Callable[[], Tensor]]] = {name: [] for name in judges}
     with torch.no_grad():
-        for start, x0 in zip(
-            range(0, n, chunk), x0_in_parts(model, sampler, n, spread, seed, reference=reference, chunk=chunk), strict=True
-        ):
+        for rows, x0 in x0_in_parts(model, sampler, spread, seed, world.stripe(n), reference=reference, chunk=chunk):
             parts.append(model.decode(x0))
             for name, judge in judges.items():
-                begun[name].append(judge.begin(parts[-1], None if spread is None else spread[start : start + chunk]))
-        scores = {name: torch.cat([wait() for wait in waiting]) for name, waiting in begun.items()}
+                begun[name].append(judge.begin(parts[-1], None if spread is None else [spread[row] for row in rows.tolist()]))
+        for judge in judges.values():
+            settle(judge.reward, world, n)
+        scores = {name: world.gather(torch.cat([wait() for wait in waiting]), n) for name, waiting in begun.items()}
     samples, rewards = torch.cat(parts), scores.pop("reward")
     groups = torch.arange(n) % (len(prompts) if prompts else 1)
     figures: dict[str, Any] = {"reward": float(rewards.mean()), "reward_se": standard_error(rewards)}
-    figures |= {"diversity": None, "vendi": None} | diversity(model, samples, groups)
+    figures |= {"diversity": None, "vendi": None} | diversity(model, samples, groups, world=world)
     for name, values in scores.items():
         figures |= {name: float(values.mean()), f"{name}_se": standard_error(values)}
     if spread is not None:

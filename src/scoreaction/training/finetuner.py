@@ -5,22 +5,23 @@ from __future__ import annotations
 import shutil
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import replace
 from functools import partial
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from scoreaction.algorithms._likelihood_ratio import spread_is_rounding
 from scoreaction.diffusion.kl import chain_kl, path_kl
-from scoreaction.rewards import RewardError
 from scoreaction.sampling.rollout import Rollout
 from scoreaction.training.checkpoints import load_tree, save_tree
 from scoreaction.training.collector import check_finite
 from scoreaction.training.evaluation import diversity, rounding_floor
 from scoreaction.training.run import Run
 from scoreaction.training.summary import summarise
+from scoreaction.world import OtherProcess
 
 
 class Finetuner(Run):
@@ -50,16 +51,19 @@ class Finetuner(Run):
     @contextmanager
     def _locked(self) -> Iterator[None]:
         """Locks the folder, if there is one; ValueError where it holds another run."""
+        with ExitStack() as stack:
+            self.world.together(partial(self._lock, stack))
+            yield
+
+    def _lock(self, stack: ExitStack) -> None:
         if self.folder is None:
-            yield
             return
-        with self.folder.locked():
-            if not self.owns_folder and self.folder.exists:
-                raise ValueError(
-                    f"output: {self.folder.path} already holds a run; go on with it by resume(), or name another folder"
-                )
-            self.owns_folder = True
-            yield
+        stack.enter_context(self.folder.locked())
+        if not self.owns_folder and self.folder.exists:
+            raise ValueError(
+                f"output: {self.folder.path} already holds a run; go on with it by resume(), or name another folder"
+            )
+        self.owns_folder = True
 
     def _iterations(self) -> Iterator[dict[str, Any]]:
         while self.iteration < self.train.iterations:
@@ -73,21 +77,29 @@ class Finetuner(Run):
             if self.journal is not None:
                 self.write_recipe()
                 self.journal.log(metrics)
-                if self.iteration % self.train.checkpoint_every == 0 or self.iteration == self.train.iterations:
-                    self.checkpoint()
+            if self.iteration % self.train.checkpoint_every == 0 or self.iteration == self.train.iterations:
+                self.checkpoint()
             yield metrics
 
     def _iterate(self) -> dict[str, Any]:
         if self.rounds is not None and self.rounds.due(self.iteration):
             self.write_recipe()  # so that the answers are known to be this run's
-            draw = partial(self.collector.samples, self.learner, generator=self.generator)
-            self.rounds.query(draw, self.train.batch, self.generator)
+            self.rounds.query(partial(self.collector.samples, self.learner), self.train.batch, self.generator)
         rollout, measured = self._collect()
         if self.half and self.learner.state.kl_floor is None:
-            self.learner.state.kl_floor = rounding_floor(self.model, self.sampler, self.conditions, rollout, self.train.seed)
-        metrics = {"reward_mean": float(rollout.rewards.mean()), "reward_std": float(rollout.rewards.std())}
+            self.learner.state.kl_floor = rounding_floor(
+                self.model,
+                self.sampler,
+                self.conditions,
+                rollout,
+                self.train.seed,
+                rows=min(4, self.train.batch),
+                world=self.world,
+            )
+        rewards = self.world.gather(rollout.rewards)
+        metrics = {"reward_mean": float(rewards.mean()), "reward_std": float(rewards.std())}
         metrics |= self._kl(rollout)
-        equal = spread_is_rounding(rollout.rewards)
+        equal = spread_is_rounding(rewards)
         metrics |= self.optimisation.learn(self.learner.updates(rollout, self.generator), self.iteration, equal=equal)
         self.learner.adapt_beta(metrics["kl_nats"])
         decay = min(self.train.ema_decay, (1 + self.iteration) / (10 + self.iteration)) if self.train.ema else 0.0
@@ -105,15 +117,22 @@ class Finetuner(Run):
     def _collect(self) -> tuple[Rollout, dict[str, float]]:
         """Trajectories complete for learning, and the metrics of their samples.
 
-        Where a reward fails nothing is learned yet: the iteration is taken back, and what was learned before is saved.
+        Where it fails nothing is learned yet: the iteration is taken back, and what was learned before is saved, but that of a
+        policy that diverged.
         """
         evaluations = self.model.evaluations
         before, counted, queries = self.generator.get_state(), replace(evaluations), self.reward.queries
+        collected = False
         try:
             rollout = self.collector.rollout(self.learner, self.generator, self.iteration)
             measured = self._measure(rollout)
+            collected = True
             return self.learner.prepare(rollout, self.generator), measured
-        except RewardError:
+        except Exception as error:
+            kinds = error.kinds if isinstance(error, OtherProcess) else [kind.__name__ for kind in type(error).__mro__]
+            # until all is collected a failure is that of every process; later that of a reward is
+            if "TrainingError" in kinds or (collected and "RewardError" not in kinds):
+                raise
             self.generator.set_state(before)
             evaluations.forward, evaluations.backward, self.reward.queries = counted.forward, counted.backward, queries
             self.between = True
@@ -125,37 +144,54 @@ class Finetuner(Run):
         difference, times = rollout.difference(), rollout.times
         eta = self.sampler.eta or 1.0  # a deterministic sampler has no path KL: that of the same scores at eta 1
         kl = {"kl_nats": path_kl, "kl_chain_nats": chain_kl}
-        nats = {name: measure(self.model.process, times, difference, eta).mean() for name, measure in kl.items()}
+        own = {name: measure(self.model.process, times, difference, eta) for name, measure in kl.items()}
+        rows = min(self.learner.reference_rows or self.train.batch, self.train.batch)
+        nats = {name: self.world.gather(values, rows).mean() for name, values in own.items()}
         check_finite("KLs", torch.stack([*nats.values()]), self.iteration)
         return {name: float(value) for name, value in nats.items()}
 
     @torch.no_grad()
     def _measure(self, rollout: Rollout) -> dict[str, float]:
         """Diversity and held-out rewards of some of this iteration's samples."""
-        n = min(self.train.held_out_rows, self.train.batch)
-        samples, prompts = self.model.decode(rollout.x0[:n]), self.collector.texts(rollout.prompt[:n])
-        rewards = {f"held_out.{name}": float(reward(samples, prompts).mean()) for name, reward in self.held_out.items()}
-        return {**diversity(self.model, samples, rollout.prompt[:n]), **rewards}
+        n, world = min(self.train.held_out_rows, self.train.batch), self.world
+        own = len(world.stripe(n))
+
+        def judged() -> tuple[Tensor, list[Tensor]]:
+            samples, prompts = self.model.decode(rollout.x0[:own]), self.collector.texts(rollout.prompt[:own])
+            return samples, [reward(samples, prompts) for reward in self.held_out.values()]
+
+        samples, scores = world.together(judged)
+        groups = world.gather(rollout.prompt)[:n]
+        rewards = [float(world.gather(values, n).mean()) for values in scores]
+        names = [f"held_out.{name}" for name in self.held_out]
+        return {**diversity(self.model, samples, groups, world=world), **dict(zip(names, rewards, strict=True))}
 
     def checkpoint(self) -> bool:
         """Saves the state, keeping the newest two; False in the middle of an iteration, whose state is of no use."""
-        if self.folder is None or self.journal is None or not self.between:
+        if not self.kept or not self.between:
             return False
         with self._locked():
-            self.write_recipe()
-            self.journal.flush()
-            save_tree(self.folder.checkpoints / f"{self.iteration:06d}", self.state())
-            for old in self.folder.saved_checkpoints()[:-2]:
-                shutil.rmtree(old)
+            state = self.state()
+            self.world.together(partial(self._write_checkpoint, state))
         return True
+
+    def _write_checkpoint(self, state: dict[str, Any]) -> None:
+        if self.folder is None or self.journal is None:
+            return
+        self.write_recipe()
+        self.journal.flush()
+        save_tree(self.folder.checkpoints / f"{self.iteration:06d}", state)
+        for old in self.folder.saved_checkpoints()[:-2]:
+            shutil.rmtree(old)
 
     def resume(self) -> bool:
         """Continues from the newest checkpoint; False where there is none, and the run starts afresh."""
         self.owns_folder = True
         with self._locked():
-            newest = self.folder.newest_checkpoint() if self.folder is not None else None
+            newest = self.world.told(self.folder.newest_checkpoint() if self.folder is not None else None)
             if self.rounds is not None:
                 self.rounds.log.read()
+                self.rounds.log.records = self.world.told(self.rounds.log.records)
             if newest is not None:
                 self.load_state(load_tree(newest))
             if self.folder is not None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
@@ -12,11 +13,13 @@ import torch
 from pydantic import BaseModel, Field, ValidationInfo, field_validator
 from torch import Tensor
 
+from scoreaction.diffusion.noise import RowNoise, drawn_seed
 from scoreaction.networks.model import Model
 from scoreaction.networks.proxy import Kind, Proxy
 from scoreaction.rewards import CountedReward
 from scoreaction.training.run_folder import write_whole
 from scoreaction.types import Values
+from scoreaction.world import ALONE, World
 
 
 class Online(BaseModel, frozen=True, extra="forbid", allow_inf_nan=False):
@@ -143,8 +146,9 @@ class Rounds:
         oracle: CountedReward,
         prompts: list[Any] | None,
         queries: Path | None,
+        world: World = ALONE,
     ) -> None:
-        self.config, self.model, self.oracle, self.prompts = config, model, oracle, prompts
+        self.config, self.model, self.oracle, self.prompts, self.world = config, model, oracle, prompts, world
         self.length = config.length(iterations)
         self.log = QueryLog(queries)
         self.round = 0
@@ -185,8 +189,8 @@ class Rounds:
         return self.round < len(self.config.rounds) and iteration >= self.round * self.length
 
     @torch.no_grad()
-    def query(self, draw: Callable[[Tensor], Tensor], rows: int, generator: torch.Generator) -> None:
-        """One round: `draw(groups) -> samples` of the policy, `rows` at a time; the oracle's answers; the proxy refitted.
+    def query(self, draw: Callable[[Tensor, RowNoise], Tensor], rows: int, generator: torch.Generator) -> None:
+        """One round: `draw(groups, noise) -> samples` of the policy, `rows` at a time; the answers; the proxy refitted.
 
         Answers that the log already has are not asked for again; samples and noise are drawn all the same, so that a run
         taken up again is the uninterrupted one.
@@ -199,19 +203,28 @@ class Rounds:
                 f"{self.log.path}: lacks answers of the rounds before {number}; put the file back, or begin a new run"
             )
         n = self.config.rounds[self.round]
-        groups = self._groups(before + n)[before:]
-        for start in range(0, n, rows):
-            piece = groups[start : start + rows]
-            samples = draw(piece)
+        groups, seed, world = self._groups(before + n)[before:], drawn_seed(generator), self.world
+        for piece in torch.arange(n).split(rows):
+            own = piece[piece % world.size == world.rank]
+            samples = draw(groups[own], RowNoise(seed, own))
             noise = self.config.noise_std * torch.randn(len(piece), generator=generator)
-            old = min(max(known - start, 0), len(piece))
-            self.oracle.queries += old
-            if old < len(piece):
-                prompts = None if self.prompts is None else [self.prompts[int(group)] for group in piece[old:]]
-                values = self.oracle(samples[old:], prompts).cpu() + noise[old:]
-                self.log.add(number, prompts, values, self._features(samples[old:]).cpu())
+            fresh = piece[piece >= known]
+            self.oracle.queries += int((own < known).sum())
+            if len(fresh):
+                asked = own >= known
+                answers = world.together(partial(self._asked, samples[asked], groups[own[asked]]))
+                values, features = (world.merged(answer, own[asked] - fresh[0], len(fresh)) for answer in answers)
+                self.log.add(number, self._prompts(groups[fresh]), values + noise[piece >= known], features)
         self._refit(number, before, generator)
+        world.share(self.proxy.state_dict().values())
         self.round = number
+
+    def _prompts(self, groups: Tensor) -> list[Any] | None:
+        return None if self.prompts is None else [self.prompts[group] for group in groups.tolist()]
+
+    def _asked(self, samples: Tensor, groups: Tensor) -> tuple[Tensor, Tensor]:
+        """The oracle's answers and the features, on the CPU."""
+        return self.oracle(samples, self._prompts(groups)).cpu(), self._features(samples).cpu()
 
     def _groups(self, n: int) -> Tensor:
         """The prompts of the first n queries of all rounds, in turn: each as often as the others."""

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from scoreaction.algorithms._learner import Largest, Term, Update, Updates
 from scoreaction.networks.model import Model
+from scoreaction.world import ALONE, World
 
 NO_GRADIENT = "check that the network's output depends on them, and that nothing detaches it"
 
@@ -84,9 +85,16 @@ class Optimisation:
     """The optimisers of a run, one for the policy and one for each network with a rate, and the scaler of fp16 gradients."""
 
     def __init__(
-        self, train: Train, model: Model, networks: dict[str, nn.Module], rates: dict[str, float], *, scaled: bool
+        self,
+        train: Train,
+        model: Model,
+        networks: dict[str, nn.Module],
+        rates: dict[str, float],
+        *,
+        scaled: bool,
+        world: World = ALONE,
     ) -> None:
-        self.train, self.model, self.rates = train, model, {"policy": train.lr, **rates}
+        self.train, self.model, self.rates, self.world = train, model, {"policy": train.lr, **rates}, world
         self.scaler = torch.amp.GradScaler(model.device.type, enabled=scaled)
         self.optimisers: dict[str, torch.optim.Optimizer] = {"policy": policy_optimiser(train, model)}
         self.optimisers |= {name: adam(network.parameters(), rates[name]) for name, network in networks.items()}
@@ -127,7 +135,7 @@ class Optimisation:
             yield update, figures
 
     def _backward(self, update: Update, iteration: int) -> dict[str, float]:
-        """Accumulates the gradient of the sum of the terms, each a mean over its rows, in parts that memory holds.
+        """The gradient of the sum of the terms, each a mean over its rows of all processes, in parts that memory holds.
 
         Returns the figures of all rows: their mean, or the largest where it is asked for.
         """
@@ -135,27 +143,44 @@ class Optimisation:
             raise TypeError(f"updates must yield Update(network, [Term(rows, loss), ...]), and gave {update!r}")
         if update.network not in self.optimisers:
             raise ValueError(f"updates: {update.network!r} is not trained; choose from {', '.join(self.optimisers)}")
-        figures: dict[str, float] = {}
+        means: dict[str, float] = {}
+        largest: dict[str, float] = {}
         for rows, loss, calls in update.terms:
+            own = rows if isinstance(rows, int) else len(rows)
+            share = own if isinstance(rows, int) else rows.total / self.world.size  # the mean over processes is then right
             limit = self.model.max_rows
-            size = rows if limit is None or calls == 0 else max(1, limit // calls)
-            for numbers in torch.arange(rows).split(size) if rows else ():
+            size = own if limit is None or calls == 0 else max(1, limit // calls)
+            for numbers in torch.arange(own).split(size) if own else ():
                 values, seen = loss(numbers)
                 _check_rows("the loss", values, len(numbers))
                 if not values.requires_grad:
                     raise TrainingError(f"iteration {iteration + 1}: the {update.network} received no gradient; {NO_GRADIENT}")
-                self.scaler.scale(values.sum() / rows).backward()
+                self.scaler.scale(values.sum() / share).backward()
                 for name, figure in seen.items():
                     _check_rows(f"the figure {name!r}", figure.values if isinstance(figure, Largest) else figure, len(numbers))
                     if isinstance(figure, Largest):
-                        figures[name] = max(figures.get(name, -math.inf), float(figure.values.detach().max()))
+                        largest[name] = max(largest.get(name, -math.inf), float(figure.values.detach().max()))
                     else:
-                        figures[name] = figures.get(name, 0.0) + float(figure.detach().sum()) / rows
-        return figures
+                        means[name] = means.get(name, 0.0) + float(figure.detach().sum()) / share
+        return self._told(update, means, largest)
+
+    def _told(self, update: Update, means: dict[str, float], largest: dict[str, float]) -> dict[str, float]:
+        """Averages gradient and figures over the processes."""
+        if any(not isinstance(term.rows, int) and term.rows.total < self.world.size for term in update.terms):
+            for own, missing in ((means, 0.0), (largest, -math.inf)):  # of a process without rows
+                names = {name for known in self.world.every([*own]) for name in known}
+                own |= {name: missing for name in names - own.keys()}
+        values = [value for _, value in sorted(means.items())]
+        told = self.world.average_gradients(self._parameters(update.network), values)
+        most = self.world.reduced([value for _, value in sorted(largest.items())], "max")
+        return dict(zip(sorted(means), told, strict=True)) | dict(zip(sorted(largest), most, strict=True))
+
+    def _parameters(self, network: str) -> list[Tensor]:
+        return [p for group in self.optimisers[network].param_groups for p in group["params"]]
 
     def _step(self, name: str, iteration: int) -> float:
         optimiser = self.optimisers[name]
-        parameters = [p for group in optimiser.param_groups for p in group["params"]]
+        parameters = self._parameters(name)
         self.scaler.unscale_(optimiser)
         norm = float(nn.utils.clip_grad_norm_(parameters, self.train.max_grad_norm if name == "policy" else 1e9))
         if not math.isfinite(norm) and not self.scaler.is_enabled():

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 from dataclasses import replace
@@ -20,6 +19,7 @@ from scoreaction.errors import UserError
 from scoreaction.networks.model import Model
 from scoreaction.rewards import CountedReward, Reward
 from scoreaction.rewards._weighted import WeightedSum
+from scoreaction.sampling.replay import Replay
 from scoreaction.sampling.rollout import Sampler
 from scoreaction.training.best_weights import Selection, check_metric
 from scoreaction.training.collector import Collector
@@ -29,6 +29,7 @@ from scoreaction.training.online import Online, Rounds
 from scoreaction.training.optimizer import ROWS, Optimisation, Train
 from scoreaction.training.run_folder import Journal, RunFolder
 from scoreaction.types import DTYPES, RewardFunction
+from scoreaction.world import World
 from scoreaction.yaml_text import dump_yaml
 
 
@@ -75,7 +76,12 @@ class Run:
         if self.evaluation.held_out:
             raise ValueError("evaluation.held_out: names rewards in a recipe; here give them as held_out={name: reward}")
         self.algorithm, self.recipe, self.online = algorithm, recipe, online
-        self.model = model
+        self.model, self.world = model, World.joined(self.train.device)
+        if self.train.batch % self.world.size:
+            share = self.train.batch // self.world.size * self.world.size or self.world.size
+            raise ValueError(
+                f"train.batch: {self.train.batch} is not shared evenly by {self.world.size} processes; use {share}"
+            )
         self._place()
         self.reward = CountedReward(reward)
         self.held_out = {name: CountedReward(judge, name=f"held_out.{name}") for name, judge in (held_out or {}).items()}
@@ -86,12 +92,14 @@ class Run:
                 f"model.consistency: was distilled at guidance {teacher:g}, and sampler.guidance is {self.sampler.guidance:g};"
                 " make them equal, or distill again"
             )
-        self.folder = RunFolder(output) if output is not None else None
+        self.kept = output is not None
+        """True if the run has a folder: the first process of the world writes it, and it alone has `folder`."""
+        self.folder = RunFolder(output) if output is not None and self.world.leads else None
         self.journal = None if self.folder is None else Journal(self.folder)
         self.rounds: Rounds | None = None
         if online is not None:
             queries = None if self.folder is None else self.folder.queries_path
-            self.rounds = Rounds(online, self.train.iterations, self.model, self.reward, self.prompts, queries)
+            self.rounds = Rounds(online, self.train.iterations, self.model, self.reward, self.prompts, queries, self.world)
         check_metric(self.train.select, self.held_out, key="train.select")
         self.selection = None if self.train.select is None else Selection(self.train.select)
         self.iteration, self.seconds = 0, 0.0
@@ -109,36 +117,38 @@ class Run:
                     raise ValueError("sampler.negative_prompt: there are no prompts to set it against; give prompts, or null")
                 model.lead_away_from(self.sampler.negative_prompt, guidance=self.sampler.guidance)
             self.conditions = model.conditions(self.prompts)
-            self.collector = Collector(self.model, self.sampler, self.train, self.reward, self.rounds, self.prompts)
+            self.collector = Collector(self.model, self.sampler, self.train, self.reward, self.rounds, self.prompts, self.world)
             objective = Objective(self.collector.score, self.collector.objective.differentiable)
             batch = self.train.batch
             group = min(batch, max(self.train.samples_per_prompt, batch / len(self.prompts or [None])))
-            setting = Setting(model, self.sampler, objective, batch, self.conditions, group)
+            setting = Setting(model, self.sampler, objective, batch, self.conditions, group, self.world)
             self.learner: Learner = algorithm.build(setting)
         self.learner.networks.to(self.model.device)
+        self._share()
         networks = {name: self.learner.networks[name] for name in self.learner.lr}
         self.optimisation = Optimisation(
-            self.train, self.model, networks, self.learner.lr, scaled=self.train.precision == "fp16"
+            self.train, self.model, networks, self.learner.lr, scaled=self.train.precision == "fp16", world=self.world
         )
-        self.settings = settings_text(self) if recipe is None and output is not None else ""
+        self.settings = settings_text(self) if recipe is None and self.kept else ""
         model.guidance, model.grid, model.prompts = self.sampler.guidance, self.sampler.grid, self.prompts
 
     def _place(self) -> None:
         """Puts the model on its device, in its precision, with the rows of its calls."""
-        model, world = self.model, int(os.environ.get("WORLD_SIZE", "1"))  # of a launcher: on a CPU accelerate sees one of it
-        accelerator = Accelerator(cpu=self.train.device == "cpu") if world == 1 else None
-        if accelerator is None or accelerator.num_processes > 1:
-            count = world if accelerator is None else accelerator.num_processes
-            raise ValueError(
-                f"train.device: one process trains, and {count} were started; start scoreaction without a launcher"
-            )
-        model.to(accelerator.device if self.train.device == "auto" else self.train.device)
+        model = self.model
+        model.to(Accelerator().device if self.train.device == "auto" else self.train.device)
         # not accelerate's: its precision is one for the whole process, and a second tuner may want another
         dtype = DTYPES[self.train.precision]
         model.autocast = nullcontext if dtype == torch.float32 else partial(torch.autocast, model.device.type, dtype=dtype)
         check_precision(model, self.train.precision)
         model.max_rows = self.train.max_rows or model.max_rows or ROWS
         model.net.eval()  # dropout would make the ratio of the first pass differ from 1
+
+    def _share(self) -> None:
+        """All processes begin with the first one's weights: nothing says that a script seeded them alike."""
+        model, learned = self.model, [net for net in self.learner.networks.values() if not isinstance(net, Replay)]
+        nets = [model.net, model.reference_net, model.consistency_net, *learned]
+        shared = {id(value): value for net in nets if net is not None for value in [*net.parameters(), *net.buffers()]}
+        self.world.share(shared.values())
 
     @property
     def half(self) -> bool:
@@ -147,13 +157,11 @@ class Run:
         return self.train.precision != "fp32" or any(p.dtype in halves for p in self.model.net.parameters())
 
     def counts(self) -> dict[str, Any]:
-        """Costs so far: reward queries, rows of network evaluations forwards and backwards, seconds."""
-        return {
-            "reward_queries": self.reward.queries,
-            "model_evaluations": self.model.evaluations.forward,
-            "model_backward_rows": self.model.evaluations.backward,
-            "seconds": round(self.seconds, 3),
-        }
+        """Costs so far of all processes together, which all must ask: reward queries, rows of network evaluations, seconds."""
+        own = [self.reward.queries, self.model.evaluations.forward, self.model.evaluations.backward]
+        names = ("reward_queries", "model_evaluations", "model_backward_rows")
+        together = map(int, self.world.reduced([float(count) for count in own], "sum"))
+        return dict(zip(names, together, strict=True)) | {"seconds": round(self.seconds, 3)}
 
     def write_recipe(self) -> None:
         """Writes the run's recipe into its folder, or its settings where it was started from Python without one."""
@@ -161,7 +169,8 @@ class Run:
             self.journal.describe(self.recipe, self.settings)
 
     def state(self) -> dict[str, Any]:
-        """All that changes: what a resumed run needs to equal the uninterrupted one."""
+        """All that changes, of all processes, which all must ask: what a resumed run needs to equal the uninterrupted one."""
+        counts = self.counts()
         state = {
             "iteration": self.iteration,
             "seconds": self.seconds,
@@ -172,9 +181,9 @@ class Run:
             "learner": vars(self.learner.state),
             "generator": self.generator.get_state(),
             "scaler": self.optimisation.scaler.state_dict(),
-            "queries": self.reward.queries,
+            "queries": counts["reward_queries"],
             "moments": self.reward.reward.moments if isinstance(self.reward.reward, WeightedSum) else None,
-            "evaluations": [self.model.evaluations.forward, self.model.evaluations.backward],
+            "evaluations": [counts["model_evaluations"], counts["model_backward_rows"]],
         }
         if self.rounds is not None:
             state["rounds"] = self.rounds.state()
@@ -200,10 +209,11 @@ class Run:
         self.learner.state = replace(self.learner.state, **state["learner"])
         self.generator.set_state(state["generator"])
         self.optimisation.scaler.load_state_dict(state["scaler"])
-        self.reward.queries = state["queries"]
+        leads = int(self.world.leads)  # counts are those of all: the first process has them
+        self.reward.queries = leads * state["queries"]
         if isinstance(self.reward.reward, WeightedSum):
             self.reward.reward.moments = state["moments"]
-        self.model.evaluations.forward, self.model.evaluations.backward = state["evaluations"]
+        self.model.evaluations.forward, self.model.evaluations.backward = (leads * count for count in state["evaluations"])
         if self.rounds is not None:
             self.rounds.load_state(state["rounds"])
         if self.selection is not None:

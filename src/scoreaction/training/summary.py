@@ -27,20 +27,22 @@ def summarise(run: Run) -> dict[str, Any]:
     for kind in ("base", "tuned"):
         measured, samples = measure(
             run.model, sampler, run.reward, run.held_out,
-            n=chosen.n, prompts=run.prompts, seed=chosen.seed, reference=kind == "base", chunk=chunk,
+            n=chosen.n, prompts=run.prompts, seed=chosen.seed, reference=kind == "base", chunk=chunk, world=run.world,
         )  # fmt: skip
         for prompt, mean in measured.pop("by_prompt", {}).items():
             prompted.setdefault(prompt, {})[f"reward_{kind}"] = mean
         for name, value in measured.items():
             figures[f"{name.removesuffix('_se')}_{kind}{'_se' if name.endswith('_se') else ''}"] = value
+        kept = min(chosen.n, 4096 if samples.ndim == 2 else 100)
+        samples = run.world.gather(samples[: len(run.world.stripe(kept))], kept)
         if run.folder is not None:
             _save_samples(run, kind, samples)
     run.reward.queries = queries  # measuring is not training
-    figures |= measure_kl(run.model, sampler, chosen.n, run.prompts, chosen.seed)
+    figures |= measure_kl(run.model, sampler, chosen.n, run.prompts, chosen.seed, run.world)
     beta = optimum_beta(run)
     task = ExactTask.of(run.model, run.reward.reward, beta)
     if task is not None:
-        figures |= task.figures(run.model, sampler, chosen.n, chosen.seed)
+        figures |= task.figures(run.model, sampler, chosen.n, chosen.seed, run.world)
     figures |= {"beta": beta, **counts}
     if prompted:
         figures["prompts"] = [{"prompt": prompt, **means} for prompt, means in prompted.items()]
@@ -59,7 +61,7 @@ def optimum_beta(run: Run) -> float:
 def _save_samples(run: Run, kind: str, samples: Tensor) -> None:
     assert run.folder is not None
     run.folder.samples.mkdir(parents=True, exist_ok=True)
-    kept = samples[: 4096 if samples.ndim == 2 else 100].cpu().numpy()
+    kept = samples.cpu().numpy()
     arrays = {"samples": kept}
     if run.prompts is not None:
         arrays["prompts"] = np.array([str(run.prompts[i % len(run.prompts)]) for i in range(len(kept))])

@@ -1,0 +1,69 @@
+"""Standard normal noise: from one generator, or from a stream for every row."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TypeAlias
+
+import torch
+from torch import Tensor
+
+AHEAD = 64
+"""The most draws that a stream of small rows makes at a time."""
+
+
+class RowNoise:
+    """Noise from a stream for every row: a row's is the same however the rows are cut into parts or dealt to processes.
+
+    seed: of all streams together; rows (n,): the numbers of the rows, which part the streams.
+
+    >>> whole, part = RowNoise(7, torch.arange(4)), RowNoise(7, torch.tensor([1, 3]))
+    >>> torch.equal(whole.normal((4, 2), torch.float32)[[1, 3]], part.normal((2, 2), torch.float32))
+    True
+    """
+
+    def __init__(self, seed: int, rows: Tensor) -> None:
+        self.streams = [torch.Generator().manual_seed(_mixed(seed, row)) for row in rows.tolist()]
+        self._waiting: dict[tuple[object, ...], list[Tensor]] = {}
+
+    @classmethod
+    def drawn(cls, generator: torch.Generator, rows: Tensor) -> RowNoise:
+        """With a seed that the generator gives."""
+        return cls(drawn_seed(generator), rows)
+
+    def normal(self, shape: Sequence[int], dtype: torch.dtype) -> Tensor:
+        """The next noise of every row, (rows, *shape)."""
+        if shape[0] != len(self.streams):
+            raise ValueError(f"noise: there are streams for {len(self.streams)} rows, and {shape[0]} are asked for")
+        if not self.streams:
+            return torch.empty(*shape, dtype=dtype)
+        waiting = self._waiting.setdefault((*shape[1:], dtype), [])
+        if not waiting:
+            ahead = max(1, min(AHEAD, 2**12 // max(1, torch.Size(shape[1:]).numel())))
+            draws = [torch.randn(ahead, *shape[1:], generator=stream, dtype=dtype) for stream in self.streams]
+            waiting.extend(torch.stack(draws, 1).unbind(0))
+        return waiting.pop(0)
+
+
+Source: TypeAlias = torch.Generator | RowNoise
+"""Where noise comes from."""
+
+
+def drawn_seed(generator: torch.Generator) -> int:
+    """A seed that the generator gives, below 2^62."""
+    return int(torch.randint(2**62, (), generator=generator))
+
+
+def normal(shape: Sequence[int], source: Source | None, dtype: torch.dtype = torch.float32) -> Tensor:
+    """Standard normal noise of this shape, whose first dimension is rows, on the CPU so that seeds travel."""
+    if isinstance(source, RowNoise):
+        return source.normal(shape, dtype)
+    return torch.randn(*shape, generator=source, dtype=dtype)
+
+
+def _mixed(seed: int, row: int) -> int:
+    """A seed for a row: splitmix64 of both, so that neighbours have nothing in common (Steele, Lea and Flood 2014)."""
+    z = (seed + (row + 1) * 0x9E3779B97F4A7C15) % 2**64
+    z = (z ^ (z >> 30)) * 0xBF58476D1CE4E5B9 % 2**64
+    z = (z ^ (z >> 27)) * 0x94D049BB133111EB % 2**64
+    return (z ^ (z >> 31)) >> 1

@@ -1,0 +1,117 @@
+"""Runs that one process and many must train alike: `torchrun --nproc_per_node N tests/many.py FILE [NAME ...]` writes them."""
+
+from __future__ import annotations
+
+import json
+import sys
+
+import torch
+from torch import nn
+
+import scoreaction as sa
+from scoreaction.catalog import files
+from scoreaction.rewards._weighted import Part, WeightedSum
+from scoreaction.world import World
+
+PROMPTS = ["a", "b", "c", "d"]
+ITERATIONS = 10
+
+
+class Net(nn.Module):
+    """A network with conditions; who builds it does not seed it."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.embed = nn.Embedding(5, 8)
+        self.body = nn.Sequential(nn.Linear(11, 48), nn.SiLU(), nn.Linear(48, 48), nn.SiLU(), nn.Linear(48, 2))
+
+    def forward(self, x, t, cond):
+        c = self.embed(torch.full((len(x),), 4) if cond is None else cond)
+        return self.body(torch.cat([x, t[:, None], c], 1))
+
+
+def conditional(lora_rank=None):
+    torch.manual_seed(5 + World.current().rank)  # each process begins elsewhere
+    return sa.Model(
+        Net(), process=sa.VP(), predicts="v", shape=(2,), null=torch.tensor([4]), lora_rank=lora_rank,
+        encode=lambda prompts: torch.tensor([PROMPTS.index(prompt) for prompt in prompts]),
+    )  # fmt: skip
+
+
+def mixture():
+    torch.manual_seed(5 + World.current().rank)
+    return sa.models.gaussian_mixture.build(sa.models.gaussian_mixture.Config())
+
+
+def linear(x, prompts):
+    return x[:, 0] + 0.5 * x[:, 1]
+
+
+def prompted(x, prompts):
+    scale = torch.tensor([(1.0 if p in ("a", "b") else -1.0) * (1.0 + PROMPTS.index(p)) for p in prompts])
+    return scale * x[:, 0] - 0.1 * (x**2).sum(1)
+
+
+SMOOTH = sa.Reward(linear, differentiable=True)
+
+
+def case(algorithm, *, reward=linear, steps=10, prompts=None, lora=None, held_out=None, online=None, train=None, **sampler):
+    settings = {"iterations": ITERATIONS, "batch": 64, "lr": 2e-3, "device": "cpu", **(train or {})}
+    return lambda: sa.Finetuner(
+        mixture() if prompts is None else conditional(lora),
+        reward=reward, algorithm=algorithm, sampler=sa.Sampler(steps=steps, **sampler), train=sa.Train(**settings),
+        prompts=prompts, held_out=held_out, online=online,
+    )  # fmt: skip
+
+
+def asked(**more):
+    return {"reward": prompted, "prompts": PROMPTS, "steps": 6, **more}
+
+
+SUM = WeightedSum([Part(SMOOTH, 1.0, True), Part(sa.Reward(lambda x, c: -((x[:, 0] - 1) ** 2), differentiable=True), 0.5, True)])
+ONLINE = sa.Online(rounds=(64, 97), noise_std=0.1, members=3, hidden=8, proxy="ucb")
+CASES = {
+    "score_action": case(sa.ScoreAction(beta=0.5), reward=SMOOTH),
+    "score_action, surrogate": case(sa.ScoreAction(beta=0.5)),
+    "score_action, zeroth_order": case(sa.ScoreAction(beta=0.5, look_ahead="zeroth_order")),
+    "score_action, likelihood_ratio": case(sa.ScoreAction(beta=0.5, estimator="likelihood_ratio", look_ahead="none")),
+    "score_action, eta 0": case(sa.ScoreAction(beta=0.5, exploration=0.1), reward=SMOOTH, eta=0.0),
+    "score_action, prompts in parts": case(
+        sa.ScoreAction(beta=0.5, kl_target=0.3), **asked(guidance=2.0, train={"max_rows": 7, "samples_per_prompt": 4})
+    ),
+    "ddpo": case(sa.DDPO(epochs=2)),
+    "ddpo, prompts": case(sa.DDPO(baseline="prompt"), **asked(held_out={"linear": linear})),
+    "ddpo, groups and lora": case(sa.DDPO(baseline="group"), **asked(lora=2, train={"samples_per_prompt": 8})),
+    "dpok": case(sa.DPOK(beta=0.1), **asked()),
+    "sqdf": case(sa.SQDF(beta=0.5), reward=SMOOTH),
+    "sqdf, corrected": case(sa.SQDF(beta=0.5, correction=True, critic_rows=320), reward=SMOOTH),
+    "sqdf, replay": case(
+        sa.SQDF(beta=0.5, weights="chain", gamma=0.95, buffer=256, max_age=3, priority=0.6, importance=0.5), reward=SMOOTH
+    ),
+    "vard": case(sa.VARD(beta=0.5, critic_updates=16)),
+    "pi_ft": case(sa.PIFT(beta=0.5), reward=SMOOTH),
+    # at a larger rate it is chaotic: one process whose weights begin 1e-7 elsewhere ends as far away
+    "adjoint_matching": case(sa.AdjointMatching(beta=0.5), reward=SMOOTH, train={"lr": 2e-4}),
+    "a weighted sum": case(sa.ScoreAction(beta=0.5), reward=SUM),
+    "draft": case(sa.DRaFT(beta=0.5, last=2), reward=SMOOTH),
+    "draft, low variance": case(sa.DRaFT(low_variance=2), reward=SMOOTH),
+    "refl": case(sa.ReFL(beta=0.5), reward=SMOOTH),
+    "online": case(sa.ScoreAction(beta=0.5), **asked(online=ONLINE)),
+}
+LACKING = [name for name in files("algorithm") if not any(known.partition(",")[0] == name for known in CASES)]
+
+
+def trained(name):
+    tuner = CASES[name]()
+    metrics = [{key: value for key, value in row.items() if key != "seconds"} for row in tuner]
+    weights = torch.cat([p.detach().flatten() for p in tuner.model.parameters.values()])
+    return {"metrics": metrics, "weights": weights.tolist()}
+
+
+if __name__ == "__main__":
+    torch.set_num_threads(1)
+    World.joined("cpu")
+    runs = {name: trained(name) for name in sys.argv[2:] or CASES}
+    if World.current().leads:
+        with open(sys.argv[1], "w", encoding="utf-8") as file:
+            json.dump(runs, file)
