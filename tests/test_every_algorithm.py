@@ -30,16 +30,16 @@ def test_every_algorithm_on_the_shelf_is_here():
     assert SMALL.keys() == files("algorithm").keys()
 
 
-def tuner(name, kind, **config):
+def tuner(name, kind, *, off_below=0.0, **config):
     algorithm = find("algorithm", name, key="algorithm.name").Config(**SMALL[name] | config)
     train = sa.Train(iterations=2, batch=8, device="cpu", max_rows=10, lr=1e-3)
     if kind.startswith("digits"):
         model = digits.build(digits.Config(lora_rank=2 if kind == "digits_lora" else None))
         reward, prompts = ink.build(ink.Config()), ["3", "a handwritten seven"]
-        sampler = sa.Sampler(steps=3, guidance=2.0)
+        sampler = sa.Sampler(steps=3, guidance=2.0, off_below=off_below)
     else:
         model = gaussian_mixture.build(gaussian_mixture.Config(process=kind))
-        reward, prompts, sampler = QuadraticReward(Quadratic.linear([1.0, 0.5])), None, sa.Sampler(steps=4)
+        reward, prompts, sampler = QuadraticReward(Quadratic.linear([1.0, 0.5])), None, sa.Sampler(steps=4, off_below=off_below)
     return sa.Finetuner(model, reward=reward, algorithm=algorithm, sampler=sampler, train=train, prompts=prompts)
 
 

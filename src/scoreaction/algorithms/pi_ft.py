@@ -72,6 +72,10 @@ class PIFTLearner(Learner):
         """A sweep: in each stage, from the data on, the policy is improved and then its value fitted."""
         self.critic.scale.calibrate(rollout.rewards)
         (n, batch), steps = rollout.size, rollout.steps()
+        if n < len(rollout.times) - 1:  # after the policy's steps the pretrained model acts: V there is its mean reward
+            end = States(rollout.x[n], rollout.acted[-1:].repeat(batch), rollout.prompt)
+            look, count = soft_q(self, end, gradient=False).value, self.config.critic_updates
+            yield from critic_updates(self.critic, end, look, rollout.rewards, updates=count, generator=generator)
         for stage, numbers in enumerate(torch.arange(n).flip(0).chunk(self.config.stages)):
             rows = (numbers[:, None] * batch + torch.arange(batch)).flatten()
             part = take(steps, rows[torch.randperm(len(rows), generator=generator)[: self.config.rows]])

@@ -20,7 +20,7 @@ from scoreaction.networks.model import Model
 from scoreaction.rewards import CountedReward
 from scoreaction.rewards._closed_form import QuadraticReward
 from scoreaction.sampling.draw import distinct_prompts, draw_x0, run, spread_prompts, x0_in_parts
-from scoreaction.sampling.rollout import Rollout, Sampler, roll_out, unflattened
+from scoreaction.sampling.rollout import Rollout, Sampler, act, roll_out, unflattened
 from scoreaction.types import Conditions, Prediction
 
 
@@ -39,7 +39,7 @@ class Evaluation(BaseModel, frozen=True, extra="forbid", allow_inf_nan=False):
     held_out: list[dict[str, Any]] = []
 
     def sampler(self, training: Sampler) -> Sampler:
-        """The sampler to measure with: grid and guidance as in training."""
+        """The sampler to measure with: grid, guidance and `off_below` as in training."""
         return Sampler(**{**training.model_dump(), "solver": self.solver, "steps": self.steps, "eta": self.eta})
 
 
@@ -69,7 +69,7 @@ def rounding_floor(
     n, batch = rollout.size
     rows = min(rows, batch)
     generator = torch.Generator().manual_seed(seed)
-    x, t = rollout.x[:-1, :rows].flatten(0, 1), rollout.times[:-1].repeat_interleave(rows)
+    x, t = rollout.x[:n, :rows].flatten(0, 1), rollout.times[:n].repeat_interleave(rows)
     predict = partial(model.predict, x, t, conditions, prompt=rollout.prompt[:rows].repeat(n), guidance=sampler.guidance)
     with model.uncounted():
         plain, others = predict(), {}
@@ -79,7 +79,7 @@ def rounding_floor(
         with replaced(model.parameters, others):
             moved = predict()
     difference = unflattened(Prediction(moved.x0 - plain.x0, moved.eps - plain.eps), n)
-    return float(path_kl(model.process, rollout.times, difference, sampler.eta or 1.0).mean())
+    return float(path_kl(model.process, rollout.acted, difference, sampler.eta or 1.0).mean())
 
 
 @torch.no_grad()
@@ -94,13 +94,13 @@ def measure_kl(model: Model, sampler: Sampler, n: int, prompts: list[Any] | None
     conditions = model.conditions(distinct)
     generator = torch.Generator().manual_seed(seed)
     with model.averaged(), model.uncounted():
-        policy = partial(model.predict, conditions=conditions, prompt=prompt, guidance=noisy.guidance)
+        policy = partial(act, model, noisy, conditions=conditions, prompt=prompt)
         rollout = roll_out(model, noisy, policy, prompt, generator, times=noisy.times(model.process))
         states = rollout.steps().states
         flat = model.reference(states.x, states.t, conditions, prompt=states.prompt, guidance=noisy.guidance)
-    difference = replace(rollout, pretrained=unflattened(flat, noisy.steps)).difference()
-    path = path_kl(model.process, rollout.times, difference, noisy.eta)
-    chain = chain_kl(model.process, rollout.times, difference, noisy.eta)
+    difference = replace(rollout, pretrained=unflattened(flat, rollout.size[0])).difference()
+    path = path_kl(model.process, rollout.acted, difference, noisy.eta)
+    chain = chain_kl(model.process, rollout.acted, difference, noisy.eta)
     return {"kl_nats": float(path.mean()), "kl_nats_se": standard_error(path), "kl_chain_nats": float(chain.mean())}
 
 
