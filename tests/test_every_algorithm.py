@@ -23,6 +23,9 @@ SMALL = {
     "adjoint_matching": {"updates": 2, "rows": 16},
     "draft": {"last": 2, "beta": 0.1, "rows": 16},
     "refl": {"beta": 0.1, "rows": 16},
+    "ram": {"each": 2, "minibatches": 2},
+    "nft": {"minibatches": 2},
+    "awm": {"each": 2, "minibatches": 2},
 }
 
 
@@ -117,6 +120,10 @@ def test_what_is_counted_is_what_was_asked():
         ("draft", ("beta", 0.0), ("last", 1), ("low_variance", 3)): (rolled + 4 * B, 4 * B, B + 3 * B),
         ("draft", ("beta", 0.1)): (rolled + 16 + 4 * B, 16 + 4 * B, B),  # local KL; policy and reference of two steps
         ("refl", ("beta", 0.0)): (rolled + B, B, 2 * B),
+        # of the noised samples: policy and reference; the lagged policy too; policy before and after, and its average
+        ("ram",): (rolled + 2 * 2 * B, 2 * B, B),
+        ("nft",): (rolled + 3 * N * B, N * B, B),
+        ("awm",): (rolled + 3 * 2 * B, 2 * B, B),
     }
     for (name, *config), truth in truths.items():
         made = tuner(name, "vp", **dict(config))
