@@ -68,7 +68,9 @@ def asked(**more):
     return {"reward": prompted, "prompts": PROMPTS, "steps": 6, **more}
 
 
-SUM = WeightedSum([Part(SMOOTH, 1.0, True), Part(sa.Reward(lambda x, c: -((x[:, 0] - 1) ** 2), differentiable=True), 0.5, True)])
+SUM = WeightedSum(
+    [Part(SMOOTH, 1.0, True), Part(sa.Reward(lambda x, c: -((x[:, 0] - 1) ** 2), differentiable=True), 0.5, True)]
+)
 ONLINE = sa.Online(rounds=(64, 97), noise_std=0.1, members=3, hidden=8, proxy="ucb")
 CASES = {
     "score_action": case(sa.ScoreAction(beta=0.5), reward=SMOOTH),
@@ -95,6 +97,9 @@ CASES = {
     "a weighted sum": case(sa.ScoreAction(beta=0.5), reward=SUM),
     "draft": case(sa.DRaFT(beta=0.5, last=2), reward=SMOOTH),
     "draft, low variance": case(sa.DRaFT(low_variance=2), reward=SMOOTH),
+    "ram": case(sa.RAM(beta=0.5), **asked(solver="dpmpp_2m", eta=0.0)),
+    "nft": case(sa.NFT(), **asked(solver="dpmpp_2m", eta=0.0)),
+    "awm": case(sa.AWM(), **asked(solver="dpmpp_2m", eta=0.0)),
     "refl": case(sa.ReFL(beta=0.5), reward=SMOOTH),
     "online": case(sa.ScoreAction(beta=0.5), **asked(online=ONLINE)),
 }

@@ -23,6 +23,9 @@ SMALL = {
     "adjoint_matching": {"updates": 2, "rows": 16},
     "draft": {"last": 2, "beta": 0.1, "rows": 16},
     "refl": {"beta": 0.1, "rows": 16},
+    "ram": {"each": 2, "minibatches": 2},
+    "nft": {"minibatches": 2},
+    "awm": {"each": 2, "minibatches": 2},
 }
 
 
@@ -30,16 +33,16 @@ def test_every_algorithm_on_the_shelf_is_here():
     assert SMALL.keys() == files("algorithm").keys()
 
 
-def tuner(name, kind, **config):
+def tuner(name, kind, *, off_below=0.0, **config):
     algorithm = find("algorithm", name, key="algorithm.name").Config(**SMALL[name] | config)
     train = sa.Train(iterations=2, batch=8, device="cpu", max_rows=10, lr=1e-3)
     if kind.startswith("digits"):
         model = digits.build(digits.Config(lora_rank=2 if kind == "digits_lora" else None))
         reward, prompts = ink.build(ink.Config()), ["3", "a handwritten seven"]
-        sampler = sa.Sampler(steps=3, guidance=2.0)
+        sampler = sa.Sampler(steps=3, guidance=2.0, off_below=off_below)
     else:
         model = gaussian_mixture.build(gaussian_mixture.Config(process=kind))
-        reward, prompts, sampler = QuadraticReward(Quadratic.linear([1.0, 0.5])), None, sa.Sampler(steps=4)
+        reward, prompts, sampler = QuadraticReward(Quadratic.linear([1.0, 0.5])), None, sa.Sampler(steps=4, off_below=off_below)
     return sa.Finetuner(model, reward=reward, algorithm=algorithm, sampler=sampler, train=train, prompts=prompts)
 
 
@@ -117,6 +120,10 @@ def test_what_is_counted_is_what_was_asked():
         ("draft", ("beta", 0.0), ("last", 1), ("low_variance", 3)): (rolled + 4 * B, 4 * B, B + 3 * B),
         ("draft", ("beta", 0.1)): (rolled + 16 + 4 * B, 16 + 4 * B, B),  # local KL; policy and reference of two steps
         ("refl", ("beta", 0.0)): (rolled + B, B, 2 * B),
+        # of the noised samples: policy and reference; the lagged policy too; policy before and after, and its average
+        ("ram",): (rolled + 2 * 2 * B, 2 * B, B),
+        ("nft",): (rolled + 3 * N * B, N * B, B),
+        ("awm",): (rolled + 3 * 2 * B, 2 * B, B),
     }
     for (name, *config), truth in truths.items():
         made = tuner(name, "vp", **dict(config))

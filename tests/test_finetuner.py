@@ -79,6 +79,9 @@ ALGORITHMS = {
     "draft": (sa.DRaFT(last=2, beta=0.1, rows=16), ["0", "1"]),
     "draft_lv": (sa.DRaFT(low_variance=2), None),
     "refl": (sa.ReFL(beta=0.1, rows=16), ["0", "1"]),
+    "ram": (sa.RAM(each=2, kl_target=0.1), ["0", "1"]),
+    "nft": (sa.NFT(lag=0.2), ["0", "1"]),
+    "awm": (sa.AWM(each=2), None),
 }
 SMOOTH = sa.Reward(
     lambda x, c: x[:, 0] if c is None else x[:, 0] * torch.tensor([1.0 - 2.0 * int(p) for p in c]), differentiable=True

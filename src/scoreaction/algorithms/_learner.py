@@ -16,7 +16,7 @@ from scoreaction.diffusion.noise import Source
 from scoreaction.diffusion.predictions import perturbed
 from scoreaction.diffusion.solvers import jittered, noise_std
 from scoreaction.networks.model import Model
-from scoreaction.sampling.rollout import Rollout, Sampler, roll_out, unflattened
+from scoreaction.sampling.rollout import Rollout, Sampler, act, roll_out, unflattened
 from scoreaction.types import Conditions, Prediction
 from scoreaction.world import ALONE, Rows, World
 
@@ -157,8 +157,11 @@ class Learner:
             self.state.beta *= 1 + 0.1 * min(max(kl_nats / self.kl_target - 1, -0.2), 0.2)
 
     def policy(self, x: Tensor, t: Tensor, prompt: Tensor) -> Prediction:
-        """The policy's guided prediction at (x, t) for these prompts: x (rows, *shape), t () or (rows,), prompt (rows,)."""
-        return self.model.predict(x, t, self.conditions, prompt=prompt, guidance=self.sampler.guidance)
+        """The policy's guided prediction at (x, t) for these prompts: x (rows, *shape), t () or (rows,), prompt (rows,).
+
+        At times below `sampler.off_below` it is the pretrained model's.
+        """
+        return act(self.model, self.sampler, x, t, self.conditions, prompt=prompt)
 
     def pretrained(self, x: Tensor, t: Tensor, prompt: Tensor) -> Prediction:
         """The pretrained model's guided prediction, as `policy`: gradients reach x, never a parameter."""
@@ -173,22 +176,23 @@ class Learner:
         return jittered(self.sampler.times(self.process), generator)
 
     def explore(self, prompt: Tensor, times: Tensor, generator: Source) -> Rollout:
-        """A trajectory for each prompt; the policy acts in every step, its eps perturbed by noise of std `exploration`."""
+        """A trajectory for each prompt; where the policy acts, its eps is perturbed by noise of std `exploration`."""
 
-        def act(x: Tensor, t: Tensor, prediction: Prediction) -> Prediction:
-            return perturbed(self.process, x, t, prediction, self.exploration, generator)
+        def explore(x: Tensor, t: Tensor, prediction: Prediction) -> Prediction:
+            std = self.exploration if float(t) >= self.sampler.off_below else 0.0
+            return perturbed(self.process, x, t, prediction, std, generator)
 
         def policy(x: Tensor, t: Tensor) -> Prediction:
             return self.policy(x, t, prompt)
 
-        explore = act if self.exploration > 0 else None
-        return roll_out(self.model, self.sampler, policy, prompt, generator, times=times, explore=explore)
+        noise = explore if self.exploration > 0 else None
+        return roll_out(self.model, self.sampler, policy, prompt, generator, times=times, explore=noise)
 
     def prepare(self, rollout: Rollout, generator: torch.Generator) -> Rollout:
-        """The rollout with the pretrained model's predictions at the visited states, without a graph."""
+        """The rollout with the pretrained model's predictions at the states that the policy acted in, without a graph."""
         n, batch = rollout.size
         rows = min(len(self.world.stripe(self.reference_rows or self.batch)), batch)
-        x, t = rollout.x[:-1, :rows].flatten(0, 1), rollout.times[:-1].repeat_interleave(rows)
+        x, t = rollout.x[:n, :rows].flatten(0, 1), rollout.times[:n].repeat_interleave(rows)
         with torch.no_grad():
             flat = self.pretrained(x, t, rollout.prompt[:rows].repeat(n))
         return replace(rollout, pretrained=unflattened(flat, n))
@@ -203,10 +207,10 @@ def roll_out_chain(learner: Learner, prompt: Tensor, times: Tensor, generator: S
     silent = noise_std(learner.process, times[:-1], times[1:], learner.sampler.eta) == 0
     noiseless = {float(t) for t in times[:-1][silent]}
 
-    def act(x: Tensor, t: Tensor) -> Prediction:
+    def predict(x: Tensor, t: Tensor) -> Prediction:
         return learner.pretrained(x, t, prompt) if float(t) in noiseless else learner.policy(x, t, prompt)
 
-    return roll_out(learner.model, learner.sampler, act, prompt, generator, times=times)
+    return roll_out(learner.model, learner.sampler, predict, prompt, generator, times=times)
 
 
 def refuse_black_box(setting: Setting, algorithm: str) -> None:

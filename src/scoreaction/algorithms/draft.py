@@ -23,7 +23,7 @@ from scoreaction.types import Prediction
 
 
 class DRaFT(Algorithm):
-    """`max E r(x0) - beta KL`, differentiated through the last `last` steps (all with null), noise held fixed.
+    """`max E r(x0) - beta KL`, differentiated through the policy's last `last` steps (all with null), noise held fixed.
 
     One update an iteration, one reward query a sample. low_variance n > 0 is DRaFT-LV: x0 is noised to the last step's time n
     times and denoised in one step, n queries more (its algorithm 1). beta = 0, as published, has no KL; with beta the path KL
@@ -64,28 +64,28 @@ class DRaFTLearner(Learner):
     def updates(self, rollout: Rollout, generator: torch.Generator) -> Updates:
         """One update: the reward through the last steps, and where there is a KL its part at the steps before."""
         n, batch = rollout.size
-        before, terms = n - self.last, []
-        if self.beta and before:
-            rows = self.world.dealt(before, batch, self.config.rows, generator)
-            terms.append(visited_kl(self, rollout, rows, before / n))
+        first, terms = max(0, n - self.last), []
+        if self.beta and first:
+            rows = self.world.dealt(first, batch, self.config.rows, generator)
+            terms.append(visited_kl(self, rollout, rows, first / n))
         source = RowNoise.drawn(generator, self.world.stripe(self.batch))
         noise = [source.normal(rollout.x0.shape, torch.float32) for _ in range(self.config.low_variance)]
 
         def loss(rows: Tensor) -> Loss:
-            return self._through(rollout, rows) + self._renoised(rollout, rows, noise), {}
+            return self._through(rollout, first, rows) + self._renoised(rollout, rows, noise), {}
 
-        yield Update("policy", [*terms, Term(batch, loss, calls=self.last)])
+        yield Update("policy", [*terms, Term(batch, loss, calls=len(rollout.times) - 1 - first)])
 
-    def _through(self, rollout: Rollout, rows: Tensor) -> Tensor:
-        """`-r(x0) + beta KL` of these trajectories as its gradient: the stored states, with the graph of the last steps."""
+    def _through(self, rollout: Rollout, first: int, rows: Tensor) -> Tensor:
+        """`-r(x0) + beta KL` of these trajectories as its gradient: the stored states, with the graph from step `first` on."""
         process, eta, prompt = self.process, self.sampler.eta, take(rollout.prompt, rows)
         assert rollout.reward_gradient is not None
-        x = take(rollout.x[-1 - self.last], rows)
+        x = take(rollout.x[first], rows)
         cost = x.new_zeros(len(rows))
-        for i in range(rollout.size[0] - self.last, rollout.size[0]):
+        for i in range(first, len(rollout.times) - 1):
             t, s = rollout.times[i], rollout.times[i + 1]
             prediction = self._checkpointed(self.policy, x, t, prompt)
-            if self.beta:
+            if self.beta and i < rollout.size[0]:
                 difference = prediction.x0 - self._checkpointed(self.pretrained, x, t, prompt).x0
                 cost = cost + StepWeights.of_step(process, t, s, eta).cost.to(x) / 2 * sum_event(difference**2)
             mean = ddim_step(process, prediction, t, s, eta).mean
@@ -101,8 +101,8 @@ class DRaFTLearner(Learner):
         return Prediction(*checkpoint(lambda x: tuple(predict(x, t, prompt)), x, use_reentrant=False))
 
     def _renoised(self, rollout: Rollout, rows: Tensor, noise: list[Tensor]) -> Tensor:
-        """`-sum_i r(x0_hat(alpha x0 + sigma z_i))` at the last step's time."""
-        t, x0, prompt = rollout.times[-2], take(rollout.x0, rows), take(rollout.prompt, rows)
+        """`-sum_i r(x0_hat(alpha x0 + sigma z_i))` at the time of the policy's last step."""
+        t, x0, prompt = rollout.acted[-2], take(rollout.x0, rows), take(rollout.prompt, rows)
         alpha, sigma = (expand(part, x0) for part in (self.process.alpha(t), self.process.sigma(t)))
         total = x0.new_zeros(len(rows))
         for z in noise:

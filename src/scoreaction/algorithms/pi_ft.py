@@ -75,10 +75,15 @@ class PIFTLearner(Learner):
         """A sweep: in each stage, from the data on, the policy is improved and then its value fitted."""
         self.critic.scale.calibrate(self.world.gather(rollout.rewards))
         (n, batch), steps = rollout.size, rollout.steps()
+        if n < len(rollout.times) - 1:  # after the policy's steps the pretrained model acts: V there is its mean reward
+            end = States(rollout.x[n], rollout.acted[-1:].repeat(batch), rollout.prompt)
+            look, count = soft_q(self, end, gradient=False).value, self.config.critic_updates
+            every = self.world.rows(self.batch)
+            yield from critic_updates(self.critic, end, every, look, rollout.rewards, updates=count, generator=generator)
         for stage, numbers in enumerate(torch.arange(n).flip(0).chunk(self.config.stages)):
-            every = (numbers[:, None] * batch + torch.arange(batch)).flatten()
+            members = (numbers[:, None] * batch + torch.arange(batch)).flatten()
             rows = self.world.dealt(len(numbers), batch, self.config.rows, generator)
-            part = take(steps, every[rows.own])
+            part = take(steps, members[rows.own])
             part = part._replace(weight=part.weight * len(numbers) / n)  # a row counts for the steps of its stage
             yield from self._improve(part, rows, stage, generator)
             yield from self._evaluate(part, rows, generator)

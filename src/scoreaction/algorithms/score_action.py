@@ -30,9 +30,7 @@ class ScoreAction(Regularised):
     `q = c g^2 <grad V, a - s> - (beta/2)(c/eta)^2 g^2 (||a - s_pre||^2 - ||s - s_pre||^2)` (see `advantage_rate`):
 
     - `pathwise` goes through grad V: it moves eps towards `eps_pre - (eta^2/c) sigma grad V/beta`;
-    - `likelihood_ratio` weighs densities by `V(x_s) - V(x_t) - beta KL_step`, lambda-averaged, with PPO's clip. Close to the
-      data little is left to gain and every change costs many nats: below `hold_below` only the KL is learned, at ten times its
-      price.
+    - `likelihood_ratio` weighs densities by `V(x_s) - V(x_t) - beta KL_step`, lambda-averaged, with PPO's clip.
 
     `pathwise` takes the integral over time at random visited times with importance weights in continuous time, so it means the
     same at any number of steps; `likelihood_ratio` sums over the steps of the chain, and is off on coarse grids. `trust` (in
@@ -61,7 +59,6 @@ class ScoreAction(Regularised):
     clip: float = Field(0.2, gt=0, description="of the likelihood ratio")
     gae_lambda: float = Field(0.95, ge=0, le=1)
     zeroth_order_std: float = Field(0.05, gt=0)
-    hold_below: float = Field(0.0, ge=0, lt=1, description="time below which likelihood_ratio learns the KL alone")
 
     def build(self, setting: Setting) -> Learner:
         if setting.sampler.eta == 0 and self.exploration == 0:

@@ -128,7 +128,7 @@ class SQDFLearner(Learner):
         config, figures = self.config, {}
         self.replay.add(rollout)
         yield from self._critic_updates(rollout, generator)
-        numbers = self._learnable(rollout.times)
+        numbers = self._learnable(rollout.acted)
         self.state.replay_pairs = float(self.replay.known() * len(numbers))
         for _ in range(config.updates):
             steps, rows = self.replay.draw(self.model, config.rows, numbers, generator)
@@ -138,7 +138,7 @@ class SQDFLearner(Learner):
         adapt_trust(self.state, figures["kl_to_old"], least=self.least_trust, region=config.trust_region)
 
     def _learnable(self, times: Tensor) -> Tensor:
-        """The numbers of the steps that the policy is learned at.
+        """The numbers of the steps that the policy is learned at; times are those of the steps that it acted in.
 
         On the chain a step without noise is the pretrained model's; on the path the score says nothing of x0 at pure noise.
         """

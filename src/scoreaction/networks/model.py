@@ -117,9 +117,9 @@ class Model:
         self.autocast: Callable[[], AbstractContextManager[None]] = nullcontext
         self.max_rows: int | None = None
         """The most rows of one network call; None is all."""
-        self.guidance, self.grid = 1.0, "power"
+        self.guidance, self.grid, self.off_below = 1.0, "power", 0.0
         self.prompts: list[Any] | None = None
-        """Guidance, grid and prompts of its training, and the defaults of `sample`."""
+        """Guidance, grid, `off_below` and prompts of its training, which `sample` takes."""
         register(self)
 
     @property

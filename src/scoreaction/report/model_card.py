@@ -34,7 +34,7 @@ def write_card(folder: Path, recipe: Recipe, figures: dict[str, Any]) -> Path:
             picture = "\n![samples of the tuned model](samples.png)\n"
     card = Card({}, [], ["import scoreaction as sa", 'model = sa.load("this folder")'])
     if recipe.model.traits.card is not None:
-        card = recipe.model.traits.card(recipe.model.config, place.model)
+        card = recipe.model.traits.card(recipe.model.config, place.model, recipe.sampler.off_below)
     tags = {"tags": ["scoreaction", recipe.algorithm.name, *card.tags]}
     header, text = yaml.safe_dump(card.header | tags, sort_keys=False), f"\n## Recipe\n\n```yaml\n{dump(recipe)}```\n"
     write_whole(place.model / "README.md", f"---\n{header}---\n\n{_body(recipe, figures, card)}{picture}{text}")
@@ -53,6 +53,7 @@ def _body(recipe: Recipe, figures: dict[str, Any], card: Card) -> str:
         f"{number(figures['reward_queries'])} rewards, {number(figures['model_evaluations'])} network evaluations.",
         f"Measured on {recipe.evaluation.n} samples, {recipe.evaluation.solver}, {recipe.evaluation.steps} steps, eta"
         f" {recipe.evaluation.eta:g}, guidance {recipe.sampler.guidance:g}.",
+        *([f"Below time {off:g} (0 is data, 1 noise) the pretrained model acts."] if (off := recipe.sampler.off_below) else []),
         "",
         *table,
         "",

@@ -22,7 +22,7 @@ from scoreaction.rewards import CountedReward
 from scoreaction.rewards._closed_form import QuadraticReward
 from scoreaction.rewards._weighted import settle
 from scoreaction.sampling.draw import distinct_prompts, draw_x0, run, spread_prompts, x0_in_parts
-from scoreaction.sampling.rollout import Rollout, Sampler, roll_out, unflattened
+from scoreaction.sampling.rollout import Rollout, Sampler, act, roll_out, unflattened
 from scoreaction.types import Conditions, Prediction
 from scoreaction.world import ALONE, World
 
@@ -42,7 +42,7 @@ class Evaluation(BaseModel, frozen=True, extra="forbid", allow_inf_nan=False):
     held_out: list[dict[str, Any]] = []
 
     def sampler(self, training: Sampler) -> Sampler:
-        """The sampler to measure with: grid and guidance as in training."""
+        """The sampler to measure with: grid, guidance and `off_below` as in training."""
         return Sampler(**{**training.model_dump(), "solver": self.solver, "steps": self.steps, "eta": self.eta})
 
 
@@ -71,7 +71,7 @@ def rounding_floor(
     """
     n, own = rollout.size[0], len(world.stripe(rows))
     generator = torch.Generator().manual_seed(seed)
-    x, t = rollout.x[:-1, :own].flatten(0, 1), rollout.times[:-1].repeat_interleave(own)
+    x, t = rollout.x[:n, :own].flatten(0, 1), rollout.times[:n].repeat_interleave(own)
     predict = partial(model.predict, x, t, conditions, prompt=rollout.prompt[:own].repeat(n), guidance=sampler.guidance)
     with model.uncounted():
         plain, others = predict(), {}
@@ -81,7 +81,7 @@ def rounding_floor(
         with replaced(model.parameters, others):
             moved = predict()
     difference = unflattened(Prediction(moved.x0 - plain.x0, moved.eps - plain.eps), n)
-    return float(world.gather(path_kl(model.process, rollout.times, difference, sampler.eta or 1.0), rows).mean())
+    return float(world.gather(path_kl(model.process, rollout.acted, difference, sampler.eta or 1.0), rows).mean())
 
 
 @torch.no_grad()
@@ -97,12 +97,12 @@ def measure_kl(
     distinct, prompt = distinct_prompts(spread_prompts(prompts, n), n)
     conditions, own = model.conditions(distinct), world.stripe(n)
     with model.averaged(), model.uncounted():
-        policy = partial(model.predict, conditions=conditions, prompt=prompt[own], guidance=noisy.guidance)
+        policy = partial(act, model, noisy, conditions=conditions, prompt=prompt[own])
         rollout = roll_out(model, noisy, policy, prompt[own], RowNoise(seed, own), times=noisy.times(model.process))
         states = rollout.steps().states
         flat = model.reference(states.x, states.t, conditions, prompt=states.prompt, guidance=noisy.guidance)
-    difference = replace(rollout, pretrained=unflattened(flat, noisy.steps)).difference()
-    path, chain = (world.gather(kl(model.process, rollout.times, difference, noisy.eta), n) for kl in (path_kl, chain_kl))
+    difference = replace(rollout, pretrained=unflattened(flat, rollout.size[0])).difference()
+    path, chain = (world.gather(kl(model.process, rollout.acted, difference, noisy.eta), n) for kl in (path_kl, chain_kl))
     return {"kl_nats": float(path.mean()), "kl_nats_se": standard_error(path), "kl_chain_nats": float(chain.mean())}
 
 

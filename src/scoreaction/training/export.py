@@ -97,6 +97,7 @@ def load_described(path: Path, net: nn.Module | Model | None = None) -> Model:
     load_weights(model, path)
     model.net.eval()  # as it was trained: dropout and batch statistics off
     model.guidance, model.grid, model.prompts = sampler["guidance"], sampler["grid"], description["prompts"] or model.prompts
+    model.off_below = sampler["off_below"]
     if sampler["negative_prompt"] is not None:
         model.lead_away_from(sampler["negative_prompt"], guidance=model.guidance)
     return model

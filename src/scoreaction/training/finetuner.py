@@ -141,7 +141,7 @@ class Finetuner(Run):
             raise
 
     def _kl(self, rollout: Rollout) -> dict[str, float]:
-        difference, times = rollout.difference(), rollout.times
+        difference, times = rollout.difference(), rollout.acted
         eta = self.sampler.eta or 1.0  # a deterministic sampler has no path KL: that of the same scores at eta 1
         kl = {"kl_nats": path_kl, "kl_chain_nats": chain_kl}
         own = {name: measure(self.model.process, times, difference, eta) for name, measure in kl.items()}

@@ -131,6 +131,7 @@ class Run:
         )
         self.settings = settings_text(self) if recipe is None and self.kept else ""
         model.guidance, model.grid, model.prompts = self.sampler.guidance, self.sampler.grid, self.prompts
+        model.off_below = self.sampler.off_below
 
     def _place(self) -> None:
         """Puts the model on its device, in its precision, with the rows of its calls."""

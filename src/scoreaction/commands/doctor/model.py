@@ -32,7 +32,7 @@ def sample_points(tuner: Finetuner, n: int, generator: torch.Generator) -> Place
     """n trajectories of the pretrained model under the run's sampler."""
     prompt = torch.arange(n) % (len(tuner.prompts) if tuner.prompts else 1)
     rollout = _trajectories(tuner, tuner.sampler, prompt, generator)
-    step = torch.arange(n) % (len(rollout.times) - 1)
+    step = torch.arange(n) % rollout.size[0]
     return Places(rollout, take(rollout.steps().states, step * n + torch.arange(n)))
 
 
