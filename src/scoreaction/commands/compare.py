@@ -11,6 +11,7 @@ from statistics import stdev
 
 from scoreaction import catalog
 from scoreaction.commands.train import run
+from scoreaction.disk import whole, write_whole
 from scoreaction.errors import Interrupted, UserError, nearest
 from scoreaction.recipes.build import build
 from scoreaction.recipes.recipe import Recipe, load_recipe, optimum_beta
@@ -18,7 +19,7 @@ from scoreaction.recipes.text import parse_override
 from scoreaction.report.figures import comparison_figures
 from scoreaction.report.frontiers import frontier_figures
 from scoreaction.report.model_card import write_card
-from scoreaction.training.run_folder import RunFolder, read_summary, write_whole
+from scoreaction.training.run_folder import RunFolder
 from scoreaction.types import Values
 from scoreaction.yaml_text import parse_yaml
 
@@ -116,7 +117,7 @@ def compare(
     if folder.is_file() or RunFolder(folder).exists:
         raise UserError(f"--output: {folder} is a {'file' if folder.is_file() else 'run'}; name another folder")
     entries = planned(recipe, overrides, algorithms, seeds, sweep)
-    _try_each([entry for entry in entries if read_summary(folder / entry.folder) is None])
+    _try_each([entry for entry in entries if not RunFolder(folder / entry.folder).complete])
     runs = []
     for entry in entries:
         try:
@@ -136,7 +137,8 @@ def compare(
     }
     write_whole(folder / "comparison.json", json.dumps(comparison, indent=2) + "\n")
     for name, figure in (comparison_figures(comparison, folder) | frontier_figures(comparison)).items():
-        figure.savefig(folder / f"{name}.png", dpi=110)
+        with whole(folder / f"{name}.png") as file:
+            figure.savefig(file, format="png", dpi=110)
     return comparison
 
 

@@ -14,27 +14,16 @@ from typing import Any
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
+from scoreaction.disk import check_writable
 from scoreaction.errors import Failed, Interrupted, UserError
 from scoreaction.recipes.build import build
 from scoreaction.recipes.recipe import EarlyStop, Recipe, load_recipe
 from scoreaction.training.checkpoints import DAMAGED
 from scoreaction.training.finetuner import Finetuner
+from scoreaction.training.identity import difference, flattened
 from scoreaction.training.optimizer import TrainingError
-from scoreaction.training.run_folder import RunFolder, check_writable, read_json_lines, read_summary
+from scoreaction.training.run_folder import RunFolder, read_json_lines, read_summary
 from scoreaction.types import Values
-
-
-def flattened(values: Any, key: str = "") -> Values:
-    """Nested values by dotted key.
-
-    >>> flattened({"a": {"b": 1}, "c": [2]})
-    {'a.b': 1, 'c.0': 2}
-    """
-    if isinstance(values, dict) and values:
-        return {k: v for name, inner in values.items() for k, v in flattened(inner, f"{key}.{name}" if key else name).items()}
-    if isinstance(values, list) and values:
-        return {k: v for i, inner in enumerate(values) for k, v in flattened(inner, f"{key}.{i}").items()}
-    return {key: values}
 
 
 def claim(folder: Path, recipe: Recipe, *, resume: bool) -> None:
@@ -46,19 +35,20 @@ def claim(folder: Path, recipe: Recipe, *, resume: bool) -> None:
     place = RunFolder(folder)
     if place.exists and not resume:
         raise UserError(f"--output: {folder} already holds a run; add --resume to go on with it, or name another folder")
+    if place.holds_no_run:
+        raise UserError(f"--output: {folder} holds files with the names of a run's, and no recipe; name another folder")
     if place.settings_path.exists():
         raise UserError(f"--output: {folder} holds a run that was started from Python; go on with it there, by resume()")
     saved = place.recipe_path
     if not saved.exists():
         return
-    old, new = flattened(load_recipe(str(saved)).values()), flattened(recipe.values())
-    for key in [*old, *(key for key in new if key not in old)]:
-        before, now = old.get(key), new.get(key)
-        if key == "train.iterations" and before is not None and now is not None:
-            if now < before:
-                raise UserError(f"{key}: this run has {before}; it can be raised, not lowered (got {now})")
-        elif before != now:
-            raise UserError(f"{key}: this run has {before!r}, not {now!r}; resume it unchanged, or name another --output")
+    found = difference(flattened(load_recipe(str(saved)).values()), flattened(recipe.values()))
+    if found is None:
+        return
+    key, before, now = found
+    if key == "train.iterations":
+        raise UserError(f"{key}: this run has {before}; it can be raised, not lowered (got {now})")
+    raise UserError(f"{key}: this run has {before!r}, not {now!r}; resume it unchanged, or name another --output")
 
 
 @contextmanager
@@ -168,7 +158,7 @@ def run(recipe: Recipe, folder: Path, *, resume: bool, title: str | None = None)
         stopped = any([stopper(metrics) for metrics in read_json_lines(place.metrics_path)]) if tuner.iteration else False
         finished = stopped or tuner.iteration >= recipe.train.iterations
         summary = read_summary(folder)
-        if finished and summary is not None:
+        if finished and summary is not None and place.complete:
             return summary
         place.summary_path.unlink(missing_ok=True)
         if not finished:

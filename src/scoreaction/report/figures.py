@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
+from scoreaction.disk import whole
 from scoreaction.training.run_folder import read_json_lines
 
 if TYPE_CHECKING:
@@ -118,7 +119,8 @@ def save_samples(path: Path, samples: Array, prompts: Sequence[str] | None) -> N
     """samples.png: one panel, with the prompts in its title where they are few."""
     several = list(dict.fromkeys(prompts or []))
     title = f"{len(samples)} samples" + (f": {', '.join(several)}" if 0 < len(several) <= 3 else "")
-    samples_figure({title: samples}).savefig(path, dpi=120)
+    with whole(path) as file:
+        samples_figure({title: samples}).savefig(file, format="png", dpi=120)
 
 
 def curve_keys(records: Sequence[Values]) -> list[str]:

@@ -9,11 +9,12 @@ from typing import Any
 import numpy as np
 import yaml
 
+from scoreaction.disk import write_whole
 from scoreaction.models import Card
 from scoreaction.recipes.recipe import Recipe, dump
 from scoreaction.report.figures import title_of
 from scoreaction.report.numbers import before_and_after, number, with_error
-from scoreaction.training.run_folder import RunFolder, write_whole
+from scoreaction.training.run_folder import RunFolder
 
 SHOWN = 16
 """Samples in the picture."""

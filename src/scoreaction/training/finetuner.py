@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import shutil
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -16,7 +16,7 @@ from scoreaction.algorithms._likelihood_ratio import spread_is_rounding
 from scoreaction.diffusion.kl import chain_kl, path_kl
 from scoreaction.rewards import RewardError
 from scoreaction.sampling.rollout import Rollout
-from scoreaction.training.checkpoints import load_tree, save_tree
+from scoreaction.training.checkpoints import load_newest, prune, save_tree
 from scoreaction.training.collector import check_finite
 from scoreaction.training.evaluation import diversity, rounding_floor
 from scoreaction.training.run import Run
@@ -42,6 +42,8 @@ class Finetuner(Run):
     """False within an iteration, whose state is of no use to a checkpoint."""
     owns_folder = False
     """True once the folder is known to hold this run and no other."""
+    saved: Path | None = None
+    """The checkpoint that holds the state as it is, where there is one."""
 
     def __iter__(self) -> Iterator[dict[str, Any]]:
         with self._locked():
@@ -144,21 +146,28 @@ class Finetuner(Run):
         with self._locked():
             self.write_recipe()
             self.journal.flush()
-            save_tree(self.folder.checkpoints / f"{self.iteration:06d}", self.state())
-            for old in self.folder.saved_checkpoints()[:-2]:
-                shutil.rmtree(old)
+            path, run = self.folder.checkpoints / f"{self.iteration:06d}", self.identity()
+            if path != self.saved or not path.exists():
+                save_tree(path, self.state(), run)
+                self.saved = path
+            prune([old for old in self.folder.saved_checkpoints() if int(old.name) <= self.iteration], run)
         return True
 
     def resume(self) -> bool:
-        """Continues from the newest checkpoint; False where there is none, and the run starts afresh."""
+        """Continues from the newest undamaged checkpoint; False where there is none, and the run starts afresh.
+
+        UserError where the checkpoint is of a run with other settings or shapes, or all are damaged.
+        """
         self.owns_folder = True
         with self._locked():
-            newest = self.folder.newest_checkpoint() if self.folder is not None else None
+            newest = None if self.folder is None else load_newest(self.folder.saved_checkpoints(), self.identity())
             if self.rounds is not None:
                 self.rounds.log.read()
             if newest is not None:
-                self.load_state(load_tree(newest))
+                self.saved, state = newest
+                self.load_state(state)
             if self.folder is not None:
+                self.folder.clear_parts()
                 self.folder.cut_metrics(self.iteration)
         return newest is not None
 

@@ -12,10 +12,10 @@ import torch
 from pydantic import BaseModel, Field, ValidationInfo, field_validator
 from torch import Tensor
 
+from scoreaction.disk import write_whole
 from scoreaction.networks.model import Model
 from scoreaction.networks.proxy import Kind, Proxy
 from scoreaction.rewards import CountedReward
-from scoreaction.training.run_folder import write_whole
 from scoreaction.types import Values
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 from dataclasses import replace
@@ -25,11 +26,12 @@ from scoreaction.training.best_weights import Selection, check_metric
 from scoreaction.training.collector import Collector
 from scoreaction.training.evaluation import Evaluation
 from scoreaction.training.export import described, save_model
+from scoreaction.training.identity import identity
 from scoreaction.training.online import Online, Rounds
 from scoreaction.training.optimizer import ROWS, Optimisation, Train
 from scoreaction.training.run_folder import Journal, RunFolder
-from scoreaction.types import DTYPES, RewardFunction
-from scoreaction.yaml_text import dump_yaml
+from scoreaction.types import DTYPES, RewardFunction, Values
+from scoreaction.yaml_text import dump_yaml, parse_yaml
 
 
 def _listed(prompts: Sequence[Any] | None) -> list[Any] | None:
@@ -159,6 +161,12 @@ class Run:
         """Writes the run's recipe into its folder, or its settings where it was started from Python without one."""
         if self.journal is not None:
             self.journal.describe(self.recipe, self.settings)
+
+    def identity(self) -> Values:
+        """What another part of this run must have in common with it, as JSON gives it back."""
+        text = self.recipe or re.sub(r" at 0x[0-9a-f]+", "", self.settings or settings_text(self))
+        shapes = {name: list(p.shape) for name, p in self.model.parameters.items()}
+        return json.loads(json.dumps(identity(parse_yaml(text, where="settings"), shapes)))
 
     def state(self) -> dict[str, Any]:
         """All that changes: what a resumed run needs to equal the uninterrupted one."""

@@ -9,9 +9,9 @@ from typing import Any
 import numpy as np
 from torch import Tensor
 
+from scoreaction.disk import whole, write_whole
 from scoreaction.training.evaluation import ExactTask, measure, measure_kl
 from scoreaction.training.run import Run
-from scoreaction.training.run_folder import write_whole
 
 
 def summarise(run: Run) -> dict[str, Any]:
@@ -46,8 +46,8 @@ def summarise(run: Run) -> dict[str, Any]:
         figures["prompts"] = [{"prompt": prompt, **means} for prompt, means in prompted.items()]
     if run.folder is not None:
         run.write_recipe()
-        write_whole(run.folder.summary_path, json.dumps(figures, indent=2) + "\n")
         run.save(run.folder.model)
+        write_whole(run.folder.summary_path, json.dumps(figures, indent=2) + "\n")  # last: where it is, all is
     return figures
 
 
@@ -58,9 +58,9 @@ def optimum_beta(run: Run) -> float:
 
 def _save_samples(run: Run, kind: str, samples: Tensor) -> None:
     assert run.folder is not None
-    run.folder.samples.mkdir(parents=True, exist_ok=True)
     kept = samples[: 4096 if samples.ndim == 2 else 100].cpu().numpy()
     arrays = {"samples": kept}
     if run.prompts is not None:
         arrays["prompts"] = np.array([str(run.prompts[i % len(run.prompts)]) for i in range(len(kept))])
-    np.savez_compressed(run.folder.samples / f"{kind}.npz", **arrays)  # type: ignore[arg-type]
+    with whole(run.folder.samples / f"{kind}.npz") as file:
+        np.savez_compressed(file, **arrays)  # type: ignore[arg-type]
