@@ -42,10 +42,10 @@ def claim(folder: Path, recipe: Recipe, *, resume: bool) -> None:
     saved = place.recipe_path
     if not saved.exists():
         return
-    found = difference(flattened(load_recipe(str(saved)).values()), flattened(recipe.values()))
-    if found is None:
+    changed = difference(flattened(load_recipe(str(saved)).values()), flattened(recipe.values()))
+    if changed is None:
         return
-    key, before, now = found
+    key, before, now = changed
     if key == "train.iterations":
         raise UserError(f"{key}: this run has {before}; it can be raised, not lowered (got {now})")
     raise UserError(f"{key}: this run has {before!r}, not {now!r}; resume it unchanged, or name another --output")
@@ -181,7 +181,7 @@ def _iterate(tuner: Finetuner, stopper: Stopper, signals: Signals, reporter: Rep
                 raise Interrupted(f"stopped within iteration {tuner.iteration + 1}; {_saved_state(tuner)}") from None
             except TrainingError as error:
                 raise Failed(f"{error}; {_saved_state(tuner)}") from error
-            except Exception as error:
+            except (Exception, SystemExit) as error:
                 raise Failed(
                     f"iteration {tuner.iteration + 1}: {type(error).__name__}: {error}; {_saved_state(tuner)}"
                 ) from error
@@ -209,5 +209,5 @@ def _measured(tuner: Finetuner, title: str) -> Values:
             return tuner.summary()
     except KeyboardInterrupt:
         raise Interrupted("stopped while measuring; training is done and saved") from None
-    except Exception as error:
+    except (Exception, SystemExit) as error:
         raise Failed(f"measuring: {type(error).__name__}: {error}") from error

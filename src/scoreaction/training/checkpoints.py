@@ -84,10 +84,12 @@ def load_newest(paths: Sequence[Path], run: Values) -> tuple[Path, dict[str, Any
         except DamagedError as error:
             damaged.append(error)
             continue
-        found = difference(run_of(path) or {}, run)
-        if found is not None:
-            told = f"{found.key}: {path} is of a run with {found.before!r}, not {found.now!r}"
-            raise UserError(f"{told}; set it as it was, or name another --output")
+        changed = difference(run_of(path) or {}, run)
+        if changed is not None:
+            key, before, now = changed
+            raise UserError(
+                f"{key}: {path} is of a run with {before!r}, not {now!r}; set it as it was, or name another --output"
+            )
         for other in paths[len(paths) - len(damaged) :]:
             logging.getLogger(__name__).warning("%s: damaged; going on from %s", other, path)
         return path, tree

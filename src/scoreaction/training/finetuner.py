@@ -80,10 +80,6 @@ class Finetuner(Run):
             yield metrics
 
     def _iterate(self) -> dict[str, Any]:
-        if self.rounds is not None and self.rounds.due(self.iteration):
-            self.write_recipe()  # so that the answers are known to be this run's
-            draw = partial(self.collector.samples, self.learner, generator=self.generator)
-            self.rounds.query(draw, self.train.batch, self.generator)
         rollout, measured = self._collect()
         if self.half and self.learner.state.kl_floor is None:
             self.learner.state.kl_floor = rounding_floor(self.model, self.sampler, self.conditions, rollout, self.train.seed)
@@ -112,6 +108,10 @@ class Finetuner(Run):
         evaluations = self.model.evaluations
         before, counted, queries = self.generator.get_state(), replace(evaluations), self.reward.queries
         try:
+            if self.rounds is not None and self.rounds.due(self.iteration):
+                self.write_recipe()  # so that the answers are known to be this run's
+                draw = partial(self.collector.samples, self.learner, generator=self.generator)
+                self.rounds.query(draw, self.train.batch, self.generator)
             rollout = self.collector.rollout(self.learner, self.generator, self.iteration)
             measured = self._measure(rollout)
             return self.learner.prepare(rollout, self.generator), measured

@@ -6,7 +6,7 @@ from typing import Any, NamedTuple
 
 from scoreaction.types import Values
 
-FREE = ("train.iterations", "train.device", "train.checkpoint_every", "train.max_rows")
+FREE = ("train.iterations", "train.device", "train.checkpoint_every", "train.max_rows", "online.budget")
 FREE_SECTIONS = ("evaluation", "early_stop", "distill")
 """Settings that another part of the same run may have: where and how long it trains, and how it is measured."""
 
@@ -44,7 +44,7 @@ def identity(settings: Values, shapes: dict[str, list[int]]) -> Values:
 
 
 def difference(before: Values, now: Values) -> Difference | None:
-    """The first key of flattened values in which they differ; iterations may be raised.
+    """The first key of flattened values in which they differ; a run may become longer, by iterations or by rounds.
 
     >>> difference({"train.iterations": 3, "a": 1}, {"train.iterations": 4, "a": 2})
     Difference(key='a', before=1, now=2)
@@ -52,6 +52,7 @@ def difference(before: Values, now: Values) -> Difference | None:
     for key in [*before, *(key for key in now if key not in before)]:
         old, new = before.get(key), now.get(key)
         longer = key == "train.iterations" and old is not None and new is not None and new >= old
+        longer = longer or (key.startswith("online.rounds.") and old is None)
         if old != new and not longer:
             return Difference(key, old, new)
     return None

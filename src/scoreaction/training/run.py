@@ -163,7 +163,7 @@ class Run:
             self.journal.describe(self.recipe, self.settings)
 
     def identity(self) -> Values:
-        """What another part of this run must have in common with it, as JSON gives it back."""
+        """Settings and shapes that another part of this run has in common with it, as JSON gives them back."""
         text = self.recipe or re.sub(r" at 0x[0-9a-f]+", "", self.settings or settings_text(self))
         shapes = {name: list(p.shape) for name, p in self.model.parameters.items()}
         return json.loads(json.dumps(identity(parse_yaml(text, where="settings"), shapes)))
