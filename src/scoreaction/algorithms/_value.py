@@ -112,11 +112,14 @@ class StateValue:
         states, chosen = rollout.steps().states, order[:count]
         flat = Prediction(torch.empty_like(states.x), torch.empty_like(states.x))
         look, grad_look = states.x.new_zeros(count), states.x.new_zeros(count, *states.x.shape[1:])
-        for numbers in self.learner.parts(torch.arange(count)):
+
+        def look_ahead(numbers: Tensor) -> None:
             rows = chosen[numbers]
             prediction, value, grad = self.look(take(states, rows), generator)
             put(flat, rows, prediction)
             put((look, grad_look), numbers, (value, grad))
+
+        self.learner.in_parts(torch.arange(count), look_ahead)
         with torch.no_grad():
             for rows in self.learner.parts(order[count:]):
                 put(flat, rows, self.learner.pretrained(*take(states, rows)))

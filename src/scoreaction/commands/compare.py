@@ -20,6 +20,7 @@ from scoreaction.report.figures import comparison_figures
 from scoreaction.report.frontiers import frontier_figures
 from scoreaction.report.model_card import write_card
 from scoreaction.training.run_folder import RunFolder
+from scoreaction.training.summary import finite
 from scoreaction.types import Values
 from scoreaction.yaml_text import parse_yaml
 
@@ -135,7 +136,7 @@ def compare(
         "runs": runs,
         "groups": grouped(runs),
     }
-    write_whole(folder / "comparison.json", json.dumps(comparison, indent=2) + "\n")
+    write_whole(folder / "comparison.json", json.dumps(finite(comparison), indent=2, allow_nan=False) + "\n")
     for name, figure in (comparison_figures(comparison, folder) | frontier_figures(comparison)).items():
         with whole(folder / f"{name}.png") as file:
             figure.savefig(file, format="png", dpi=110)
@@ -163,7 +164,8 @@ def grouped(runs: Sequence[Values]) -> list[Values]:
     for label in dict.fromkeys(record["label"] for record in runs):
         records = [record for record in runs if record["label"] == label]
         keys = [key for key, value in records[0]["summary"].items() if isinstance(value, int | float)]
-        columns = {key: [float(record["summary"][key]) for record in records if key in record["summary"]] for key in keys}
+        columns = {key: [record["summary"].get(key) for record in records] for key in keys}
+        columns = {key: [float(value) for value in column if isinstance(value, int | float)] for key, column in columns.items()}
         groups.append(
             {
                 "label": label,

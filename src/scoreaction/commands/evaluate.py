@@ -23,7 +23,7 @@ from scoreaction.training.checkpoints import DAMAGED, load_newest
 from scoreaction.training.evaluation import ExactTask, measure, measure_kl
 from scoreaction.training.finetuner import Finetuner
 from scoreaction.training.run_folder import RunFolder
-from scoreaction.training.summary import optimum_beta
+from scoreaction.training.summary import finite, optimum_beta
 from scoreaction.types import Values
 
 
@@ -149,7 +149,7 @@ def evaluate_grid(
     if not rows:
         raise UserError(f"--solver: nothing to measure: {skipped[0]['why']}")
     evaluation = {"n": n, "seed": seed, "iteration": tuner.iteration, "prompts": prompts, "grid": rows, "skipped": skipped}
-    write_whole(opened.folder / "evaluation.json", json.dumps(evaluation, indent=2) + "\n")
+    write_whole(opened.folder / "evaluation.json", json.dumps(finite(evaluation), indent=2, allow_nan=False) + "\n")
     return evaluation
 
 

@@ -13,11 +13,14 @@ from typing import Any
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.text import Text
 
 from scoreaction.disk import check_writable
-from scoreaction.errors import Failed, Interrupted, UserError
+from scoreaction.errors import Failed, Interrupted, UserError, one_line
+from scoreaction.networks.memory import OUT_OF_MEMORY, is_out_of_memory
 from scoreaction.recipes.build import build
 from scoreaction.recipes.recipe import EarlyStop, Recipe, load_recipe
+from scoreaction.rewards import RewardError
 from scoreaction.training.checkpoints import DAMAGED
 from scoreaction.training.finetuner import Finetuner
 from scoreaction.training.identity import difference, flattened
@@ -118,7 +121,7 @@ class Reporter:
         self.title, self.total, self.every = title, total, max(1, total // 10)
         self.live = console.is_terminal
         self.progress = Progress(
-            TextColumn("{task.description}"),
+            TextColumn("{task.description}", markup=False),
             BarColumn(),
             MofNCompleteColumn(),
             TimeElapsedColumn(),
@@ -145,6 +148,7 @@ def run(recipe: Recipe, folder: Path, *, resume: bool, title: str | None = None)
     state saved.
     """
     claim(folder, recipe, resume=resume)
+    title = one_line(title or folder.name)
     tuner = build(recipe, output=folder)
     place = tuner.folder
     assert place is not None
@@ -162,11 +166,9 @@ def run(recipe: Recipe, folder: Path, *, resume: bool, title: str | None = None)
             return summary
         place.summary_path.unlink(missing_ok=True)
         if not finished:
-            _iterate(
-                tuner, stopper, signals, Reporter(title or folder.name, total=recipe.train.iterations, done=tuner.iteration)
-            )
+            _iterate(tuner, stopper, signals, Reporter(title, total=recipe.train.iterations, done=tuner.iteration))
         signals.at_once = True
-        return _measured(tuner, title or folder.name)
+        return _measured(tuner, title)
 
 
 def _iterate(tuner: Finetuner, stopper: Stopper, signals: Signals, reporter: Reporter) -> None:
@@ -182,9 +184,7 @@ def _iterate(tuner: Finetuner, stopper: Stopper, signals: Signals, reporter: Rep
             except TrainingError as error:
                 raise Failed(f"{error}; {_saved_state(tuner)}") from error
             except (Exception, SystemExit) as error:
-                raise Failed(
-                    f"iteration {tuner.iteration + 1}: {type(error).__name__}: {error}; {_saved_state(tuner)}"
-                ) from error
+                raise Failed(f"iteration {tuner.iteration + 1}: {_cause(error)}; {_saved_state(tuner)}") from error
             reporter(metrics)
             if stopper(metrics):
                 tuner.checkpoint()
@@ -192,6 +192,15 @@ def _iterate(tuner: Finetuner, stopper: Stopper, signals: Signals, reporter: Rep
             if signals.requested:
                 tuner.checkpoint()
                 raise Interrupted(f"stopped after iteration {tuner.iteration}, state saved")
+
+
+def _cause(error: BaseException) -> str:
+    """The line of an error, with the remedy where memory ran out."""
+    if isinstance(error, TrainingError | RewardError):
+        return str(error)
+    if is_out_of_memory(error) and OUT_OF_MEMORY not in str(error):
+        return f"{error}; lower train.max_rows or train.batch, or set train.precision to bf16 (scoreaction plan says what fits)"
+    return f"{type(error).__name__}: {error}"
 
 
 def _saved_state(tuner: Finetuner) -> str:
@@ -205,9 +214,9 @@ def _measured(tuner: Finetuner, title: str) -> Values:
     if not console.is_terminal:
         print(f"{title}  measuring", flush=True)
     try:
-        with console.status(f"{title}  measuring"):
+        with console.status(Text(f"{title}  measuring")):
             return tuner.summary()
     except KeyboardInterrupt:
         raise Interrupted("stopped while measuring; training is done and saved") from None
     except (Exception, SystemExit) as error:
-        raise Failed(f"measuring: {type(error).__name__}: {error}") from error
+        raise Failed(f"measuring: {_cause(error)}") from error

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import re
 from pathlib import Path
 from typing import Any
 
@@ -37,7 +38,9 @@ def write_card(folder: Path, recipe: Recipe, figures: dict[str, Any]) -> Path:
     if recipe.model.traits.card is not None:
         card = recipe.model.traits.card(recipe.model.config, place.model)
     tags = {"tags": ["scoreaction", recipe.algorithm.name, *card.tags]}
-    header, text = yaml.safe_dump(card.header | tags, sort_keys=False), f"\n## Recipe\n\n```yaml\n{dump(recipe)}```\n"
+    settings = dump(recipe)
+    fence = "`" * max(3, 1 + max(map(len, re.findall("`+", settings)), default=0))  # longer than any that a prompt holds
+    header, text = yaml.safe_dump(card.header | tags, sort_keys=False), f"\n## Recipe\n\n{fence}yaml\n{settings}{fence}\n"
     write_whole(place.model / "README.md", f"---\n{header}---\n\n{_body(recipe, figures, card)}{picture}{text}")
     return place.model / "README.md"
 

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from scoreaction.algorithms._learner import Learner
+from scoreaction.networks.memory import fitting
 from scoreaction.networks.model import Model
 from scoreaction.rewards import CountedReward, RewardError
 from scoreaction.rewards._weighted import WeightedSum
@@ -97,9 +98,8 @@ class Collector:
         if not learner.reward_gradient:
             return replace(rollout, rewards=torch.cat([scores() for scores in waiting]))
         self._settle(rollout.x0, prompt)
-        pieces = zip(rollout.x0.split(self.rows), prompt.split(self.rows), strict=True)
-        rewards, gradients = zip(*(self._gradient(x0, part) for x0, part in pieces), strict=True)
-        return replace(rollout, rewards=torch.cat(rewards), reward_gradient=torch.cat(gradients))
+        rewards, gradients = fitting(self.model, batch, lambda limit: self._gradients(rollout.x0, prompt, limit))
+        return replace(rollout, rewards=rewards, reward_gradient=gradients)
 
     @property
     def rows(self) -> int:
@@ -112,6 +112,12 @@ class Collector:
         if self.objective is self.reward and isinstance(reward, WeightedSum) and reward.unsettled:
             with torch.no_grad():
                 self.score(x0, prompt)
+
+    def _gradients(self, x0: Tensor, prompt: Tensor, limit: int) -> tuple[Tensor, Tensor]:
+        """Rewards and gradients of all, `limit` samples at a time."""
+        pieces = zip(x0.split(limit), prompt.split(limit), strict=True)
+        rewards, gradients = zip(*(self._gradient(some, part) for some, part in pieces), strict=True)
+        return torch.cat(rewards), torch.cat(gradients)
 
     def _gradient(self, x0: Tensor, prompt: Tensor) -> tuple[Tensor, Tensor]:
         """Rewards and their gradient by x0, before decoding."""

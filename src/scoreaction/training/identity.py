@@ -53,6 +53,7 @@ def difference(before: Values, now: Values) -> Difference | None:
         old, new = before.get(key), now.get(key)
         longer = key == "train.iterations" and old is not None and new is not None and new >= old
         longer = longer or (key.startswith("online.rounds.") and old is None)
-        if old != new and not longer:
+        free = key in FREE and key != "train.iterations"
+        if old != new and not longer and not free:
             return Difference(key, old, new)
     return None

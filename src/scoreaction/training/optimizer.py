@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib.util
 import math
 from collections.abc import Generator, Iterator
+from functools import partial
 from typing import Any, Literal
 
 import torch
@@ -12,6 +13,7 @@ from pydantic import BaseModel, Field
 from torch import Tensor, nn
 
 from scoreaction.algorithms._learner import Largest, Term, Update, Updates
+from scoreaction.networks.memory import fitting
 from scoreaction.networks.model import Model
 
 NO_GRADIENT = "check that the network's output depends on them, and that nothing detaches it"
@@ -135,10 +137,15 @@ class Optimisation:
             raise TypeError(f"updates must yield Update(network, [Term(rows, loss), ...]), and gave {update!r}")
         if update.network not in self.optimisers:
             raise ValueError(f"updates: {update.network!r} is not trained; choose from {', '.join(self.optimisers)}")
+        most = max(term.rows * term.calls for term in update.terms) or 1
+        return fitting(self.model, most, partial(self._accumulate, update, iteration))
+
+    def _accumulate(self, update: Update, iteration: int, limit: int) -> dict[str, float]:
+        """The gradient and the figures of an update, whose network calls have at most `limit` rows."""
         figures: dict[str, float] = {}
+        self.optimisers[update.network].zero_grad(set_to_none=True)
         for rows, loss, calls in update.terms:
-            limit = self.model.max_rows
-            size = rows if limit is None or calls == 0 else max(1, limit // calls)
+            size = rows if calls == 0 else max(1, limit // calls)
             for numbers in torch.arange(rows).split(size) if rows else ():
                 values, seen = loss(numbers)
                 _check_rows("the loss", values, len(numbers))

@@ -40,15 +40,34 @@ def summarise(run: Run) -> dict[str, Any]:
     beta = optimum_beta(run)
     task = ExactTask.of(run.model, run.reward.reward, beta)
     if task is not None:
-        figures |= task.figures(run.model, sampler, chosen.n, chosen.seed)
+        exact = task.figures(run.model, sampler, chosen.n, chosen.seed)
+        figures |= exact if all(map(math.isfinite, exact.values())) else {}
     figures |= {"beta": beta, **counts}
     if prompted:
         figures["prompts"] = [{"prompt": prompt, **means} for prompt, means in prompted.items()]
+    figures = finite(figures)
     if run.folder is not None:
         run.write_recipe()
         run.save(run.folder.model)
-        write_whole(run.folder.summary_path, json.dumps(figures, indent=2) + "\n")  # last: where it is, all is
+        write_whole(run.folder.summary_path, json.dumps(figures, indent=2, allow_nan=False) + "\n")  # last: where it is, all is
     return figures
+
+
+def finite(figures: dict[str, Any]) -> dict[str, Any]:
+    """The figures with None for numbers that are infinite or undefined, which JSON has not.
+
+    >>> finite({"a": 1.5, "b": math.inf, "c": [{"d": math.nan}]})
+    {'a': 1.5, 'b': None, 'c': [{'d': None}]}
+    """
+
+    def known(value: Any) -> Any:
+        if isinstance(value, dict):
+            return {key: known(inner) for key, inner in value.items()}
+        if isinstance(value, list):
+            return [known(inner) for inner in value]
+        return None if isinstance(value, float) and not math.isfinite(value) else value
+
+    return known(figures)
 
 
 def optimum_beta(run: Run) -> float:
