@@ -21,7 +21,7 @@ import typer
 
 from scoreaction.catalog import TOKEN_VARIABLE
 from scoreaction.commands.arguments import Overrides, RecipeName, RunPath, default_folder, names, numbers, output_option
-from scoreaction.errors import Failed, Interrupted, UserError
+from scoreaction.errors import Failed, Interrupted, UserError, one_line
 
 # Commands import what they need themselves, so that --help and list answer at once.
 
@@ -275,11 +275,11 @@ def main(argv: Sequence[str] | None = None) -> int:
         command = typer.main.get_command(app)
         result = command.main([a for a in arguments if a != "--debug"], prog_name="scoreaction", standalone_mode=False)
         return result if isinstance(result, int) else 0
-    except (Exception, KeyboardInterrupt) as error:
+    except (Exception, KeyboardInterrupt, SystemExit) as error:
         if debug:
             traceback.print_exc()
         code, message = exit_of(error)
-        print(" ".join(message.split()), file=sys.stderr)
+        print(one_line(message), file=sys.stderr)
         return code
 
 

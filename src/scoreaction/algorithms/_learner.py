@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from scoreaction.diffusion.noise import Source
 from scoreaction.diffusion.predictions import perturbed
 from scoreaction.diffusion.solvers import jittered, noise_std
+from scoreaction.networks.memory import fitting
 from scoreaction.networks.model import Model
 from scoreaction.sampling.rollout import Rollout, Sampler, act, roll_out, unflattened
 from scoreaction.types import Conditions, Prediction
@@ -170,6 +171,16 @@ class Learner:
     def parts(self, rows: Tensor) -> tuple[Tensor, ...]:
         """These row numbers in parts of one network call each, for what is evaluated with a graph beside an update."""
         return rows.split(self.model.max_rows or max(1, len(rows))) if len(rows) else ()
+
+    def in_parts(self, rows: Tensor, work: Callable[[Tensor], None]) -> None:
+        """Calls `work` with these row numbers in parts of one network call each, smaller ones where memory runs out."""
+
+        def first(limit: int) -> int:
+            work(rows[:limit])
+            return limit
+
+        while len(rows):
+            rows = rows[fitting(self.model, len(rows), first) :]
 
     def times(self, generator: torch.Generator) -> Tensor:
         """The grid of an iteration: the sampler's, jittered each time, so that nearly all times are trained."""

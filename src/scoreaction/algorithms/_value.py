@@ -123,14 +123,14 @@ class StateValue:
         flat = Prediction(torch.empty_like(states.x), torch.empty_like(states.x))
         look, grad_look = states.x.new_zeros(len(chosen)), states.x.new_zeros(len(chosen), *states.x.shape[1:])
 
-        def look_ahead() -> None:
-            for numbers in self.learner.parts(torch.arange(len(chosen))):
-                part = chosen.part(numbers)
-                prediction, value, grad = self.look(take(states, part.own), RowNoise(seed, part.place))
-                put(flat, part.own, prediction)
-                put((look, grad_look), numbers, (value, grad))
+        def look_ahead(numbers: Tensor) -> None:
+            part = chosen.part(numbers)
+            prediction, value, grad = self.look(take(states, part.own), RowNoise(seed, part.place))
+            put(flat, part.own, prediction)
+            put((look, grad_look), numbers, (value, grad))
 
-        self.learner.world.together(look_ahead)
+        learner = self.learner
+        learner.world.together(lambda: learner.in_parts(torch.arange(len(chosen)), look_ahead))
         others = torch.ones(len(states.t), dtype=torch.bool).index_fill(0, chosen.own, False).nonzero().flatten()
         with torch.no_grad():
             for rows in self.learner.parts(others):

@@ -68,9 +68,12 @@ class AdjointMatchingLearner(Learner):
         adjoint, at_end = torch.empty_like(rollout.old.x0), rollout.reward_gradient
         pretrained = Prediction(torch.empty_like(adjoint), torch.empty_like(adjoint))
         for i in reversed(range(len(adjoint))):
-            for rows in self.parts(torch.arange(rollout.size[1])):
+
+            def step_back(rows: Tensor, i: int = i, at_end: Tensor = at_end) -> None:
                 back, prediction = self._step_back(rollout, i, rows, take(at_end, rows))
                 put((adjoint[i], pretrained.x0[i], pretrained.eps[i]), rows, (back, *prediction))
+
+            self.in_parts(torch.arange(rollout.size[1]), step_back)
             at_end = adjoint[i]
         acted = take(pretrained, slice(rollout.size[0]))
         return AdjointRollout(**vars(rollout) | {"pretrained": acted}, adjoint=adjoint)

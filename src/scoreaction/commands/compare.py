@@ -11,6 +11,7 @@ from statistics import stdev
 
 from scoreaction import catalog
 from scoreaction.commands.train import run
+from scoreaction.disk import whole, write_whole
 from scoreaction.errors import Interrupted, UserError, nearest
 from scoreaction.recipes.build import build
 from scoreaction.recipes.recipe import Recipe, load_recipe, optimum_beta
@@ -18,7 +19,8 @@ from scoreaction.recipes.text import parse_override
 from scoreaction.report.figures import comparison_figures
 from scoreaction.report.frontiers import frontier_figures
 from scoreaction.report.model_card import write_card
-from scoreaction.training.run_folder import RunFolder, read_summary, write_whole
+from scoreaction.training.run_folder import RunFolder
+from scoreaction.training.summary import finite
 from scoreaction.types import Values
 from scoreaction.yaml_text import parse_yaml
 
@@ -116,7 +118,7 @@ def compare(
     if folder.is_file() or RunFolder(folder).exists:
         raise UserError(f"--output: {folder} is a {'file' if folder.is_file() else 'run'}; name another folder")
     entries = planned(recipe, overrides, algorithms, seeds, sweep)
-    _try_each([entry for entry in entries if read_summary(folder / entry.folder) is None])
+    _try_each([entry for entry in entries if not RunFolder(folder / entry.folder).complete])
     runs = []
     for entry in entries:
         try:
@@ -134,9 +136,10 @@ def compare(
         "runs": runs,
         "groups": grouped(runs),
     }
-    write_whole(folder / "comparison.json", json.dumps(comparison, indent=2) + "\n")
+    write_whole(folder / "comparison.json", json.dumps(finite(comparison), indent=2, allow_nan=False) + "\n")
     for name, figure in (comparison_figures(comparison, folder) | frontier_figures(comparison)).items():
-        figure.savefig(folder / f"{name}.png", dpi=110)
+        with whole(folder / f"{name}.png") as file:
+            figure.savefig(file, format="png", dpi=110)
     return comparison
 
 
@@ -161,7 +164,8 @@ def grouped(runs: Sequence[Values]) -> list[Values]:
     for label in dict.fromkeys(record["label"] for record in runs):
         records = [record for record in runs if record["label"] == label]
         keys = [key for key, value in records[0]["summary"].items() if isinstance(value, int | float)]
-        columns = {key: [float(record["summary"][key]) for record in records if key in record["summary"]] for key in keys}
+        columns = {key: [record["summary"].get(key) for record in records] for key in keys}
+        columns = {key: [float(value) for value in column if isinstance(value, int | float)] for key, column in columns.items()}
         groups.append(
             {
                 "label": label,

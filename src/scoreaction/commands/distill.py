@@ -12,13 +12,13 @@ from accelerate import Accelerator
 from rich.console import Console
 from rich.progress import track
 
+from scoreaction.disk import check_writable
 from scoreaction.errors import Failed, Interrupted, UserError
 from scoreaction.networks.consistency import DESCRIPTION
 from scoreaction.recipes.build import build_model, named
 from scoreaction.recipes.prompts import prompt_list
 from scoreaction.recipes.recipe import Recipe, distill_settings
 from scoreaction.training.distillation import Distiller, endpoint_errors
-from scoreaction.training.run_folder import check_writable
 
 POINTS = 256
 

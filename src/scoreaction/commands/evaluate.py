@@ -12,17 +12,18 @@ from typing import Any
 import numpy as np
 
 from scoreaction.diffusion.solvers import SOLVERS
+from scoreaction.disk import check_writable, whole, write_whole
 from scoreaction.errors import UserError, nearest
 from scoreaction.recipes.build import build
 from scoreaction.recipes.prompts import prompt_list, read_prompts
 from scoreaction.recipes.recipe import Recipe, load_recipe
 from scoreaction.sampling.draw import draw, spread_prompts
 from scoreaction.sampling.rollout import Sampler
-from scoreaction.training.checkpoints import DAMAGED, load_tree
+from scoreaction.training.checkpoints import DAMAGED, load_newest
 from scoreaction.training.evaluation import ExactTask, measure, measure_kl
 from scoreaction.training.finetuner import Finetuner
-from scoreaction.training.run_folder import RunFolder, check_writable, write_whole
-from scoreaction.training.summary import optimum_beta
+from scoreaction.training.run_folder import RunFolder
+from scoreaction.training.summary import finite, optimum_beta
 from scoreaction.types import Values
 
 
@@ -50,12 +51,13 @@ def open_run(folder: Path, *, tuned: bool, rewards: bool = True) -> Opened:
         raise UserError(f"{folder}: not a run folder (no recipe.yaml in it); give what train printed after run:")
     recipe = load_recipe(str(place.recipe_path))
     tuner = build(recipe, rewards=rewards)
-    newest = place.newest_checkpoint()
+    newest = load_newest(place.saved_checkpoints(), tuner.identity())
     if newest is not None:
+        path, state = newest
         try:
-            (tuner.load_state if rewards else tuner.load_weights)(load_tree(newest))
+            (tuner.load_state if rewards else tuner.load_weights)(state)
         except (RuntimeError, KeyError, ValueError, TypeError) as error:
-            raise UserError(f"{newest}: {DAMAGED}") from error
+            raise UserError(f"{path}: {DAMAGED}") from error
     elif tuned:
         raise UserError(f"{folder}: no checkpoint yet; train it first, or take --base where there is that option")
     return Opened(folder, recipe, tuner)
@@ -106,7 +108,8 @@ def draw_samples(
     check_writable(output, "--output")
     samples = draw(tuner.model, sampler, n, sample_prompts, seed, reference=base).cpu().numpy()
     arrays = {"samples": samples} if sample_prompts is None else {"samples": samples, "prompts": np.array(sample_prompts)}
-    np.savez_compressed(output / "samples.npz", **arrays)  # type: ignore[arg-type]
+    with whole(output / "samples.npz") as file:
+        np.savez_compressed(file, **arrays)  # type: ignore[arg-type]
     save_samples(output / "samples.png", samples, sample_prompts)
     return output / "samples.npz"
 
@@ -146,7 +149,7 @@ def evaluate_grid(
     if not rows:
         raise UserError(f"--solver: nothing to measure: {skipped[0]['why']}")
     evaluation = {"n": n, "seed": seed, "iteration": tuner.iteration, "prompts": prompts, "grid": rows, "skipped": skipped}
-    write_whole(opened.folder / "evaluation.json", json.dumps(evaluation, indent=2) + "\n")
+    write_whole(opened.folder / "evaluation.json", json.dumps(finite(evaluation), indent=2, allow_nan=False) + "\n")
     return evaluation
 
 

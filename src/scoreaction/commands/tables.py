@@ -18,7 +18,7 @@ from scoreaction.types import Values
 
 def _console() -> Console:
     """A console wide enough that figures are not cut where the output is a file."""
-    return Console(width=max(shutil.get_terminal_size().columns, 120), highlight=False)
+    return Console(width=max(shutil.get_terminal_size().columns, 120), highlight=False, markup=False)
 
 
 def _table(title: str, *columns: str) -> Table:

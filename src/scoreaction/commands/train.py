@@ -13,28 +13,20 @@ from typing import Any
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.text import Text
 
-from scoreaction.errors import Failed, Interrupted, UserError
+from scoreaction.disk import check_writable
+from scoreaction.errors import Failed, Interrupted, UserError, one_line
+from scoreaction.networks.memory import OUT_OF_MEMORY, is_out_of_memory
 from scoreaction.recipes.build import build
 from scoreaction.recipes.recipe import EarlyStop, Recipe, load_recipe
+from scoreaction.rewards import RewardError
 from scoreaction.training.checkpoints import DAMAGED
 from scoreaction.training.finetuner import Finetuner
+from scoreaction.training.identity import difference, flattened
 from scoreaction.training.optimizer import TrainingError
-from scoreaction.training.run_folder import RunFolder, check_writable, read_json_lines, read_summary
+from scoreaction.training.run_folder import RunFolder, read_json_lines, read_summary
 from scoreaction.types import Values
-
-
-def flattened(values: Any, key: str = "") -> Values:
-    """Nested values by dotted key.
-
-    >>> flattened({"a": {"b": 1}, "c": [2]})
-    {'a.b': 1, 'c.0': 2}
-    """
-    if isinstance(values, dict) and values:
-        return {k: v for name, inner in values.items() for k, v in flattened(inner, f"{key}.{name}" if key else name).items()}
-    if isinstance(values, list) and values:
-        return {k: v for i, inner in enumerate(values) for k, v in flattened(inner, f"{key}.{i}").items()}
-    return {key: values}
 
 
 def claim(folder: Path, recipe: Recipe, *, resume: bool) -> None:
@@ -46,19 +38,20 @@ def claim(folder: Path, recipe: Recipe, *, resume: bool) -> None:
     place = RunFolder(folder)
     if place.exists and not resume:
         raise UserError(f"--output: {folder} already holds a run; add --resume to go on with it, or name another folder")
+    if place.holds_no_run:
+        raise UserError(f"--output: {folder} holds files with the names of a run's, and no recipe; name another folder")
     if place.settings_path.exists():
         raise UserError(f"--output: {folder} holds a run that was started from Python; go on with it there, by resume()")
     saved = place.recipe_path
     if not saved.exists():
         return
-    old, new = flattened(load_recipe(str(saved)).values()), flattened(recipe.values())
-    for key in [*old, *(key for key in new if key not in old)]:
-        before, now = old.get(key), new.get(key)
-        if key == "train.iterations" and before is not None and now is not None:
-            if now < before:
-                raise UserError(f"{key}: this run has {before}; it can be raised, not lowered (got {now})")
-        elif before != now:
-            raise UserError(f"{key}: this run has {before!r}, not {now!r}; resume it unchanged, or name another --output")
+    changed = difference(flattened(load_recipe(str(saved)).values()), flattened(recipe.values()))
+    if changed is None:
+        return
+    key, before, now = changed
+    if key == "train.iterations":
+        raise UserError(f"{key}: this run has {before}; it can be raised, not lowered (got {now})")
+    raise UserError(f"{key}: this run has {before!r}, not {now!r}; resume it unchanged, or name another --output")
 
 
 @contextmanager
@@ -128,7 +121,7 @@ class Reporter:
         self.title, self.total, self.every = title, total, max(1, total // 10)
         self.live = console.is_terminal
         self.progress = Progress(
-            TextColumn("{task.description}"),
+            TextColumn("{task.description}", markup=False),
             BarColumn(),
             MofNCompleteColumn(),
             TimeElapsedColumn(),
@@ -155,6 +148,7 @@ def run(recipe: Recipe, folder: Path, *, resume: bool, title: str | None = None)
     state saved.
     """
     claim(folder, recipe, resume=resume)
+    title = one_line(title or folder.name)
     tuner = build(recipe, output=folder)
     place = tuner.folder
     assert place is not None
@@ -168,15 +162,13 @@ def run(recipe: Recipe, folder: Path, *, resume: bool, title: str | None = None)
         stopped = any([stopper(metrics) for metrics in read_json_lines(place.metrics_path)]) if tuner.iteration else False
         finished = stopped or tuner.iteration >= recipe.train.iterations
         summary = read_summary(folder)
-        if finished and summary is not None:
+        if finished and summary is not None and place.complete:
             return summary
         place.summary_path.unlink(missing_ok=True)
         if not finished:
-            _iterate(
-                tuner, stopper, signals, Reporter(title or folder.name, total=recipe.train.iterations, done=tuner.iteration)
-            )
+            _iterate(tuner, stopper, signals, Reporter(title, total=recipe.train.iterations, done=tuner.iteration))
         signals.at_once = True
-        return _measured(tuner, title or folder.name)
+        return _measured(tuner, title)
 
 
 def _iterate(tuner: Finetuner, stopper: Stopper, signals: Signals, reporter: Reporter) -> None:
@@ -191,10 +183,8 @@ def _iterate(tuner: Finetuner, stopper: Stopper, signals: Signals, reporter: Rep
                 raise Interrupted(f"stopped within iteration {tuner.iteration + 1}; {_saved_state(tuner)}") from None
             except TrainingError as error:
                 raise Failed(f"{error}; {_saved_state(tuner)}") from error
-            except Exception as error:
-                raise Failed(
-                    f"iteration {tuner.iteration + 1}: {type(error).__name__}: {error}; {_saved_state(tuner)}"
-                ) from error
+            except (Exception, SystemExit) as error:
+                raise Failed(f"iteration {tuner.iteration + 1}: {_cause(error)}; {_saved_state(tuner)}") from error
             reporter(metrics)
             if stopper(metrics):
                 tuner.checkpoint()
@@ -202,6 +192,15 @@ def _iterate(tuner: Finetuner, stopper: Stopper, signals: Signals, reporter: Rep
             if signals.requested:
                 tuner.checkpoint()
                 raise Interrupted(f"stopped after iteration {tuner.iteration}, state saved")
+
+
+def _cause(error: BaseException) -> str:
+    """The line of an error, with the remedy where memory ran out."""
+    if isinstance(error, TrainingError | RewardError):
+        return str(error)
+    if is_out_of_memory(error) and OUT_OF_MEMORY not in str(error):
+        return f"{error}; lower train.max_rows or train.batch, or set train.precision to bf16 (scoreaction plan says what fits)"
+    return f"{type(error).__name__}: {error}"
 
 
 def _saved_state(tuner: Finetuner) -> str:
@@ -215,9 +214,9 @@ def _measured(tuner: Finetuner, title: str) -> Values:
     if not console.is_terminal:
         print(f"{title}  measuring", flush=True)
     try:
-        with console.status(f"{title}  measuring"):
+        with console.status(Text(f"{title}  measuring")):
             return tuner.summary()
     except KeyboardInterrupt:
         raise Interrupted("stopped while measuring; training is done and saved") from None
-    except Exception as error:
-        raise Failed(f"measuring: {type(error).__name__}: {error}") from error
+    except (Exception, SystemExit) as error:
+        raise Failed(f"measuring: {_cause(error)}") from error

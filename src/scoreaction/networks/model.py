@@ -18,6 +18,7 @@ from scoreaction.diffusion.processes import Process
 from scoreaction.networks.adapters import Adapters, LoraShape, Role, base_modules, frozen, replaced, without_adapters
 from scoreaction.networks.checks import check_net, register
 from scoreaction.networks.conditions import concatenate, map_conditions, take
+from scoreaction.networks.memory import fitting
 from scoreaction.types import Conditions, Prediction
 
 if TYPE_CHECKING:
@@ -211,14 +212,17 @@ class Model:
         if torch.is_grad_enabled():
             self.evaluations.backward += rows
         call = partial(self._call, role, guidance=guidance, weight=weight if guided else 1.0)
-        limit = len(x) if torch.is_grad_enabled() else self.max_rows or len(x)
-        if len(x) <= limit:
-            return call(x, t, conditions if prompt is None else take(conditions, prompt))
-        buffer = PredictionBuffer(len(x))
-        for part in torch.arange(len(x)).split(limit):
-            here = slice(int(part[0]), int(part[-1]) + 1)
-            buffer.add(call(x[here], t[here], take(conditions, part if prompt is None else prompt[here])))
-        return buffer.all()
+
+        def in_parts(limit: int) -> Prediction:
+            if len(x) <= limit:
+                return call(x, t, conditions if prompt is None else take(conditions, prompt))
+            buffer = PredictionBuffer(len(x))
+            for part in torch.arange(len(x)).split(limit):
+                here = slice(int(part[0]), int(part[-1]) + 1)
+                buffer.add(call(x[here], t[here], take(conditions, part if prompt is None else prompt[here])))
+            return buffer.all()
+
+        return in_parts(len(x)) if torch.is_grad_enabled() else fitting(self, len(x), in_parts)
 
     def guidance_weight(self, guidance: float) -> float:
         """The weight w of `y_null + w (y_cond - y_null)` in one network call; 1 and below is 1: no unconditional half."""

@@ -45,7 +45,7 @@ def build_block(block: Block, key: str) -> Any:
         raise UserError(f'{key}: {block.name} needs the package {package}: pip install "scoreaction[all]"') from error
     except (ValueError, OSError) as error:
         raise UserError(keyed(str(error), key, block)) from error
-    except Exception as error:
+    except (Exception, SystemExit) as error:
         if "." not in block.name:
             raise
         raise UserError(f"{key}: build of {block.name} raised {type(error).__name__}: {error}") from error

@@ -23,6 +23,7 @@ from scoreaction.rewards._closed_form import QuadraticReward
 from scoreaction.rewards._weighted import settle
 from scoreaction.sampling.draw import distinct_prompts, draw_x0, run, spread_prompts, x0_in_parts
 from scoreaction.sampling.rollout import Rollout, Sampler, act, roll_out, unflattened
+from scoreaction.training.optimizer import TrainingError
 from scoreaction.types import Conditions, Prediction
 from scoreaction.world import ALONE, World
 
@@ -58,6 +59,13 @@ def kl_samples(n: int, steps: int, shape: Sequence[int]) -> int:
     (4, 64)
     """
     return max(2, min(n, 2**23 // (steps * math.prod(shape))))
+
+
+def refuse_diverged(model: str, what: str, values: Tensor) -> None:
+    """TrainingError where something of a model is not finite: no figure of it means anything."""
+    if not bool(torch.isfinite(values).all()):
+        remedy = "check its weights" if model == "pretrained" else "lower train.lr, or raise algorithm.beta, and train again"
+        raise TrainingError(f"the {what} of the {model} model are not finite; {remedy}")
 
 
 @torch.no_grad()
@@ -103,6 +111,7 @@ def measure_kl(
         flat = model.reference(states.x, states.t, conditions, prompt=states.prompt, guidance=noisy.guidance)
     difference = replace(rollout, pretrained=unflattened(flat, rollout.size[0])).difference()
     path, chain = (world.gather(kl(model.process, rollout.acted, difference, noisy.eta), n) for kl in (path_kl, chain_kl))
+    refuse_diverged("tuned", "KLs", path)
     return {"kl_nats": float(path.mean()), "kl_nats_se": standard_error(path), "kl_chain_nats": float(chain.mean())}
 
 
@@ -211,6 +220,7 @@ def measure(
     begun: dict[str, list[Callable[[], Tensor]]] = {name: [] for name in judges}
     with torch.no_grad():
         for rows, x0 in x0_in_parts(model, sampler, spread, seed, world.stripe(n), reference=reference, chunk=chunk):
+            refuse_diverged("pretrained" if reference else "tuned", "samples", x0)
             parts.append(model.decode(x0))
             for name, judge in judges.items():
                 begun[name].append(judge.begin(parts[-1], None if spread is None else [spread[row] for row in rows.tolist()]))
@@ -219,10 +229,10 @@ def measure(
         scores = {name: world.gather(torch.cat([wait() for wait in waiting]), n) for name, waiting in begun.items()}
     samples, rewards = torch.cat(parts), scores.pop("reward")
     groups = torch.arange(n) % (len(prompts) if prompts else 1)
-    figures: dict[str, Any] = {"reward": float(rewards.mean()), "reward_se": standard_error(rewards)}
+    figures: dict[str, Any] = {"reward": float(rewards.double().mean()), "reward_se": standard_error(rewards)}
     figures |= {"diversity": None, "vendi": None} | diversity(model, samples, groups, world=world)
     for name, values in scores.items():
-        figures |= {name: float(values.mean()), f"{name}_se": standard_error(values)}
+        figures |= {name: float(values.double().mean()), f"{name}_se": standard_error(values)}
     if spread is not None:
         figures["by_prompt"] = by_prompt(spread, rewards)
     return figures, samples

@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib.util
 import math
 from collections.abc import Generator, Iterator
+from functools import partial
 from typing import Any, Literal
 
 import torch
@@ -12,8 +13,9 @@ from pydantic import BaseModel, Field
 from torch import Tensor, nn
 
 from scoreaction.algorithms._learner import Largest, Term, Update, Updates
+from scoreaction.networks.memory import fitting
 from scoreaction.networks.model import Model
-from scoreaction.world import ALONE, World
+from scoreaction.world import ALONE, Rows, World
 
 NO_GRADIENT = "check that the network's output depends on them, and that nothing detaches it"
 
@@ -143,13 +145,19 @@ class Optimisation:
             raise TypeError(f"updates must yield Update(network, [Term(rows, loss), ...]), and gave {update!r}")
         if update.network not in self.optimisers:
             raise ValueError(f"updates: {update.network!r} is not trained; choose from {', '.join(self.optimisers)}")
+        own = [len(rows) if isinstance(rows, Rows) else rows for rows, _, _ in update.terms]
+        most = max(rows * term.calls for rows, term in zip(own, update.terms, strict=True)) or 1
+        return self._told(update, *fitting(self.model, most, partial(self._accumulate, update, iteration)))
+
+    def _accumulate(self, update: Update, iteration: int, limit: int) -> tuple[dict[str, float], dict[str, float]]:
+        """The gradient of the own rows, and their part of the figures' means and largest, in calls of at most `limit` rows."""
         means: dict[str, float] = {}
         largest: dict[str, float] = {}
+        self.optimisers[update.network].zero_grad(set_to_none=True)
         for rows, loss, calls in update.terms:
-            own = rows if isinstance(rows, int) else len(rows)
-            share = own if isinstance(rows, int) else rows.total / self.world.size  # the mean over processes is then right
-            limit = self.model.max_rows
-            size = own if limit is None or calls == 0 else max(1, limit // calls)
+            own = len(rows) if isinstance(rows, Rows) else rows
+            share = rows.total / self.world.size if isinstance(rows, Rows) else own  # the mean over processes is then right
+            size = own if calls == 0 else max(1, limit // calls)
             for numbers in torch.arange(own).split(size) if own else ():
                 values, seen = loss(numbers)
                 _check_rows("the loss", values, len(numbers))
@@ -162,11 +170,11 @@ class Optimisation:
                         largest[name] = max(largest.get(name, -math.inf), float(figure.values.detach().max()))
                     else:
                         means[name] = means.get(name, 0.0) + float(figure.detach().sum()) / share
-        return self._told(update, means, largest)
+        return means, largest
 
     def _told(self, update: Update, means: dict[str, float], largest: dict[str, float]) -> dict[str, float]:
         """Averages gradient and figures over the processes."""
-        if any(not isinstance(term.rows, int) and term.rows.total < self.world.size for term in update.terms):
+        if any(isinstance(term.rows, Rows) and term.rows.total < self.world.size for term in update.terms):
             for own, missing in ((means, 0.0), (largest, -math.inf)):  # of a process without rows
                 names = {name for known in self.world.every([*own]) for name in known}
                 own |= {name: missing for name in names - own.keys()}
