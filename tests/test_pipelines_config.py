@@ -9,7 +9,7 @@ import torch
 from twins import accepts, close
 
 import scoreaction as sa
-from scoreaction.diffusion.predictions import clipped
+from scoreaction.diffusion.predictions import projected
 from scoreaction.types import Prediction
 
 pytest.importorskip("diffusers")
@@ -59,19 +59,19 @@ def test_clip_sample_is_applied_as_diffusers_does(kind: str, settings: dict[str,
     truth = torch.from_numpy(pipeline(batch_size=2, **call).images).permute(0, 3, 1, 2)
     sampler = Sampler(steps=5, eta=0.0 if more else 1.0, grid="scheduler")
 
-    def drawn(clip: float | None) -> torch.Tensor:
-        model.clip = clip
+    def drawn(project: Any) -> torch.Tensor:
+        model.project = project
         return model.decode(ours(model, None, sampler))
 
-    bound = settings.get("clip_sample_range", 1.0)
-    accepts(equal_to(truth), drawn(model.clip), unclipped=drawn(None), other_range=drawn(0.6 * bound))
+    own, bound = model.project, 0.6 * settings.get("clip_sample_range", 1.0)
+    accepts(equal_to(truth), drawn(own), unclipped=drawn(None), other_range=drawn(lambda x0: x0.clamp(-bound, bound)))
     if more:  # diffusers' own twin: x0 alone is clipped
         call |= {"use_clipped_model_output": False, "generator": torch.Generator().manual_seed(3)}
         alone = torch.from_numpy(pipeline(batch_size=2, **call).images).permute(0, 3, 1, 2)
-        accepts(equal_to(truth), drawn(bound), x0_alone=alone)
+        accepts(equal_to(truth), drawn(own), x0_alone=alone)
 
 
-def test_a_clipped_prediction_is_still_one_of_its_x() -> None:
+def test_a_projected_prediction_is_still_one_of_its_x() -> None:
     """`x = alpha x0 + sigma eps` holds, in every process, also where alpha or sigma is 0. Twin: x0 clipped alone."""
     generator = torch.Generator().manual_seed(0)
     for process in (sa.VP(), sa.CosineVP(), sa.Flow()):
@@ -79,7 +79,7 @@ def test_a_clipped_prediction_is_still_one_of_its_x() -> None:
         x0, eps = (3 * torch.randn(4, 5, generator=generator, dtype=torch.float64) for _ in range(2))
         eps[0], alpha, sigma = 0.0, process.alpha(t)[:, None], process.sigma(t)[:, None]
         x = (alpha * x0 + sigma * eps)[1:]
-        found = clipped(process, t, Prediction(x0, eps), 1.0)
+        found = projected(process, t, Prediction(x0, eps), lambda x: x.clamp(-1, 1))
         close(found.x0.abs().amax(), 1.0, atol=1e-12, unclipped=x0.abs().amax())
         close((alpha * found.x0 + sigma * found.eps)[1:], x, atol=1e-9, x0_alone=(alpha * found.x0 + sigma * eps)[1:])
 

@@ -65,7 +65,7 @@ def build_from_pipeline(
         encode=_encoding(pipeline, kind, core),
         decode=to_unit if vae is None else Decoder(vae),
     )
-    if model.clip is not None and type(pipeline.scheduler).__name__.startswith("DDIM"):
+    if model.project is not None and type(pipeline.scheduler).__name__.startswith("DDIM"):
         warnings.warn(
             "model.path: clip_sample clips x0, and eps goes with it: as DDPM does, and DDIM with use_clipped_model_output=True,"
             " which its pipeline leaves out",
@@ -106,7 +106,7 @@ def assemble(
         net,
         process=schedule.process,
         predicts=schedule.predicts,
-        clip=schedule.clip,
+        project=schedule.project,
         shape=form.shape,
         lora_rank=options.lora_rank,
         lora_alpha=options.lora_alpha,

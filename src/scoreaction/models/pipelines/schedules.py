@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import inspect
 import math
+from collections.abc import Callable
+from functools import partial
 from typing import Any, NamedTuple, get_args
 
+import torch
 from torch import Tensor
 
 from scoreaction.diffusion.predictions import Predicts
@@ -18,11 +21,11 @@ TABLE_REMEDY = "take a DDIM, DDPM, PNDM, DPM-Solver or Euler scheduler with a ta
 
 
 class Schedule(NamedTuple):
-    """A scheduler as this code has it: the process, what its network predicts, and the bound of x0, None without one."""
+    """A scheduler as this code has it: the process, what its network predicts, and what bounds x0, None without it."""
 
     process: Process
     predicts: Predicts
-    clip: float | None
+    project: Callable[[Tensor], Tensor] | None
 
 
 def table_schedule(scheduler: Any) -> Schedule:
@@ -42,7 +45,8 @@ def table_schedule(scheduler: Any) -> Schedule:
         raise ValueError(f"model.path: the alphas of the scheduler {kind} do not fall from 1 towards 0; {TABLE_REMEDY}")
     check_keys("scheduler", scheduler, TABLE | STEPPING)
     config, own = scheduler.config, inspect.signature(type(scheduler).__init__).parameters
-    clip = config.clip_sample_range if "clip_sample" in own and config.clip_sample else None
+    clips = "clip_sample" in own and config.clip_sample
+    project = partial(torch.clamp, min=-config.clip_sample_range, max=config.clip_sample_range) if clips else None
     predicts = config.get("prediction_type", "epsilon")
     if predicts not in list(PREDICTS):
         raise ValueError(
@@ -56,7 +60,7 @@ def table_schedule(scheduler: Any) -> Schedule:
     process = TableVP.from_scheduler(
         table, ends_at_data=ends_at_data, spacing=spacing, steps_offset=int(config.get("steps_offset", 0))
     )
-    return Schedule(process, PREDICTS[predicts], clip)
+    return Schedule(process, PREDICTS[predicts], project)
 
 
 def flow_schedule(scheduler: Any, tokens: int, *, equal_steps: bool) -> Schedule:
