@@ -37,6 +37,8 @@ class Net(nn.Module):
         match self.how:
             case "random":
                 return y + 0.1 * torch.randn_like(y)
+            case "somewhat random":
+                return y + 1e-3 * torch.randn_like(y)
             case "mixing":
                 return y - 0.1 * y.mean(0)
             case "counting":
@@ -152,12 +154,14 @@ def noisy(x: Tensor, _: Any) -> Tensor:
 BROKEN: dict[str, tuple[Callable[[], sa.Finetuner], str, str]] = {
     "random": (lambda: tune("random"), "the network answers the same twice", "wrong"),
     "not finite": (lambda: tune("not finite"), "the network answers the same twice", "wrong"),
-    "random ratios": (lambda: tune("random"), "ratios begin at 1", "wrong"),
+    "random ratios": (lambda: tune("random"), "training runs", "wrong"),
+    "ratios somewhat off": (lambda: tune("somewhat random"), "ratios begin at 1", "wrong"),
     "mixing rows": (lambda: tune("mixing"), "a row's answer is its own", "wrong"),
     "another reference": (other_reference, "the policy begins as the pretrained model", "wrong"),
     "another reference's KL": (other_reference, "the KL begins at 0", "wrong"),
     "shared reference": (shared_reference, "the reference stays", "wrong"),
     "blind to prompts": (lambda: tune(prompts=["0", "1"]), "prompts matter", "wrong"),
+    "prompts all equal": (lambda: tune("told", prompts=["1"] * 4), "prompts matter", "note"),
     "eps for v": (lambda: tune(predicts="eps"), "the network finds the noise", "wrong"),
     "another process": (lambda: tune(process=sa.CosineVP()), "the network finds the noise", "wrong"),
     "another unit of time": (lambda: tune("thousandths"), "the network finds the noise", "wrong"),

@@ -42,7 +42,7 @@ def model_findings(tuner: Finetuner, places: Places, generator: torch.Generator)
     yield _keeps_rows_apart(tuner, places, policy)
     if tuner.iteration == 0:
         yield _begins(tuner, places, policy)
-    if tuner.prompts and len(set(map(str, tuner.prompts))) > 1:
+    if tuner.prompts and len(tuner.prompts) > 1:
         yield _prompts(tuner, places, policy)
     yield from denoising_findings(tuner, generator)
     yield _forgets(tuner, places)
@@ -94,10 +94,14 @@ def reference_at(tuner: Finetuner, places: Places) -> Prediction:
 
 
 def _prompts(tuner: Finetuner, places: Places, policy: Prediction) -> Finding:
-    others = places.states._replace(prompt=(places.states.prompt + 1) % len(tuner.prompts or []))
+    check, prompts = "prompts matter", tuner.prompts or []
+    if len(set(map(str, prompts))) == 1:
+        seen = f"all {len(prompts)} prompts are the same, {str(prompts[0])[:60]!r}"
+        return Finding(check, "note", seen, "look at how they are read; one line is enough for one prompt")
+    others = places.states._replace(prompt=(places.states.prompt + 1) % len(prompts))
     difference = apart(policy, _predict(tuner, others))
     return judged(
-        "prompts matter",
+        check,
         difference > 0,
         f"the next prompt changes the answer by {difference:.2g} standard deviations",
         "the network says the same for every prompt",
