@@ -101,10 +101,11 @@ class Optimisation:
         self.optimisers: dict[str, torch.optim.Optimizer] = {"policy": policy_optimiser(train, model)}
         self.optimisers |= {name: adam(network.parameters(), rates[name]) for name, network in networks.items()}
 
-    def learn(self, updates: Updates, iteration: int, *, equal: bool) -> dict[str, float]:
+    def learn(self, updates: Updates, iteration: int, *, equal: bool, kl_floor: float = 0.0) -> dict[str, float]:
         """Takes a step for each update; returns each figure's mean over the updates, and the policy's mean gradient norm.
 
-        equal: all rewards of the iteration are, so that a gradient of 0 is no fault: the log says it.
+        equal: all rewards of the iteration are, so that a gradient of 0 is no fault: the log says it. kl_floor: the path KL of
+        rounding alone, in nats.
         """
         seen: dict[str, list[float]] = {}
         share = learning_rate(self.train, iteration)
@@ -112,6 +113,7 @@ class Optimisation:
             for group in optimiser.param_groups:
                 group["lr"] = share * self.rates[name]
         for update, figures in self._figures(updates, iteration):
+            check_first_ratio(figures.get("log_ratio_first", 0.0), kl_floor, iteration)
             norm = self._step(update.network, iteration)
             if update.network == "policy" and math.isfinite(norm):
                 seen.setdefault("grad_norm", []).append(norm)
@@ -197,6 +199,26 @@ class Optimisation:
         self.scaler.update()
         optimiser.zero_grad(set_to_none=True)
         return norm
+
+
+def check_first_ratio(log_ratio: float, kl_floor: float, iteration: int) -> None:
+    """TrainingError where the policy that trains is not the one that sampled: a log-ratio above `1 + K + 6 sqrt(2 K)`.
+
+    Of two Gaussian laws K nats apart it is N(K, 2 K), and no law of a step is further apart than rounding's whole path,
+    `kl_floor`. In fp32, where K is 0, rounding alone is far below 1.
+
+    >>> check_first_ratio(3.0, 0.1, 0)
+    >>> check_first_ratio(3.0, 0.0, 0)
+    Traceback (most recent call last):
+    ...
+    scoreaction.training.optimizer.TrainingError: iteration 1: the policy that trains is not the one that sampled: ...
+    """
+    if not log_ratio <= 1 + kl_floor + 6 * math.sqrt(2 * kl_floor):
+        raise TrainingError(
+            f"iteration {iteration + 1}: the policy that trains is not the one that sampled: before the first update their"
+            f" log-ratio is {log_ratio:.2g}, and must be 0; something in the network draws noise, mixes rows, or depends on"
+            " whether gradients are on (scoreaction doctor says more)"
+        )
 
 
 def _check_rows(name: str, values: Tensor, rows: int) -> None:

@@ -21,11 +21,12 @@ def small_pictures(samples: Tensor) -> Tensor:
 
 
 class Decoder:
-    """`decode(latents) -> pictures` by an AutoencoderKL in float32 (it overflows in fp16, and bf16 shows bands)."""
+    """`decode(latents) -> pictures` by a vae in float32 (it overflows in fp16, and bf16 shows bands)."""
 
     def __init__(self, vae: Any) -> None:
         self.vae = (vae if vae.dtype == torch.float32 else vae.float()).eval().requires_grad_(False)
-        vae.enable_gradient_checkpointing()
+        if vae._supports_gradient_checkpointing:
+            vae.enable_gradient_checkpointing()
         config = vae.config
         per_channel = config.get("latents_mean") is not None and config.get("latents_std") is not None
         mean = torch.tensor(config.latents_mean if per_channel else [config.get("shift_factor") or 0.0])
