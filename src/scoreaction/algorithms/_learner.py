@@ -14,8 +14,9 @@ from torch import Tensor, nn
 
 from scoreaction.diffusion.predictions import perturbed
 from scoreaction.diffusion.solvers import jittered, noise_std
+from scoreaction.networks.conditions import take
 from scoreaction.networks.model import Model
-from scoreaction.sampling.rollout import Rollout, Sampler, roll_out, unflattened
+from scoreaction.sampling.rollout import Rollout, Sampler, compared, roll_out, unflattened
 from scoreaction.types import Conditions, Prediction
 
 
@@ -24,6 +25,9 @@ class Largest(NamedTuple):
 
     values: Tensor
 
+
+LOGGED = 4
+"""States of each step at which the pretrained model is evaluated where the KL is only logged."""
 
 Loss: TypeAlias = tuple[Tensor, dict[str, Tensor | Largest]]
 """The loss of each row (rows,), and figures for the log by name, each (rows,)."""
@@ -115,8 +119,9 @@ class Learner:
 
     networks: what it trains or remembers beside the policy, kept in checkpoints, each with its rate in `lr` where it is
     trained; state: plain values that change, kept too. reward_gradient: the loop brings the gradient of the rewards along
-    with them, for the same queries. reference_rows: of how many trajectories the KL is measured, None is all. exploration:
-    std of the noise on eps with which the policy acts.
+    with them, for the same queries. reference_rows: at how many states of each step the pretrained model is evaluated, None
+    is all; the KL in the log is the sum over steps of the mean over these. exploration: std of the noise on eps with which
+    the policy acts.
     """
 
     reward_gradient = False
@@ -178,12 +183,11 @@ class Learner:
         return roll_out(self.model, self.sampler, policy, prompt, generator, times=times, explore=explore)
 
     def prepare(self, rollout: Rollout, generator: torch.Generator) -> Rollout:
-        """The rollout with the pretrained model's predictions at the visited states, without a graph."""
+        """The rollout with the pretrained model's predictions at visited states, `reference_rows` a step, without a graph."""
         n, batch = rollout.size
-        rows = min(self.reference_rows or batch, batch)
-        x, t = rollout.x[:-1, :rows].flatten(0, 1), rollout.times[:-1].repeat_interleave(rows)
+        rows = compared(n, batch, min(self.reference_rows or batch, batch))
         with torch.no_grad():
-            flat = self.pretrained(x, t, rollout.prompt[:rows].repeat(n))
+            flat = self.pretrained(*take(rollout.steps().states, rows))
         return replace(rollout, pretrained=unflattened(flat, n))
 
     @abstractmethod

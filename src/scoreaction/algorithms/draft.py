@@ -11,7 +11,7 @@ from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
 from scoreaction.algorithms._backprop import refuse_unfit, visited_kl
-from scoreaction.algorithms._learner import Algorithm, Learner, Loss, Setting, Term, Update, Updates
+from scoreaction.algorithms._learner import LOGGED, Algorithm, Learner, Loss, Setting, Term, Update, Updates
 from scoreaction.algorithms._step import StepWeights
 from scoreaction.diffusion.predictions import expand
 from scoreaction.diffusion.solvers import ddim_step
@@ -58,7 +58,7 @@ class DRaFTLearner(Learner):
         super().__init__(setting, beta=config.beta)
         self.config = config
         self.last = config.last or setting.sampler.steps
-        self.reference_rows = None if config.beta else 32  # without a KL it is only logged
+        self.reference_rows = None if config.beta else LOGGED  # without a KL it is only logged
 
     def updates(self, rollout: Rollout, generator: torch.Generator) -> Updates:
         """One update: the reward through the last steps, and where there is a KL its part at the steps before."""

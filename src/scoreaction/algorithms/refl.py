@@ -9,7 +9,7 @@ from pydantic import Field
 from torch import Tensor
 
 from scoreaction.algorithms._backprop import refuse_unfit, visited_kl
-from scoreaction.algorithms._learner import Algorithm, Learner, Loss, Setting, Term, Update, Updates
+from scoreaction.algorithms._learner import LOGGED, Algorithm, Learner, Loss, Setting, Term, Update, Updates
 from scoreaction.networks.conditions import take
 from scoreaction.sampling.rollout import Rollout
 
@@ -40,7 +40,7 @@ class ReFLLearner(Learner):
     def __init__(self, config: ReFL, setting: Setting) -> None:
         super().__init__(setting, beta=config.beta)
         self.config = config
-        self.reference_rows = None if config.beta else 32  # without a KL it is only logged
+        self.reference_rows = None if config.beta else LOGGED  # without a KL it is only logged
 
     def updates(self, rollout: Rollout, generator: torch.Generator) -> Updates:
         """One update: the reward of x0_hat at a late step of each trajectory, and where there is one the KL."""
