@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from typing import Literal
 
 import torch
@@ -25,8 +26,9 @@ class DRaFT(Algorithm):
     """`max E r(x0) - beta KL`, differentiated through the last `last` steps (all with null), noise held fixed.
 
     One update an iteration, one reward query a sample. low_variance n > 0 is DRaFT-LV: x0 is noised to the last step's time n
-    times and denoised in one step, n queries more (its algorithm 1). beta = 0, as published, has no KL; with beta the path KL
-    is charged at all steps, its gradient exact within the differentiated ones and local before (`rows` points). With
+    times and denoised in one step, n queries more (its algorithm 1). beta = 0, as published and whatever model or recipe have
+    for others, has no KL: `kl_nats` in the log is then an estimate from 4 states of each step. With beta the path KL is
+    charged at all steps, its gradient exact within the differentiated ones and local before (`rows` points). With
     gradient_checkpointing a step's activations are computed again in its backward: memory of one step, a third more work.
 
     >>> DRaFT(last=2).beta
@@ -68,11 +70,14 @@ class DRaFTLearner(Learner):
             rows = torch.randperm(before * batch, generator=generator)[: self.config.rows]
             terms.append(visited_kl(self, rollout, rows, before / n))
         noise = [torch.randn(rollout.x0.shape, generator=generator) for _ in range(self.config.low_variance)]
+        terms.append(Term(batch, lambda rows: (self._through(rollout, rows), {}), calls=self.calls))
+        terms += [Term(batch, partial(self._renoised, rollout, z)) for z in noise]
+        yield Update("policy", terms)
 
-        def loss(rows: Tensor) -> Loss:
-            return self._through(rollout, rows) + self._renoised(rollout, rows, noise), {}
-
-        yield Update("policy", [*terms, Term(batch, loss, calls=self.last)])
+    @property
+    def calls(self) -> int:
+        """Evaluations in the graph of the last steps: the policy's, and with a KL the reference's of all but their first."""
+        return 2 * self.last - 1 if self.beta else self.last
 
     def _through(self, rollout: Rollout, rows: Tensor) -> Tensor:
         """`-r(x0) + beta KL` of these trajectories as its gradient: the stored states, with the graph of the last steps."""
@@ -84,7 +89,9 @@ class DRaFTLearner(Learner):
             t, s = rollout.times[i], rollout.times[i + 1]
             prediction = self._checkpointed(self.policy, x, t, prompt)
             if self.beta:
-                difference = prediction.x0 - self._checkpointed(self.pretrained, x, t, prompt).x0
+                with torch.set_grad_enabled(x.requires_grad):  # at the first of the steps it needs none
+                    pretrained = self._checkpointed(self.pretrained, x, t, prompt)
+                difference = prediction.x0 - pretrained.x0
                 cost = cost + StepWeights.of_step(process, t, s, eta).cost.to(x) / 2 * sum_event(difference**2)
             mean = ddim_step(process, prediction, t, s, eta).mean
             x = mean + (take(rollout.x[i + 1], rows) - mean).detach()
@@ -98,15 +105,12 @@ class DRaFTLearner(Learner):
             return predict(x, t, prompt)
         return Prediction(*checkpoint(lambda x: tuple(predict(x, t, prompt)), x, use_reentrant=False))
 
-    def _renoised(self, rollout: Rollout, rows: Tensor, noise: list[Tensor]) -> Tensor:
-        """`-sum_i r(x0_hat(alpha x0 + sigma z_i))` at the last step's time."""
+    def _renoised(self, rollout: Rollout, z: Tensor, rows: Tensor) -> Loss:
+        """`-r(x0_hat(alpha x0 + sigma z))` at the last step's time."""
         t, x0, prompt = rollout.times[-2], take(rollout.x0, rows), take(rollout.prompt, rows)
         alpha, sigma = (expand(part, x0) for part in (self.process.alpha(t), self.process.sigma(t)))
-        total = x0.new_zeros(len(rows))
-        for z in noise:
-            x = alpha * x0 + sigma * take(z, rows).to(x0)
-            total = total - self.reward(self.policy(x, t, prompt).x0, prompt)
-        return total
+        x = alpha * x0 + sigma * take(z, rows).to(x0)
+        return -self.reward(self.policy(x, t, prompt).x0, prompt), {}
 
 
 Config = DRaFT

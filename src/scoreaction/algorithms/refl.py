@@ -18,7 +18,8 @@ class ReFL(Algorithm):
     """`max E r(x0_hat_theta(x_t))`, t a random one of the last `late` share of the steps, one step differentiated.
 
     One update an iteration; a query a sample for it and one for the log. beta > 0 adds the path KL at `rows` visited states,
-    where the published form adds the pretraining loss. late = 0.25: steps 30 to 39 of 40, as published.
+    where the published form adds the pretraining loss; without it `kl_nats` in the log is an estimate from 4 states of each
+    step. late = 0.25: steps 30 to 39 of 40, as published.
 
     >>> ReFL().late
     0.25
