@@ -110,20 +110,21 @@ def test_what_is_counted_is_what_was_asked():
     """8 trajectories of 4 steps: forward rows, backward rows and queries of one iteration, by hand."""
     B, N = 8, 4
     rolled = 2 * B * N  # the rollout, and the reference at all of its states
+    logged = B * N + min(8, B) * N  # the reference at eight states a step, for the log
     chain = {"weights": "chain", "buffer": 0}
     truths = {
         # an update of 16: reference, policy and soft Q; of the critic's eight: nothing but its own network
-        ("sqdf", *chain.items()): (rolled + 2 * 3 * 16, 2 * 2 * 16, B + 2 * 16),
+        ("sqdf", *chain.items()): (logged + 2 * 3 * 16, 2 * 2 * 16, B + 2 * 16),
         ("vard",): (rolled + 32, 32, B),
         ("adjoint_matching",): (rolled + 32, B * N + 32, B),  # the reference's own pass gives the adjoint
-        ("draft", ("beta", 0.0)): (rolled + 2 * B, 2 * B, B),
-        ("draft", ("beta", 0.0), ("last", 1), ("low_variance", 3)): (rolled + 4 * B, 4 * B, B + 3 * B),
-        ("draft", ("beta", 0.1)): (rolled + 16 + 4 * B, 16 + 4 * B, B),  # local KL; policy and reference of two steps
-        ("refl", ("beta", 0.0)): (rolled + B, B, 2 * B),
+        ("draft", ("beta", 0.0)): (logged + 2 * B, 2 * B, B),
+        ("draft", ("beta", 0.0), ("last", 1), ("low_variance", 3)): (logged + 4 * B, 4 * B, B + 3 * B),
+        ("draft", ("beta", 0.1)): (rolled + 16 + 4 * B, 16 + 3 * B, B),  # local KL; policy and reference of two steps
+        ("refl", ("beta", 0.0)): (logged + B, B, 2 * B),
         # of the noised samples: policy and reference; the lagged policy too; policy before and after, and its average
-        ("ram",): (rolled + 2 * 2 * B, 2 * B, B),
-        ("nft",): (rolled + 3 * N * B, N * B, B),
-        ("awm",): (rolled + 3 * 2 * B, 2 * B, B),
+        ("ram",): (logged + 2 * 2 * B, 2 * B, B),
+        ("nft",): (logged + 3 * N * B, N * B, B),
+        ("awm",): (logged + 3 * 2 * B, 2 * B, B),
     }
     for (name, *config), truth in truths.items():
         made = tuner(name, "vp", **dict(config))

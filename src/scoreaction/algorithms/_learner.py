@@ -15,9 +15,10 @@ from torch import Tensor, nn
 from scoreaction.diffusion.noise import Source
 from scoreaction.diffusion.predictions import perturbed
 from scoreaction.diffusion.solvers import jittered, noise_std
+from scoreaction.networks.conditions import take
 from scoreaction.networks.memory import fitting
 from scoreaction.networks.model import Model
-from scoreaction.sampling.rollout import Rollout, Sampler, act, roll_out, unflattened
+from scoreaction.sampling.rollout import Rollout, Sampler, act, compared, roll_out, unflattened
 from scoreaction.types import Conditions, Prediction
 from scoreaction.world import ALONE, Rows, World
 
@@ -27,6 +28,9 @@ class Largest(NamedTuple):
 
     values: Tensor
 
+
+LOGGED = 8
+"""States of each step, of all processes together, at which the pretrained model is evaluated where the KL is only logged."""
 
 Loss: TypeAlias = tuple[Tensor, dict[str, Tensor | Largest]]
 """The loss of each row (rows,), and figures for the log by name, each (rows,)."""
@@ -123,8 +127,9 @@ class Learner:
 
     networks: what it trains or remembers beside the policy, kept in checkpoints, each with its rate in `lr` where it is
     trained; state: plain values that change, kept too. reward_gradient: the loop brings the gradient of the rewards along
-    with them, for the same queries. reference_rows: of how many trajectories the KL is measured, None is all. exploration:
-    std of the noise on eps with which the policy acts.
+    with them, for the same queries. reference_rows: at how many states of each step the pretrained model is evaluated, None
+    is all; the KL in the log is the sum over steps of the mean over these. exploration: std of the noise on eps with which
+    the policy acts.
     """
 
     reward_gradient = False
@@ -200,12 +205,11 @@ class Learner:
         return roll_out(self.model, self.sampler, policy, prompt, generator, times=times, explore=noise)
 
     def prepare(self, rollout: Rollout, generator: torch.Generator) -> Rollout:
-        """The rollout with the pretrained model's predictions at the states that the policy acted in, without a graph."""
+        """The rollout with the pretrained predictions where the policy acted, `reference_rows` a step, without a graph."""
         n, batch = rollout.size
-        rows = min(len(self.world.stripe(self.reference_rows or self.batch)), batch)
-        x, t = rollout.x[:n, :rows].flatten(0, 1), rollout.times[:n].repeat_interleave(rows)
+        rows = compared(n, batch, -(-min(self.reference_rows or self.batch, self.batch) // self.world.size))
         with torch.no_grad():
-            flat = self.pretrained(x, t, rollout.prompt[:rows].repeat(n))
+            flat = self.pretrained(*take(rollout.steps().states, rows))
         return replace(rollout, pretrained=unflattened(flat, n))
 
     @abstractmethod

@@ -19,7 +19,7 @@ from scoreaction.algorithms._forward import (
     renoised,
     velocity,
 )
-from scoreaction.algorithms._learner import Algorithm, Largest, Learner, Loss, Setting, Term, Update, Updates
+from scoreaction.algorithms._learner import LOGGED, Algorithm, Largest, Learner, Loss, Setting, Term, Update, Updates
 from scoreaction.algorithms._likelihood_ratio import clipped_surrogate, minibatches
 from scoreaction.algorithms.ddpo import Baseline, PromptState
 from scoreaction.networks.conditions import take
@@ -68,7 +68,7 @@ class AWMLearner(Learner):
     """AWM at work."""
 
     state: PromptState
-    reference_rows = 32  # the KL along paths is only logged
+    reference_rows = LOGGED  # the KL along paths is only logged
 
     def __init__(self, config: AWM, setting: Setting) -> None:
         super().__init__(setting)

@@ -11,7 +11,7 @@ from pydantic import Field
 from torch import Tensor
 
 from scoreaction.algorithms._forward import LaggedPolicy, Noised, advantages, mean_square, renoised, velocity
-from scoreaction.algorithms._learner import Algorithm, Learner, Loss, Setting, Term, Update, Updates
+from scoreaction.algorithms._learner import LOGGED, Algorithm, Learner, Loss, Setting, Term, Update, Updates
 from scoreaction.algorithms._likelihood_ratio import minibatches, spread_is_rounding
 from scoreaction.algorithms.ddpo import Baseline, PromptState
 from scoreaction.diffusion.noise import Source
@@ -73,7 +73,7 @@ class NFTLearner(Learner):
     """DiffusionNFT at work."""
 
     state: LagState
-    reference_rows = 32  # the KL along paths is only logged
+    reference_rows = LOGGED  # the KL along paths is only logged
 
     def __init__(self, config: NFT, setting: Setting) -> None:
         super().__init__(setting)

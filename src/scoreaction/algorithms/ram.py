@@ -17,7 +17,7 @@ from scoreaction.algorithms._forward import (
     renoised,
     velocity,
 )
-from scoreaction.algorithms._learner import Learner, Loss, Regularised, Setting, Term, Update, Updates
+from scoreaction.algorithms._learner import LOGGED, Learner, Loss, Regularised, Setting, Term, Update, Updates
 from scoreaction.algorithms._likelihood_ratio import minibatches, spread_is_rounding
 from scoreaction.algorithms.ddpo import Baseline, PromptState
 from scoreaction.networks.conditions import take
@@ -62,7 +62,7 @@ class RAMLearner(Learner):
     """RAM at work."""
 
     state: PromptState
-    reference_rows = 32  # the KL along paths is only logged
+    reference_rows = LOGGED  # the KL along paths is only logged
 
     def __init__(self, config: RAM, setting: Setting) -> None:
         super().__init__(setting, kl_target=config.kl_target)

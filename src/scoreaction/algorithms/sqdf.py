@@ -10,7 +10,16 @@ import torch
 from pydantic import Field, model_validator
 from torch import Tensor
 
-from scoreaction.algorithms._learner import Learner, Regularised, Setting, Update, Updates, refuse_black_box, roll_out_chain
+from scoreaction.algorithms._learner import (
+    LOGGED,
+    Learner,
+    Regularised,
+    Setting,
+    Update,
+    Updates,
+    refuse_black_box,
+    roll_out_chain,
+)
 from scoreaction.algorithms._soft_q import SoftQ, soft_q
 from scoreaction.algorithms._step import GradValue, StepWeights, known, next_states, noise_of, step_gap, step_term
 from scoreaction.algorithms._trust import TrustState, adapt_trust
@@ -113,7 +122,7 @@ class SQDFLearner(Learner):
         self.critic = Critic(self.process, shape, skip="whole", conditions=self.conditions) if config.correction else None
         if self.critic is not None:
             self.networks["critic"], self.lr["critic"] = self.critic, config.critic_lr
-        self.reference_rows = None if config.correction else 32  # without a correction the KL is only logged
+        self.reference_rows = None if config.correction else LOGGED  # without a correction the KL is only logged
 
     def times(self, generator: torch.Generator) -> Tensor:
         """The sampler's grid as it is on the chain, jittered on the path."""

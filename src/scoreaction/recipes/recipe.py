@@ -19,7 +19,7 @@ from scoreaction import catalog
 from scoreaction.catalog import Kind
 from scoreaction.errors import UserError
 from scoreaction.recipes.prompts import PromptValue, read_prompts
-from scoreaction.recipes.text import KEYS, assign, parse_override, read_recipe
+from scoreaction.recipes.text import KEYS, assign, parse_override, read_recipe, suits
 from scoreaction.recipes.traits import Traits, traits_of
 from scoreaction.recipes.validation import Key, check, check_finite, dotted, refuse_unknown
 from scoreaction.sampling.rollout import Sampler
@@ -233,12 +233,12 @@ def _rewards(values: Any, at: Key) -> tuple[Block, ...]:
 
 
 def _algorithm(values: Any, defaults: Values) -> Block:
-    """A model's defaults count for the algorithms that know them."""
+    """A model's defaults count for the algorithms that they suit."""
     name = values.get("name") if isinstance(values, dict) else values
     if isinstance(name, str):
         known = catalog.find("algorithm", name, key="algorithm.name").Config.model_fields
         own = values if isinstance(values, dict) else {"name": name}
-        values = {**{key: value for key, value in defaults.items() if key in known}, **own}
+        values = {**{key: value for key, value in defaults.items() if suits(key, known)}, **own}
     return block_of("algorithm", values, ("algorithm",))
 
 

@@ -79,5 +79,15 @@ def _rename(block: Values, key: list[str], name: Any) -> None:
     except UserError:  # a misspelt name is mended: its settings were meant for the right one
         old = new
     for setting in set(block) - {"name", "weight"}:  # clips are clips, but the estimators of two algorithms are not the same
-        if setting not in old or setting not in new or old[setting].annotation != new[setting].annotation:
+        if setting not in old or not suits(setting, new) or old[setting].annotation != new[setting].annotation:
             del block[setting]
+
+
+def suits(setting: str, fields: dict[str, Any]) -> bool:
+    """True if a block with these fields takes a setting made for another; one without a KL as published takes no beta.
+
+    >>> from scoreaction.algorithms import ddpo, draft, dpok
+    >>> [suits("beta", algorithm.Config.model_fields) for algorithm in (dpok, draft, ddpo)]
+    [True, False, False]
+    """
+    return setting in fields and not (setting == "beta" and fields["beta"].default == 0)

@@ -143,7 +143,7 @@ class Rollout:
     times (N+1,) float64; x (N+1, batch, *shape); old (N, batch, *shape) the predictions of the policy that sampled; action
     the predictions that were followed, the same but for exploration; prompt (batch,) the numbers of the prompts; rewards
     (batch,), empty before they are known; pretrained (n, rows, *shape), the predictions of the pretrained model in the first n
-    steps, those that the policy acted in, for the first `rows` trajectories, None before it was evaluated; reward_gradient
+    steps, those that the policy acted in, at the states that are `compared`, None before it was evaluated; reward_gradient
     (batch, *shape), by x0 before decoding, None where the algorithm does not need it. off_below is the sampler's: at times
     before it `old` is the pretrained model.
     """
@@ -194,11 +194,27 @@ class Rollout:
         )
 
     def difference(self) -> Prediction:
-        """Policy minus pretrained model at the states that the policy acted in, (n, rows, *shape)."""
+        """Policy minus pretrained model at the states that are `compared`, (n, rows, *shape)."""
         if self.pretrained is None:
             raise ValueError("the pretrained model has not been evaluated yet")
-        n, rows = self.pretrained.eps.shape[:2]
-        return Prediction(*(old[:n, :rows] - new for old, new in zip(self.old, self.pretrained, strict=True)))
+        batch, (n, rows) = self.size[1], self.pretrained.eps.shape[:2]
+        old = Prediction(*(part[:n] for part in self.old))
+        old = unflattened(take(flattened(old), compared(n, batch, rows)), n)
+        return Prediction(*(a - b for a, b in zip(old, self.pretrained, strict=True)))
+
+
+def compared(steps: int, batch: int, rows: int) -> Tensor | slice:
+    """Row numbers of a rollout's steps, `rows` at each step: of other trajectories at the next, so that few see many.
+
+    A mean over all trajectories is estimated without bias and more closely than by whole trajectories, whose steps are alike.
+
+    >>> compared(3, 4, 2)
+    tensor([0, 1, 6, 7, 8, 9])
+    """
+    if rows == batch:
+        return slice(None)
+    path = (torch.arange(steps)[:, None] * rows + torch.arange(rows)) % batch
+    return (torch.arange(steps)[:, None] * batch + path).flatten()
 
 
 def flattened(prediction: Prediction) -> Prediction:

@@ -153,8 +153,7 @@ class Finetuner(Run):
         eta = self.sampler.eta or 1.0  # a deterministic sampler has no path KL: that of the same scores at eta 1
         kl = {"kl_nats": path_kl, "kl_chain_nats": chain_kl}
         own = {name: measure(self.model.process, times, difference, eta) for name, measure in kl.items()}
-        rows = min(self.learner.reference_rows or self.train.batch, self.train.batch)
-        nats = {name: self.world.gather(values, rows).mean() for name, values in own.items()}
+        nats = {name: self.world.gather(values).mean() for name, values in own.items()}
         check_finite("KLs", torch.stack([*nats.values()]), self.iteration)
         return {name: float(value) for name, value in nats.items()}
 
