@@ -57,29 +57,38 @@ def train(
     overrides: Overrides = None,
     output: Annotated[Path | None, output_option("Run folder; default runs/RECIPE-ALGORITHM-TIME.")] = None,
     resume: Annotated[bool, typer.Option("--resume", help="Go on with the run in --output.")] = False,
-) -> None:
+    processes: Annotated[int, typer.Option(min=1, help="Processes of this machine, one a GPU; more by torchrun.")] = 1,
+) -> int:
     """Fine-tune a model by a recipe."""
+    from scoreaction.commands.launch import launch
     from scoreaction.commands.tables import show_summary
     from scoreaction.commands.train import run
     from scoreaction.recipes.recipe import load_recipe
     from scoreaction.report.model_card import write_card
     from scoreaction.training.run_folder import RunFolder, read_json_lines
+    from scoreaction.world import World
 
     chosen = load_recipe(recipe, overrides or [])
     if resume and output is None:
         raise UserError("--resume: say which run with --output DIR")
     folder = output or default_folder(recipe, chosen.algorithm.name)
+    if processes > 1:
+        options = ["--output", str(folder), *(["--resume"] if resume else [])]
+        return launch(processes, ["train", recipe, *(overrides or []), *options])
     try:
         figures = run(chosen, folder, resume=resume)
     except Interrupted as stop:
         again = shlex.join(["scoreaction", "train", str(folder / "recipe.yaml"), "--output", str(folder), "--resume"])
         raise Interrupted(f"{stop}; go on with: {again}") from stop
+    if not World.current().leads:
+        return 0
     write_card(folder, chosen, figures)
     show_summary(figures)
     print(f"run: {folder}")
     if all("skipped" in metrics for metrics in read_json_lines(RunFolder(folder).metrics_path) or [{}]):
         why = "in each all rewards were equal, or fp16 overflowed; scoreaction doctor says more"
         print(f"note: no iteration learned anything: {why}", file=sys.stderr)
+    return 0
 
 
 @app.command()
@@ -279,8 +288,15 @@ def main(argv: Sequence[str] | None = None) -> int:
         if debug:
             traceback.print_exc()
         code, message = exit_of(error)
-        print(one_line(message), file=sys.stderr)
+        if not said_by_the_first(error):
+            print(one_line(message), file=sys.stderr)
         return code
+
+
+def said_by_the_first(error: BaseException) -> bool:
+    """True in all processes of a run but the first where an error is that of every process, so that one of them says it."""
+    shared = isinstance(error, UserError | Interrupted) or getattr(error.__cause__ or error, "shared", False)
+    return shared and os.environ.get("RANK", "0") != "0" and "WORLD_SIZE" in os.environ
 
 
 def exit_of(error: BaseException) -> tuple[int, str]:

@@ -15,6 +15,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from rich.text import Text
 
+from scoreaction.commands.launch import described
 from scoreaction.disk import check_writable
 from scoreaction.errors import Failed, Interrupted, UserError, one_line
 from scoreaction.networks.memory import OUT_OF_MEMORY, is_out_of_memory
@@ -27,6 +28,7 @@ from scoreaction.training.identity import difference, flattened
 from scoreaction.training.optimizer import TrainingError
 from scoreaction.training.run_folder import RunFolder, read_json_lines, read_summary
 from scoreaction.types import Values
+from scoreaction.world import OtherProcess, World
 
 
 def claim(folder: Path, recipe: Recipe, *, resume: bool) -> None:
@@ -95,6 +97,8 @@ class Signals(AbstractContextManager["Signals"]):
 
     requested: bool = False
     at_once: bool = False
+    launched: bool = False
+    """True where a launcher passes signals on, often twice, and has a limit of its own: then none of them forces."""
     _before: dict[int, Any] = field(default_factory=dict)
 
     def __enter__(self) -> Signals:
@@ -108,7 +112,7 @@ class Signals(AbstractContextManager["Signals"]):
             signal.signal(number, handler)
 
     def _receive(self, number: int, frame: FrameType | None) -> None:
-        if self.at_once or (self.requested and number in FORCING):
+        if (self.at_once or (self.requested and number in FORCING)) and not self.launched:
             raise KeyboardInterrupt
         self.requested = True
 
@@ -116,10 +120,10 @@ class Signals(AbstractContextManager["Signals"]):
 class Reporter:
     """Shows how a run goes: a bar on a terminal's stderr, otherwise about ten plain lines on stdout."""
 
-    def __init__(self, title: str, *, total: int, done: int) -> None:
-        console = Console(stderr=True)
+    def __init__(self, title: str, *, total: int, done: int, silent: bool = False) -> None:
+        console = Console(stderr=True, quiet=silent)
         self.title, self.total, self.every = title, total, max(1, total // 10)
-        self.live = console.is_terminal
+        self.live, self.silent = console.is_terminal and not silent, silent
         self.progress = Progress(
             TextColumn("{task.description}", markup=False),
             BarColumn(),
@@ -137,7 +141,7 @@ class Reporter:
         figures = f"reward {metrics['reward_mean']:.3f}  KL {metrics['kl_nats']:.3f} nats"
         iteration = metrics["iteration"]
         self.progress.update(self.task, completed=iteration, figures=figures)
-        if not self.live and (iteration % self.every == 0 or iteration == self.total):
+        if not self.live and not self.silent and (iteration % self.every == 0 or iteration == self.total):
             print(f"{self.title}  {iteration}/{self.total}  {figures}  {metrics['seconds']:.0f} s", flush=True)
 
 
@@ -147,26 +151,36 @@ def run(recipe: Recipe, folder: Path, *, resume: bool, title: str | None = None)
     Returns the summary. UserError where the input is wrong, Failed where the run is, Interrupted after Ctrl-C with the
     state saved.
     """
-    claim(folder, recipe, resume=resume)
+    world = World.joined(recipe.train.device)
+    world.together(lambda: claim(folder, recipe, resume=resume) if world.leads else None)
     title = one_line(title or folder.name)
     tuner = build(recipe, output=folder)
-    place = tuner.folder
-    assert place is not None
-    with locked(place), Signals() as signals:
+    place, where = RunFolder(folder), described(world, tuner.model.device)
+    if world.leads:
+        print(f"{title}  {where}", flush=True)
+    with ExitStack() as stack:
+        world.together(lambda: stack.enter_context(locked(place)) if world.leads else None)
+        signals = stack.enter_context(Signals(launched=world.size > 1))
         if resume:
             try:
                 tuner.resume()
             except (RuntimeError, KeyError, TypeError) as error:
                 raise UserError(f"{place.newest_checkpoint()}: {DAMAGED}") from error
         stopper = Stopper(recipe.early_stop)
-        stopped = any([stopper(metrics) for metrics in read_json_lines(place.metrics_path)]) if tuner.iteration else False
+        known, summary = world.told(
+            (read_json_lines(place.metrics_path), read_summary(folder) if place.complete else None)
+            if world.leads
+            else ([], None)
+        )
+        stopped = any([stopper(metrics) for metrics in known]) if tuner.iteration else False
         finished = stopped or tuner.iteration >= recipe.train.iterations
-        summary = read_summary(folder)
-        if finished and summary is not None and place.complete:
+        if finished and summary is not None:
             return summary
-        place.summary_path.unlink(missing_ok=True)
+        if world.leads:
+            place.summary_path.unlink(missing_ok=True)
         if not finished:
-            _iterate(tuner, stopper, signals, Reporter(title, total=recipe.train.iterations, done=tuner.iteration))
+            reporter = Reporter(title, total=recipe.train.iterations, done=tuner.iteration, silent=not world.leads)
+            _iterate(tuner, stopper, signals, reporter)
         signals.at_once = True
         return _measured(tuner, title)
 
@@ -189,14 +203,14 @@ def _iterate(tuner: Finetuner, stopper: Stopper, signals: Signals, reporter: Rep
             if stopper(metrics):
                 tuner.checkpoint()
                 return
-            if signals.requested:
+            if tuner.world.any(signals.requested):  # one process may hear of it an iteration before another
                 tuner.checkpoint()
                 raise Interrupted(f"stopped after iteration {tuner.iteration}, state saved")
 
 
 def _cause(error: BaseException) -> str:
     """The line of an error, with the remedy where memory ran out."""
-    if isinstance(error, TrainingError | RewardError):
+    if isinstance(error, TrainingError | RewardError | OtherProcess):
         return str(error)
     if is_out_of_memory(error) and OUT_OF_MEMORY not in str(error):
         return f"{error}; lower train.max_rows or train.batch, or set train.precision to bf16 (scoreaction plan says what fits)"
@@ -210,8 +224,8 @@ def _saved_state(tuner: Finetuner) -> str:
 
 
 def _measured(tuner: Finetuner, title: str) -> Values:
-    console = Console(stderr=True)
-    if not console.is_terminal:
+    console = Console(stderr=True, quiet=not tuner.world.leads)
+    if not console.is_terminal and tuner.world.leads:
         print(f"{title}  measuring", flush=True)
     try:
         with console.status(Text(f"{title}  measuring")):

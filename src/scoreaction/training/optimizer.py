@@ -23,6 +23,9 @@ NO_GRADIENT = "check that the network's output depends on them, and that nothing
 class TrainingError(RuntimeError):
     """Training cannot go on: no gradient reaches the trained parameters, or a number is not finite."""
 
+    shared = True
+    """It is raised in every process alike."""
+
 
 ROWS = 4096
 """The largest batch of one network call where neither run nor model sets one."""
