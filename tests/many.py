@@ -68,7 +68,9 @@ def asked(**more):
     return {"reward": prompted, "prompts": PROMPTS, "steps": 6, **more}
 
 
-SUM = WeightedSum([Part(SMOOTH, 1.0, True), Part(sa.Reward(lambda x, c: -((x[:, 0] - 1) ** 2), differentiable=True), 0.5, True)])
+SUM = WeightedSum(
+    [Part(SMOOTH, 1.0, True), Part(sa.Reward(lambda x, c: -((x[:, 0] - 1) ** 2), differentiable=True), 0.5, True)]
+)
 ONLINE = sa.Online(rounds=(64, 97), noise_std=0.1, members=3, hidden=8, proxy="ucb")
 CASES = {
     "score_action": case(sa.ScoreAction(beta=0.5), reward=SMOOTH),

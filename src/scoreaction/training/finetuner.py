@@ -188,10 +188,10 @@ class Finetuner(Run):
         """Continues from the newest checkpoint; False where there is none, and the run starts afresh."""
         self.owns_folder = True
         with self._locked():
-            newest = self.world.told(self.folder.newest_checkpoint() if self.folder is not None else None)
+            newest = self.world.broadcast(self.folder.newest_checkpoint() if self.folder is not None else None)
             if self.rounds is not None:
                 self.rounds.log.read()
-                self.rounds.log.records = self.world.told(self.rounds.log.records)
+                self.rounds.log.records = self.world.broadcast(self.rounds.log.records)
             if newest is not None:
                 self.load_state(load_tree(newest))
             if self.folder is not None:

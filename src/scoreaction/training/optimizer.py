@@ -162,18 +162,18 @@ class Optimisation:
                         largest[name] = max(largest.get(name, -math.inf), float(figure.values.detach().max()))
                     else:
                         means[name] = means.get(name, 0.0) + float(figure.detach().sum()) / share
-        return self._told(update, means, largest)
+        return self._averaged(update, means, largest)
 
-    def _told(self, update: Update, means: dict[str, float], largest: dict[str, float]) -> dict[str, float]:
+    def _averaged(self, update: Update, means: dict[str, float], largest: dict[str, float]) -> dict[str, float]:
         """Averages gradient and figures over the processes."""
         if any(not isinstance(term.rows, int) and term.rows.total < self.world.size for term in update.terms):
             for own, missing in ((means, 0.0), (largest, -math.inf)):  # of a process without rows
                 names = {name for known in self.world.every([*own]) for name in known}
                 own |= {name: missing for name in names - own.keys()}
         values = [value for _, value in sorted(means.items())]
-        told = self.world.average_gradients(self._parameters(update.network), values)
+        averages = self.world.average_gradients(self._parameters(update.network), values)
         most = self.world.reduced([value for _, value in sorted(largest.items())], "max")
-        return dict(zip(sorted(means), told, strict=True)) | dict(zip(sorted(largest), most, strict=True))
+        return dict(zip(sorted(means), averages, strict=True)) | dict(zip(sorted(largest), most, strict=True))
 
     def _parameters(self, network: str) -> list[Tensor]:
         return [p for group in self.optimisers[network].param_groups for p in group["params"]]
