@@ -170,7 +170,7 @@ def test_memory_grows_with_the_differentiated_steps_only():
 @pytest.mark.slow
 def test_low_variance_adds_the_mean_gradient_of_the_last_step():
     """Sums over n noises of x0: n times the expectation, which three nodes integrate exactly; n queries more a sample."""
-    queries, n = [], 1000
+    queries, n = [], 4000
     score = lambda x0, prompt: queries.append(len(x0)) or REWARD(x0)  # noqa: E731
     fixed = setting(model(VP), steps=6, batch=5)._replace(reward=Objective(score, True))
     learner = sa.DRaFT(low_variance=n).build(fixed)

@@ -289,7 +289,7 @@ def test_the_target_is_reward_minus_beta_times_kl_to_go():
     kl, points = kl_to_go(VP, 1.0, experience), experience.steps()
     truth = exact.value(points.x, points.t).reshape(100, 4000)
     target = torch.empty(400_000)
-    target[experience.chosen] = experience.target
+    target[experience.chosen.own] = experience.target
     target = target.reshape(100, 4000)
     error = 3 * (target - truth).std(1) / math.sqrt(4000) + 0.04
     reward = experience.rewards[None]
