@@ -93,7 +93,7 @@ def test_dealing_is_fair_to_steps_and_trajectories():
         spread = float(counts.double().std(correction=0) / counts.double().mean().sqrt())
         assert spread < 1.4, spread
 
-    first = torch.cat([deal(1, 1, seed)[0].own for seed in range(6000)])
+    first = torch.cat([deal(1, 1, seed)[0].own for seed in range(1200)])
     counts = torch.bincount(first, minlength=N * BATCH)
     early = torch.bincount(first % (N * BATCH // 2), minlength=N * BATCH)
     accepts(uniform, counts, early_steps_only=early)
@@ -329,7 +329,7 @@ def test_the_buffers_of_many_processes_draw_the_rows_of_one(options, batches):
     wrong = {"other_seed": drawn(1, batches, seed=1, **options)}
     if "priority" in options and batches > 1:
         wrong["own_largest"] = drawn(2, batches, deaf=True, **options)
-    if options.get("max_age", batches) < batches:
+    if options.get("max_age", batches) < min(batches, 2):  # there is room for two
         wrong["of_any_age"] = drawn(2, batches, **{**options, "max_age": None})
     for size in (2, 4):
         close(drawn(size, batches, **options), truth, atol=1e-9, **wrong)
