@@ -19,7 +19,7 @@ from torch import Tensor
 from torch.distributed.tensor import DTensor
 
 PATIENCE = timedelta(hours=1)
-"""How long a process waits for the others: a reward may be slow on one of them."""
+"""The time that a process waits for the others: a reward may be slow on one of them."""
 
 T = TypeVar("T")
 
@@ -147,9 +147,9 @@ class World:
         first = int(torch.randint(everyone, (), generator=generator))
         place = torch.arange(min(count, everyone * steps))
         trajectory = (first + place) % everyone
-        mine = trajectory % self.size == self.rank
-        step = order[trajectory[mine], place[mine] // everyone]
-        return Rows(step * batch + trajectory[mine] // self.size, place[mine], len(place))
+        own = trajectory % self.size == self.rank
+        step = order[trajectory[own], place[own] // everyone]
+        return Rows(step * batch + trajectory[own] // self.size, place[own], len(place))
 
     # messages
 
@@ -175,9 +175,9 @@ class World:
         """The mean, sum or max over processes of each value, in double precision."""
         if self.size == 1 or not values:
             return list(values)
-        told = torch.tensor(values, dtype=torch.float64)
-        dist.all_reduce(told, dist.ReduceOp.MAX if how == "max" else dist.ReduceOp.SUM)
-        return (told / self.size if how == "mean" else told).tolist()
+        message = torch.tensor(values, dtype=torch.float64)
+        dist.all_reduce(message, dist.ReduceOp.MAX if how == "max" else dist.ReduceOp.SUM)
+        return (message / self.size if how == "mean" else message).tolist()
 
     def any(self, flag: bool) -> bool:
         """True if it is so in any process."""
@@ -210,7 +210,7 @@ class World:
                     if not isinstance(tensor, DTensor):
                         dist.broadcast(tensor, 0)
 
-    def told(self, value: T) -> T:
+    def broadcast(self, value: T) -> T:
         """The first process's value; of the others it is not read."""
         if self.size == 1:
             return value
@@ -227,7 +227,7 @@ class World:
         return values
 
     def together(self, work: Callable[[], T]) -> T:
-        """What `work` returns here; where it raises in any process it raises in all, so that none waits for ever.
+        """Returns what `work` does here; where it raises in any process it raises in all, so that none waits for ever.
 
         The process whose work failed raises its own error, the others `OtherProcess`. work must send no messages.
         """

@@ -167,7 +167,7 @@ def run(recipe: Recipe, folder: Path, *, resume: bool, title: str | None = None)
             except (RuntimeError, KeyError, TypeError) as error:
                 raise UserError(f"{place.newest_checkpoint()}: {DAMAGED}") from error
         stopper = Stopper(recipe.early_stop)
-        known, summary = world.told(
+        known, summary = world.broadcast(
             (read_json_lines(place.metrics_path), read_summary(folder) if place.complete else None)
             if world.leads
             else ([], None)

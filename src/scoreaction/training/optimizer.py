@@ -152,7 +152,7 @@ class Optimisation:
             raise ValueError(f"updates: {update.network!r} is not trained; choose from {', '.join(self.optimisers)}")
         own = [len(rows) if isinstance(rows, Rows) else rows for rows, _, _ in update.terms]
         most = max(rows * term.calls for rows, term in zip(own, update.terms, strict=True)) or 1
-        return self._told(update, *fitting(self.model, most, partial(self._accumulate, update, iteration)))
+        return self._averaged(update, *fitting(self.model, most, partial(self._accumulate, update, iteration)))
 
     def _accumulate(self, update: Update, iteration: int, limit: int) -> tuple[dict[str, float], dict[str, float]]:
         """The gradient of the own rows, and their part of the figures' means and largest, in calls of at most `limit` rows."""
@@ -177,16 +177,16 @@ class Optimisation:
                         means[name] = means.get(name, 0.0) + float(figure.detach().sum()) / share
         return means, largest
 
-    def _told(self, update: Update, means: dict[str, float], largest: dict[str, float]) -> dict[str, float]:
+    def _averaged(self, update: Update, means: dict[str, float], largest: dict[str, float]) -> dict[str, float]:
         """Averages gradient and figures over the processes."""
         if any(isinstance(term.rows, Rows) and term.rows.total < self.world.size for term in update.terms):
             for own, missing in ((means, 0.0), (largest, -math.inf)):  # of a process without rows
                 names = {name for known in self.world.every([*own]) for name in known}
                 own |= {name: missing for name in names - own.keys()}
         values = [value for _, value in sorted(means.items())]
-        told = self.world.average_gradients(self._parameters(update.network), values)
+        averages = self.world.average_gradients(self._parameters(update.network), values)
         most = self.world.reduced([value for _, value in sorted(largest.items())], "max")
-        return dict(zip(sorted(means), told, strict=True)) | dict(zip(sorted(largest), most, strict=True))
+        return dict(zip(sorted(means), averages, strict=True)) | dict(zip(sorted(largest), most, strict=True))
 
     def _parameters(self, network: str) -> list[Tensor]:
         return [p for group in self.optimisers[network].param_groups for p in group["params"]]
