@@ -2,19 +2,16 @@
 
 from __future__ import annotations
 
-import signal
-import threading
 from collections.abc import Iterator
-from contextlib import AbstractContextManager, ExitStack, contextmanager
-from dataclasses import dataclass, field
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
 from pathlib import Path
-from types import FrameType
-from typing import Any
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from rich.text import Text
 
+from scoreaction.commands.signals import Signals
 from scoreaction.disk import check_writable
 from scoreaction.errors import Failed, Interrupted, UserError, one_line
 from scoreaction.networks.memory import OUT_OF_MEMORY, is_out_of_memory
@@ -84,35 +81,6 @@ class Stopper:
         return self.since >= self.rule.patience
 
 
-FORCING = (signal.SIGINT, signal.SIGTERM)
-ASKING = [signal.Signals[name] for name in ("SIGHUP", "SIGUSR1") if name in signal.Signals.__members__]
-"""Of a lost terminal, often twice, which nohup ignores; and of Slurm before its limit."""
-
-
-@dataclass
-class Signals(AbstractContextManager["Signals"]):
-    """Signals that ask the loop to stop after this iteration; a second Ctrl-C or SIGTERM stops at once."""
-
-    requested: bool = False
-    at_once: bool = False
-    _before: dict[int, Any] = field(default_factory=dict)
-
-    def __enter__(self) -> Signals:
-        if threading.current_thread() is threading.main_thread():
-            heard = [*FORCING, *(number for number in ASKING if signal.getsignal(number) != signal.SIG_IGN)]
-            self._before = {number: signal.signal(number, self._receive) for number in heard}
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        for number, handler in self._before.items():
-            signal.signal(number, handler)
-
-    def _receive(self, number: int, frame: FrameType | None) -> None:
-        if self.at_once or (self.requested and number in FORCING):
-            raise KeyboardInterrupt
-        self.requested = True
-
-
 class Reporter:
     """Shows how a run goes: a bar on a terminal's stderr, otherwise about ten plain lines on stdout."""
 
@@ -175,6 +143,7 @@ def _iterate(tuner: Finetuner, stopper: Stopper, signals: Signals, reporter: Rep
     with reporter.progress:
         iterations = iter(tuner)
         while True:
+            signals.waiting = f"iteration {tuner.iteration + 1} of {tuner.train.iterations}"
             try:
                 metrics = next(iterations)
             except StopIteration:
