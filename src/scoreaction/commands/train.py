@@ -17,12 +17,13 @@ from scoreaction.errors import Failed, Interrupted, UserError, one_line
 from scoreaction.networks.memory import OUT_OF_MEMORY, is_out_of_memory
 from scoreaction.recipes.build import build
 from scoreaction.recipes.recipe import EarlyStop, Recipe, load_recipe
+from scoreaction.recipes.trust import named_modules
 from scoreaction.rewards import RewardError
 from scoreaction.training.checkpoints import DAMAGED
 from scoreaction.training.finetuner import Finetuner
 from scoreaction.training.identity import difference, flattened
 from scoreaction.training.optimizer import TrainingError
-from scoreaction.training.run_folder import RunFolder, read_json_lines, read_summary
+from scoreaction.training.run_folder import RunFolder, read_description, read_json_lines, read_summary
 from scoreaction.types import Values
 
 
@@ -42,13 +43,15 @@ def claim(folder: Path, recipe: Recipe, *, resume: bool) -> None:
     saved = place.recipe_path
     if not saved.exists():
         return
-    changed = difference(flattened(load_recipe(str(saved)).values()), flattened(recipe.values()))
+    now = recipe.values()
+    known = named_modules(read_description(folder)[0]) <= named_modules(now)  # imported already, by the recipe that was given
+    changed = difference(flattened(load_recipe(str(saved), trust=known).values()), flattened(now))
     if changed is None:
         return
-    key, before, now = changed
+    key, before, after = changed
     if key == "train.iterations":
-        raise UserError(f"{key}: this run has {before}; it can be raised, not lowered (got {now})")
-    raise UserError(f"{key}: this run has {before!r}, not {now!r}; resume it unchanged, or name another --output")
+        raise UserError(f"{key}: this run has {before}; it can be raised, not lowered (got {after})")
+    raise UserError(f"{key}: this run has {before!r}, not {after!r}; resume it unchanged, or name another --output")
 
 
 @contextmanager
