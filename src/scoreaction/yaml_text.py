@@ -23,7 +23,7 @@ class _Loader(yaml.SafeLoader):
             seen.add(key.value)
         return super().construct_mapping(node, deep)
 
-    def construct_scalar(self, node: yaml.ScalarNode) -> Any:
+    def construct_scalar(self, node: yaml.ScalarNode | yaml.MappingNode) -> Any:
         text = super().construct_scalar(node)
         if isinstance(text, str) and any("\ud800" <= letter <= "\udfff" for letter in text):
             try:  # JSON writes a letter beyond the first 65,536 as two

@@ -205,7 +205,8 @@ class Http:
         headers = {"Content-Type": "application/json", "Prefer": f"wait={int(timeout / 3)}"}
         if self.token is not None:
             headers["Authorization"] = f"Bearer {self.token}"
-        late, lines = threading.Event(), []
+        late = threading.Event()
+        lines: list[socket.socket] = []
 
         def cut() -> None:
             late.set()
