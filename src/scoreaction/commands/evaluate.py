@@ -36,10 +36,10 @@ class Opened:
     tuner: Finetuner
 
 
-def open_run(folder: Path, *, tuned: bool, rewards: bool = True) -> Opened:
+def open_run(folder: Path, *, tuned: bool, rewards: bool = True, trust: bool = False) -> Opened:
     """Builds the run of a folder and, for the tuned model, loads its newest checkpoint; nothing in the folder changes.
 
-    rewards False: without its rewards, to draw from.
+    rewards False: without its rewards, to draw from. trust: whether modules that its recipe names are imported.
     """
     place = RunFolder(folder)
     if place.settings_path.is_file():
@@ -49,7 +49,7 @@ def open_run(folder: Path, *, tuned: bool, rewards: bool = True) -> Opened:
         )
     if not place.recipe_path.is_file():
         raise UserError(f"{folder}: not a run folder (no recipe.yaml in it); give what train printed after run:")
-    recipe = load_recipe(str(place.recipe_path))
+    recipe = load_recipe(str(place.recipe_path), trust=trust)
     tuner = build(recipe, rewards=rewards)
     newest = load_newest(place.saved_checkpoints(), tuner.identity())
     if newest is not None:

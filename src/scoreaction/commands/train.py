@@ -2,31 +2,29 @@
 
 from __future__ import annotations
 
-import signal
-import threading
 from collections.abc import Iterator
-from contextlib import AbstractContextManager, ExitStack, contextmanager
-from dataclasses import dataclass, field
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
 from pathlib import Path
-from types import FrameType
-from typing import Any
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from rich.text import Text
 
 from scoreaction.commands.launch import described
+from scoreaction.commands.signals import Signals
 from scoreaction.disk import check_writable
 from scoreaction.errors import Failed, Interrupted, UserError, one_line
 from scoreaction.networks.memory import OUT_OF_MEMORY, is_out_of_memory
 from scoreaction.recipes.build import build
 from scoreaction.recipes.recipe import EarlyStop, Recipe, load_recipe
+from scoreaction.recipes.trust import named_modules
 from scoreaction.rewards import RewardError
 from scoreaction.training.checkpoints import DAMAGED
 from scoreaction.training.finetuner import Finetuner
 from scoreaction.training.identity import difference, flattened
 from scoreaction.training.optimizer import TrainingError
-from scoreaction.training.run_folder import RunFolder, read_json_lines, read_summary
+from scoreaction.training.run_folder import RunFolder, read_description, read_json_lines, read_summary
 from scoreaction.types import Values
 from scoreaction.world import OtherProcess, World
 
@@ -47,13 +45,15 @@ def claim(folder: Path, recipe: Recipe, *, resume: bool) -> None:
     saved = place.recipe_path
     if not saved.exists():
         return
-    changed = difference(flattened(load_recipe(str(saved)).values()), flattened(recipe.values()))
+    now = recipe.values()
+    known = named_modules(read_description(folder)[0]) <= named_modules(now)  # imported already, by the recipe that was given
+    changed = difference(flattened(load_recipe(str(saved), trust=known).values()), flattened(now))
     if changed is None:
         return
-    key, before, now = changed
+    key, before, after = changed
     if key == "train.iterations":
-        raise UserError(f"{key}: this run has {before}; it can be raised, not lowered (got {now})")
-    raise UserError(f"{key}: this run has {before!r}, not {now!r}; resume it unchanged, or name another --output")
+        raise UserError(f"{key}: this run has {before}; it can be raised, not lowered (got {after})")
+    raise UserError(f"{key}: this run has {before!r}, not {after!r}; resume it unchanged, or name another --output")
 
 
 @contextmanager
@@ -84,37 +84,6 @@ class Stopper:
             return False
         self.since += 1
         return self.since >= self.rule.patience
-
-
-FORCING = (signal.SIGINT, signal.SIGTERM)
-ASKING = [signal.Signals[name] for name in ("SIGHUP", "SIGUSR1") if name in signal.Signals.__members__]
-"""Of a lost terminal, often twice, which nohup ignores; and of Slurm before its limit."""
-
-
-@dataclass
-class Signals(AbstractContextManager["Signals"]):
-    """Signals that ask the loop to stop after this iteration; a second Ctrl-C or SIGTERM stops at once."""
-
-    requested: bool = False
-    at_once: bool = False
-    launched: bool = False
-    """True where a launcher passes signals on, often twice, and has a limit of its own: then none of them forces."""
-    _before: dict[int, Any] = field(default_factory=dict)
-
-    def __enter__(self) -> Signals:
-        if threading.current_thread() is threading.main_thread():
-            heard = [*FORCING, *(number for number in ASKING if signal.getsignal(number) != signal.SIG_IGN)]
-            self._before = {number: signal.signal(number, self._receive) for number in heard}
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        for number, handler in self._before.items():
-            signal.signal(number, handler)
-
-    def _receive(self, number: int, frame: FrameType | None) -> None:
-        if (self.at_once or (self.requested and number in FORCING)) and not self.launched:
-            raise KeyboardInterrupt
-        self.requested = True
 
 
 class Reporter:
@@ -160,18 +129,17 @@ def run(recipe: Recipe, folder: Path, *, resume: bool, title: str | None = None)
         print(f"{title}  {where}", flush=True)
     with ExitStack() as stack:
         world.together(lambda: stack.enter_context(locked(place)) if world.leads else None)
-        signals = stack.enter_context(Signals(launched=world.size > 1))
+        signals = stack.enter_context(Signals(world=world))
         if resume:
             try:
                 tuner.resume()
+            except OtherProcess:
+                raise
             except (RuntimeError, KeyError, TypeError) as error:
                 raise UserError(f"{place.newest_checkpoint()}: {DAMAGED}") from error
         stopper = Stopper(recipe.early_stop)
-        known, summary = world.broadcast(
-            (read_json_lines(place.metrics_path), read_summary(folder) if place.complete else None)
-            if world.leads
-            else ([], None)
-        )
+        known = world.broadcast(read_json_lines(place.metrics_path) if world.leads else [])
+        summary = world.broadcast(read_summary(folder) if world.leads and place.complete else None)
         stopped = any([stopper(metrics) for metrics in known]) if tuner.iteration else False
         finished = stopped or tuner.iteration >= recipe.train.iterations
         if finished and summary is not None:
@@ -189,6 +157,7 @@ def _iterate(tuner: Finetuner, stopper: Stopper, signals: Signals, reporter: Rep
     with reporter.progress:
         iterations = iter(tuner)
         while True:
+            signals.waiting = f"iteration {tuner.iteration + 1} of {tuner.train.iterations}"
             try:
                 metrics = next(iterations)
             except StopIteration:
