@@ -44,7 +44,14 @@ def kl_to_go(process: Process, eta: float, rollout: Rollout) -> Tensor:
 
 
 def critic_updates(
-    critic: Critic, states: States, look: Tensor | None, target: Tensor, *, updates: int, generator: torch.Generator
+    critic: Critic,
+    states: States,
+    look: Tensor | None,
+    target: Tensor,
+    *,
+    updates: int,
+    generator: torch.Generator,
+    network: str = "critic",
 ) -> Updates:
     """The martingale loss `E integral (V(t, x_t) - target)^2 dt`: V becomes the conditional mean of the target (rows,).
 
@@ -56,11 +63,11 @@ def critic_updates(
     def loss(drawn: Tensor, numbers: Tensor) -> Loss:
         rows = drawn[numbers]
         error = ((critic(*take(states, rows), take(look, rows)) - take(target, rows)) / spread).square()
-        return error, {"critic_loss": error}
+        return error, {f"{network}_loss": error}
 
     for _ in range(updates):
         drawn = torch.randint(len(target), (size,), generator=generator)
-        yield Update("critic", [Term(size, partial(loss, drawn), calls=0)])
+        yield Update(network, [Term(size, partial(loss, drawn), calls=0)])
 
 
 @dataclass(frozen=True)
