@@ -68,6 +68,7 @@ ALGORITHMS = {
     "score_action": (SCORE_ACTION, None),
     "score_action_prompts": (SCORE_ACTION, ["0", "1"]),
     "ratio": (SCORE_ACTION.model_copy(update={"estimator": "likelihood_ratio", "look_ahead": "zeroth_order"}), None),
+    "forward": (SCORE_ACTION.model_copy(update={"estimator": "forward", "each": 2}), ["0", "1"]),
     "ddpo": (sa.DDPO(baseline="prompt", minibatches=2), ["0", "1"]),
     "dpok": (sa.DPOK(kl_target=0.1, minibatches=2), None),
     "sqdf": (sa.SQDF(updates=2, rows=16, buffer=24, priority=1.0, importance=0.5, max_age=2), ["0", "1"]),
