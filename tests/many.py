@@ -1,20 +1,26 @@
-"""Runs that one process and many must train alike: `torchrun --nproc_per_node N tests/many.py FILE [NAME ...]` writes them."""
+"""Runs that one process and many must train alike: `torchrun --nproc_per_node N tests/many.py FILE NAME ...` writes them.
+
+A name is that of a case, or `TWIN: CASE`, the case in a world with that fault.
+"""
 
 from __future__ import annotations
 
 import json
 import sys
+from contextlib import nullcontext
+from unittest.mock import patch
 
 import torch
 from torch import nn
 
 import scoreaction as sa
 from scoreaction.catalog import files
+from scoreaction.diffusion.noise import RowNoise
 from scoreaction.rewards._weighted import Part, WeightedSum
 from scoreaction.world import World
 
 PROMPTS = ["a", "b", "c", "d"]
-ITERATIONS = 10
+ITERATIONS = 3
 
 
 class Net(nn.Module):
@@ -57,10 +63,10 @@ SMOOTH = sa.Reward(linear, differentiable=True)
 
 def case(algorithm, *, reward=linear, steps=10, prompts=None, lora=None, held_out=None, online=None, train=None, **sampler):
     settings = {"iterations": ITERATIONS, "batch": 64, "lr": 2e-3, "device": "cpu", **(train or {})}
-    return lambda: sa.Finetuner(
+    return lambda **folder: sa.Finetuner(
         mixture() if prompts is None else conditional(lora),
         reward=reward, algorithm=algorithm, sampler=sa.Sampler(steps=steps, **sampler), train=sa.Train(**settings),
-        prompts=prompts, held_out=held_out, online=online,
+        prompts=prompts, held_out=held_out, online=online, **folder,
     )  # fmt: skip
 
 
@@ -88,7 +94,7 @@ CASES = {
     "sqdf": case(sa.SQDF(beta=0.5), reward=SMOOTH),
     "sqdf, corrected": case(sa.SQDF(beta=0.5, correction=True, critic_rows=320), reward=SMOOTH),
     "sqdf, replay": case(
-        sa.SQDF(beta=0.5, weights="chain", gamma=0.95, buffer=256, max_age=3, priority=0.6, importance=0.5), reward=SMOOTH
+        sa.SQDF(beta=0.5, weights="chain", gamma=0.95, buffer=192, max_age=2, priority=0.6, importance=0.5), reward=SMOOTH
     ),
     "vard": case(sa.VARD(beta=0.5, critic_updates=16)),
     "pi_ft": case(sa.PIFT(beta=0.5), reward=SMOOTH),
@@ -103,9 +109,37 @@ CASES = {
 LACKING = [name for name in files("algorithm") if not any(known.partition(",")[0] == name for known in CASES)]
 
 
+def summed(world, parameters, figures, right=World.average_gradients):
+    """Gradients that are the sum over processes."""
+    parameters = list(parameters)
+    figures = right(world, parameters, figures)
+    for p in parameters:
+        p.grad *= world.size
+    return figures
+
+
+def by_place(noise, seed, rows, right=RowNoise.__init__):
+    """Noise of a row's place in its process: the same on all of them."""
+    right(noise, seed, torch.arange(len(rows)))
+
+
+TWINS = {
+    "own rows for all": lambda: patch.object(
+        World, "gather", lambda world, own, total=None: own.repeat_interleave(world.size, 0)
+    ),
+    "own gradients": lambda: patch.object(World, "average_gradients", lambda world, parameters, figures: figures),
+    "summed gradients": lambda: patch.object(World, "average_gradients", summed),
+    "the same noise": lambda: patch.object(RowNoise, "__init__", by_place),
+    "own figures": lambda: patch.object(World, "reduced", lambda world, values, how="mean": list(values)),
+    "own weights": lambda: patch.object(World, "share", lambda world, tensors: None),
+}
+
+
 def trained(name):
-    tuner = CASES[name]()
-    metrics = [{key: value for key, value in row.items() if key != "seconds"} for row in tuner]
+    twin, _, known = name.rpartition(": ")
+    with TWINS[twin]() if twin else nullcontext():
+        tuner = CASES[known]()
+        metrics = [{key: value for key, value in row.items() if key != "seconds"} for row in tuner]
     weights = torch.cat([p.detach().flatten() for p in tuner.model.parameters.values()])
     return {"metrics": metrics, "weights": weights.tolist()}
 
@@ -113,7 +147,7 @@ def trained(name):
 if __name__ == "__main__":
     torch.set_num_threads(1)
     World.joined("cpu")
-    runs = {name: trained(name) for name in sys.argv[2:] or CASES}
+    runs = {name: trained(name) for name in sys.argv[2:]}
     if World.current().leads:
         with open(sys.argv[1], "w", encoding="utf-8") as file:
             json.dump(runs, file)
