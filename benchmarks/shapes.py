@@ -24,7 +24,7 @@ TRAINERS: dict[str, tuple[int, list[str]]] = {
     "score_action": (
         78,
         [*BLACK_BOX, "algorithm.estimator=likelihood_ratio", "algorithm.look_ahead=none", "algorithm.beta=0.01",
-         "algorithm.hold_below=0.1", "algorithm.gae_lambda=1", "algorithm.critic_lr=3e-4", "algorithm.updates=4",
+         "sampler.off_below=0.1", "algorithm.gae_lambda=1", "algorithm.critic_lr=3e-4", "algorithm.updates=4",
          "train.lr=3e-3"],
     ),
     "ddpo": (78, [*BLACK_BOX, "algorithm.name=ddpo", "algorithm.minibatches=4", "train.lr=3e-3"]),

@@ -156,11 +156,11 @@ class ExactValue:
         return self._at(self.law_at, t)
 
 
-def learner(process, eta, estimator, *, steps, batch, parameters=OLD, look="reward", exact=None, **options):
+def learner(process, eta, estimator, *, steps, batch, parameters=OLD, look="reward", exact=None, sampler=None, **options):
     """A learner of the affine policy; with `exact` the critic is the closed-form value."""
     made = model(process, parameters)
     config = sa.ScoreAction(beta=BETA, estimator=estimator, look_ahead=look, **{"trust": 0.0, **options})
-    found = config.build(setting(made, eta=eta, steps=steps, batch=batch))
+    found = config.build(setting(made, eta=eta, steps=steps, batch=batch, **(sampler or {})))
     if exact is not None:
         with_value(found, exact)
     return found, made

@@ -87,6 +87,7 @@ CASES = {
     "score_action, prompts in parts": case(
         sa.ScoreAction(beta=0.5, kl_target=0.3), **asked(guidance=2.0, train={"max_rows": 7, "samples_per_prompt": 4})
     ),
+    "score_action, forward": case(sa.ScoreAction(beta=0.5, estimator="forward")),
     "ddpo": case(sa.DDPO(epochs=2)),
     "ddpo, prompts": case(sa.DDPO(baseline="prompt"), **asked(held_out={"linear": linear})),
     "ddpo, groups and lora": case(sa.DDPO(baseline="group"), **asked(lora=2, train={"samples_per_prompt": 8})),
@@ -103,6 +104,9 @@ CASES = {
     "a weighted sum": case(sa.ScoreAction(beta=0.5), reward=SUM),
     "draft": case(sa.DRaFT(beta=0.5, last=2), reward=SMOOTH),
     "draft, low variance": case(sa.DRaFT(low_variance=2), reward=SMOOTH),
+    "ram": case(sa.RAM(beta=0.5), **asked(solver="dpmpp_2m", eta=0.0)),
+    "nft": case(sa.NFT(), **asked(solver="dpmpp_2m", eta=0.0)),
+    "awm": case(sa.AWM(), **asked(solver="dpmpp_2m", eta=0.0)),
     "refl": case(sa.ReFL(beta=0.5), reward=SMOOTH),
     "online": case(sa.ScoreAction(beta=0.5), **asked(online=ONLINE)),
 }

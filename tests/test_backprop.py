@@ -124,7 +124,7 @@ def test_the_kl_of_steps_before_is_local_and_counts_them_all():
     learner = built(sa.DRaFT(last=2, beta=BETA, rows=50))
     rollout = exactly(learner, 40)
     (update,) = learner.updates(rollout, torch.Generator().manual_seed(4))
-    assert [(count(term.rows), term.calls) for term in update.terms] == [(50, 1), (40, 2)]
+    assert [(count(term.rows), term.calls) for term in update.terms] == [(50, 1), (40, 3)]
     chosen = ALONE.dealt(4, 40, 50, torch.Generator().manual_seed(4)).own
     truth = by_hand(learner, rollout, 2, beta=BETA)
     local = visited(learner, rollout, chosen)
@@ -152,6 +152,45 @@ def kept(last, *, steps=8, beta=0.0, checkpointing=False):
     with torch.autograd.graph.saved_tensors_hooks(lambda x: count.append(x.numel()) or x, lambda x: x):
         list(each(learner.updates(rollout, torch.Generator().manual_seed(0))))
     return sum(count)
+
+
+@pytest.mark.parametrize(
+    ("options", "right"),
+    [
+        ({"last": 3}, [3]),
+        ({"last": 1, "beta": BETA}, [1, 1]),  # the local KL of steps before, and the last step
+        ({"last": 3, "beta": BETA}, [1, 5]),  # the reference's graph begins where the policy's has
+        ({"last": 1, "low_variance": 2}, [1, 1, 1]),
+        ({"last": None, "gradient_checkpointing": True}, [6]),
+    ],
+)
+def test_a_term_has_as_many_calls_as_its_loss_evaluates_with_a_graph(options, right):
+    """Of policy and reference, counted as they leave a graph: by these the loop splits rows into what memory holds."""
+    learner, graphs = built(sa.DRaFT(**options, rows=20)), []
+    rollout = exactly(learner, 40)
+
+    def watched(predict):
+        def call(x, t, prompt):
+            prediction = predict(x, t, prompt)
+            graphs.append(prediction.x0.requires_grad)
+            return prediction
+
+        return call
+
+    learner.policy, learner.pretrained = watched(learner.policy), watched(learner.pretrained)
+    (update,) = learner.updates(rollout, torch.Generator().manual_seed(0))
+    counted = []
+    for term in update.terms:
+        graphs.clear()
+        term.loss(torch.arange(3))
+        counted.append(sum(graphs))
+
+    def same(calls):
+        assert calls == counted == right
+
+    accepts(
+        same, [term.calls for term in update.terms], steps_alone=[*right[:-1], (options["last"] or 6) + 1], one_more=[0, *right]
+    )
 
 
 def test_memory_grows_with_the_differentiated_steps_only():

@@ -8,10 +8,11 @@ from test_finetuner import SCORE_ACTION, own_model, tune
 from twins import accepts, same
 
 import scoreaction as sa
+from scoreaction.disk import write_whole
 from scoreaction.errors import UserError
 from scoreaction.training.checkpoints import load_tree, save_tree
 from scoreaction.training.export import load_weights
-from scoreaction.training.run_folder import RunFolder, write_whole
+from scoreaction.training.run_folder import RunFolder
 
 
 def test_a_tree_comes_back_to_the_bit(tmp_path):

@@ -33,7 +33,7 @@ class Net(nn.Module):
         return -sa.VP().sigma(t)[:, None].to(x) * self.body(torch.cat([x, t[:, None].to(x), cond], 1))
 
 
-def tuner_of(name, sign, *, differentiable, settings=None, **train):
+def tuner_of(name, sign, *, differentiable, settings=None, sampler=None, **train):
     """A short run whose reward is `sign` times the slope of the prompt."""
     Config = find("algorithm", name, key="algorithm.name").Config
 
@@ -44,7 +44,7 @@ def tuner_of(name, sign, *, differentiable, settings=None, **train):
         sa.Model(Net(), process=sa.VP(), predicts="v", shape=(1,), encode=lambda prompts: f32([[SLOPES[p]] for p in prompts])),
         reward=sa.Reward(reward, differentiable=differentiable),
         algorithm=Config(**({"beta": BETA} if "beta" in Config.model_fields else {}) | (settings or {})),
-        sampler=sa.Sampler(steps=8),
+        sampler=sampler or sa.Sampler(steps=8),
         train=sa.Train(**{"iterations": 6, "batch": 96, "lr": 1e-2, "device": "cpu"} | train),
         evaluation=sa.Evaluation(n=1024, steps=8),
         prompts=list(SLOPES),

@@ -78,7 +78,7 @@ def test_an_unknown_skip_is_refused():
     with pytest.raises(ValueError, match=r"algorithm\.skip.*choose from"):
         critic("linear").coefficients(T)
     with pytest.raises(ValueError, match="no critic for samples of shape"):
-        Critic(sa.VP(), (3, 4), skip="alpha")
+        Critic(sa.VP(), (1, 2, 3, 4, 5), skip="alpha")
 
 
 def test_the_gradient_of_the_learned_part_is_autograds():

@@ -23,6 +23,9 @@ SMALL = {
     "adjoint_matching": {"updates": 2, "rows": 16},
     "draft": {"last": 2, "beta": 0.1, "rows": 16},
     "refl": {"beta": 0.1, "rows": 16},
+    "ram": {"each": 2, "minibatches": 2},
+    "nft": {"minibatches": 2},
+    "awm": {"each": 2, "minibatches": 2},
 }
 
 
@@ -30,16 +33,16 @@ def test_every_algorithm_on_the_shelf_is_here():
     assert SMALL.keys() == files("algorithm").keys()
 
 
-def tuner(name, kind, **config):
+def tuner(name, kind, *, off_below=0.0, **config):
     algorithm = find("algorithm", name, key="algorithm.name").Config(**SMALL[name] | config)
     train = sa.Train(iterations=2, batch=8, device="cpu", max_rows=10, lr=1e-3)
     if kind.startswith("digits"):
         model = digits.build(digits.Config(lora_rank=2 if kind == "digits_lora" else None))
         reward, prompts = ink.build(ink.Config()), ["3", "a handwritten seven"]
-        sampler = sa.Sampler(steps=3, guidance=2.0)
+        sampler = sa.Sampler(steps=3, guidance=2.0, off_below=off_below)
     else:
         model = gaussian_mixture.build(gaussian_mixture.Config(process=kind))
-        reward, prompts, sampler = QuadraticReward(Quadratic.linear([1.0, 0.5])), None, sa.Sampler(steps=4)
+        reward, prompts, sampler = QuadraticReward(Quadratic.linear([1.0, 0.5])), None, sa.Sampler(steps=4, off_below=off_below)
     return sa.Finetuner(model, reward=reward, algorithm=algorithm, sampler=sampler, train=train, prompts=prompts)
 
 
@@ -83,11 +86,12 @@ def test_it_runs_on_digits_with_prompts(name, kind):
         ("sqdf", {"weights": "chain", "gamma": 0.9, "x0_steps": 2, "priority": 1.0, "importance": 1.0, "max_age": 1}),
         ("sqdf", {"correction": True, "critic_updates": 2, "critic_rows": 32, "kl_target": 0.1}),
         ("vard", {"kl_to_go": False, "kl_target": 0.1}),
+        ("score_action", {"estimator": "forward", "each": 2, "kl_target": 0.1}),
         ("draft", {"last": None, "gradient_checkpointing": True}),
         ("draft", {"last": 1, "low_variance": 2, "beta": 0.0}),
         ("adjoint_matching", {"trust": 1.0, "kl_target": 0.1}),
     ],
-    ids=["published", "corrected", "vard", "checkpointed", "low_variance", "trust"],
+    ids=["published", "corrected", "vard", "forward", "checkpointed", "low_variance", "trust"],
 )
 @pytest.mark.parametrize("kind", ["vp", "flow"])
 def test_its_options_run(name, config, kind):
@@ -107,16 +111,23 @@ def test_what_is_counted_is_what_was_asked():
     """8 trajectories of 4 steps: forward rows, backward rows and queries of one iteration, by hand."""
     B, N = 8, 4
     rolled = 2 * B * N  # the rollout, and the reference at all of its states
+    logged = B * N + min(8, B) * N  # the reference at eight states a step, for the log
     chain = {"weights": "chain", "buffer": 0}
     truths = {
         # an update of 16: reference, policy and soft Q; of the critic's eight: nothing but its own network
-        ("sqdf", *chain.items()): (rolled + 2 * 3 * 16, 2 * 2 * 16, B + 2 * 16),
+        ("sqdf", *chain.items()): (logged + 2 * 3 * 16, 2 * 2 * 16, B + 2 * 16),
         ("vard",): (rolled + 32, 32, B),
         ("adjoint_matching",): (rolled + 32, B * N + 32, B),  # the reference's own pass gives the adjoint
-        ("draft", ("beta", 0.0)): (rolled + 2 * B, 2 * B, B),
-        ("draft", ("beta", 0.0), ("last", 1), ("low_variance", 3)): (rolled + 4 * B, 4 * B, B + 3 * B),
-        ("draft", ("beta", 0.1)): (rolled + 16 + 4 * B, 16 + 4 * B, B),  # local KL; policy and reference of two steps
-        ("refl", ("beta", 0.0)): (rolled + B, B, 2 * B),
+        ("draft", ("beta", 0.0)): (logged + 2 * B, 2 * B, B),
+        ("draft", ("beta", 0.0), ("last", 1), ("low_variance", 3)): (logged + 4 * B, 4 * B, B + 3 * B),
+        ("draft", ("beta", 0.1)): (rolled + 16 + 4 * B, 16 + 3 * B, B),  # local KL; policy and reference of two steps
+        ("refl", ("beta", 0.0)): (logged + B, B, 2 * B),
+        # of the noised samples: policy and reference; the lagged policy too; policy before and after, and its average
+        ("ram",): (logged + 2 * 2 * B, 2 * B, B),
+        # the policy that sampled, its reference, and the policy as it is
+        ("score_action", ("estimator", "forward"), ("each", 2)): (rolled + 3 * 2 * B, 2 * B, B),
+        ("nft",): (logged + 3 * N * B, N * B, B),
+        ("awm",): (logged + 3 * 2 * B, 2 * B, B),
     }
     for (name, *config), truth in truths.items():
         made = tuner(name, "vp", **dict(config))
@@ -125,3 +136,7 @@ def test_what_is_counted_is_what_was_asked():
         close(asked, truth, atol=0, twice=[2 * n for n in truth])
     found = next(iter(tuner("pi_ft", "vp")))  # of a stage: two looks ahead with a gradient, then target and skip of the fit
     close(found["reward_queries"], B + 2 * (2 * 16 + 2 * 16), atol=0, one_stage=B + 4 * 16)
+    # of a stage: the reference; twice a step ahead, its soft Q and two updates; a step ahead and its soft Q; none at the data
+    stages, at_data = 2 * 16 * (1 + 2 * 4 + 2), 3 * 8
+    close(found["model_evaluations"], logged + stages - at_data, atol=0, reference_everywhere=rolled + stages - at_data)
+    close(found["model_backward_rows"], 2 * 16 * 2 * 3 - 2 * 8, atol=0, policy_alone=2 * 16 * 2 * 2)

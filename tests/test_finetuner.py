@@ -68,6 +68,7 @@ ALGORITHMS = {
     "score_action": (SCORE_ACTION, None),
     "score_action_prompts": (SCORE_ACTION, ["0", "1"]),
     "ratio": (SCORE_ACTION.model_copy(update={"estimator": "likelihood_ratio", "look_ahead": "zeroth_order"}), None),
+    "forward": (SCORE_ACTION.model_copy(update={"estimator": "forward", "each": 2}), ["0", "1"]),
     "ddpo": (sa.DDPO(baseline="prompt", minibatches=2), ["0", "1"]),
     "dpok": (sa.DPOK(kl_target=0.1, minibatches=2), None),
     "sqdf": (sa.SQDF(updates=2, rows=16, buffer=24, priority=1.0, importance=0.5, max_age=2), ["0", "1"]),
@@ -79,6 +80,9 @@ ALGORITHMS = {
     "draft": (sa.DRaFT(last=2, beta=0.1, rows=16), ["0", "1"]),
     "draft_lv": (sa.DRaFT(low_variance=2), None),
     "refl": (sa.ReFL(beta=0.1, rows=16), ["0", "1"]),
+    "ram": (sa.RAM(each=2, kl_target=0.1), ["0", "1"]),
+    "nft": (sa.NFT(lag=0.2), ["0", "1"]),
+    "awm": (sa.AWM(each=2), None),
 }
 SMOOTH = sa.Reward(
     lambda x, c: x[:, 0] if c is None else x[:, 0] * torch.tensor([1.0 - 2.0 * int(p) for p in c]), differentiable=True

@@ -46,7 +46,7 @@ def test_each_frequency_doubles_the_one_before_and_times_differ(process):
     accepts(differ, told, constant=told[:1].expand(9, 9), one_twice=torch.cat([told, told[:1]]))
 
 
-@pytest.mark.parametrize("shape", [(3,), (1, 8, 8)])
+@pytest.mark.parametrize("shape", [(3,), (2, 9), (8, 2), (1, 8, 8), (2, 3, 4, 5)])
 def test_a_small_network_sees_state_time_and_condition(shape):
     torch.manual_seed(0)
     net = default_network(sa.VP(), shape, 4)
@@ -60,6 +60,12 @@ def test_a_small_network_sees_state_time_and_condition(shape):
             assert float((value - before).abs().max()) < 1e-6
 
         accepts(same, net(x, t, cond).detach(), moved=net(*moved).detach())
+
+
+def test_no_small_network_is_made_for_other_shapes():
+    for shape in [(), (1, 2, 3, 4, 5)]:
+        with pytest.raises(ValueError, match=r"^shape: there is no critic for samples of shape .*; reshape them"):
+            default_network(sa.VP(), shape, 0)
 
 
 @pytest.mark.parametrize("process", [sa.VP(), sa.Flow(), sa.VE()], ids=lambda p: type(p).__name__)

@@ -175,6 +175,31 @@ def test_evaluations_are_counted_in_rows():
     accepts(check, (model.evaluations.forward, model.evaluations.backward), guidance_once=(18, 3), with_measuring=(28, 8))
 
 
+class Centred(nn.Module):
+    """The noise of centred data N(0, 1/4): five points on a line, whose network says nothing of their centre."""
+
+    def __init__(self):
+        super().__init__()
+        self.w = nn.Parameter(torch.zeros(1))
+
+    def forward(self, x, t, cond):
+        alpha, sigma = (f(t.double()).to(x)[:, None] for f in (sa.VP().alpha, sa.VP().sigma))
+        y = x - x.mean(1, keepdim=True)
+        return (sigma / (0.25 * alpha**2 + sigma**2) + self.w) * y
+
+
+def test_samples_stay_in_the_space_that_x0_is_projected_to():
+    """Truth: data of std 1/2 whose centre is 0. Twin: without the projection the centre keeps the noise that it began with."""
+
+    def drawn(project):
+        model = sa.Model(Centred(), process=sa.VP(), predicts="eps", shape=(5,), project=project)
+        return sa.sample(model, n=2000, steps=100, eta=0.0, seed=0)
+
+    inside, outside = drawn(lambda x0: x0 - x0.mean(1, keepdim=True)), drawn(None)
+    close(inside.mean(1), 0.0, atol=1e-3, unprojected=outside.mean(1))
+    close((inside - inside.mean(1, keepdim=True)).std() / 0.8**0.5, 0.5, atol=0.02, whole=outside.std())
+
+
 def test_refusals():
     with pytest.raises(ValueError, match="unknown prediction 'noise'"):
         sa.Model(Net(), process=sa.VP(), predicts="noise", shape=(2,))

@@ -132,7 +132,9 @@ def staged(numbers, *, steps=10, batch=64, exact=True, **config):
         learner.gradient = lambda states: 1 - 4 * states.x
         learner.value = lambda states: (states.x - 2 * states.x**2)[:, 0]
     chosen = (torch.tensor(numbers)[:, None] * batch + torch.arange(batch)).flatten()
-    return learner, rollout, take(rollout.steps(), chosen)
+    steps = take(rollout.steps(), chosen)
+    with torch.no_grad():
+        return learner, rollout, steps._replace(pretrained=learner.pretrained(*steps.states))
 
 
 def first_noise(steps, generator):

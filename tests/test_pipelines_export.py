@@ -36,7 +36,7 @@ def brightness(samples: torch.Tensor, conditions: Any) -> torch.Tensor:
     return samples.mean((1, 2, 3))
 
 
-def train(folder: Path, name: str, **model: Any) -> Path:
+def train(folder: Path, name: str, *, off_below: float = 0.0, **model: Any) -> Path:
     """A run of two iterations through the command line, on a tiny pipeline in a folder."""
     tiny_pipelines.build(name).save_pretrained(folder / "base")
     size = {"height": 16, "width": 16} if name == "flux" else {}
@@ -46,16 +46,17 @@ def train(folder: Path, name: str, **model: Any) -> Path:
         "algorithm": {"name": "ddpo"},
         "prompts": None if name == "ddpm" else PROMPTS,
         **SHORT,
+        "sampler": {**SHORT["sampler"], "off_below": off_below},
     }
     (folder / "recipe.yaml").write_text(yaml.safe_dump(values))
     assert main(["train", str(folder / "recipe.yaml"), "--output", str(folder / "run")]) == 0
     return folder / "run"
 
 
-def plain_call(pipeline: Any, x: torch.Tensor, generator: torch.Generator, eta: float) -> torch.Tensor:
+def plain_call(pipeline: Any, x: torch.Tensor, generator: torch.Generator, eta: float, **more: Any) -> torch.Tensor:
     pipeline.set_progress_bar_config(disable=True)
     call = {"guidance_scale": 3.0, "num_inference_steps": 4, "output_type": "np", "latents": x}
-    return torch.from_numpy(pipeline(PROMPTS, generator=generator, eta=eta, **call).images).permute(0, 3, 1, 2)
+    return torch.from_numpy(pipeline(PROMPTS, generator=generator, eta=eta, **call, **more).images).permute(0, 3, 1, 2)
 
 
 @pytest.mark.slow
@@ -83,6 +84,27 @@ def test_a_lora_run_draws_the_same_in_plain_diffusers(tmp_path: Path) -> None:
     base_again = sa.sample(again, n=3, steps=4, seed=7, guidance=3.0, prompts=PROMPTS, grid="scheduler", reference=True)
     accepts(equal_to(found, 1e-5), drawn_again, base=base_again)
     assert not [path for path in run.rglob("*") if path.suffix in (".bin", ".pt", ".pth", ".pkl")]
+
+
+@pytest.mark.slow
+def test_the_model_card_switches_the_lora_off_below_a_time(tmp_path: Path) -> None:
+    """Of the times 0.75, 0.5, 0.25 and 0 the last two are the base's, in plain diffusers too, and in a second call."""
+    run = train(tmp_path, "sd", off_below=0.4)
+    assert main(["sample", str(run), "--n", "3", "--seed", "7", "--steps", "4"]) == 0
+    found = torch.from_numpy(np.load(run / "samples.npz")["samples"])
+    card = (run / "model" / "README.md").read_text()
+    assert "Below time 0.4" in card
+    *lines, call = card.partition("```python\n")[2].partition("\n```")[0].splitlines()
+    assert "callback_on_step_end=off_below" in call
+    names: dict[str, Any] = {}
+    exec("\n".join(lines).replace("this folder", str(run / "model")), names)
+
+    def drawn(**more: Any) -> torch.Tensor:
+        generator = torch.Generator().manual_seed(7)
+        return plain_call(names["pipeline"], torch.randn(3, 4, 8, 8, generator=generator), generator, 1.0, **more)
+
+    accepts(equal_to(found), drawn(callback_on_step_end=names["off_below"]), policy_throughout=drawn())
+    equal_to(found)(drawn(callback_on_step_end=names["off_below"]))
 
 
 CONVOLUTIONS = ["to_q", "conv1", "conv_in"]

@@ -9,12 +9,13 @@ from typing import Any
 import pytest
 import torch
 import yaml
-from twins import accepts, close
+from twins import accepts, close, same
 
 import scoreaction as sa
 from scoreaction.cli import main
 from scoreaction.commands._live_memory import LiveMemory
 from scoreaction.commands.plan import RESERVE, plan, scorer_bytes
+from scoreaction.commands.tables import show_plan
 from scoreaction.recipes.build import build
 from scoreaction.recipes.recipe import Recipe, load_recipe
 from scoreaction.rewards import aesthetic, clip, hpsv2, imagereward, pickscore
@@ -273,6 +274,22 @@ def test_the_shipped_skeletons_have_the_published_sizes(path):
     found = skeleton(Config(path=path, dtype="bf16")).parameters
     for name, millions in PUBLISHED[SHIPPED[path]].items():
         close(found[name] / 1e6, millions, atol=0.06, other_part=found["vae"] / 1e6 + 1)
+
+
+def test_the_computers_own_memory_holds_the_prompts(tmp_path, capsys):
+    """Truth: the bytes of the conditions themselves. Twin: one prompt's."""
+    prompts = [f"a cat {letter}" for letter in "abcde"]
+    recipe = recipe_for(tmp_path, "sd", weights=True, prompts=prompts)
+    figures = plan(recipe)
+    text = build_from_pipeline(tiny_pipelines.build("sd")).conditions(prompts)["text"]  # 16 tokens, of 77 in a real one
+    close(figures["prompts"] * figures["prompt_bytes"], text.nbytes * 77 / 16, atol=0, one=figures["prompt_bytes"])
+    said = []
+    for number in (0, 5, 2_000_000):
+        show_plan({**figures, "prompts": number})
+        said.append(capsys.readouterr().out)
+    line = "own memory: 9.18 GiB for 2,000,000 encoded prompts; take fewer prompts where it has less"
+    same([line in text for text in said], [False, False, True], always=[True] * 3)
+    same(["encoded prompts\n" in text for text in said], [False, True, False], never=[False] * 3)
 
 
 def test_a_small_model_and_the_command(tmp_path, capsys):

@@ -248,6 +248,19 @@ def test_a_dotted_path_reaches_a_users_file(tmp_path: Path, monkeypatch: pytest.
         build(load_recipe("mixture", ["reward={name: mine.late}"]))
 
 
+@pytest.mark.parametrize("recipe", ["digits", "shapes", "mixture"])
+def test_an_algorithm_that_has_no_kl_as_published_gets_none_from_model_or_recipe(recipe: str) -> None:
+    """Only where it is asked for; the optimum that it is measured against stays the recipe's."""
+    others = load_recipe(recipe).algorithm.config.beta
+    for name in ("draft", "refl"):
+        for changes in ([f"algorithm.name={name}"], [f"algorithm={{name: {name}}}"]):
+            found = load_recipe(recipe, [*changes, "reward={name: linear, direction: [1, 0]}"])
+            same(found.algorithm.config.beta, 0.0, of_model_or_recipe=others)
+            asked = load_recipe(recipe, [*changes, "reward={name: linear, direction: [1, 0]}", "algorithm.beta=0.3"])
+            same(asked.algorithm.config.beta, 0.3, published=0.0)
+    same(load_recipe(recipe, ["algorithm.name=dpok"]).algorithm.config.beta, others, published=1.0)
+
+
 def test_an_algorithm_without_beta_is_held_to_the_recipes_optimum(tmp_path: Path) -> None:
     def beta(*overrides: str) -> float | None:
         return load_recipe("mixture", overrides).evaluation.beta

@@ -346,7 +346,8 @@ def test_a_users_model_has_its_own_card(here: Path) -> None:
     """Twin: without `card` the page loads it with this package."""
     body = "from scoreaction.models.gaussian_mixture import build, Config\n"
     card = (
-        "def card(config, folder): return sa.models.Card({'library_name': 'moons'}, ['toy'], ['import moons', 'moons.load()'])"
+        "def card(config, folder, off_below):\n"
+        "    return sa.models.Card({'library_name': 'moons'}, ['toy'], ['import moons', 'moons.load()'])"
     )
     small = ["train.iterations=1", "train.batch=4", "sampler.steps=2", "evaluation.n=4", "evaluation.steps=2"]
 

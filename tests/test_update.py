@@ -1,6 +1,7 @@
 """The loop's part of an update. Truth: the gradient and the figures of all rows at once, by hand."""
 
 import math
+import re
 
 import pytest
 import torch
@@ -11,7 +12,7 @@ from twins import accepts, close
 
 import scoreaction as sa
 from scoreaction.algorithms._learner import Largest, Term, Update
-from scoreaction.training.optimizer import Optimisation, Train, TrainingError
+from scoreaction.training.optimizer import Optimisation, Train, TrainingError, check_first_ratio
 
 
 class Weights(nn.Module):
@@ -250,3 +251,54 @@ def test_a_loss_that_runs_out_of_something_is_no_end_of_the_updates():
 
     with pytest.raises(RuntimeError, match="StopIteration"):
         here.learn(updates(), 0, equal=False)
+
+
+REASON = "iteration 1: the policy that trains is not the one that sampled: .* log-ratio is [1-9].*scoreaction doctor"
+
+
+class Grown(nn.Module):
+    """`w x`, and more where a graph is built: what samples is not what trains."""
+
+    def __init__(self, more):
+        super().__init__()
+        self.w, self.more = nn.Parameter(torch.tensor([0.5, -1.0])), more
+
+    def forward(self, x, t, cond):
+        return (self.w + (self.more if torch.is_grad_enabled() else 0.0)) * x
+
+
+@pytest.mark.parametrize("algorithm", [sa.DDPO(), sa.DPOK(beta=0.5), sa.ScoreAction(beta=0.5, estimator="likelihood_ratio")])
+def test_a_policy_that_trains_and_is_not_the_one_that_sampled_stops_the_run(algorithm):
+    """Before the first step, with the reason. Twin: the network that is the same in both, whose run ends."""
+
+    def stops(more):
+        model = sa.Model(Grown(more), process=sa.VP(), predicts="v", shape=(2,))
+        before = model.net.w.detach().clone()
+        train = sa.Train(iterations=1, batch=64, device="cpu")
+        tuner = sa.Finetuner(model, reward=lambda x, _: x[:, 0], algorithm=algorithm, sampler=sa.Sampler(steps=5), train=train)
+        try:
+            list(tuner)
+            said = "it goes on"
+        except TrainingError as error:
+            said = str(error)
+        assert re.match(REASON, said), said
+        assert torch.equal(model.net.w, before)
+
+    accepts(stops, 1.0, the_same=0.0)
+
+
+def test_the_first_ratio_may_be_as_far_as_rounding():
+    """Truth: of two Gaussian laws K nats apart the log-ratio is N(K, 2 K): a million draws never stop. Twin: a floor of 0."""
+
+    def never_stops(floor):
+        nats, generator = 0.3, torch.Generator().manual_seed(0)
+        ratios = nats + math.sqrt(2 * nats) * torch.randn(1_000_000, generator=generator)
+        try:
+            check_first_ratio(float(ratios.abs().max()), floor, 0)
+        except TrainingError as error:
+            raise AssertionError from error
+
+    accepts(never_stops, 0.3, no_rounding=0.0)
+    for undefined in (math.nan, math.inf):
+        with pytest.raises(TrainingError, match="not the one that sampled"):
+            check_first_ratio(undefined, 0.3, 0)

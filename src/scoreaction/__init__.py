@@ -10,10 +10,13 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from scoreaction import models
     from scoreaction.algorithms.adjoint_matching import AdjointMatching
+    from scoreaction.algorithms.awm import AWM
     from scoreaction.algorithms.ddpo import DDPO
     from scoreaction.algorithms.dpok import DPOK
     from scoreaction.algorithms.draft import DRaFT
+    from scoreaction.algorithms.nft import NFT
     from scoreaction.algorithms.pi_ft import PIFT
+    from scoreaction.algorithms.ram import RAM
     from scoreaction.algorithms.refl import ReFL
     from scoreaction.algorithms.score_action import ScoreAction
     from scoreaction.algorithms.sqdf import SQDF
@@ -35,6 +38,7 @@ if TYPE_CHECKING:
     from scoreaction.types import Prompt
 
 _HOMES = {
+    "AWM": "algorithms.awm",
     "AdjointMatching": "algorithms.adjoint_matching",
     "CosineVP": "diffusion.processes",
     "DDPO": "algorithms.ddpo",
@@ -46,9 +50,11 @@ _HOMES = {
     "Finetuner": "training.finetuner",
     "Flow": "diffusion.processes",
     "Model": "networks.model",
+    "NFT": "algorithms.nft",
     "Online": "training.online",
     "PIFT": "algorithms.pi_ft",
     "Prompt": "types",
+    "RAM": "algorithms.ram",
     "ReFL": "algorithms.refl",
     "Reward": "rewards",
     "SQDF": "algorithms.sqdf",

@@ -76,7 +76,7 @@ def _import_user(name: str, key: str) -> ModuleType:
         if name == missing or name.startswith(missing + "."):
             raise UserError(f"{key}: no module {missing!r}; is its folder the working directory or on PYTHONPATH?") from error
         raise UserError(f"{key}: {name} needs the package {missing!r}, which is not installed") from error
-    except Exception as error:
+    except (Exception, SystemExit) as error:
         raise UserError(f"{key}: importing {name} raised {type(error).__name__}: {error}") from error
 
 

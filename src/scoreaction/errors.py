@@ -18,6 +18,16 @@ class UserError(ValueError):
     """Mistake in a setting or a file; the message is one line that names it and the remedy."""
 
 
+def one_line(text: object, *, most: int | None = None) -> str:
+    """A text in one line that a terminal shows as it is: others' control characters are written out, the rest is cut off.
+
+    >>> one_line("red \x1b[31m\\n  end"), one_line("a" * 9, most=4)
+    ('red \\\\x1b[31m end', 'aaaa...')
+    """
+    line = "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in " ".join(str(text).split()))
+    return line if most is None or len(line) <= most else f"{line[:most]}..."
+
+
 def nearest(wrong: str, known: Iterable[str]) -> str:
     """Hint for an unknown name: the nearest known one, or all of them.
 

@@ -27,6 +27,9 @@ T = TypeVar("T")
 class OtherProcess(RuntimeError):
     """Another process of the run failed; `kinds` are the names of its error's class and of that class's bases."""
 
+    shared = True
+    """The first process says it for all."""
+
     def __init__(self, message: str, kinds: tuple[str, ...]) -> None:
         super().__init__(message)
         self.kinds = kinds
@@ -240,6 +243,7 @@ class World:
         kinds = () if failure is None else tuple(kind.__name__ for kind in type(failure).__mro__)
         reports = self.every((kinds, str(failure)))
         if failure is not None:
+            vars(failure)["shared"] = True
             raise failure
         rank = next(rank for rank, (kinds, _) in enumerate(reports) if kinds)
         kinds, message = reports[rank]

@@ -23,6 +23,17 @@ class _Loader(yaml.SafeLoader):
             seen.add(key.value)
         return super().construct_mapping(node, deep)
 
+    def construct_scalar(self, node: yaml.ScalarNode | yaml.MappingNode) -> Any:
+        text = super().construct_scalar(node)
+        if isinstance(text, str) and any("\ud800" <= letter <= "\udfff" for letter in text):
+            try:  # JSON writes a letter beyond the first 65,536 as two
+                return text.encode("utf-16", "surrogatepass").decode("utf-16")
+            except UnicodeDecodeError as error:
+                raise yaml.constructor.ConstructorError(
+                    None, None, "half a letter (\\ud800 to \\udfff)", node.start_mark
+                ) from error
+        return text
+
 
 class _Dumper(yaml.SafeDumper):
     """Dumper that quotes a text which `_Loader` would read as a number."""
@@ -49,13 +60,39 @@ def parse_yaml(text: str, *, where: str) -> Any:
     >>> parse_yaml("1e-3", where="here")
     0.001
     """
+    loader = _Loader(text)
     try:
-        return yaml.load(text, Loader=_Loader)
+        node = loader.get_single_node()
+        if node is None:
+            return None
+        if _unfolded(node, {}) > MOST:
+            raise UserError(f"{where}: its aliases unfold to more than {MOST:,} values; write them out")
+        return loader.construct_document(node)
     except yaml.MarkedYAMLError as error:
         line = f" line {error.problem_mark.line + 1}" if error.problem_mark else ""
         raise UserError(f"{where}{line}: not valid YAML: {error.problem}") from error
+    except UserError:
+        raise
     except (yaml.YAMLError, RecursionError, TypeError) as error:  # the last for a list where a key should be
         raise UserError(f"{where}: not valid YAML") from error
+    except (ValueError, OverflowError, AttributeError, LookupError) as error:  # of a date, or a number, that is none
+        raise UserError(f"{where}: not valid YAML: {error}; put a text in quotes") from error
+    finally:
+        loader.dispose()
+
+
+MOST = 1_000_000
+"""Values that a file may unfold to."""
+
+
+def _unfolded(node: yaml.Node, known: dict[int, int]) -> int:
+    """The number of values of a node where each alias is written out; too many for one that holds itself."""
+    if id(node) not in known:
+        known[id(node)] = MOST + 1  # while it is counted: one that holds itself has no end
+        inner = node.value if isinstance(node, yaml.CollectionNode) else []
+        parts = [part for item in inner for part in (item if isinstance(item, tuple) else (item,))]
+        known[id(node)] = 1 + sum(_unfolded(part, known) for part in parts)
+    return known[id(node)]
 
 
 def read_text(path: Path) -> str:

@@ -15,8 +15,10 @@ from torch import Tensor, nn
 from scoreaction.diffusion.noise import Source
 from scoreaction.diffusion.predictions import perturbed
 from scoreaction.diffusion.solvers import jittered, noise_std
+from scoreaction.networks.conditions import take
+from scoreaction.networks.memory import fitting
 from scoreaction.networks.model import Model
-from scoreaction.sampling.rollout import Rollout, Sampler, roll_out, unflattened
+from scoreaction.sampling.rollout import Rollout, Sampler, act, compared, roll_out, unflattened
 from scoreaction.types import Conditions, Prediction
 from scoreaction.world import ALONE, Rows, World
 
@@ -26,6 +28,9 @@ class Largest(NamedTuple):
 
     values: Tensor
 
+
+LOGGED = 8
+"""States of each step, of all processes together, at which the pretrained model is evaluated where the KL is only logged."""
 
 Loss: TypeAlias = tuple[Tensor, dict[str, Tensor | Largest]]
 """The loss of each row (rows,), and figures for the log by name, each (rows,)."""
@@ -122,8 +127,9 @@ class Learner:
 
     networks: what it trains or remembers beside the policy, kept in checkpoints, each with its rate in `lr` where it is
     trained; state: plain values that change, kept too. reward_gradient: the loop brings the gradient of the rewards along
-    with them, for the same queries. reference_rows: of how many trajectories the KL is measured, None is all. exploration:
-    std of the noise on eps with which the policy acts.
+    with them, for the same queries. reference_rows: at how many states of each step the pretrained model is evaluated, None
+    is all; the KL in the log is the sum over steps of the mean over these. exploration: std of the noise on eps with which
+    the policy acts.
     """
 
     reward_gradient = False
@@ -157,8 +163,11 @@ class Learner:
             self.state.beta *= 1 + 0.1 * min(max(kl_nats / self.kl_target - 1, -0.2), 0.2)
 
     def policy(self, x: Tensor, t: Tensor, prompt: Tensor) -> Prediction:
-        """The policy's guided prediction at (x, t) for these prompts: x (rows, *shape), t () or (rows,), prompt (rows,)."""
-        return self.model.predict(x, t, self.conditions, prompt=prompt, guidance=self.sampler.guidance)
+        """The policy's guided prediction at (x, t) for these prompts: x (rows, *shape), t () or (rows,), prompt (rows,).
+
+        At times below `sampler.off_below` it is the pretrained model's.
+        """
+        return act(self.model, self.sampler, x, t, self.conditions, prompt=prompt)
 
     def pretrained(self, x: Tensor, t: Tensor, prompt: Tensor) -> Prediction:
         """The pretrained model's guided prediction, as `policy`: gradients reach x, never a parameter."""
@@ -168,29 +177,39 @@ class Learner:
         """These row numbers in parts of one network call each, for what is evaluated with a graph beside an update."""
         return rows.split(self.model.max_rows or max(1, len(rows))) if len(rows) else ()
 
+    def in_parts(self, rows: Tensor, work: Callable[[Tensor], None]) -> None:
+        """Calls `work` with these row numbers in parts of one network call each, smaller ones where memory runs out."""
+
+        def first(limit: int) -> int:
+            work(rows[:limit])
+            return limit
+
+        while len(rows):
+            rows = rows[fitting(self.model, len(rows), first) :]
+
     def times(self, generator: torch.Generator) -> Tensor:
         """The grid of an iteration: the sampler's, jittered each time, so that nearly all times are trained."""
         return jittered(self.sampler.times(self.process), generator)
 
     def explore(self, prompt: Tensor, times: Tensor, generator: Source) -> Rollout:
-        """A trajectory for each prompt; the policy acts in every step, its eps perturbed by noise of std `exploration`."""
+        """A trajectory for each prompt; where the policy acts, its eps is perturbed by noise of std `exploration`."""
 
-        def act(x: Tensor, t: Tensor, prediction: Prediction) -> Prediction:
-            return perturbed(self.process, x, t, prediction, self.exploration, generator)
+        def explore(x: Tensor, t: Tensor, prediction: Prediction) -> Prediction:
+            std = self.exploration if float(t) >= self.sampler.off_below else 0.0
+            return perturbed(self.process, x, t, prediction, std, generator)
 
         def policy(x: Tensor, t: Tensor) -> Prediction:
             return self.policy(x, t, prompt)
 
-        explore = act if self.exploration > 0 else None
-        return roll_out(self.model, self.sampler, policy, prompt, generator, times=times, explore=explore)
+        noise = explore if self.exploration > 0 else None
+        return roll_out(self.model, self.sampler, policy, prompt, generator, times=times, explore=noise)
 
     def prepare(self, rollout: Rollout, generator: torch.Generator) -> Rollout:
-        """The rollout with the pretrained model's predictions at the visited states, without a graph."""
+        """The rollout with the pretrained predictions where the policy acted, `reference_rows` a step, without a graph."""
         n, batch = rollout.size
-        rows = min(len(self.world.stripe(self.reference_rows or self.batch)), batch)
-        x, t = rollout.x[:-1, :rows].flatten(0, 1), rollout.times[:-1].repeat_interleave(rows)
+        rows = compared(n, batch, -(-min(self.reference_rows or self.batch, self.batch) // self.world.size))
         with torch.no_grad():
-            flat = self.pretrained(x, t, rollout.prompt[:rows].repeat(n))
+            flat = self.pretrained(*take(rollout.steps().states, rows))
         return replace(rollout, pretrained=unflattened(flat, n))
 
     @abstractmethod
@@ -203,10 +222,10 @@ def roll_out_chain(learner: Learner, prompt: Tensor, times: Tensor, generator: S
     silent = noise_std(learner.process, times[:-1], times[1:], learner.sampler.eta) == 0
     noiseless = {float(t) for t in times[:-1][silent]}
 
-    def act(x: Tensor, t: Tensor) -> Prediction:
+    def predict(x: Tensor, t: Tensor) -> Prediction:
         return learner.pretrained(x, t, prompt) if float(t) in noiseless else learner.policy(x, t, prompt)
 
-    return roll_out(learner.model, learner.sampler, act, prompt, generator, times=times)
+    return roll_out(learner.model, learner.sampler, predict, prompt, generator, times=times)
 
 
 def refuse_black_box(setting: Setting, algorithm: str) -> None:

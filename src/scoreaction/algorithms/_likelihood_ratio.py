@@ -28,16 +28,16 @@ def refuse_without_density(setting: Setting, algorithm: str) -> None:
         raise ValueError(f"sampler.steps: no step has a density, which {algorithm} needs; use more of them, at least 2")
 
 
-def steps_with_density(learner: Learner, rollout: Rollout, *, exploration: float = 0.0, above: float = 0.0) -> Steps:
-    """The steps from times later than `above` that have a density: not the last where its std is 0, not pure noise when
-    exploring. Each counts for all of them.
+def steps_with_density(learner: Learner, rollout: Rollout, *, exploration: float = 0.0) -> Steps:
+    """The policy's steps that have a density: not the last where its std is 0, not pure noise when exploring.
+
+    Each counts for all of them.
     """
-    times, process = rollout.times, learner.process
+    times, process = rollout.acted, learner.process
     has_density = process.alpha(times[:-1]) > 0 if exploration > 0 else process.sigma2(times[1:]) > 0
-    numbers = (has_density & (times[:-1] > above)).nonzero().flatten()
+    numbers = has_density.nonzero().flatten()
     if len(numbers) == 0:
-        where = f" above time {above:g}" if above > 0 else ""
-        raise ValueError(f"sampler.steps: no step{where} has a density to learn from; use more of them, at least 2")
+        raise ValueError("sampler.steps: no step has a density to learn from; use more of them, at least 2")
     _, batch = rollout.size  # only the ends of a path lack a density: what is left are views of the rollout, no copies
     steps = take(rollout.steps(), slice(int(numbers[0]) * batch, (int(numbers[-1]) + 1) * batch))
     return steps._replace(weight=torch.full_like(steps.weight, float(len(numbers))))

@@ -21,9 +21,6 @@ from scoreaction.sampling.rollout import Rollout, Steps
 from scoreaction.types import Prediction
 from scoreaction.world import Rows
 
-HOLD = 10.0
-"""The price of a nat below `hold_below`, in betas."""
-
 
 class RatioSettings(NamedTuple):
     """The settings of `ScoreAction` that this estimator uses."""
@@ -42,7 +39,6 @@ class RatioSettings(NamedTuple):
     clip: float
     gae_lambda: float
     zeroth_order_std: float
-    hold_below: float
 
 
 class RatioLearner(Learner):
@@ -73,7 +69,7 @@ class RatioLearner(Learner):
         yield from self.value.surrogate_updates(config.surrogate_updates, generator)
         advantage = self.advantages(rollout)  # before the critic has seen what it is a baseline of
         yield from self.value.updates(rollout, critic=config.critic_updates, generator=generator)
-        steps = steps_with_density(self, rollout, exploration=config.exploration, above=config.hold_below)
+        steps = steps_with_density(self, rollout, exploration=config.exploration)
         every, batch = rollout.steps(), rollout.size[1]
         others = (~torch.isin(every.step, steps.step.unique())).nonzero().flatten()  # where only the KL is learned
         count = len(steps.t) // batch
@@ -107,14 +103,13 @@ class RatioLearner(Learner):
         return weight.to(difference) * sum_event(difference**2)
 
     def _kl_term(self, steps: Steps, rows: Rows, *, per_path: float) -> Term:
-        """The KL of steps without a ratio, `per_path` of them on each path, at its price."""
+        """The KL of steps without a ratio, `per_path` of them on each path."""
 
         def loss(numbers: Tensor) -> Loss:
             part = take(steps, rows.own[numbers])
             assert part.pretrained is not None
             kl = self._kl(self.policy(*part.states), part.pretrained, part)
-            price = self.beta * torch.where(part.t < self.config.hold_below, HOLD, 1.0)
-            return (per_path * price).to(kl) * kl, {}
+            return per_path * self.beta * kl, {}
 
         return Term(rows, loss)
 

@@ -44,7 +44,8 @@ def soft_q(learner: Learner, states: States, *, gradient: bool, consistency: boo
     """
     q = SoftQ(states.x.new_zeros(len(states.x)), torch.zeros_like(states.x), torch.zeros_like(states.x))
     for clean in (False, True):
-        for rows in learner.parts(((states.t == 0) == clean).nonzero().flatten()):
+
+        def ask(rows: Tensor, clean: bool = clean) -> None:
             with torch.set_grad_enabled(gradient):
                 here = take(states, rows)
                 here = here._replace(x=here.x.detach().requires_grad_(gradient))
@@ -52,4 +53,6 @@ def soft_q(learner: Learner, states: States, *, gradient: bool, consistency: boo
                 value = learner.reward(x0, here.prompt)
                 grad = torch.autograd.grad(value.sum(), here.x)[0] if gradient else torch.zeros_like(here.x)
             put(q, rows, (value.detach(), grad, x0.detach()))
+
+        learner.in_parts(((states.t == 0) == clean).nonzero().flatten(), ask)
     return q

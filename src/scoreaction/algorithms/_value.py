@@ -26,13 +26,13 @@ LookAhead = Literal["auto", "reward", "surrogate", "zeroth_order", "none"]
 
 
 def running_cost(process: Process, eta: float, rollout: Rollout) -> Tensor:
-    """`(c/eta)^2/2 integral of g^2 ||s - s_pre||^2` over each step, in nats at eta > 0: (N, batch).
+    """`(c/eta)^2/2 integral of g^2 ||s - s_pre||^2` over each step of the policy, in nats at eta > 0: (n, batch).
 
     Trapezoid in the squared score difference, with the integral of g^2 over the step; the last step, at whose end no score
     is evaluated, takes its beginning. On coarse grids it is above the path KL, by most on VE; with the path KL itself in
     its place a policy that was trained on a coarse grid overshoots further.
     """
-    t, s = rollout.times[:-1], rollout.times[1:]
+    t, s = rollout.acted[:-1], rollout.acted[1:]
     squares = torch.stack([sum_event(step**2) for step in rollout.difference().eps])
     squares = squares / process.sigma2(t).to(squares)[:, None]
     ends = torch.cat([squares[1:], squares[-1:]])
@@ -41,7 +41,7 @@ def running_cost(process: Process, eta: float, rollout: Rollout) -> Tensor:
 
 
 def kl_to_go(process: Process, eta: float, rollout: Rollout) -> Tensor:
-    """The running cost from each visited state to the end: (N, batch)."""
+    """The running cost from each state that the policy acted in to the end: (n, batch)."""
     return running_cost(process, eta, rollout).flip(0).cumsum(0).flip(0)
 
 
@@ -54,6 +54,7 @@ def critic_updates(
     *,
     updates: int,
     generator: torch.Generator,
+    network: str = "critic",
 ) -> Updates:
     """The martingale loss `E integral (V(t, x_t) - target)^2 dt`: V becomes the conditional mean of the target (rows,).
 
@@ -65,11 +66,11 @@ def critic_updates(
     def loss(drawn: Rows, numbers: Tensor) -> Loss:
         here = drawn.own[numbers]
         error = ((critic(*take(states, here), take(look, here)) - take(target, here)) / spread).square()
-        return error, {"critic_loss": error}
+        return error, {f"{network}_loss": error}
 
     for _ in range(updates):
         drawn = rows.redrawn(size, generator)
-        yield Update("critic", [Term(drawn, partial(loss, drawn), calls=0)])
+        yield Update(network, [Term(drawn, partial(loss, drawn), calls=0)])
 
 
 @dataclass(frozen=True)
@@ -118,19 +119,19 @@ class StateValue:
             self.surrogate.fit_line()
 
     def prepare(self, rollout: Rollout, chosen: Rows, generator: torch.Generator) -> ValuedRollout:
-        """The pretrained predictions at all states, and the look-ahead with its gradient at the chosen ones."""
+        """The pretrained predictions at the policy's states, and the look-ahead with its gradient at the chosen ones."""
         states, seed = rollout.steps().states, drawn_seed(generator)
         flat = Prediction(torch.empty_like(states.x), torch.empty_like(states.x))
         look, grad_look = states.x.new_zeros(len(chosen)), states.x.new_zeros(len(chosen), *states.x.shape[1:])
 
-        def look_ahead() -> None:
-            for numbers in self.learner.parts(torch.arange(len(chosen))):
-                part = chosen.part(numbers)
-                prediction, value, grad = self.look(take(states, part.own), RowNoise(seed, part.place))
-                put(flat, part.own, prediction)
-                put((look, grad_look), numbers, (value, grad))
+        def look_ahead(numbers: Tensor) -> None:
+            part = chosen.part(numbers)
+            prediction, value, grad = self.look(take(states, part.own), RowNoise(seed, part.place))
+            put(flat, part.own, prediction)
+            put((look, grad_look), numbers, (value, grad))
 
-        self.learner.world.together(look_ahead)
+        learner = self.learner
+        learner.world.together(lambda: learner.in_parts(torch.arange(len(chosen)), look_ahead))
         others = torch.ones(len(states.t), dtype=torch.bool).index_fill(0, chosen.own, False).nonzero().flatten()
         with torch.no_grad():
             for rows in self.learner.parts(others):

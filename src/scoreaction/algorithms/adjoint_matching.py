@@ -67,12 +67,16 @@ class AdjointMatchingLearner(Learner):
         assert rollout.reward_gradient is not None
         adjoint, at_end = torch.empty_like(rollout.old.x0), rollout.reward_gradient
         pretrained = Prediction(torch.empty_like(adjoint), torch.empty_like(adjoint))
-        for i in reversed(range(rollout.size[0])):
-            for rows in self.parts(torch.arange(rollout.size[1])):
+        for i in reversed(range(len(adjoint))):
+
+            def step_back(rows: Tensor, i: int = i, at_end: Tensor = at_end) -> None:
                 back, prediction = self._step_back(rollout, i, rows, take(at_end, rows))
                 put((adjoint[i], pretrained.x0[i], pretrained.eps[i]), rows, (back, *prediction))
+
+            self.in_parts(torch.arange(rollout.size[1]), step_back)
             at_end = adjoint[i]
-        return AdjointRollout(**vars(rollout) | {"pretrained": pretrained}, adjoint=adjoint)
+        acted = take(pretrained, slice(rollout.size[0]))
+        return AdjointRollout(**vars(rollout) | {"pretrained": acted}, adjoint=adjoint)
 
     def _step_back(self, rollout: Rollout, i: int, rows: Tensor, adjoint: Tensor) -> tuple[Tensor, Prediction]:
         """The adjoint at the beginning of step i from that at its end, and the prediction there."""

@@ -10,7 +10,7 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
-from scoreaction.algorithms._learner import Algorithm, Learner, Loss, Setting, State, Update, Updates, roll_out_chain
+from scoreaction.algorithms._learner import LOGGED, Algorithm, Learner, Loss, Setting, State, Update, Updates, roll_out_chain
 from scoreaction.algorithms._likelihood_ratio import (
     minibatches,
     ratio_term,
@@ -91,7 +91,7 @@ class DDPOLearner(Learner):
     def __init__(self, config: DDPO, setting: Setting, *, beta: float = 0.0, kl_target: float | None = None) -> None:
         super().__init__(setting, kl_target=kl_target)
         self.config, self.state = config, PromptState(beta)
-        self.reference_rows = None if beta > 0 else 32  # without a KL it is only logged
+        self.reference_rows = None if beta > 0 else LOGGED  # without a KL it is only logged
 
     def times(self, generator: torch.Generator) -> Tensor:
         """The sampler's grid as it is: the chain of its steps is what has densities."""

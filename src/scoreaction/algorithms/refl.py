@@ -9,7 +9,7 @@ from pydantic import Field
 from torch import Tensor
 
 from scoreaction.algorithms._backprop import refuse_unfit, visited_kl
-from scoreaction.algorithms._learner import Algorithm, Learner, Loss, Setting, Term, Update, Updates
+from scoreaction.algorithms._learner import LOGGED, Algorithm, Learner, Loss, Setting, Term, Update, Updates
 from scoreaction.networks.conditions import take
 from scoreaction.sampling.rollout import Rollout
 
@@ -18,7 +18,8 @@ class ReFL(Algorithm):
     """`max E r(x0_hat_theta(x_t))`, t a random one of the last `late` share of the steps, one step differentiated.
 
     One update an iteration; a query a sample for it and one for the log. beta > 0 adds the path KL at `rows` visited states,
-    where the published form adds the pretraining loss. late = 0.25: steps 30 to 39 of 40, as published.
+    where the published form adds the pretraining loss; without it `kl_nats` in the log is an estimate from a few states of each
+    step. late = 0.25: steps 30 to 39 of 40, as published.
 
     >>> ReFL().late
     0.25
@@ -40,7 +41,7 @@ class ReFLLearner(Learner):
     def __init__(self, config: ReFL, setting: Setting) -> None:
         super().__init__(setting, beta=config.beta)
         self.config = config
-        self.reference_rows = None if config.beta else 32  # without a KL it is only logged
+        self.reference_rows = None if config.beta else LOGGED  # without a KL it is only logged
 
     def updates(self, rollout: Rollout, generator: torch.Generator) -> Updates:
         """One update: the reward of x0_hat at a late step of each trajectory, and where there is one the KL."""

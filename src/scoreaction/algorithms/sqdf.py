@@ -10,7 +10,16 @@ import torch
 from pydantic import Field, model_validator
 from torch import Tensor
 
-from scoreaction.algorithms._learner import Learner, Regularised, Setting, Update, Updates, refuse_black_box, roll_out_chain
+from scoreaction.algorithms._learner import (
+    LOGGED,
+    Learner,
+    Regularised,
+    Setting,
+    Update,
+    Updates,
+    refuse_black_box,
+    roll_out_chain,
+)
 from scoreaction.algorithms._soft_q import SoftQ, soft_q
 from scoreaction.algorithms._step import GradValue, StepWeights, known, next_states, noise_of, step_gap, step_term
 from scoreaction.algorithms._trust import TrustState, adapt_trust
@@ -113,7 +122,7 @@ class SQDFLearner(Learner):
         self.critic = Critic(self.process, shape, skip="whole", conditions=self.conditions) if config.correction else None
         if self.critic is not None:
             self.networks["critic"], self.lr["critic"] = self.critic, config.critic_lr
-        self.reference_rows = None if config.correction else 32  # without a correction the KL is only logged
+        self.reference_rows = None if config.correction else LOGGED  # without a correction the KL is only logged
 
     def times(self, generator: torch.Generator) -> Tensor:
         """The sampler's grid as it is on the chain, jittered on the path."""
@@ -128,7 +137,7 @@ class SQDFLearner(Learner):
         config, figures = self.config, {}
         self.replay.add(rollout)
         yield from self._critic_updates(rollout, generator)
-        numbers = self._learnable(rollout.times)
+        numbers = self._learnable(rollout.acted)
         self.state.replay_pairs = float(self.replay.known() * len(numbers))
         for _ in range(config.updates):
             steps, rows = self.replay.draw(self.model, config.rows, numbers, generator)
@@ -138,7 +147,7 @@ class SQDFLearner(Learner):
         adapt_trust(self.state, figures["kl_to_old"], least=self.least_trust, region=config.trust_region)
 
     def _learnable(self, times: Tensor) -> Tensor:
-        """The numbers of the steps that the policy is learned at.
+        """The numbers of the steps that the policy is learned at; times are those of the steps that it acted in.
 
         On the chain a step without noise is the pretrained model's; on the path the score says nothing of x0 at pure noise.
         """

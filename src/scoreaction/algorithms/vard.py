@@ -68,9 +68,9 @@ class VARDLearner(Learner):
         return self.critic.gradient(*steps.states)
 
     def _critic_updates(self, rollout: Rollout, generator: torch.Generator) -> Updates:
-        """V at all states of the paths, the data among them."""
+        """V at the states of the policy's steps and at the end of the last."""
         n, batch = rollout.size
-        states = States(rollout.x.flatten(0, 1), rollout.times.repeat_interleave(batch), rollout.prompt.repeat(n + 1))
+        states = States(rollout.x[: n + 1].flatten(0, 1), rollout.acted.repeat_interleave(batch), rollout.prompt.repeat(n + 1))
         target = rollout.rewards.expand(n + 1, batch)
         if self.config.kl_to_go:
             to_go = kl_to_go(self.process, self.sampler.eta, rollout)

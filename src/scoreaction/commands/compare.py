@@ -11,6 +11,7 @@ from statistics import stdev
 
 from scoreaction import catalog
 from scoreaction.commands.train import run
+from scoreaction.disk import whole, write_whole
 from scoreaction.errors import Interrupted, UserError, nearest
 from scoreaction.recipes.build import build
 from scoreaction.recipes.recipe import Recipe, load_recipe, optimum_beta
@@ -18,7 +19,8 @@ from scoreaction.recipes.text import parse_override
 from scoreaction.report.figures import comparison_figures
 from scoreaction.report.frontiers import frontier_figures
 from scoreaction.report.model_card import write_card
-from scoreaction.training.run_folder import RunFolder, read_summary, write_whole
+from scoreaction.training.run_folder import RunFolder
+from scoreaction.training.summary import finite
 from scoreaction.types import Values
 from scoreaction.yaml_text import parse_yaml
 
@@ -61,7 +63,13 @@ def parse_sweep(text: str | None) -> tuple[str | None, list[str]]:
 
 
 def planned(
-    recipe: str, overrides: Sequence[str], algorithms: Sequence[str], seeds: Sequence[int], sweep: str | None
+    recipe: str,
+    overrides: Sequence[str],
+    algorithms: Sequence[str],
+    seeds: Sequence[int],
+    sweep: str | None,
+    *,
+    trust: bool | None = None,
 ) -> list[Entry]:
     """All runs, the recipe of each checked.
 
@@ -76,7 +84,7 @@ def planned(
         if not any(_knows(known[name], setting) for name in algorithms):
             hint = nearest(setting.removeprefix("algorithm."), {key for keys in known.values() for key in keys} - {"name"})
             raise UserError(f"{setting}: no setting of {' or '.join(algorithms)}; {hint}")
-    beta = optimum_beta(_as_written(recipe, overrides))
+    beta = optimum_beta(_as_written(recipe, overrides, trust))
     entries = []
     for name in algorithms:
         changes = [text for text in overrides if _knows(known[name], text)] + [f"algorithm.name={name}"]
@@ -87,7 +95,7 @@ def planned(
             own_value = [] if value is None else [f"{key}={value}"]
             label = name if value is None else f"{name}, {str(key).rpartition('.')[2]} {value}"
             for seed in seeds:
-                chosen = load_recipe(recipe, [*changes, *own_value, f"train.seed={seed}"])
+                chosen = load_recipe(recipe, [*changes, *own_value, f"train.seed={seed}"], trust=trust)
                 folder = "/".join([name, *(part.replace("/", "_") for part in own_value), f"seed{seed}"])
                 entries.append(Entry(label, name, value, seed, folder, chosen))
     return entries
@@ -99,15 +107,22 @@ def _knows(known: Sequence[str], override: str) -> bool:
     return section != "algorithm" or setting.partition(".")[0] in known
 
 
-def _as_written(recipe: str, overrides: Sequence[str]) -> Recipe:
+def _as_written(recipe: str, overrides: Sequence[str], trust: bool | None) -> Recipe:
     """The recipe with its own algorithm and the overrides that this one knows."""
     others = [text for text in overrides if not text.startswith("algorithm.")]
-    known = list(type(load_recipe(recipe, others).algorithm.config).model_fields)
-    return load_recipe(recipe, [text for text in overrides if _knows(known, text)])
+    known = list(type(load_recipe(recipe, others, trust=trust).algorithm.config).model_fields)
+    return load_recipe(recipe, [text for text in overrides if _knows(known, text)], trust=trust)
 
 
 def compare(
-    recipe: str, overrides: Sequence[str], algorithms: Sequence[str], seeds: Sequence[int], sweep: str | None, folder: Path
+    recipe: str,
+    overrides: Sequence[str],
+    algorithms: Sequence[str],
+    seeds: Sequence[int],
+    sweep: str | None,
+    folder: Path,
+    *,
+    trust: bool | None = None,
 ) -> Values:
     """Runs what is not finished yet in `folder/ALGORITHM[/KEY=VALUE]/seedK`, writes comparison.json and the plots.
 
@@ -115,8 +130,8 @@ def compare(
     """
     if folder.is_file() or RunFolder(folder).exists:
         raise UserError(f"--output: {folder} is a {'file' if folder.is_file() else 'run'}; name another folder")
-    entries = planned(recipe, overrides, algorithms, seeds, sweep)
-    _try_each([entry for entry in entries if read_summary(folder / entry.folder) is None])
+    entries = planned(recipe, overrides, algorithms, seeds, sweep, trust=trust)
+    _try_each([entry for entry in entries if not RunFolder(folder / entry.folder).complete])
     runs = []
     for entry in entries:
         try:
@@ -134,9 +149,10 @@ def compare(
         "runs": runs,
         "groups": grouped(runs),
     }
-    write_whole(folder / "comparison.json", json.dumps(comparison, indent=2) + "\n")
+    write_whole(folder / "comparison.json", json.dumps(finite(comparison), indent=2, allow_nan=False) + "\n")
     for name, figure in (comparison_figures(comparison, folder) | frontier_figures(comparison)).items():
-        figure.savefig(folder / f"{name}.png", dpi=110)
+        with whole(folder / f"{name}.png") as file:
+            figure.savefig(file, format="png", dpi=110)
     return comparison
 
 
@@ -161,7 +177,8 @@ def grouped(runs: Sequence[Values]) -> list[Values]:
     for label in dict.fromkeys(record["label"] for record in runs):
         records = [record for record in runs if record["label"] == label]
         keys = [key for key, value in records[0]["summary"].items() if isinstance(value, int | float)]
-        columns = {key: [float(record["summary"][key]) for record in records if key in record["summary"]] for key in keys}
+        columns = {key: [record["summary"].get(key) for record in records] for key in keys}
+        columns = {key: [float(value) for value in column if isinstance(value, int | float)] for key, column in columns.items()}
         groups.append(
             {
                 "label": label,

@@ -57,6 +57,8 @@ def plan(recipe: Recipe) -> Values:
         "parameters": skeleton.parameters,
         "trained": sum(p.numel() for p in skeleton.model.parameters.values()),
         "resident": resident,
+        "prompts": len(prompt_list(recipe.prompts) or []),
+        "prompt_bytes": prompt_bytes(skeleton),
         "passes": passes,
         "total": sum(resident.values()) + passes[worst] + RESERVE,
         "worst": worst,
@@ -177,6 +179,12 @@ def peaks(watch: Watch, costs: dict[str, Cost]) -> dict[str, int]:
     return passes
 
 
+def prompt_bytes(skeleton: Skeleton) -> int:
+    """Bytes of one encoded prompt."""
+    texts = skeleton.conditions.values() if isinstance(skeleton.conditions, dict) else [skeleton.conditions]
+    return sum(c.numel() * c.element_size() for c in texts if c is not None)
+
+
 def resident_bytes(recipe: Recipe, skeleton: Skeleton) -> dict[str, int]:
     """Bytes that stay on the device throughout."""
     model = skeleton.model
@@ -186,13 +194,11 @@ def resident_bytes(recipe: Recipe, skeleton: Skeleton) -> dict[str, int]:
         frozen += sum(p.numel() * p.element_size() for p in model.reference_net.parameters())
     moments = {"adam": 2.0, "adam8bit": 0.5}[recipe.train.optimizer]
     prompts = prompt_list(recipe.prompts) or []
-    texts = skeleton.conditions.values() if isinstance(skeleton.conditions, dict) else [skeleton.conditions]
-    each = sum(c.numel() * c.element_size() for c in texts if c is not None)
     states = recipe.train.batch * (7 * recipe.sampler.steps + 1) * math.prod(model.shape) * 4
     scorers = scorer_bytes(recipe)
     return {
         "frozen weights": frozen + skeleton.vae_bytes,
         "trained weights, gradient, Adam, average": round(trained * (2 + moments + recipe.train.ema)),
-        "encoded prompts of a call": each * (recipe.train.max_rows or ROWS) if prompts else 0,
+        "encoded prompts of a call": prompt_bytes(skeleton) * (recipe.train.max_rows or ROWS) if prompts else 0,
         "trajectories": states,
     } | ({f"scorers: {', '.join(scorers)}": sum(scorers.values())} if scorers else {})

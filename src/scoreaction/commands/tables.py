@@ -18,7 +18,7 @@ from scoreaction.types import Values
 
 def _console() -> Console:
     """A console wide enough that figures are not cut where the output is a file."""
-    return Console(width=max(shutil.get_terminal_size().columns, 120), highlight=False)
+    return Console(width=max(shutil.get_terminal_size().columns, 120), highlight=False, markup=False)
 
 
 def _table(title: str, *columns: str) -> Table:
@@ -92,6 +92,10 @@ def show_plan(figures: Values) -> None:
     _console().print(table)
     fits = figures["total"] <= 24 * gib
     print(f"fits 24 GiB: {'yes' if fits else f'no; {_remedies(figures)}'}")
+    if figures["prompts"]:
+        size = figures["prompts"] * figures["prompt_bytes"]
+        fewer = "" if size < 8 * gib else "; take fewer prompts where it has less"
+        print(f"the computer's own memory: {size / gib:.2f} GiB for {number(figures['prompts'])} encoded prompts{fewer}")
     parts = ", ".join(f"{name} {number(count)}" for name, count in figures["parameters"].items())
     print(f"parameters: {parts}; trained {number(figures['trained'])}")
     once, whole = figures["iteration"], figures["iterations"]

@@ -2,39 +2,31 @@
 
 from __future__ import annotations
 
-import signal
-import threading
 from collections.abc import Iterator
-from contextlib import AbstractContextManager, ExitStack, contextmanager
-from dataclasses import dataclass, field
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
 from pathlib import Path
-from types import FrameType
-from typing import Any
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.text import Text
 
-from scoreaction.errors import Failed, Interrupted, UserError
+from scoreaction.commands.launch import described
+from scoreaction.commands.signals import Signals
+from scoreaction.disk import check_writable
+from scoreaction.errors import Failed, Interrupted, UserError, one_line
+from scoreaction.networks.memory import OUT_OF_MEMORY, is_out_of_memory
 from scoreaction.recipes.build import build
 from scoreaction.recipes.recipe import EarlyStop, Recipe, load_recipe
+from scoreaction.recipes.trust import named_modules
+from scoreaction.rewards import RewardError
 from scoreaction.training.checkpoints import DAMAGED
 from scoreaction.training.finetuner import Finetuner
+from scoreaction.training.identity import difference, flattened
 from scoreaction.training.optimizer import TrainingError
-from scoreaction.training.run_folder import RunFolder, check_writable, read_json_lines, read_summary
+from scoreaction.training.run_folder import RunFolder, read_description, read_json_lines, read_summary
 from scoreaction.types import Values
-
-
-def flattened(values: Any, key: str = "") -> Values:
-    """Nested values by dotted key.
-
-    >>> flattened({"a": {"b": 1}, "c": [2]})
-    {'a.b': 1, 'c.0': 2}
-    """
-    if isinstance(values, dict) and values:
-        return {k: v for name, inner in values.items() for k, v in flattened(inner, f"{key}.{name}" if key else name).items()}
-    if isinstance(values, list) and values:
-        return {k: v for i, inner in enumerate(values) for k, v in flattened(inner, f"{key}.{i}").items()}
-    return {key: values}
+from scoreaction.world import OtherProcess, World
 
 
 def claim(folder: Path, recipe: Recipe, *, resume: bool) -> None:
@@ -46,19 +38,22 @@ def claim(folder: Path, recipe: Recipe, *, resume: bool) -> None:
     place = RunFolder(folder)
     if place.exists and not resume:
         raise UserError(f"--output: {folder} already holds a run; add --resume to go on with it, or name another folder")
+    if place.holds_no_run:
+        raise UserError(f"--output: {folder} holds files with the names of a run's, and no recipe; name another folder")
     if place.settings_path.exists():
         raise UserError(f"--output: {folder} holds a run that was started from Python; go on with it there, by resume()")
     saved = place.recipe_path
     if not saved.exists():
         return
-    old, new = flattened(load_recipe(str(saved)).values()), flattened(recipe.values())
-    for key in [*old, *(key for key in new if key not in old)]:
-        before, now = old.get(key), new.get(key)
-        if key == "train.iterations" and before is not None and now is not None:
-            if now < before:
-                raise UserError(f"{key}: this run has {before}; it can be raised, not lowered (got {now})")
-        elif before != now:
-            raise UserError(f"{key}: this run has {before!r}, not {now!r}; resume it unchanged, or name another --output")
+    now = recipe.values()
+    known = named_modules(read_description(folder)[0]) <= named_modules(now)  # imported already, by the recipe that was given
+    changed = difference(flattened(load_recipe(str(saved), trust=known).values()), flattened(now))
+    if changed is None:
+        return
+    key, before, after = changed
+    if key == "train.iterations":
+        raise UserError(f"{key}: this run has {before}; it can be raised, not lowered (got {after})")
+    raise UserError(f"{key}: this run has {before!r}, not {after!r}; resume it unchanged, or name another --output")
 
 
 @contextmanager
@@ -91,44 +86,15 @@ class Stopper:
         return self.since >= self.rule.patience
 
 
-FORCING = (signal.SIGINT, signal.SIGTERM)
-ASKING = [signal.Signals[name] for name in ("SIGHUP", "SIGUSR1") if name in signal.Signals.__members__]
-"""Of a lost terminal, often twice, which nohup ignores; and of Slurm before its limit."""
-
-
-@dataclass
-class Signals(AbstractContextManager["Signals"]):
-    """Signals that ask the loop to stop after this iteration; a second Ctrl-C or SIGTERM stops at once."""
-
-    requested: bool = False
-    at_once: bool = False
-    _before: dict[int, Any] = field(default_factory=dict)
-
-    def __enter__(self) -> Signals:
-        if threading.current_thread() is threading.main_thread():
-            heard = [*FORCING, *(number for number in ASKING if signal.getsignal(number) != signal.SIG_IGN)]
-            self._before = {number: signal.signal(number, self._receive) for number in heard}
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        for number, handler in self._before.items():
-            signal.signal(number, handler)
-
-    def _receive(self, number: int, frame: FrameType | None) -> None:
-        if self.at_once or (self.requested and number in FORCING):
-            raise KeyboardInterrupt
-        self.requested = True
-
-
 class Reporter:
     """Shows how a run goes: a bar on a terminal's stderr, otherwise about ten plain lines on stdout."""
 
-    def __init__(self, title: str, *, total: int, done: int) -> None:
-        console = Console(stderr=True)
+    def __init__(self, title: str, *, total: int, done: int, silent: bool = False) -> None:
+        console = Console(stderr=True, quiet=silent)
         self.title, self.total, self.every = title, total, max(1, total // 10)
-        self.live = console.is_terminal
+        self.live, self.silent = console.is_terminal and not silent, silent
         self.progress = Progress(
-            TextColumn("{task.description}"),
+            TextColumn("{task.description}", markup=False),
             BarColumn(),
             MofNCompleteColumn(),
             TimeElapsedColumn(),
@@ -144,7 +110,7 @@ class Reporter:
         figures = f"reward {metrics['reward_mean']:.3f}  KL {metrics['kl_nats']:.3f} nats"
         iteration = metrics["iteration"]
         self.progress.update(self.task, completed=iteration, figures=figures)
-        if not self.live and (iteration % self.every == 0 or iteration == self.total):
+        if not self.live and not self.silent and (iteration % self.every == 0 or iteration == self.total):
             print(f"{self.title}  {iteration}/{self.total}  {figures}  {metrics['seconds']:.0f} s", flush=True)
 
 
@@ -154,35 +120,44 @@ def run(recipe: Recipe, folder: Path, *, resume: bool, title: str | None = None)
     Returns the summary. UserError where the input is wrong, Failed where the run is, Interrupted after Ctrl-C with the
     state saved.
     """
-    claim(folder, recipe, resume=resume)
+    world = World.joined(recipe.train.device)
+    world.together(lambda: claim(folder, recipe, resume=resume) if world.leads else None)
+    title = one_line(title or folder.name)
     tuner = build(recipe, output=folder)
-    place = tuner.folder
-    assert place is not None
-    with locked(place), Signals() as signals:
+    place, where = RunFolder(folder), described(world, tuner.model.device)
+    if world.leads:
+        print(f"{title}  {where}", flush=True)
+    with ExitStack() as stack:
+        world.together(lambda: stack.enter_context(locked(place)) if world.leads else None)
+        signals = stack.enter_context(Signals(world=world))
         if resume:
             try:
                 tuner.resume()
+            except OtherProcess:
+                raise
             except (RuntimeError, KeyError, TypeError) as error:
                 raise UserError(f"{place.newest_checkpoint()}: {DAMAGED}") from error
         stopper = Stopper(recipe.early_stop)
-        stopped = any([stopper(metrics) for metrics in read_json_lines(place.metrics_path)]) if tuner.iteration else False
+        known = world.broadcast(read_json_lines(place.metrics_path) if world.leads else [])
+        summary = world.broadcast(read_summary(folder) if world.leads and place.complete else None)
+        stopped = any([stopper(metrics) for metrics in known]) if tuner.iteration else False
         finished = stopped or tuner.iteration >= recipe.train.iterations
-        summary = read_summary(folder)
         if finished and summary is not None:
             return summary
-        place.summary_path.unlink(missing_ok=True)
+        if world.leads:
+            place.summary_path.unlink(missing_ok=True)
         if not finished:
-            _iterate(
-                tuner, stopper, signals, Reporter(title or folder.name, total=recipe.train.iterations, done=tuner.iteration)
-            )
+            reporter = Reporter(title, total=recipe.train.iterations, done=tuner.iteration, silent=not world.leads)
+            _iterate(tuner, stopper, signals, reporter)
         signals.at_once = True
-        return _measured(tuner, title or folder.name)
+        return _measured(tuner, title)
 
 
 def _iterate(tuner: Finetuner, stopper: Stopper, signals: Signals, reporter: Reporter) -> None:
     with reporter.progress:
         iterations = iter(tuner)
         while True:
+            signals.waiting = f"iteration {tuner.iteration + 1} of {tuner.train.iterations}"
             try:
                 metrics = next(iterations)
             except StopIteration:
@@ -191,17 +166,24 @@ def _iterate(tuner: Finetuner, stopper: Stopper, signals: Signals, reporter: Rep
                 raise Interrupted(f"stopped within iteration {tuner.iteration + 1}; {_saved_state(tuner)}") from None
             except TrainingError as error:
                 raise Failed(f"{error}; {_saved_state(tuner)}") from error
-            except Exception as error:
-                raise Failed(
-                    f"iteration {tuner.iteration + 1}: {type(error).__name__}: {error}; {_saved_state(tuner)}"
-                ) from error
+            except (Exception, SystemExit) as error:
+                raise Failed(f"iteration {tuner.iteration + 1}: {_cause(error)}; {_saved_state(tuner)}") from error
             reporter(metrics)
             if stopper(metrics):
                 tuner.checkpoint()
                 return
-            if signals.requested:
+            if tuner.world.any(signals.requested):  # one process may hear of it an iteration before another
                 tuner.checkpoint()
                 raise Interrupted(f"stopped after iteration {tuner.iteration}, state saved")
+
+
+def _cause(error: BaseException) -> str:
+    """The line of an error, with the remedy where memory ran out."""
+    if isinstance(error, TrainingError | RewardError | OtherProcess):
+        return str(error)
+    if is_out_of_memory(error) and OUT_OF_MEMORY not in str(error):
+        return f"{error}; lower train.max_rows or train.batch, or set train.precision to bf16 (scoreaction plan says what fits)"
+    return f"{type(error).__name__}: {error}"
 
 
 def _saved_state(tuner: Finetuner) -> str:
@@ -211,13 +193,13 @@ def _saved_state(tuner: Finetuner) -> str:
 
 
 def _measured(tuner: Finetuner, title: str) -> Values:
-    console = Console(stderr=True)
-    if not console.is_terminal:
+    console = Console(stderr=True, quiet=not tuner.world.leads)
+    if not console.is_terminal and tuner.world.leads:
         print(f"{title}  measuring", flush=True)
     try:
-        with console.status(f"{title}  measuring"):
+        with console.status(Text(f"{title}  measuring")):
             return tuner.summary()
     except KeyboardInterrupt:
         raise Interrupted("stopped while measuring; training is done and saved") from None
-    except Exception as error:
-        raise Failed(f"measuring: {type(error).__name__}: {error}") from error
+    except (Exception, SystemExit) as error:
+        raise Failed(f"measuring: {_cause(error)}") from error

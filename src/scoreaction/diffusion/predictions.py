@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Literal, get_args
 
 import torch
@@ -68,6 +69,24 @@ def to_prediction(process: Process, predicts: Predicts, x: Tensor, t: Tensor, y:
     x0 = y if predicts == "x0" else expand(q / det, x) * x - expand(sigma / det, x) * y
     eps = y if predicts == "eps" else expand(alpha / det, x) * y - expand(p / det, x) * x
     return Prediction(x0, eps)
+
+
+def projected(process: Process, t: Tensor, prediction: Prediction, projection: Callable[[Tensor], Tensor]) -> Prediction:
+    """The prediction with x0 projected, at the same x: `eps + (alpha/sigma) (x0 - P x0)`; t () or (batch,).
+
+    Where the data lie in a box that is the clip of Ho et al. 2020 (arXiv 2006.11239): near pure noise a small error of eps is
+    a large one of x0. In a subspace all that is outside of it is noise, so samples end inside. At sigma = 0 eps stays.
+
+    >>> from scoreaction import Flow
+    >>> t, x = torch.tensor(0.5, dtype=torch.float64), torch.tensor([[3.0]])
+    >>> wide = Prediction(2 * x - 1, torch.ones(1, 1))  # 3 = (5 + 1)/2
+    >>> [part.item() for part in projected(Flow(), t, wide, lambda x0: x0.clamp(-1, 1))]
+    [1.0, 5.0]
+    """
+    sigma = process.sigma(t)
+    ratio = torch.where(sigma > 0, process.alpha(t) / sigma, 0.0)
+    x0 = projection(prediction.x0)
+    return Prediction(x0, prediction.eps + expand(ratio, x0) * (prediction.x0 - x0))
 
 
 def from_prediction(process: Process, predicts: Predicts, t: Tensor, prediction: Prediction) -> Tensor:

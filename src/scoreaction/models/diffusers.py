@@ -63,17 +63,26 @@ def skeleton(config: Config) -> Skeleton:
     return pipeline_skeleton(config.path, options, dtype=dtype, height=config.height, width=config.width)
 
 
-def card(config: Config, folder: Path) -> Card:
-    """The way to load in diffusers what a run saved in a folder: a LoRA on its base, or a whole pipeline."""
+def card(config: Config, folder: Path, off_below: float) -> Card:
+    """The way to load in diffusers what a run saved in a folder: a LoRA on its base, or a whole pipeline.
+
+    With `off_below` a callback switches the LoRA off for the steps after it; the whole weights of a pipeline cannot be.
+    """
     lora = (folder / LORA_FILE).is_file()
     base = config.path if lora else "this folder"
     # without a dtype its parts keep the ones they are stored in, which need not go together
     loaded = f'DiffusionPipeline.from_pretrained("{base}", torch_dtype=torch.float32)'
     code = ["import torch", "from diffusers import DiffusionPipeline", f"pipeline = {loaded}"]
+    if lora:
+        code.append('pipeline.load_lora_weights("this folder")')
+    if lora and off_below:  # `timesteps` are thousandths of the clock; after the last step the LoRA is on again
+        switch = f"pipe.disable_lora() if any(pipe.scheduler.timesteps[i + 1 : i + 2] < {1000 * off_below:g})"
+        code.append(f"off_below = lambda pipe, i, t, kwargs: ({switch} else pipe.enable_lora()) or kwargs")
+        code.append('picture = pipeline("a prompt", callback_on_step_end=off_below).images[0]')
     return Card(
         header={"library_name": "diffusers", "base_model": config.path},
         tags=["lora"] if lora else [],
-        code=[*code, 'pipeline.load_lora_weights("this folder")'] if lora else code,
+        code=code,
     )
 
 

@@ -47,15 +47,22 @@ class VectorNet(nn.Module):
         return self.body(torch.cat(parts, 1))
 
 
-class ImageNet(nn.Module):
-    """A small convolutional network with time and condition as channel-wise scale and shift: (batch, C, H, W) -> (batch,)."""
+CONVOLUTIONS = {2: nn.Conv1d, 3: nn.Conv2d, 4: nn.Conv3d}
+"""Convolutions by the dimensions of a sample, its channels among them."""
 
-    def __init__(self, process: Process, channels: int, *, width: int = 32, condition: int = 0) -> None:
+
+class ConvolutionNet(nn.Module):
+    """A small convolutional network with time and condition as channel-wise scale and shift: (batch, *shape) -> (batch, 1).
+
+    shape: (channels, length), (channels, height, width) or (channels, frames, height, width).
+    """
+
+    def __init__(self, process: Process, shape: Sequence[int], *, width: int = 32, condition: int = 0) -> None:
         super().__init__()
         self.process = process
-        sizes = [channels, width, width * 2, width * 2]
+        sizes, convolution = [shape[0], width, width * 2, width * 2], CONVOLUTIONS[len(shape)]
         self.convolutions = nn.ModuleList(
-            nn.Conv2d(a, b, 3, stride=2 if i else 1, padding=1)
+            convolution(a, b, 3, stride=2 if i else 1, padding=1)
             for i, (a, b) in enumerate(zip(sizes[:-1], sizes[1:], strict=True))
         )
         self.modulations = nn.ModuleList(nn.Linear(9 + condition, 2 * b) for b in sizes[1:])
@@ -63,15 +70,16 @@ class ImageNet(nn.Module):
         self.head = nn.Sequential(nn.Linear(width * 2 + 9 + condition, 64), nn.SiLU(), self.last)
 
     def forward(self, x: Tensor, t: Tensor, condition: Tensor | None = None) -> Tensor:
-        """x (batch, C, H, W), t (batch,), condition (batch, condition) -> (batch, 1)."""
+        """x (batch, *shape), t (batch,), condition (batch, condition) -> (batch, 1)."""
         features = time_features(self.process, t).to(x)
         if condition is not None:
             features = torch.cat([features, condition], 1)
         h = unit_scaled(self.process, x, t)
         for convolution, modulation in zip(self.convolutions, self.modulations, strict=True):
-            scale, shift = modulation(features)[:, :, None, None].chunk(2, 1)
-            h = nn.functional.silu(convolution(h) * (1 + scale) + shift)
-        return self.head(torch.cat([h.mean((2, 3)), features], 1))
+            h = convolution(h)
+            scale, shift = (part.reshape(*h.shape[:2], *[1] * (h.ndim - 2)) for part in modulation(features).chunk(2, 1))
+            h = nn.functional.silu(h * (1 + scale) + shift)
+        return self.head(torch.cat([h.flatten(2).mean(2), features], 1))
 
 
 class RewardScale(nn.Module):
@@ -98,17 +106,20 @@ class RewardScale(nn.Module):
 
 
 def default_network(process: Process, shape: Sequence[int], condition: int) -> nn.Module:
-    """The small network for samples of this shape: a perceptron for vectors, convolutions for images.
+    """The small network for samples of this shape: a perceptron for vectors, else convolutions, channels first.
 
     Its output begins at 0, so that what is not learned yet pulls nowhere.
     """
-    net: VectorNet | ImageNet
+    net: VectorNet | ConvolutionNet
     if len(shape) == 1:
         net = VectorNet(process, shape[0], 1, condition=condition)
-    elif len(shape) == 3:
-        net = ImageNet(process, shape[0], condition=condition)
+    elif len(shape) in CONVOLUTIONS:
+        net = ConvolutionNet(process, shape, condition=condition)
     else:
-        raise ValueError(f"no critic for samples of shape {tuple(shape)}; use vectors (d,) or images (channels, height, width)")
+        known = "(d,), (channels, length), (channels, height, width), (channels, frames, height, width)"
+        raise ValueError(
+            f"shape: there is no critic for samples of shape {tuple(shape)}; reshape them in the network to {known}"
+        )
     nn.init.zeros_(net.last.weight)
     nn.init.zeros_(net.last.bias)
     return net

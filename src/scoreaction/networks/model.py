@@ -13,11 +13,12 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
-from scoreaction.diffusion.predictions import PredictionBuffer, Predicts, expand, to_prediction
+from scoreaction.diffusion.predictions import PredictionBuffer, Predicts, expand, projected, to_prediction
 from scoreaction.diffusion.processes import Process
 from scoreaction.networks.adapters import Adapters, LoraShape, Role, base_modules, frozen, replaced, without_adapters
 from scoreaction.networks.checks import check_net, register
 from scoreaction.networks.conditions import concatenate, map_conditions, take
+from scoreaction.networks.memory import fitting
 from scoreaction.types import Conditions, Prediction
 
 if TYPE_CHECKING:
@@ -44,8 +45,9 @@ class Model:
     samples` maps to what rewards see (images in [0, 1]); `features(samples) -> (batch, F)` is what diversity is measured
     in; `law` is the exact data law where it is known; `export(folder)` writes what other libraries load. A network that
     takes guidance as an input (distilled) is given `true_cfg`: `guidance` then reaches it as conditions["guidance"], and
-    true_cfg weighs both halves. ValueError for an unknown `predicts`, a bad LoRA target, and a net that is called otherwise,
-    cannot be copied, has adapters of its own, or is the policy of another model.
+    true_cfg weighs both halves. `project(x0)` maps x0 of every prediction into the space of the data: `x0.clamp(-1, 1)` of
+    pixels, `x0 - x0.mean(1, keepdim=True)` where centres are 0. ValueError for an unknown `predicts`, a bad LoRA target, and a
+    net that is called otherwise, cannot be copied, has adapters of its own, or is the policy of another model.
 
     >>> net = lambda x, t, cond: x
     >>> class Identity(nn.Module):
@@ -72,6 +74,7 @@ class Model:
         features: Callable[[Tensor], Tensor] | None = None,
         law: Mixture | None = None,
         true_cfg: float | None = None,
+        project: Callable[[Tensor], Tensor] | None = None,
         export: Callable[[Path], None] | None = None,
     ) -> None:
         if not isinstance(process, Process):
@@ -87,7 +90,14 @@ class Model:
         if isinstance(lora_targets, str):
             raise ValueError(f"lora_targets: must be a list of names (got {lora_targets!r}); one name is [{lora_targets!r}]")
         self.net, self.process, self.predicts, self.shape = net.eval(), process, predicts, tuple(shape)
-        self.encode, self.null, self.law, self.true_cfg, self.export = encode, null, law, true_cfg, export
+        self.encode, self.null, self.law, self.true_cfg, self.project, self.export = (
+            encode,
+            null,
+            law,
+            true_cfg,
+            project,
+            export,
+        )
         self.decode = decode or (lambda x0: x0)
         self.features = features or (lambda samples: samples.flatten(1))
         self.reference_net = frozen(net) if lora_rank is None else net
@@ -95,7 +105,8 @@ class Model:
         self.adapters = Adapters(self.reference_net)
         check_net(net)
         self.lora: LoraShape | None = None
-        self.functions = [name for name, function in (("encode", encode), ("decode", decode)) if function is not None]
+        given = {"encode": encode, "decode": decode, "project": project}
+        self.functions = [name for name, function in given.items() if function is not None]
         """Functions that it was built with, which no file can hold, by the names of their arguments."""
         if lora_rank is not None:
             chosen = list(lora_targets or [name for name, m in base_modules(net).items() if isinstance(m, nn.Linear)])
@@ -117,9 +128,9 @@ class Model:
         self.autocast: Callable[[], AbstractContextManager[None]] = nullcontext
         self.max_rows: int | None = None
         """The most rows of one network call; None is all."""
-        self.guidance, self.grid = 1.0, "power"
+        self.guidance, self.grid, self.off_below = 1.0, "power", 0.0
         self.prompts: list[Any] | None = None
-        """Guidance, grid and prompts of its training, and the defaults of `sample`."""
+        """Guidance, grid, `off_below` and prompts of its training, which `sample` takes."""
         register(self)
 
     @property
@@ -211,14 +222,17 @@ class Model:
         if torch.is_grad_enabled():
             self.evaluations.backward += rows
         call = partial(self._call, role, guidance=guidance, weight=weight if guided else 1.0)
-        limit = len(x) if torch.is_grad_enabled() else self.max_rows or len(x)
-        if len(x) <= limit:
-            return call(x, t, conditions if prompt is None else take(conditions, prompt))
-        buffer = PredictionBuffer(len(x))
-        for part in torch.arange(len(x)).split(limit):
-            here = slice(int(part[0]), int(part[-1]) + 1)
-            buffer.add(call(x[here], t[here], take(conditions, part if prompt is None else prompt[here])))
-        return buffer.all()
+
+        def in_parts(limit: int) -> Prediction:
+            if len(x) <= limit:
+                return call(x, t, conditions if prompt is None else take(conditions, prompt))
+            buffer = PredictionBuffer(len(x))
+            for part in torch.arange(len(x)).split(limit):
+                here = slice(int(part[0]), int(part[-1]) + 1)
+                buffer.add(call(x[here], t[here], take(conditions, part if prompt is None else prompt[here])))
+            return buffer.all()
+
+        return in_parts(len(x)) if torch.is_grad_enabled() else fitting(self, len(x), in_parts)
 
     def guidance_weight(self, guidance: float) -> float:
         """The weight w of `y_null + w (y_cond - y_null)` in one network call; 1 and below is 1: no unconditional half."""
@@ -241,7 +255,8 @@ class Model:
 
         with self.autocast():
             y = self.adapters.call(role, output, x) if net is self.adapters.net else output(x)
-        return to_prediction(self.process, self.predicts, x, t, y.to(x.dtype))
+        prediction = to_prediction(self.process, self.predicts, x, t, y.to(x.dtype))
+        return prediction if self.project is None else projected(self.process, t, prediction, self.project)
 
     def _evaluate(self, net: nn.Module, x: Tensor, t: Tensor, conditions: Conditions) -> Tensor:
         """The output of a network at (x, t); one in float64 gets all in float64, any other x and t in the dtype of x."""

@@ -16,7 +16,7 @@ KEYS = ["model", "reward", "algorithm", "sampler", "train", "prompts", "evaluati
 
 
 def read_recipe(name_or_path: str) -> tuple[Values, Path]:
-    """The unchecked values of a shipped recipe or a YAML file, and the folder it lies in."""
+    """The unchecked values of a shipped recipe or a YAML file, and the file."""
     path = catalog.recipes().get(name_or_path, Path(name_or_path))
     try:
         there = path.is_file()
@@ -29,7 +29,7 @@ def read_recipe(name_or_path: str) -> tuple[Values, Path]:
     values = parse_yaml(read_text(path), where=str(path))
     if not isinstance(values, dict) or not all(isinstance(key, str) for key in values):
         raise UserError(f"{path}: a recipe is a mapping with the keys {', '.join(KEYS)}")
-    return values, path.parent
+    return values, path
 
 
 def parse_override(text: str) -> tuple[list[str], Any]:
@@ -79,5 +79,15 @@ def _rename(block: Values, key: list[str], name: Any) -> None:
     except UserError:  # a misspelt name is mended: its settings were meant for the right one
         old = new
     for setting in set(block) - {"name", "weight"}:  # clips are clips, but the estimators of two algorithms are not the same
-        if setting not in old or setting not in new or old[setting].annotation != new[setting].annotation:
+        if setting not in old or not suits(setting, new) or old[setting].annotation != new[setting].annotation:
             del block[setting]
+
+
+def suits(setting: str, fields: dict[str, Any]) -> bool:
+    """True if a block with these fields takes a setting made for another; one without a KL as published takes no beta.
+
+    >>> from scoreaction.algorithms import ddpo, draft, dpok
+    >>> [suits("beta", algorithm.Config.model_fields) for algorithm in (dpok, draft, ddpo)]
+    [True, False, False]
+    """
+    return setting in fields and not (setting == "beta" and fields["beta"].default == 0)

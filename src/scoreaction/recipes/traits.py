@@ -36,7 +36,8 @@ class Traits(BaseModel):
         None, description="of a model: `skeleton(config) -> Skeleton` without weights, which `plan` takes in place of `build`"
     )
     card: Callable[..., Any] | None = Field(
-        None, description="of a model: `card(config, folder) -> Card`, how another library loads what a run saved in a folder"
+        None,
+        description="of a model: `card(config, folder, off_below) -> Card`, how another library loads what a run saved",
     )
 
 

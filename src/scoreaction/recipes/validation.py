@@ -50,6 +50,8 @@ def check_finite(value: Any, at: Key) -> None:
             check_finite(inner, (*at, i))
     elif isinstance(value, float) and not math.isfinite(value):
         raise UserError(f"{dotted(at)}: must be a finite number (got {value})")
+    elif isinstance(value, int) and value.bit_length() > 1000:
+        raise UserError(f"{dotted(at)}: must be a finite number (got one of {value.bit_length()} bits)")
 
 
 def refuse_unknown(values: Values, known: Sequence[str], *, sections: Mapping[str, type[BaseModel]]) -> None:

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
+from scoreaction.disk import whole
 from scoreaction.training.run_folder import read_json_lines
 
 if TYPE_CHECKING:
@@ -45,6 +46,19 @@ def new_figure(
     return figure, axes
 
 
+def entitle(axis: Axes, text: str, **style: Any) -> None:
+    """Sets a title that is shown letter by letter: a prompt with a $ is no formula."""
+    printable = "".join(c if c.isprintable() or c == "\n" else " " for c in text)
+    axis.set_title(printable, parse_math=False, **style)
+
+
+def plain_legend(axis: Axes, *entries: Any, **style: Any) -> None:
+    """A legend without a frame whose texts are no formulas."""
+    legend = axis.legend(*entries, frameon=False, **style)
+    for text in (*legend.get_texts(), legend.get_title()):
+        text.set_parse_math(False)
+
+
 def is_pictures(samples: Array) -> bool:
     """True for images (n, 1 or 3, height, width)."""
     return samples.ndim == 4 and samples.shape[1] in (1, 3)
@@ -72,9 +86,11 @@ def show_points(axis: Axes, samples: Array, title: str, *, law: Mixture | None, 
         x, y = torch.meshgrid(*grid, indexing="xy")
         density = law.log_prob(torch.stack([x, y], -1).reshape(-1, 2)).reshape(x.shape).exp().numpy()
         levels = density.max() * np.array([0.003, 0.03, 0.15, 0.5])
-        axis.contour(x.numpy(), y.numpy(), density, levels=levels, colors="#d1495b", linewidths=1.1)
+        if np.isfinite(levels).all() and (np.diff(levels) > 0).all():  # else no sample is where the law is
+            axis.contour(x.numpy(), y.numpy(), density, levels=levels, colors="#d1495b", linewidths=1.1)
     axis.scatter(flat[:2000, 0], flat[:2000, 1], s=3, alpha=0.35, color="#1b6ca8", linewidths=0)
-    axis.set(xlim=(low[0], high[0]), ylim=(low[1], high[1]), aspect="equal", title=title)
+    axis.set(xlim=(low[0], high[0]), ylim=(low[1], high[1]), aspect="equal")
+    entitle(axis, title)
 
 
 def samples_figure(panels: dict[str, Array], laws: dict[str, Mixture | None] | None = None) -> Figure:
@@ -84,19 +100,22 @@ def samples_figure(panels: dict[str, Array], laws: dict[str, Mixture | None] | N
         figure, axes = new_figure(len(panels), 2 if len(panels) > 3 else None, width=5.2, height=2.9)
         for axis, (title, samples) in zip(axes, panels.items(), strict=True):
             axis.imshow(tiled(samples[:50].astype(np.float32), 10), interpolation="nearest")
-            axis.set_title(title)
+            entitle(axis, title)
             axis.set_axis_off()
         return figure
-    flat = np.concatenate([samples.reshape(len(samples), -1) for samples in panels.values()])
-    margin = 0.08 * (flat.max(0) - flat.min(0)) + 1e-6
+    flat = np.concatenate([samples.reshape(len(samples), -1) for samples in panels.values()]).astype(np.float64)
+    flat = flat[np.isfinite(flat).all(1)] if np.isfinite(flat).all(1).any() else np.zeros_like(flat)
+    margin = 0.08 * (flat.max(0) - flat.min(0)) + 1e-6 * (1 + np.abs(flat).max(0))
     limits = (flat.min(0) - margin, flat.max(0) + margin)
     spread = limits[1] - limits[0]
     shape = min(1.3, max(0.4, spread[1] / spread[0])) if flat.shape[1] > 1 else 0.7
     figure, axes = new_figure(len(panels), width=4.2, height=4.2 * shape + 0.4)
     for axis, (title, samples) in zip(axes, panels.items(), strict=True):
         if flat.shape[1] == 1:
-            axis.hist(samples.reshape(-1), bins=60, density=True, color="#1b6ca8")
-            axis.set(title=title, xlim=(limits[0][0], limits[1][0]))
+            ends = (limits[0][0], limits[1][0])
+            axis.hist(samples.reshape(-1).astype(np.float64), bins=60, range=ends, density=True, color="#1b6ca8")
+            axis.set(xlim=ends)
+            entitle(axis, title)
         else:
             law = (laws or {}).get(title)
             show_points(axis, samples, title, law=law if flat.shape[1] == 2 else None, limits=limits)
@@ -110,7 +129,7 @@ def pairs_figure(before: Array, after: Array, prompts: Sequence[str], *, columns
         axis.set_axis_off()
         framed = np.pad(np.stack(pair).astype(np.float32), ((0, 0), (0, 0), (1, 1), (1, 1)), constant_values=0.8)
         axis.imshow(tiled(framed, 2, gap=3), interpolation="nearest")
-        axis.set_title(fill(prompt, 28), y=-0.1, verticalalignment="top", fontsize=7)
+        entitle(axis, fill(prompt, 28), y=-0.1, verticalalignment="top", fontsize=7)
     return figure
 
 
@@ -118,7 +137,8 @@ def save_samples(path: Path, samples: Array, prompts: Sequence[str] | None) -> N
     """samples.png: one panel, with the prompts in its title where they are few."""
     several = list(dict.fromkeys(prompts or []))
     title = f"{len(samples)} samples" + (f": {', '.join(several)}" if 0 < len(several) <= 3 else "")
-    samples_figure({title: samples}).savefig(path, dpi=120)
+    with whole(path) as file:
+        samples_figure({title: samples}).savefig(file, format="png", dpi=120)
 
 
 def curve_keys(records: Sequence[Values]) -> list[str]:
@@ -154,12 +174,13 @@ def run_figure(records: Sequence[Values], summary: Values | None) -> Figure:
             axis.plot(
                 *_series(rounds, "model_evaluations", "oracle_mean"), "o", color=COLOURS[3], label="by the oracle, a round"
             )
-            axis.legend(frameon=False)
+            plain_legend(axis)
         optimum = (summary or {}).get(known.get(key, ""))
         if optimum is not None:
             axis.axhline(optimum, color="#d1495b", linestyle="--", linewidth=1.2, label="optimum")
-            axis.legend(frameon=False)
-        axis.set(title=title_of(key), xlabel=EVALUATIONS)
+            plain_legend(axis)
+        entitle(axis, title_of(key))
+        axis.set(xlabel=EVALUATIONS)
         axis.locator_params(axis="x", nbins=5)
     return figure
 
@@ -208,8 +229,9 @@ def _bands(records: dict[str, list[list[Values]]], x: str, y: str, xlabel: str) 
             axis.fill_between(grid, mean - error, mean + error, color=colour, alpha=0.25, linewidth=0)
     axis.set(ylabel=title_of(y), xlabel=xlabel)
     if y == "kl_nats":
-        squeeze(axis, "y", [run[-1][y] for runs in records.values() for run in runs if run])
-    axis.legend(frameon=False)
+        ends = [run[-1].get(y) for runs in records.values() for run in runs if run]
+        squeeze(axis, "y", [end for end in ends if end is not None])
+    plain_legend(axis)
     return figure
 
 
@@ -228,12 +250,12 @@ def _frontier(comparison: Values, records: dict[str, list[list[Values]]]) -> Fig
     axis.set(xlabel="KL to the pretrained model (nats)", ylabel="reward")
     squeeze(axis, "x", [group["mean"]["kl_nats"] for group in comparison["groups"]])
     handles = dict(zip(*reversed(axis.get_legend_handles_labels()), strict=True))  # one entry a label
-    axis.legend(handles.values(), handles.keys(), frameon=False)
+    plain_legend(axis, handles.values(), handles.keys())
     return figure
 
 
 def squeeze(axis: Axes, which: str, ends: Sequence[float]) -> None:
     """A logarithmic axis (linear below 1) where the ends are too far apart to be seen on one scale."""
-    if max(ends) > 20 * max(min(ends), 0.05):
+    if ends and max(ends) > 20 * max(min(ends), 0.05):
         (axis.set_xscale if which == "x" else axis.set_yscale)("symlog", linthresh=1.0)
         (axis.xaxis if which == "x" else axis.yaxis).set_major_formatter("{x:g}")

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from scoreaction.report.figures import COLOURS, new_figure, squeeze, title_of
+from scoreaction.report.figures import COLOURS, new_figure, plain_legend, squeeze, title_of
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -73,7 +73,7 @@ def _frontier(groups: Sequence[Values], key: str, name: str, setting: str) -> Fi
                 place, side = ((-5, 8), "right") if i % 2 == 0 else ((5, -14), "left")  # neighbours' numbers keep apart
                 axis.annotate(
                     value, (right, up), place, textcoords="offset points", ha=side, fontsize=9, color=colour,
-                    path_effects=outline, zorder=6,
+                    path_effects=outline, zorder=6, parse_math=False,
                 )  # fmt: skip
     reward_base = sum(group["mean"]["reward_base"] for group in groups) / len(groups)
     base = 0.0 if key == "kl_nats" else sum(group["mean"][f"{name}_base"] for group in groups) / len(groups)
@@ -84,7 +84,7 @@ def _frontier(groups: Sequence[Values], key: str, name: str, setting: str) -> Fi
     axis.set(xlabel=title_of(name), ylabel="reward after training")
     axis.set_title(f"Up and to the {'left' if key == 'kl_nats' else 'right'} is better", fontsize=10)
     axis.margins(0.1)
-    axis.legend(frameon=False, title=f"numbers at points: {setting}", fontsize=9, title_fontsize=9)
+    plain_legend(axis, title=f"numbers at points: {setting}", fontsize=9, title_fontsize=9)
     return figure
 
 

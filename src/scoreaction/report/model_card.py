@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 import importlib.util
+import re
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import yaml
 
+from scoreaction.disk import write_whole
 from scoreaction.models import Card
 from scoreaction.recipes.recipe import Recipe, dump
 from scoreaction.report.figures import title_of
 from scoreaction.report.numbers import before_and_after, number, with_error
-from scoreaction.training.run_folder import RunFolder, write_whole
+from scoreaction.training.run_folder import RunFolder
 
 SHOWN = 16
 """Samples in the picture."""
@@ -34,9 +36,11 @@ def write_card(folder: Path, recipe: Recipe, figures: dict[str, Any]) -> Path:
             picture = "\n![samples of the tuned model](samples.png)\n"
     card = Card({}, [], ["import scoreaction as sa", 'model = sa.load("this folder")'])
     if recipe.model.traits.card is not None:
-        card = recipe.model.traits.card(recipe.model.config, place.model)
+        card = recipe.model.traits.card(recipe.model.config, place.model, recipe.sampler.off_below)
     tags = {"tags": ["scoreaction", recipe.algorithm.name, *card.tags]}
-    header, text = yaml.safe_dump(card.header | tags, sort_keys=False), f"\n## Recipe\n\n```yaml\n{dump(recipe)}```\n"
+    settings = dump(recipe)
+    fence = "`" * max(3, 1 + max(map(len, re.findall("`+", settings)), default=0))  # longer than any that a prompt holds
+    header, text = yaml.safe_dump(card.header | tags, sort_keys=False), f"\n## Recipe\n\n{fence}yaml\n{settings}{fence}\n"
     write_whole(place.model / "README.md", f"---\n{header}---\n\n{_body(recipe, figures, card)}{picture}{text}")
     return place.model / "README.md"
 
@@ -53,6 +57,7 @@ def _body(recipe: Recipe, figures: dict[str, Any], card: Card) -> str:
         f"{number(figures['reward_queries'])} rewards, {number(figures['model_evaluations'])} network evaluations.",
         f"Measured on {recipe.evaluation.n} samples, {recipe.evaluation.solver}, {recipe.evaluation.steps} steps, eta"
         f" {recipe.evaluation.eta:g}, guidance {recipe.sampler.guidance:g}.",
+        *([f"Below time {off:g} (0 is data, 1 noise) the pretrained model acts."] if (off := recipe.sampler.off_below) else []),
         "",
         *table,
         "",

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from scoreaction.disk import check_writable, write_whole
 from scoreaction.errors import UserError
 from scoreaction.report.comparison import comparison_part
 from scoreaction.report.run import run_part
-from scoreaction.training.run_folder import RunFolder, check_writable, write_whole
+from scoreaction.training.run_folder import RunFolder
 
 GLOSSARY = {
     "model": "A diffusion or flow model: it starts from pure noise and removes it step by step until a sample is left.",

@@ -68,7 +68,7 @@ def run_headline(values: Values, records: list[Values], summary: Values | None) 
         *parts,
     ]
     base, tuned = summary["diversity_base"], summary["diversity_tuned"]
-    diverse = f", and its samples are {100 * tuned / base:.0f} % as diverse as before" if base else ""
+    diverse = f", and its samples are {100 * tuned / base:.0f} % as diverse as before" if base and tuned is not None else ""
     sentences.append(f"For that it moved {number(summary['kl_nats'], 3)} nats (KL) away from the pretrained model{diverse}.")
     for key, before, after in held_out_figures(summary):
         title = held_out_title(values, key)

@@ -2,19 +2,26 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from functools import partial
 from typing import Any, cast
 
+import numpy as np
 import torch
 from torch import Tensor
 
+from scoreaction.errors import one_line
 from scoreaction.rewards._images import check_range, is_images
 from scoreaction.types import EVERY, Background, Prompts, RewardFunction
 
 
 class RewardError(RuntimeError):
     """A reward that raised, or returned anything but one finite number a sample."""
+
+
+LONGEST = 1000
+"""Letters of an error of a reward, or of its server, that a message repeats."""
 
 
 class Reward:
@@ -47,9 +54,34 @@ def begin_scores(reward: RewardFunction, samples: Tensor, prompts: Prompts) -> C
     return lambda: scores
 
 
-def _version(samples: Tensor) -> int:
-    """Number of writes into a tensor, as far as torch counts them."""
-    return 0 if samples.is_inference() else samples._version
+def _fingerprint(samples: Tensor) -> list[int]:
+    """Numbers that are others as soon as any bit of the samples is, however it was written: torch counts not all writes."""
+    width = {1: torch.int8, 2: torch.int16, 4: torch.int32, 8: torch.int64}[samples.element_size()]
+    with torch.no_grad():
+        bits = samples.detach().reshape(-1).view(width)
+        odd = torch.arange(1, 2 * min(len(bits), PART) + 1, 2, device=bits.device)  # so that no single bit is lost modulo 2^64
+        return [int((part.long() * odd[: len(part)]).sum()) for part in bits.split(PART)]
+
+
+PART = 2**20
+"""Numbers of a fingerprint that are taken at a time."""
+
+
+@contextmanager
+def _as_it_was() -> Iterator[None]:
+    """Restores what torch has one of for a whole process; RewardError where it was changed within."""
+    before = torch.get_default_dtype(), torch.is_grad_enabled()
+    try:
+        yield
+        after = torch.get_default_dtype(), torch.is_grad_enabled()
+    finally:
+        torch.set_default_dtype(before[0])
+        torch.set_grad_enabled(before[1])
+    for name, old, new in zip(("default dtype", "grad mode"), before, after, strict=True):
+        if old != new:
+            raise RewardError(
+                f"changes torch's {name} from {old} to {new} for the whole process; set it back before it returns"
+            )
 
 
 class CountedReward:
@@ -80,9 +112,9 @@ class CountedReward:
                 check_range(samples, where=self.name)
             except ValueError as error:
                 raise RewardError(f"{error}, in the model's decode=") from error
-        before = _version(samples)
+        before = _fingerprint(samples)
         scores = self._guarded(partial(begin_scores, self.reward, samples, prompts))
-        if _version(samples) != before:
+        if _fingerprint(samples) != before:
             raise RewardError(
                 f"{self.name}: changes its samples in place, which are measured after it; begin with samples.clone()"
             )
@@ -101,14 +133,20 @@ class CountedReward:
         return lambda: torch.cat([scores() for scores in begun])
 
     def _guarded(self, step: Callable[[], Any]) -> Any:
+        """Its result; RewardError with the cause whatever it raises, a call of sys.exit too, but for an interrupt."""
         try:
-            return step()
+            with _as_it_was():
+                return step()
         except RewardError as error:
-            raise RewardError(f"{self.name}: {error}") from error
-        except Exception as error:
-            raise RewardError(f"{self.name}: raised {type(error).__name__}: {error}") from error
+            raise RewardError(f"{self.name}: {one_line(error, most=LONGEST)}") from error
+        except KeyboardInterrupt:
+            raise
+        except BaseException as error:
+            raise RewardError(f"{self.name}: raised {type(error).__name__}: {one_line(error, most=LONGEST)}") from error
 
     def _one_each(self, scores: Any, samples: Tensor) -> Tensor:
+        if isinstance(scores, np.ndarray) and scores.dtype == object:
+            scores = scores.tolist()
         if not isinstance(scores, Tensor):
             try:
                 scores = torch.as_tensor(scores, dtype=torch.float32, device=samples.device)
@@ -117,6 +155,15 @@ class CountedReward:
         if scores.shape != (len(samples),):
             wanted, got = f"({len(samples)},)", tuple(scores.shape)
             raise RewardError(f"{self.name}: must return one number a sample, shape {wanted}, got shape {got}")
+        odd = {"complex": scores.is_complex(), "quantized": scores.is_quantized, "sparse": scores.layout != torch.strided}
+        odd["meta"] = scores.is_meta and not samples.is_meta
+        for kind, there in odd.items():
+            if there:
+                raise RewardError(
+                    f"{self.name}: must return plain real numbers, got a {kind} tensor; convert it before it returns"
+                )
+        if not (self.differentiable and torch.is_grad_enabled()):
+            scores = scores.detach()
         return scores.to(samples.device, torch.float32)
 
     def _finite(self, scores: Tensor) -> Tensor:

@@ -12,7 +12,7 @@ from torch import Tensor
 from scoreaction.diffusion.noise import RowNoise, Source
 from scoreaction.diffusion.solvers import GridName, SolverName
 from scoreaction.networks.model import Model
-from scoreaction.sampling.rollout import Sampler, initial_noise, trajectory
+from scoreaction.sampling.rollout import Sampler, act, initial_noise, trajectory
 from scoreaction.types import Predict
 from scoreaction.world import ALONE, World
 
@@ -73,9 +73,9 @@ def x0_in_parts(
     """These of the samples of `draw_x0`, at most `chunk` of them at a time, after their numbers; prompts are those of all."""
     distinct, prompt = distinct_prompts(prompts, int(rows.max()) + 1 if len(rows) else 0)
     conditions = model.conditions(distinct)
-    predict = model.reference if reference else model.predict
+    predict = partial(model.reference, guidance=sampler.guidance) if reference else partial(act, model, sampler)
     for part in rows.split(chunk):
-        policy = partial(predict, conditions=conditions, prompt=prompt[part], guidance=sampler.guidance)
+        policy = partial(predict, conditions=conditions, prompt=prompt[part])
         with model.averaged(), model.uncounted():
             x0 = run(model, sampler, policy, len(part), RowNoise(seed, part))
         yield part, x0
@@ -90,10 +90,20 @@ def run(model: Model, sampler: Sampler, predict: Predict, n: int, generator: Sou
     return x
 
 
-def draw(model: Model, sampler: Sampler, n: int, prompts: list[Any] | None, seed: int, *, reference: bool = False) -> Tensor:
-    """n samples as rewards see them (decoded)."""
-    with torch.no_grad():
-        return model.decode(draw_x0(model, sampler, n, prompts, seed, reference=reference))
+@torch.no_grad()
+def draw(
+    model: Model,
+    sampler: Sampler,
+    n: int,
+    prompts: list[Any] | None,
+    seed: int,
+    *,
+    reference: bool = False,
+    world: World = ALONE,
+) -> Tensor:
+    """n samples as rewards see them (decoded), as `draw_x0` draws them."""
+    parts = x0_in_parts(model, sampler, prompts, seed, world.stripe(n), reference=reference)
+    return world.gather(torch.cat([model.decode(x0) for _, x0 in parts]), n)
 
 
 def sample(
@@ -111,8 +121,9 @@ def sample(
 ) -> Tensor:
     """n samples of the tuned model (its averaged weights), or with `reference` of the base; same seed, same noise.
 
-    guidance, grid and prompts are by default those of the training, of a model that was not trained 1, power and none. Prompts
-    are repeated over the n samples. Returns (n, *shape), decoded where the model decodes.
+    guidance, grid and prompts are by default those of the training, of a model that was not trained 1, power and none. The base
+    acts below the `off_below` of the training. Prompts are repeated over the n samples. Returns (n, *shape), decoded where the
+    model decodes.
 
     >>> import scoreaction as sa
     >>> model = sa.models.gaussian_mixture.build(sa.models.gaussian_mixture.Config())
@@ -124,5 +135,5 @@ def sample(
     if prompts is not None and (isinstance(prompts, str) or not prompts):
         raise ValueError(f"prompts: must be a list of one at least (got {prompts!r})")
     own = {"guidance": model.guidance if guidance is None else guidance, "grid": grid or model.grid}
-    sampler = Sampler(solver=solver, steps=steps, eta=eta, **own)
+    sampler = Sampler(solver=solver, steps=steps, eta=eta, off_below=model.off_below, **own)
     return draw(model, sampler, n, spread_prompts(prompts or model.prompts, n), seed, reference=reference)

@@ -15,14 +15,16 @@ from scoreaction.diffusion.predictions import PredictionBuffer
 from scoreaction.diffusion.processes import Process
 from scoreaction.diffusion.solvers import GridName, Past, Solver, SolverName, find_solver, time_grid
 from scoreaction.diffusion.transitions import Transition
+from scoreaction.networks.conditions import take
 from scoreaction.networks.model import Model
-from scoreaction.types import Predict, Prediction
+from scoreaction.types import Conditions, Predict, Prediction
 
 
 class Sampler(BaseModel, frozen=True, extra="forbid"):
     """Settings of sampling: solver, number of steps, noise level eta, time grid, guidance.
 
-    negative_prompt: what guidance leads away from, instead of the unconditional prediction.
+    negative_prompt: what guidance leads away from, instead of the unconditional prediction. off_below: a time; at earlier ones,
+    closer to the data, the policy is off and the pretrained model acts. Nothing is learned and no KL is paid there.
 
     >>> Sampler(steps=10, eta=1.0).solver
     'ddim'
@@ -34,6 +36,7 @@ class Sampler(BaseModel, frozen=True, extra="forbid"):
     grid: GridName = "power"
     guidance: float = Field(1.0, ge=0)
     negative_prompt: str | None = None
+    off_below: float = Field(0.0, ge=0, lt=1, description="time below which the pretrained model acts")
 
     def find(self) -> Solver:
         """The solver, refused where it cannot step at this eta."""
@@ -42,6 +45,26 @@ class Sampler(BaseModel, frozen=True, extra="forbid"):
     def times(self, process: Process) -> Tensor:
         """The time grid, (steps + 1,) float64."""
         return time_grid(process, self.steps, name=self.grid)
+
+
+def act(
+    model: Model, sampler: Sampler, x: Tensor, t: Tensor, conditions: Conditions = None, *, prompt: Tensor | None = None
+) -> Prediction:
+    """The prediction that is followed at (x, t): the policy's, and where `t < sampler.off_below` the pretrained model's.
+
+    Arguments as `Model.predict`, at the sampler's guidance. Each row is evaluated once, by the one of the two that acts.
+    """
+    off = torch.as_tensor(t).expand(len(x)) < sampler.off_below
+    if bool(off.any()) and not bool(off.all()):
+        numbers = torch.arange(len(x)) if prompt is None else prompt
+        parts = [
+            act(model, sampler, take(x, rows), take(t, rows), conditions, prompt=take(numbers, rows))
+            for rows in (off.nonzero().flatten(), (~off).nonzero().flatten())
+        ]
+        order = torch.cat([off.nonzero().flatten(), (~off).nonzero().flatten()]).argsort()
+        return take(Prediction(*(torch.cat(both) for both in zip(*parts, strict=True))), order)
+    predict = model.reference if bool(off.any()) else model.predict
+    return predict(x, t, conditions, prompt=prompt, guidance=sampler.guidance)
 
 
 @dataclass(frozen=True)
@@ -119,9 +142,10 @@ class Rollout:
 
     times (N+1,) float64; x (N+1, batch, *shape); old (N, batch, *shape) the predictions of the policy that sampled; action
     the predictions that were followed, the same but for exploration; prompt (batch,) the numbers of the prompts; rewards
-    (batch,), empty before they are known; pretrained (N, rows, *shape), the predictions of the pretrained model for the
-    first `rows` trajectories, None before it was evaluated; reward_gradient (batch, *shape), by x0 before decoding, None
-    where the algorithm does not need it.
+    (batch,), empty before they are known; pretrained (n, rows, *shape), the predictions of the pretrained model in the first n
+    steps, those that the policy acted in, at the states that are `compared`, None before it was evaluated; reward_gradient
+    (batch, *shape), by x0 before decoding, None where the algorithm does not need it. off_below is the sampler's: at times
+    before it `old` is the pretrained model.
     """
 
     times: Tensor
@@ -132,6 +156,7 @@ class Rollout:
     rewards: Tensor = field(default_factory=lambda: torch.empty(0))
     pretrained: Prediction | None = None
     reward_gradient: Tensor | None = None
+    off_below: float = 0.0
 
     @property
     def x0(self) -> Tensor:
@@ -140,19 +165,27 @@ class Rollout:
 
     @property
     def size(self) -> tuple[int, int]:
-        """(steps, trajectories)."""
-        return len(self.times) - 1, self.x.shape[1]
+        """(n, trajectories), n the number of steps that the policy acted in: they come first."""
+        return int((self.times[:-1] >= self.off_below).sum()), self.x.shape[1]
+
+    @property
+    def acted(self) -> Tensor:
+        """The times of the steps that the policy acted in, (n + 1,)."""
+        return self.times[: self.size[0] + 1]
 
     def steps(self) -> Steps:
-        """All steps, the first step of every trajectory first: row `step * batch + path`. Views of the rollout, no copies."""
+        """The steps that the policy acted in, the first step of every trajectory first: row `step * batch + path`.
+
+        Views of the rollout, no copies.
+        """
         n, batch = self.size
         complete = self.pretrained is not None and self.pretrained.x0.shape[1] == batch
         return Steps(
-            x=self.x[:-1].flatten(0, 1),
-            t=self.times[:-1].repeat_interleave(batch),
-            s=self.times[1:].repeat_interleave(batch),
-            x_next=self.x[1:].flatten(0, 1),
-            old=flattened(self.old),
+            x=self.x[:n].flatten(0, 1),
+            t=self.times[:n].repeat_interleave(batch),
+            s=self.times[1 : n + 1].repeat_interleave(batch),
+            x_next=self.x[1 : n + 1].flatten(0, 1),
+            old=flattened(take(self.old, slice(n))),
             pretrained=flattened(self.pretrained) if complete and self.pretrained is not None else None,
             prompt=self.prompt.repeat(n),
             path=torch.arange(batch).repeat(n),
@@ -161,11 +194,27 @@ class Rollout:
         )
 
     def difference(self) -> Prediction:
-        """Policy minus pretrained model at the visited states, (N, rows, *shape)."""
+        """Policy minus pretrained model at the states that are `compared`, (n, rows, *shape)."""
         if self.pretrained is None:
             raise ValueError("the pretrained model has not been evaluated yet")
-        rows = self.pretrained.eps.shape[1]
-        return Prediction(*(old[:, :rows] - new for old, new in zip(self.old, self.pretrained, strict=True)))
+        batch, (n, rows) = self.size[1], self.pretrained.eps.shape[:2]
+        old = Prediction(*(part[:n] for part in self.old))
+        old = unflattened(take(flattened(old), compared(n, batch, rows)), n)
+        return Prediction(*(a - b for a, b in zip(old, self.pretrained, strict=True)))
+
+
+def compared(steps: int, batch: int, rows: int) -> Tensor | slice:
+    """Row numbers of a rollout's steps, `rows` at each step: of other trajectories at the next, so that few see many.
+
+    A mean over all trajectories is estimated without bias and more closely than by whole trajectories, whose steps are alike.
+
+    >>> compared(3, 4, 2)
+    tensor([0, 1, 6, 7, 8, 9])
+    """
+    if rows == batch:
+        return slice(None)
+    path = (torch.arange(steps)[:, None] * rows + torch.arange(rows)) % batch
+    return (torch.arange(steps)[:, None] * batch + path).flatten()
 
 
 def flattened(prediction: Prediction) -> Prediction:
@@ -215,7 +264,8 @@ def roll_out(
             old.add(Prediction(*(part[None] for part in own[0])))  # a solver may evaluate again within its step
         own.clear()
     followed = action.all()
-    return Rollout(times, states, followed if explore is None else old.all(), followed, prompt)
+    own_actions = followed if explore is None else old.all()
+    return Rollout(times, states, own_actions, followed, prompt, off_below=sampler.off_below)
 
 
 def joined(rollouts: list[Rollout]) -> Rollout:
@@ -231,4 +281,4 @@ def joined(rollouts: list[Rollout]) -> Rollout:
     explored = any(rollout.action is not rollout.old for rollout in rollouts)
     action = side_by_side([rollout.action for rollout in rollouts]) if explored else old
     x, prompt = torch.cat([rollout.x for rollout in rollouts], 1), torch.cat([rollout.prompt for rollout in rollouts])
-    return Rollout(first.times, x, old, action, prompt)
+    return Rollout(first.times, x, old, action, prompt, off_below=first.off_below)

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from scoreaction.algorithms._learner import Learner
 from scoreaction.diffusion.noise import RowNoise, drawn_seed
+from scoreaction.networks.memory import fitting
 from scoreaction.networks.model import Model
 from scoreaction.rewards import CountedReward, RewardError
 from scoreaction.rewards._weighted import WeightedSum, settle
@@ -113,14 +114,20 @@ class Collector:
         """The rollout with its rewards, and with their gradient where the learner takes it from here."""
         if not learner.reward_gradient:
             return replace(rollout, rewards=scores())
-        pieces = zip(rollout.x0.split(self.rows), rollout.prompt.split(self.rows), strict=True)
-        rewards, gradients = zip(*(self._gradient(x0, part) for x0, part in pieces), strict=True)
-        return replace(rollout, rewards=torch.cat(rewards), reward_gradient=torch.cat(gradients))
+        work = partial(self._gradients, rollout.x0, rollout.prompt)
+        rewards, gradients = fitting(self.model, len(rollout.x0), work)
+        return replace(rollout, rewards=rewards, reward_gradient=gradients)
 
     @property
     def rows(self) -> int:
         """Samples that are decoded and scored with a graph at a time."""
         return self.model.max_rows or self.train.batch
+
+    def _gradients(self, x0: Tensor, prompt: Tensor, limit: int) -> tuple[Tensor, Tensor]:
+        """Rewards and gradients of all, `limit` samples at a time."""
+        pieces = zip(x0.split(limit), prompt.split(limit), strict=True)
+        rewards, gradients = zip(*(self._gradient(some, part) for some, part in pieces), strict=True)
+        return torch.cat(rewards), torch.cat(gradients)
 
     def _gradient(self, x0: Tensor, prompt: Tensor) -> tuple[Tensor, Tensor]:
         """Rewards and their gradient by x0, before decoding."""

@@ -22,7 +22,8 @@ from scoreaction.rewards import CountedReward
 from scoreaction.rewards._closed_form import QuadraticReward
 from scoreaction.rewards._weighted import settle
 from scoreaction.sampling.draw import distinct_prompts, draw_x0, run, spread_prompts, x0_in_parts
-from scoreaction.sampling.rollout import Rollout, Sampler, roll_out, unflattened
+from scoreaction.sampling.rollout import Rollout, Sampler, act, roll_out, unflattened
+from scoreaction.training.optimizer import TrainingError
 from scoreaction.types import Conditions, Prediction
 from scoreaction.world import ALONE, World
 
@@ -42,7 +43,7 @@ class Evaluation(BaseModel, frozen=True, extra="forbid", allow_inf_nan=False):
     held_out: list[dict[str, Any]] = []
 
     def sampler(self, training: Sampler) -> Sampler:
-        """The sampler to measure with: grid and guidance as in training."""
+        """The sampler to measure with: grid, guidance and `off_below` as in training."""
         return Sampler(**{**training.model_dump(), "solver": self.solver, "steps": self.steps, "eta": self.eta})
 
 
@@ -60,6 +61,13 @@ def kl_samples(n: int, steps: int, shape: Sequence[int]) -> int:
     return max(2, min(n, 2**23 // (steps * math.prod(shape))))
 
 
+def refuse_diverged(model: str, what: str, values: Tensor) -> None:
+    """TrainingError where something of a model is not finite: no figure of it means anything."""
+    if not bool(torch.isfinite(values).all()):
+        remedy = "check its weights" if model == "pretrained" else "lower train.lr, or raise algorithm.beta, and train again"
+        raise TrainingError(f"the {what} of the {model} model are not finite; {remedy}")
+
+
 @torch.no_grad()
 def rounding_floor(
     model: Model, sampler: Sampler, conditions: Conditions, rollout: Rollout, seed: int, *, rows: int, world: World
@@ -71,7 +79,7 @@ def rounding_floor(
     """
     n, own = rollout.size[0], len(world.stripe(rows))
     generator = torch.Generator().manual_seed(seed)
-    x, t = rollout.x[:-1, :own].flatten(0, 1), rollout.times[:-1].repeat_interleave(own)
+    x, t = rollout.x[:n, :own].flatten(0, 1), rollout.times[:n].repeat_interleave(own)
     predict = partial(model.predict, x, t, conditions, prompt=rollout.prompt[:own].repeat(n), guidance=sampler.guidance)
     with model.uncounted():
         plain, others = predict(), {}
@@ -81,7 +89,7 @@ def rounding_floor(
         with replaced(model.parameters, others):
             moved = predict()
     difference = unflattened(Prediction(moved.x0 - plain.x0, moved.eps - plain.eps), n)
-    return float(world.gather(path_kl(model.process, rollout.times, difference, sampler.eta or 1.0), rows).mean())
+    return float(world.gather(path_kl(model.process, rollout.acted, difference, sampler.eta or 1.0), rows).mean())
 
 
 @torch.no_grad()
@@ -97,12 +105,13 @@ def measure_kl(
     distinct, prompt = distinct_prompts(spread_prompts(prompts, n), n)
     conditions, own = model.conditions(distinct), world.stripe(n)
     with model.averaged(), model.uncounted():
-        policy = partial(model.predict, conditions=conditions, prompt=prompt[own], guidance=noisy.guidance)
+        policy = partial(act, model, noisy, conditions=conditions, prompt=prompt[own])
         rollout = roll_out(model, noisy, policy, prompt[own], RowNoise(seed, own), times=noisy.times(model.process))
         states = rollout.steps().states
         flat = model.reference(states.x, states.t, conditions, prompt=states.prompt, guidance=noisy.guidance)
-    difference = replace(rollout, pretrained=unflattened(flat, noisy.steps)).difference()
-    path, chain = (world.gather(kl(model.process, rollout.times, difference, noisy.eta), n) for kl in (path_kl, chain_kl))
+    difference = replace(rollout, pretrained=unflattened(flat, rollout.size[0])).difference()
+    path, chain = (world.gather(kl(model.process, rollout.acted, difference, noisy.eta), n) for kl in (path_kl, chain_kl))
+    refuse_diverged("tuned", "KLs", path)
     return {"kl_nats": float(path.mean()), "kl_nats_se": standard_error(path), "kl_chain_nats": float(chain.mean())}
 
 
@@ -209,20 +218,26 @@ def measure(
     judges = {"reward": reward, **{f"held_out.{name}": judge for name, judge in held_out.items()}}
     parts: list[Tensor] = []
     begun: dict[str, list[Callable[[], Tensor]]] = {name: [] for name in judges}
-    with torch.no_grad():
+
+    def begin() -> None:
         for rows, x0 in x0_in_parts(model, sampler, spread, seed, world.stripe(n), reference=reference, chunk=chunk):
+            refuse_diverged("pretrained" if reference else "tuned", "samples", x0)
             parts.append(model.decode(x0))
             for name, judge in judges.items():
                 begun[name].append(judge.begin(parts[-1], None if spread is None else [spread[row] for row in rows.tolist()]))
+
+    with torch.no_grad():
+        world.together(begin)
         for judge in judges.values():
             settle(judge.reward, world, n)
-        scores = {name: world.gather(torch.cat([wait() for wait in waiting]), n) for name, waiting in begun.items()}
+        own = world.together(lambda: {name: torch.cat([wait() for wait in waiting]) for name, waiting in begun.items()})
+        scores = {name: world.gather(values, n) for name, values in own.items()}
     samples, rewards = torch.cat(parts), scores.pop("reward")
     groups = torch.arange(n) % (len(prompts) if prompts else 1)
-    figures: dict[str, Any] = {"reward": float(rewards.mean()), "reward_se": standard_error(rewards)}
+    figures: dict[str, Any] = {"reward": float(rewards.double().mean()), "reward_se": standard_error(rewards)}
     figures |= {"diversity": None, "vendi": None} | diversity(model, samples, groups, world=world)
     for name, values in scores.items():
-        figures |= {name: float(values.mean()), f"{name}_se": standard_error(values)}
+        figures |= {name: float(values.double().mean()), f"{name}_se": standard_error(values)}
     if spread is not None:
         figures["by_prompt"] = by_prompt(spread, rewards)
     return figures, samples

@@ -14,13 +14,14 @@ from torch import Tensor, nn
 
 from scoreaction.diffusion import processes
 from scoreaction.diffusion.processes import Process
+from scoreaction.disk import staged
 from scoreaction.networks.adapters import base_tensors
 from scoreaction.networks.lora_files import copy_into, refuse_different
 from scoreaction.networks.model import Model
 from scoreaction.sampling.rollout import Sampler
-from scoreaction.training.run_folder import write_whole
+from scoreaction.training.run_folder import MODEL_DESCRIPTION as DESCRIPTION
 
-WEIGHTS, NETWORK, REFERENCE, DESCRIPTION = "weights.safetensors", "network.safetensors", "reference.safetensors", "model.json"
+WEIGHTS, NETWORK, REFERENCE = "weights.safetensors", "network.safetensors", "reference.safetensors"
 
 
 def save_model(model: Model, sampler: Sampler, prompts: list[Any] | None, path: Path, *, recipe: str | None) -> Path:
@@ -31,28 +32,28 @@ def save_model(model: Model, sampler: Sampler, prompts: list[Any] | None, path: 
     """
     if path.exists() and not path.is_dir():
         raise ValueError(f"{path}: is a file; give the name of a folder")
-    path.mkdir(parents=True, exist_ok=True)
     prompts = prompts if all(isinstance(prompt, str | int | float) for prompt in prompts or []) else None
     description = described(model) | {"sampler": sampler.model_dump(), "prompts": prompts, "functions": model.functions}
     description["net"] = None
-    with model.averaged():
-        save_file(_plain_tensors(dict(model.parameters.items())), path / WEIGHTS)
+    with staged(path, last=DESCRIPTION) as part, model.averaged():
+        save_file(_plain_tensors(dict(model.parameters.items())), part / WEIGHTS)
         if model.export is not None:
-            model.export(path)
+            model.export(part)
         if recipe is not None:
-            write_whole(path / "recipe.yaml", recipe)
+            (part / "recipe.yaml").write_text(recipe, encoding="utf-8")
         else:
-            for stale in (NETWORK, REFERENCE):
-                (path / stale).unlink(missing_ok=True)
             try:
                 description["net"] = describe(model.net)
             except TypeError:
                 pass  # `load` then asks for the network itself
             else:
                 if model.lora is None:
-                    save_file(_plain_tensors(model.net.state_dict()), path / NETWORK)
-                save_file(_plain_tensors(base_tensors(model.reference_net.state_dict())), path / REFERENCE)
-    write_whole(path / DESCRIPTION, json.dumps(description, indent=2) + "\n")
+                    save_file(_plain_tensors(model.net.state_dict()), part / NETWORK)
+                save_file(_plain_tensors(base_tensors(model.reference_net.state_dict())), part / REFERENCE)
+            for name in (DESCRIPTION, NETWORK, REFERENCE):  # of a model that was saved here before
+                if not (part / name).exists():
+                    (path / name).unlink(missing_ok=True)
+        (part / DESCRIPTION).write_text(json.dumps(description, indent=2) + "\n", encoding="utf-8")
     return path
 
 
@@ -97,6 +98,7 @@ def load_described(path: Path, net: nn.Module | Model | None = None) -> Model:
     load_weights(model, path)
     model.net.eval()  # as it was trained: dropout and batch statistics off
     model.guidance, model.grid, model.prompts = sampler["guidance"], sampler["grid"], description["prompts"] or model.prompts
+    model.off_below = sampler["off_below"]
     if sampler["negative_prompt"] is not None:
         model.lead_away_from(sampler["negative_prompt"], guidance=model.guidance)
     return model

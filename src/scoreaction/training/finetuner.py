@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import shutil
 import time
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import replace
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -15,8 +15,9 @@ from torch import Tensor
 
 from scoreaction.algorithms._likelihood_ratio import spread_is_rounding
 from scoreaction.diffusion.kl import chain_kl, path_kl
+from scoreaction.networks.model import Evaluations
 from scoreaction.sampling.rollout import Rollout
-from scoreaction.training.checkpoints import load_tree, save_tree
+from scoreaction.training.checkpoints import load_newest, load_tree, prune, save_tree
 from scoreaction.training.collector import check_finite
 from scoreaction.training.evaluation import diversity, rounding_floor
 from scoreaction.training.run import Run
@@ -43,6 +44,8 @@ class Finetuner(Run):
     """False within an iteration, whose state is of no use to a checkpoint."""
     owns_folder = False
     """True once the folder is known to hold this run and no other."""
+    saved: Path | None = None
+    """The checkpoint that holds the state as it is, where there is one."""
 
     def __iter__(self) -> Iterator[dict[str, Any]]:
         with self._locked():
@@ -82,9 +85,6 @@ class Finetuner(Run):
             yield metrics
 
     def _iterate(self) -> dict[str, Any]:
-        if self.rounds is not None and self.rounds.due(self.iteration):
-            self.write_recipe()  # so that the answers are known to be this run's
-            self.rounds.query(partial(self.collector.samples, self.learner), self.train.batch, self.generator)
         rollout, measured = self._collect()
         if self.half and self.learner.state.kl_floor is None:
             self.learner.state.kl_floor = rounding_floor(
@@ -100,7 +100,8 @@ class Finetuner(Run):
         metrics = {"reward_mean": float(rewards.mean()), "reward_std": float(rewards.std())}
         metrics |= self._kl(rollout)
         equal = spread_is_rounding(rewards)
-        metrics |= self.optimisation.learn(self.learner.updates(rollout, self.generator), self.iteration, equal=equal)
+        updates, floor = self.learner.updates(rollout, self.generator), self.learner.kl_floor
+        metrics |= self.optimisation.learn(updates, self.iteration, equal=equal, kl_floor=floor)
         self.learner.adapt_beta(metrics["kl_nats"])
         decay = min(self.train.ema_decay, (1 + self.iteration) / (10 + self.iteration)) if self.train.ema else 0.0
         if self.train.ema:
@@ -121,9 +122,16 @@ class Finetuner(Run):
         policy that diverged.
         """
         evaluations = self.model.evaluations
-        before, counted, queries = self.generator.get_state(), replace(evaluations), self.reward.queries
-        collected = False
+
+        def now() -> tuple[Tensor, Evaluations, int]:
+            return self.generator.get_state(), replace(evaluations), self.reward.queries
+
+        (before, counted, queries), collected = now(), False
         try:
+            if self.rounds is not None and self.rounds.due(self.iteration):
+                self.write_recipe()  # so that the answers are known to be this run's
+                self.rounds.query(partial(self.collector.samples, self.learner), self.train.batch, self.generator)
+                before, counted, queries = now()  # a round is not taken back
             rollout = self.collector.rollout(self.learner, self.generator, self.iteration)
             measured = self._measure(rollout)
             collected = True
@@ -141,12 +149,11 @@ class Finetuner(Run):
             raise
 
     def _kl(self, rollout: Rollout) -> dict[str, float]:
-        difference, times = rollout.difference(), rollout.times
+        difference, times = rollout.difference(), rollout.acted
         eta = self.sampler.eta or 1.0  # a deterministic sampler has no path KL: that of the same scores at eta 1
         kl = {"kl_nats": path_kl, "kl_chain_nats": chain_kl}
         own = {name: measure(self.model.process, times, difference, eta) for name, measure in kl.items()}
-        rows = min(self.learner.reference_rows or self.train.batch, self.train.batch)
-        nats = {name: self.world.gather(values, rows).mean() for name, values in own.items()}
+        nats = {name: self.world.gather(values).mean() for name, values in own.items()}
         check_finite("KLs", torch.stack([*nats.values()]), self.iteration)
         return {name: float(value) for name, value in nats.items()}
 
@@ -180,21 +187,34 @@ class Finetuner(Run):
             return
         self.write_recipe()
         self.journal.flush()
-        save_tree(self.folder.checkpoints / f"{self.iteration:06d}", state)
-        for old in self.folder.saved_checkpoints()[:-2]:
-            shutil.rmtree(old)
+        path, run = self.folder.checkpoints / f"{self.iteration:06d}", self.identity()
+        if path != self.saved or not path.exists():
+            save_tree(path, state, run)
+            self.saved = path
+        prune([old for old in self.folder.saved_checkpoints() if int(old.name) <= self.iteration], run)
+
+    def _newest(self) -> tuple[Path, dict[str, Any]] | None:
+        return None if self.folder is None else load_newest(self.folder.saved_checkpoints(), self.identity())
 
     def resume(self) -> bool:
-        """Continues from the newest checkpoint; False where there is none, and the run starts afresh."""
+        """Continues from the newest undamaged checkpoint; False where there is none, and the run starts afresh.
+
+        UserError where the checkpoint is of a run with other settings or shapes, or all are damaged.
+        """
         self.owns_folder = True
         with self._locked():
-            newest = self.world.broadcast(self.folder.newest_checkpoint() if self.folder is not None else None)
+            newest = self.world.together(self._newest)
+            path = self.world.broadcast(None if newest is None else newest[0])
+            if path is not None and not self.world.leads:
+                newest = path, load_tree(path)
             if self.rounds is not None:
                 self.rounds.log.read()
                 self.rounds.log.records = self.world.broadcast(self.rounds.log.records)
             if newest is not None:
-                self.load_state(load_tree(newest))
+                self.saved, state = newest
+                self.load_state(state)
             if self.folder is not None:
+                self.folder.clear_parts()
                 self.folder.cut_metrics(self.iteration)
         return newest is not None
 

@@ -14,10 +14,10 @@ from pydantic import BaseModel, Field, ValidationInfo, field_validator
 from torch import Tensor
 
 from scoreaction.diffusion.noise import RowNoise, drawn_seed
+from scoreaction.disk import write_whole
 from scoreaction.networks.model import Model
 from scoreaction.networks.proxy import Kind, Proxy
 from scoreaction.rewards import CountedReward
-from scoreaction.training.run_folder import write_whole
 from scoreaction.types import Values
 from scoreaction.world import ALONE, World
 
@@ -206,7 +206,7 @@ class Rounds:
         groups, seed, world = self._groups(before + n)[before:], drawn_seed(generator), self.world
         for piece in torch.arange(n).split(rows):
             own = piece[piece % world.size == world.rank]
-            samples = draw(groups[own], RowNoise(seed, own))
+            samples = world.together(partial(draw, groups[own], RowNoise(seed, own)))
             noise = self.config.noise_std * torch.randn(len(piece), generator=generator)
             fresh = piece[piece >= known]
             self.oracle.queries += int((own < known).sum())

@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib.util
 import math
 from collections.abc import Generator, Iterator
+from functools import partial
 from typing import Any, Literal
 
 import torch
@@ -12,14 +13,18 @@ from pydantic import BaseModel, Field
 from torch import Tensor, nn
 
 from scoreaction.algorithms._learner import Largest, Term, Update, Updates
+from scoreaction.networks.memory import fitting
 from scoreaction.networks.model import Model
-from scoreaction.world import ALONE, World
+from scoreaction.world import ALONE, Rows, World
 
 NO_GRADIENT = "check that the network's output depends on them, and that nothing detaches it"
 
 
 class TrainingError(RuntimeError):
     """Training cannot go on: no gradient reaches the trained parameters, or a number is not finite."""
+
+    shared = True
+    """It is raised in every process alike."""
 
 
 ROWS = 4096
@@ -99,10 +104,11 @@ class Optimisation:
         self.optimisers: dict[str, torch.optim.Optimizer] = {"policy": policy_optimiser(train, model)}
         self.optimisers |= {name: adam(network.parameters(), rates[name]) for name, network in networks.items()}
 
-    def learn(self, updates: Updates, iteration: int, *, equal: bool) -> dict[str, float]:
+    def learn(self, updates: Updates, iteration: int, *, equal: bool, kl_floor: float = 0.0) -> dict[str, float]:
         """Takes a step for each update; returns each figure's mean over the updates, and the policy's mean gradient norm.
 
-        equal: all rewards of the iteration are, so that a gradient of 0 is no fault: the log says it.
+        equal: all rewards of the iteration are, so that a gradient of 0 is no fault: the log says it. kl_floor: the path KL of
+        rounding alone, in nats.
         """
         seen: dict[str, list[float]] = {}
         share = learning_rate(self.train, iteration)
@@ -110,6 +116,7 @@ class Optimisation:
             for group in optimiser.param_groups:
                 group["lr"] = share * self.rates[name]
         for update, figures in self._figures(updates, iteration):
+            check_first_ratio(figures.get("log_ratio_first", 0.0), kl_floor, iteration)
             norm = self._step(update.network, iteration)
             if update.network == "policy" and math.isfinite(norm):
                 seen.setdefault("grad_norm", []).append(norm)
@@ -143,13 +150,19 @@ class Optimisation:
             raise TypeError(f"updates must yield Update(network, [Term(rows, loss), ...]), and gave {update!r}")
         if update.network not in self.optimisers:
             raise ValueError(f"updates: {update.network!r} is not trained; choose from {', '.join(self.optimisers)}")
+        own = [len(rows) if isinstance(rows, Rows) else rows for rows, _, _ in update.terms]
+        most = max(rows * term.calls for rows, term in zip(own, update.terms, strict=True)) or 1
+        return self._averaged(update, *fitting(self.model, most, partial(self._accumulate, update, iteration)))
+
+    def _accumulate(self, update: Update, iteration: int, limit: int) -> tuple[dict[str, float], dict[str, float]]:
+        """The gradient of the own rows, and their part of the figures' means and largest, in calls of at most `limit` rows."""
         means: dict[str, float] = {}
         largest: dict[str, float] = {}
+        self.optimisers[update.network].zero_grad(set_to_none=True)
         for rows, loss, calls in update.terms:
-            own = rows if isinstance(rows, int) else len(rows)
-            share = own if isinstance(rows, int) else rows.total / self.world.size  # the mean over processes is then right
-            limit = self.model.max_rows
-            size = own if limit is None or calls == 0 else max(1, limit // calls)
+            own = len(rows) if isinstance(rows, Rows) else rows
+            share = rows.total / self.world.size if isinstance(rows, Rows) else own  # the mean over processes is then right
+            size = own if calls == 0 else max(1, limit // calls)
             for numbers in torch.arange(own).split(size) if own else ():
                 values, seen = loss(numbers)
                 _check_rows("the loss", values, len(numbers))
@@ -162,11 +175,11 @@ class Optimisation:
                         largest[name] = max(largest.get(name, -math.inf), float(figure.values.detach().max()))
                     else:
                         means[name] = means.get(name, 0.0) + float(figure.detach().sum()) / share
-        return self._averaged(update, means, largest)
+        return means, largest
 
     def _averaged(self, update: Update, means: dict[str, float], largest: dict[str, float]) -> dict[str, float]:
         """Averages gradient and figures over the processes."""
-        if any(not isinstance(term.rows, int) and term.rows.total < self.world.size for term in update.terms):
+        if any(isinstance(term.rows, Rows) and term.rows.total < self.world.size for term in update.terms):
             for own, missing in ((means, 0.0), (largest, -math.inf)):  # of a process without rows
                 names = {name for known in self.world.every([*own]) for name in known}
                 own |= {name: missing for name in names - own.keys()}
@@ -189,6 +202,26 @@ class Optimisation:
         self.scaler.update()
         optimiser.zero_grad(set_to_none=True)
         return norm
+
+
+def check_first_ratio(log_ratio: float, kl_floor: float, iteration: int) -> None:
+    """TrainingError where the policy that trains is not the one that sampled: a log-ratio above `1 + K + 6 sqrt(2 K)`.
+
+    Of two Gaussian laws K nats apart it is N(K, 2 K), and no law of a step is further apart than rounding's whole path,
+    `kl_floor`. In fp32, where K is 0, rounding alone is far below 1.
+
+    >>> check_first_ratio(3.0, 0.1, 0)
+    >>> check_first_ratio(3.0, 0.0, 0)
+    Traceback (most recent call last):
+    ...
+    scoreaction.training.optimizer.TrainingError: iteration 1: the policy that trains is not the one that sampled: ...
+    """
+    if not log_ratio <= 1 + kl_floor + 6 * math.sqrt(2 * kl_floor):
+        raise TrainingError(
+            f"iteration {iteration + 1}: the policy that trains is not the one that sampled: before the first update their"
+            f" log-ratio is {log_ratio:.2g}, and must be 0; something in the network draws noise, mixes rows, or depends on"
+            " whether gradients are on (scoreaction doctor says more)"
+        )
 
 
 def _check_rows(name: str, values: Tensor, rows: int) -> None:

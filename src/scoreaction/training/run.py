@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 from dataclasses import replace
@@ -25,12 +26,13 @@ from scoreaction.training.best_weights import Selection, check_metric
 from scoreaction.training.collector import Collector
 from scoreaction.training.evaluation import Evaluation
 from scoreaction.training.export import described, save_model
+from scoreaction.training.identity import identity
 from scoreaction.training.online import Online, Rounds
 from scoreaction.training.optimizer import ROWS, Optimisation, Train
 from scoreaction.training.run_folder import Journal, RunFolder
-from scoreaction.types import DTYPES, RewardFunction
+from scoreaction.types import DTYPES, RewardFunction, Values
 from scoreaction.world import World
-from scoreaction.yaml_text import dump_yaml
+from scoreaction.yaml_text import dump_yaml, parse_yaml
 
 
 def _listed(prompts: Sequence[Any] | None) -> list[Any] | None:
@@ -131,6 +133,7 @@ class Run:
         )
         self.settings = settings_text(self) if recipe is None and self.kept else ""
         model.guidance, model.grid, model.prompts = self.sampler.guidance, self.sampler.grid, self.prompts
+        model.off_below = self.sampler.off_below
 
     def _place(self) -> None:
         """Puts the model on its device, in its precision, with the rows of its calls."""
@@ -167,6 +170,12 @@ class Run:
         """Writes the run's recipe into its folder, or its settings where it was started from Python without one."""
         if self.journal is not None:
             self.journal.describe(self.recipe, self.settings)
+
+    def identity(self) -> Values:
+        """Settings and shapes that another part of this run has in common with it, as JSON gives them back."""
+        text = self.recipe or re.sub(r" at 0x[0-9a-f]+", "", self.settings or settings_text(self))
+        shapes = {name: list(p.shape) for name, p in self.model.parameters.items()}
+        return json.loads(json.dumps(identity(parse_yaml(text, where="settings"), shapes)))
 
     def state(self) -> dict[str, Any]:
         """All that changes, of all processes, which all must ask: what a resumed run needs to equal the uninterrupted one."""

@@ -6,7 +6,6 @@ import importlib.util
 import json
 import math
 import os
-import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -14,9 +13,14 @@ from typing import Any
 
 from filelock import FileLock, Timeout
 
+from scoreaction.disk import PART, flush, remove, write_whole
 from scoreaction.errors import UserError
+from scoreaction.training.checkpoints import clear_parts, is_checkpoint
 from scoreaction.types import Values
 from scoreaction.yaml_text import parse_yaml, read_text
+
+MODEL_DESCRIPTION = "model.json"
+"""File of a saved model that is written last."""
 
 
 class RunFolder:
@@ -33,12 +37,28 @@ class RunFolder:
         self.samples = self.path / "samples"
         self.tensorboard = self.path / "tensorboard"
         self.model = self.path / "model"
+        self.report_path = self.path / "report.html"
         self._lock = FileLock(self.path / ".lock", is_singleton=True, thread_local=False)  # one a process
 
     @property
     def exists(self) -> bool:
-        """True if a run is in the folder."""
-        return any(path.exists() for path in (self.description, self.metrics_path, self.queries_path))
+        """True if a run is in the folder, or anything that has the name of something that a run writes."""
+        return any(os.path.lexists(path) for path in self._written())
+
+    @property
+    def holds_no_run(self) -> bool:
+        """True where there are results or checkpoints without a recipe, settings or log that they could belong to."""
+        known = (self.recipe_path, self.settings_path, self.metrics_path, self.queries_path)
+        return self.exists and not any(path.exists() for path in known)
+
+    def _written(self) -> list[Path]:
+        return [path for path in vars(self).values() if isinstance(path, Path) and path != self.path]
+
+    @property
+    def complete(self) -> bool:
+        """True where all that the end of a run writes is there: summary, samples and model."""
+        samples = [self.samples / f"{kind}.npz" for kind in ("base", "tuned")]
+        return all(path.is_file() for path in (self.summary_path, *samples, self.model / MODEL_DESCRIPTION))
 
     @property
     def description(self) -> Path:
@@ -47,8 +67,16 @@ class RunFolder:
 
     @contextmanager
     def locked(self) -> Iterator[None]:
-        """Locks the folder for this process; that of a process that died is free. ValueError where another process has it."""
+        """Locks the folder for this process; that of a process that died is free.
+
+        ValueError where another process has it, and for a link in it: what lies elsewhere is not written to.
+        """
         self.path.mkdir(parents=True, exist_ok=True)
+        for path in (*self._written(), self.path / ".lock"):
+            if path.is_symlink():
+                raise ValueError(
+                    f"output: {path} is a link, and nothing is written through one; remove it, or name another folder"
+                )
         try:
             self._lock.acquire(timeout=0)
         except Timeout as error:
@@ -60,14 +88,21 @@ class RunFolder:
             self._lock.release()
 
     def saved_checkpoints(self) -> list[Path]:
-        """Whole checkpoints, oldest first; one whose writing was cut off is not among them."""
-        return sorted(
-            (path for path in self.checkpoints.glob("[0-9]*") if path.name.isdigit()), key=lambda path: int(path.name)
-        )
+        """Whole checkpoints, oldest first; one whose writing was cut off is not among them, nor is anything else."""
+        named = (path for path in self.checkpoints.glob("[0-9]*") if path.name.isascii() and path.name.isdecimal())
+        return sorted((path for path in named if is_checkpoint(path)), key=lambda path: int(path.name))
 
     def newest_checkpoint(self) -> Path | None:
         """The checkpoint of the highest iteration."""
         return next(reversed(self.saved_checkpoints()), None)
+
+    def clear_parts(self) -> None:
+        """Deletes what a crash left of files that were being written."""
+        clear_parts(self.checkpoints)
+        for path in (*self._written(), *(self.samples / f"{kind}.npz" for kind in ("base", "tuned"))):
+            part = path.with_name(path.name + PART)
+            if part.is_symlink() or part.is_file():
+                remove(part)
 
     def cut_metrics(self, iteration: int) -> None:
         """Drops the lines of metrics.jsonl that come after this many iterations."""
@@ -86,9 +121,9 @@ class Journal:
     def describe(self, recipe: str | None, settings: str) -> None:
         """Writes the recipe, or the settings of a run that has none; again each time, since a resumed run may be longer."""
         if recipe is not None:
-            write_whole(self.folder.recipe_path, recipe)
+            _keep(self.folder.recipe_path, recipe)
         elif not self.folder.recipe_path.exists():  # of a run that Python goes on with
-            write_whole(self.folder.settings_path, settings)
+            _keep(self.folder.settings_path, settings)
 
     def log(self, metrics: dict[str, Any]) -> None:
         """Adds an iteration's metrics. What is not finite is null in JSON, which has no infinity."""
@@ -103,27 +138,17 @@ class Journal:
                 self._board.add_scalar(name, value, metrics["iteration"])
 
     def flush(self) -> None:
-        """Writes buffered events to disk."""
+        """Flushes the log to the disk, and buffered events."""
+        if self.folder.metrics_path.exists():
+            flush(self.folder.metrics_path)
         if self._board is not None:
             self._board.flush()
 
 
-def check_writable(folder: Path, key: str) -> None:
-    """Makes the folder; UserError, before any work is done for it, where nothing can be written there."""
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryFile(dir=folder):
-            pass
-    except OSError as error:
-        raise UserError(f"{key}: {folder} cannot be written to ({error.strerror}); name another folder") from error
-
-
-def write_whole(path: Path, text: str) -> None:
-    """Writes a text file so that a crash leaves the old one or the new one."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    part = path.with_name(path.name + ".part")
-    part.write_text(text, encoding="utf-8")
-    os.replace(part, path)
+def _keep(path: Path, text: str) -> None:
+    """Writes a text unless the file has it already."""
+    if not path.is_file() or path.read_bytes() != text.encode("utf-8"):
+        write_whole(path, text)
 
 
 def read_json_lines(path: Path) -> list[Values]:

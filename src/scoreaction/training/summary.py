@@ -9,9 +9,9 @@ from typing import Any
 import numpy as np
 from torch import Tensor
 
+from scoreaction.disk import whole, write_whole
 from scoreaction.training.evaluation import ExactTask, measure, measure_kl
 from scoreaction.training.run import Run
-from scoreaction.training.run_folder import write_whole
 
 
 def summarise(run: Run) -> dict[str, Any]:
@@ -42,15 +42,34 @@ def summarise(run: Run) -> dict[str, Any]:
     beta = optimum_beta(run)
     task = ExactTask.of(run.model, run.reward.reward, beta)
     if task is not None:
-        figures |= task.figures(run.model, sampler, chosen.n, chosen.seed, run.world)
+        exact = task.figures(run.model, sampler, chosen.n, chosen.seed, run.world)
+        figures |= exact if all(map(math.isfinite, exact.values())) else {}
     figures |= {"beta": beta, **counts}
     if prompted:
         figures["prompts"] = [{"prompt": prompt, **means} for prompt, means in prompted.items()]
+    figures = finite(figures)
     if run.folder is not None:
         run.write_recipe()
-        write_whole(run.folder.summary_path, json.dumps(figures, indent=2) + "\n")
         run.save(run.folder.model)
+        write_whole(run.folder.summary_path, json.dumps(figures, indent=2, allow_nan=False) + "\n")  # last: where it is, all is
     return figures
+
+
+def finite(figures: dict[str, Any]) -> dict[str, Any]:
+    """The figures with None for numbers that are infinite or undefined, which JSON has not.
+
+    >>> finite({"a": 1.5, "b": math.inf, "c": [{"d": math.nan}]})
+    {'a': 1.5, 'b': None, 'c': [{'d': None}]}
+    """
+
+    def known(value: Any) -> Any:
+        if isinstance(value, dict):
+            return {key: known(inner) for key, inner in value.items()}
+        if isinstance(value, list):
+            return [known(inner) for inner in value]
+        return None if isinstance(value, float) and not math.isfinite(value) else value
+
+    return known(figures)
 
 
 def optimum_beta(run: Run) -> float:
@@ -60,9 +79,9 @@ def optimum_beta(run: Run) -> float:
 
 def _save_samples(run: Run, kind: str, samples: Tensor) -> None:
     assert run.folder is not None
-    run.folder.samples.mkdir(parents=True, exist_ok=True)
     kept = samples.cpu().numpy()
     arrays = {"samples": kept}
     if run.prompts is not None:
         arrays["prompts"] = np.array([str(run.prompts[i % len(run.prompts)]) for i in range(len(kept))])
-    np.savez_compressed(run.folder.samples / f"{kind}.npz", **arrays)  # type: ignore[arg-type]
+    with whole(run.folder.samples / f"{kind}.npz") as file:
+        np.savez_compressed(file, **arrays)  # type: ignore[arg-type]

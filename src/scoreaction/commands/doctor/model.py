@@ -8,16 +8,13 @@ from dataclasses import dataclass
 from functools import partial
 
 import torch
-from torch import Tensor
 
+from scoreaction.commands.doctor.denoising import denoising_findings
 from scoreaction.commands.doctor.finding import Finding, apart, in_words, judged, rounding
 from scoreaction.networks.conditions import take
-from scoreaction.sampling.rollout import Rollout, Sampler, States, roll_out
+from scoreaction.sampling.rollout import Rollout, States, roll_out
 from scoreaction.training.finetuner import Finetuner
 from scoreaction.types import Prediction
-
-SNRS = (16.0, 4.0, 1.0)
-"""Signal-to-noise ratios at which the network must know something of the noise."""
 
 
 @dataclass(frozen=True)
@@ -31,15 +28,11 @@ class Places:
 def sample_points(tuner: Finetuner, n: int, generator: torch.Generator) -> Places:
     """n trajectories of the pretrained model under the run's sampler."""
     prompt = torch.arange(n) % (len(tuner.prompts) if tuner.prompts else 1)
-    rollout = _trajectories(tuner, tuner.sampler, prompt, generator)
-    step = torch.arange(n) % (len(rollout.times) - 1)
-    return Places(rollout, take(rollout.steps().states, step * n + torch.arange(n)))
-
-
-def _trajectories(tuner: Finetuner, sampler: Sampler, prompt: Tensor, generator: torch.Generator) -> Rollout:
-    model = tuner.model
+    model, sampler = tuner.model, tuner.sampler
     predict = partial(model.reference, conditions=tuner.conditions, prompt=prompt, guidance=sampler.guidance)
-    return roll_out(model, sampler, predict, prompt, generator, times=sampler.times(model.process))
+    rollout = roll_out(model, sampler, predict, prompt, generator, times=sampler.times(model.process))
+    step = torch.arange(n) % rollout.size[0]
+    return Places(rollout, take(rollout.steps().states, step * n + torch.arange(n)))
 
 
 def model_findings(tuner: Finetuner, places: Places, generator: torch.Generator) -> Iterator[Finding]:
@@ -49,9 +42,9 @@ def model_findings(tuner: Finetuner, places: Places, generator: torch.Generator)
     yield _keeps_rows_apart(tuner, places, policy)
     if tuner.iteration == 0:
         yield _begins(tuner, places, policy)
-    if tuner.prompts and len(set(map(str, tuner.prompts))) > 1:
+    if tuner.prompts and len(tuner.prompts) > 1:
         yield _prompts(tuner, places, policy)
-    yield _denoises(tuner, places, generator)
+    yield from denoising_findings(tuner, generator)
     yield _forgets(tuner, places)
 
 
@@ -101,54 +94,19 @@ def reference_at(tuner: Finetuner, places: Places) -> Prediction:
 
 
 def _prompts(tuner: Finetuner, places: Places, policy: Prediction) -> Finding:
-    others = places.states._replace(prompt=(places.states.prompt + 1) % len(tuner.prompts or []))
+    check, prompts = "prompts matter", tuner.prompts or []
+    if len(set(map(str, prompts))) == 1:
+        seen = f"all {len(prompts)} prompts are the same, {str(prompts[0])[:60]!r}"
+        return Finding(check, "note", seen, "look at how they are read; one line is enough for one prompt")
+    others = places.states._replace(prompt=(places.states.prompt + 1) % len(prompts))
     difference = apart(policy, _predict(tuner, others))
     return judged(
-        "prompts matter",
+        check,
         difference > 0,
         f"the next prompt changes the answer by {difference:.2g} standard deviations",
         "the network says the same for every prompt",
         "encode= must tell prompts apart, and the network use them",
     )
-
-
-def _denoises(tuner: Finetuner, places: Places, generator: torch.Generator) -> Finding:
-    """Noise is put on the pretrained model's own samples; the posterior mean errs less than 0, and than any straight line.
-
-    E||eps - E[eps|x]||^2 <= E||eps - k x||^2 for every k, of which the best gives D alpha^2 v/(alpha^2 v + sigma^2).
-    """
-    check, model = "the network finds the noise", tuner.model
-    if model.true_cfg is not None:
-        return Finding(check, "note", "not looked at: a network with guidance as an input predicts no mean of the noise")
-    sampler, prompt = tuner.sampler.model_copy(update={"guidance": 1.0}), places.rollout.prompt
-    own = places.rollout if tuner.sampler.guidance <= 1 or tuner.conditions is None else None
-    x0, n = (own or _trajectories(tuner, sampler, prompt, generator)).x0, len(prompt)
-    times = math.ceil(4096 / x0.numel())
-    many, prompts = x0.repeat(times, *[1] * (x0.ndim - 1)), prompt.repeat(times)
-    v = float((x0 - x0.mean(0)).square().sum() / (n - 1) / x0[0].numel())
-    errors, worst, bent = [], 0.0, 0.0
-    for snr in SNRS:
-        t = _time_of(tuner, snr)
-        alpha, sigma = float(model.process.alpha(t)), math.sqrt(float(model.process.sigma2(t)))
-        eps = torch.randn(many.shape, generator=generator).to(many)
-        prediction = model.reference(alpha * many + sigma * eps, t, tuner.conditions, prompt=prompts)
-        error = float((prediction.eps - eps).square().mean())
-        line = alpha**2 * v / (alpha**2 * v + sigma**2)
-        errors.append(f"{error:.2g}")
-        worst, bent = max(worst, error), max(bent, error / max(line, 1e-12))
-    seen = f"error {', '.join(errors)} of 1 at signal-to-noise {', '.join(f'{snr:g}' for snr in SNRS)}"
-    remedy = "predicts, process or the direction of t do not fit this network, or it was never trained"
-    if not worst <= 1.0:
-        return Finding(check, "wrong", f"{seen}: it knows less than nothing", remedy)
-    if bent > 1.15:
-        return Finding(check, "note", f"{seen}: {bent:.2g} times that of the best straight line", f"perhaps {remedy}")
-    return Finding(check, "ok", seen)
-
-
-def _time_of(tuner: Finetuner, snr: float) -> Tensor:
-    times = torch.linspace(0, 1, 4097, dtype=torch.float64)[1:]
-    process = tuner.model.process
-    return times[(process.log_snr(times) - math.log(snr)).abs().argmin()]
 
 
 def _forgets(tuner: Finetuner, places: Places) -> Finding:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import json
+import warnings
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple, cast
@@ -64,6 +65,12 @@ def build_from_pipeline(
         encode=_encoding(pipeline, kind, core),
         decode=to_unit if vae is None else Decoder(vae),
     )
+    if model.project is not None and type(pipeline.scheduler).__name__.startswith("DDIM"):
+        warnings.warn(
+            "model.path: clip_sample clips x0, and eps goes with it: as DDPM does, and DDIM with use_clipped_model_output=True,"
+            " which its pipeline leaves out",
+            stacklevel=2,
+        )
     model.export = lambda folder: export(model, pipeline, folder)
     if model.encode is not None:
         model.null = unconditional(pipeline, model.encode)
@@ -93,12 +100,13 @@ def assemble(
         raise ValueError(
             "net: its attention is fused, which neither LoRA nor a saved pipeline can hold; load the pipeline anew"
         )
-    net, process, predicts = network(kind, core, scheduler, form)
+    net, schedule = network(kind, core, scheduler, form)
     core.requires_grad_(options.lora_rank is None).eval()
     model = Model(
         net,
-        process=process,
-        predicts=predicts,
+        process=schedule.process,
+        predicts=schedule.predicts,
+        project=schedule.project,
         shape=form.shape,
         lora_rank=options.lora_rank,
         lora_alpha=options.lora_alpha,

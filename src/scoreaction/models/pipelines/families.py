@@ -4,16 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
 
-from scoreaction.diffusion.predictions import Predicts
-from scoreaction.diffusion.processes import Process
+from scoreaction.diffusion.processes import TableVP
 from scoreaction.models.pipelines import networks as _networks
+from scoreaction.models.pipelines.config_keys import check_network
 from scoreaction.models.pipelines.networks import PipelineNet, side
-from scoreaction.models.pipelines.schedules import flow_process, table_process
+from scoreaction.models.pipelines.schedules import Schedule, flow_schedule, table_schedule
 from scoreaction.models.pipelines.text import Limit
 from scoreaction.networks.conditions import map_conditions
 from scoreaction.types import Conditions
@@ -30,7 +30,8 @@ class Family:
     """A supported pipeline class.
 
     component: the name of its network; needs: components it cannot do without; encoders: those of its text; patch: pixels of
-    latents that become one token; targets: modules that LoRA changes unless said otherwise.
+    latents that become one token; targets: modules that LoRA changes unless said otherwise; added: the kinds of embedding
+    beside the text's states that its call has inputs for.
     """
 
     component: str
@@ -39,6 +40,7 @@ class Family:
     encode: Callable[[Any, list[str], torch.device], Conditions] | None
     patch: int = 1
     targets: tuple[str, ...] = ATTENTION
+    added: tuple[str | None, ...] = (None, "text")
 
 
 def _encode_sd(pipeline: Any, prompts: list[str], device: torch.device) -> Conditions:
@@ -73,7 +75,11 @@ _TEXT = ("vae", "text_encoder", "tokenizer", "scheduler")
 FAMILIES: dict[str, Family] = {
     "StableDiffusionPipeline": Family("unet", ("unet", *_TEXT), ("text_encoder",), _encode_sd),
     "StableDiffusionXLPipeline": Family(
-        "unet", ("unet", "text_encoder_2", "tokenizer_2", *_TEXT), ("text_encoder", "text_encoder_2"), _encode_sdxl
+        "unet",
+        ("unet", "text_encoder_2", "tokenizer_2", *_TEXT),
+        ("text_encoder", "text_encoder_2"),
+        _encode_sdxl,
+        added=("text_time",),
     ),
     "StableDiffusion3Pipeline": Family(
         "transformer",
@@ -130,28 +136,32 @@ def geometry(kind: str, core: Any, vae: Any, height: int | None, width: int | No
     own = side(core.get("sample_size") or 128)
     if vae is None and core.get("sample_size") is None and (height is None or width is None):
         raise ValueError("model.height: the network does not say its size; give model.height and model.width in pixels")
-    multiple = scale * FAMILIES[kind].patch
-    for key, value in (("height", height), ("width", width)):
-        if value is not None and value % multiple:
-            raise ValueError(f"model.{key}: must be a multiple of {multiple} (got {value})")
+    # a UNet of pixels must halve as often as it does: its way up joins what its way down had
+    multiple = 2 ** (len(core.down_block_types) - 1) if vae is None else scale * FAMILIES[kind].patch
+    for key, value, default in (("height", height, own[0]), ("width", width, own[1])):
+        pixels = default * scale if value is None else value
+        if pixels % multiple:
+            whose = "got" if value is not None else "the network's own is"
+            raise ValueError(f"model.{key}: must be a multiple of {multiple} ({whose} {pixels})")
     rows, columns = (value // scale if value else default for value, default in zip((height, width), own, strict=True))
     return Geometry(channels, rows, columns, scale)
 
 
-def network(kind: str, core: nn.Module, scheduler: Any, form: Geometry) -> tuple[PipelineNet, Process, Predicts]:
-    """The network on our clock, its process and what it predicts."""
+def network(kind: str, core: nn.Module, scheduler: Any, form: Geometry) -> tuple[PipelineNet, Schedule]:
+    """The network on our clock, and its schedule."""
+    check_network(FAMILIES[kind].component, core, added=FAMILIES[kind].added)
     if kind in T5_TOKENS:
         tokens = (form.height // 2) * (form.width // 2)
-        flow, velocity = flow_process(scheduler, tokens, equal_steps=kind == "FluxPipeline")
-        made = _networks.Flux(core) if kind == "FluxPipeline" else _networks.StableDiffusion3(core)
-        return made, flow, velocity
-    process, predicts = table_process(scheduler)
+        flow = flow_schedule(scheduler, tokens, equal_steps=kind == "FluxPipeline")
+        return (_networks.Flux(core) if kind == "FluxPipeline" else _networks.StableDiffusion3(core)), flow
+    table = table_schedule(scheduler)
+    process = cast(TableVP, table.process)
     match kind:
         case "StableDiffusionPipeline":
-            return _networks.StableDiffusion(core, process), process, predicts
+            return _networks.StableDiffusion(core, process), table
         case "StableDiffusionXLPipeline":
-            return _networks.StableDiffusionXL(core, process, form.pixels), process, predicts
-    return _networks.UNet(core, process), process, predicts
+            return _networks.StableDiffusionXL(core, process, form.pixels), table
+    return _networks.UNet(core, process), table
 
 
 def text_shapes(kind: str, core: Any) -> dict[str, tuple[int, ...]]:

@@ -2,25 +2,38 @@
 
 from __future__ import annotations
 
+import inspect
 import math
-from typing import Any, get_args
+from collections.abc import Callable
+from functools import partial
+from typing import Any, NamedTuple, get_args
 
+import torch
 from torch import Tensor
 
 from scoreaction.diffusion.predictions import Predicts
-from scoreaction.diffusion.processes import Flow, Spacing, TableVP
+from scoreaction.diffusion.processes import Flow, Process, Spacing, TableVP
+from scoreaction.models.pipelines.config_keys import FLOW, STEPPING, TABLE, check_keys
 
 PREDICTS: dict[str, Predicts] = {"epsilon": "eps", "v_prediction": "v", "sample": "x0"}
 
 TABLE_REMEDY = "take a DDIM, DDPM, PNDM, DPM-Solver or Euler scheduler with a table of alphas"
 
 
-def table_process(scheduler: Any) -> tuple[TableVP, Predicts]:
-    """The process of a scheduler with a table `alphas_cumprod`, and the prediction it is trained for.
+class Schedule(NamedTuple):
+    """A scheduler as this code has it: the process, what its network predicts, and what bounds x0, None without it."""
 
-    Where the scheduler does not say, t = 0 is clean data (`set_alpha_to_one`). A `clip_sample` or `thresholding` of its
-    predictions and its `variance_type` are no part of the process and are not applied. ValueError where there is no table, or
-    one that cannot be used.
+    process: Process
+    predicts: Predicts
+    project: Callable[[Tensor], Tensor] | None
+
+
+def table_schedule(scheduler: Any) -> Schedule:
+    """The schedule of a scheduler with a table `alphas_cumprod`.
+
+    Where the scheduler does not say, t = 0 is clean data (`set_alpha_to_one`). `clip_sample` is the bound; its
+    `variance_type` is `sampler.eta`'s to say. ValueError where there is no table, one that cannot be used, or a key that
+    is not known and has another value than its default.
     """
     kind = type(scheduler).__name__
     table = vars(scheduler).get("alphas_cumprod")
@@ -30,7 +43,10 @@ def table_process(scheduler: Any) -> tuple[TableVP, Predicts]:
     steps = table[1:] - table[:-1]
     if not (0 < float(table[0]) <= 1 and float(table[-1]) >= 0 and bool((steps < 0).all())):
         raise ValueError(f"model.path: the alphas of the scheduler {kind} do not fall from 1 towards 0; {TABLE_REMEDY}")
-    config = scheduler.config
+    check_keys("scheduler", scheduler, TABLE | STEPPING)
+    config, own = scheduler.config, inspect.signature(type(scheduler).__init__).parameters
+    clips = "clip_sample" in own and config.clip_sample
+    project = partial(torch.clamp, min=-config.clip_sample_range, max=config.clip_sample_range) if clips else None
     predicts = config.get("prediction_type", "epsilon")
     if predicts not in list(PREDICTS):
         raise ValueError(
@@ -44,10 +60,10 @@ def table_process(scheduler: Any) -> tuple[TableVP, Predicts]:
     process = TableVP.from_scheduler(
         table, ends_at_data=ends_at_data, spacing=spacing, steps_offset=int(config.get("steps_offset", 0))
     )
-    return process, PREDICTS[predicts]
+    return Schedule(process, PREDICTS[predicts], project)
 
 
-def flow_process(scheduler: Any, tokens: int, *, equal_steps: bool) -> tuple[Flow, Predicts]:
+def flow_schedule(scheduler: Any, tokens: int, *, equal_steps: bool) -> Schedule:
     """Rectified flow, with the scheduler's shift as its own grid; `tokens` are those of the picture, for a dynamic shift.
 
     The process is always (1 - t, t): a shift only says at which times a sampler steps. equal_steps: the pipeline gives the
@@ -56,13 +72,10 @@ def flow_process(scheduler: Any, tokens: int, *, equal_steps: bool) -> tuple[Flo
     kind, config = type(scheduler).__name__, scheduler.config
     if kind != "FlowMatchEulerDiscreteScheduler":
         raise ValueError(f"model.path: cannot read the scheduler {kind} of a flow model; take FlowMatchEulerDiscreteScheduler")
-    strange = ("use_karras_sigmas", "use_exponential_sigmas", "use_beta_sigmas", "invert_sigmas", "shift_terminal")
-    for key in (*strange, "stochastic_sampling"):
-        if config.get(key):
-            raise ValueError(f"model.path: the scheduler's {key} is not supported; set it to null in scheduler_config.json")
+    check_keys("scheduler", scheduler, FLOW)
     shift = float(scheduler.shift)
     if config.use_dynamic_shifting:
         slope = (config.max_shift - config.base_shift) / (config.max_image_seq_len - config.base_image_seq_len)
         mu = config.base_shift + slope * (tokens - config.base_image_seq_len)
         shift = math.exp(mu) if config.time_shift_type == "exponential" else mu
-    return Flow(shift=shift, last=None if equal_steps else float(scheduler.sigma_min)), "velocity"
+    return Schedule(Flow(shift=shift, last=None if equal_steps else float(scheduler.sigma_min)), "velocity", None)

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from scoreaction.networks.conditions import map_conditions
+from scoreaction.networks.conditions import map_conditions, take
 from scoreaction.types import Conditions
 
 AT_ONCE = 16
@@ -58,7 +58,10 @@ class TextEncoding:
         new = [text for text in dict.fromkeys(texts) if text not in self.known]
         if new:
             self._learn(new)
-        return map_conditions(lambda *rows: torch.cat(rows), *(self.known[text] for text in texts))
+        conditions = map_conditions(lambda *rows: torch.cat(rows), *(self.known[text] for text in texts))
+        for i, text in enumerate(texts):  # views, so that the texts are there once
+            self.known[text] = take(conditions, slice(i, i + 1))
+        return conditions
 
     @torch.no_grad()
     def _learn(self, texts: list[str]) -> None:

@@ -1,0 +1,107 @@
+"""Checks that the network is a posterior mean: noise is put on the pretrained model's own samples, and it must be found."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from functools import partial
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from scoreaction.commands.doctor.finding import Finding
+from scoreaction.diffusion.predictions import expand
+from scoreaction.sampling.draw import run
+from scoreaction.sampling.rollout import Sampler
+from scoreaction.training.finetuner import Finetuner
+
+SNRS = (64.0, 16.0, 4.0, 1.0, 0.25)
+"""Signal-to-noise ratios that are checked at, for samples as wide as the model's own."""
+EXACT = {"solver": "dpmpp_2m", "eta": 0.0, "steps": 50, "grid": "power", "guidance": 1.0}
+"""A sampler that ends at the model's law itself; a coarse one of the SDE ends beside it, and the check would see that."""
+NUMBERS = 4096
+"""Numbers that the samples have in all, at least."""
+TOLERANCE = 0.12
+"""Error of the identity that a trained network may have; those that ship have 0.07 at most, wrong processes 0.24 at least."""
+WIDEST = 512
+"""Dimensions up to which each direction is looked at."""
+
+
+class Level(NamedTuple):
+    """A noise level: the ratio of the identity and its standard error, the error of eps, and that of the best straight line."""
+
+    ratio: float
+    deviation: float
+    error: float
+    line: float
+
+
+@torch.no_grad()
+def denoising_findings(tuner: Finetuner, generator: torch.Generator) -> Iterator[Finding]:
+    """The posterior mean of the noise, `eps_hat = E[eps | x]`, at five levels, and in every direction.
+
+    `E[eps . eps_hat] = E |eps_hat|^2`, since what is left is orthogonal to every function of x.
+    """
+    check, model = "the network finds the noise", tuner.model
+    if model.true_cfg is not None:
+        yield Finding(check, "note", "not looked at: a network with guidance as an input predicts no mean of the noise")
+        return
+    n = max(min(tuner.train.batch, 64), math.ceil(NUMBERS / math.prod(model.shape)))
+    prompt = torch.arange(n) % (len(tuner.prompts) if tuner.prompts else 1)
+    policy = partial(model.reference, conditions=tuner.conditions, prompt=prompt)
+    x0 = run(model, Sampler(**EXACT), policy, n, generator)  # type: ignore[arg-type]
+    variance = float((x0 - x0.mean(0)).square().mean()) * n / (n - 1)
+    levels = []
+    for snr in SNRS:
+        t = _time_of(tuner, snr / max(variance, 1e-12))
+        eps = torch.randn(x0.shape, generator=generator).to(x0)
+        found = policy(expand(model.process.alpha(t), x0) * x0 + expand(model.process.sigma(t), x0) * eps, t).eps
+        levels.append(_level(eps.flatten(1).double(), found.flatten(1).double(), snr))
+    yield _judge(levels)
+    if found[0].numel() <= WIDEST and n >= 2 * found[0].numel():
+        yield _directions(found.flatten(1).double())
+
+
+def _time_of(tuner: Finetuner, snr: float) -> Tensor:
+    times = torch.linspace(0, 1, 4097, dtype=torch.float64)[1:-1]
+    process = tuner.model.process
+    return times[(process.log_snr(times) - math.log(snr)).abs().argmin()]
+
+
+def _level(eps: Tensor, found: Tensor, snr: float) -> Level:
+    products, squares = (eps * found).sum(1), found.square().sum(1)
+    ratio = float(products.sum() / squares.sum())
+    deviation = float((products - ratio * squares).std() / squares.mean()) / math.sqrt(len(eps))
+    return Level(ratio, deviation, float((found - eps).square().mean()), snr / (1 + snr))
+
+
+def _judge(levels: list[Level]) -> Finding:
+    check = "the network finds the noise"
+    errors, ratios = (
+        ", ".join(f"{value:.2g}" for value in values)
+        for values in ([level.error for level in levels], [level.ratio for level in levels])
+    )
+    seen = f"error {errors} of 1 at signal-to-noise {', '.join(f'{snr:g}' for snr in SNRS)}"
+    remedy = "predicts, process, or the direction and unit of t do not fit this network, or it was never trained"
+    if not all(level.error <= 1.0 + 4 * level.deviation for level in levels):
+        return Finding(check, "wrong", f"{seen}: it knows less than nothing", remedy)
+    if not all(abs(level.ratio - 1) <= TOLERANCE + 4 * level.deviation for level in levels):
+        return Finding(check, "wrong", f"{seen}; E[eps eps_hat]/E[eps_hat^2] is {ratios}, and 1 of a posterior mean", remedy)
+    bent = max(level.error / level.line for level in levels)
+    if bent > 1.15:
+        return Finding(check, "note", f"{seen}: {bent:.2g} times that of the best straight line", f"perhaps {remedy}")
+    return Finding(check, "ok", seen)
+
+
+def _directions(found: Tensor) -> Finding:
+    """At much noise eps_hat has variance in every direction, as the noise has; where it has none, the samples keep theirs."""
+    check = "every direction is denoised"
+    values = torch.linalg.eigvalsh(torch.cov(found.T).reshape(found.shape[1], found.shape[1]))
+    silent = int((values < 1e-4 * values.mean()).sum())
+    if silent:
+        return Finding(
+            check, "wrong", f"the network says nothing of the noise in {silent} of {len(values)} directions: it stays",
+            "give Model the projection onto the space of the data, project=lambda x0: x0 - x0.mean(1, keepdim=True)",
+        )  # fmt: skip
+    return Finding(check, "ok", f"{len(values)} of them")
