@@ -99,7 +99,7 @@ CASES = {
     ),
     "vard": case(sa.VARD(beta=0.5, critic_updates=16)),
     "pi_ft": case(sa.PIFT(beta=0.5), reward=SMOOTH),
-    # at a larger rate it is chaotic: one process whose weights begin 1e-7 elsewhere ends as far away
+    # at a larger rate it is chaotic: one process whose weights begin 1e-7 elsewhere is far away after ten iterations
     "adjoint_matching": case(sa.AdjointMatching(beta=0.5), reward=SMOOTH, train={"lr": 2e-4}),
     "a weighted sum": case(sa.ScoreAction(beta=0.5), reward=SUM),
     "draft": case(sa.DRaFT(beta=0.5, last=2), reward=SMOOTH),
@@ -111,6 +111,11 @@ CASES = {
     "online": case(sa.ScoreAction(beta=0.5), **asked(online=ONLINE)),
 }
 LACKING = [name for name in files("algorithm") if not any(known.partition(",")[0] == name for known in CASES)]
+
+
+def repeated(world, own, total=None):
+    """The own rows in the place of all processes'."""
+    return own.repeat_interleave(world.size, 0)[:total]
 
 
 def summed(world, parameters, figures, right=World.average_gradients):
@@ -128,9 +133,7 @@ def by_place(noise, seed, rows, right=RowNoise.__init__):
 
 
 TWINS = {
-    "own rows for all": lambda: patch.object(
-        World, "gather", lambda world, own, total=None: own.repeat_interleave(world.size, 0)
-    ),
+    "own rows for all": lambda: patch.object(World, "gather", repeated),
     "own gradients": lambda: patch.object(World, "average_gradients", lambda world, parameters, figures: figures),
     "summed gradients": lambda: patch.object(World, "average_gradients", summed),
     "the same noise": lambda: patch.object(RowNoise, "__init__", by_place),

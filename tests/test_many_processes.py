@@ -12,15 +12,15 @@ from many import CASES, LACKING, TWINS, trained
 from twins import accepts
 
 MANY = Path(__file__).with_name("many.py")
-TOLERANCE = {"adjoint_matching": 2e-4}
-"""How far metrics may be apart, relative to 1 or more; 1e-5 where it is not said."""
 
 
 def launched(count, script, *arguments, status=0):
     """What so many processes print, which meet on this machine."""
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", str(count), str(script)]
     environment = os.environ | {"OMP_NUM_THREADS": "1"}
-    done = subprocess.run([*command, *map(str, arguments)], env=environment, capture_output=True, text=True, timeout=600)
+    done = subprocess.run(
+        [*command, *map(str, arguments)], env=environment, capture_output=True, text=True, timeout=600, check=False
+    )
     assert done.returncode == status, done.stderr[-4000:]
     return done.stdout
 
@@ -45,7 +45,7 @@ def alike(name, truth):
 
     def check(run):
         metrics, weights = apart(run, truth)
-        assert metrics < TOLERANCE.get(name.partition(",")[0], 1e-5), f"{name}: metrics are {metrics:.2g} apart"
+        assert metrics < 1e-5, f"{name}: metrics are {metrics:.2g} apart"
         # Adam makes a step of the whole rate of a gradient that is rounding, so that a few weights may be anywhere
         assert weights <= 1e-3, f"{name}: {weights:.2%} of the weights are apart"
 
@@ -66,14 +66,9 @@ def test_every_algorithm_on_the_shelf_is_among_the_cases():
 
 
 def test_two_processes_train_as_one(tmp_path):
-    runs = together(2, tmp_path, CASES)
-    for name, run in runs.items():
+    for name, run in together(2, tmp_path, CASES).items():
         truth = trained(name)
-        wrong = {"one_metric": moved(truth, metric=3e-4), "of_weights": moved(truth, share=0.01)}
-        print(name, *apart(run, truth))
-        accepts(
-            alike(name, truth), run, **wrong, **{"before_the_last": {**truth, "weights": [0.0 * w for w in truth["weights"]]}}
-        )
+        accepts(alike(name, truth), run, one_metric=moved(truth, metric=3e-5), of_weights=moved(truth, share=0.01))
 
 
 @pytest.mark.slow
@@ -82,19 +77,22 @@ def test_four_processes_train_as_one(tmp_path):
     runs = together(4, tmp_path, names)
     for name, run in runs.items():
         truth = trained(name)
-        accepts(alike(name, truth), run, one_metric=moved(truth, metric=3e-4), of_weights=moved(truth, share=0.01))
+        accepts(alike(name, truth), run, one_metric=moved(truth, metric=3e-5), of_weights=moved(truth, share=0.01))
 
 
 BITTEN = ["ddpo, prompts", "sqdf, replay"]
-"""Cases in which every fault shows, in one of them at least."""
+"""Cases of which every fault moves one or both."""
 
 
 def test_no_message_can_be_left_out(tmp_path):
-    """In worlds with a fault the two processes train something else, by far more than rounding."""
-    names = [*BITTEN, *(f"{twin}: {name}" for twin in TWINS for name in BITTEN)]
-    runs = together(2, tmp_path, names)
+    """In worlds with a fault two processes learn something else: by far more than rounding, in nearly all weights."""
+    runs = together(2, tmp_path, [*BITTEN, *(f"{twin}: {name}" for twin in TWINS for name in BITTEN)])
     truth = {name: trained(name) for name in BITTEN}
-    for name in names:
-        print(name, *apart(runs[name], truth[name.rpartition(": ")[2]]))
-    for name in BITTEN:
-        alike(name, truth[name])(runs[name])
+
+    def right(prefix):
+        for name in BITTEN:
+            alike(name, truth[name])(runs[prefix + name])
+
+    accepts(right, "", **{twin: f"{twin}: " for twin in TWINS})
+    for twin in TWINS:
+        assert max(apart(runs[f"{twin}: {name}"], truth[name])[1] for name in BITTEN) > 0.9, twin
