@@ -62,11 +62,13 @@ SMOOTH = sa.Reward(linear, differentiable=True)
 
 
 def case(algorithm, *, reward=linear, steps=10, prompts=None, lora=None, held_out=None, online=None, train=None, **sampler):
+    """A run as a function of its folder, of settings of its training and, for those that must fail, of its reward."""
     settings = {"iterations": ITERATIONS, "batch": 64, "lr": 2e-3, "device": "cpu", **(train or {})}
-    return lambda **folder: sa.Finetuner(
+    return lambda output=None, other=None, **more: sa.Finetuner(
         mixture() if prompts is None else conditional(lora),
-        reward=reward, algorithm=algorithm, sampler=sa.Sampler(steps=steps, **sampler), train=sa.Train(**settings),
-        prompts=prompts, held_out=held_out, online=online, **folder,
+        reward=other or reward, algorithm=algorithm, sampler=sa.Sampler(steps=steps, **sampler),
+        train=sa.Train(**settings | more), prompts=prompts, held_out=held_out, online=online,
+        output=output, evaluation=sa.Evaluation(n=33, steps=5),
     )  # fmt: skip
 
 
