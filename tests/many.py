@@ -1,20 +1,26 @@
-"""Runs that one process and many must train alike: `torchrun --nproc_per_node N tests/many.py FILE [NAME ...]` writes them."""
+"""Runs that one process and many must train alike: `torchrun --nproc_per_node N tests/many.py FILE NAME ...` writes them.
+
+A name is that of a case, or `TWIN: CASE`, the case in a world with that fault.
+"""
 
 from __future__ import annotations
 
 import json
 import sys
+from contextlib import nullcontext
+from unittest.mock import patch
 
 import torch
 from torch import nn
 
 import scoreaction as sa
 from scoreaction.catalog import files
+from scoreaction.diffusion.noise import RowNoise
 from scoreaction.rewards._weighted import Part, WeightedSum
 from scoreaction.world import World
 
 PROMPTS = ["a", "b", "c", "d"]
-ITERATIONS = 10
+ITERATIONS = 3
 
 
 class Net(nn.Module):
@@ -56,11 +62,13 @@ SMOOTH = sa.Reward(linear, differentiable=True)
 
 
 def case(algorithm, *, reward=linear, steps=10, prompts=None, lora=None, held_out=None, online=None, train=None, **sampler):
+    """A run as a function of its folder, of settings of its training and, for those that must fail, of its reward."""
     settings = {"iterations": ITERATIONS, "batch": 64, "lr": 2e-3, "device": "cpu", **(train or {})}
-    return lambda: sa.Finetuner(
+    return lambda output=None, other=None, **more: sa.Finetuner(
         mixture() if prompts is None else conditional(lora),
-        reward=reward, algorithm=algorithm, sampler=sa.Sampler(steps=steps, **sampler), train=sa.Train(**settings),
-        prompts=prompts, held_out=held_out, online=online,
+        reward=other or reward, algorithm=algorithm, sampler=sa.Sampler(steps=steps, **sampler),
+        train=sa.Train(**settings | more), prompts=prompts, held_out=held_out, online=online,
+        output=output, evaluation=sa.Evaluation(n=33, steps=5),
     )  # fmt: skip
 
 
@@ -89,11 +97,11 @@ CASES = {
     "sqdf": case(sa.SQDF(beta=0.5), reward=SMOOTH),
     "sqdf, corrected": case(sa.SQDF(beta=0.5, correction=True, critic_rows=320), reward=SMOOTH),
     "sqdf, replay": case(
-        sa.SQDF(beta=0.5, weights="chain", gamma=0.95, buffer=256, max_age=3, priority=0.6, importance=0.5), reward=SMOOTH
+        sa.SQDF(beta=0.5, weights="chain", gamma=0.95, buffer=192, max_age=2, priority=0.6, importance=0.5), reward=SMOOTH
     ),
     "vard": case(sa.VARD(beta=0.5, critic_updates=16)),
     "pi_ft": case(sa.PIFT(beta=0.5), reward=SMOOTH),
-    # at a larger rate it is chaotic: one process whose weights begin 1e-7 elsewhere ends as far away
+    # at a larger rate it is chaotic: one process whose weights begin 1e-7 elsewhere is far away after ten iterations
     "adjoint_matching": case(sa.AdjointMatching(beta=0.5), reward=SMOOTH, train={"lr": 2e-4}),
     "a weighted sum": case(sa.ScoreAction(beta=0.5), reward=SUM),
     "draft": case(sa.DRaFT(beta=0.5, last=2), reward=SMOOTH),
@@ -107,9 +115,40 @@ CASES = {
 LACKING = [name for name in files("algorithm") if not any(known.partition(",")[0] == name for known in CASES)]
 
 
+def repeated(world, own, total=None):
+    """The own rows in the place of all processes'."""
+    return own.repeat_interleave(world.size, 0)[:total]
+
+
+def summed(world, parameters, figures, right=World.average_gradients):
+    """Gradients that are the sum over processes."""
+    parameters = list(parameters)
+    figures = right(world, parameters, figures)
+    for p in parameters:
+        p.grad *= world.size
+    return figures
+
+
+def by_place(noise, seed, rows, right=RowNoise.__init__):
+    """Noise of a row's place in its process: the same on all of them."""
+    right(noise, seed, torch.arange(len(rows)))
+
+
+TWINS = {
+    "own rows for all": lambda: patch.object(World, "gather", repeated),
+    "own gradients": lambda: patch.object(World, "average_gradients", lambda world, parameters, figures: figures),
+    "summed gradients": lambda: patch.object(World, "average_gradients", summed),
+    "the same noise": lambda: patch.object(RowNoise, "__init__", by_place),
+    "own figures": lambda: patch.object(World, "reduced", lambda world, values, how="mean": list(values)),
+    "own weights": lambda: patch.object(World, "share", lambda world, tensors: None),
+}
+
+
 def trained(name):
-    tuner = CASES[name]()
-    metrics = [{key: value for key, value in row.items() if key != "seconds"} for row in tuner]
+    twin, _, known = name.rpartition(": ")
+    with TWINS[twin]() if twin else nullcontext():
+        tuner = CASES[known]()
+        metrics = [{key: value for key, value in row.items() if key != "seconds"} for row in tuner]
     weights = torch.cat([p.detach().flatten() for p in tuner.model.parameters.values()])
     return {"metrics": metrics, "weights": weights.tolist()}
 
@@ -117,7 +156,7 @@ def trained(name):
 if __name__ == "__main__":
     torch.set_num_threads(1)
     World.joined("cpu")
-    runs = {name: trained(name) for name in sys.argv[2:] or CASES}
+    runs = {name: trained(name) for name in sys.argv[2:]}
     if World.current().leads:
         with open(sys.argv[1], "w", encoding="utf-8") as file:
             json.dump(runs, file)

@@ -1,0 +1,98 @@
+"""Truth: the run of one process; the twins are worlds in which one message is not sent."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from many import CASES, LACKING, TWINS, trained
+from twins import accepts
+
+MANY = Path(__file__).with_name("many.py")
+
+
+def launched(count, script, *arguments, status=0):
+    """What so many processes print, which meet on this machine."""
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", str(count), str(script)]
+    environment = os.environ | {"OMP_NUM_THREADS": "1"}
+    done = subprocess.run(
+        [*command, *map(str, arguments)], env=environment, capture_output=True, text=True, timeout=600, check=False
+    )
+    assert done.returncode == status, done.stderr[-4000:]
+    return done.stdout
+
+
+def together(count, folder, names):
+    """The runs of these names by so many processes."""
+    launched(count, MANY, folder / "runs.json", *names)
+    return json.loads((folder / "runs.json").read_text(encoding="utf-8"))
+
+
+def apart(run, truth):
+    """The largest distance of a metric, and how many of the weights are 1e-5 apart."""
+    assert [row.keys() for row in run["metrics"]] == [row.keys() for row in truth["metrics"]]
+    pairs = [(row[key], right[key]) for row, right in zip(run["metrics"], truth["metrics"], strict=True) for key in right]
+    metrics = max(abs(value - right) / max(1.0, abs(right)) for value, right in pairs)
+    weights = (torch.tensor(run["weights"]) - torch.tensor(truth["weights"])).abs() > 1e-5
+    return metrics, float(weights.double().mean())
+
+
+def alike(name, truth):
+    """A check that a run is the one of this name by one process."""
+
+    def check(run):
+        metrics, weights = apart(run, truth)
+        assert metrics < 1e-5, f"{name}: metrics are {metrics:.2g} apart"
+        # Adam makes a step of the whole rate of a gradient that is rounding, so that a few weights may be anywhere
+        assert weights <= 1e-3, f"{name}: {weights:.2%} of the weights are apart"
+
+    return check
+
+
+def moved(run, metric=0.0, share=0.0):
+    """The run with one metric elsewhere, or a share of its weights."""
+    *rows, last = run["metrics"]
+    weights = torch.tensor(run["weights"])
+    weights[: int(share * len(weights))] += 2e-5
+    last = {**last, "reward_mean": last["reward_mean"] + metric * max(1.0, abs(last["reward_mean"]))}
+    return {"metrics": [*rows, last], "weights": weights.tolist()}
+
+
+def test_every_algorithm_on_the_shelf_is_among_the_cases():
+    assert LACKING == []
+
+
+def test_two_processes_train_as_one(tmp_path):
+    for name, run in together(2, tmp_path, CASES).items():
+        truth = trained(name)
+        accepts(alike(name, truth), run, one_metric=moved(truth, metric=3e-5), of_weights=moved(truth, share=0.01))
+
+
+@pytest.mark.slow
+def test_four_processes_train_as_one(tmp_path):
+    names = ["score_action, prompts in parts", "ddpo, groups and lora", "sqdf, replay", "online"]
+    runs = together(4, tmp_path, names)
+    for name, run in runs.items():
+        truth = trained(name)
+        accepts(alike(name, truth), run, one_metric=moved(truth, metric=3e-5), of_weights=moved(truth, share=0.01))
+
+
+BITTEN = ["ddpo, prompts", "sqdf, replay"]
+"""Cases of which every fault moves one or both."""
+
+
+def test_no_message_can_be_left_out(tmp_path):
+    """In worlds with a fault two processes learn something else: by far more than rounding, in nearly all weights."""
+    runs = together(2, tmp_path, [*BITTEN, *(f"{twin}: {name}" for twin in TWINS for name in BITTEN)])
+    truth = {name: trained(name) for name in BITTEN}
+
+    def right(prefix):
+        for name in BITTEN:
+            alike(name, truth[name])(runs[prefix + name])
+
+    accepts(right, "", **{twin: f"{twin}: " for twin in TWINS})
+    for twin in TWINS:
+        assert max(apart(runs[f"{twin}: {name}"], truth[name])[1] for name in BITTEN) > 0.9, twin
