@@ -8,6 +8,7 @@ change between two calls without a graph, as averaged weights do.
 from __future__ import annotations
 
 import os
+from collections import OrderedDict
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from functools import partial
@@ -127,8 +128,11 @@ def gathered(model: Model, *, keep: bool) -> Iterator[None]:
 
     All processes must enter it. The model is then to be read: no call works in it.
     """
+    if not model.sharded:
+        yield
+        return
     undo: list[Callable[[], None]] = [partial(setattr, model, "parameters", model.parameters)]
-    modules = {module: None for net in networks(model) for module in net.modules()} if model.sharded else {}
+    modules = {module: None for net in networks(model) for module in net.modules()}
     try:
         for module in modules:
             for name, p in module._parameters.items():
@@ -136,10 +140,9 @@ def gathered(model: Model, *, keep: bool) -> Iterator[None]:
                 if keep and p is not None:
                     undo.append(partial(module._parameters.__setitem__, name, p))
                     module._parameters[name] = nn.Parameter(full.detach().cpu(), requires_grad=p.requires_grad)
-            if keep and isinstance(module, FSDPModule):
-                hooks = module._forward_hooks, module._forward_pre_hooks
-                undo.append(partial(_become, module, type(module), *hooks))
-                _become(module, class_of(module), *map(_without_fsdp, hooks))
+            if keep:
+                undo.append(partial(_become, module, type(module), dict(vars(module))))
+                _become(module, class_of(module), _plain(module))
         if keep:
             model.parameters = _of_names(model.net, model.parameters)
         yield
@@ -148,16 +151,23 @@ def gathered(model: Model, *, keep: bool) -> Iterator[None]:
             step()
 
 
-def _become(module: nn.Module, kind: type, hooks: Any, pre_hooks: Any) -> None:
+def _become(module: nn.Module, kind: type, attributes: dict[str, Any]) -> None:
     module.__class__ = kind
-    module._forward_hooks, module._forward_pre_hooks = hooks, pre_hooks
+    vars(module).clear()
+    vars(module).update(attributes)
 
 
-def _without_fsdp(hooks: Any) -> Any:
-    own = "torch.distributed.fsdp"
-    return type(hooks)(
-        (key, hook) for key, hook in hooks.items() if not type(getattr(hook, "__self__", hook)).__module__.startswith(own)
-    )
+def _plain(module: nn.Module) -> dict[str, Any]:
+    """A module's attributes without what `fully_shard` left: its state, its marks and its hooks."""
+    own = {key: value for key, value in vars(module).items() if "fsdp" not in key and "composable_api" not in key}
+    for key in ("_forward_hooks", "_forward_pre_hooks"):
+        others = (
+            (number, hook)
+            for number, hook in own[key].items()
+            if "fsdp" not in type(getattr(hook, "__self__", hook)).__module__
+        )
+        own[key] = OrderedDict(others)
+    return own
 
 
 def class_of(net: nn.Module) -> type:

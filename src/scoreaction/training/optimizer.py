@@ -25,6 +25,8 @@ class TrainingError(RuntimeError):
     """Training cannot go on: no gradient reaches the trained parameters, or a number is not finite."""
 
 
+SURE = 64
+"""Rows a process, on average, at which none is without any: one in e^64 of lists drawn with replacement."""
 ROWS = 4096
 """The largest batch of one network call where neither run nor model sets one."""
 
@@ -202,7 +204,8 @@ class Optimisation:
 
     def _told(self, update: Update, means: dict[str, float], largest: dict[str, float]) -> dict[str, float]:
         """Averages gradient and figures over the processes."""
-        if any(isinstance(term.rows, Rows) and term.rows.total < self.world.size for term in update.terms):
+        few = SURE * self.world.size  # a list drawn with replacement may be all of other processes
+        if any(isinstance(term.rows, Rows) and term.rows.total < few for term in update.terms):
             for own, missing in ((means, 0.0), (largest, -math.inf)):  # of a process without rows
                 names = {name for known in self.world.every([*own]) for name in known}
                 own |= {name: missing for name in names - own.keys()}
