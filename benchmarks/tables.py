@@ -287,6 +287,9 @@ _classifier = ("classifier, sqdf", "classifier, draft-lv")
 _memory = {"10 steps": ("mib_10", 1), "200 steps": ("mib_200", 1), "states and predictions of 190 more steps": ("states", 1)}
 _pipelines = {"evaluations": ("model_evaluations", 0), "rows backward": ("model_backward_rows", 0), "seconds": ("seconds", 0),
               "over networks": ("over_networks", 3), "peak GiB": ("peak_gib", 1)}  # fmt: skip
+_work = {"evaluations needed": ("needed", 0), "done": ("done", 0), "with a graph needed": ("needed_backward", 0),
+         "done ": ("done_backward", 0), "CPU s": ("cpu_seconds", 1), "over bare": ("cpu_over_bare", 2),
+         "without critics": ("without_critics", 2), "MiB": ("mib", 0), "bare ": ("bare_mib", 0)}  # fmt: skip
 TABLES: dict[str, tuple[str, Callable[[Results], Table]]] = {
     "readme": ("exact", readme),
     "exact_score_action": ("exact", partial(exact, plan=_at("mixture", EXACT[:1]) + _at("mixture16", EXACT[:1]))),
@@ -322,6 +325,7 @@ TABLES: dict[str, tuple[str, Callable[[Results], Table]]] = {
     "shapes_kl": ("shapes", shapes_kl),
     "overhead": ("overhead", partial(plain, columns={"wall time over network time": ("ratio_median", 3)})),
     "memory": ("memory", partial(plain, columns=_memory)),
+    "work": ("work", partial(plain, columns=_work)),
     "pipelines": ("pipelines", partial(plain, columns=_pipelines)),
 }
 """Each table by its name: the benchmark whose files it is from, and what makes it of them."""

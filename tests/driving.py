@@ -7,12 +7,17 @@ import torch
 from scoreaction.algorithms import Largest
 
 
+def count(rows):
+    """The rows of a term: as many as it says, or those of the list."""
+    return rows if isinstance(rows, int) else len(rows)
+
+
 def evaluated(update):
     """The loss of an update, with its graph, and its figures: the mean of each (or the largest) over the rows of a term."""
     value, figures = 0.0, {}
     for rows, loss, _ in update.terms:
-        if rows:
-            values, seen = loss(torch.arange(rows))
+        if count(rows):
+            values, seen = loss(torch.arange(count(rows)))
             value = value + values.mean()
             figures |= {k: float((f.values.max() if isinstance(f, Largest) else f.mean()).detach()) for k, f in seen.items()}
     return value, figures

@@ -5,13 +5,14 @@ import math
 import pytest
 import torch
 from affine import BETA, LAW, OLD, REWARD, exactly, gradient, model, setting
-from driving import each, total
+from driving import count, each, total
 from twins import accepts, close, f64
 
 import scoreaction as sa
 from scoreaction.algorithms._learner import Objective
 from scoreaction.networks.conditions import take
 from scoreaction.training.optimizer import Optimisation, Train
+from scoreaction.world import ALONE
 
 VP, FLOW = sa.VP(), sa.Flow()
 
@@ -104,7 +105,7 @@ def test_the_last_steps_by_hand(process, last):
         truth = by_hand(learner, rollout, last or 6)
         wrong = {"other": by_hand(learner, rollout, 4), "sign": -truth}
         (update,) = learner.updates(rollout, torch.Generator())
-        assert [(term.rows, term.calls) for term in update.terms] == [(40, last or 6)]  # its graph is of so many calls a row
+        assert [(count(term.rows), term.calls) for term in update.terms] == [(40, last or 6)]  # calls of its graph
         close(torch.autograd.grad(total(update), learner.model.parameters["th"])[0], truth, rtol=1e-6, **wrong)
         close(in_parts(learner, update), truth, rtol=1e-6, **wrong)
 
@@ -123,8 +124,8 @@ def test_the_kl_of_steps_before_is_local_and_counts_them_all():
     learner = built(sa.DRaFT(last=2, beta=BETA, rows=50))
     rollout = exactly(learner, 40)
     (update,) = learner.updates(rollout, torch.Generator().manual_seed(4))
-    assert [(term.rows, term.calls) for term in update.terms] == [(50, 1), (40, 3)]
-    chosen = torch.randperm(4 * 40, generator=torch.Generator().manual_seed(4))[:50]
+    assert [(count(term.rows), term.calls) for term in update.terms] == [(50, 1), (40, 3)]
+    chosen = ALONE.dealt(4, 40, 50, torch.Generator().manual_seed(4)).own
     truth = by_hand(learner, rollout, 2, beta=BETA)
     local = visited(learner, rollout, chosen)
     wrong = {
@@ -208,7 +209,7 @@ def test_memory_grows_with_the_differentiated_steps_only():
 @pytest.mark.slow
 def test_low_variance_adds_the_mean_gradient_of_the_last_step():
     """Sums over n noises of x0: n times the expectation, which three nodes integrate exactly; n queries more a sample."""
-    queries, n = [], 1000
+    queries, n = [], 4000
     score = lambda x0, prompt: queries.append(len(x0)) or REWARD(x0)  # noqa: E731
     fixed = setting(model(VP), steps=6, batch=5)._replace(reward=Objective(score, True))
     learner = sa.DRaFT(low_variance=n).build(fixed)
@@ -251,7 +252,7 @@ def test_refl_by_hand(beta):
     rollout, made = exactly(learner, 40), learner.model
     (update,) = learner.updates(rollout, torch.Generator().manual_seed(2))
     generator = torch.Generator().manual_seed(2)
-    chosen = torch.randperm(8 * 40, generator=generator)[:70] if beta else None
+    chosen = ALONE.dealt(8, 40, 70, generator).own if beta else None
 
     def reward(step):
         x, t = rollout.x[step, torch.arange(40)], rollout.times[step]

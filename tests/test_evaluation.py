@@ -8,7 +8,7 @@ from affine import LAW, OLD, REWARD, model
 from oracles import linear_quadratic as lq
 from scipy.spatial.distance import pdist
 from torch import nn
-from twins import accepts, close, f64, same
+from twins import accepts, close, same
 
 import scoreaction as sa
 from scoreaction.diffusion.mixtures import Mixture, Quadratic
@@ -19,6 +19,7 @@ from scoreaction.sampling.draw import draw, spread_prompts, x0_in_parts
 from scoreaction.sampling.rollout import Rollout
 from scoreaction.training.evaluation import ExactTask, diversity, measure, measure_kl, rounding_floor, sliced_w2, standard_error
 from scoreaction.types import Prediction
+from scoreaction.world import ALONE
 
 LINEAR = QuadraticReward(Quadratic.linear([1.0, 0.5]))
 
@@ -216,9 +217,11 @@ def test_sampling_is_repeatable_and_asks_no_more_than_it_needs(steps):
         other=sa.sample(made, n=10, steps=steps, seed=6),
     )
     with torch.no_grad():
-        chunked = torch.cat(list(x0_in_parts(made, sa.Sampler(steps=steps, eta=0.0), 10, None, 5, reference=False, chunk=4)))
-    assert chunked.shape == (10, 2)
-    close(f64(len(chunked.unique(dim=0))), 10, repeated_chunks=4)
+        options = {"reference": False, "chunk": 4}
+        parts = list(x0_in_parts(made, sa.Sampler(steps=steps, grid=made.grid), None, 5, torch.arange(10), **options))
+    same(torch.cat([rows for rows, _ in parts]).tolist(), list(range(10)), one_part=list(range(4)))
+    chunked = torch.cat([x0 for _, x0 in parts])
+    close(chunked, x, atol=1e-5, of_a_part_again=chunked[:4].repeat(3, 1)[:10], other_order=chunked.flip(0))
 
 
 def test_rounding_alone_is_a_kl_in_half_precision():
@@ -235,7 +238,7 @@ def test_rounding_alone_is_a_kl_in_half_precision():
         x = torch.randn(11, 16, width, dtype=next(net.parameters()).dtype)
         said = Prediction(x[:-1], x[:-1])
         rollout = Rollout(sampler.times(made.process), x, said, said, torch.zeros(16).long())
-        floors[width, precision] = rounding_floor(made, sampler, None, rollout, 0, rows=16)
+        floors[width, precision] = rounding_floor(made, sampler, None, rollout, 0, rows=16, world=ALONE)
         assert all(torch.equal(old, new) for old, new in zip(before, made.parameters.values(), strict=True))
         assert made.evaluations.forward == 0
     fine, coarse, wide = floors.values()

@@ -86,11 +86,12 @@ def test_it_runs_on_digits_with_prompts(name, kind):
         ("sqdf", {"weights": "chain", "gamma": 0.9, "x0_steps": 2, "priority": 1.0, "importance": 1.0, "max_age": 1}),
         ("sqdf", {"correction": True, "critic_updates": 2, "critic_rows": 32, "kl_target": 0.1}),
         ("vard", {"kl_to_go": False, "kl_target": 0.1}),
+        ("score_action", {"estimator": "forward", "each": 2, "kl_target": 0.1}),
         ("draft", {"last": None, "gradient_checkpointing": True}),
         ("draft", {"last": 1, "low_variance": 2, "beta": 0.0}),
         ("adjoint_matching", {"trust": 1.0, "kl_target": 0.1}),
     ],
-    ids=["published", "corrected", "vard", "checkpointed", "low_variance", "trust"],
+    ids=["published", "corrected", "vard", "forward", "checkpointed", "low_variance", "trust"],
 )
 @pytest.mark.parametrize("kind", ["vp", "flow"])
 def test_its_options_run(name, config, kind):
@@ -123,6 +124,8 @@ def test_what_is_counted_is_what_was_asked():
         ("refl", ("beta", 0.0)): (logged + B, B, 2 * B),
         # of the noised samples: policy and reference; the lagged policy too; policy before and after, and its average
         ("ram",): (logged + 2 * 2 * B, 2 * B, B),
+        # the policy that sampled, its reference, and the policy as it is
+        ("score_action", ("estimator", "forward"), ("each", 2)): (rolled + 3 * 2 * B, 2 * B, B),
         ("nft",): (logged + 3 * N * B, N * B, B),
         ("awm",): (logged + 3 * 2 * B, 2 * B, B),
     }
@@ -133,3 +136,7 @@ def test_what_is_counted_is_what_was_asked():
         close(asked, truth, atol=0, twice=[2 * n for n in truth])
     found = next(iter(tuner("pi_ft", "vp")))  # of a stage: two looks ahead with a gradient, then target and skip of the fit
     close(found["reward_queries"], B + 2 * (2 * 16 + 2 * 16), atol=0, one_stage=B + 4 * 16)
+    # of a stage: the reference; twice a step ahead, its soft Q and two updates; a step ahead and its soft Q; none at the data
+    stages, at_data = 2 * 16 * (1 + 2 * 4 + 2), 3 * 8
+    close(found["model_evaluations"], logged + stages - at_data, atol=0, reference_everywhere=rolled + stages - at_data)
+    close(found["model_backward_rows"], 2 * 16 * 2 * 3 - 2 * 8, atol=0, policy_alone=2 * 16 * 2 * 2)

@@ -54,6 +54,7 @@ def at_rest(algorithm, rule, law=None, *, batch=4000, seed=0, **sampler):
     learner = algorithm.build(
         Setting(made, sa.Sampler(steps=8, **sampler), Objective(lambda x0, prompt: REWARD(x0), False), batch, None)
     )
+    learner.networks.double()
     generator = torch.Generator().manual_seed(seed)
     x0 = law[0] + law[1] ** 0.5 * torch.randn(batch, 1, generator=generator, dtype=F64)
     empty = torch.zeros(8, batch, 1, dtype=F64)

@@ -26,6 +26,7 @@ from scoreaction.algorithms._likelihood_ratio import (
 from scoreaction.algorithms.ddpo import prompt_advantages
 from scoreaction.diffusion.predictions import expand
 from scoreaction.networks.layers import VectorNet
+from scoreaction.world import ALONE
 
 VP = sa.VP()
 
@@ -153,7 +154,7 @@ def test_epochs_and_minibatches_cover_every_step_once():
 
     def gradient(**options):
         grads = []
-        for rows in minibatches(len(steps.t), generator=torch.Generator(), **options):
+        for rows in minibatches(ALONE, 8, 40, generator=torch.Generator(), **options):
             law, outcome = partial(transition, found), steps.x_next
             term = ratio_term(found, steps, rows, advantage, law=law, outcome=outcome, clip=None, first=False)
             loss = evaluated(Update("policy", [term]))[0]
@@ -240,9 +241,8 @@ def test_prompts_keep_their_own_running_statistics():
 @pytest.mark.parametrize(("baseline", "each"), [("batch", -1.0), ("group", 0.0)])
 def test_baselines_of_a_learner(baseline, each):
     found = sa.DDPO(baseline=baseline, advantage_clip=0.5).build(setting(model(VP), steps=3, batch=4))
-    experience = collected(found, 4)
     rewards, groups = torch.tensor([0.0, 0.0, 2.0, 2.0]), torch.tensor([0, 0, 1, 1])
-    advantage = found.advantages(replace(experience, rewards=rewards, prompt=groups))
+    advantage = found.advantages(rewards, groups)
     close(advantage[0], max(each, -0.5), other=-0.5 if each == 0 else 0.0)
     assert float(advantage.abs().max()) <= 0.5
 
@@ -313,6 +313,7 @@ def test_dpok_learns_nothing_from_a_batch_of_equal_rewards_whatever_came_before(
     found = sa.DPOK(beta=BETA).build(setting(model(VP), steps=4, batch=16))
     mixed = collected(found, 16, reward=lambda x0: torch.linspace(0.2, 0.9, 16))
     for _ in range(2):
-        spread = found.advantages(mixed)
-    equal = found.advantages(collected(found, 16, reward=lambda x0: torch.full((16,), 0.9) + 1e-8 * torch.arange(16)))
+        spread = found.advantages(mixed.rewards, mixed.prompt)
+    rollout = collected(found, 16, reward=lambda x0: torch.full((16,), 0.9) + 1e-8 * torch.arange(16))
+    equal = found.advantages(rollout.rewards, rollout.prompt)
     close(equal, torch.zeros(16), atol=0, spread=spread, at_the_clip=torch.full((16,), 5.0))

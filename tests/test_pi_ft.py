@@ -3,7 +3,7 @@
 import pytest
 import torch
 from affine import BETA, LAW, REWARD, exactly, model, none, points, setting
-from driving import each, total
+from driving import count, each, total
 from oracles.linear_quadratic import ScalarLQ
 from torch import nn
 from twins import F64, accepts, close, f64
@@ -13,10 +13,12 @@ from scoreaction.algorithms import pi_ft
 from scoreaction.algorithms._learner import Update
 from scoreaction.algorithms._step import StepWeights, minimiser, next_states, noise_of, step_loss
 from scoreaction.algorithms.pi_ft import curvature
+from scoreaction.diffusion.noise import RowNoise, drawn_seed
 from scoreaction.diffusion.solvers import time_grid
 from scoreaction.networks.conditions import take
 from scoreaction.sampling.rollout import Steps
 from scoreaction.types import Prediction
+from scoreaction.world import ALONE
 
 VP, FLOW = sa.VP(), sa.Flow()
 
@@ -50,7 +52,7 @@ class Inner:
         eps = torch.where(self.pure[:, None], self.eps, (self.x - alpha * x0) / sigma)
         prediction, zero = Prediction(x0, eps), none(49)
         steps = Steps(self.x, self.t, self.s, self.x, prediction, None, zero, zero, zero, torch.ones(49))
-        ahead = next_states(self.learner, steps, prediction, noise_of(steps, torch.Generator().manual_seed(1)))
+        ahead = next_states(self.learner, steps, prediction, noise_of(steps, ALONE.rows(49), 1))
         return -self.Pi[:, None] * ahead.x + self.h[:, None]
 
     def __call__(self, x0, trust=0.0):
@@ -85,7 +87,7 @@ def test_it_converges_to_the_optimal_shift():
     x0 = inner.pretrained
     for _ in range(8):
         x0 = inner(x0)
-    noise = torch.randn(49, 1, generator=torch.Generator().manual_seed(1), dtype=F64)[:, 0] * inner.k
+    noise = RowNoise(1, torch.arange(49)).normal((49, 1), F64)[:, 0] * inner.k
     shift = inner.weights.shift * (x0 - inner.pretrained)[:, 0]
     at = inner.A * 0.7 + inner.b
     D = 1 + inner.Pi * inner.k**2 / BETA
@@ -130,23 +132,25 @@ def staged(numbers, *, steps=10, batch=64, exact=True, **config):
         learner.gradient = lambda states: 1 - 4 * states.x
         learner.value = lambda states: (states.x - 2 * states.x**2)[:, 0]
     chosen = (torch.tensor(numbers)[:, None] * batch + torch.arange(batch)).flatten()
-    return learner, rollout, take(rollout.steps(), chosen)
+    steps = take(rollout.steps(), chosen)
+    with torch.no_grad():
+        return learner, rollout, steps._replace(pretrained=learner.pretrained(*steps.states))
 
 
-def seeded(seed=0):
-    """The generator whose seed an improvement draws first, so that all its iterations have the same noise."""
-    return torch.Generator().manual_seed(int(torch.randint(2**31, (), generator=torch.Generator().manual_seed(seed))))
+def first_noise(steps, generator):
+    """The noise of the seed that is drawn first, so that all iterations of an improvement have the same."""
+    return RowNoise(drawn_seed(generator), torch.arange(len(steps.x))).normal(steps.x.shape, steps.x.dtype)
 
 
 def test_the_learner_measures_the_curvature_and_damps_by_it():
     learner, _, steps = staged([4], trust=0.1, updates=2, inner=2)
     th, weights = learner.model.parameters["th"], learner._weights(steps)
-    updates = each(learner._improve(steps, 3, torch.Generator().manual_seed(0)))
+    updates = each(learner._improve(steps, ALONE.rows(64), 3, torch.Generator().manual_seed(0)))
     next(updates)
     next(updates)
     with torch.no_grad():
         th += f64([0.3, 0.5])
-    prediction, ahead = learner._ahead(steps, seeded())
+    prediction, ahead = learner._ahead(steps, first_noise(steps, torch.Generator().manual_seed(0)))
 
     def by_hand(trust):
         """The loss of the second iteration at the policy as it is, and its gradient."""
@@ -181,7 +185,7 @@ def test_a_stages_curvature_is_its_trust(monkeypatch):
     learner, _, steps = staged([4], trust=0.1, updates=1, inner=1)
     learner.state.curvature = [0.0, 0.0, 0.05, 7.0, 0.0]
     for stage in (2, 3):
-        list(learner._improve(steps, stage, torch.Generator().manual_seed(0)))
+        list(learner._improve(steps, ALONE.rows(64), stage, torch.Generator().manual_seed(0)))
     close(trusts, [0.1, 7.0], atol=0, the_least_for_both=[0.1, 0.1], measured_for_both=[0.05, 7.0])
 
 
@@ -194,8 +198,8 @@ def test_the_target_is_the_value_ahead_minus_beta_times_the_steps_kl():
     with torch.no_grad():
         learner.model.parameters["th"] += 0.4
     nn.init.normal_(learner.critic.net.last.weight)
-    (update,) = learner._evaluate(steps, torch.Generator().manual_seed(0))
-    assert (update.network, update.terms[0].rows) == ("critic", 16)
+    (update,) = learner._evaluate(steps, ALONE.rows(128), torch.Generator().manual_seed(0))
+    assert (update.network, count(update.terms[0].rows)) == ("critic", 16)
     t, s, x = steps.states.t, steps.s, steps.x
     score = lambda f: -f(x, t).eps / VP.sigma(t)[:, None]  # noqa: E731
     generator = torch.Generator().manual_seed(0)
@@ -204,7 +208,7 @@ def test_the_target_is_the_value_ahead_minus_beta_times_the_steps_kl():
         old = (score(lambda x, t: Prediction(x, rollout.old.eps[2:4].flatten(0, 1))) - score(learner.model.reference))[
             :, 0
         ] ** 2
-        _, ahead = learner._ahead(steps, generator)
+        _, ahead = learner._ahead(steps, first_noise(steps, generator))
         rows = torch.randint(128, (16,), generator=generator)
         look = REWARD(LAW.prediction(VP, x, t).x0)
         value, without = (learner.critic(*steps.states, part) for part in (look, None))
@@ -240,7 +244,7 @@ def test_the_value_at_the_data_is_the_reward_and_its_gradient_is_its_own():
 def test_a_sweep_goes_from_the_data_to_the_noise_and_takes_every_step():
     learner, rollout, _ = staged([2], steps=7, stages=3, inner=2, updates=2, critic_updates=1, rows=10**6)
     stages = []
-    learner._improve = lambda steps, stage, generator: stages.append((stage, steps)) or iter(())
+    learner._improve = lambda steps, rows, stage, generator: stages.append((stage, steps)) or iter(())
     updates = list(each(learner.updates(rollout, torch.Generator().manual_seed(0))))
     assert [update.network for update, _, _ in updates] == ["critic"] * 3
     numbers = [sorted(set(steps.step.tolist())) for _, steps in stages]
@@ -278,7 +282,7 @@ def test_an_update_is_one_step_of_the_network_whatever_its_rows():
     learner, rollout, _ = staged([2], stages=2, inner=1, updates=1, critic_updates=1, rows=40)
     first = next(learner.updates(rollout, torch.Generator().manual_seed(0)))
     assert isinstance(first, Update)
-    assert [term.rows for term in first.terms] == [40]
+    assert [count(term.rows) for term in first.terms] == [40]
     values, _ = first.terms[0].loss(torch.arange(40))
     parts = torch.cat([first.terms[0].loss(rows)[0] for rows in torch.arange(40).split(7)]).detach()
     close(parts, values.detach(), atol=1e-12, other_rows=values.detach().flip(0))

@@ -24,7 +24,7 @@ def brought(first, batch):
 
 
 def filled(capacity, batches, size=2, **options):
-    made = Replay(capacity, STEPS, (2,), **options)
+    made = Replay(capacity, STEPS, (2,), batch=size, **options)
     for i in range(batches):
         made.add(brought(i * size, size))
     return made
@@ -38,8 +38,12 @@ def kept(made):
 MODEL = own_model(False)
 
 
-def drawn(made, rows=2000, steps=STEPS, seed=0):
-    return made.draw(MODEL, rows, torch.arange(steps), torch.Generator().manual_seed(seed))
+def drawn(made, rows=2000, steps=None, seed=0):
+    """Rows of these steps, of all by default; one process has all of the list."""
+    steps = torch.arange(STEPS) if steps is None else torch.tensor(steps)
+    got, where = made.draw(MODEL, rows, steps, torch.Generator().manual_seed(seed))
+    assert torch.equal(where.place, torch.arange(rows))
+    return got
 
 
 def test_the_newest_over_the_oldest():
@@ -52,7 +56,8 @@ def test_the_newest_over_the_oldest():
     accepts(newest, kept(made), all_of_them=torch.arange(10), oldest=torch.arange(6))
     seen = set((drawn(made).x[:, 0] / 10).int().tolist())
     assert seen == {4, 5, 6, 7, 8, 9}
-    assert filled(6, 1).slots().tolist() == [0, 1]  # what was never filled is never drawn
+    assert set(drawn(filled(6, 1)).path.tolist()) == {0, 1}  # what was never filled is never drawn
+    assert [filled(6, batches).known() for batches in (0, 1, 2, 5)] == [0, 2, 4, 6]
     assert kept(filled(3, 1, size=5)).tolist() == [3, 4, 2]  # a batch larger than the buffer leaves its newest
 
 
@@ -84,20 +89,30 @@ def likely(p):
     assert p > 1e-3
 
 
-def test_uniform_and_priority_frequencies():
-    weights = 0.2 + torch.rand(4, STEPS, generator=torch.Generator().manual_seed(1))
-    flat = torch.ones(4, STEPS)
-    uniform, first, half = filled(4, 2), filled(4, 2, priority=1.0), filled(4, 2, priority=0.5)
+PAIRS = torch.arange(4).repeat_interleave(STEPS), torch.arange(STEPS).repeat(4)
+WEIGHTS = 0.2 + torch.rand(4, STEPS, generator=torch.Generator().manual_seed(1))
+
+
+@pytest.mark.parametrize("size", [1, 2])
+def test_uniform_and_priority_frequencies(size):
+    """One trajectory a batch is one class, drawn by the priorities of all; of two, each class has half of the rows."""
+
+    def shares(weights):
+        return (weights.view(-1, size, STEPS) / weights.view(-1, size, STEPS).sum((0, 2), keepdim=True)).reshape(4, STEPS)
+
+    weights, flat = shares(WEIGHTS), torch.ones(4, STEPS)
+    uniform, first, half = (filled(4, 4 // size, size, priority=priority) for priority in (0.0, 1.0, 0.5))
     for made in (uniform, first, half):
-        made.set_priority(torch.arange(4).repeat_interleave(STEPS), torch.arange(STEPS).repeat(4), weights.flatten())
+        made.set_priority(*PAIRS, WEIGHTS.flatten())
     accepts(likely, frequencies(uniform, flat), by_priority=frequencies(uniform, weights))
-    accepts(likely, frequencies(first, weights), uniform=frequencies(first, flat), squared=frequencies(first, weights**2))
-    accepts(likely, frequencies(half, weights**0.5), whole=frequencies(half, weights), uniform=frequencies(half, flat))
+    squared = frequencies(first, shares(WEIGHTS**2))
+    accepts(likely, frequencies(first, weights), uniform=frequencies(first, flat), squared=squared)
+    accepts(likely, frequencies(half, shares(WEIGHTS**0.5)), whole=frequencies(half, weights), uniform=frequencies(half, flat))
 
 
 def test_some_steps_only():
     """A row counts for the steps that are drawn from."""
-    got = filled(4, 2, priority=1.0).draw(MODEL, 200, torch.tensor([0, 2]), torch.Generator().manual_seed(0))
+    got = drawn(filled(4, 2, priority=1.0), 200, [0, 2])
     assert set(got.step.tolist()) == {0, 2}
     close(got.weight, 2.0, atol=0, all_steps=torch.full((200,), float(STEPS)))
 
@@ -111,27 +126,28 @@ def test_a_new_trajectory_has_the_largest_priority_yet():
     assert float(made.weights.min()) > 0  # nothing becomes impossible
 
 
-def test_importance_weights_give_the_mean_of_all_pairs_back():
-    weights = 0.2 + torch.rand(4, STEPS, generator=torch.Generator().manual_seed(1))
+@pytest.mark.parametrize("size", [1, 2])
+def test_importance_weights_give_the_mean_of_all_pairs_back(size):
+    """Of all classes together, as each has as many pairs."""
 
     def mean(importance, priority=1.0):
-        made = filled(4, 2, priority=priority, importance=importance)
-        made.set_priority(torch.arange(4).repeat_interleave(STEPS), torch.arange(STEPS).repeat(4), weights.flatten())
+        made = filled(4, 4 // size, size, priority=priority, importance=importance)
+        made.set_priority(*PAIRS, WEIGHTS.flatten())
         got = drawn(made, 60_000)
         assert 0 < float(got.weight.min()) <= float(got.weight.max()) == STEPS  # times the number of steps
-        return float((got.weight * weights[got.path, got.step]).sum() / got.weight.sum())
+        return float((got.weight * WEIGHTS[got.path, got.step]).sum() / got.weight.sum())
 
-    truth = float(weights.mean())
+    truth, classes = float(WEIGHTS.mean()), WEIGHTS.view(-1, size, STEPS)
     close(mean(1.0), truth, rtol=0.01, atol=0, not_corrected=mean(0.0), half=mean(0.5))
-    close(mean(0.0), float((weights**2).mean()) / truth, rtol=0.01, atol=0, corrected=mean(1.0))
+    close(mean(0.0), float(((classes**2).sum((0, 2)) / classes.sum((0, 2))).mean()), rtol=0.01, atol=0, corrected=mean(1.0))
 
 
 def test_old_trajectories_are_not_drawn():
-    ages = {limit: filled(8, 4, max_age=limit).slots().tolist() for limit in (1, 2, None)}
-    assert ages == {1: [6, 7], 2: [4, 5, 6, 7], None: list(range(8))}
+    made = {limit: filled(8, 4, max_age=limit) for limit in (1, 2, None)}
+    assert {limit: buffer.known() for limit, buffer in made.items()} == {1: 2, 2: 4, None: 8}
 
     def newest(limit):
-        assert set(drawn(filled(8, 4, max_age=limit)).path.tolist()) == {6, 7}
+        assert set(drawn(made[limit]).path.tolist()) == {6, 7}
 
     accepts(newest, 1, of_two_iterations=2, without_a_limit=None)
 
@@ -144,14 +160,14 @@ def test_mapped_from_a_file_is_the_same(monkeypatch):
         assert torch.equal(outside.state_dict()[name], value), name
     a, b = drawn(inside), drawn(outside)
     close(b.x, a.x, atol=0, other_seed=drawn(outside, seed=1).x)
-    back = Replay(6, STEPS, (2,), priority=1.0)
+    back = Replay(6, STEPS, (2,), batch=2, priority=1.0)
     back.load_state_dict(inside.state_dict())
     close(drawn(back).x, a.x, atol=0, empty=0 * a.x)
 
 
 def test_what_neither_memory_nor_disk_holds_is_refused_in_one_line(monkeypatch):
     with pytest.raises(ValueError, match=r"algorithm\.buffer: .* need .* GiB.*lower algorithm\.buffer") as error:
-        Replay(10**9, 50, (4, 64, 64))
+        Replay(10**9, 50, (4, 64, 64), batch=1)
     assert "\n" not in str(error.value)
     monkeypatch.setattr("scoreaction.sampling.replay.ON_DISK", 0)
     usage = type("Usage", (), {})
@@ -160,7 +176,7 @@ def test_what_neither_memory_nor_disk_holds_is_refused_in_one_line(monkeypatch):
         usage.free = free
         monkeypatch.setattr("scoreaction.sampling.replay.shutil.disk_usage", lambda path: usage)
         try:
-            Replay(6, STEPS, (2,))
+            Replay(6, STEPS, (2,), batch=2)
             room_enough = True
         except ValueError:
             room_enough = False
@@ -180,13 +196,13 @@ def test_it_stays_on_the_cpu_and_in_float32():
 def test_a_state_dict_is_all_of_it():
     whole = filled(6, 4, priority=1.0, max_age=2)
     whole.set_priority(torch.tensor([0]), torch.tensor([1]), torch.tensor([3.0]))
-    back = Replay(6, STEPS, (2,), priority=1.0, max_age=2)
+    back = Replay(6, STEPS, (2,), batch=2, priority=1.0, max_age=2)
     back.load_state_dict(whole.state_dict())
     for made in (whole, back):
         made.add(brought(8, 2))
     afresh = filled(6, 1, priority=1.0, max_age=2)
     close(drawn(back).x, drawn(whole).x, atol=0, afresh=drawn(afresh).x)
-    assert back.slots().tolist() == whole.slots().tolist() == [0, 1, 2, 3]  # the slots of the last two iterations
+    assert set(drawn(back).path.tolist()) == set(drawn(whole).path.tolist()) == {0, 1, 2, 3}  # of the last two iterations
 
 
 def test_rows_keep_their_prompts():
@@ -217,5 +233,5 @@ def test_rows_keep_their_prompts():
     def check(prompt):
         assert queries[-1] == prompt.tolist()
 
-    last = got[-1].prompt
+    last = got[-1][0].prompt
     accepts(check, last, as_drawn_later=last.roll(1), other_way=1 - last)

@@ -289,7 +289,7 @@ def test_the_target_is_reward_minus_beta_times_kl_to_go():
     kl, points = kl_to_go(VP, 1.0, experience), experience.steps()
     truth = exact.value(points.x, points.t).reshape(100, 4000)
     target = torch.empty(400_000)
-    target[experience.chosen] = experience.target
+    target[experience.chosen.own] = experience.target
     target = target.reshape(100, 4000)
     error = 3 * (target - truth).std(1) / math.sqrt(4000) + 0.04
     reward = experience.rewards[None]
@@ -323,7 +323,7 @@ def test_the_skip_terms_gradient_is_not_forgotten():
     """grad V as updates use it is the gradient of the whole critic, reward at x0_hat included."""
     found, made = learner(VP, 1.0, "pathwise", steps=10, batch=32, updates=1, rows=320)
     experience = experienced(found, 32, torch.Generator().manual_seed(0))
-    states, critic = take(experience.steps().states, experience.chosen), found.value.critic
+    states, critic = take(experience.steps().states, experience.chosen.own), found.value.critic
     x = states.x.clone().requires_grad_()
     value = critic(x, states.t, states.prompt, REWARD(made.reference(x, states.t).x0))
     (truth,) = torch.autograd.grad(value.sum(), x)
@@ -352,7 +352,7 @@ def test_black_box_look_aheads_point_the_right_way(look):
                 value.backward()
                 optimisers[update.network].step()
     experience = experienced(found, 400, generator)
-    points = take(experience.steps().states, experience.chosen)
+    points = take(experience.steps().states, experience.chosen.own)
     grad = found.value.gradient(points, experience.grad_look)[:, 0]
     near = points.t < 0.1
     truth = 1.2 - points.x[near, 0]

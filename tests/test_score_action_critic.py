@@ -50,7 +50,7 @@ def test_a_learned_value_reaches_the_closed_form():
         return prepared
 
     def error(experience):
-        states = take(experience.steps().states, experience.chosen)
+        states = take(experience.steps().states, experience.chosen.own)
         truth = exact.value(states.x, states.t)
         with torch.no_grad():
             apart = critic(*states, experience.look) - truth
@@ -74,7 +74,7 @@ def test_the_critics_loss_is_the_martingale_loss():
     updates = list(found.value.updates(experience, critic=3, generator=torch.Generator().manual_seed(7)))
     assert [u.network for u in updates] == ["critic"] * 3
     rows = torch.randint(600, (75,), generator=torch.Generator().manual_seed(7))  # an eighth of the chosen points
-    said = found.value.critic(*take(experience.steps().states, experience.chosen), experience.look)
+    said = found.value.critic(*take(experience.steps().states, experience.chosen.own), experience.look)
     squares = ((said - experience.target) / experience.rewards.std(correction=0)).square()[rows]
     close(
         evaluated(updates[0])[0].detach(),
@@ -215,7 +215,7 @@ def test_a_surrogate_that_is_a_baseline_has_not_seen_the_batch(estimator):
     for _ in range(2):
         before = copy.deepcopy(found.value.surrogate)
         experience = experienced(found, 64, generator)
-    chosen = take(experience.steps(), experience.chosen)
+    chosen = take(experience.steps(), experience.chosen.own)
     unseen, seen = (surrogate(chosen.pretrained.x0, chosen.prompt) for surrogate in (before, found.value.surrogate))
     truth, twin = (unseen, seen) if estimator == "likelihood_ratio" else (seen, unseen)
     close(experience.look, truth.detach(), atol=1e-5, twin=twin.detach())

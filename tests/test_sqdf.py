@@ -5,7 +5,7 @@ import math
 import pytest
 import torch
 from affine import BETA, LAW, REWARD, exactly, gradient, model, none, points, setting
-from driving import each
+from driving import count, each
 from torch import nn
 from twins import F64, close, f64
 
@@ -14,9 +14,11 @@ from scoreaction.algorithms._learner import Objective
 from scoreaction.algorithms._step import StepWeights, minimiser
 from scoreaction.algorithms._value import kl_to_go
 from scoreaction.diffusion.mixtures import Quadratic
+from scoreaction.diffusion.noise import RowNoise, drawn_seed
 from scoreaction.diffusion.solvers import ddim_step, time_grid
 from scoreaction.networks.conditions import take
 from scoreaction.types import Prediction
+from scoreaction.world import ALONE
 
 VP = sa.VP()
 LINEAR, QUADRATIC = Quadratic.linear([1.0]), Quadratic(torch.eye(1), torch.zeros(1), torch.ones(1))
@@ -106,15 +108,16 @@ def by_hand(agent, rollout, seed, *, weights, gamma=1.0, discounted_kl=False, kl
     made, config, N = agent.model, agent.config, agent.sampler.steps
     generator = torch.Generator().manual_seed(seed)
     steps = N - 1 if weights == "chain" else N
-    chosen = torch.randint(rollout.size[1] * steps, (config.rows,), generator=generator)
-    path, step = chosen // steps, chosen % steps
+    first, batch = int(torch.randint(rollout.size[1], (), generator=generator)), rollout.size[1]  # each trajectory in turn
+    path = (first + torch.arange(config.rows)) % batch
+    step = (torch.rand(config.rows, generator=generator, dtype=F64) * steps).long()
     x = rollout.x[step, path].float()  # what the buffer keeps
     t, s = rollout.times[step], rollout.times[step + 1]
     new, before = made.predict(x, t), made.reference(x, t)
     k2 = VP.sigma2(s) / VP.sigma2(t) * (VP.sigma2(t) - (VP.alpha(t) / VP.alpha(s)) ** 2 * VP.sigma2(s))
     down = (VP.sigma2(s) - k2).clamp(min=0).sqrt()[:, None]
     mean, base = (VP.alpha(s)[:, None] * p.x0 + down * p.eps for p in (new, before))
-    z = torch.randn(x.shape, generator=generator)
+    z = RowNoise(drawn_seed(generator), torch.arange(config.rows)).normal(x.shape, x.dtype)
     x_s = mean + k2.clamp(min=0).sqrt()[:, None] * z
     place, at, left = (x_s, s, N - 1 - step) if weights == "chain" else (x.clone().requires_grad_(), t, N - step)
     clean = LAW.prediction(VP, place, at).x0 if soft else place
@@ -156,7 +159,7 @@ def test_one_update_is_the_published_gradient(weights):
     right = written.pop("right")
     # a float32 network and buffer: 1e-5 of terms of size 1
     close(gradient(agent.model, iter_of(update)), right, rtol=1e-4, atol=2e-5, **written)
-    assert [(term.rows, term.calls) for term in update.terms] == [(400, 1)]
+    assert [(count(term.rows), term.calls) for term in update.terms] == [(400, 1)]
 
 
 def test_on_the_chain_what_a_row_draws_does_not_depend_on_the_rows_of_a_call():
@@ -192,9 +195,9 @@ def test_the_pretrained_prediction_is_the_soft_qs_own():
         agent.replay.add(exactly(agent, 32))
         agent.model.max_rows = 37  # all rows come back from parts
         generator = torch.Generator().manual_seed(0)
-        drawn = agent.replay.draw(agent.model, 60, torch.arange(7), generator)
+        drawn, rows = agent.replay.draw(agent.model, 60, torch.arange(7), generator)
         agent.model.evaluations.forward = 0
-        steps, _ = agent._complete(drawn, generator)
+        steps, _ = agent._complete(drawn, rows, generator)
         assert agent.model.evaluations.forward == {"x0_steps": 4, "weights": 1}.get(next(iter(config), ""), 1) * 60
         truth = LAW.prediction(VP, drawn.x, drawn.t)
         for part, right, other in zip(steps.pretrained, truth, drawn.old, strict=True):
@@ -251,7 +254,7 @@ def test_the_corrections_target_is_reward_minus_the_kl_to_go():
     agent.critic.double()
     ((_, value, _),) = each(agent._critic_updates(rollout, torch.Generator().manual_seed(5)))
     generator = torch.Generator().manual_seed(5)
-    order = torch.randperm(300, generator=generator)[:200]
+    order = ALONE.dealt(6, 50, 200, generator).own
     rows = order[torch.randint(200, (25,), generator=generator)]
     states, cost = take(rollout.steps().states, rows), kl_to_go(VP, 1.0, rollout).flatten()[rows]
     look = REWARD(LAW.prediction(VP, states.x, states.t).x0)
@@ -275,7 +278,7 @@ def test_priority_is_the_distance_to_where_the_row_would_go(parts):
     (term,) = update_of(agent, rollout, 0).terms
     for rows in torch.arange(40).split(parts):
         term.loss(rows)
-    (steps,) = drawn
+    ((steps, _),) = drawn
     weights = StepWeights.of_path(VP, steps.t, steps.s, 1.0)
     with torch.no_grad():
         old, pretrained = (f(steps.x, steps.t).x0 for f in (agent.model.predict, agent.model.reference))
@@ -303,7 +306,7 @@ def test_a_buffer_is_off_policy_and_says_so():
         updates = list(each(agent.updates(rollouts[-1], torch.Generator().manual_seed(seed))))
         assert [update.network for update, _, _ in updates] == ["policy"]
         assert agent.state.replay_pairs == 4 * min(20, 8 * (seed + 1))
-    steps, old = drawn[-1], torch.cat([rollout.old.x0 for rollout in rollouts], 1)
+    (steps, _), old = drawn[-1], torch.cat([rollout.old.x0 for rollout in rollouts], 1)
     path = torch.where(steps.path < 4, steps.path + 20, steps.path)  # the newest four lie over the oldest
     now = agent.model.predict(steps.x, steps.t).x0.detach()
     close(steps.old.x0, old[steps.step, path], atol=1e-6, policy_now=now, other_path=old[steps.step, steps.path])

@@ -20,7 +20,7 @@ from typing import Annotated, Any
 import typer
 
 from scoreaction.catalog import TOKEN_VARIABLE
-from scoreaction.commands.arguments import Overrides, RecipeName, RunPath, default_folder, names, numbers, output_option
+from scoreaction.commands.arguments import Overrides, RecipeName, RunPath, Trust, default_folder, names, numbers, output_option
 from scoreaction.errors import Failed, Interrupted, UserError, one_line
 
 # Commands import what they need themselves, so that --help and list answer at once.
@@ -57,29 +57,41 @@ def train(
     overrides: Overrides = None,
     output: Annotated[Path | None, output_option("Run folder; default runs/RECIPE-ALGORITHM-TIME.")] = None,
     resume: Annotated[bool, typer.Option("--resume", help="Go on with the run in --output.")] = False,
-) -> None:
+    processes: Annotated[int, typer.Option(min=1, help="Processes of this machine, one a GPU; more by torchrun.")] = 1,
+    trust: Trust = False,
+) -> int:
     """Fine-tune a model by a recipe."""
+    from scoreaction.commands.launch import launch
     from scoreaction.commands.tables import show_summary
     from scoreaction.commands.train import run
     from scoreaction.recipes.recipe import load_recipe
+    from scoreaction.recipes.trust import named_modules
     from scoreaction.report.model_card import write_card
     from scoreaction.training.run_folder import RunFolder, read_json_lines
+    from scoreaction.world import World
 
-    chosen = load_recipe(recipe, overrides or [])
+    chosen = load_recipe(recipe, overrides or [], trust=trust or None)
     if resume and output is None:
         raise UserError("--resume: say which run with --output DIR")
     folder = output or default_folder(recipe, chosen.algorithm.name)
+    if processes > 1:
+        options = ["--output", str(folder), *(["--resume"] if resume else []), *(["--trust"] if trust else [])]
+        return launch(processes, ["train", recipe, *(overrides or []), *options])
     try:
         figures = run(chosen, folder, resume=resume)
     except Interrupted as stop:
-        again = shlex.join(["scoreaction", "train", str(folder / "recipe.yaml"), "--output", str(folder), "--resume"])
+        more = ["--trust"] if named_modules(chosen.values()) else []
+        again = shlex.join(["scoreaction", "train", str(folder / "recipe.yaml"), "--output", str(folder), "--resume", *more])
         raise Interrupted(f"{stop}; go on with: {again}") from stop
+    if not World.current().leads:
+        return 0
     write_card(folder, chosen, figures)
     show_summary(figures)
     print(f"run: {folder}")
     if all("skipped" in metrics for metrics in read_json_lines(RunFolder(folder).metrics_path) or [{}]):
         why = "in each all rewards were equal, or fp16 overflowed; scoreaction doctor says more"
         print(f"note: no iteration learned anything: {why}", file=sys.stderr)
+    return 0
 
 
 @app.command()
@@ -87,26 +99,27 @@ def distill(
     recipe: RecipeName,
     overrides: Overrides = None,
     output: Annotated[Path | None, output_option("Folder; default runs/RECIPE-consistency-TIME.")] = None,
+    trust: Trust = False,
 ) -> None:
     """Make a consistency model of a recipe's model: the clean sample in one evaluation."""
     from scoreaction.commands.distill import distill_recipe
     from scoreaction.commands.tables import show_endpoint_errors
     from scoreaction.recipes.recipe import load_recipe
 
-    chosen = load_recipe(recipe, overrides or [])
+    chosen = load_recipe(recipe, overrides or [], trust=trust or None)
     folder = output or default_folder(recipe, "consistency")
     show_endpoint_errors(distill_recipe(chosen, folder))
     print(f"consistency: {folder}")
 
 
 @app.command()
-def plan(recipe: RecipeName, overrides: Overrides = None) -> None:
+def plan(recipe: RecipeName, overrides: Overrides = None, trust: Trust = False) -> None:
     """Estimate the needs of a recipe before it is started: parameters, memory, network evaluations, time."""
     from scoreaction.commands.plan import plan as planned
     from scoreaction.commands.tables import show_plan
     from scoreaction.recipes.recipe import load_recipe
 
-    show_plan(planned(load_recipe(recipe, overrides or [])))
+    show_plan(planned(load_recipe(recipe, overrides or [], trust=trust or None)))
 
 
 @app.command()
@@ -122,11 +135,12 @@ def sample(
     seed: Annotated[int, typer.Option(min=0, max=2**32 - 1, help="Seed of the noise.")] = 0,
     base: Annotated[bool, typer.Option("--base", help="The pretrained model instead of the tuned one.")] = False,
     output: Annotated[Path | None, output_option("Folder for samples.npz and samples.png; default RUN.")] = None,
+    trust: Trust = False,
 ) -> None:
     """Draw from the tuned model: samples.npz and samples.png."""
     from scoreaction.commands.evaluate import draw_samples, open_run
 
-    opened = open_run(run, tuned=not base, rewards=False)
+    opened = open_run(run, tuned=not base, rewards=False, trust=trust)
     where = draw_samples(opened, output or run, n=n, prompts=prompt, steps=steps, solver=solver, eta=eta, seed=seed, base=base)
     print(f"samples: {where}")
 
@@ -140,13 +154,14 @@ def evaluate(
     n: Annotated[int | None, typer.Option("--n", min=2, help="Samples each; default the recipe's.")] = None,
     seed: Annotated[int | None, typer.Option(min=0, max=2**32 - 1, help="Seed of the noise; default the recipe's.")] = None,
     prompts: Annotated[str | None, typer.Option(help="A shipped set or a file instead of the run's own prompts.")] = None,
+    trust: Trust = False,
 ) -> None:
     """Reward, held-out rewards, KL and diversity over a grid of samplers: evaluation.json."""
     from scoreaction.commands.evaluate import evaluate_grid, open_run
     from scoreaction.commands.tables import show_grid
 
     grid = [numbers(steps, int, "--steps"), names(solver, "--solver"), numbers(eta, float, "--eta")]
-    opened = open_run(run, tuned=True)
+    opened = open_run(run, tuned=True, trust=trust)
     show_grid(evaluate_grid(opened, *grid, n=n, seed=seed, prompts=prompts))
     print(f"evaluation: {run / 'evaluation.json'}")
 
@@ -159,6 +174,7 @@ def compare(
     seeds: Annotated[str, typer.Option(help="For example 0,1,2.")] = "0",
     sweep: Annotated[str | None, typer.Option(help="For example algorithm.beta=0.1,0.3.")] = None,
     output: Annotated[Path | None, output_option("Folder; keeps runs that it has; default runs/RECIPE-NAMES-TIME.")] = None,
+    trust: Trust = False,
 ) -> None:
     """Run algorithms with the same budget: comparison.json, plots and a report."""
     from scoreaction.commands.compare import compare as run_all
@@ -167,7 +183,8 @@ def compare(
 
     chosen = names(algorithms, "--algorithms")
     folder = output or default_folder(recipe, "-".join(chosen))
-    show_comparison(run_all(recipe, overrides or [], chosen, numbers(seeds, int, "--seeds"), sweep, folder))
+    several = numbers(seeds, int, "--seeds")
+    show_comparison(run_all(recipe, overrides or [], chosen, several, sweep, folder, trust=trust or None))
     print(f"comparison: {folder}")
     print(f"report: {write_report(folder)}")
 
@@ -214,6 +231,7 @@ def doctor(
     recipe: RecipeName,
     overrides: Overrides = None,
     iterations: Annotated[int, typer.Option(min=1, help="Iterations to train for.")] = 3,
+    trust: Trust = False,
 ) -> None:
     """Check model, reward and a few iterations for known mistakes. Writes nothing; exits 1 where something is wrong."""
     from scoreaction.commands.doctor.checkup import examine
@@ -221,7 +239,7 @@ def doctor(
     from scoreaction.recipes.build import build
     from scoreaction.recipes.recipe import load_recipe
 
-    wrong = show_findings(examine(build(load_recipe(recipe, overrides or [])), iterations))
+    wrong = show_findings(examine(build(load_recipe(recipe, overrides or [], trust=trust or None)), iterations))
     if wrong:
         raise Failed(f"checks that found something wrong: {wrong}")
 
@@ -279,8 +297,15 @@ def main(argv: Sequence[str] | None = None) -> int:
         if debug:
             traceback.print_exc()
         code, message = exit_of(error)
-        print(one_line(message), file=sys.stderr)
+        if not said_by_the_first(error):
+            print(one_line(message), file=sys.stderr)
         return code
+
+
+def said_by_the_first(error: BaseException) -> bool:
+    """True in all processes of a run but the first where an error is that of every process, so that one of them says it."""
+    shared = isinstance(error, UserError | Interrupted) or getattr(error.__cause__ or error, "shared", False)
+    return shared and os.environ.get("RANK", "0") != "0" and "WORLD_SIZE" in os.environ
 
 
 def exit_of(error: BaseException) -> tuple[int, str]:

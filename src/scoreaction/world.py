@@ -19,13 +19,16 @@ from torch import Tensor
 from torch.distributed.tensor import DTensor
 
 PATIENCE = timedelta(hours=1)
-"""How long a process waits for the others: a reward may be slow on one of them."""
+"""The time that a process waits for the others: a reward may be slow on one of them."""
 
 T = TypeVar("T")
 
 
 class OtherProcess(RuntimeError):
     """Another process of the run failed; `kinds` are the names of its error's class and of that class's bases."""
+
+    shared = True
+    """The first process says it for all."""
 
     def __init__(self, message: str, kinds: tuple[str, ...]) -> None:
         super().__init__(message)
@@ -148,9 +151,9 @@ class World:
         first = int(torch.randint(everyone, (), generator=generator))
         place = torch.arange(min(count, everyone * steps))
         trajectory = (first + place) % everyone
-        mine = trajectory % self.size == self.rank
-        step = order[trajectory[mine], place[mine] // everyone]
-        return Rows(step * batch + trajectory[mine] // self.size, place[mine], len(place))
+        own = trajectory % self.size == self.rank
+        step = order[trajectory[own], place[own] // everyone]
+        return Rows(step * batch + trajectory[own] // self.size, place[own], len(place))
 
     # messages
 
@@ -176,9 +179,9 @@ class World:
         """The mean, sum or max over processes of each value, in double precision."""
         if self.size == 1 or not values:
             return list(values)
-        told = torch.tensor(values, dtype=torch.float64)
-        dist.all_reduce(told, dist.ReduceOp.MAX if how == "max" else dist.ReduceOp.SUM)
-        return (told / self.size if how == "mean" else told).tolist()
+        message = torch.tensor(values, dtype=torch.float64)
+        dist.all_reduce(message, dist.ReduceOp.MAX if how == "max" else dist.ReduceOp.SUM)
+        return (message / self.size if how == "mean" else message).tolist()
 
     def any(self, flag: bool) -> bool:
         """True if it is so in any process."""
@@ -211,7 +214,7 @@ class World:
                     if not isinstance(tensor, DTensor):
                         dist.broadcast(tensor, 0)
 
-    def told(self, value: T) -> T:
+    def broadcast(self, value: T) -> T:
         """The first process's value; of the others it is not read."""
         if self.size == 1:
             return value
@@ -228,7 +231,7 @@ class World:
         return values
 
     def together(self, work: Callable[[], T], *, sends: bool = False) -> T:
-        """What `work` returns here; where it raises in any process it raises in all, so that none waits for ever.
+        """Returns what `work` does here; where it raises in any process it raises in all, so that none waits for ever.
 
         The process whose work failed raises its own error, the others `OtherProcess`. Where work `sends` messages of its own
         (calls of a sharded network) they are not to be reached, and the one that failed raises `Stranded`.
@@ -250,6 +253,7 @@ class World:
         kinds = () if failure is None else tuple(kind.__name__ for kind in type(failure).__mro__)
         reports = self.every((kinds, str(failure)))
         if failure is not None:
+            vars(failure)["shared"] = True
             raise failure
         rank = next(rank for rank, (kinds, _) in enumerate(reports) if kinds)
         kinds, message = reports[rank]

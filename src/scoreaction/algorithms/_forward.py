@@ -69,16 +69,17 @@ def flow_time(process: Process, t: Tensor) -> Tensor:
     return sigma / (alpha + sigma)
 
 
-def drawn_times(learner: Learner, each: int, generator: torch.Generator, *, power: float) -> Tensor:
-    """Times at which the policy acts, `each` of them a sample here, (each, batch): tau has the density `~ tau^power`.
+def stratified(learner: Learner, each: int, generator: torch.Generator) -> Tensor:
+    """`each` uniform numbers a sample here, (each, batch) float64, one in each of as many equal parts of [0, 1]."""
+    drawn = torch.rand(learner.batch, each, generator=generator, dtype=torch.float64)[learner.world.stripe(learner.batch)]
+    return (torch.arange(each)[:, None] + drawn.T) / each
 
-    One lies in each of `each` parts of equal probability.
-    """
+
+def drawn_times(learner: Learner, each: int, generator: torch.Generator, *, power: float) -> Tensor:
+    """Times at which the policy acts, `each` of them a sample, stratified, (each, batch): tau has the density `~ tau^power`."""
     ends = torch.tensor([learner.sampler.off_below, 1.0], dtype=torch.float64)
     low, high = flow_time(learner.process, ends) ** (power + 1)
-    drawn = torch.rand(learner.batch, each, generator=generator, dtype=torch.float64)[learner.world.stripe(learner.batch)]
-    u = (torch.arange(each)[:, None] + drawn.T) / each
-    tau = (low + u * (high - low)) ** (1 / (power + 1))
+    tau = (low + stratified(learner, each, generator) * (high - low)) ** (1 / (power + 1))
     return learner.process.time_at(2 * torch.log((1 - tau) / tau)).clamp(min=float(ends[0]))
 
 

@@ -54,6 +54,7 @@ def critic_updates(
     *,
     updates: int,
     generator: torch.Generator,
+    network: str = "critic",
 ) -> Updates:
     """The martingale loss `E integral (V(t, x_t) - target)^2 dt`: V becomes the conditional mean of the target (rows,).
 
@@ -65,11 +66,11 @@ def critic_updates(
     def loss(drawn: Rows, numbers: Tensor) -> Loss:
         here = drawn.own[numbers]
         error = ((critic(*take(states, here), take(look, here)) - take(target, here)) / spread).square()
-        return error, {"critic_loss": error}
+        return error, {f"{network}_loss": error}
 
     for _ in range(updates):
         drawn = rows.redrawn(size, generator)
-        yield Update("critic", [Term(drawn, partial(loss, drawn), calls=0)])
+        yield Update(network, [Term(drawn, partial(loss, drawn), calls=0)])
 
 
 @dataclass(frozen=True)

@@ -10,7 +10,7 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
-from scoreaction.algorithms._learner import Learner, Regularised, Setting, State, Update, Updates, refuse_black_box
+from scoreaction.algorithms._learner import LOGGED, Learner, Regularised, Setting, State, Update, Updates, refuse_black_box
 from scoreaction.algorithms._soft_q import soft_q
 from scoreaction.algorithms._step import StepWeights, known, next_states, noise_of, step_term
 from scoreaction.algorithms._value import critic_updates
@@ -67,6 +67,7 @@ class PIFTLearner(Learner):
 
     def __init__(self, config: PIFT, setting: Setting) -> None:
         super().__init__(setting, kl_target=config.kl_target)
+        self.reference_rows = LOGGED  # a stage evaluates it at the rows that it takes
         self.config, self.state = config, SweepState(config.beta, curvature=[0.0] * config.stages)
         self.critic = Critic(self.process, self.model.shape, skip="alpha", conditions=self.conditions)
         self.networks["critic"], self.lr["critic"] = self.critic, config.critic_lr
@@ -84,7 +85,10 @@ class PIFTLearner(Learner):
             members = (numbers[:, None] * batch + torch.arange(batch)).flatten()
             rows = self.world.dealt(len(numbers), batch, self.config.rows, generator)
             part = take(steps, members[rows.own])
-            part = part._replace(weight=part.weight * len(numbers) / n)  # a row counts for the steps of its stage
+            with torch.no_grad():
+                pretrained = self.pretrained(*part.states)
+            # a row counts for the steps of its stage
+            part = part._replace(pretrained=pretrained, weight=part.weight * len(numbers) / n)
             yield from self._improve(part, rows, stage, generator)
             yield from self._evaluate(part, rows, generator)
 
@@ -131,7 +135,9 @@ class PIFTLearner(Learner):
         assert steps.pretrained is not None
         cost = self._weights(steps).cost.to(prediction.x0) / 2 * sum_event((prediction.x0 - steps.pretrained.x0) ** 2)
         target = self.value(ahead) - self.beta * cost
-        look = soft_q(self, steps.states, gradient=False).value
+        x0, prompt, parts = steps.pretrained.x0, steps.prompt, self.parts(torch.arange(len(target)))
+        with torch.no_grad():
+            look = torch.cat([self.reward(take(x0, rows), take(prompt, rows)) for rows in parts])
         updates = self.config.critic_updates
         yield from critic_updates(self.critic, steps.states, rows, look, target, updates=updates, generator=generator)
 

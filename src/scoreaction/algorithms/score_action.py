@@ -12,6 +12,7 @@ from torch import Tensor
 
 from scoreaction.algorithms._learner import Learner, Loss, Regularised, Setting, Term, Update, Updates
 from scoreaction.algorithms._likelihood_ratio import refuse_without_density
+from scoreaction.algorithms._score_action_forward import ForwardLearner, ForwardSettings
 from scoreaction.algorithms._score_action_ratio import RatioLearner, RatioSettings
 from scoreaction.algorithms._trust import TrustState, adapt_trust
 from scoreaction.algorithms._value import LookAhead, StateValue, ValuedRollout
@@ -26,11 +27,14 @@ from scoreaction.world import Rows
 class ScoreAction(Regularised):
     """`max E[r(x0)] - beta KL` over scores, with a critic V of the diffusion's own structure.
 
-    The policy is Gaussian around the score. Both estimators of its gradient rest on the advantage rate
+    The policy is Gaussian around the score. All estimators of its gradient rest on the advantage rate
     `q = c g^2 <grad V, a - s> - (beta/2)(c/eta)^2 g^2 (||a - s_pre||^2 - ||s - s_pre||^2)` (see `advantage_rate`):
 
     - `pathwise` goes through grad V: it moves eps towards `eps_pre - (eta^2/c) sigma grad V/beta`;
-    - `likelihood_ratio` weighs densities by `V(x_s) - V(x_t) - beta KL_step`, lambda-averaged, with PPO's clip.
+    - `likelihood_ratio` weighs densities by `V(x_s) - V(x_t) - beta KL_step`, lambda-averaged, with PPO's clip;
+    - `forward` noises the clean samples again, `each` times, and takes grad V from the noising kernel:
+      `E[(r - V_r) grad log q(x_t|x0)/p(x_t) | x_t] - beta grad K`, V_r a fitted value of the reward and K one of the KL to go.
+      It needs rewards alone, and eta 1.
 
     `pathwise` takes the integral over time at random visited times with importance weights in continuous time, so it means the
     same at any number of steps; `likelihood_ratio` sums over the steps of the chain, and is off on coarse grids. `trust` (in
@@ -45,11 +49,12 @@ class ScoreAction(Regularised):
     """
 
     name: Literal["score_action"] = "score_action"
-    estimator: Literal["pathwise", "likelihood_ratio"] = "pathwise"
+    estimator: Literal["pathwise", "likelihood_ratio", "forward"] = "pathwise"
     look_ahead: LookAhead = "auto"
     skip: Literal["alpha", "cosine"] = "alpha"
     updates: int = Field(16, ge=1, description="policy updates an iteration")
     rows: int = Field(160, ge=1, description="random (path, time) points in an update")
+    each: int = Field(8, ge=1, description="times that forward noises a sample")
     critic_updates: int = Field(32, ge=1)
     surrogate_updates: int = Field(48, ge=1)
     critic_lr: float = Field(2e-3, gt=0)
@@ -61,6 +66,13 @@ class ScoreAction(Regularised):
     zeroth_order_std: float = Field(0.05, gt=0)
 
     def build(self, setting: Setting) -> Learner:
+        if self.estimator == "forward":
+            if setting.sampler.eta != 1 or self.exploration:
+                raise ValueError(
+                    "sampler.eta: the forward estimator needs memoryless noise, which is eta 1, and no algorithm.exploration;"
+                    " set them, or algorithm.estimator to likelihood_ratio"
+                )
+            return ForwardLearner(ForwardSettings(**self.model_dump(include=set(ForwardSettings._fields))), setting)
         if setting.sampler.eta == 0 and self.exploration == 0:
             raise ValueError(
                 "algorithm.exploration: at sampler.eta 0 nothing else explores; set it to 0.1, or sampler.eta to 1 (the optimum"
@@ -70,7 +82,7 @@ class ScoreAction(Regularised):
             return ScoreActionLearner(self, setting)
         if self.exploration == 0:
             refuse_without_density(setting, "the likelihood_ratio estimator")
-        return RatioLearner(RatioSettings(**self.model_dump(exclude={"name", "estimator", "rows"})), setting)
+        return RatioLearner(RatioSettings(**self.model_dump(include=set(RatioSettings._fields))), setting)
 
 
 class ScoreActionLearner(Learner):

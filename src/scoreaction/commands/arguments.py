@@ -25,6 +25,9 @@ def output_option(text: str) -> Any:
 
 RecipeName = Annotated[str, typer.Argument(metavar="RECIPE", help="A shipped recipe (see: list recipes) or a YAML file.")]
 Overrides = Annotated[list[str] | None, typer.Argument(metavar="KEY=VALUE", help="For example algorithm.beta=0.2")]
+Trust = Annotated[
+    bool, typer.Option("--trust", help="Import the modules that a recipe or run from elsewhere names; their code then runs.")
+]
 RunPath = Annotated[Path, typer.Argument(metavar="RUN", help="The folder of a run.")]
 
 

@@ -63,7 +63,13 @@ def parse_sweep(text: str | None) -> tuple[str | None, list[str]]:
 
 
 def planned(
-    recipe: str, overrides: Sequence[str], algorithms: Sequence[str], seeds: Sequence[int], sweep: str | None
+    recipe: str,
+    overrides: Sequence[str],
+    algorithms: Sequence[str],
+    seeds: Sequence[int],
+    sweep: str | None,
+    *,
+    trust: bool | None = None,
 ) -> list[Entry]:
     """All runs, the recipe of each checked.
 
@@ -78,7 +84,7 @@ def planned(
         if not any(_knows(known[name], setting) for name in algorithms):
             hint = nearest(setting.removeprefix("algorithm."), {key for keys in known.values() for key in keys} - {"name"})
             raise UserError(f"{setting}: no setting of {' or '.join(algorithms)}; {hint}")
-    beta = optimum_beta(_as_written(recipe, overrides))
+    beta = optimum_beta(_as_written(recipe, overrides, trust))
     entries = []
     for name in algorithms:
         changes = [text for text in overrides if _knows(known[name], text)] + [f"algorithm.name={name}"]
@@ -89,7 +95,7 @@ def planned(
             own_value = [] if value is None else [f"{key}={value}"]
             label = name if value is None else f"{name}, {str(key).rpartition('.')[2]} {value}"
             for seed in seeds:
-                chosen = load_recipe(recipe, [*changes, *own_value, f"train.seed={seed}"])
+                chosen = load_recipe(recipe, [*changes, *own_value, f"train.seed={seed}"], trust=trust)
                 folder = "/".join([name, *(part.replace("/", "_") for part in own_value), f"seed{seed}"])
                 entries.append(Entry(label, name, value, seed, folder, chosen))
     return entries
@@ -101,15 +107,22 @@ def _knows(known: Sequence[str], override: str) -> bool:
     return section != "algorithm" or setting.partition(".")[0] in known
 
 
-def _as_written(recipe: str, overrides: Sequence[str]) -> Recipe:
+def _as_written(recipe: str, overrides: Sequence[str], trust: bool | None) -> Recipe:
     """The recipe with its own algorithm and the overrides that this one knows."""
     others = [text for text in overrides if not text.startswith("algorithm.")]
-    known = list(type(load_recipe(recipe, others).algorithm.config).model_fields)
-    return load_recipe(recipe, [text for text in overrides if _knows(known, text)])
+    known = list(type(load_recipe(recipe, others, trust=trust).algorithm.config).model_fields)
+    return load_recipe(recipe, [text for text in overrides if _knows(known, text)], trust=trust)
 
 
 def compare(
-    recipe: str, overrides: Sequence[str], algorithms: Sequence[str], seeds: Sequence[int], sweep: str | None, folder: Path
+    recipe: str,
+    overrides: Sequence[str],
+    algorithms: Sequence[str],
+    seeds: Sequence[int],
+    sweep: str | None,
+    folder: Path,
+    *,
+    trust: bool | None = None,
 ) -> Values:
     """Runs what is not finished yet in `folder/ALGORITHM[/KEY=VALUE]/seedK`, writes comparison.json and the plots.
 
@@ -117,7 +130,7 @@ def compare(
     """
     if folder.is_file() or RunFolder(folder).exists:
         raise UserError(f"--output: {folder} is a {'file' if folder.is_file() else 'run'}; name another folder")
-    entries = planned(recipe, overrides, algorithms, seeds, sweep)
+    entries = planned(recipe, overrides, algorithms, seeds, sweep, trust=trust)
     _try_each([entry for entry in entries if not RunFolder(folder / entry.folder).complete])
     runs = []
     for entry in entries:

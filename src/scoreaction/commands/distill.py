@@ -12,6 +12,7 @@ from accelerate import Accelerator
 from rich.console import Console
 from rich.progress import track
 
+from scoreaction.commands.signals import Signals
 from scoreaction.disk import check_writable
 from scoreaction.errors import Failed, Interrupted, UserError
 from scoreaction.networks.consistency import DESCRIPTION
@@ -48,8 +49,9 @@ def distill_recipe(recipe: Recipe, folder: Path) -> dict[str, Any]:
     except ValueError as error:
         raise UserError(named(str(error), "distill")) from error
     try:
-        seen = _iterate(distiller)
-        errors = endpoint_errors(model, POINTS, guidance=recipe.sampler.guidance, prompts=prompts, seed=settings.seed + 1)
+        with Signals(at_once=True):
+            seen = _iterate(distiller)
+            errors = endpoint_errors(model, POINTS, guidance=recipe.sampler.guidance, prompts=prompts, seed=settings.seed + 1)
     except KeyboardInterrupt:
         raise Interrupted("stopped while distilling; nothing was written") from None
     except (ValueError, RuntimeError) as error:

@@ -17,7 +17,7 @@ from scoreaction.errors import UserError, nearest
 from scoreaction.recipes.build import build
 from scoreaction.recipes.prompts import prompt_list, read_prompts
 from scoreaction.recipes.recipe import Recipe, load_recipe
-from scoreaction.sampling.draw import draw, spread_prompts
+from scoreaction.sampling.draw import draw, draw_x0, spread_prompts
 from scoreaction.sampling.rollout import Sampler
 from scoreaction.training.checkpoints import DAMAGED, load_newest
 from scoreaction.training.evaluation import ExactTask, measure, measure_kl
@@ -36,10 +36,10 @@ class Opened:
     tuner: Finetuner
 
 
-def open_run(folder: Path, *, tuned: bool, rewards: bool = True) -> Opened:
+def open_run(folder: Path, *, tuned: bool, rewards: bool = True, trust: bool = False) -> Opened:
     """Builds the run of a folder and, for the tuned model, loads its newest checkpoint; nothing in the folder changes.
 
-    rewards False: without its rewards, to draw from.
+    rewards False: without its rewards, to draw from. trust: whether modules that its recipe names are imported.
     """
     place = RunFolder(folder)
     if place.settings_path.is_file():
@@ -49,7 +49,7 @@ def open_run(folder: Path, *, tuned: bool, rewards: bool = True) -> Opened:
         )
     if not place.recipe_path.is_file():
         raise UserError(f"{folder}: not a run folder (no recipe.yaml in it); give what train printed after run:")
-    recipe = load_recipe(str(place.recipe_path))
+    recipe = load_recipe(str(place.recipe_path), trust=trust)
     tuner = build(recipe, rewards=rewards)
     newest = load_newest(place.saved_checkpoints(), tuner.identity())
     if newest is not None:
@@ -106,7 +106,9 @@ def draw_samples(
     sampler = sampler_with(opened, steps=steps, solver=solver, eta=eta)
     sample_prompts = spread_prompts(_prompts(opened, prompts, "--prompt") if prompts else tuner.prompts, n)
     check_writable(output, "--output")
-    samples = draw(tuner.model, sampler, n, sample_prompts, seed, reference=base).cpu().numpy()
+    samples = draw(tuner.model, sampler, n, sample_prompts, seed, reference=base, world=tuner.world).cpu().numpy()
+    if not tuner.world.leads:
+        return output / "samples.npz"
     arrays = {"samples": samples} if sample_prompts is None else {"samples": samples, "prompts": np.array(sample_prompts)}
     with whole(output / "samples.npz") as file:
         np.savez_compressed(file, **arrays)  # type: ignore[arg-type]
@@ -149,7 +151,8 @@ def evaluate_grid(
     if not rows:
         raise UserError(f"--solver: nothing to measure: {skipped[0]['why']}")
     evaluation = {"n": n, "seed": seed, "iteration": tuner.iteration, "prompts": prompts, "grid": rows, "skipped": skipped}
-    write_whole(opened.folder / "evaluation.json", json.dumps(finite(evaluation), indent=2, allow_nan=False) + "\n")
+    if tuner.world.leads:
+        write_whole(opened.folder / "evaluation.json", json.dumps(finite(evaluation), indent=2, allow_nan=False) + "\n")
     return evaluation
 
 
@@ -167,11 +170,11 @@ def _prompts(opened: Opened, prompts: Sequence[str], option: str) -> list[Any] |
 
 
 def _cell(tuner: Finetuner, sampler: Sampler, n: int, prompts: list[Any] | None, seed: int) -> Values:
-    model = tuner.model
-    figures, _ = measure(model, sampler, tuner.reward, tuner.held_out, n=n, prompts=prompts, seed=seed)
-    figures |= measure_kl(model, sampler, n, prompts, seed)
+    model, world = tuner.model, tuner.world
+    figures, _ = measure(model, sampler, tuner.reward, tuner.held_out, n=n, prompts=prompts, seed=seed, world=world)
+    figures |= measure_kl(model, sampler, n, prompts, seed, world)
     task = ExactTask.of(model, tuner.reward.reward, optimum_beta(tuner))
     if task is not None:
-        away = task.distance(lambda seed: draw(model, sampler, n, None, seed), n, seed)
+        away = task.distance(lambda seed: draw_x0(model, sampler, n, None, seed, world=world), n, seed)
         figures |= {"distance_to_optimum": away, "distance_floor": task.floor(n, seed)}
     return figures

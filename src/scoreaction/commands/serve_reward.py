@@ -22,6 +22,8 @@ from typing import Any
 import torch
 
 from scoreaction.catalog import TOKEN_VARIABLE
+from scoreaction.commands.signals import answer as say
+from scoreaction.commands.signals import heard
 from scoreaction.errors import UserError
 from scoreaction.recipes.build import check_device
 from scoreaction.rewards import CountedReward, RewardError
@@ -32,6 +34,10 @@ SEATS = 4
 """Questions that are read or scored at a time; the next wait unread, so that they cost a connection and not their bytes."""
 PATIENCE = 30.0
 """Seconds that a silent client is waited for, and that a question waits for its turn unless its client prefers less."""
+GRACE, SLOWEST = 5.0, 2**16
+"""Seconds that a body may take to begin, and the bytes a second that it must then keep up: a seat is not for dawdlers."""
+LAST_ANSWERS = 10.0
+"""Seconds for which what is being scored is waited for when the server ends."""
 
 
 @dataclass
@@ -78,12 +84,16 @@ class Handler(BaseHTTPRequestHandler):
     server_version, sys_version = "scoreaction", ""
 
     def do_GET(self) -> None:
+        if not self._comes_from_a_program():
+            return None
         if self.path != "/health":
             return self._respond(404, {"error": "GET /health, or POST /score"})
         return self._respond(200, self.server.service.health())
 
     def do_POST(self) -> None:
         service = self.server.service
+        if not self._comes_from_a_program():
+            return None
         if self.path != "/score":
             return self._respond(404, {"error": "GET /health, or POST /score"})
         if not service.allows(self.headers.get("Authorization")):
@@ -91,10 +101,12 @@ class Handler(BaseHTTPRequestHandler):
         if self.headers.get_content_type() != "application/json":  # a web page cannot send this to us unasked
             return self._refuse(415, "the content type must be application/json")
         length = self.headers.get("Content-Length", "")
-        if not length.isdecimal():
+        if not (length.isascii() and length.isdecimal()):
             return self._refuse(411, "Content-Length must be given")
-        if int(length) > service.max_bytes:
-            return self._refuse(413, f"{length} bytes are too many, {service.max_bytes} at most; ask for fewer samples at once")
+        if len(length) > 18 or int(length) > service.max_bytes:
+            return self._refuse(
+                413, f"{length[:18]} bytes are too many, {service.max_bytes} at most; ask for fewer samples at once"
+            )
         patience = re.search(r"\bwait=(\d{1,6})\b", self.headers.get("Prefer", ""))
         wait = min(PATIENCE, int(patience[1])) if patience else PATIENCE
         if not service.seats.acquire(timeout=wait):
@@ -104,8 +116,35 @@ class Handler(BaseHTTPRequestHandler):
         finally:
             service.seats.release()
 
+    def _comes_from_a_program(self) -> bool:
+        """False, with an answer, for a question that a web page made a browser ask.
+
+        A browser names the page in Origin; one whose name was turned to 127.0.0.1 (DNS rebinding) stands in Host.
+        """
+        if self.headers.get("Origin") is not None:
+            self._refuse(403, "questions from web pages are not answered")
+        elif self.server.service.token is None and not _loopback(_host_of(self.headers.get("Host", "localhost"))):
+            self._refuse(403, "the host must be localhost or a loopback address; from elsewhere with --token")
+        else:
+            return True
+        return False
+
+    def _read(self, length: int) -> bytes:
+        """The body; cut short where the client goes away, or sends less than `SLOWEST` bytes a second."""
+        body, began = bytearray(), time.monotonic()
+        with suppress(OSError):
+            while len(body) < length:
+                left = began + GRACE + len(body) / SLOWEST - time.monotonic()
+                self.connection.settimeout(max(left, 0.001))
+                part = self.rfile.read1(min(length - len(body), 2**16))
+                if not part or left <= 0:
+                    break
+                body += part
+        self.connection.settimeout(PATIENCE)
+        return bytes(body)
+
     def _score(self, length: int, wait: float) -> None:
-        body = self.rfile.read(length)
+        body = self._read(length)
         if len(body) < length:
             return None  # the client went away
         try:
@@ -142,7 +181,7 @@ class Server(ThreadingHTTPServer):
     """Serves a `Service` at (host, port); port 0 lets the system choose."""
 
     request_queue_size = 1024
-    daemon_threads = False  # closing waits for what is being answered
+    daemon_threads = True  # a scorer that hangs is not waited for: see `drain`
 
     def __init__(self, service: Service, host: str, port: int) -> None:
         self.service = service
@@ -155,6 +194,13 @@ class Server(ThreadingHTTPServer):
         """The address of the server."""
         host, port = self.server_address[:2]
         return f"http://[{host!s}]:{port}" if ":" in str(host) else f"http://{host!s}:{port}"
+
+    def drain(self, seconds: float) -> None:
+        """Waits until nothing is being read or scored any more, this long at most."""
+        end = time.monotonic() + seconds
+        for _ in range(SEATS):
+            if not self.service.seats.acquire(timeout=max(end - time.monotonic(), 0)):
+                return
 
     def handle_error(self, request: Any, client_address: Any) -> None:
         """A client that went away is nothing to report."""
@@ -191,9 +237,26 @@ def _loopback(host: str) -> bool:
         return host == "localhost"
 
 
+def _host_of(header: str) -> str:
+    """The name in a Host header, without its port.
+
+    >>> _host_of("localhost:8765"), _host_of("[::1]:80"), _host_of("127.0.0.1")
+    ('localhost', '::1', '127.0.0.1')
+    """
+    name = header.strip()
+    return name[1:].partition("]")[0] if name.startswith("[") else name.partition(":")[0].rstrip(".").lower()
+
+
 def serve(server: Server) -> None:
-    """Serves until Ctrl-C or SIGTERM, even if the shell had them ignored; then what is being scored is still answered."""
-    for number in (signal.SIGINT, signal.SIGTERM):
+    """Serves until Ctrl-C, SIGTERM or a closed terminal, the first two even if the shell had them ignored.
+
+    What is being scored is still answered, for a few seconds; a second signal, or a scorer that hangs, ends without it.
+    """
+    for number in heard():
         signal.signal(number, signal.default_int_handler)
-    with server, suppress(KeyboardInterrupt):
+    with suppress(KeyboardInterrupt):
         server.serve_forever(poll_interval=0.2)
+    server.server_close()
+    say(f"stopping after what is being scored, {LAST_ANSWERS:g} seconds at most; Ctrl-C stops at once")
+    with suppress(KeyboardInterrupt):
+        server.drain(LAST_ANSWERS)

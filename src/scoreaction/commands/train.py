@@ -2,31 +2,31 @@
 
 from __future__ import annotations
 
-import signal
-import threading
 from collections.abc import Iterator
-from contextlib import AbstractContextManager, ExitStack, contextmanager
-from dataclasses import dataclass, field
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
 from pathlib import Path
-from types import FrameType
-from typing import Any
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from rich.text import Text
 
+from scoreaction.commands.launch import described
+from scoreaction.commands.signals import Signals
 from scoreaction.disk import check_writable
 from scoreaction.errors import Failed, Interrupted, UserError, one_line
 from scoreaction.networks.memory import OUT_OF_MEMORY, is_out_of_memory
 from scoreaction.recipes.build import build
 from scoreaction.recipes.recipe import EarlyStop, Recipe, load_recipe
+from scoreaction.recipes.trust import named_modules
 from scoreaction.rewards import RewardError
 from scoreaction.training.checkpoints import DAMAGED
 from scoreaction.training.finetuner import Finetuner
 from scoreaction.training.identity import difference, flattened
 from scoreaction.training.optimizer import TrainingError
-from scoreaction.training.run_folder import RunFolder, read_json_lines, read_summary
+from scoreaction.training.run_folder import RunFolder, read_description, read_json_lines, read_summary
 from scoreaction.types import Values
+from scoreaction.world import OtherProcess, World
 
 
 def claim(folder: Path, recipe: Recipe, *, resume: bool) -> None:
@@ -45,13 +45,15 @@ def claim(folder: Path, recipe: Recipe, *, resume: bool) -> None:
     saved = place.recipe_path
     if not saved.exists():
         return
-    changed = difference(flattened(load_recipe(str(saved)).values()), flattened(recipe.values()))
+    now = recipe.values()
+    known = named_modules(read_description(folder)[0]) <= named_modules(now)  # imported already, by the recipe that was given
+    changed = difference(flattened(load_recipe(str(saved), trust=known).values()), flattened(now))
     if changed is None:
         return
-    key, before, now = changed
+    key, before, after = changed
     if key == "train.iterations":
-        raise UserError(f"{key}: this run has {before}; it can be raised, not lowered (got {now})")
-    raise UserError(f"{key}: this run has {before!r}, not {now!r}; resume it unchanged, or name another --output")
+        raise UserError(f"{key}: this run has {before}; it can be raised, not lowered (got {after})")
+    raise UserError(f"{key}: this run has {before!r}, not {after!r}; resume it unchanged, or name another --output")
 
 
 @contextmanager
@@ -84,42 +86,13 @@ class Stopper:
         return self.since >= self.rule.patience
 
 
-FORCING = (signal.SIGINT, signal.SIGTERM)
-ASKING = [signal.Signals[name] for name in ("SIGHUP", "SIGUSR1") if name in signal.Signals.__members__]
-"""Of a lost terminal, often twice, which nohup ignores; and of Slurm before its limit."""
-
-
-@dataclass
-class Signals(AbstractContextManager["Signals"]):
-    """Signals that ask the loop to stop after this iteration; a second Ctrl-C or SIGTERM stops at once."""
-
-    requested: bool = False
-    at_once: bool = False
-    _before: dict[int, Any] = field(default_factory=dict)
-
-    def __enter__(self) -> Signals:
-        if threading.current_thread() is threading.main_thread():
-            heard = [*FORCING, *(number for number in ASKING if signal.getsignal(number) != signal.SIG_IGN)]
-            self._before = {number: signal.signal(number, self._receive) for number in heard}
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        for number, handler in self._before.items():
-            signal.signal(number, handler)
-
-    def _receive(self, number: int, frame: FrameType | None) -> None:
-        if self.at_once or (self.requested and number in FORCING):
-            raise KeyboardInterrupt
-        self.requested = True
-
-
 class Reporter:
     """Shows how a run goes: a bar on a terminal's stderr, otherwise about ten plain lines on stdout."""
 
-    def __init__(self, title: str, *, total: int, done: int) -> None:
-        console = Console(stderr=True)
+    def __init__(self, title: str, *, total: int, done: int, silent: bool = False) -> None:
+        console = Console(stderr=True, quiet=silent)
         self.title, self.total, self.every = title, total, max(1, total // 10)
-        self.live = console.is_terminal
+        self.live, self.silent = console.is_terminal and not silent, silent
         self.progress = Progress(
             TextColumn("{task.description}", markup=False),
             BarColumn(),
@@ -137,7 +110,7 @@ class Reporter:
         figures = f"reward {metrics['reward_mean']:.3f}  KL {metrics['kl_nats']:.3f} nats"
         iteration = metrics["iteration"]
         self.progress.update(self.task, completed=iteration, figures=figures)
-        if not self.live and (iteration % self.every == 0 or iteration == self.total):
+        if not self.live and not self.silent and (iteration % self.every == 0 or iteration == self.total):
             print(f"{self.title}  {iteration}/{self.total}  {figures}  {metrics['seconds']:.0f} s", flush=True)
 
 
@@ -147,26 +120,35 @@ def run(recipe: Recipe, folder: Path, *, resume: bool, title: str | None = None)
     Returns the summary. UserError where the input is wrong, Failed where the run is, Interrupted after Ctrl-C with the
     state saved.
     """
-    claim(folder, recipe, resume=resume)
+    world = World.joined(recipe.train.device)
+    world.together(lambda: claim(folder, recipe, resume=resume) if world.leads else None)
     title = one_line(title or folder.name)
     tuner = build(recipe, output=folder)
-    place = tuner.folder
-    assert place is not None
-    with locked(place), Signals() as signals:
+    place, where = RunFolder(folder), described(world, tuner.model.device)
+    if world.leads:
+        print(f"{title}  {where}", flush=True)
+    with ExitStack() as stack:
+        world.together(lambda: stack.enter_context(locked(place)) if world.leads else None)
+        signals = stack.enter_context(Signals(world=world))
         if resume:
             try:
                 tuner.resume()
+            except OtherProcess:
+                raise
             except (RuntimeError, KeyError, TypeError) as error:
                 raise UserError(f"{place.newest_checkpoint()}: {DAMAGED}") from error
         stopper = Stopper(recipe.early_stop)
-        stopped = any([stopper(metrics) for metrics in read_json_lines(place.metrics_path)]) if tuner.iteration else False
+        known = world.broadcast(read_json_lines(place.metrics_path) if world.leads else [])
+        summary = world.broadcast(read_summary(folder) if world.leads and place.complete else None)
+        stopped = any([stopper(metrics) for metrics in known]) if tuner.iteration else False
         finished = stopped or tuner.iteration >= recipe.train.iterations
-        summary = read_summary(folder)
-        if finished and summary is not None and place.complete:
+        if finished and summary is not None:
             return summary
-        place.summary_path.unlink(missing_ok=True)
+        if world.leads:
+            place.summary_path.unlink(missing_ok=True)
         if not finished:
-            _iterate(tuner, stopper, signals, Reporter(title, total=recipe.train.iterations, done=tuner.iteration))
+            reporter = Reporter(title, total=recipe.train.iterations, done=tuner.iteration, silent=not world.leads)
+            _iterate(tuner, stopper, signals, reporter)
         signals.at_once = True
         return _measured(tuner, title)
 
@@ -175,6 +157,7 @@ def _iterate(tuner: Finetuner, stopper: Stopper, signals: Signals, reporter: Rep
     with reporter.progress:
         iterations = iter(tuner)
         while True:
+            signals.waiting = f"iteration {tuner.iteration + 1} of {tuner.train.iterations}"
             try:
                 metrics = next(iterations)
             except StopIteration:
@@ -189,14 +172,14 @@ def _iterate(tuner: Finetuner, stopper: Stopper, signals: Signals, reporter: Rep
             if stopper(metrics):
                 tuner.checkpoint()
                 return
-            if signals.requested:
+            if tuner.world.any(signals.requested):  # one process may hear of it an iteration before another
                 tuner.checkpoint()
                 raise Interrupted(f"stopped after iteration {tuner.iteration}, state saved")
 
 
 def _cause(error: BaseException) -> str:
     """The line of an error, with the remedy where memory ran out."""
-    if isinstance(error, TrainingError | RewardError):
+    if isinstance(error, TrainingError | RewardError | OtherProcess):
         return str(error)
     if is_out_of_memory(error) and OUT_OF_MEMORY not in str(error):
         return f"{error}; lower train.max_rows or train.batch, or set train.precision to bf16 (scoreaction plan says what fits)"
@@ -210,8 +193,8 @@ def _saved_state(tuner: Finetuner) -> str:
 
 
 def _measured(tuner: Finetuner, title: str) -> Values:
-    console = Console(stderr=True)
-    if not console.is_terminal:
+    console = Console(stderr=True, quiet=not tuner.world.leads)
+    if not console.is_terminal and tuner.world.leads:
         print(f"{title}  measuring", flush=True)
     try:
         with console.status(Text(f"{title}  measuring")):

@@ -46,7 +46,7 @@ class RowNoise:
 
 
 Source: TypeAlias = torch.Generator | RowNoise
-"""Where noise comes from."""
+"""A source of noise."""
 
 
 def drawn_seed(generator: torch.Generator) -> int:

@@ -189,12 +189,13 @@ def _misfit(error: RewardError, scorer: Scorer, model: str) -> str:
     )
 
 
-def load(path: str | Path, *, net: nn.Module | Model | None = None) -> Model:
+def load(path: str | Path, *, net: nn.Module | Model | None = None, trust: bool = False) -> Model:
     """The tuned model that `Finetuner.save` or a run folder holds, with its reference: the inverse of `save`.
 
     A run of a recipe is rebuilt from it. A network of your own is rebuilt where its class is imported and its attributes
     are plain values; where only the class is not, pass one of its kind as `net`, else one with its pretrained weights. Where
     the model encodes or decodes by functions of yours, pass the whole `Model` as it was before training: it is filled.
+    trust: whether modules that the run's recipe names are imported: their code runs, so only of folders from people you trust.
     ValueError says what is missing.
     """
     folder = Path(path)
@@ -203,6 +204,6 @@ def load(path: str | Path, *, net: nn.Module | Model | None = None) -> Model:
     recipe = folder / "recipe.yaml"
     if not recipe.is_file():
         return load_described(folder, net)
-    model = build(load_recipe(str(recipe)), rewards=False).model
+    model = build(load_recipe(str(recipe), trust=trust), rewards=False).model
     load_weights(model, folder)
     return model

@@ -21,6 +21,7 @@ from scoreaction.errors import UserError
 from scoreaction.recipes.prompts import PromptValue, read_prompts
 from scoreaction.recipes.text import KEYS, assign, parse_override, read_recipe, suits
 from scoreaction.recipes.traits import Traits, traits_of
+from scoreaction.recipes.trust import is_own, refuse_far_prompts, refuse_untrusted
 from scoreaction.recipes.validation import Key, check, check_finite, dotted, refuse_unknown
 from scoreaction.sampling.rollout import Sampler
 from scoreaction.training.best_weights import check_metric
@@ -108,22 +109,28 @@ SECTIONS: dict[str, type[BaseModel]] = {
 """The sections of a recipe beside the blocks with a name."""
 
 
-def load_recipe(name_or_path: str, overrides: Sequence[str] = ()) -> Recipe:
+def load_recipe(name_or_path: str, overrides: Sequence[str] = (), *, trust: bool | None = None) -> Recipe:
     """The recipe of that shipped name or YAML file with `key=value` overrides, checked and resolved.
 
-    UserError, one line that names the key or the file, for whatever is wrong.
+    trust: whether the file may name modules, whose code then runs, and any file of prompts; None trusts the modules of a
+    shipped recipe and of one in the working folder. Overrides are the user's own word, and always trusted. UserError, one
+    line that names the key or the file, for whatever is wrong.
 
     >>> load_recipe("mixture", ["algorithm.beta=0.2"]).algorithm.config.beta
     0.2
     """
-    values, folder = read_recipe(name_or_path)
+    values, path = read_recipe(name_or_path)
+    if not (is_own(path) if trust is None else trust):
+        refuse_untrusted(values, path)
+    if not trust and path not in catalog.recipes().values():
+        refuse_far_prompts(values, path)
     beta = _algorithm_beta(values)
     assignments = [parse_override(text) for text in overrides]
     for key, value in sorted(assignments, key=lambda pair: pair[0][-1] != "name"):  # names first: they say what is known
         assign(values, key, value)
     if beta and _algorithm_beta(values) is None and isinstance(values.setdefault("evaluation", {}), dict):
         values["evaluation"].setdefault("beta", beta)  # an algorithm without beta is measured against the recipe's optimum
-    return resolve(values, folder=folder)
+    return resolve(values, folder=path.parent)
 
 
 def _algorithm_beta(values: Values) -> Any:

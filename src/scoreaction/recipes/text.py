@@ -16,7 +16,7 @@ KEYS = ["model", "reward", "algorithm", "sampler", "train", "prompts", "evaluati
 
 
 def read_recipe(name_or_path: str) -> tuple[Values, Path]:
-    """The unchecked values of a shipped recipe or a YAML file, and the folder it lies in."""
+    """The unchecked values of a shipped recipe or a YAML file, and the file."""
     path = catalog.recipes().get(name_or_path, Path(name_or_path))
     try:
         there = path.is_file()
@@ -29,7 +29,7 @@ def read_recipe(name_or_path: str) -> tuple[Values, Path]:
     values = parse_yaml(read_text(path), where=str(path))
     if not isinstance(values, dict) or not all(isinstance(key, str) for key in values):
         raise UserError(f"{path}: a recipe is a mapping with the keys {', '.join(KEYS)}")
-    return values, path.parent
+    return values, path
 
 
 def parse_override(text: str) -> tuple[list[str], Any]:

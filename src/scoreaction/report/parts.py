@@ -16,6 +16,7 @@ from scoreaction.diffusion.mixtures import Mixture
 from scoreaction.errors import UserError
 from scoreaction.recipes.build import build_block
 from scoreaction.recipes.recipe import block_of, numbered
+from scoreaction.recipes.trust import named_modules
 from scoreaction.training.evaluation import ExactTask
 from scoreaction.training.run_folder import RunFolder
 
@@ -110,8 +111,8 @@ def samples_of(folder: Path, kind: str) -> NDArray[Any] | None:
 
 
 def exact_laws(values: Values, summary: Values) -> tuple[Mixture | None, Mixture | None]:
-    """The data law and the optimum's, where they are known and the user's parts can be loaded."""
-    if "distance_to_optimum" not in summary:
+    """The data law and the optimum's, where they are known and of parts that ship: a report imports nothing else."""
+    if "distance_to_optimum" not in summary or named_modules(values):
         return None, None
     kinds: list[catalog.Kind] = ["model", "reward"]
     try:

@@ -7,6 +7,7 @@ import logging
 import math
 import os
 import random
+import socket
 import threading
 import time
 from collections.abc import Callable
@@ -41,7 +42,7 @@ class Config(BaseModel, frozen=True, extra="forbid"):
     Samples go in parts of `batch`, or smaller ones if the server takes less, `in_flight` of them at a time, while later ones
     are still drawn. A server that is down or slow is asked `retries` times more, after about `backoff`, 2 `backoff`, 4
     `backoff` ... seconds; one that is busy, as long as it scores others. The token is read from an environment variable, so
-    that no recipe holds it.
+    that no recipe holds it; the name of the variable begins with SCOREACTION_, so that no recipe can ask for another secret.
     """
 
     name: Literal["http"] = "http"
@@ -54,7 +55,9 @@ class Config(BaseModel, frozen=True, extra="forbid"):
     retries: int = Field(3, ge=0, description="how often a question is asked again")
     backoff: float = Field(0.5, ge=0, description="seconds before the first time")
     format: Format = Field("npy", description="npy: exact float32; png: pictures in 8 bits, a few times smaller")
-    token_variable: str = Field(TOKEN_VARIABLE, description="environment variable with the token")
+    token_variable: str = Field(
+        TOKEN_VARIABLE, pattern=r"^SCOREACTION_[A-Z0-9_]+$", description="environment variable with the token: SCOREACTION_..."
+    )
 
 
 class NoAnswer(Exception):
@@ -192,23 +195,47 @@ class Http:
             raise RewardError(f"{server.url}: {error}") from error
 
     def _exchange(self, server: Server, method: str, path: str, body: bytes | None = None) -> tuple[int, bytes]:
-        """The status and body of an answer; a server may let it wait for a third of `timeout`, and score for another."""
+        """The status and body of an answer; a server may let it wait for a third of `timeout`, and score for another.
+
+        All of it has `timeout` seconds: one that sends a letter now and then is cut off.
+        """
         address, timeout = server.address, self.config.timeout
         kind = http.client.HTTPSConnection if address.scheme == "https" else http.client.HTTPConnection
         connection = kind(address.hostname or "", address.port, timeout=timeout)
         headers = {"Content-Type": "application/json", "Prefer": f"wait={int(timeout / 3)}"}
         if self.token is not None:
             headers["Authorization"] = f"Bearer {self.token}"
+        late = threading.Event()
+        lines: list[socket.socket] = []
+
+        def cut() -> None:
+            late.set()
+            for line in lines:  # none while it connects, which has a timeout of its own
+                with suppress(OSError):
+                    line.shutdown(socket.SHUT_RDWR)
+
+        deadline = threading.Timer(timeout, cut)
+        deadline.daemon = True
+        deadline.start()
         try:
+            connection.connect()
+            lines.append(connection.sock)  # kept here: the connection forgets it where an answer has no length
             with suppress(BrokenPipeError, ConnectionResetError):  # a server that refuses need not read all of a question
                 connection.request(method, address.path.rstrip("/") + path, body, headers)
             response = connection.getresponse()
             data = response.read(LONGEST_ANSWER)
-        except TimeoutError as error:
-            raise NoAnswer(f"no answer within {timeout:g} seconds") from error
-        except (OSError, http.client.HTTPException) as error:
+            if response.length and len(data) < LONGEST_ANSWER:
+                raise http.client.IncompleteRead(data, response.length)
+            if late.is_set():
+                raise TimeoutError
+        except (OSError, http.client.HTTPException, ValueError, AttributeError) as error:
+            if late.is_set() or isinstance(error, TimeoutError):
+                raise NoAnswer(f"no answer within {timeout:g} seconds") from error
+            if isinstance(error, ValueError | AttributeError):
+                raise NoAnswer("no answer (not HTTP)") from error
             raise NoAnswer(f"no answer ({_reason(error)})") from error
         finally:
+            deadline.cancel()
             connection.close()
         if response.status in BUSY:
             raise Busy(f"the server is busy (HTTP {response.status})")

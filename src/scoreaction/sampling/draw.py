@@ -92,10 +92,20 @@ def run(model: Model, sampler: Sampler, predict: Predict, n: int, generator: Sou
     return x
 
 
-def draw(model: Model, sampler: Sampler, n: int, prompts: list[Any] | None, seed: int, *, reference: bool = False) -> Tensor:
-    """n samples as rewards see them (decoded)."""
-    with torch.no_grad():
-        return model.decode(draw_x0(model, sampler, n, prompts, seed, reference=reference))
+@torch.no_grad()
+def draw(
+    model: Model,
+    sampler: Sampler,
+    n: int,
+    prompts: list[Any] | None,
+    seed: int,
+    *,
+    reference: bool = False,
+    world: World = ALONE,
+) -> Tensor:
+    """n samples as rewards see them (decoded), as `draw_x0` draws them."""
+    parts = x0_in_parts(model, sampler, prompts, seed, world.stripe(n), reference=reference)
+    return world.gather(torch.cat([model.decode(x0) for _, x0 in parts]), n)
 
 
 def sample(

@@ -101,7 +101,7 @@ class Replay(nn.Module):
         self.weights[slots] = max(largest, 1.0)
 
     def known(self) -> int:
-        """How many trajectories, of all processes, may be drawn."""
+        """The number of trajectories, of all processes, that may be drawn."""
         return len(self._ages()) * self.classes
 
     def _ages(self) -> Tensor:

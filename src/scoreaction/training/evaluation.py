@@ -220,15 +220,20 @@ def measure(
     judges = {"reward": reward, **{f"held_out.{name}": judge for name, judge in held_out.items()}}
     parts: list[Tensor] = []
     begun: dict[str, list[Callable[[], Tensor]]] = {name: [] for name in judges}
-    with torch.no_grad():
+
+    def begin() -> None:
         for rows, x0 in x0_in_parts(model, sampler, spread, seed, world.stripe(n), reference=reference, chunk=chunk):
             refuse_diverged("pretrained" if reference else "tuned", "samples", x0)
             parts.append(model.decode(x0))
             for name, judge in judges.items():
                 begun[name].append(judge.begin(parts[-1], None if spread is None else [spread[row] for row in rows.tolist()]))
+
+    with torch.no_grad():
+        world.together(begin)
         for judge in judges.values():
             settle(judge.reward, world, n)
-        scores = {name: world.gather(torch.cat([wait() for wait in waiting]), n) for name, waiting in begun.items()}
+        own = world.together(lambda: {name: torch.cat([wait() for wait in waiting]) for name, waiting in begun.items()})
+        scores = {name: world.gather(values, n) for name, values in own.items()}
     samples, rewards = torch.cat(parts), scores.pop("reward")
     groups = torch.arange(n) % (len(prompts) if prompts else 1)
     figures: dict[str, Any] = {"reward": float(rewards.double().mean()), "reward_se": standard_error(rewards)}

@@ -204,12 +204,12 @@ class Finetuner(Run):
         self.owns_folder = True
         with self._locked():
             newest = self.world.together(self._newest)
-            path = self.world.told(None if newest is None else newest[0])
+            path = self.world.broadcast(None if newest is None else newest[0])
             if path is not None and not self.world.leads:
                 newest = path, load_tree(path)
             if self.rounds is not None:
                 self.rounds.log.read()
-                self.rounds.log.records = self.world.told(self.rounds.log.records)
+                self.rounds.log.records = self.world.broadcast(self.rounds.log.records)
             if newest is not None:
                 self.saved, state = newest
                 self.load_state(state)

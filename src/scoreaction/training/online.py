@@ -211,9 +211,9 @@ class Rounds:
             fresh = piece[piece >= known]
             self.oracle.queries += int((own < known).sum())
             if len(fresh):
-                asked = own >= known
-                answers = world.together(partial(self._asked, samples[asked], groups[own[asked]]))
-                values, features = (world.merged(answer, own[asked] - fresh[0], len(fresh)) for answer in answers)
+                new = own >= known
+                answers = world.together(partial(self._answers, samples[new], groups[own[new]]))
+                values, features = (world.merged(answer, own[new] - fresh[0], len(fresh)) for answer in answers)
                 self.log.add(number, self._prompts(groups[fresh]), values + noise[piece >= known], features)
         self._refit(number, before, generator)
         world.share(self.proxy.state_dict().values())
@@ -222,7 +222,7 @@ class Rounds:
     def _prompts(self, groups: Tensor) -> list[Any] | None:
         return None if self.prompts is None else [self.prompts[group] for group in groups.tolist()]
 
-    def _asked(self, samples: Tensor, groups: Tensor) -> tuple[Tensor, Tensor]:
+    def _answers(self, samples: Tensor, groups: Tensor) -> tuple[Tensor, Tensor]:
         """The oracle's answers and the features, on the CPU."""
         return self.oracle(samples, self._prompts(groups)).cpu(), self._features(samples).cpu()
 

@@ -24,6 +24,9 @@ NO_GRADIENT = "check that the network's output depends on them, and that nothing
 class TrainingError(RuntimeError):
     """Training cannot go on: no gradient reaches the trained parameters, or a number is not finite."""
 
+    shared = True
+    """It is raised in every process alike."""
+
 
 SURE = 64
 """Rows a process, on average, at which none is without any: one in e^64 of lists drawn with replacement."""
@@ -170,7 +173,7 @@ class Optimisation:
             raise ValueError(f"updates: {update.network!r} is not trained; choose from {', '.join(self.optimisers)}")
         own = [len(rows) if isinstance(rows, Rows) else rows for rows, _, _ in update.terms]
         most = max(rows * term.calls for rows, term in zip(own, update.terms, strict=True)) or 1
-        return self._told(update, *fitting(self.model, most, partial(self._accumulate, update, iteration)))
+        return self._averaged(update, *fitting(self.model, most, partial(self._accumulate, update, iteration)))
 
     def _accumulate(self, update: Update, iteration: int, limit: int) -> tuple[dict[str, float], dict[str, float]]:
         """The gradient of the own rows, and their part of the figures' means and largest, in calls of at most `limit` rows."""
@@ -202,7 +205,7 @@ class Optimisation:
             return equal_parts(rows, max(1, limit // calls))
         return rows.split(own if calls == 0 else max(1, limit // calls)) if own else ()
 
-    def _told(self, update: Update, means: dict[str, float], largest: dict[str, float]) -> dict[str, float]:
+    def _averaged(self, update: Update, means: dict[str, float], largest: dict[str, float]) -> dict[str, float]:
         """Averages gradient and figures over the processes."""
         few = SURE * self.world.size  # a list drawn with replacement may be all of other processes
         if any(isinstance(term.rows, Rows) and term.rows.total < few for term in update.terms):
@@ -210,9 +213,9 @@ class Optimisation:
                 names = {name for known in self.world.every([*own]) for name in known}
                 own |= {name: missing for name in names - own.keys()}
         values = [value for _, value in sorted(means.items())]
-        told = self.world.average_gradients(self._parameters(update.network), values)
+        averages = self.world.average_gradients(self._parameters(update.network), values)
         most = self.world.reduced([value for _, value in sorted(largest.items())], "max")
-        return dict(zip(sorted(means), told, strict=True)) | dict(zip(sorted(largest), most, strict=True))
+        return dict(zip(sorted(means), averages, strict=True)) | dict(zip(sorted(largest), most, strict=True))
 
     def _parameters(self, network: str) -> list[Tensor]:
         return [p for group in self.optimisers[network].param_groups for p in group["params"]]

@@ -61,7 +61,7 @@ def check_shard(train: Train, world: World) -> None:
     """ValueError, with the remedy, where processes cannot share networks."""
     if world.size == 1:
         raise ValueError(
-            "train.shard: there is one process, and nobody to share with; start it with torchrun --nproc_per_node N, or set it"
+            "train.shard: there is one process, and nobody to share with; start it with --processes N or torchrun, or set it"
             " to false"
         )
     if train.optimizer == "adam8bit":
