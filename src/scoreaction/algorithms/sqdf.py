@@ -11,7 +11,7 @@ from pydantic import Field, model_validator
 from torch import Tensor
 
 from scoreaction.algorithms._learner import Learner, Regularised, Setting, Update, Updates, refuse_black_box, roll_out_chain
-from scoreaction.algorithms._soft_q import SoftQ, soft_q
+from scoreaction.algorithms._soft_q import Belief, SoftQ, soft_q
 from scoreaction.algorithms._step import GradValue, StepWeights, known, next_states, noise_of, step_gap, step_term
 from scoreaction.algorithms._trust import TrustState, adapt_trust
 from scoreaction.algorithms._value import critic_updates, kl_to_go
@@ -98,13 +98,17 @@ class SQDFLearner(Learner):
         super().__init__(setting, kl_target=config.kl_target)
         self.config, self.chain = config, config.weights == "chain"
         self.weigh = StepWeights.of_chain if self.chain else StepWeights.of_path
-        # a soft Q that is not learned does not run away: there is no trust region
+        # a soft Q that is not learned does not run away, as far as its x0_hat is believed: there is no trust region
         self.least_trust = config.trust if config.correction else 0.0
         self.state = ReplayState(config.beta, trust=self.least_trust)
         shape, kept = self.model.shape, max(config.buffer, self.batch)
         age, priority, importance = config.max_age, config.priority, config.importance
         self.replay = Replay(kept, self.sampler.steps, shape, max_age=age, priority=priority, importance=importance)
         self.networks["replay"] = self.replay
+        believes = self.model.predicts in ("eps", "score") and config.x0_hat == "reference"
+        self.belief = Belief(self.process, shape) if believes else None
+        if self.belief is not None:
+            self.networks["belief"] = self.belief
         self.critic = Critic(self.process, shape, skip="whole", conditions=self.conditions) if config.correction else None
         if self.critic is not None:
             self.networks["critic"], self.lr["critic"] = self.critic, config.critic_lr
@@ -122,6 +126,8 @@ class SQDFLearner(Learner):
         """The correction, if there is one, then the policy at random steps of stored trajectories."""
         config, figures = self.config, {}
         self.replay.add(rollout)
+        if self.belief is not None:
+            self.belief.calibrate(rollout.x0)
         yield from self._critic_updates(rollout, generator)
         numbers = self._learnable(rollout.times)
         self.state.replay_pairs = float(len(self.replay.slots()) * len(numbers))
@@ -172,7 +178,7 @@ class SQDFLearner(Learner):
     def soft_q(self, states: States, *, gradient: bool) -> SoftQ:
         """The soft Q with the chosen x0 predictor."""
         consistency, steps = self.config.x0_hat == "consistency", self.config.x0_steps
-        return soft_q(self, states, gradient=gradient, consistency=consistency, steps=steps)
+        return soft_q(self, states, gradient=gradient, consistency=consistency, steps=steps, belief=self.belief)
 
     def gradient(self, states: States, left: Tensor) -> tuple[Tensor, Tensor]:
         """The gradient of the soft Q at states with `left` (rows,) steps to go, discounted or corrected, and its x0_hat."""
