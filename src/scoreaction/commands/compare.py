@@ -141,7 +141,7 @@ def compare(
 
 
 def fault_of(comparison: Values, folder: Path) -> str | None:
-    """What makes a comparison worthless: a run that learned nothing, or two whose figures are equal to the digit.
+    """Fault of a comparison, None without one: a run that learned nothing, or two that are equal to the digit.
 
     >>> runs = [{"folder": name, "summary": {"reward_tuned": 1.25, "seconds": len(name)}} for name in ("a", "b2")]
     >>> fault_of({"runs": runs}, Path("nowhere"))
