@@ -310,19 +310,39 @@ def test_a_run_goes_on_when_its_reader_goes_away(tmp_path: Path) -> None:
     assert (tmp_path / "run" / "summary.json").exists()
 
 
-def test_a_run_in_which_no_iteration_learned_says_so(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    """All rewards are equal, which is a logged skip and no failure; a run in which they differ says nothing."""
+def test_a_run_in_which_no_iteration_learned_fails(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """All rewards are equal: all is written, and the exit code is 1. Twin: a run in which they differ."""
 
-    def note(name: str, direction: str) -> str:
+    def ended(name: str, direction: str) -> tuple[int, str]:
         capsys.readouterr()
-        assert train(tmp_path / name, f"reward={{name: linear, direction: {direction}}}", "train.iterations=2") == 0
-        return capsys.readouterr().err
+        code = train(tmp_path / name, f"reward={{name: linear, direction: {direction}}}", "train.iterations=2")
+        assert (tmp_path / name / "summary.json").exists()
+        return code, capsys.readouterr().err
 
-    accepts(_warns, note("flat", "[0.0, 0.0]"), learned=note("steep", "[1.0, 0.5]"))
+    def fails(end: tuple[int, str]) -> None:
+        assert end[0] == 1
+        assert "flat: no iteration learned anything: in each all rewards were equal, or fp16 overflowed" in end[1]
+
+    accepts(fails, ended("flat", "[0.0, 0.0]"), learned=ended("steep", "[1.0, 0.5]"))
 
 
-def _warns(text: str) -> None:
-    assert "note: no iteration learned anything: in each all rewards were equal" in text
+def test_two_equal_runs_are_no_comparison(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """A setting that has no effect: how often state is saved. Twin: one that has, the learning rate."""
+
+    def ended(name: str, sweep: str) -> tuple[int, str]:
+        command = ["compare", "mixture", *TINY[1:], "train.iterations=2", "--algorithms", "ddpo", "--sweep", sweep]
+        code = main([*command, "--output", str(tmp_path / name)])
+        assert (tmp_path / name / "comparison.json").exists()
+        return code, capsys.readouterr().err
+
+    def fails(end: tuple[int, str]) -> None:
+        assert end[0] == 1
+        both = "ddpo/train.checkpoint_every=1/seed0 and ddpo/train.checkpoint_every=2/seed0"
+        assert end[1].endswith(
+            f"{both}: their tuned models are equal to the digit; what tells these runs apart has no effect\n"
+        )
+
+    accepts(fails, ended("equal", "train.checkpoint_every=1,2"), other=ended("other", "train.lr=0.001,0.01"))
 
 
 def test_an_interrupt_within_an_iteration_goes_back_to_the_checkpoint(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from typing import Any
 
 import pytest
@@ -85,8 +86,15 @@ def test_a_projected_prediction_is_still_one_of_its_x() -> None:
 
 
 def test_ddim_says_how_it_clips_and_nothing_else_does() -> None:
-    with pytest.warns(UserWarning, match=r"^model\.path: clip_sample clips x0, and eps goes with it"):
-        build_from_pipeline(pixels("DDIMScheduler"))
+    def warns(pipeline: Any) -> None:
+        with warnings.catch_warnings(record=True) as caught:
+            warnings.simplefilter("always")
+            build_from_pipeline(pipeline)
+        assert [
+            str(each.message) for each in caught if str(each.message).startswith("model.path: clip_sample clips x0, and eps")
+        ]
+
+    accepts(warns, pixels("DDIMScheduler"), ddpm=pixels("DDPMScheduler"), off=pixels("DDIMScheduler", clip_sample=False))
 
 
 @pytest.mark.parametrize(

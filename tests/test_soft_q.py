@@ -4,13 +4,16 @@ import pytest
 import torch
 from affine import LAW, REWARD, model, none, points, setting
 from oracles.linear_quadratic import ScalarLQ
-from twins import F64, close, f64
+from torch import nn
+from twins import F64, accepts, close, f64
 
 import scoreaction as sa
 from scoreaction.algorithms._learner import Objective
-from scoreaction.algorithms._soft_q import clean_sample, soft_q
+from scoreaction.algorithms._soft_q import Belief, clean_sample, soft_q
 from scoreaction.diffusion.mixtures import Quadratic
+from scoreaction.diffusion.predictions import from_prediction
 from scoreaction.models import gaussian_mixture
+from scoreaction.networks.layers import VectorNet
 
 VP = sa.VP()
 
@@ -107,3 +110,80 @@ def test_more_steps_of_the_predictor_are_its_deterministic_chain(process):
         at = points(x, f64([start] * 3))
         for n in (1, 2, 4):
             close(clean_sample(agent, at, consistency=False, steps=n), closed(n), atol=1e-9, one_more=closed(n + 1))
+
+
+# An eps network near pure noise
+
+
+@pytest.mark.parametrize("process", [VP, sa.VE(), sa.TableVP.scaled_linear()], ids=lambda process: type(process).__name__)
+def test_of_gaussian_samples_the_belief_is_the_posterior_mean_itself(process):
+    """`g = m + alpha v/(alpha^2 v + sigma^2) (x - alpha m)` at every t. Twins: no mean, variance 1."""
+    generator = torch.Generator().manual_seed(0)
+    samples = 2.0 + 0.5 * torch.randn(4000, 3, generator=generator, dtype=F64)
+    belief, t = Belief(process, (3,)).double(), torch.linspace(0.01, 1, 50, dtype=F64)
+    belief.calibrate(samples)
+    belief.calibrate(samples + 1)  # and stays
+    alpha, sigma2 = process.alpha(t)[:, None], process.sigma2(t)[:, None]
+    x = alpha * samples[:50] + sigma2.sqrt() * torch.randn(50, 3, generator=generator, dtype=F64)
+
+    def mean(m, v):
+        return m + alpha * v / (alpha**2 * v + sigma2) * (x - alpha * m)
+
+    own = mean(samples.mean(0), samples.var(0, correction=0).mean())
+    close(belief(own, x, t), own, atol=1e-5, centred=mean(0.0, 0.25), wide=mean(2.0, 1.0))
+
+
+def test_an_error_of_eps_does_not_grow_near_pure_noise():
+    """Truth: the exact posterior mean of the mixture, at SD's and DDPM's last times. Twin: x0_hat as the network has it."""
+    law, generator = gaussian_mixture.Config().law(), torch.Generator().manual_seed(0)
+    for process in (VP, sa.TableVP.scaled_linear()):
+        belief, t = Belief(process, (2,)), torch.tensor([1.0, 0.9, 0.2, 0.02], dtype=F64).repeat_interleave(500)
+        belief.calibrate(law.sample(2000, generator).float())
+        alpha, sigma = process.alpha(t)[:, None], process.sigma(t)[:, None]
+        eps = torch.randn(2000, 2, generator=generator, dtype=F64)
+        x = alpha * law.sample(2000, generator) + sigma * eps
+        exact = law.prediction(process, x, t).x0
+        wrong = (exact - 0.2 * sigma / alpha * torch.sin(2 * x.flip(1))).float()
+
+        def near(x0_hat, exact=exact):
+            error = (x0_hat - exact).square().sum(1).reshape(4, -1).mean(1).sqrt()
+            assert bool((error < 1.0).all()), error
+
+        accepts(near, belief(wrong, x.float(), t), raw=wrong)
+
+
+class Crooked(nn.Module):
+    """The mixture's exact prediction with an error of 0.1, plus a perceptron that begins at 0."""
+
+    def __init__(self, predicts):
+        super().__init__()
+        torch.manual_seed(0)
+        self.law, self.predicts, self.net = gaussian_mixture.Config().law(), predicts, VectorNet(VP, 2, 2)
+        nn.init.zeros_(self.net.last.weight)
+        nn.init.zeros_(self.net.last.bias)
+
+    def forward(self, x, t, cond):
+        exact = from_prediction(VP, self.predicts, t.double(), self.law.prediction(VP, x, t.double()))
+        return exact + 0.1 * torch.sin(2 * x.flip(1)) + self.net(x, t)
+
+
+@pytest.mark.slow
+def test_sqdf_of_an_eps_network_goes_no_further_than_that_of_a_v_network():
+    """Twin: the soft Q of x0_hat as an eps network has it, which runs away."""
+    reward = sa.Reward(lambda x, _: -(x - torch.tensor([2.0, 0.0])).square().sum(1) / 4, differentiable=True)
+
+    def farthest(predicts, *, believes=True):
+        made = sa.Model(Crooked(predicts), process=VP, predicts=predicts, shape=(2,))
+        train = sa.Train(iterations=12, batch=64, lr=2e-3, device="cpu")
+        sqdf, sampler = sa.SQDF(beta=0.5, updates=8), sa.Sampler(steps=15)
+        tuner = sa.Finetuner(made, reward=reward, algorithm=sqdf, sampler=sampler, train=train)
+        if not believes:
+            tuner.learner.belief = None
+        return max(metrics["kl_nats"] for metrics in tuner)
+
+    truth = farthest("v")
+
+    def holds(nats):
+        assert nats < 2 * truth, (nats, truth)
+
+    accepts(holds, farthest("eps"), as_it_is=farthest("eps", believes=False))

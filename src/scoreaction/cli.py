@@ -63,11 +63,10 @@ def train(
     """Fine-tune a model by a recipe."""
     from scoreaction.commands.launch import launch
     from scoreaction.commands.tables import show_summary
-    from scoreaction.commands.train import run
+    from scoreaction.commands.train import NOTHING, learned_nothing, run
     from scoreaction.recipes.recipe import load_recipe
     from scoreaction.recipes.trust import named_modules
     from scoreaction.report.model_card import write_card
-    from scoreaction.training.run_folder import RunFolder, read_json_lines
     from scoreaction.world import World
 
     chosen = load_recipe(recipe, overrides or [], trust=trust or None)
@@ -88,9 +87,8 @@ def train(
     write_card(folder, chosen, figures)
     show_summary(figures)
     print(f"run: {folder}")
-    if all("skipped" in metrics for metrics in read_json_lines(RunFolder(folder).metrics_path) or [{}]):
-        why = "in each all rewards were equal, or fp16 overflowed; scoreaction doctor says more"
-        print(f"note: no iteration learned anything: {why}", file=sys.stderr)
+    if learned_nothing(folder):
+        raise Failed(f"{folder}: no iteration learned anything: {NOTHING}")
     return 0
 
 
@@ -183,15 +181,19 @@ def compare(
 ) -> None:
     """Run algorithms with the same budget: comparison.json, plots and a report."""
     from scoreaction.commands.compare import compare as run_all
+    from scoreaction.commands.compare import fault_of
     from scoreaction.commands.tables import show_comparison
     from scoreaction.report.page import write_report
 
     chosen = names(algorithms, "--algorithms")
     folder = output or default_folder(recipe, "-".join(chosen))
     several = numbers(seeds, int, "--seeds")
-    show_comparison(run_all(recipe, overrides or [], chosen, several, sweep, folder, trust=trust or None))
+    comparison = run_all(recipe, overrides or [], chosen, several, sweep, folder, trust=trust or None)
+    show_comparison(comparison)
     print(f"comparison: {folder}")
     print(f"report: {write_report(folder)}")
+    if fault := fault_of(comparison, folder):
+        raise Failed(fault)
 
 
 @app.command("serve-reward")

@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from scoreaction.algorithms._learner import Learner
 from scoreaction.algorithms._value import put
+from scoreaction.diffusion.predictions import expand
+from scoreaction.diffusion.processes import Process
 from scoreaction.diffusion.solvers import ddim_step
+from scoreaction.diffusion.transitions import sum_event
 from scoreaction.networks.conditions import take
 from scoreaction.sampling.rollout import States
 
@@ -29,6 +33,52 @@ def clean_sample(learner: Learner, states: States, *, consistency: bool, steps: 
     return learner.pretrained(x, t, states.prompt).x0
 
 
+EPS_ERROR = 0.05
+"""Variance of the error of eps that `Belief` allows for: 0.22 of the noise's own standard deviation."""
+
+
+class Belief(nn.Module):
+    """The x0_hat of an eps or score network as far as it can be believed: a line near pure noise, and nowhere beyond reach.
+
+    An error of eps is `sigma/alpha` times larger in x0_hat, and so is that of its slope: near pure noise the soft Q points
+    anywhere, and the policy follows it away from all that the network was trained on. With samples of mean m and variance v a
+    number, the best scalar line `g = m + alpha v/(alpha^2 v + sigma^2) (x - alpha m)` has no such error, and
+    - `E|x0_hat - g|^2 <= E|x0 - g|^2 = D v sigma^2/(alpha^2 v + sigma^2)`: x0_hat is kept within three such deviations of it;
+    - what it adds to g is weighed as a signal of variance v in noise of variance `e sigma^2/alpha^2`, e the `EPS_ERROR`:
+      `w = SNR/(SNR + e)`, `SNR = alpha^2 v/sigma^2` (Wiener).
+    m and v are those of the first trajectories, whose policy still is the pretrained model.
+    """
+
+    mean: Tensor
+    variance: Tensor
+    taken: Tensor
+
+    def __init__(self, process: Process, shape: Sequence[int]) -> None:
+        super().__init__()
+        self.process = process
+        self.register_buffer("mean", torch.zeros(*shape))
+        self.register_buffer("variance", torch.ones(()))
+        self.register_buffer("taken", torch.zeros((), dtype=torch.bool))
+
+    def calibrate(self, x0: Tensor) -> None:
+        """Takes mean and variance from samples (batch, *shape); later calls change nothing."""
+        if not bool(self.taken):
+            self.mean.copy_(x0.mean(0))
+            self.variance.copy_((x0 - x0.mean(0)).square().mean())
+            self.taken.fill_(True)
+
+    def forward(self, x0_hat: Tensor, x: Tensor, t: Tensor) -> Tensor:
+        """The x0_hat that is believed at (x, t): x0_hat, x (rows, *shape), t (rows,), differentiable in both."""
+        alpha, sigma2, v = self.process.alpha(t), self.process.sigma2(t), self.variance.double()
+        total = alpha**2 * v + sigma2
+        line = self.mean + expand(alpha * v / total, x) * (x - expand(alpha, x) * self.mean)
+        away = x0_hat - line
+        reach = 3 * torch.sqrt(x[0].numel() * v * sigma2 / total)
+        share = (reach / sum_event(away.detach() ** 2).sqrt().clamp(min=1e-30)).clamp(max=1)
+        weight = alpha**2 * v / (alpha**2 * v + EPS_ERROR * sigma2)
+        return line + expand(weight * share, x) * away
+
+
 class SoftQ(NamedTuple):
     """`r(x0_hat(x))` (rows,), its gradient in x and x0_hat itself (rows, *shape)."""
 
@@ -37,8 +87,16 @@ class SoftQ(NamedTuple):
     x0: Tensor
 
 
-def soft_q(learner: Learner, states: States, *, gradient: bool, consistency: bool = False, steps: int = 1) -> SoftQ:
-    """The soft Q at these states. Kang et al. 2026 (arXiv 2512.04559), eq. 9.
+def soft_q(
+    learner: Learner,
+    states: States,
+    *,
+    gradient: bool,
+    consistency: bool = False,
+    steps: int = 1,
+    belief: Belief | None = None,
+) -> SoftQ:
+    """The soft Q at these states, of the x0_hat that is believed. Kang et al. 2026 (arXiv 2512.04559), eq. 9.
 
     Without `gradient` nothing is differentiated and the gradient is zero.
     """
@@ -50,7 +108,8 @@ def soft_q(learner: Learner, states: States, *, gradient: bool, consistency: boo
                 here = take(states, rows)
                 here = here._replace(x=here.x.detach().requires_grad_(gradient))
                 x0 = here.x if clean else clean_sample(learner, here, consistency=consistency, steps=steps)
-                value = learner.reward(x0, here.prompt)
+                believed = x0 if clean or belief is None else belief(x0, here.x, here.t)
+                value = learner.reward(believed, here.prompt)
                 grad = torch.autograd.grad(value.sum(), here.x)[0] if gradient else torch.zeros_like(here.x)
             put(q, rows, (value.detach(), grad, x0.detach()))
 

@@ -20,7 +20,7 @@ from scoreaction.algorithms._learner import (
     refuse_black_box,
     roll_out_chain,
 )
-from scoreaction.algorithms._soft_q import SoftQ, soft_q
+from scoreaction.algorithms._soft_q import Belief, SoftQ, soft_q
 from scoreaction.algorithms._step import GradValue, StepWeights, known, next_states, noise_of, step_gap, step_term
 from scoreaction.algorithms._trust import TrustState, adapt_trust
 from scoreaction.algorithms._value import critic_updates, kl_to_go
@@ -109,7 +109,7 @@ class SQDFLearner(Learner):
         super().__init__(setting, kl_target=config.kl_target)
         self.config, self.chain = config, config.weights == "chain"
         self.weigh = StepWeights.of_chain if self.chain else StepWeights.of_path
-        # a soft Q that is not learned does not run away: there is no trust region
+        # a soft Q that is not learned does not run away, as far as its x0_hat is believed: there is no trust region
         self.least_trust = config.trust if config.correction else 0.0
         self.state = ReplayState(config.beta, trust=self.least_trust)
         shape, kept = self.model.shape, max(config.buffer, self.batch)
@@ -119,6 +119,10 @@ class SQDFLearner(Learner):
             batch=self.batch, world=self.world,
         )  # fmt: skip
         self.networks["replay"] = self.replay
+        believes = self.model.predicts in ("eps", "score") and config.x0_hat == "reference"
+        self.belief = Belief(self.process, shape) if believes else None
+        if self.belief is not None:
+            self.networks["belief"] = self.belief
         self.critic = Critic(self.process, shape, skip="whole", conditions=self.conditions) if config.correction else None
         if self.critic is not None:
             self.networks["critic"], self.lr["critic"] = self.critic, config.critic_lr
@@ -136,6 +140,8 @@ class SQDFLearner(Learner):
         """The correction, if there is one, then the policy at random steps of stored trajectories."""
         config, figures = self.config, {}
         self.replay.add(rollout)
+        if self.belief is not None and not self.belief.taken:
+            self.belief.calibrate(self.world.gather(rollout.x0))
         yield from self._critic_updates(rollout, generator)
         numbers = self._learnable(rollout.acted)
         self.state.replay_pairs = float(self.replay.known() * len(numbers))
@@ -187,7 +193,7 @@ class SQDFLearner(Learner):
     def soft_q(self, states: States, *, gradient: bool) -> SoftQ:
         """The soft Q with the chosen x0 predictor."""
         consistency, steps = self.config.x0_hat == "consistency", self.config.x0_steps
-        return soft_q(self, states, gradient=gradient, consistency=consistency, steps=steps)
+        return soft_q(self, states, gradient=gradient, consistency=consistency, steps=steps, belief=self.belief)
 
     def gradient(self, states: States, left: Tensor) -> tuple[Tensor, Tensor]:
         """The gradient of the soft Q at states with `left` (rows,) steps to go, discounted or corrected, and its x0_hat."""

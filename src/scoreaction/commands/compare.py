@@ -10,7 +10,7 @@ from pathlib import Path
 from statistics import stdev
 
 from scoreaction import catalog
-from scoreaction.commands.train import run
+from scoreaction.commands.train import NOTHING, learned_nothing, run
 from scoreaction.disk import whole, write_whole
 from scoreaction.errors import Interrupted, UserError, nearest
 from scoreaction.recipes.build import build
@@ -154,6 +154,25 @@ def compare(
         with whole(folder / f"{name}.png") as file:
             figure.savefig(file, format="png", dpi=110)
     return comparison
+
+
+def fault_of(comparison: Values, folder: Path) -> str | None:
+    """Fault of a comparison, None without one: a run that learned nothing, or two that are equal to the digit.
+
+    >>> runs = [{"folder": name, "summary": {"reward_tuned": 1.25, "seconds": len(name)}} for name in ("a", "b2")]
+    >>> fault_of({"runs": runs}, Path("nowhere"))
+    'a and b2: their tuned models are equal to the digit; what tells these runs apart has no effect'
+    """
+    seen: dict[str, str] = {}
+    for record in comparison["runs"]:
+        if learned_nothing(folder / record["folder"]):
+            return f"{record['folder']}: no iteration learned anything: {NOTHING}"
+        tuned = json.dumps({key: value for key, value in record["summary"].items() if key.endswith("_tuned")})
+        if tuned in seen:
+            both = f"{seen[tuned]} and {record['folder']}"
+            return f"{both}: their tuned models are equal to the digit; what tells these runs apart has no effect"
+        seen[tuned] = record["folder"]
+    return None
 
 
 def _try_each(entries: Sequence[Entry]) -> None:

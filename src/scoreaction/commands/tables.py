@@ -116,8 +116,8 @@ def show_plan(figures: Values) -> None:
     )
     if processes > 1:
         print(
-            f"{processes} processes: {number(round(figures['pictures_a_day']))} samples a day at that speed; each sends the others"
-            f" {figures['gradient_bytes'] / 2**20:.1f} MiB of gradient an update, and never a trajectory"
+            f"{processes} processes: {number(round(figures['pictures_a_day']))} samples a day at that speed; each sends"
+            f" the others {figures['gradient_bytes'] / 2**20:.1f} MiB of gradient an update, and never a trajectory"
         )
     print(
         "how: layers are built without weights and run once; every tensor that is kept is counted, sampling at"

@@ -153,6 +153,15 @@ def run(recipe: Recipe, folder: Path, *, resume: bool, title: str | None = None)
         return _measured(tuner, title)
 
 
+NOTHING = "in each all rewards were equal, or fp16 overflowed; scoreaction doctor says more"
+
+
+def learned_nothing(folder: Path) -> bool:
+    """True if the log of a run has iterations, and each of them was skipped."""
+    logged = read_json_lines(RunFolder(folder).metrics_path)
+    return bool(logged) and all("skipped" in metrics for metrics in logged)
+
+
 def _iterate(tuner: Finetuner, stopper: Stopper, signals: Signals, reporter: Reporter) -> None:
     with reporter.progress:
         iterations = iter(tuner)

@@ -106,8 +106,8 @@ class Model:
         self.adapters = Adapters(self.reference_net)
         check_net(net)
         self.lora: LoraShape | None = None
-        given = {"encode": encode, "decode": decode, "project": project}
-        self.functions = [name for name, function in given.items() if function is not None]
+        functions = {"encode": encode, "decode": decode, "project": project}
+        self.functions = [name for name, function in functions.items() if function is not None]
         """Functions that it was built with, which no file can hold, by the names of their arguments."""
         if lora_rank is not None:
             chosen = list(lora_targets or [name for name, m in base_modules(net).items() if isinstance(m, nn.Linear)])

@@ -56,11 +56,11 @@ def denoising_findings(tuner: Finetuner, generator: torch.Generator) -> Iterator
     for snr in SNRS:
         t = _time_of(tuner, snr / max(variance, 1e-12))
         eps = torch.randn(x0.shape, generator=generator).to(x0)
-        found = policy(expand(model.process.alpha(t), x0) * x0 + expand(model.process.sigma(t), x0) * eps, t).eps
-        levels.append(_level(eps.flatten(1).double(), found.flatten(1).double(), snr))
+        eps_hat = policy(expand(model.process.alpha(t), x0) * x0 + expand(model.process.sigma(t), x0) * eps, t).eps
+        levels.append(_level(eps.flatten(1).double(), eps_hat.flatten(1).double(), snr))
     yield _judge(levels)
-    if found[0].numel() <= WIDEST and n >= 2 * found[0].numel():
-        yield _directions(found.flatten(1).double())
+    if eps_hat[0].numel() <= WIDEST and n >= 2 * eps_hat[0].numel():
+        yield _directions(eps_hat.flatten(1).double())
 
 
 def _time_of(tuner: Finetuner, snr: float) -> Tensor:
@@ -69,11 +69,11 @@ def _time_of(tuner: Finetuner, snr: float) -> Tensor:
     return times[(process.log_snr(times) - math.log(snr)).abs().argmin()]
 
 
-def _level(eps: Tensor, found: Tensor, snr: float) -> Level:
-    products, squares = (eps * found).sum(1), found.square().sum(1)
+def _level(eps: Tensor, eps_hat: Tensor, snr: float) -> Level:
+    products, squares = (eps * eps_hat).sum(1), eps_hat.square().sum(1)
     ratio = float(products.sum() / squares.sum())
     deviation = float((products - ratio * squares).std() / squares.mean()) / math.sqrt(len(eps))
-    return Level(ratio, deviation, float((found - eps).square().mean()), snr / (1 + snr))
+    return Level(ratio, deviation, float((eps_hat - eps).square().mean()), snr / (1 + snr))
 
 
 def _judge(levels: list[Level]) -> Finding:
@@ -94,10 +94,10 @@ def _judge(levels: list[Level]) -> Finding:
     return Finding(check, "ok", seen)
 
 
-def _directions(found: Tensor) -> Finding:
+def _directions(eps_hat: Tensor) -> Finding:
     """At much noise eps_hat has variance in every direction, as the noise has; where it has none, the samples keep theirs."""
     check = "every direction is denoised"
-    values = torch.linalg.eigvalsh(torch.cov(found.T).reshape(found.shape[1], found.shape[1]))
+    values = torch.linalg.eigvalsh(torch.cov(eps_hat.T).reshape(eps_hat.shape[1], eps_hat.shape[1]))
     silent = int((values < 1e-4 * values.mean()).sum())
     if silent:
         return Finding(
