@@ -202,11 +202,12 @@ def measure(
     seed: int,
     reference: bool = False,
     chunk: int = 8192,
+    progress: Callable[[int], None] | None = None,
 ) -> tuple[dict[str, Any], Tensor]:
     """Reward, held-out rewards and diversity of the averaged policy (or the reference), and the decoded samples.
 
     With prompts also `by_prompt`, the mean reward of each; diversity is None where no prompt has two samples. What is drawn
-    is scored while more is drawn, where the reward works in the background.
+    is scored while more is drawn, where the reward works in the background. progress: called with the number drawn so far.
     """
     spread = spread_prompts(prompts, n)
     judges = {"reward": reward, **{f"held_out.{name}": judge for name, judge in held_out.items()}}
@@ -218,6 +219,8 @@ def measure(
         ):
             refuse_diverged("pretrained" if reference else "tuned", "samples", x0)
             parts.append(model.decode(x0))
+            if progress is not None:
+                progress(start + len(x0))
             for name, judge in judges.items():
                 begun[name].append(judge.begin(parts[-1], None if spread is None else spread[start : start + chunk]))
         scores = {name: torch.cat([wait() for wait in waiting]) for name, waiting in begun.items()}
