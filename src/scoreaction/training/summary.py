@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -32,7 +33,7 @@ def summarise(run: Run, progress: Callable[[str], None] = lambda done: None) -> 
         measured, samples = measure(
             run.model, sampler, run.reward, run.held_out,
             n=chosen.n, prompts=run.prompts, seed=chosen.seed, reference=kind == "base", chunk=chunk,
-            progress=lambda drawn, kind=kind: progress(f"{kind} model, {drawn:,} of {chosen.n:,} samples"),
+            progress=partial(_drawn, progress, kind, chosen.n),
         )  # fmt: skip
         for prompt, mean in measured.pop("by_prompt", {}).items():
             prompted.setdefault(prompt, {})[f"reward_{kind}"] = mean
@@ -58,6 +59,10 @@ def summarise(run: Run, progress: Callable[[str], None] = lambda done: None) -> 
         run.save(run.folder.model)
         write_whole(run.folder.summary_path, json.dumps(figures, indent=2, allow_nan=False) + "\n")  # last: where it is, all is
     return figures
+
+
+def _drawn(progress: Callable[[str], None], kind: str, n: int, drawn: int) -> None:
+    progress(f"{kind} model, {drawn:,} of {n:,} samples")
 
 
 def finite(figures: dict[str, Any]) -> dict[str, Any]:
