@@ -33,7 +33,7 @@ class Evaluation(BaseModel, frozen=True, extra="forbid", allow_inf_nan=False):
 
     n: int = Field(8192, ge=2)
     solver: SolverName = "ddim"
-    steps: int = Field(200, ge=1)
+    steps: int = Field(200, ge=1, le=10_000)
     eta: float = Field(1.0, ge=0, le=1)
     seed: int = Field(1234, ge=0, lt=2**32)
     beta: float | None = Field(None, gt=0)
