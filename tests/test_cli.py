@@ -19,11 +19,13 @@ import pytest
 from twins import accepts, close, same
 
 from scoreaction import catalog
-from scoreaction.cli import Unread, main
+from scoreaction.cli import main
 from scoreaction.commands.compare import grouped, planned
 from scoreaction.commands.evaluate import open_run
 from scoreaction.commands.listing import listed
-from scoreaction.commands.train import Signals, Stopper
+from scoreaction.commands.signals import Signals
+from scoreaction.commands.streams import Unread
+from scoreaction.commands.train import Stopper
 from scoreaction.diffusion.solvers import SOLVERS
 from scoreaction.recipes.recipe import load_recipe, optimum_beta
 from scoreaction.sampling.draw import draw, spread_prompts

@@ -208,6 +208,22 @@ def test_an_answer_cut_in_the_middle_is_asked_for_again() -> None:
             reward(IMAGES[:1], None)
 
 
+def test_rubbish_is_a_short_line() -> None:
+    """Without its control characters; twin: the rubbish."""
+    rubbish = bytes(range(256)) * 10
+    with answering(lambda line: line.sendall(rubbish)) as url:
+        reward = remote(url, retries=0)
+        reward.servers[0].report = {}
+        with pytest.raises(RewardError, match="no answer") as caught:
+            reward(IMAGES[:1], None)
+
+    def fine(text: str) -> None:
+        assert text.isprintable()
+        assert len(text) < 300
+
+    accepts(fine, str(caught.value), rubbish=rubbish.decode("latin-1"))
+
+
 def test_a_recipe_names_no_other_secret() -> None:
     assert Config(token_variable="SCOREACTION_TOKEN_2").token_variable == "SCOREACTION_TOKEN_2"
     for name in ("AWS_SECRET_ACCESS_KEY", "HF_TOKEN", "scoreaction_token", "SCOREACTION_", "X_SCOREACTION_TOKEN"):

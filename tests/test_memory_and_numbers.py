@@ -226,3 +226,15 @@ def test_plain_yaml_is_read() -> None:
     found = parse_yaml('{a: &x [1, 2], b: *x, c: "\\ud83d\\ude00"}', where="recipe")
     same(found, {"a": [1, 2], "b": [1, 2], "c": "\U0001f600"}, halves={"a": [1, 2], "b": [1, 2], "c": "\ud83d\ude00"})
     assert matplotlib.__version__
+
+
+@pytest.mark.parametrize(
+    "key",
+    ["model.hidden", "model.depth", "sampler.steps", "evaluation.steps", "online.members", "online.hidden", "distill.steps"],
+)
+def test_a_number_that_no_memory_holds_is_refused(key: str) -> None:
+    """Twin: one that memory holds."""
+    with pytest.raises(UserError, match=rf"^{key}: must be less than or equal to "):
+        load_recipe("mixture", [f"{key}=1000000000"])
+    section, _, name = key.partition(".")
+    same(load_recipe("mixture", [f"{key}=3"]).values()[section][name], 3, other=4)

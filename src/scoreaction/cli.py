@@ -1,4 +1,4 @@
-"""The command `scoreaction`: train, plan, doctor, distill, sample, evaluate, compare, report, serve-reward, list.
+"""The command `scoreaction`: train, plan, doctor, distill, sample, evaluate, compare, report, runs, watch, serve-reward, list.
 
 Exit codes: 0 done; 2 the input is wrong; 1 it failed; 130 interrupted. Whatever goes wrong is one line on stderr; `--debug`
 shows the traceback.
@@ -7,7 +7,6 @@ shows the traceback.
 from __future__ import annotations
 
 import errno
-import io
 import os
 import shlex
 import sys
@@ -21,6 +20,7 @@ import typer
 
 from scoreaction.catalog import TOKEN_VARIABLE
 from scoreaction.commands.arguments import Overrides, RecipeName, RunPath, Trust, default_folder, names, numbers, output_option
+from scoreaction.commands.streams import forgive
 from scoreaction.errors import Failed, Interrupted, UserError, one_line
 
 # Commands import what they need themselves, so that --help and list answer at once.
@@ -61,6 +61,8 @@ def train(
     trust: Trust = False,
 ) -> int:
     """Fine-tune a model by a recipe."""
+    if os.environ.get("RANK", "0") == "0":  # of several processes the first speaks
+        print(f"{Path(recipe).stem}  loading", flush=True)  # torch alone takes seconds
     from scoreaction.commands.launch import launch
     from scoreaction.commands.tables import show_summary
     from scoreaction.commands.train import NOTHING, learned_nothing, run
@@ -234,6 +236,26 @@ def report(
 
 
 @app.command()
+def runs(
+    folder: Annotated[Path, typer.Argument(metavar="FOLDER", help="Where runs are looked for, however deep.")] = Path("runs"),
+) -> None:
+    """List the runs below a folder: what they train, how far they are, and how good."""
+    from scoreaction.commands.runs import runs_below
+    from scoreaction.commands.tables import show_runs
+
+    show_runs(runs_below(folder))
+
+
+@app.command()
+def watch(run: RunPath) -> None:
+    """Follow a run while it goes on, from wherever its folder can be read. Ends with the run, or by Ctrl-C."""
+    from scoreaction.commands.runs import follow
+
+    for line in follow(run):
+        print(line, flush=True)
+
+
+@app.command()
 def doctor(
     recipe: RecipeName,
     overrides: Overrides = None,
@@ -262,32 +284,6 @@ def list_(
     from scoreaction.commands.listing import details, overview
 
     print(details(what, name) if what is not None and name is not None else overview(what))
-
-
-class Unread(io.FileIO):
-    """A stream that drops what is written to a pipe without a reader or to a lost terminal: a run goes on without them."""
-
-    def write(self, data: Any) -> int:
-        """Writes data, or drops it; the number of bytes."""
-        try:
-            return super().write(data)
-        except OSError as error:
-            if error.errno not in (errno.EPIPE, errno.EIO):
-                raise
-            return memoryview(data).nbytes
-
-
-def forgive(name: str) -> None:
-    """Makes the process's own stream of this name one that no letter that it cannot show and no lost reader makes fail."""
-    stream = getattr(sys, name)
-    if not isinstance(stream, io.TextIOWrapper):
-        return
-    if stream is getattr(sys, f"__{name}__") and os.name == "posix":
-        raw = Unread(stream.fileno(), "w", closefd=False)
-        often = stream.line_buffering or stream.write_through
-        stream = io.TextIOWrapper(io.BufferedWriter(raw), stream.encoding, line_buffering=often)
-        setattr(sys, name, stream)
-    stream.reconfigure(errors="replace")
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -99,8 +99,11 @@ def draw_samples(
     seed: int,
     base: bool,
 ) -> Path:
-    """Writes samples.npz (`samples`, and `prompts` where there are any) and samples.png; gives the first's path."""
-    from scoreaction.report.figures import save_samples
+    """Writes samples.npz (`samples`, and `prompts` where there are any) and samples.png; gives the first's path.
+
+    Pictures are also written each for itself, at full size, into pictures/.
+    """
+    from scoreaction.report.figures import is_pictures, save_pictures, save_samples
 
     tuner = opened.tuner
     sampler = sampler_with(opened, steps=steps, solver=solver, eta=eta)
@@ -113,6 +116,8 @@ def draw_samples(
     with whole(output / "samples.npz") as file:
         np.savez_compressed(file, **arrays)  # type: ignore[arg-type]
     save_samples(output / "samples.png", samples, sample_prompts)
+    if is_pictures(samples):
+        save_pictures(output / "pictures", samples, None if sample_prompts is None else list(map(str, sample_prompts)))
     return output / "samples.npz"
 
 

@@ -36,7 +36,7 @@ PATIENCE = 30.0
 """Seconds that a silent client is waited for, and that a question waits for its turn unless its client prefers less."""
 GRACE, SLOWEST = 5.0, 2**16
 """Seconds that a body may take to begin, and the bytes a second that it must then keep up: a seat is not for dawdlers."""
-LAST_ANSWERS = 10.0
+LAST_ANSWERS = 5.0
 """Seconds for which what is being scored is waited for when the server ends."""
 
 

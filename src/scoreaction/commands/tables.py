@@ -77,6 +77,16 @@ def show_comparison(comparison: Values) -> None:
     _console().print(table)
 
 
+def show_runs(rows: list[Values]) -> None:
+    """A line for each run."""
+    table = Table()
+    for name in rows[0]:
+        table.add_column(name, overflow="fold")
+    for row in rows:
+        table.add_row(*row.values())
+    _console().print(table)
+
+
 def show_plan(figures: Values) -> None:
     """Needs of a run, and how the figures are computed."""
     gib = 2**30

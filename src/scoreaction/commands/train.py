@@ -7,19 +7,18 @@ from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeElapsedColumn, TimeRemainingColumn
-from rich.text import Text
-
 from scoreaction.commands.launch import described
+from scoreaction.commands.progress import Measuring, Reporter, say
 from scoreaction.commands.signals import Signals
 from scoreaction.disk import check_writable
 from scoreaction.errors import Failed, Interrupted, UserError, one_line
 from scoreaction.networks.memory import OUT_OF_MEMORY, is_out_of_memory
 from scoreaction.recipes.build import build
+from scoreaction.recipes.prompts import prompt_list
 from scoreaction.recipes.recipe import EarlyStop, Recipe, load_recipe
 from scoreaction.recipes.trust import named_modules
 from scoreaction.rewards import RewardError
+from scoreaction.sampling.draw import draw, spread_prompts
 from scoreaction.training.checkpoints import DAMAGED
 from scoreaction.training.finetuner import Finetuner
 from scoreaction.training.identity import difference, flattened
@@ -86,34 +85,6 @@ class Stopper:
         return self.since >= self.rule.patience
 
 
-class Reporter:
-    """Shows how a run goes: a bar on a terminal's stderr, otherwise about ten plain lines on stdout."""
-
-    def __init__(self, title: str, *, total: int, done: int, silent: bool = False) -> None:
-        console = Console(stderr=True, quiet=silent)
-        self.title, self.total, self.every = title, total, max(1, total // 10)
-        self.live, self.silent = console.is_terminal and not silent, silent
-        self.progress = Progress(
-            TextColumn("{task.description}", markup=False),
-            BarColumn(),
-            MofNCompleteColumn(),
-            TimeElapsedColumn(),
-            TextColumn("left"),
-            TimeRemainingColumn(),
-            TextColumn("{task.fields[figures]}"),
-            console=console,
-            disable=not self.live,
-        )
-        self.task: TaskID = self.progress.add_task(title, total=total, completed=done, figures="")
-
-    def __call__(self, metrics: Values) -> None:
-        figures = f"reward {metrics['reward_mean']:.3f}  KL {metrics['kl_nats']:.3f} nats"
-        iteration = metrics["iteration"]
-        self.progress.update(self.task, completed=iteration, figures=figures)
-        if not self.live and not self.silent and (iteration % self.every == 0 or iteration == self.total):
-            print(f"{self.title}  {iteration}/{self.total}  {figures}  {metrics['seconds']:.0f} s", flush=True)
-
-
 def run(recipe: Recipe, folder: Path, *, resume: bool, title: str | None = None) -> Values:
     """Trains a recipe in a folder, or goes on with it, and measures it; a finished run is left as it is.
 
@@ -123,10 +94,11 @@ def run(recipe: Recipe, folder: Path, *, resume: bool, title: str | None = None)
     world = World.joined(recipe.train.device)
     world.together(lambda: claim(folder, recipe, resume=resume) if world.leads else None)
     title = one_line(title or folder.name)
+    prompts = 0 if recipe.prompts is None else len(prompt_list(recipe.prompts) or [])
+    say(title, "building model and rewards" + (f", encoding {prompts} prompts" if prompts else ""))
     tuner = build(recipe, output=folder)
     place, where = RunFolder(folder), described(world, tuner.model.device)
-    if world.leads:
-        print(f"{title}  {where}", flush=True)
+    say(title, where)
     with ExitStack() as stack:
         world.together(lambda: stack.enter_context(locked(place)) if world.leads else None)
         signals = stack.enter_context(Signals(world=world))
@@ -147,8 +119,8 @@ def run(recipe: Recipe, folder: Path, *, resume: bool, title: str | None = None)
         if world.leads:
             place.summary_path.unlink(missing_ok=True)
         if not finished:
-            reporter = Reporter(title, total=recipe.train.iterations, done=tuner.iteration, silent=not world.leads)
-            _iterate(tuner, stopper, signals, reporter)
+            say(title, f"iteration {tuner.iteration + 1} of {recipe.train.iterations}")
+            _iterate(tuner, stopper, signals, Reporter(title, total=recipe.train.iterations, done=tuner.iteration))
         signals.at_once = True
         return _measured(tuner, title)
 
@@ -178,6 +150,8 @@ def _iterate(tuner: Finetuner, stopper: Stopper, signals: Signals, reporter: Rep
             except (Exception, SystemExit) as error:
                 raise Failed(f"iteration {tuner.iteration + 1}: {_cause(error)}; {_saved_state(tuner)}") from error
             reporter(metrics)
+            if tuner.train.show_every is not None and tuner.iteration % tuner.train.show_every == 0:
+                show(tuner)
             if stopper(metrics):
                 tuner.checkpoint()
                 return
@@ -201,13 +175,29 @@ def _saved_state(tuner: Finetuner) -> str:
     return "nothing was saved yet" if newest is None else f"the state after iteration {int(newest.name)} is saved"
 
 
+def show(tuner: Finetuner) -> None:
+    """Draws a few samples of the policy as it is, of the same noise each time: samples/ITERATION.png."""
+    from scoreaction.report.figures import is_pictures, save_samples
+
+    n = SHOWN if len(tuner.model.shape) > 1 else 512
+    prompts = spread_prompts(tuner.prompts, n)
+    samples = draw(tuner.model, tuner.sampler, n, prompts, tuner.evaluation.seed, world=tuner.world).cpu().numpy()
+    if tuner.folder is None or tuner.journal is None:  # of another process than the first
+        return
+    path = tuner.folder.samples / f"{tuner.iteration:06d}.png"
+    save_samples(path, samples, None if prompts is None else list(map(str, prompts)))
+    if is_pictures(samples):
+        tuner.journal.show(samples.clip(0, 1), tuner.iteration)
+
+
+SHOWN = 16
+"""Pictures that are drawn while a run goes on."""
+
+
 def _measured(tuner: Finetuner, title: str) -> Values:
-    console = Console(stderr=True, quiet=not tuner.world.leads)
-    if not console.is_terminal and tuner.world.leads:
-        print(f"{title}  measuring", flush=True)
     try:
-        with console.status(Text(f"{title}  measuring")):
-            return tuner.summary()
+        with Measuring(title) as progress:
+            return tuner.summary(progress)
     except KeyboardInterrupt:
         raise Interrupted("stopped while measuring; training is done and saved") from None
     except (Exception, SystemExit) as error:

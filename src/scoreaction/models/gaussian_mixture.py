@@ -35,8 +35,8 @@ class Config(BaseModel, frozen=True, extra="forbid", allow_inf_nan=False):
     weights: list[float] | None = None
     std: float | list[float] = 0.3
     process: ProcessName = "vp"
-    hidden: int = Field(128, ge=1)
-    depth: int = Field(3, ge=1)
+    hidden: int = Field(128, ge=1, le=2**14)
+    depth: int = Field(3, ge=1, le=100)
     consistency: Path | None = None
 
     @model_validator(mode="after")

@@ -26,8 +26,8 @@ class Config(BaseModel, frozen=True, extra="forbid", allow_inf_nan=False):
     mean: list[float] = Field([0.3], min_length=1)
     variance: float | list[float] = 0.8
     process: ProcessName = "vp"
-    hidden: int = Field(64, ge=1)
-    depth: int = Field(2, ge=1)
+    hidden: int = Field(64, ge=1, le=2**14)
+    depth: int = Field(2, ge=1, le=100)
     consistency: Path | None = None
 
     @model_validator(mode="after")

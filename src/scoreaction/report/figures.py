@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+import re
 from collections.abc import Sequence
 from pathlib import Path
 from textwrap import fill
@@ -99,7 +101,7 @@ def samples_figure(panels: dict[str, Array], laws: dict[str, Mixture | None] | N
     if is_pictures(first):
         figure, axes = new_figure(len(panels), 2 if len(panels) > 3 else None, width=5.2, height=2.9)
         for axis, (title, samples) in zip(axes, panels.items(), strict=True):
-            axis.imshow(tiled(samples[:50].astype(np.float32), 10), interpolation="nearest")
+            axis.imshow(tiled(samples[:SHEET].astype(np.float32), sheet_columns(samples)), interpolation="nearest")
             entitle(axis, title)
             axis.set_axis_off()
         return figure
@@ -134,11 +136,40 @@ def pairs_figure(before: Array, after: Array, prompts: Sequence[str], *, columns
 
 
 def save_samples(path: Path, samples: Array, prompts: Sequence[str] | None) -> None:
-    """samples.png: one panel, with the prompts in its title where they are few."""
+    """samples.png: one panel, with the prompts in its title where they are few; no picture is made smaller in it."""
     several = list(dict.fromkeys(prompts or []))
     title = f"{len(samples)} samples" + (f": {', '.join(several)}" if 0 < len(several) <= 3 else "")
+    figure, dpi = samples_figure({title: samples}), 120
+    if is_pictures(samples):
+        rows, columns = -(-min(len(samples), SHEET) // sheet_columns(samples)), sheet_columns(samples)
+        figure.set_size_inches(5.2, max(1.0, 5.2 * rows * samples.shape[2] / (columns * samples.shape[3])) + 0.4)
+        dpi = max(dpi, math.ceil(columns * (samples.shape[3] + 1) / 5.0))
     with whole(path) as file:
-        samples_figure({title: samples}).savefig(file, format="png", dpi=120)
+        figure.savefig(file, format="png", dpi=dpi)
+
+
+def save_pictures(folder: Path, samples: Array, prompts: Sequence[str] | None) -> None:
+    """A PNG file of each picture (n, 1 or 3, height, width) at its full size, named by its number and its prompt."""
+    from PIL import Image
+
+    for i, pixels in enumerate((np.clip(samples, 0, 1).astype(np.float32) * 255).round().astype(np.uint8)):
+        words = "" if prompts is None else "-" + re.sub(r"[^\w]+", "-", prompts[i]).strip("-")[:60]
+        picture = Image.fromarray(pixels[0] if len(pixels) == 1 else pixels.transpose(1, 2, 0))
+        with whole(folder / f"{i:03d}{words.rstrip('-')}.png") as file:
+            picture.save(file, "PNG")
+
+
+def sheet_columns(samples: Array) -> int:
+    """The pictures of a row of a sheet: ten, or as many as fit 2,560 pixels.
+
+    >>> sheet_columns(np.zeros((1, 3, 16, 16))), sheet_columns(np.zeros((1, 3, 512, 512)))
+    (10, 5)
+    """
+    return max(1, min(10, 2560 // samples.shape[3]))
+
+
+SHEET = 50
+"""Pictures of a sheet at most."""
 
 
 def curve_keys(records: Sequence[Values]) -> list[str]:

@@ -22,6 +22,7 @@ from pydantic import BaseModel, Field
 from torch import Tensor
 
 from scoreaction.catalog import TOKEN_VARIABLE
+from scoreaction.errors import one_line
 from scoreaction.rewards import RewardError
 from scoreaction.rewards._wire import LARGEST_QUESTION, Format, WireError, question, read_answer, read_report, sendable
 from scoreaction.types import Prompts
@@ -187,7 +188,7 @@ class Http:
             why = f"the token in {variable} is not the server's" if self.token else f"set {variable} to the server's token"
             raise RewardError(f"{server.url}: not authorised (HTTP {status}); {why}")
         if status != 200:
-            why = " ".join(str(read_report(data).get("error") or "refused").split())[:300]
+            why = one_line(read_report(data).get("error") or "refused", most=300)
             raise RewardError(f"{server.url}: {why} (HTTP {status})")
         try:
             return read_answer(data, n)
@@ -243,7 +244,8 @@ class Http:
 
 
 def _reason(error: Exception) -> str:
-    return (error.strerror if isinstance(error, OSError) and error.strerror else str(error) or type(error).__name__).lower()
+    text = error.strerror if isinstance(error, OSError) and error.strerror else str(error) or type(error).__name__
+    return one_line(text.lower(), most=100)
 
 
 def build(config: Config) -> Http:

@@ -31,7 +31,7 @@ class Sampler(BaseModel, frozen=True, extra="forbid"):
     """
 
     solver: SolverName = "ddim"
-    steps: int = Field(50, ge=1)
+    steps: int = Field(50, ge=1, le=10_000)
     eta: float = Field(1.0, ge=0, le=1)
     grid: GridName = "power"
     guidance: float = Field(1.0, ge=0)

@@ -34,7 +34,7 @@ class Distill(BaseModel, frozen=True, extra="forbid", allow_inf_nan=False):
 
     iterations: int = Field(1000, ge=1)
     paths: int = Field(32, ge=1)
-    steps: int = Field(16, ge=2)
+    steps: int = Field(16, ge=2, le=10_000)
     leap: int | None = Field(None, ge=1)
     lr: float = Field(2e-3, gt=0)
     ema: float = Field(0.99, ge=0, lt=1)

@@ -37,7 +37,7 @@ class Evaluation(BaseModel, frozen=True, extra="forbid", allow_inf_nan=False):
 
     n: int = Field(8192, ge=2)
     solver: SolverName = "ddim"
-    steps: int = Field(200, ge=1)
+    steps: int = Field(200, ge=1, le=10_000)
     eta: float = Field(1.0, ge=0, le=1)
     seed: int = Field(1234, ge=0, lt=2**32)
     beta: float | None = Field(None, gt=0)
@@ -210,11 +210,12 @@ def measure(
     reference: bool = False,
     chunk: int = 8192,
     world: World = ALONE,
+    progress: Callable[[int], None] | None = None,
 ) -> tuple[dict[str, Any], Tensor]:
     """Reward, held-out rewards and diversity of the averaged policy (or the reference), and this process's decoded samples.
 
     With prompts also `by_prompt`, the mean reward of each; diversity is None where no prompt has two samples. What is drawn
-    is scored while more is drawn, where the reward works in the background.
+    is scored while more is drawn, where the reward works in the background. progress: called with the number drawn so far.
     """
     spread = spread_prompts(prompts, n)
     judges = {"reward": reward, **{f"held_out.{name}": judge for name, judge in held_out.items()}}
@@ -225,6 +226,8 @@ def measure(
         for rows, x0 in x0_in_parts(model, sampler, spread, seed, world.stripe(n), reference=reference, chunk=chunk):
             refuse_diverged("pretrained" if reference else "tuned", "samples", x0)
             parts.append(model.decode(x0))
+            if progress is not None:
+                progress(int(rows[-1]) + 1)
             for name, judge in judges.items():
                 begun[name].append(judge.begin(parts[-1], None if spread is None else [spread[row] for row in rows.tolist()]))
 

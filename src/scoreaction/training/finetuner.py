@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import replace
 from functools import partial
@@ -218,7 +218,7 @@ class Finetuner(Run):
                 self.folder.cut_metrics(self.iteration)
         return newest is not None
 
-    def summary(self) -> dict[str, Any]:
+    def summary(self, progress: Callable[[str], None] = lambda done: None) -> dict[str, Any]:
         """Measures base and tuned model from the same noise; with a folder also writes summary.json, samples/ and model/."""
         with self._locked():
-            return summarise(self)
+            return summarise(self, progress)

@@ -47,8 +47,8 @@ class Online(BaseModel, frozen=True, extra="forbid", allow_inf_nan=False):
     optimism: float | None = None
     noise_std: float = Field(0.0, ge=0)
     features: Literal["model", "samples"] = "model"
-    members: int = Field(8, ge=2, description="networks of the ensemble")
-    hidden: int = Field(32, ge=0, description="width of the proxy's two hidden layers; 0 is linear in the features")
+    members: int = Field(8, ge=2, le=1000, description="networks of the ensemble")
+    hidden: int = Field(32, ge=0, le=2**14, description="width of the proxy's two hidden layers; 0 is linear in the features")
 
     @field_validator("rounds")
     @classmethod

@@ -40,8 +40,10 @@ class Train(BaseModel, frozen=True, extra="forbid", allow_inf_nan=False):
     max_rows is the largest batch of one network call (guidance doubles it), null the model's own, else 4096; optimizer
     adam8bit keeps the policy's Adam in 8 bits, for full fine-tuning; held_out_rows how many samples an iteration the held-out
     rewards and diversity are measured on. select: the metric whose best weights are kept, higher is better; they are then what
-    is reported, sampled and saved. schedule: of the learning rate over the run. samples_per_prompt: that many trajectories in
-    a row have one prompt. shard: the processes of a node share the networks, of which each holds a part (FSDP).
+    is reported, sampled and saved. show_every: after how many iterations the command `train` draws samples of the same noise
+    into samples/, and into TensorBoard where they are pictures. schedule: of the learning rate over the run.
+    samples_per_prompt: that many trajectories in a row have one prompt. shard: the processes of a node share the networks, of
+    which each holds a part (FSDP).
     """
 
     iterations: int = Field(300, ge=1)
@@ -60,6 +62,7 @@ class Train(BaseModel, frozen=True, extra="forbid", allow_inf_nan=False):
     samples_per_prompt: int = Field(1, ge=1)
     checkpoint_every: int = Field(50, ge=1)
     held_out_rows: int = Field(64, ge=2)
+    show_every: int | None = Field(None, ge=1)
     select: str | None = None
 
 

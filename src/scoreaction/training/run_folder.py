@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from filelock import FileLock, Timeout
+from numpy.typing import NDArray
 
 from scoreaction.disk import PART, flush, remove, write_whole
 from scoreaction.errors import UserError
@@ -136,6 +137,11 @@ class Journal:
         if self._board is not None:
             for name, value in metrics.items():
                 self._board.add_scalar(name, value, metrics["iteration"])
+
+    def show(self, pictures: NDArray[Any], iteration: int) -> None:
+        """Adds pictures (n, C, height, width) in [0, 1] to the board of the run, where there is one."""
+        if self._board is not None:
+            self._board.add_images("samples", pictures, iteration)
 
     def flush(self) -> None:
         """Flushes the log to the disk, and buffered events."""

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import math
+from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -14,8 +16,11 @@ from scoreaction.training.evaluation import ExactTask, measure, measure_kl
 from scoreaction.training.run import Run
 
 
-def summarise(run: Run) -> dict[str, Any]:
-    """Measures base and tuned model from the same noise; with a folder also writes summary.json, samples/ and model/."""
+def summarise(run: Run, progress: Callable[[str], None] = lambda done: None) -> dict[str, Any]:
+    """Measures base and tuned model from the same noise; with a folder also writes summary.json, samples/ and model/.
+
+    progress: called with what is done, as it goes.
+    """
     chosen = run.evaluation
     chunk = max(16, min(8192, 2**21 // math.prod(run.model.shape)))  # samples at a time: as many as fit a modest memory
     sampler = chosen.sampler(run.sampler)
@@ -28,6 +33,7 @@ def summarise(run: Run) -> dict[str, Any]:
         measured, samples = measure(
             run.model, sampler, run.reward, run.held_out,
             n=chosen.n, prompts=run.prompts, seed=chosen.seed, reference=kind == "base", chunk=chunk, world=run.world,
+            progress=partial(_drawn, progress, kind, chosen.n),
         )  # fmt: skip
         for prompt, mean in measured.pop("by_prompt", {}).items():
             prompted.setdefault(prompt, {})[f"reward_{kind}"] = mean
@@ -38,10 +44,12 @@ def summarise(run: Run) -> dict[str, Any]:
         if run.folder is not None:
             _save_samples(run, kind, samples)
     run.reward.queries = queries  # measuring is not training
+    progress("KL")
     figures |= measure_kl(run.model, sampler, chosen.n, run.prompts, chosen.seed, run.world)
     beta = optimum_beta(run)
     task = ExactTask.of(run.model, run.reward.reward, beta)
     if task is not None:
+        progress("distance to the optimum")
         exact = task.figures(run.model, sampler, chosen.n, chosen.seed, run.world)
         figures |= exact if all(map(math.isfinite, exact.values())) else {}
     figures |= {"beta": beta, **counts}
@@ -55,6 +63,10 @@ def summarise(run: Run) -> dict[str, Any]:
     if run.folder is not None:
         write_whole(run.folder.summary_path, json.dumps(figures, indent=2, allow_nan=False) + "\n")  # last: where it is, all is
     return figures
+
+
+def _drawn(progress: Callable[[str], None], kind: str, n: int, drawn: int) -> None:
+    progress(f"{kind} model, {drawn:,} of {n:,} samples")
 
 
 def finite(figures: dict[str, Any]) -> dict[str, Any]:
