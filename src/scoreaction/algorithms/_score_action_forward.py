@@ -87,7 +87,7 @@ class ForwardLearner(Learner):
         yield from critic_updates(critic, states, rows, None, target, updates=count, generator=generator, network=network)
 
     def _fixed(self, points: Noised, rewards: Tensor) -> _Fixed:
-        """What an update does not change, at all points."""
+        """The parts of the loss that an update does not change, at all points."""
         parts = self.parts(torch.arange(len(points.t)))
         with torch.no_grad():
             old, pretrained = self.policy(*points.states), self.pretrained(*points.states)
