@@ -110,7 +110,7 @@ ALGORITHMS = {
     "pi_ft": {"name": "pi_ft", **FEW, "stages": 1, "inner": 1},
     "vard": {"name": "vard", **FEW},
 }
-GRAPHS = {"draft_through_all": 3, "draft_with_kl": 4}
+GRAPHS = {"draft_through_all": 3, "draft_with_kl": 3}
 """Of networks that are alive together where it is more than one."""
 
 
