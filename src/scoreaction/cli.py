@@ -113,13 +113,18 @@ def distill(
 
 
 @app.command()
-def plan(recipe: RecipeName, overrides: Overrides = None, trust: Trust = False) -> None:
+def plan(
+    recipe: RecipeName,
+    overrides: Overrides = None,
+    processes: Annotated[int, typer.Option(min=1, help="Processes that share the work, one a GPU.")] = 1,
+    trust: Trust = False,
+) -> None:
     """Estimate the needs of a recipe before it is started: parameters, memory, network evaluations, time."""
     from scoreaction.commands.plan import plan as planned
     from scoreaction.commands.tables import show_plan
     from scoreaction.recipes.recipe import load_recipe
 
-    show_plan(planned(load_recipe(recipe, overrides or [], trust=trust or None)))
+    show_plan(planned(load_recipe(recipe, overrides or [], trust=trust or None), processes))
 
 
 @app.command()

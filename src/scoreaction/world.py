@@ -35,6 +35,10 @@ class OtherProcess(RuntimeError):
         self.kinds = kinds
 
 
+class Stranded(RuntimeError):
+    """This process failed while the others wait for its part of a sharded network: it can only end, and be ended with them."""
+
+
 @dataclass(frozen=True)
 class Rows:
     """A list of rows that all processes drew alike, of which each has those that it holds.
@@ -226,13 +230,19 @@ class World:
         dist.all_gather_object(values, value)
         return values
 
-    def together(self, work: Callable[[], T]) -> T:
+    def together(self, work: Callable[[], T], *, sends: bool = False) -> T:
         """Returns what `work` does here; where it raises in any process it raises in all, so that none waits for ever.
 
-        The process whose work failed raises its own error, the others `OtherProcess`. work must send no messages.
+        The process whose work failed raises its own error, the others `OtherProcess`. Where work `sends` messages of its own
+        (calls of a sharded network) they are not to be reached, and the one that failed raises `Stranded`.
         """
         if self.size == 1:
             return work()
+        if sends:
+            try:
+                return work()
+            except Exception as error:
+                raise Stranded(f"process {self.rank} of {self.size}: {type(error).__name__}: {error}") from error
         failure: Exception | None = None
         try:
             result = work()

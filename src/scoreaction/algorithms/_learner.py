@@ -18,6 +18,7 @@ from scoreaction.diffusion.solvers import jittered, noise_std
 from scoreaction.networks.conditions import take
 from scoreaction.networks.memory import fitting
 from scoreaction.networks.model import Model
+from scoreaction.networks.sharding import equal_parts
 from scoreaction.sampling.rollout import Rollout, Sampler, act, compared, roll_out, unflattened
 from scoreaction.types import Conditions, Prediction
 from scoreaction.world import ALONE, Rows, World
@@ -175,7 +176,10 @@ class Learner:
 
     def parts(self, rows: Tensor) -> tuple[Tensor, ...]:
         """These row numbers in parts of one network call each, for what is evaluated with a graph beside an update."""
-        return rows.split(self.model.max_rows or max(1, len(rows))) if len(rows) else ()
+        size = self.model.max_rows or max(1, len(rows))
+        if self.model.sharded:
+            return equal_parts(rows, size)
+        return rows.split(size) if len(rows) else ()
 
     def in_parts(self, rows: Tensor, work: Callable[[Tensor], None]) -> None:
         """Calls `work` with these row numbers in parts of one network call each, smaller ones where memory runs out."""
@@ -184,6 +188,10 @@ class Learner:
             work(rows[:limit])
             return limit
 
+        if self.model.sharded:  # a process alone must not take smaller ones
+            for part in self.parts(rows):
+                work(part)
+            return
         while len(rows):
             rows = rows[fitting(self.model, len(rows), first) :]
 

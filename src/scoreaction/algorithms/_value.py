@@ -131,7 +131,8 @@ class StateValue:
             put((look, grad_look), numbers, (value, grad))
 
         learner = self.learner
-        learner.world.together(lambda: learner.in_parts(torch.arange(len(chosen)), look_ahead))
+        own = torch.arange(len(chosen))
+        learner.world.together(lambda: learner.in_parts(own, look_ahead), sends=learner.model.sharded)
         others = torch.ones(len(states.t), dtype=torch.bool).index_fill(0, chosen.own, False).nonzero().flatten()
         with torch.no_grad():
             for rows in self.learner.parts(others):

@@ -33,14 +33,19 @@ SUSTAINED = 50e12
 """Floating-point operations a second that times are given at."""
 
 
-def plan(recipe: Recipe) -> Values:
-    """The figures of `scoreaction plan`; bytes, counts and floating-point operations. UserError as for `build`."""
+def plan(recipe: Recipe, processes: int = 1) -> Values:
+    """The figures of `scoreaction plan`; bytes, counts and floating-point operations. UserError as for `build`.
+
+    Bytes are those of one process of so many, counts and operations those of all; processes share the batch evenly.
+    """
+    if recipe.train.batch % processes:
+        raise UserError(f"--processes: {processes} do not share train.batch, which is {recipe.train.batch}, evenly")
     skeleton = skeleton_of(recipe)
     check_precision(skeleton.model, recipe.train.precision)
     gradient = differentiable(recipe)
     watch = watch_iteration(recipe, skeleton.model, gradient=gradient)
     costs = measure_costs(recipe, skeleton, watch)
-    resident = resident_bytes(recipe, skeleton)
+    resident = resident_bytes(recipe, skeleton, processes)
     later = resident["trajectories"] + sum(scorer_bytes(recipe).values())  # neither is on the device while texts are encoded
     passes = peaks(watch, costs) | {
         "encoding the prompts, beyond trajectories and scorers": max(skeleton.encoder_bytes - later, 0)
@@ -53,9 +58,14 @@ def plan(recipe: Recipe) -> Values:
     n, steps = recipe.evaluation.n, recipe.evaluation.steps
     points = 2 * steps * (n + kl_samples(n, steps, skeleton.model.shape))  # of base and tuned model, and the KL between them
     measuring = points * point + 2 * n * picture
+    trained = sum(p.numel() for p in skeleton.model.parameters.values())
+    speed = SUSTAINED * processes
     return {
+        "processes": processes,
+        "gradient_bytes": 4 * trained,
+        "pictures_a_day": 86400 * recipe.train.batch * speed / flops,
         "parameters": skeleton.parameters,
-        "trained": sum(p.numel() for p in skeleton.model.parameters.values()),
+        "trained": trained,
         "resident": resident,
         "prompts": len(prompt_list(recipe.prompts) or []),
         "prompt_bytes": prompt_bytes(skeleton),
@@ -69,7 +79,7 @@ def plan(recipe: Recipe) -> Values:
         "measuring": points * each,
         "flops": flops,
         "measuring_flops": measuring,
-        "hours": (flops * recipe.train.iterations + measuring) / SUSTAINED / 3600,
+        "hours": (flops * recipe.train.iterations + measuring) / speed / 3600,
         "rows": (recipe.train.max_rows or ROWS) * each,
     }
 
@@ -185,8 +195,8 @@ def prompt_bytes(skeleton: Skeleton) -> int:
     return sum(c.numel() * c.element_size() for c in texts if c is not None)
 
 
-def resident_bytes(recipe: Recipe, skeleton: Skeleton) -> dict[str, int]:
-    """Bytes that stay on the device throughout."""
+def resident_bytes(recipe: Recipe, skeleton: Skeleton, processes: int = 1) -> dict[str, int]:
+    """Bytes that stay on the device of one process throughout."""
     model = skeleton.model
     trained = sum(p.numel() * p.element_size() for p in model.parameters.values())
     frozen = sum(p.numel() * p.element_size() for p in model.net.parameters() if not p.requires_grad)
@@ -194,7 +204,7 @@ def resident_bytes(recipe: Recipe, skeleton: Skeleton) -> dict[str, int]:
         frozen += sum(p.numel() * p.element_size() for p in model.reference_net.parameters())
     moments = {"adam": 2.0, "adam8bit": 0.5}[recipe.train.optimizer]
     prompts = prompt_list(recipe.prompts) or []
-    states = recipe.train.batch * (7 * recipe.sampler.steps + 1) * math.prod(model.shape) * 4
+    states = recipe.train.batch // processes * (7 * recipe.sampler.steps + 1) * math.prod(model.shape) * 4
     scorers = scorer_bytes(recipe)
     return {
         "frozen weights": frozen + skeleton.vae_bytes,

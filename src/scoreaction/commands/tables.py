@@ -80,7 +80,8 @@ def show_comparison(comparison: Values) -> None:
 def show_plan(figures: Values) -> None:
     """Needs of a run, and how the figures are computed."""
     gib = 2**30
-    table = _table("memory", "", "GiB")
+    processes = figures["processes"]
+    table = _table("memory" if processes == 1 else f"memory of each of {processes} processes", "", "GiB")
     for name, size in figures["resident"].items():
         table.add_row(f"+ {name}", f"{size / gib:.2f}")
     table.add_row("+ CUDA and its allocator", "2.00", end_section=True)
@@ -95,7 +96,8 @@ def show_plan(figures: Values) -> None:
     if figures["prompts"]:
         size = figures["prompts"] * figures["prompt_bytes"]
         fewer = "" if size < 8 * gib else "; take fewer prompts where it has less"
-        print(f"the computer's own memory: {size / gib:.2f} GiB for {number(figures['prompts'])} encoded prompts{fewer}")
+        each = "" if processes == 1 else " of each process"
+        print(f"the computer's own memory: {size / gib:.2f} GiB for {number(figures['prompts'])} encoded prompts{each}{fewer}")
     parts = ", ".join(f"{name} {number(count)}" for name, count in figures["parameters"].items())
     print(f"parameters: {parts}; trained {number(figures['trained'])}")
     once, whole = figures["iteration"], figures["iterations"]
@@ -110,8 +112,13 @@ def show_plan(figures: Values) -> None:
     )
     print(
         f"time: {figures['flops'] / 1e15:.3g} PFLOP an iteration, {figures['measuring_flops'] / 1e15:.3g} for measuring;"
-        f" {figures['hours']:.2g} hours in all at 50 TFLOP/s, without the scorers' own"
+        f" {figures['hours']:.2g} hours in all at 50 TFLOP/s{' a process' if processes > 1 else ''}, without the scorers' own"
     )
+    if processes > 1:
+        print(
+            f"{processes} processes: {number(round(figures['pictures_a_day']))} samples a day at that speed; each sends the others"
+            f" {figures['gradient_bytes'] / 2**20:.1f} MiB of gradient an update, and never a trajectory"
+        )
     print(
         "how: layers are built without weights and run once; every tensor that is kept is counted, sampling at"
         f" {figures['rows']} rows at a time (train.max_rows). One iteration is run with networks that do nothing, to count"

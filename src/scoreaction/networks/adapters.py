@@ -12,6 +12,7 @@ from functools import cache
 from typing import Any, Literal, cast
 
 from torch import Tensor, nn
+from torch.distributed.tensor import DTensor
 
 from scoreaction.errors import nearest
 
@@ -207,12 +208,23 @@ def without_adapters(net: nn.Module) -> nn.Module:
 
 @contextmanager
 def replaced(parameters: Mapping[str, nn.Parameter], values: Mapping[str, Tensor]) -> Iterator[None]:
-    """Context in which parameters have the values of the same names."""
-    own = {name: p.data for name, p in parameters.items()}
+    """Context in which parameters have the values of the same names.
+
+    A tensor that is whole lends its place, which costs nothing. A sharded network is gathered from memory that is its own:
+    there the contents change.
+    """
+    own = {name: p.detach().clone() if isinstance(p, DTensor) else p.data for name, p in parameters.items() if name in values}
+
+    def put(contents: Mapping[str, Tensor]) -> None:
+        for name, value in contents.items():
+            p = parameters[name]
+            if isinstance(p, DTensor):
+                p.detach().copy_(value)
+            else:
+                p.data = value
+
     try:
-        for name, value in values.items():
-            parameters[name].data = value
+        put(values)
         yield
     finally:
-        for name, p in parameters.items():
-            p.data = own[name]
+        put(own)

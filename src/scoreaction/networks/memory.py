@@ -11,12 +11,16 @@ import torch
 T = TypeVar("T")
 OUT_OF_MEMORY = "out of memory with one row a network call; lower train.batch, take a smaller model, or train.precision: bf16"
 """The remedy where halving is of no use any more."""
+OUT_OF_MEMORY_SHARDED = (
+    "out of memory with {} rows a network call, and with train.shard one process cannot halve; lower train.max_rows"
+)
 
 
 class Limited(Protocol):
-    """A model: the most rows of its network calls, and their counts."""
+    """A model: the most rows of its network calls, whether processes share its network, and counts of its calls."""
 
     max_rows: int | None
+    sharded: bool
     evaluations: Any
 
 
@@ -30,7 +34,7 @@ def fitting(model: Limited, rows: int, work: Callable[[int], T]) -> T:
     """`work(limit)`, whose network calls have at most `limit` rows; again with half of them where memory runs out.
 
     The model keeps the smaller limit, and the log says it; nothing of the batch is left out. MemoryError, with the remedy,
-    where one row is too many.
+    where one row is too many, and for a sharded network, whose calls are those of all processes: one cannot halve alone.
     """
     limit = min(model.max_rows or rows, rows)
     while True:
@@ -40,6 +44,8 @@ def fitting(model: Limited, rows: int, work: Callable[[int], T]) -> T:
         except (RuntimeError, MemoryError) as error:
             if not is_out_of_memory(error):
                 raise
+            if model.sharded:
+                raise MemoryError(OUT_OF_MEMORY_SHARDED.format(limit)) from error
             if limit < 2:
                 raise MemoryError(OUT_OF_MEMORY) from error
         # out of the handler, whose traceback keeps the tensors of the failed call alive

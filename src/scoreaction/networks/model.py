@@ -19,6 +19,7 @@ from scoreaction.networks.adapters import Adapters, LoraShape, Role, base_module
 from scoreaction.networks.checks import check_net, register
 from scoreaction.networks.conditions import concatenate, map_conditions, take
 from scoreaction.networks.memory import fitting
+from scoreaction.networks.sharding import equal_parts, without_rows
 from scoreaction.types import Conditions, Prediction
 
 if TYPE_CHECKING:
@@ -124,6 +125,8 @@ class Model:
         self.average: dict[str, Tensor] | None = None
         self.selected: dict[str, Tensor] | None = None
         """The weights that were best by `train.select`, None without one: `averaged` then means them."""
+        self.sharded = False
+        """True if processes share the network: then all of them must make the same calls."""
         self.evaluations = Evaluations()
         self.autocast: Callable[[], AbstractContextManager[None]] = nullcontext
         self.max_rows: int | None = None
@@ -215,24 +218,30 @@ class Model:
         guided = weight != 1.0 and conditions is not None and role != "consistency"
         if guided and self.null is None:
             raise ValueError("sampler.guidance: this model has no unconditional condition; set guidance to 1 or pass null=")
-        if len(x) == 0:  # of a process without rows
+        if len(x) == 0 and not self.sharded:  # of a process without rows
             return Prediction(x, x)
         rows = x.shape[0] * (2 if guided else 1)
         self.evaluations.forward += rows
-        if torch.is_grad_enabled():
+        graph = torch.is_grad_enabled()
+        split = self.sharded and not graph
+        if graph:
             self.evaluations.backward += rows
-        call = partial(self._call, role, guidance=guidance, weight=weight if guided else 1.0)
+        one_call = partial(self._call, role, guidance=guidance, weight=weight if guided else 1.0)
+
+        def call(x: Tensor, t: Tensor, conditions: Conditions) -> Prediction:
+            return one_call(x, t, conditions) if len(x) else without_rows(one_call, x, t, conditions)
 
         def in_parts(limit: int) -> Prediction:
-            if len(x) <= limit:
+            if len(x) <= limit and not split:
                 return call(x, t, conditions if prompt is None else take(conditions, prompt))
             buffer = PredictionBuffer(len(x))
-            for part in torch.arange(len(x)).split(limit):
-                here = slice(int(part[0]), int(part[-1]) + 1)
+            every = torch.arange(len(x))
+            for part in equal_parts(every, limit) if split else every.split(limit):
+                here = slice(int(part[0]), int(part[-1]) + 1) if len(part) else slice(0)
                 buffer.add(call(x[here], t[here], take(conditions, part if prompt is None else prompt[here])))
             return buffer.all()
 
-        return in_parts(len(x)) if torch.is_grad_enabled() else fitting(self, len(x), in_parts)
+        return in_parts(len(x)) if graph else fitting(self, len(x), in_parts)
 
     def guidance_weight(self, guidance: float) -> float:
         """The weight w of `y_null + w (y_cond - y_null)` in one network call; 1 and below is 1: no unconditional half."""

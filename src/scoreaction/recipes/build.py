@@ -116,7 +116,7 @@ def _no_reward(samples: Tensor, prompts: Prompts) -> Tensor:
 def build(recipe: Recipe, output: str | Path | None = None, *, rewards: bool = True) -> Finetuner:
     """The run that a recipe describes. UserError where its parts do not fit one another, with the remedy.
 
-    rewards False: a run to draw from, which needs none of its rewards' weights.
+    rewards False: a run to draw from, which needs none of its rewards' weights, and is whole in every process.
     """
     reward: RewardFunction = Reward(_no_reward, differentiable=True)
     names = list(numbered(block.name for block in recipe.held_out))
@@ -132,7 +132,7 @@ def build(recipe: Recipe, output: str | Path | None = None, *, rewards: bool = T
             reward=reward,
             algorithm=algorithm_of(recipe),
             sampler=recipe.sampler,
-            train=recipe.train,
+            train=recipe.train if rewards else recipe.train.model_copy(update={"shard": False}),
             prompts=prompt_list(recipe.prompts),
             output=output,
             evaluation=recipe.evaluation,

@@ -12,6 +12,7 @@ from torch import Tensor
 from scoreaction.diffusion.noise import RowNoise, Source
 from scoreaction.diffusion.solvers import GridName, SolverName
 from scoreaction.networks.model import Model
+from scoreaction.networks.sharding import equal_parts
 from scoreaction.sampling.rollout import Sampler, act, initial_noise, trajectory
 from scoreaction.types import Predict
 from scoreaction.world import ALONE, World
@@ -74,11 +75,12 @@ def x0_in_parts(
     distinct, prompt = distinct_prompts(prompts, int(rows.max()) + 1 if len(rows) else 0)
     conditions = model.conditions(distinct)
     predict = partial(model.reference, guidance=sampler.guidance) if reference else partial(act, model, sampler)
-    for part in rows.split(chunk):
+    for part in equal_parts(rows, chunk) if model.sharded else rows.split(chunk):
         policy = partial(predict, conditions=conditions, prompt=prompt[part])
         with model.averaged(), model.uncounted():
             x0 = run(model, sampler, policy, len(part), RowNoise(seed, part))
-        yield part, x0
+        if len(part):
+            yield part, x0
 
 
 def run(model: Model, sampler: Sampler, predict: Predict, n: int, generator: Source) -> Tensor:

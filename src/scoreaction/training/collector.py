@@ -45,6 +45,19 @@ def drawn(prompts: Sequence[Any] | None, n: int, generator: torch.Generator) -> 
     return torch.multinomial(torch.tensor(weights), n, replacement=True, generator=generator)
 
 
+def _begun(begin: Callable[[], Callable[[], Tensor]]) -> Callable[[], Tensor]:
+    """Scores that have begun; where that fails they raise it, once no process waits for calls of the network."""
+    try:
+        return begin()
+    except Exception as error:  # noqa: BLE001  whatever it is, it is raised later
+        failure = error
+
+    def failed() -> Tensor:
+        raise failure
+
+    return failed
+
+
 class Collector:
     """Draws trajectories for prompts and has them scored, by the reward or by the proxy of one that is asked in rounds."""
 
@@ -63,6 +76,8 @@ class Collector:
 
     def score(self, x0: Tensor, prompt: Tensor) -> Tensor:
         """The reward of x0 for the prompts of these numbers."""
+        if not len(x0):  # of a process without rows
+            return x0.flatten(1).sum(1)
         scores = self.objective(self.model.decode(x0), self.texts(prompt))
         if torch.is_grad_enabled() and self.objective.differentiable and not scores.requires_grad:
             raise RewardError(
@@ -86,7 +101,8 @@ class Collector:
         batch, each = self.train.batch, self.train.samples_per_prompt
         prompt = drawn(self.prompts, math.ceil(batch / each), generator).repeat_interleave(each)[:batch]
         times, seed = learner.times(generator), drawn_seed(generator)
-        rollout, scores = self.world.together(lambda: self._explored(learner, prompt, times, seed, iteration))
+        explored = partial(self._explored, learner, prompt, times, seed, iteration)
+        rollout, scores = self.world.together(explored, sends=self.model.sharded)
         settle(self.reward.reward, self.world, batch)
         return self.world.together(lambda: self._scored(learner, rollout, scores))
 
@@ -106,8 +122,9 @@ class Collector:
             rollouts.append(learner.explore(prompt[part], times, RowNoise(seed, part)))
             check_finite("samples", rollouts[-1].x0, iteration)
             if not learner.reward_gradient or unsettled:
+                begin = partial(self.objective.begin_decoded, rollouts[-1].x0, self.model.decode, self.texts(prompt[part]))
                 with torch.no_grad():
-                    waiting.append(self.objective.begin_decoded(rollouts[-1].x0, self.model.decode, self.texts(prompt[part])))
+                    waiting.append(_begun(begin) if self.model.sharded else begin())
         return joined(rollouts), lambda: torch.cat([scores() for scores in waiting])
 
     def _scored(self, learner: Learner, rollout: Rollout, scores: Callable[[], Tensor]) -> Rollout:

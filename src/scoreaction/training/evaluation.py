@@ -18,6 +18,7 @@ from scoreaction.diffusion.noise import RowNoise
 from scoreaction.diffusion.solvers import SolverName
 from scoreaction.networks.adapters import replaced
 from scoreaction.networks.model import Model
+from scoreaction.networks.sharding import held_as, whole
 from scoreaction.rewards import CountedReward
 from scoreaction.rewards._closed_form import QuadraticReward
 from scoreaction.rewards._weighted import settle
@@ -84,8 +85,9 @@ def rounding_floor(
     with model.uncounted():
         plain, others = predict(), {}
         for name, p in model.parameters.items():
-            size = float(p.square().mean().sqrt())
-            others[name] = p + torch.randn(p.shape, generator=generator).to(p) * (1e-4 * size or 1e-5)
+            size = float(whole(p.square().mean()).sqrt())
+            noise = held_as(torch.randn(p.shape, generator=generator).to(p.device, p.dtype), p)
+            others[name] = p + noise * (1e-4 * size or 1e-5)
         with replaced(model.parameters, others):
             moved = predict()
     difference = unflattened(Prediction(moved.x0 - plain.x0, moved.eps - plain.eps), n)

@@ -18,8 +18,10 @@ from scoreaction.disk import staged
 from scoreaction.networks.adapters import base_tensors
 from scoreaction.networks.lora_files import copy_into, refuse_different
 from scoreaction.networks.model import Model
+from scoreaction.networks.sharding import gathered
 from scoreaction.sampling.rollout import Sampler
 from scoreaction.training.run_folder import MODEL_DESCRIPTION as DESCRIPTION
+from scoreaction.world import World
 
 WEIGHTS, NETWORK, REFERENCE = "weights.safetensors", "network.safetensors", "reference.safetensors"
 
@@ -35,7 +37,15 @@ def save_model(model: Model, sampler: Sampler, prompts: list[Any] | None, path: 
     prompts = prompts if all(isinstance(prompt, str | int | float) for prompt in prompts or []) else None
     description = described(model) | {"sampler": sampler.model_dump(), "prompts": prompts, "functions": model.functions}
     description["net"] = None
-    with staged(path, last=DESCRIPTION) as part, model.averaged():
+    leads = World.current().leads
+    with model.averaged(), gathered(model, keep=leads):
+        if leads:
+            _write(model, path, description, recipe)
+    return path
+
+
+def _write(model: Model, path: Path, description: dict[str, Any], recipe: str | None) -> None:
+    with staged(path, last=DESCRIPTION) as part:
         save_file(_plain_tensors(dict(model.parameters.items())), part / WEIGHTS)
         if model.export is not None:
             model.export(part)
@@ -54,7 +64,6 @@ def save_model(model: Model, sampler: Sampler, prompts: list[Any] | None, path: 
                 if not (part / name).exists():
                     (path / name).unlink(missing_ok=True)
         (part / DESCRIPTION).write_text(json.dumps(description, indent=2) + "\n", encoding="utf-8")
-    return path
 
 
 def described(model: Model) -> dict[str, Any]:

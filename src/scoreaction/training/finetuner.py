@@ -22,7 +22,7 @@ from scoreaction.training.collector import check_finite
 from scoreaction.training.evaluation import diversity, rounding_floor
 from scoreaction.training.run import Run
 from scoreaction.training.summary import summarise
-from scoreaction.world import OtherProcess
+from scoreaction.world import OtherProcess, Stranded
 
 
 class Finetuner(Run):
@@ -139,7 +139,7 @@ class Finetuner(Run):
         except Exception as error:
             kinds = error.kinds if isinstance(error, OtherProcess) else [kind.__name__ for kind in type(error).__mro__]
             # until all is collected a failure is that of every process; later that of a reward is
-            if "TrainingError" in kinds or (collected and "RewardError" not in kinds):
+            if isinstance(error, Stranded) or "TrainingError" in kinds or (collected and "RewardError" not in kinds):
                 raise
             self.generator.set_state(before)
             evaluations.forward, evaluations.backward, self.reward.queries = counted.forward, counted.backward, queries

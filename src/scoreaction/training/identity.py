@@ -6,7 +6,9 @@ from typing import Any, NamedTuple
 
 from scoreaction.types import Values
 
-FREE = ("train.iterations", "train.device", "train.checkpoint_every", "train.max_rows", "online.budget")
+FREE = (
+    "train.iterations", "train.device", "train.checkpoint_every", "train.max_rows", "train.shard", "online.budget",
+)  # fmt: skip
 FREE_SECTIONS = ("evaluation", "early_stop", "distill")
 """Settings that another part of the same run may have: where and how long it trains, and how it is measured."""
 

@@ -206,7 +206,7 @@ class Rounds:
         groups, seed, world = self._groups(before + n)[before:], drawn_seed(generator), self.world
         for piece in torch.arange(n).split(rows):
             own = piece[piece % world.size == world.rank]
-            samples = world.together(partial(draw, groups[own], RowNoise(seed, own)))
+            samples = world.together(partial(draw, groups[own], RowNoise(seed, own)), sends=self.model.sharded)
             noise = self.config.noise_std * torch.randn(len(piece), generator=generator)
             fresh = piece[piece >= known]
             self.oracle.queries += int((own < known).sum())

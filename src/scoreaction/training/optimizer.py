@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import math
-from collections.abc import Generator, Iterator
+from collections.abc import Generator, Iterator, Sequence
 from functools import partial
 from typing import Any, Literal
 
@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from scoreaction.algorithms._learner import Largest, Term, Update, Updates
 from scoreaction.networks.memory import fitting
 from scoreaction.networks.model import Model
+from scoreaction.networks.sharding import equal_parts, held_as, whole
 from scoreaction.world import ALONE, Rows, World
 
 NO_GRADIENT = "check that the network's output depends on them, and that nothing detaches it"
@@ -27,6 +28,8 @@ class TrainingError(RuntimeError):
     """It is raised in every process alike."""
 
 
+SURE = 64
+"""Rows a process, on average, at which none is without any: one in e^64 of lists drawn with replacement."""
 ROWS = 4096
 """The largest batch of one network call where neither run nor model sets one."""
 
@@ -38,13 +41,14 @@ class Train(BaseModel, frozen=True, extra="forbid", allow_inf_nan=False):
     adam8bit keeps the policy's Adam in 8 bits, for full fine-tuning; held_out_rows how many samples an iteration the held-out
     rewards and diversity are measured on. select: the metric whose best weights are kept, higher is better; they are then what
     is reported, sampled and saved. schedule: of the learning rate over the run. samples_per_prompt: that many trajectories in
-    a row have one prompt.
+    a row have one prompt. shard: the processes of a node share the networks, of which each holds a part (FSDP).
     """
 
     iterations: int = Field(300, ge=1)
     batch: int = Field(256, ge=2)
     lr: float = Field(1e-3, gt=0)
     optimizer: Literal["adam", "adam8bit"] = "adam"
+    shard: bool = False
     seed: int = Field(0, ge=0, lt=2**32)
     device: str = "auto"
     precision: Literal["fp32", "bf16", "fp16"] = "fp32"
@@ -104,6 +108,23 @@ class Optimisation:
         self.optimisers: dict[str, torch.optim.Optimizer] = {"policy": policy_optimiser(train, model)}
         self.optimisers |= {name: adam(network.parameters(), rates[name]) for name, network in networks.items()}
 
+    def state(self) -> dict[str, Any]:
+        """The states of the optimisers."""
+        return {name: optimiser.state_dict() for name, optimiser in self.optimisers.items()}
+
+    def load_state(self, state: dict[str, Any]) -> None:
+        """Restores a `state` with whole tensors, each held as its parameter is."""
+        for name, optimiser in self.optimisers.items():
+            own = dict(enumerate(self._parameters(name)))
+            held = {
+                i: {
+                    key: held_as(v, own[i]) if isinstance(v, Tensor) and v.shape == own[i].shape else v
+                    for key, v in kept.items()
+                }
+                for i, kept in state[name]["state"].items()
+            }
+            optimiser.load_state_dict({**state[name], "state": held})
+
     def learn(self, updates: Updates, iteration: int, *, equal: bool, kl_floor: float = 0.0) -> dict[str, float]:
         """Takes a step for each update; returns each figure's mean over the updates, and the policy's mean gradient norm.
 
@@ -162,8 +183,7 @@ class Optimisation:
         for rows, loss, calls in update.terms:
             own = len(rows) if isinstance(rows, Rows) else rows
             share = rows.total / self.world.size if isinstance(rows, Rows) else own  # the mean over processes is then right
-            size = own if calls == 0 else max(1, limit // calls)
-            for numbers in torch.arange(own).split(size) if own else ():
+            for numbers in self._parts(own, calls, limit):
                 values, seen = loss(numbers)
                 _check_rows("the loss", values, len(numbers))
                 if not values.requires_grad:
@@ -172,14 +192,23 @@ class Optimisation:
                 for name, figure in seen.items():
                     _check_rows(f"the figure {name!r}", figure.values if isinstance(figure, Largest) else figure, len(numbers))
                     if isinstance(figure, Largest):
-                        largest[name] = max(largest.get(name, -math.inf), float(figure.values.detach().max()))
+                        most = float(figure.values.detach().max()) if len(numbers) else -math.inf
+                        largest[name] = max(largest.get(name, -math.inf), most)
                     else:
                         means[name] = means.get(name, 0.0) + float(figure.detach().sum()) / share
         return means, largest
 
+    def _parts(self, own: int, calls: int, limit: int) -> Sequence[Tensor]:
+        """The own rows in parts of one backward pass; of a sharded network every process makes as many."""
+        rows = torch.arange(own)
+        if calls and self.model.sharded:
+            return equal_parts(rows, max(1, limit // calls))
+        return rows.split(own if calls == 0 else max(1, limit // calls)) if own else ()
+
     def _averaged(self, update: Update, means: dict[str, float], largest: dict[str, float]) -> dict[str, float]:
         """Averages gradient and figures over the processes."""
-        if any(isinstance(term.rows, Rows) and term.rows.total < self.world.size for term in update.terms):
+        few = SURE * self.world.size  # a list drawn with replacement may be all of other processes
+        if any(isinstance(term.rows, Rows) and term.rows.total < few for term in update.terms):
             for own, missing in ((means, 0.0), (largest, -math.inf)):  # of a process without rows
                 names = {name for known in self.world.every([*own]) for name in known}
                 own |= {name: missing for name in names - own.keys()}
@@ -195,7 +224,7 @@ class Optimisation:
         optimiser = self.optimisers[name]
         parameters = self._parameters(name)
         self.scaler.unscale_(optimiser)
-        norm = float(nn.utils.clip_grad_norm_(parameters, self.train.max_grad_norm if name == "policy" else 1e9))
+        norm = float(whole(nn.utils.clip_grad_norm_(parameters, self.train.max_grad_norm if name == "policy" else 1e9)))
         if not math.isfinite(norm) and not self.scaler.is_enabled():
             raise TrainingError(f"iteration {iteration + 1}: the gradient of the {name} is not finite; lower train.lr")
         self.scaler.step(optimiser)  # with fp16 a step whose gradient overflowed is left out, and the scale lowered

@@ -13,11 +13,12 @@ from typing import Any
 
 import torch
 from accelerate import Accelerator
-from torch import Tensor
+from torch import Tensor, nn
 
 from scoreaction.algorithms._learner import Algorithm, Learner, Objective, Setting
 from scoreaction.errors import UserError
 from scoreaction.networks.model import Model
+from scoreaction.networks.sharding import class_of, held_as, networks, on_host, shard
 from scoreaction.rewards import CountedReward, Reward
 from scoreaction.rewards._weighted import WeightedSum
 from scoreaction.sampling.replay import Replay
@@ -54,6 +55,22 @@ def check_precision(model: Model, precision: str) -> None:
         raise UserError(f"train.precision: {why}")
     if precision == "fp16" and torch.bfloat16 in widths:
         raise UserError("train.precision: fp16 takes no bf16 weights; set it to bf16, or the weights' model.dtype to fp16")
+
+
+def check_shard(train: Train, world: World) -> None:
+    """ValueError, with the remedy, where processes cannot share networks."""
+    if world.size == 1:
+        raise ValueError(
+            "train.shard: there is one process, and nobody to share with; start it with --processes N or torchrun, or set it"
+            " to false"
+        )
+    if train.optimizer == "adam8bit":
+        raise ValueError(
+            "train.optimizer: adam8bit does not know parts of tensors; take adam, whose state train.shard divides among the"
+            " processes"
+        )
+    if train.precision == "fp16":
+        raise ValueError("train.precision: fp16 scales gradients by what one process sees of them; with train.shard take bf16")
 
 
 class Run:
@@ -126,7 +143,7 @@ class Run:
             setting = Setting(model, self.sampler, objective, batch, self.conditions, group, self.world)
             self.learner: Learner = algorithm.build(setting)
         self.learner.networks.to(self.model.device)
-        self._share()
+        self._share([net for net in self.learner.networks.values() if not isinstance(net, Replay)])
         networks = {name: self.learner.networks[name] for name in self.learner.lr}
         self.optimisation = Optimisation(
             self.train, self.model, networks, self.learner.lr, scaled=self.train.precision == "fp16", world=self.world
@@ -138,7 +155,14 @@ class Run:
     def _place(self) -> None:
         """Puts the model on its device, in its precision, with the rows of its calls."""
         model = self.model
-        model.to(Accelerator().device if self.train.device == "auto" else self.train.device)
+        device = Accelerator().device if self.train.device == "auto" else torch.device(self.train.device)
+        if self.train.shard:  # from the host, block by block: no device ever holds a whole network
+            check_shard(self.train, self.world)
+            self._share(networks(model))
+            shard(model, self.world, device)
+        model.to(device)
+        if not self.train.shard:
+            self._share(networks(model))
         # not accelerate's: its precision is one for the whole process, and a second tuner may want another
         dtype = DTYPES[self.train.precision]
         model.autocast = nullcontext if dtype == torch.float32 else partial(torch.autocast, model.device.type, dtype=dtype)
@@ -146,11 +170,9 @@ class Run:
         model.max_rows = self.train.max_rows or model.max_rows or ROWS
         model.net.eval()  # dropout would make the ratio of the first pass differ from 1
 
-    def _share(self) -> None:
+    def _share(self, nets: Sequence[nn.Module]) -> None:
         """All processes begin with the first one's weights: nothing says that a script seeded them alike."""
-        model, learned = self.model, [net for net in self.learner.networks.values() if not isinstance(net, Replay)]
-        nets = [model.net, model.reference_net, model.consistency_net, *learned]
-        shared = {id(value): value for net in nets if net is not None for value in [*net.parameters(), *net.buffers()]}
+        shared = {id(value): value for net in nets for value in [*net.parameters(), *net.buffers()]}
         self.world.share(shared.values())
 
     @property
@@ -186,7 +208,7 @@ class Run:
             "policy": dict(self.model.parameters.items()),
             "average": self.model.average,
             "networks": self.learner.networks.state_dict(),
-            "optimisers": {name: optimiser.state_dict() for name, optimiser in self.optimisation.optimisers.items()},
+            "optimisers": self.optimisation.state(),
             "learner": vars(self.learner.state),
             "generator": self.generator.get_state(),
             "scaler": self.optimisation.scaler.state_dict(),
@@ -198,23 +220,26 @@ class Run:
             state["rounds"] = self.rounds.state()
         if self.selection is not None:
             state["selection"] = self.selection.state(self.model.selected)
-        return state
+        return on_host(state, keep=self.world.leads) if self.model.sharded else state
 
     def load_weights(self, state: dict[str, Any]) -> None:
         """Restores the model's part of a `state`: all that drawing needs."""
         with torch.no_grad():
             for name, parameter in self.model.parameters.items():
-                parameter.copy_(state["policy"][name])
+                parameter.copy_(held_as(state["policy"][name], parameter))
         for name, kept in (("average", state["average"]), ("selected", state.get("selection", {}).get("weights"))):
-            setattr(self.model, name, None if kept is None else {k: v.to(self.model.device) for k, v in kept.items()})
+            setattr(self.model, name, None if kept is None else {k: self._held(k, v) for k, v in kept.items()})
+
+    def _held(self, name: str, value: Tensor) -> Tensor:
+        return held_as(value.to(self.model.device), self.model.parameters[name])
 
     def load_state(self, state: dict[str, Any]) -> None:
         """Restores a `state`."""
         self.load_weights(state)
         self.iteration, self.seconds = state["iteration"], state["seconds"]
-        self.learner.networks.load_state_dict(state["networks"])
-        for name, optimiser in self.optimisation.optimisers.items():
-            optimiser.load_state_dict(state["optimisers"][name])
+        own = self.learner.networks.state_dict()
+        self.learner.networks.load_state_dict({k: held_as(v, own[k]) if k in own else v for k, v in state["networks"].items()})
+        self.optimisation.load_state(state["optimisers"])
         self.learner.state = replace(self.learner.state, **state["learner"])
         self.generator.set_state(state["generator"])
         self.optimisation.scaler.load_state_dict(state["scaler"])
@@ -229,14 +254,17 @@ class Run:
             self.selection.load_state(state["selection"])
 
     def save(self, path: str | Path) -> Path:
-        """Writes the averaged weights, the model's description and the recipe into a folder; `load` reads it."""
+        """Writes the averaged weights, the model's description and the recipe into a folder; `load` reads it.
+
+        All processes of a sharded run must call it; the first one writes.
+        """
         return save_model(self.model, self.sampler, self.prompts, Path(path), recipe=self.recipe)
 
 
 def settings_text(run: Run) -> str:
     """Settings of a run without a recipe, in a recipe's form, with names for what only Python has."""
     values = {
-        "model": {"name": type(run.model.net).__name__, **described(run.model)},
+        "model": {"name": class_of(run.model.net).__name__, **described(run.model)},
         "reward": {"name": _name_of(run.reward.reward)},
         "algorithm": {"name": type(run.algorithm).__name__, **run.algorithm.model_dump()},
         "sampler": run.sampler.model_dump(mode="json"),

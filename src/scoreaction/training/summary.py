@@ -50,7 +50,9 @@ def summarise(run: Run) -> dict[str, Any]:
     figures = finite(figures)
     if run.folder is not None:
         run.write_recipe()
-        run.save(run.folder.model)
+    if run.kept:
+        run.save(run.folder.model if run.folder is not None else "")  # of the others, which do not write
+    if run.folder is not None:
         write_whole(run.folder.summary_path, json.dumps(figures, indent=2, allow_nan=False) + "\n")  # last: where it is, all is
     return figures
 
