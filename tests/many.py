@@ -86,6 +86,7 @@ CASES = {
     "score_action, zeroth_order": case(sa.ScoreAction(beta=0.5, look_ahead="zeroth_order")),
     "score_action, likelihood_ratio": case(sa.ScoreAction(beta=0.5, estimator="likelihood_ratio", look_ahead="none")),
     "score_action, eta 0": case(sa.ScoreAction(beta=0.5, exploration=0.1), reward=SMOOTH, eta=0.0),
+    "score_action, off below a time": case(sa.ScoreAction(beta=0.5), reward=SMOOTH, off_below=0.2),
     "score_action, prompts in parts": case(
         sa.ScoreAction(beta=0.5, kl_target=0.3), **asked(guidance=2.0, train={"max_rows": 7, "samples_per_prompt": 4})
     ),
