@@ -14,7 +14,6 @@ import torch
 from torch import nn
 
 import scoreaction as sa
-from scoreaction.catalog import files
 from scoreaction.diffusion.noise import RowNoise
 from scoreaction.rewards._weighted import Part, WeightedSum
 from scoreaction.world import World
@@ -113,7 +112,6 @@ CASES = {
     "refl": case(sa.ReFL(beta=0.5), reward=SMOOTH),
     "online": case(sa.ScoreAction(beta=0.5), **asked(online=ONLINE)),
 }
-LACKING = [name for name in files("algorithm") if not any(known.partition(",")[0] == name for known in CASES)]
 
 
 def repeated(world, own, total=None):
