@@ -14,7 +14,6 @@ import torch
 from torch import nn
 
 import scoreaction as sa
-from scoreaction.catalog import files
 from scoreaction.diffusion.noise import RowNoise
 from scoreaction.rewards._weighted import Part, WeightedSum
 from scoreaction.world import World
@@ -86,6 +85,7 @@ CASES = {
     "score_action, zeroth_order": case(sa.ScoreAction(beta=0.5, look_ahead="zeroth_order")),
     "score_action, likelihood_ratio": case(sa.ScoreAction(beta=0.5, estimator="likelihood_ratio", look_ahead="none")),
     "score_action, eta 0": case(sa.ScoreAction(beta=0.5, exploration=0.1), reward=SMOOTH, eta=0.0),
+    "score_action, off below a time": case(sa.ScoreAction(beta=0.5), reward=SMOOTH, off_below=0.2),
     "score_action, prompts in parts": case(
         sa.ScoreAction(beta=0.5, kl_target=0.3), **asked(guidance=2.0, train={"max_rows": 7, "samples_per_prompt": 4})
     ),
@@ -112,7 +112,6 @@ CASES = {
     "refl": case(sa.ReFL(beta=0.5), reward=SMOOTH),
     "online": case(sa.ScoreAction(beta=0.5), **asked(online=ONLINE)),
 }
-LACKING = [name for name in files("algorithm") if not any(known.partition(",")[0] == name for known in CASES)]
 
 
 def repeated(world, own, total=None):
