@@ -1,6 +1,7 @@
-"""Two processes that share networks, beside two of which each has all: `torchrun --nproc_per_node 2 tests/sharded.py FOLDER`.
+"""Two processes that share networks, beside two of which each has all; what they found goes into FOLDER.
 
-They write what they found into FOLDER; with a second argument they go on with the run that is there, to so many iterations.
+`torchrun --nproc_per_node 2 tests/sharded.py FOLDER compare NAME...` trains these cases both ways; `write NAME...` saves what
+they make too, and `resume N` goes on with a run that was written, to N iterations.
 """
 
 from __future__ import annotations
@@ -14,12 +15,11 @@ from unittest.mock import patch
 
 import many
 import torch
-from torch.distributed.fsdp import FSDPModule
 
 import scoreaction as sa
-from scoreaction.networks import adapters, sharding
+from scoreaction.networks import sharding
 from scoreaction.networks.sharding import whole
-from scoreaction.training import run as runs
+from scoreaction.training.checkpoints import save_tree
 from scoreaction.world import World
 
 ITERATIONS = 4
@@ -38,7 +38,7 @@ class Case:
     def tuner(self, *, shard, iterations=ITERATIONS, output=None):
         return sa.Finetuner(
             many.conditional(self.lora), reward=sa.Reward(prompted, differentiable=True), algorithm=self.algorithm,
-            sampler=sa.Sampler(steps=5, guidance=2.0), prompts=many.PROMPTS, output=output, held_out={"linear": many.linear},
+            sampler=sa.Sampler(steps=4, guidance=2.0), prompts=many.PROMPTS, output=output, held_out={"linear": many.linear},
             train=sa.Train(
                 iterations=iterations, batch=self.batch, lr=2e-3, device="cpu", schedule="constant", ema_decay=0.9,
                 max_rows=self.max_rows, samples_per_prompt=4, held_out_rows=7, select="reward_mean", shard=shard,
@@ -48,18 +48,20 @@ class Case:
 
 
 prompted = many.prompted
+few = {"critic_updates": 4, "surrogate_updates": 4}
 CASES = {
-    "score_action": Case(sa.ScoreAction(beta=0.5, rows=20, updates=2)),
-    "score_action, lora": Case(sa.ScoreAction(beta=0.5, rows=20, updates=2), lora=2),
+    "score_action": Case(sa.ScoreAction(beta=0.5, rows=20, updates=2, **few)),
+    "score_action, lora": Case(sa.ScoreAction(beta=0.5, rows=20, updates=2, **few), lora=2),
     "ddpo": Case(sa.DDPO()),
     "ddpo, lora": Case(sa.DDPO(), lora=2),
-    # one process has a part more than the other, and in the second case no row at all
-    "score_action, uneven": Case(sa.ScoreAction(beta=0.5, rows=11, updates=3), max_rows=3),
-    "score_action, one row": Case(sa.ScoreAction(beta=0.5, rows=1, updates=1)),
+    # one process has a part more than the other, or no row at all
+    "score_action, uneven": Case(sa.ScoreAction(beta=0.5, rows=11, updates=3, **few), max_rows=3),
+    "score_action, one row": Case(sa.ScoreAction(beta=0.5, rows=1, updates=1, **few)),
     "sqdf, uneven": Case(sa.SQDF(beta=0.5, rows=9), max_rows=2),
     "nft": Case(sa.NFT()),
     "draft, checkpointed": Case(sa.DRaFT(beta=0.5, last=2, gradient_checkpointing=True)),
 }
+QUICK = [*CASES][:4]
 
 
 def weights(tuner):
@@ -96,51 +98,61 @@ def outputs(tuner):
 
 
 def summed(case):
-    """Trained with gradients that are sums over processes."""
-    tuner = case.tuner(shard=True)
-    for module in tuner.model.net.modules():
-        if isinstance(module, FSDPModule):
-            module.set_gradient_divide_factor(1.0)
-    return trained(tuner)
+    """The twin of a mean: trained with gradients that are sums over processes."""
+    own = World.average_gradients
+
+    def doubled(world, parameters, figures):
+        for p in parameters:
+            p.grad *= world.size
+        return own(world, parameters, figures)
+
+    with patch.object(World, "average_gradients", doubled):
+        return trained(case.tuner(shard=True))
+
+
+def compared(names):
+    """The cases trained both ways."""
+    return {
+        name: {kind: trained(CASES[name].tuner(shard=kind == "sharded")) for kind in ("whole", "sharded")} for name in names
+    }
 
 
 def written(folder):
-    """The runs of all cases; weights as evaluation sees them, a saved model, a checkpoint, with their twins."""
-    report = {"runs": {}}
-    for name, case in CASES.items():
-        whole_run, shared = case.tuner(shard=False), case.tuner(shard=True)
-        report["runs"][name] = {"whole": trained(whole_run), "sharded": trained(shared)}
-        if name == "score_action":
-            report["held"] = sum(p.to_local().numel() for p in shared.model.net.parameters())
-            report["all"] = sum(p.numel() for p in shared.model.net.parameters())
-            report["outputs"] = {"whole": outputs(whole_run), "sharded": outputs(shared)}
-            with patch.object(adapters, "replaced", swapped), patch("scoreaction.networks.model.replaced", swapped):
-                report["outputs"]["swapped"] = outputs(shared)
-            report["names"] = [list(tuner.model.parameters) for tuner in (whole_run, shared)]
-            report["summaries"] = [tuner.summary() for tuner in (whole_run, shared)]
-            for tuner, kind in ((whole_run, "whole"), (shared, "sharded")):
-                tuner.save(folder / kind)
-            with patch.object(sharding, "whole", lambda value: value.to_local()):
-                shared.save(folder / "parts")
-    case = CASES["score_action"]
-    for kind, sharded in (("of_whole", False), ("of_sharded", True), ("chain", True)):
-        list(case.tuner(shard=sharded, iterations=2, output=folder / kind))
-    with patch.object(runs, "on_host", lambda tree, keep: parts(tree)):
-        list(case.tuner(shard=True, iterations=2, output=folder / "of_parts"))
-    report["resumed"] = resumed(folder / "of_whole", ITERATIONS)
+    """Weights as evaluation sees them, saved models and states of a run both ways, and their twins."""
+    case = CASES["ddpo"]
+    report = {"summed": summed(case), "outputs": {}, "summaries": {}, "names": {}, "held": {}}
+    for kind in ("whole", "sharded"):
+        tuner = case.tuner(shard=kind == "sharded", iterations=2, output=folder / f"run of {kind}")
+        list(tuner)
+        report["names"][kind] = list(tuner.model.parameters)
+        report["held"][kind] = sum(local(p).numel() for p in tuner.model.net.parameters())
+        report["summaries"][kind] = {name: v for name, v in tuner.summary().items() if name not in ("seconds", "prompts")}
+        saved(tuner, folder / kind)
+        report["outputs"][kind] = outputs(tuner)
+    with patch("scoreaction.networks.model.replaced", swapped):
+        report["outputs"]["swapped"] = outputs(tuner)
+    with patch.object(sharding, "whole", local):
+        saved(tuner, folder / "parts")
+    report["resumed"] = resumed(folder / "run of whole", ITERATIONS)
     return report
 
 
-def parts(tree):
-    """The twin of `on_host`: of each tensor what this process holds."""
-    if isinstance(tree, dict):
-        return {key: parts(value) for key, value in tree.items()}
-    return tree.to_local() if hasattr(tree, "to_local") else tree
+def saved(tuner, folder):
+    """Writes the model and the state."""
+    tuner.save(folder)
+    state = tuner.state()
+    if World.current().leads:
+        save_tree(folder / "state", {**state, "seconds": 0.0})
 
 
-def resumed(folder, iterations):
-    """The rest of the run in the folder, by processes that share its networks."""
-    tuner = CASES["score_action"].tuner(shard=True, iterations=iterations, output=folder)
+def local(value):
+    """The twin of `whole`: what this process holds."""
+    return value.to_local() if hasattr(value, "to_local") else value
+
+
+def resumed(folder, iterations, *, shard=True):
+    """The rest of the run in the folder."""
+    tuner = CASES["ddpo"].tuner(shard=shard, iterations=iterations, output=folder)
     assert tuner.resume()
     return trained(tuner)
 
@@ -148,8 +160,13 @@ def resumed(folder, iterations):
 if __name__ == "__main__":
     torch.set_num_threads(1)
     World.joined("cpu")
-    folder, more = Path(sys.argv[1]), sys.argv[2:]
-    report = resumed(folder / "chain", int(more[0])) if more else written(folder)
+    folder, (what, *more) = Path(sys.argv[1]), sys.argv[2:]
+    does = {
+        "compare": lambda: compared(more),
+        "write": lambda: {**written(folder), "runs": compared(more)},
+        "resume": lambda: resumed(folder / "run of sharded", int(more[0])),
+    }
+    report = does[what]()
     if World.current().leads:
-        (folder / ("resumed.json" if more else "report.json")).write_text(json.dumps(report), encoding="utf-8")
+        (folder / f"{what}.json").write_text(json.dumps(report), encoding="utf-8")
     torch.distributed.destroy_process_group()

@@ -16,9 +16,9 @@ from scoreaction.diffusion.noise import Source
 from scoreaction.diffusion.predictions import perturbed
 from scoreaction.diffusion.solvers import jittered, noise_std
 from scoreaction.networks.conditions import take
+from scoreaction.networks.lockstep import equal_parts
 from scoreaction.networks.memory import fitting
 from scoreaction.networks.model import Model
-from scoreaction.networks.sharding import equal_parts
 from scoreaction.sampling.rollout import Rollout, Sampler, act, compared, roll_out, unflattened
 from scoreaction.types import Conditions, Prediction
 from scoreaction.world import ALONE, Rows, World

@@ -18,8 +18,8 @@ from scoreaction.diffusion.processes import Process
 from scoreaction.networks.adapters import Adapters, LoraShape, Role, base_modules, frozen, replaced, without_adapters
 from scoreaction.networks.checks import check_net, register
 from scoreaction.networks.conditions import concatenate, map_conditions, take
+from scoreaction.networks.lockstep import equal_parts, without_rows
 from scoreaction.networks.memory import fitting
-from scoreaction.networks.sharding import equal_parts, without_rows
 from scoreaction.types import Conditions, Prediction
 
 if TYPE_CHECKING:

@@ -20,15 +20,12 @@ from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 from torch.distributed.fsdp import FSDPModule, fully_shard
 from torch.distributed.tensor import DTensor, distribute_tensor
 
-from scoreaction.networks.conditions import map_conditions
-from scoreaction.types import Conditions, Prediction
 from scoreaction.world import World
 
 if TYPE_CHECKING:
     from scoreaction.networks.model import Model
 
 LISTS = (nn.ModuleList, nn.Sequential, nn.ModuleDict)
-Call = Callable[[Tensor, Tensor, Conditions], Prediction]
 
 
 def blocks(net: nn.Module) -> list[nn.Module]:
@@ -41,8 +38,8 @@ def blocks(net: nn.Module) -> list[nn.Module]:
     """
     known: list[Any] = [module for module in net.modules() if hasattr(module, "_no_split_modules")]
     named = {name for module in known for name in module._no_split_modules or ()}
-    found = [module for module in net.modules() if type(module).__name__ in named] if named else list(_items(net))
-    return [module for module in reversed(found) if module is not net and any(True for _ in module.parameters())]
+    chosen = [module for module in net.modules() if type(module).__name__ in named] if named else list(_items(net))
+    return [module for module in reversed(chosen) if module is not net and any(True for _ in module.parameters())]
 
 
 def _items(module: nn.Module) -> Iterator[nn.Module]:
@@ -173,26 +170,3 @@ def _plain(module: nn.Module) -> dict[str, Any]:
 def class_of(net: nn.Module) -> type:
     """The network's own class, which sharding derives another from."""
     return type(net).__bases__[1] if isinstance(net, FSDPModule) else type(net)
-
-
-def equal_parts(rows: Tensor, size: int) -> tuple[Tensor, ...]:
-    """Rows in parts of at most `size`, in every process as many, at least one: they may be empty. All processes must ask.
-
-    A call of a sharded network is one of all processes.
-
-    >>> [part.tolist() for part in equal_parts(torch.arange(3), 2)]
-    [[0, 1], [2]]
-    """
-    (count,) = World.current().reduced([float(-(-len(rows) // max(1, size)))], "max")
-    return rows.tensor_split(max(1, int(count)))
-
-
-def without_rows(call: Call, x: Tensor, t: Tensor, conditions: Conditions) -> Prediction:
-    """The prediction for no rows, of a process that calls the network all the same, with its graph: x (0, *shape).
-
-    It is called for one row of zeros, whose gradient is 0.
-    """
-    one = x.sum() + x.new_zeros(1, *x.shape[1:])
-    prediction = call(one, t.new_full((1,), 0.5), map_conditions(lambda c: c.new_zeros(1, *c.shape[1:]), conditions))
-    nothing = x + 0 * (prediction.x0.sum() + prediction.eps.sum())
-    return Prediction(nothing, nothing)

@@ -11,8 +11,8 @@ from torch import Tensor
 
 from scoreaction.diffusion.noise import RowNoise, Source
 from scoreaction.diffusion.solvers import GridName, SolverName
+from scoreaction.networks.lockstep import equal_parts
 from scoreaction.networks.model import Model
-from scoreaction.networks.sharding import equal_parts
 from scoreaction.sampling.rollout import Sampler, act, initial_noise, trajectory
 from scoreaction.types import Predict
 from scoreaction.world import ALONE, World

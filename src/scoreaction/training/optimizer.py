@@ -13,9 +13,10 @@ from pydantic import BaseModel, Field
 from torch import Tensor, nn
 
 from scoreaction.algorithms._learner import Largest, Term, Update, Updates
+from scoreaction.networks.lockstep import equal_parts
 from scoreaction.networks.memory import fitting
 from scoreaction.networks.model import Model
-from scoreaction.networks.sharding import equal_parts, held_as, whole
+from scoreaction.networks.sharding import held_as, whole
 from scoreaction.world import ALONE, Rows, World
 
 NO_GRADIENT = "check that the network's output depends on them, and that nothing detaches it"
@@ -119,14 +120,14 @@ class Optimisation:
         """Restores a `state` with whole tensors, each held as its parameter is."""
         for name, optimiser in self.optimisers.items():
             own = dict(enumerate(self._parameters(name)))
-            held = {
+            states = {
                 i: {
                     key: held_as(v, own[i]) if isinstance(v, Tensor) and v.shape == own[i].shape else v
                     for key, v in kept.items()
                 }
                 for i, kept in state[name]["state"].items()
             }
-            optimiser.load_state_dict({**state[name], "state": held})
+            optimiser.load_state_dict({**state[name], "state": states})
 
     def learn(self, updates: Updates, iteration: int, *, equal: bool, kl_floor: float = 0.0) -> dict[str, float]:
         """Takes a step for each update; returns each figure's mean over the updates, and the policy's mean gradient norm.

@@ -1,0 +1,174 @@
+"""Truth: the run of which every process has all, which equals that of one process; and what a process must hold of a tensor."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import sharded
+import torch
+from safetensors.torch import load_file
+from torch import nn
+from twins import accepts, same
+
+import scoreaction as sa
+from scoreaction.networks.sharding import blocks
+from scoreaction.training.checkpoints import load_tree
+from scoreaction.training.run import check_shard
+from scoreaction.world import World
+
+
+def launched(folder, what, *names):
+    """What two processes report."""
+    source = str(Path(sa.__file__).parents[1])
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": source}
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2", sharded.__file__]
+    command += [str(folder), what, *names]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=600, check=False)
+    assert done.returncode == 0, done.stderr[-3000:]
+    return json.loads((folder / f"{what}.json").read_text())
+
+
+def alike(right):
+    """A check that a run has the metrics and weights of this one, within 1e-5."""
+
+    def check(run):
+        assert len(run["metrics"]) == len(right["metrics"])
+        for one, other in zip(right["metrics"], run["metrics"], strict=True):
+            assert one.keys() == other.keys()
+            apart = {key: (one[key], other[key]) for key in one if abs(one[key] - other[key]) > 1e-5 * max(1, abs(one[key]))}
+            assert not apart, apart
+        assert (torch.tensor(run["weights"]) - torch.tensor(right["weights"])).abs().max() <= 1e-5
+
+    return check
+
+
+def rest(run, begin):
+    return {**run, "metrics": run["metrics"][begin:]}
+
+
+@pytest.fixture(scope="module")
+def written(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("sharded")
+    return folder, launched(folder, "write", *sharded.QUICK)
+
+
+@pytest.mark.slow
+def test_shared_networks_train_as_whole_ones(written):
+    _, report = written
+    for name, run in report["runs"].items():
+        twins = {"summed": report["summed"]} if name == "ddpo" else {}
+        accepts(alike(run["whole"]), run["sharded"], untrained={**run["sharded"], "weights": [0.0]}, **twins)
+    same(report["names"]["sharded"], report["names"]["whole"], none=[])
+    accepts(half_of(report["held"]["whole"]), report["held"]["sharded"], whole=report["held"]["whole"])
+
+
+def half_of(all_of_them):
+    def check(held):
+        assert 0.45 < held / all_of_them < 0.55
+
+    return check
+
+
+@pytest.mark.slow
+def test_evaluation_sees_the_averaged_weights(written):
+    _, report = written
+    right = report["outputs"]["whole"]
+
+    def check(found):
+        for kind, output in right.items():
+            assert (torch.tensor(found[kind]) - torch.tensor(output)).abs().max() < 1e-6, kind
+
+    stale = {**right, "again": right["averaged"]}
+    accepts(check, report["outputs"]["sharded"], data_swapped=report["outputs"]["swapped"], stale=stale)
+    close_to(report["summaries"]["whole"], report["summaries"]["sharded"])
+
+
+def close_to(right, found):
+    assert right.keys() == found.keys()
+    assert all(right[key] == pytest.approx(found[key], rel=1e-5, abs=1e-5) for key in right)
+
+
+def tensors(tree, key=""):
+    """The tensors of a tree by their paths."""
+    if isinstance(tree, torch.Tensor):
+        return {key: tree}
+    items = tree.items() if isinstance(tree, dict) else enumerate(tree) if isinstance(tree, list) else ()
+    return {path: value for name, inner in items for path, value in tensors(inner, f"{key}/{name}").items()}
+
+
+@pytest.mark.slow
+def test_saved_models_and_states_are_those_of_whole_networks(written):
+    folder, _ = written
+    names = ["weights.safetensors", "network.safetensors", "reference.safetensors"]
+
+    def check(kind):
+        for name in names:
+            assert (folder / kind / name).is_file(), name
+        files = [(load_file(folder / "whole" / name), load_file(folder / kind / name)) for name in names]
+        files.append((tensors(load_tree(folder / "whole/state")), tensors(load_tree(folder / kind / "state"))))
+        for right, found in files:
+            assert right.keys() == found.keys()
+            for key, value in right.items():
+                assert value.shape == found[key].shape, key
+                assert (value.double() - found[key].double()).abs().max() <= 1e-6, key
+
+    accepts(check, "sharded", parts="parts")
+    same((folder / "sharded/model.json").read_text(), (folder / "whole/model.json").read_text(), nothing="")
+
+
+@pytest.mark.slow
+def test_a_run_goes_on_with_shared_networks_or_alone(written):
+    folder, report = written
+    uninterrupted = report["runs"]["ddpo"]["whole"]
+    accepts(alike(rest(uninterrupted, 2)), report["resumed"], afresh=uninterrupted)
+    alone = sharded.resumed(folder / "run of sharded", sharded.ITERATIONS, shard=False)
+    accepts(alike(rest(uninterrupted, 2)), alone, afresh=uninterrupted)
+    again = launched(folder, "resume", "6")
+    longer = sharded.trained(sharded.CASES["ddpo"].tuner(shard=False, iterations=6))
+    accepts(alike(rest(longer, 4)), again, alone=alone)
+
+
+@pytest.mark.slow
+def test_processes_with_other_numbers_of_rows_call_shared_networks_alike(tmp_path):
+    names = [name for name in sharded.CASES if name not in sharded.QUICK]
+    for run in launched(tmp_path, "compare", *names).values():
+        accepts(alike(run["whole"]), run["sharded"], untrained={**run["sharded"], "weights": [0.0]})
+
+
+class Named(nn.Module):
+    """A network that names its blocks."""
+
+    _no_split_modules = ("Linear",)
+
+    def __init__(self):
+        super().__init__()
+        self.first, self.silent, self.rest = nn.Linear(2, 2), nn.SiLU(), nn.Sequential(nn.Conv1d(1, 1, 1), nn.Linear(2, 2))
+
+
+def test_blocks_are_named_or_items_of_the_outermost_lists():
+    kinds = [type(block).__name__ for block in blocks(Named())]
+    same(kinds, ["Linear", "Linear"], of_lists=["Linear", "Conv1d"])
+    deep = nn.ModuleDict({"down": nn.ModuleList([nn.Sequential(nn.Linear(1, 1)), nn.SiLU()]), "up": nn.Linear(1, 1)})
+    same(blocks(deep), [deep["up"], deep["down"][0][0]], outer_first=[deep["down"][0][0], deep["up"]])
+
+
+@pytest.mark.parametrize(
+    ("size", "settings", "message"),
+    [
+        (1, {}, r"train\.shard: there is one process.*--processes N"),
+        (2, {"optimizer": "adam8bit"}, r"train\.optimizer: adam8bit .*take adam"),
+        (2, {"precision": "fp16"}, r"train\.precision: fp16 .*take bf16"),
+    ],
+)
+def test_what_cannot_be_shared_is_refused(size, settings, message):
+    check_shard(sa.Train(shard=True), World(0, 2))
+    with pytest.raises(ValueError, match=message):
+        check_shard(sa.Train(shard=True, **settings), World(0, size))
+
+
+def test_a_run_of_one_process_says_how_to_start_more():
+    with pytest.raises(ValueError, match=r"train\.shard: there is one process"):
+        sharded.CASES["ddpo"].tuner(shard=True)
