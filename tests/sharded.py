@@ -1,12 +1,14 @@
 """Two processes that share networks, beside two of which each has all; what they found goes into FOLDER.
 
 `torchrun --nproc_per_node 2 tests/sharded.py FOLDER compare NAME...` trains these cases both ways; `write NAME...` saves what
-they make too, and `resume N` goes on with a run that was written, to N iterations.
+they make too, and `resume N` goes on with a run that was written, to N iterations. `nodes NAME...` compares as if every two
+processes were those of a node.
 """
 
 from __future__ import annotations
 
 import json
+import os
 import sys
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -164,8 +166,11 @@ if __name__ == "__main__":
     does = {
         "compare": lambda: compared(more),
         "write": lambda: {**written(folder), "runs": compared(more)},
+        "nodes": lambda: compared(more),
         "resume": lambda: resumed(folder / "run of sharded", int(more[0])),
     }
+    if what == "nodes":  # of two processes each
+        os.environ["LOCAL_WORLD_SIZE"] = "2"
     report = does[what]()
     if World.current().leads:
         (folder / f"{what}.json").write_text(json.dumps(report), encoding="utf-8")

@@ -14,18 +14,19 @@ from torch import nn
 from twins import accepts, same
 
 import scoreaction as sa
-from scoreaction.networks.sharding import blocks
+from scoreaction.networks.sharding import blocks, mesh_of
 from scoreaction.training.checkpoints import load_tree
+from scoreaction.training.collector import _begun
 from scoreaction.training.run import check_shard
-from scoreaction.world import World
+from scoreaction.world import Stranded, World
 
 
-def launched(folder, what, *names):
-    """What two processes report."""
+def launched(folder, what, *names, processes=2):
+    """What so many processes report."""
     source = str(Path(sa.__file__).parents[1])
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": source}
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2", sharded.__file__]
-    command += [str(folder), what, *names]
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", str(processes)]
+    command += [sharded.__file__, str(folder), what, *names]
     done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=600, check=False)
     assert done.returncode == 0, done.stderr[-3000:]
     return json.loads((folder / f"{what}.json").read_text())
@@ -136,6 +137,39 @@ def test_processes_with_other_numbers_of_rows_call_shared_networks_alike(tmp_pat
     names = [name for name in sharded.CASES if name not in sharded.QUICK]
     for run in launched(tmp_path, "compare", *names).values():
         accepts(alike(run["whole"]), run["sharded"], untrained={**run["sharded"], "weights": [0.0]})
+
+
+@pytest.mark.slow
+def test_every_node_has_the_network(tmp_path):
+    for run in launched(tmp_path, "nodes", "ddpo", "score_action, uneven", processes=4).values():
+        accepts(alike(run["whole"]), run["sharded"], untrained={**run["sharded"], "weights": [0.0]})
+
+
+def test_processes_without_the_others_are_refused(monkeypatch):
+    monkeypatch.setenv("LOCAL_WORLD_SIZE", "1")
+    with pytest.raises(ValueError, match=r"train\.shard: .*of 4 this one has 1; start as many on each node, at least 2"):
+        mesh_of(World(0, 4), "cpu")
+
+
+def test_a_process_that_fails_while_others_wait_for_its_network_sends_nothing():
+    """Truth: a world of two where there is no group, in which every message fails."""
+
+    def fail():
+        raise MemoryError("full")
+
+    assert World(1, 2).together(lambda: 5, sends=True) == 5
+    with pytest.raises(Stranded, match="process 1 of 2: MemoryError: full"):
+        World(1, 2).together(fail, sends=True)
+
+
+def test_a_reward_that_fails_at_its_beginning_says_so_when_it_is_asked():
+    def fail():
+        raise ValueError("no such scorer")
+
+    scores = _begun(fail)
+    with pytest.raises(ValueError, match="no such scorer"):
+        scores()
+    same(_begun(lambda: lambda: torch.ones(2))(), torch.ones(2), others=torch.zeros(2))
 
 
 class Named(nn.Module):

@@ -228,9 +228,9 @@ class Run:
             for name, parameter in self.model.parameters.items():
                 parameter.copy_(held_as(state["policy"][name], parameter))
         for name, kept in (("average", state["average"]), ("selected", state.get("selection", {}).get("weights"))):
-            setattr(self.model, name, None if kept is None else {k: self._held(k, v) for k, v in kept.items()})
+            setattr(self.model, name, None if kept is None else {k: self._part(k, v) for k, v in kept.items()})
 
-    def _held(self, name: str, value: Tensor) -> Tensor:
+    def _part(self, name: str, value: Tensor) -> Tensor:
         return held_as(value.to(self.model.device), self.model.parameters[name])
 
     def load_state(self, state: dict[str, Any]) -> None:
