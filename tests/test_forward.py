@@ -183,7 +183,7 @@ def test_awms_first_gradient_is_the_advantage_weighted_matching():
     found = torch.autograd.grad(loss, learner.model.parameters["th"])[0].double()
     close(figures["log_ratio_first"], 0.0, atol=1e-6, moved=0.1)
     generator.set_state(seen)
-    points = renoised(learner, rollout, drawn_times(learner, 3, 50, generator, power=0.0), generator)
+    points = renoised(learner, rollout, drawn_times(learner, 3, generator, power=0.0), generator)
     prediction, tau = learner.policy(*points.states), flow_time(VP, points.t)
     v = prediction.eps - prediction.x0
     error = (v - points.velocity).detach()
@@ -199,7 +199,7 @@ def test_awms_first_gradient_is_the_advantage_weighted_matching():
         found,
         by_hand(advantage),
         atol=0,
-        rtol=1e-4,
+        rtol=1e-3,
         flipped=by_hand(-advantage),
         no_baseline=by_hand(rollout.rewards[points.path]),
     )
@@ -231,7 +231,7 @@ def test_samples_are_noised_at_times_of_the_flows_clock(process, off):
     learner.process = process
     low, high = (float(flow_time(process, f64(t))) for t in (off, 1.0))
     for power in (1.0, 0.0):
-        t = drawn_times(learner, 4, 2000, generator, power=power)
+        t = drawn_times(learner, 4, generator, power=power)
         assert float(t.min()) >= off
         tau = flow_time(process, t)
         mean = lambda p: (p + 1) / (p + 2) * (high ** (p + 2) - low ** (p + 2)) / (high ** (p + 1) - low ** (p + 1))  # noqa: E731

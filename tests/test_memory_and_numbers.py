@@ -98,7 +98,9 @@ def test_a_policy_that_diverged_after_its_last_check_has_no_summary(tmp_path: Pa
 
 def test_a_summary_is_json(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Truth: a parser that knows no NaN; twin: JSON as Python writes it."""
-    monkeypatch.setattr("scoreaction.training.evaluation.diversity", lambda *_: {"diversity": math.inf, "vendi": math.nan})
+    monkeypatch.setattr(
+        "scoreaction.training.evaluation.diversity", lambda *_, **__: {"diversity": math.inf, "vendi": math.nan}
+    )
     command = ["train", "mixture", "algorithm.name=ddpo", "train={iterations: 1, batch: 8}", "evaluation={n: 16, steps: 3}"]
     assert main([*command, "--output", str(tmp_path / "run")]) == 0
     assert main(["report", str(tmp_path / "run")]) == 0

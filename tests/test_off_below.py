@@ -11,6 +11,7 @@ from twins import accepts, close, f64, same
 
 import scoreaction as sa
 from scoreaction.diffusion.kl import path_kl
+from scoreaction.diffusion.noise import RowNoise
 from scoreaction.diffusion.solvers import SOLVERS
 from scoreaction.models import gaussian_mixture
 from scoreaction.sampling.draw import draw
@@ -24,14 +25,14 @@ SHIFTED = (0.0, 1.0)
 
 def composed(made, off, *, steps=10, n=5, policy_first=True):
     """DDIM(1) from the noise of seed 3, one step after another, the two networks taking turns at `off`."""
-    generator = torch.Generator().manual_seed(3)
+    noise = RowNoise(3, torch.arange(n))
     times = sa.Sampler(steps=steps).times(made.process)
-    x = made.process.prior_std * torch.randn(n, *made.shape, generator=generator)
+    x = made.process.prior_std * noise.normal((n, *made.shape), torch.float32)
     with torch.no_grad():
         for t, s in zip(times[:-1], times[1:], strict=True):
             predict = made.predict if (float(t) >= off) == policy_first else made.reference
             step = SOLVERS["ddim"].step(made.process, None, predict(x, t), x, t, s, 1.0, None)
-            x = step.sample(generator) if float(s) > 0 else step.mean
+            x = step.sample(noise) if float(s) > 0 else step.mean
     return x
 
 
@@ -148,7 +149,7 @@ def test_advantages_end_with_the_reward_at_the_policys_last_step():
     rollout = experienced(found, 6, torch.Generator().manual_seed(0))
     found.value.critic.forward = lambda x, t, prompt, look=None: torch.zeros(len(x))
     advantage = found.advantages(rollout).reshape(rollout.size)
-    target = rollout.target[rollout.chosen.argsort()].reshape(rollout.size)
+    target = rollout.target[rollout.chosen.own.argsort()].reshape(rollout.size)
     centred = target - target.mean(1, keepdim=True)
     no_kl = (rollout.rewards - rollout.rewards.mean()).expand(rollout.size)
     close(advantage, centred, atol=1e-4, not_centred=target, no_kl=no_kl)

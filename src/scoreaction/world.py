@@ -132,6 +132,10 @@ class World:
         """The numbers, of `total` rows, that this process holds."""
         return torch.arange(self.rank, total, self.size)
 
+    def own(self, every: Tensor) -> Tensor:
+        """The own of all rows."""
+        return every[self.rank :: self.size]
+
     def rows(self, total: int) -> Rows:
         """All rows that are held, in their order."""
         own = self.stripe(total)

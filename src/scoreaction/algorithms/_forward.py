@@ -49,7 +49,7 @@ def renoised(learner: Learner, rollout: Rollout, times: Tensor, generator: torch
     """The samples of a rollout at these times (each, batch): row `i * batch + path`."""
     each, batch = times.shape
     path, t = torch.arange(batch).repeat(each), times.flatten()
-    x0, source = take(rollout.x0, path), RowNoise.drawn(generator, learner.world.stripe(learner.batch))
+    x0, source = take(rollout.x0, path), RowNoise.drawn(generator, learner.world.stripe(batch * learner.world.size))
     eps = torch.cat([source.normal(rollout.x0.shape, torch.float32) for _ in range(each)]).to(x0)
     x = expand(learner.process.alpha(t), x0) * x0 + expand(learner.process.sigma(t), x0) * eps
     return Noised(x0, eps, x, t, path, take(rollout.prompt, path))
@@ -71,7 +71,7 @@ def flow_time(process: Process, t: Tensor) -> Tensor:
 
 def stratified(learner: Learner, each: int, generator: torch.Generator) -> Tensor:
     """`each` uniform numbers a sample here, (each, batch) float64, one in each of as many equal parts of [0, 1]."""
-    drawn = torch.rand(learner.batch, each, generator=generator, dtype=torch.float64)[learner.world.stripe(learner.batch)]
+    drawn = learner.world.own(torch.rand(learner.batch, each, generator=generator, dtype=torch.float64))
     return (torch.arange(each)[:, None] + drawn.T) / each
 
 

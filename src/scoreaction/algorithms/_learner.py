@@ -215,7 +215,7 @@ class Learner:
     def prepare(self, rollout: Rollout, generator: torch.Generator) -> Rollout:
         """The rollout with the pretrained predictions where the policy acted, `reference_rows` a step, without a graph."""
         n, batch = rollout.size
-        rows = compared(n, batch, -(-min(self.reference_rows or self.batch, self.batch) // self.world.size))
+        rows = compared(n, batch, min(-(-(self.reference_rows or self.batch) // self.world.size), batch))
         with torch.no_grad():
             flat = self.pretrained(*take(rollout.steps().states, rows))
         return replace(rollout, pretrained=unflattened(flat, n))

@@ -95,7 +95,7 @@ class ForwardLearner(Learner):
         slope = torch.cat([self.to_go.gradient(*take(points.states, rows)) for rows in parts])
         reward = take(rewards, points.path)
         every = (self.world.gather(part.reshape(-1, len(rewards)).T).T for part in (value, reward.to(value)))
-        advantage = reward - calibrated(*every)[:, self.world.stripe(self.batch)].flatten()
+        advantage = reward - self.world.own(calibrated(*every).T).T.flatten()
         return _Fixed(old, pretrained, expand(self.process.sigma(points.t), slope) * slope, advantage)
 
     def _loss(self, points: Noised, fixed: _Fixed, span: float, numbers: Tensor) -> Loss:

@@ -57,7 +57,7 @@ class RatioLearner(Learner):
     def prepare(self, rollout: Rollout, generator: torch.Generator) -> ValuedRollout:
         """The pretrained model and the look-ahead at every state."""
         n, batch = rollout.size
-        valued = self.value.prepare(rollout, self.world.dealt(n, batch, n * self.batch, generator), generator)
+        valued = self.value.prepare(rollout, self.world.dealt(n, batch, n * batch * self.world.size, generator), generator)
         self.value.remember(rollout)  # after: a baseline must not know the rewards that it is taken off
         self.value.critic.scale.calibrate(self.world.gather(rollout.rewards))
         return valued
@@ -75,7 +75,7 @@ class RatioLearner(Learner):
         count = len(steps.t) // batch
         batches = list(minibatches(self.world, count, batch, epochs=1, count=config.updates, generator=generator))
         left = len(others) // batch
-        rest = self.world.dealt(left, batch, left * self.batch, generator).tensor_split(config.updates)
+        rest = self.world.dealt(left, batch, left * batch * self.world.size, generator).tensor_split(config.updates)
         taken = slice(int(steps.step[0]) * batch, (int(steps.step[-1]) + 1) * batch)
         law: Law = partial(transition, self) if config.exploration == 0 else self._action
         outcome = steps.x_next if config.exploration == 0 else rollout.action.eps.flatten(0, 1)[taken]
@@ -124,7 +124,7 @@ class RatioLearner(Learner):
         values = torch.cat([self.value.critic(*take(states, rows), take(rollout.look, rows)) for rows in parts])
         order = rollout.chosen.own.argsort()
         value, target = (take(part, order).reshape(rollout.size) for part in (values, rollout.target))
-        value = calibrated(*(self.world.gather(part.T).T for part in (value, target)))[:, self.world.stripe(self.batch)]
+        value = self.world.own(calibrated(*(self.world.gather(part.T).T for part in (value, target))).T).T
         value = torch.cat([value, rollout.rewards[None].to(values)])
         gain = value[1:] - value[:-1] - self.beta * running_cost(self.process, self.sampler.eta, rollout)
         advantages, ahead = torch.empty_like(gain), torch.zeros_like(gain[0])

@@ -85,7 +85,7 @@ class AWMLearner(Learner):
         advantage = advantage.clamp(-config.advantage_clip, config.advantage_clip)
         if bool((advantage == 0).all()):
             return
-        advantage, batch = advantage[self.world.stripe(self.batch)], rollout.x.shape[1]
+        advantage, batch = self.world.own(advantage), rollout.x.shape[1]
         points = renoised(self, rollout, drawn_times(self, config.each, generator, power=0.0), generator)
         with torch.no_grad():
             old = self._score(velocity(self.policy(*points.states)), points)

@@ -107,7 +107,7 @@ class DDPOLearner(Learner):
         advantage = self.advantages(rewards, self.world.gather(rollout.prompt))
         if bool((advantage == 0).all()):
             return
-        advantage = advantage[self.world.stripe(self.batch)]
+        advantage = self.world.own(advantage)
         steps, once = steps_with_density(self, rollout), config.estimator == "reinforce"
         # rewards were divided by their std, so beta is too: it stays in reward units per nat
         weight = self.beta / float(rewards.std(correction=0)) if self.beta > 0 else 0.0

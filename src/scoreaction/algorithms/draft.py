@@ -70,7 +70,7 @@ class DRaFTLearner(Learner):
         if self.beta and first:
             rows = self.world.dealt(first, batch, self.config.rows, generator)
             terms.append(visited_kl(self, rollout, rows, first / n))
-        source = RowNoise.drawn(generator, self.world.stripe(self.batch))
+        source = RowNoise.drawn(generator, self.world.stripe(batch * self.world.size))
         steps = len(rollout.times) - 1 - first
         # with a KL the reference's evaluations are in the graph too, but for the first of these steps
         calls = steps + (min(self.last, n) - 1 if self.beta else 0)

@@ -89,7 +89,7 @@ class NFTLearner(Learner):
         """One pass over the samples, noised to all times of the sampler, in shuffled minibatches; then the weights follow."""
         config, every = self.config, self.optimality(self.world.gather(rollout.rewards), self.world.gather(rollout.prompt))
         if not bool((every == 0.5).all()):
-            r = every[self.world.stripe(self.batch)]
+            r = self.world.own(every)
             points = renoised(self, rollout, rollout.acted[:-1, None].expand(-1, len(r)), generator)
             with self.old.acting(), torch.no_grad():
                 old = self.policy(*points.states).x0

@@ -79,7 +79,7 @@ class PIFTLearner(Learner):
         if n < len(rollout.times) - 1:  # after the policy's steps the pretrained model acts: V there is its mean reward
             end = States(rollout.x[n], rollout.acted[-1:].repeat(batch), rollout.prompt)
             look, count = soft_q(self, end, gradient=False).value, self.config.critic_updates
-            every = self.world.rows(self.batch)
+            every = self.world.rows(batch * self.world.size)
             yield from critic_updates(self.critic, end, every, look, rollout.rewards, updates=count, generator=generator)
         for stage, numbers in enumerate(torch.arange(n).flip(0).chunk(self.config.stages)):
             members = (numbers[:, None] * batch + torch.arange(batch)).flatten()

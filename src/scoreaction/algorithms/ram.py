@@ -71,7 +71,7 @@ class RAMLearner(Learner):
     def updates(self, rollout: Rollout, generator: torch.Generator) -> Updates:
         """One pass over the noised samples in shuffled minibatches."""
         config, every = self.config, self.advantages(self.world.gather(rollout.rewards), self.world.gather(rollout.prompt))
-        advantage, batch = every[self.world.stripe(self.batch)], rollout.x.shape[1]
+        advantage, batch = self.world.own(every), rollout.x.shape[1]
         points = renoised(self, rollout, drawn_times(self, config.each, generator, power=1.0), generator)
         for rows in minibatches(self.world, config.each, batch, epochs=1, count=config.minibatches, generator=generator):
             yield Update("policy", [Term(rows, partial(self._loss, take(points, rows.own), advantage))])

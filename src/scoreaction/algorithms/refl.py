@@ -49,7 +49,7 @@ class ReFLLearner(Learner):
         if self.beta:
             terms.append(visited_kl(self, rollout, self.world.dealt(n, batch, self.config.rows, generator), 1.0))
         late = max(1, round(self.config.late * n))
-        step = torch.randint(n - late, n, (self.batch,), generator=generator)[self.world.stripe(self.batch)]
+        step = self.world.own(torch.randint(n - late, n, (batch * self.world.size,), generator=generator))
         states = take(rollout.steps().states, step * batch + torch.arange(batch))
 
         def loss(rows: Tensor) -> Loss:

@@ -75,7 +75,7 @@ class VARDLearner(Learner):
         if self.config.kl_to_go:
             to_go = kl_to_go(self.process, self.sampler.eta, rollout)
             target = target - self.beta * torch.cat([to_go, torch.zeros_like(to_go[:1])])
-        rows, count = self.world.rows((n + 1) * self.batch), self.config.critic_updates
+        rows, count = self.world.rows((n + 1) * batch * self.world.size), self.config.critic_updates
         yield from critic_updates(self.critic, states, rows, None, target.flatten(), updates=count, generator=generator)
 
 

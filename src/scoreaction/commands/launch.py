@@ -42,7 +42,7 @@ def launch(processes: int, arguments: Sequence[str]) -> int:
 
 
 def described(world: World, device: torch.device) -> str:
-    """What a run works on.
+    """Number and devices of a run's processes, in words.
 
     >>> described(World(), torch.device("cpu"))
     '1 process on cpu'

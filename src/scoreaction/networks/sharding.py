@@ -100,7 +100,7 @@ def whole(value: Tensor) -> Tensor:
     return value.full_tensor() if isinstance(value, DTensor) else value
 
 
-def held_as(value: Tensor, own: Tensor) -> Tensor:
+def distributed_as(value: Tensor, own: Tensor) -> Tensor:
     """A whole tensor, the same in all processes, held as `own` is: this process's part where that is sharded."""
     if not isinstance(own, DTensor) or isinstance(value, DTensor):
         return value

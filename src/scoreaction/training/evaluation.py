@@ -18,7 +18,7 @@ from scoreaction.diffusion.noise import RowNoise
 from scoreaction.diffusion.solvers import SolverName
 from scoreaction.networks.adapters import replaced
 from scoreaction.networks.model import Model
-from scoreaction.networks.sharding import held_as, whole
+from scoreaction.networks.sharding import distributed_as, whole
 from scoreaction.rewards import CountedReward
 from scoreaction.rewards._closed_form import QuadraticReward
 from scoreaction.rewards._weighted import settle
@@ -86,7 +86,7 @@ def rounding_floor(
         plain, others = predict(), {}
         for name, p in model.parameters.items():
             size = float(whole(p.square().mean()).sqrt())
-            noise = held_as(torch.randn(p.shape, generator=generator).to(p.device, p.dtype), p)
+            noise = distributed_as(torch.randn(p.shape, generator=generator).to(p.device, p.dtype), p)
             others[name] = p + noise * (1e-4 * size or 1e-5)
         with replaced(model.parameters, others):
             moved = predict()

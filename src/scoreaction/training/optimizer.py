@@ -16,7 +16,7 @@ from scoreaction.algorithms._learner import Largest, Term, Update, Updates
 from scoreaction.networks.lockstep import equal_parts
 from scoreaction.networks.memory import fitting
 from scoreaction.networks.model import Model
-from scoreaction.networks.sharding import held_as, whole
+from scoreaction.networks.sharding import distributed_as, whole
 from scoreaction.world import ALONE, Rows, World
 
 NO_GRADIENT = "check that the network's output depends on them, and that nothing detaches it"
@@ -122,7 +122,7 @@ class Optimisation:
             own = dict(enumerate(self._parameters(name)))
             states = {
                 i: {
-                    key: held_as(v, own[i]) if isinstance(v, Tensor) and v.shape == own[i].shape else v
+                    key: distributed_as(v, own[i]) if isinstance(v, Tensor) and v.shape == own[i].shape else v
                     for key, v in kept.items()
                 }
                 for i, kept in state[name]["state"].items()

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from scoreaction.algorithms._learner import Algorithm, Learner, Objective, Setting
 from scoreaction.errors import UserError
 from scoreaction.networks.model import Model
-from scoreaction.networks.sharding import class_of, held_as, networks, on_host, shard
+from scoreaction.networks.sharding import class_of, distributed_as, networks, on_host, shard
 from scoreaction.rewards import CountedReward, Reward
 from scoreaction.rewards._weighted import WeightedSum
 from scoreaction.sampling.replay import Replay
@@ -226,19 +226,21 @@ class Run:
         """Restores the model's part of a `state`: all that drawing needs."""
         with torch.no_grad():
             for name, parameter in self.model.parameters.items():
-                parameter.copy_(held_as(state["policy"][name], parameter))
+                parameter.copy_(distributed_as(state["policy"][name], parameter))
         for name, kept in (("average", state["average"]), ("selected", state.get("selection", {}).get("weights"))):
             setattr(self.model, name, None if kept is None else {k: self._part(k, v) for k, v in kept.items()})
 
     def _part(self, name: str, value: Tensor) -> Tensor:
-        return held_as(value.to(self.model.device), self.model.parameters[name])
+        return distributed_as(value.to(self.model.device), self.model.parameters[name])
 
     def load_state(self, state: dict[str, Any]) -> None:
         """Restores a `state`."""
         self.load_weights(state)
         self.iteration, self.seconds = state["iteration"], state["seconds"]
         own = self.learner.networks.state_dict()
-        self.learner.networks.load_state_dict({k: held_as(v, own[k]) if k in own else v for k, v in state["networks"].items()})
+        self.learner.networks.load_state_dict(
+            {k: distributed_as(v, own[k]) if k in own else v for k, v in state["networks"].items()}
+        )
         self.optimisation.load_state(state["optimisers"])
         self.learner.state = replace(self.learner.state, **state["learner"])
         self.generator.set_state(state["generator"])
