@@ -14,6 +14,7 @@ from torch import nn
 from twins import accepts, same
 
 import scoreaction as sa
+from scoreaction.cli import main
 from scoreaction.networks.sharding import blocks, mesh_of
 from scoreaction.training.checkpoints import load_tree
 from scoreaction.training.collector import _begun
@@ -206,3 +207,15 @@ def test_what_cannot_be_shared_is_refused(size, settings, message):
 def test_a_run_of_one_process_says_how_to_start_more():
     with pytest.raises(ValueError, match=r"train\.shard: there is one process"):
         sharded.CASES["ddpo"].tuner(shard=True)
+
+
+def test_one_process_reads_and_measures_what_several_trained(tmp_path):
+    """Truth: the run of a recipe that says nothing of it; twin: training it alone, which is refused."""
+    command = ["mixture", "algorithm.name=ddpo", "train={iterations: 1, batch: 8, device: cpu}", "evaluation={n: 8, steps: 3}"]
+    assert main(["train", *command, "--output", str(tmp_path / "run")]) == 0
+    for recipe in (tmp_path / "run").rglob("recipe.yaml"):
+        recipe.write_text(recipe.read_text().replace("shard: false", "shard: true"))
+    assert main(["evaluate", str(tmp_path / "run"), "--n", "8"]) == 0
+    drawn = sa.sample(sa.load(tmp_path / "run"), n=3, steps=3)
+    same(drawn, sa.sample(sa.load(tmp_path / "run"), n=3, steps=3), base=sa.sample(sa.load(tmp_path / "run"), n=3, steps=4))
+    assert main(["train", *command, "train.shard=true", "--output", str(tmp_path / "other")]) == 2

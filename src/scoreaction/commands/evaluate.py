@@ -25,6 +25,7 @@ from scoreaction.training.finetuner import Finetuner
 from scoreaction.training.run_folder import RunFolder
 from scoreaction.training.summary import finite, optimum_beta
 from scoreaction.types import Values
+from scoreaction.world import World
 
 
 @dataclass(frozen=True)
@@ -50,6 +51,8 @@ def open_run(folder: Path, *, tuned: bool, rewards: bool = True, trust: bool = F
     if not place.recipe_path.is_file():
         raise UserError(f"{folder}: not a run folder (no recipe.yaml in it); give what train printed after run:")
     recipe = load_recipe(str(place.recipe_path), trust=trust)
+    if World.joined(recipe.train.device).size == 1:  # which reads what several trained
+        recipe = recipe.model_copy(update={"train": recipe.train.model_copy(update={"shard": False})})
     tuner = build(recipe, rewards=rewards)
     newest = load_newest(place.saved_checkpoints(), tuner.identity())
     if newest is not None:
