@@ -61,8 +61,7 @@ def train(
     trust: Trust = False,
 ) -> int:
     """Fine-tune a model by a recipe."""
-    if os.environ.get("RANK", "0") == "0":  # of several processes the first speaks
-        print(f"{Path(recipe).stem}  loading", flush=True)  # torch alone takes seconds
+    print(f"{Path(recipe).stem}  loading", flush=True)  # torch alone takes seconds
     from scoreaction.commands.launch import launch
     from scoreaction.commands.tables import show_summary
     from scoreaction.commands.train import NOTHING, learned_nothing, run
@@ -186,6 +185,7 @@ def compare(
     from scoreaction.commands.compare import fault_of
     from scoreaction.commands.tables import show_comparison
     from scoreaction.report.page import write_report
+    from scoreaction.world import World
 
     chosen = names(algorithms, "--algorithms")
     folder = output or default_folder(recipe, "-".join(chosen))
@@ -193,7 +193,8 @@ def compare(
     comparison = run_all(recipe, overrides or [], chosen, several, sweep, folder, trust=trust or None)
     show_comparison(comparison)
     print(f"comparison: {folder}")
-    print(f"report: {write_report(folder)}")
+    if World.current().leads:
+        print(f"report: {write_report(folder)}")
     if fault := fault_of(comparison, folder):
         raise Failed(fault)
 
@@ -292,6 +293,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     debug = "--debug" in arguments
     forgive("stdout")
     forgive("stderr")
+    if os.environ.get("RANK", "0") != "0":  # of several processes the first speaks
+        sys.stdout = io.StringIO()
     try:
         command = typer.main.get_command(app)
         result = command.main([a for a in arguments if a != "--debug"], prog_name="scoreaction", standalone_mode=False)

@@ -22,6 +22,7 @@ from scoreaction.report.model_card import write_card
 from scoreaction.training.run_folder import RunFolder
 from scoreaction.training.summary import finite
 from scoreaction.types import Values
+from scoreaction.world import World
 from scoreaction.yaml_text import parse_yaml
 
 OPTIONS = {"train.seed": "--seeds", "algorithm.name": "--algorithms", "algorithm": "--algorithms"}
@@ -138,7 +139,8 @@ def compare(
             summary = run(entry.recipe, folder / entry.folder, resume=True, title=f"{entry.label}, seed {entry.seed}")
         except Interrupted as stop:
             raise Interrupted(f"{stop}; the same command with --output {folder} goes on") from stop
-        write_card(folder / entry.folder, entry.recipe, summary)
+        if World.current().leads:
+            write_card(folder / entry.folder, entry.recipe, summary)
         runs.append({key: value for key, value in vars(entry).items() if key != "recipe"} | {"summary": summary})
     comparison = {
         "recipe": recipe,
@@ -149,6 +151,8 @@ def compare(
         "runs": runs,
         "groups": grouped(runs),
     }
+    if not World.current().leads:
+        return comparison
     write_whole(folder / "comparison.json", json.dumps(finite(comparison), indent=2, allow_nan=False) + "\n")
     for name, figure in (comparison_figures(comparison, folder) | frontier_figures(comparison)).items():
         with whole(folder / f"{name}.png") as file:

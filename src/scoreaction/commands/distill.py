@@ -20,6 +20,7 @@ from scoreaction.recipes.build import build_model, named
 from scoreaction.recipes.prompts import prompt_list
 from scoreaction.recipes.recipe import Recipe, distill_settings
 from scoreaction.training.distillation import Distiller, endpoint_errors
+from scoreaction.world import World
 
 POINTS = 256
 
@@ -29,9 +30,8 @@ def distill_recipe(recipe: Recipe, folder: Path) -> dict[str, Any]:
 
     UserError where the input is wrong; Failed or Interrupted where nothing was written.
     """
-    check_writable(folder, "--output")
-    if (folder / DESCRIPTION).exists():
-        raise UserError(f"--output: {folder} already holds a consistency model; name another folder")
+    world = World.joined(recipe.train.device)
+    world.together(lambda: _claim(folder) if world.leads else None)
     if recipe.train.precision == "fp16":
         raise UserError("train.precision: distill takes fp32 or bf16")
     settings = recipe.distill or distill_settings(recipe.model)
@@ -43,7 +43,7 @@ def distill_recipe(recipe: Recipe, folder: Path) -> dict[str, Any]:
         raise UserError("model.dtype: distill takes fp32 or bf16, as for train.precision")
     prompts = prompt_list(recipe.prompts)
     try:
-        distiller = Distiller(model, settings, guidance=recipe.sampler.guidance, prompts=prompts)
+        distiller = Distiller(model, settings, guidance=recipe.sampler.guidance, prompts=prompts, world=world)
         if recipe.sampler.negative_prompt is not None and prompts is not None:
             model.lead_away_from(recipe.sampler.negative_prompt, guidance=recipe.sampler.guidance)
     except ValueError as error:
@@ -56,13 +56,20 @@ def distill_recipe(recipe: Recipe, folder: Path) -> dict[str, Any]:
         raise Interrupted("stopped while distilling; nothing was written") from None
     except (ValueError, RuntimeError) as error:
         raise Failed(f"distilling: {error}") from error
-    distiller.save(folder, described={"model": recipe.model.dump(), "metrics": {"loss": seen, "errors": errors}})
+    if world.leads:
+        distiller.save(folder, described={"model": recipe.model.dump(), "metrics": {"loss": seen, "errors": errors}})
     return errors
+
+
+def _claim(folder: Path) -> None:
+    check_writable(folder, "--output")
+    if (folder / DESCRIPTION).exists():
+        raise UserError(f"--output: {folder} already holds a consistency model; name another folder")
 
 
 def _iterate(distiller: Distiller) -> float:
     """Runs it with a bar on a terminal, else about ten lines; the mean loss of the last tenth."""
-    total, console = distiller.settings.iterations, Console(stderr=True)
+    total, console = distiller.settings.iterations, Console(stderr=True, quiet=not distiller.world.leads)
     losses: list[float] = []
     for metrics in track(distiller, "distilling", total=total, console=console, disable=not console.is_terminal):
         losses.append(metrics["loss"])

@@ -12,6 +12,7 @@ import torch
 from pydantic import BaseModel, Field
 from torch import Tensor, nn
 
+from scoreaction.diffusion.noise import RowNoise
 from scoreaction.diffusion.solvers import SOLVERS, jittered, time_grid
 from scoreaction.networks.adapters import LoraShape, base_modules, replaced
 from scoreaction.networks.conditions import take
@@ -19,6 +20,7 @@ from scoreaction.networks.consistency import belongs, save_consistency
 from scoreaction.networks.model import Model
 from scoreaction.sampling.rollout import States, initial_noise, trajectory
 from scoreaction.types import Conditions
+from scoreaction.world import ALONE, World
 
 HUBER = 0.03
 """Errors below this, in a coordinate, count squared; those above by their size (pseudo-Huber)."""
@@ -61,14 +63,23 @@ class Distiller:
     """
 
     def __init__(
-        self, model: Model, settings: Distill | None = None, *, guidance: float = 1.0, prompts: Sequence[Any] | None = None
+        self,
+        model: Model,
+        settings: Distill | None = None,
+        *,
+        guidance: float = 1.0,
+        prompts: Sequence[Any] | None = None,
+        world: World = ALONE,
     ) -> None:
-        self.model, self.settings, self.guidance = model, settings or Distill(), guidance
+        self.model, self.settings, self.guidance, self.world = model, settings or Distill(), guidance, world
+        if self.settings.paths % world.size:
+            raise ValueError(f"distill.paths: {self.settings.paths} are not shared evenly by {world.size} processes")
         self.prompts = None if prompts is None else list(prompts)
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(self.settings.seed)
             self.conditions = model.conditions(self.prompts)
             self.parameters = model.add_consistency(self._shape())
+        self.world.share(self.parameters.values())
         model.consistency_guidance = guidance
         self.belongs = belongs(model)  # before a negative prompt is set
         self.generator = torch.Generator().manual_seed(self.settings.seed)
@@ -91,6 +102,7 @@ class Distiller:
                     group["lr"] = self.settings.lr * (0.01 + 0.99 * 0.5 * (1 + math.cos(math.pi * i / total)))
                 parameters.requires_grad_(True)  # which are frozen elsewhere
                 loss = self._backward(*self._states())
+                (loss,) = self.world.average_gradients(parameters, [loss])
                 parameters.requires_grad_(False)
                 norm = float(nn.utils.clip_grad_norm_(parameters, 1.0))
                 if not math.isfinite(norm):
@@ -139,7 +151,9 @@ class Distiller:
         if self.prompts is not None:
             prompt = torch.randint(len(self.prompts), (paths,), generator=self.generator)
         times = jittered(time_grid(self.model.process, steps, name="log_snr"), self.generator)
-        noise = initial_noise(self.model, paths, self.generator)
+        own = RowNoise.drawn(self.generator, self.world.stripe(paths))
+        prompt, paths = self.world.own(prompt), paths // self.world.size
+        noise = initial_noise(self.model, paths, own)
         x = follow(self.model, noise, times, take(self.conditions, prompt), self.guidance)
         leap = self.settings.leap or steps
         ends = (torch.arange(steps) + leap).clamp(max=steps)
