@@ -7,6 +7,7 @@ shows the traceback.
 from __future__ import annotations
 
 import errno
+import io
 import os
 import shlex
 import sys
