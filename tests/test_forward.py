@@ -111,7 +111,7 @@ def test_the_rams_equation_rests_at_the_known_law_with_the_exact_baseline():
         found = []
         for seed in range(12):
             learner, rollout, generator = at_rest(sa.RAM(beta=TASK.beta), rule, seed=seed)
-            points = renoised(learner, rollout, drawn_times(learner, 8, 4000, generator, power=1.0), generator)
+            points = renoised(learner, rollout, drawn_times(learner, 8, generator, power=1.0), generator)
             policy, base = (f(*points.states) for f in (learner.policy, learner.pretrained))
             mean, variance = learner.model.net.law if rule != "optimal" else TASK.tilted
             alpha, sigma2 = (f(points.t)[:, None] for f in (VP.alpha, VP.sigma2))

@@ -14,6 +14,7 @@ from safetensors.torch import load_file, save_file
 
 import scoreaction as sa
 from scoreaction.cli import main
+from scoreaction.diffusion.noise import RowNoise
 from scoreaction.models import diffusers
 from scoreaction.sampling.rollout import Sampler
 
@@ -53,7 +54,13 @@ def train(folder: Path, name: str, *, off_below: float = 0.0, **model: Any) -> P
     return folder / "run"
 
 
-def plain_call(pipeline: Any, x: torch.Tensor, generator: torch.Generator, eta: float, **more: Any) -> torch.Tensor:
+def streams() -> tuple[list[torch.Generator], torch.Tensor]:
+    """The generators of three samples of seed 7, as diffusers takes them, and their latents."""
+    generators = RowNoise(7, torch.arange(3)).streams
+    return generators, torch.cat([torch.randn(1, 4, 8, 8, generator=generator) for generator in generators])
+
+
+def plain_call(pipeline: Any, x: torch.Tensor, generator: list[torch.Generator], eta: float, **more: Any) -> torch.Tensor:
     pipeline.set_progress_bar_config(disable=True)
     call = {"guidance_scale": 3.0, "num_inference_steps": 4, "output_type": "np", "latents": x}
     return torch.from_numpy(pipeline(PROMPTS, generator=generator, eta=eta, **call, **more).images).permute(0, 3, 1, 2)
@@ -71,8 +78,7 @@ def test_a_lora_run_draws_the_same_in_plain_diffusers(tmp_path: Path) -> None:
         pipeline = StableDiffusionPipeline.from_pretrained(tmp_path / "base")
         if folder is not None:
             pipeline.load_lora_weights(folder)
-        generator = torch.Generator().manual_seed(7)
-        x = torch.randn(3, 4, 8, 8, generator=generator)
+        generator, x = streams()
         return plain_call(pipeline, x, generator, 1.0)
 
     weights = load_file(run / "model" / "pytorch_lora_weights.safetensors")
@@ -100,8 +106,8 @@ def test_the_model_card_switches_the_lora_off_below_a_time(tmp_path: Path) -> No
     exec("\n".join(lines).replace("this folder", str(run / "model")), names)
 
     def drawn(**more: Any) -> torch.Tensor:
-        generator = torch.Generator().manual_seed(7)
-        return plain_call(names["pipeline"], torch.randn(3, 4, 8, 8, generator=generator), generator, 1.0, **more)
+        generator, x = streams()
+        return plain_call(names["pipeline"], x, generator, 1.0, **more)
 
     accepts(equal_to(found), drawn(callback_on_step_end=names["off_below"]), policy_throughout=drawn())
     equal_to(found)(drawn(callback_on_step_end=names["off_below"]))
@@ -168,8 +174,7 @@ def test_full_fine_tuning_leaves_a_pipeline(tmp_path: Path) -> None:
     found = torch.from_numpy(np.load(run / "samples.npz")["samples"])
 
     def drawn(folder: Path) -> torch.Tensor:
-        generator = torch.Generator().manual_seed(7)
-        x = torch.randn(3, 4, 8, 8, generator=generator)
+        generator, x = streams()
         return plain_call(StableDiffusionPipeline.from_pretrained(folder), x, generator, 1.0)
 
     accepts(equal_to(found), drawn(run / "model"), base=drawn(tmp_path / "base"))

@@ -282,7 +282,9 @@ def test_serve_reward_from_a_shell() -> None:
             rest, errors = process.communicate(timeout=60)
         finally:
             process.kill()
-    assert (process.returncode, rest, errors) == (0, "stopped\n", "")
+    assert (process.returncode, rest) == (0, "stopped\n")
+    assert errors.startswith("stopping after")
+    assert errors.count("\n") == 1
 
 
 @pytest.mark.parametrize(

@@ -129,7 +129,7 @@ def compare(
 
     These are reward.png, kl.png and so on: curves with bands of one standard error; frontiers of a sweep.
     """
-    if folder.is_file() or RunFolder(folder).exists:
+    if folder.is_file() or (RunFolder(folder).exists and not (folder / "comparison.json").exists()):
         raise UserError(f"--output: {folder} is a {'file' if folder.is_file() else 'run'}; name another folder")
     entries = planned(recipe, overrides, algorithms, seeds, sweep, trust=trust)
     _try_each([entry for entry in entries if not RunFolder(folder / entry.folder).complete])

@@ -18,6 +18,7 @@ def equal_parts(rows: Tensor, size: int) -> tuple[Tensor, ...]:
 
     A call of a sharded network is one of all processes.
 
+    >>> import torch
     >>> [part.tolist() for part in equal_parts(torch.arange(3), 2)]
     [[0, 1], [2]]
     """

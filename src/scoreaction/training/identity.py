@@ -35,13 +35,22 @@ def flattened(values: Any, key: str = "") -> Values:
     return {key: values}
 
 
+def is_free(key: str) -> bool:
+    """True for a setting that may change; so may the address of a server, be it one of several or of a part of the reward.
+
+    >>> is_free("train.device"), is_free("reward.url.1"), is_free("train.lr")
+    (True, True, False)
+    """
+    return key in FREE or (key.startswith("reward.") and ".url" in key)
+
+
 def identity(settings: Values, shapes: dict[str, list[int]]) -> Values:
     """The settings but the free ones, flattened, with the shape of each trained tensor.
 
     >>> identity({"train": {"lr": 0.1, "iterations": 3}, "evaluation": {"n": 8}}, {"w": [2, 2]})
     {'train.lr': 0.1, 'weights.w': '2 x 2'}
     """
-    own = {key: value for key, value in flattened(settings).items() if key not in FREE}
+    own = {key: value for key, value in flattened(settings).items() if not is_free(key)}
     own = {key: value for key, value in own.items() if key.partition(".")[0] not in FREE_SECTIONS}
     return own | {f"weights.{name}": " x ".join(map(str, shape)) for name, shape in shapes.items()}
 
@@ -56,7 +65,7 @@ def difference(before: Values, now: Values) -> Difference | None:
         old, new = before.get(key), now.get(key)
         longer = key == "train.iterations" and old is not None and new is not None and new >= old
         longer = longer or (key.startswith("online.rounds.") and old is None)
-        free = key in FREE and key != "train.iterations"
+        free = is_free(key) and key != "train.iterations"
         if old != new and not longer and not free:
             return Difference(key, old, new)
     return None
