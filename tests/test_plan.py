@@ -16,6 +16,7 @@ from scoreaction.cli import main
 from scoreaction.commands._live_memory import LiveMemory
 from scoreaction.commands.plan import RESERVE, plan, scorer_bytes
 from scoreaction.commands.tables import show_plan
+from scoreaction.errors import UserError
 from scoreaction.recipes.build import build
 from scoreaction.recipes.recipe import Recipe, load_recipe
 from scoreaction.rewards import aesthetic, clip, hpsv2, imagereward, pickscore
@@ -308,3 +309,17 @@ def test_a_small_model_and_the_command(tmp_path, capsys):
     shutil.rmtree(tmp_path / "base" / "vae")
     assert main(["plan", str(tmp_path / "recipe.yaml")]) == 2
     assert capsys.readouterr().err.startswith("model.path: ")
+
+
+def test_processes_share_trajectories_and_time_and_each_has_its_own_weights():
+    """Truth: the figures of one process, by hand. Uneven shares are refused."""
+    recipe = load_recipe("mixture", ["train.batch=32", "sampler.steps=4", "train.iterations=2"])
+    one, four = plan(recipe), plan(recipe, 4)
+    close(four["resident"]["trajectories"], one["resident"]["trajectories"] / 4, atol=0, whole=one["resident"]["trajectories"])
+    kept = next(name for name in one["resident"] if name.startswith("trained weights"))
+    close(four["resident"][kept], one["resident"][kept], atol=0, shared=one["resident"][kept] / 4)
+    close(four["hours"], one["hours"] / 4, atol=0, rtol=1e-12, not_shared=one["hours"])
+    close(four["pictures_a_day"], 4 * one["pictures_a_day"], atol=0, rtol=1e-12, of_one=one["pictures_a_day"])
+    close(four["gradient_bytes"], 4 * one["trained"], atol=0, numbers=one["trained"])
+    with pytest.raises(UserError, match="--processes: 3 do not share train.batch, which is 32, evenly"):
+        plan(recipe, 3)
