@@ -10,7 +10,7 @@ SITE = NO_MKDOCS_2_WARNING=1 $(PY) -m mkdocs --quiet build --strict
 
 export OMP_NUM_THREADS ?= 1
 
-.PHONY: demo test check format docs wheel
+.PHONY: demo test long check format docs wheel
 
 $(STAMP): pyproject.toml constraints.txt
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10) and "scoreaction needs Python 3.10 or newer; make PYTHON=python3.11 ...")'
@@ -35,6 +35,10 @@ demo: $(STAMP)
 	@$(PY) -m scoreaction report $(DEMO)
 
 test: $(STAMP) $(APART)/open_clip $(APART)/image_reward $(APART)/bitsandbytes
+	$(PY) -m pytest -n 2 --dist worksteal -m "not long"
+
+# beside make test: four processes, faults between processes, networks that processes share, and the lines that tests reach
+long: $(STAMP)
 	$(PY) -m pytest -n 2 --dist worksteal --cov --cov-report=term:skip-covered
 
 check: $(STAMP)
@@ -43,7 +47,7 @@ check: $(STAMP)
 	$(PY) -m mypy
 	$(PY) -m codespell_lib
 	$(SITE)
-	$(PY) -m pytest -n 2 --dist worksteal -m "not slow"
+	$(PY) -m pytest -n 2 --dist worksteal -m "not slow and not long"
 
 format: $(STAMP)
 	$(PY) -m ruff format .

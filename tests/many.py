@@ -19,7 +19,7 @@ from scoreaction.rewards._weighted import Part, WeightedSum
 from scoreaction.world import World
 
 PROMPTS = ["a", "b", "c", "d"]
-ITERATIONS = 3
+ITERATIONS = 2
 
 
 class Net(nn.Module):

@@ -102,7 +102,7 @@ def test_where_the_reward_fails_in_one_process_all_end_and_keep_what_was_learned
         accepts(like(state(whole, 4)), state(broken, 4), not_resumed=state(whole, 2))
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_the_folder_of_two_processes_is_that_of_one_and_one_of_them_writes_it(tmp_path):
     name = "ddpo, prompts"
     (tmp_path / "one").mkdir()

@@ -69,13 +69,14 @@ def test_every_algorithm_on_the_shelf_is_among_the_cases():
     same(sorted(files("algorithm").keys() - names), [], without_ddpo=sorted(files("algorithm").keys() - (names - {"ddpo"})))
 
 
+@pytest.mark.slow
 def test_two_processes_train_as_one(tmp_path):
     for name, run in together(2, tmp_path, CASES).items():
         truth = trained(name)
         accepts(alike(name, truth), run, one_metric=moved(truth, metric=3e-5), of_weights=moved(truth, share=0.01))
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_four_processes_train_as_one(tmp_path):
     names = ["score_action, prompts in parts", "ddpo, groups and lora", "sqdf, replay", "online"]
     runs = together(4, tmp_path, names)
@@ -88,6 +89,7 @@ BITTEN = ["ddpo, prompts", "sqdf, replay"]
 """Cases of which every fault moves one or both."""
 
 
+@pytest.mark.long
 def test_no_message_can_be_left_out(tmp_path):
     """In worlds with a fault two processes learn something else: by far more than rounding, in nearly all weights."""
     runs = together(2, tmp_path, [*BITTEN, *(f"{twin}: {name}" for twin in TWINS for name in BITTEN)])

@@ -57,7 +57,7 @@ def written(tmp_path_factory):
     return folder, launched(folder, "write", *sharded.QUICK)
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_shared_networks_train_as_whole_ones(written):
     _, report = written
     for name, run in report["runs"].items():
@@ -74,7 +74,7 @@ def half_of(all_of_them):
     return check
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_evaluation_sees_the_averaged_weights(written):
     _, report = written
     right = report["outputs"]["whole"]
@@ -101,7 +101,7 @@ def tensors(tree, key=""):
     return {path: value for name, inner in items for path, value in tensors(inner, f"{key}/{name}").items()}
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_saved_models_and_states_are_those_of_whole_networks(written):
     folder, _ = written
     names = ["weights.safetensors", "network.safetensors", "reference.safetensors"]
@@ -121,7 +121,7 @@ def test_saved_models_and_states_are_those_of_whole_networks(written):
     same((folder / "sharded/model.json").read_text(), (folder / "whole/model.json").read_text(), nothing="")
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_a_run_goes_on_with_shared_networks_or_alone(written):
     folder, report = written
     uninterrupted = report["runs"]["ddpo"]["whole"]
@@ -133,14 +133,14 @@ def test_a_run_goes_on_with_shared_networks_or_alone(written):
     accepts(alike(rest(longer, 4)), again, alone=alone)
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_processes_with_other_numbers_of_rows_call_shared_networks_alike(tmp_path):
     names = [name for name in sharded.CASES if name not in sharded.QUICK]
     for run in launched(tmp_path, "compare", *names).values():
         accepts(alike(run["whole"]), run["sharded"], untrained={**run["sharded"], "weights": [0.0]})
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_every_node_has_the_network(tmp_path):
     for run in launched(tmp_path, "nodes", "ddpo", "score_action, uneven", processes=4).values():
         accepts(alike(run["whole"]), run["sharded"], untrained={**run["sharded"], "weights": [0.0]})

@@ -7,6 +7,7 @@ not depend on the number of processes, but for rounding.
 
 from __future__ import annotations
 
+import atexit
 import os
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
@@ -37,6 +38,11 @@ class OtherProcess(RuntimeError):
 
 class Stranded(RuntimeError):
     """This process failed while the others wait for its part of a sharded network: it can only end, and be ended with them."""
+
+
+def _leave() -> None:
+    if dist.is_initialized():
+        dist.destroy_process_group()
 
 
 @dataclass(frozen=True)
@@ -111,6 +117,7 @@ class World:
             backend = "gloo" if kind is None else f"cpu:gloo,{kind.type}:{dist.get_default_backend_for_device(kind)}"
             try:
                 dist.init_process_group(backend, timeout=PATIENCE)
+                atexit.register(_leave)
             except (ValueError, RuntimeError) as error:
                 raise ValueError(
                     f"WORLD_SIZE: the environment asks for {wanted} processes and they do not meet ({error}); start them with"
