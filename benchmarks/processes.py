@@ -2,7 +2,8 @@
 
     python -m benchmarks.processes        # results/processes.csv; efficiency is one process's seconds over those of all of N
 
-CPU seconds and not wall time, which on a machine with as many cores as processes says more of what else it does.
+CPU seconds and not wall time, which on a machine with as many cores as processes says more of what else it does; and one process
+while as many of its kind run beside it, since cores share caches and more.
 """
 
 from __future__ import annotations
@@ -22,17 +23,23 @@ SETTINGS = {"digits": ["train.batch=64", "evaluation.held_out=[]"], "shapes": ["
 
 
 def measured(task: str, algorithm: str, number: int) -> Figures:
-    """CPU seconds an iteration of one process, and of each of so many, in turns."""
-    alone, each = worker(task, algorithm, 1), worker(task, algorithm, number)
+    """CPU seconds an iteration of one process that has all rows, and of each of so many that share them."""
+    alone, each = (workers(task, algorithm, number, together=together) for together in (False, True))
     return {"alone": alone, "each": each, "efficiency": alone / (number * each)}
 
 
-def worker(task: str, algorithm: str, number: int) -> float:
-    """The mean CPU seconds of an iteration, of the slowest process."""
+def workers(task: str, algorithm: str, number: int, *, together: bool) -> float:
+    """The mean CPU seconds of an iteration, of the slowest of so many processes: of one run, or each of a run of its own."""
     with tempfile.TemporaryDirectory() as folder:
-        launch = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node", str(number)]
-        command = [sys.executable, *launch, __file__, "--worker", task, algorithm, str(Path(folder) / "seconds")]
-        subprocess.run(command, check=True, env=os.environ | {"OMP_NUM_THREADS": "1"}, capture_output=True)
+        launch = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node", str(number)] if together else []
+        commands = [
+            [sys.executable, *launch, __file__, "--worker", task, algorithm, str(Path(folder) / f"{i}-")]
+            for i in range(1 if together else number)
+        ]
+        environment = os.environ | {"OMP_NUM_THREADS": "1"}
+        running = [subprocess.Popen(command, env=environment, stderr=subprocess.DEVNULL) for command in commands]
+        if any(process.wait() for process in running):
+            raise RuntimeError(f"{task}, {algorithm}: a process failed")
         return max(json.loads(path.read_text()) for path in Path(folder).iterdir())
 
 
