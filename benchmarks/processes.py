@@ -2,8 +2,8 @@
 
     python -m benchmarks.processes        # results/processes.csv; efficiency is one process's seconds over those of all of N
 
-CPU seconds and not wall time, which on a machine with as many cores as processes says more of what else it does; and one process
-while as many of its kind run beside it, since cores share caches and more.
+CPU seconds and not wall time, which on a machine with as many cores as processes says more of what else it does; and those of
+one process while as many of its kind run beside it, since cores share caches and more.
 """
 
 from __future__ import annotations

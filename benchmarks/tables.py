@@ -269,11 +269,11 @@ def consistency(results: Results) -> Table:
     return table
 
 
-def plain(results: Results, columns: dict[str, tuple[str, int]]) -> Table:
+def plain(results: Results, columns: dict[str, tuple[str, int]], by: str = "algorithm") -> Table:
     """A row a run, these columns with so many decimals."""
-    table = Table("algorithm", *columns)
+    table = Table(by, *columns)
     for run in results.runs:
-        table.add([run], run["algorithm"], *(of([run], key, digits) for key, digits in columns.values()))
+        table.add([run], run[by], *(of([run], key, digits) for key, digits in columns.values()))
     return table
 
 
@@ -287,6 +287,7 @@ _classifier = ("classifier, sqdf", "classifier, draft-lv")
 _memory = {"10 steps": ("mib_10", 1), "200 steps": ("mib_200", 1), "states and predictions of 190 more steps": ("states", 1)}
 _pipelines = {"evaluations": ("model_evaluations", 0), "rows backward": ("model_backward_rows", 0), "seconds": ("seconds", 0),
               "over networks": ("over_networks", 3), "peak GiB": ("peak_gib", 1)}  # fmt: skip
+_processes = {"CPU s of one": ("alone", 1), "of each of two": ("each", 1), "efficiency": ("efficiency", 2)}
 _work = {"evaluations needed": ("needed", 0), "done": ("done", 0), "with a graph needed": ("needed_backward", 0),
          "done ": ("done_backward", 0), "CPU s": ("cpu_seconds", 1), "over bare": ("cpu_over_bare", 2),
          "without critics": ("without_critics", 2), "MiB": ("mib", 0), "bare ": ("bare_mib", 0)}  # fmt: skip
@@ -325,6 +326,7 @@ TABLES: dict[str, tuple[str, Callable[[Results], Table]]] = {
     "shapes_kl": ("shapes", shapes_kl),
     "overhead": ("overhead", partial(plain, columns={"wall time over network time": ("ratio_median", 3)})),
     "memory": ("memory", partial(plain, columns=_memory)),
+    "processes": ("processes", partial(plain, columns=_processes, by="name")),
     "work": ("work", partial(plain, columns=_work)),
     "pipelines": ("pipelines", partial(plain, columns=_pipelines)),
 }
