@@ -144,7 +144,7 @@ def test_guidance_of_the_teacher_is_in_it():
     assert model.consistency_guidance == 2.0
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_a_distilled_mixture_is_near_the_ends_of_its_ode():
     """Truth: 100 steps of the teacher. The mean of x0 given x_t, which it begins as, is a twin at every t from 0.6."""
     torch.manual_seed(0)

@@ -46,7 +46,12 @@ def test_an_example_says_how_to_run_it_and_how_long_it_takes(path: Path) -> None
 @pytest.mark.slow
 @pytest.mark.parametrize(
     ("name", "iterations"),
-    [("own_network", 8), ("own_algorithm", 4), ("own_reward_on_stable_diffusion", 3), ("online_black_box", 3)],
+    [
+        ("own_network", 8),
+        ("own_algorithm", 4),
+        pytest.param("own_reward_on_stable_diffusion", 3, marks=pytest.mark.long),
+        pytest.param("online_black_box", 3, marks=pytest.mark.long),
+    ],
 )
 def test_an_example_raises_its_reward(
     name: str,

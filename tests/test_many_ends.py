@@ -58,7 +58,7 @@ def like(truth):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", ["score_action", "sqdf, replay"])
+@pytest.mark.parametrize("name", ["score_action", pytest.param("sqdf, replay", marks=pytest.mark.long)])
 def test_a_run_goes_on_with_another_number_of_processes(name, tmp_path):
     """Two iterations of one process, two of two, two of one: those of one, with its moments, its buffer and its counts."""
     whole, parts = tmp_path / "whole", tmp_path / "parts"

@@ -69,9 +69,20 @@ def test_every_algorithm_on_the_shelf_is_among_the_cases():
     same(sorted(files("algorithm").keys() - names), [], without_ddpo=sorted(files("algorithm").keys() - (names - {"ddpo"})))
 
 
-@pytest.mark.slow
-def test_two_processes_train_as_one(tmp_path):
-    for name, run in together(2, tmp_path, CASES).items():
+FIRST = list({name.partition(",")[0]: name for name in reversed(CASES)}.values())
+"""A case of every algorithm, of a weighted sum, and of an oracle that is asked in rounds."""
+QUICK = [*FIRST, "ddpo, groups and lora", "sqdf, replay"]
+
+
+@pytest.mark.parametrize(
+    "names",
+    [
+        pytest.param(QUICK, marks=pytest.mark.slow, id="of_every_algorithm"),
+        pytest.param([name for name in CASES if name not in QUICK], marks=pytest.mark.long, id="others"),
+    ],
+)
+def test_two_processes_train_as_one(names, tmp_path):
+    for name, run in together(2, tmp_path, names).items():
         truth = trained(name)
         accepts(alike(name, truth), run, one_metric=moved(truth, metric=3e-5), of_weights=moved(truth, share=0.01))
 

@@ -133,7 +133,7 @@ def test_pictures_of_stable_diffusions_size_need_the_memory_of_one():
     accepts(small, peak(3, decoder), with_all_graphs=peak(3, lambda x: torch.cat([decoder(part) for part in x.split(1)])))
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_compiled_networks_have_the_same_outputs_and_gradients(monkeypatch):
     compiled, plain = [], nn.Module.compile
     monkeypatch.setattr(nn.Module, "compile", lambda self: compiled.append(self) or plain(self, backend="eager"))

@@ -24,7 +24,7 @@ from scoreaction.types import Prediction
 VP, FLOW = sa.VP(), sa.Flow()
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_a_learned_value_reaches_the_closed_form():
     """The martingale loss with the package's critic, on exact pairs (x_t, x_0): V to 2 % of the rewards' spread.
 

@@ -299,7 +299,7 @@ def test_the_scorer_can_be_exploited_and_the_program_is_not_fooled(pictures: Ten
     accepts(check, x.detach().clamp(0, 1), untouched=start, truly_right=pictures[:16].roll(-1, 0))
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_training_repeats_itself(tmp_path: Path) -> None:
     """The same seed gives the same files, another seed does not."""
     from scoreaction.tasks.shapes.pretrain import main
