@@ -328,6 +328,7 @@ def test_a_run_in_which_no_iteration_learned_fails(tmp_path: Path, capsys: pytes
     accepts(fails, ended("flat", "[0.0, 0.0]"), learned=ended("steep", "[1.0, 0.5]"))
 
 
+@pytest.mark.slow
 def test_two_equal_runs_are_no_comparison(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """A setting that has no effect: how often state is saved. Twin: one that has, the learning rate."""
 

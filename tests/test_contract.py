@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from parameters import with_slow
 from torch import nn
 from twins import accepts, close
 
@@ -69,13 +70,14 @@ def worsens(gained):
     assert max(gained) < -0.05, gained
 
 
-@pytest.mark.parametrize("name", SHELF)
+@pytest.mark.parametrize("name", with_slow(SHELF, "pi_ft", "vard", "score_action", "sqdf", "adjoint_matching"))
 def test_it_improves_the_objective_and_not_with_the_sign_flipped(name):
     right, flipped = (gains(tuner_of(name, sign, differentiable=True), sign) for sign in (1, -1))
     accepts(improves, right, flipped=flipped, first_prompt_only=(right[0], 0.0, right[2]), beyond=(*right[:2], 2 * BEST))
     accepts(worsens, flipped, right=right)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("look_ahead", ["reward", "zeroth_order"])
 def test_the_look_ahead_is_at_each_ones_own_prompt(look_ahead):
     """Where the critic learns nothing the value is `c_skip r(x0_hat)`, and still each prompt's own reward rises."""
@@ -84,7 +86,7 @@ def test_the_look_ahead_is_at_each_ones_own_prompt(look_ahead):
     accepts(improves, right, flipped=flipped)
 
 
-@pytest.mark.parametrize("name", SHELF)
+@pytest.mark.parametrize("name", with_slow(SHELF, "sqdf", "pi_ft", "vard", "score_action"))
 def test_the_rows_of_a_call_change_nothing(name):
     """Figures of a batch, its gradient's norm among them, are those of 7 rows at a time or of all at once."""
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import ast
 import re
 from collections.abc import Iterator
+from functools import cache
 from itertools import pairwise
 from pathlib import Path
 
@@ -24,10 +25,15 @@ FOREIGN = {"forward", "do_GET", "do_POST"}
 Definition = ast.FunctionDef | ast.ClassDef
 
 
+@cache
+def parsed(file: Path) -> ast.Module:
+    return ast.parse(file.read_text(encoding="utf-8"))
+
+
 def sources(*places: str) -> dict[str, ast.Module]:
     """The parsed files in these folders and files, by their path."""
     files = [file for place in places for file in ([ROOT / place] if place.endswith(".py") else (ROOT / place).rglob("*.py"))]
-    return {str(file.relative_to(ROOT)): ast.parse(file.read_text(encoding="utf-8")) for file in files}
+    return {str(file.relative_to(ROOT)): parsed(file) for file in files}
 
 
 def definitions(body: list[ast.stmt], prefix: str = "") -> Iterator[tuple[str, Definition]]:

@@ -234,6 +234,7 @@ def test_a_policy_that_diverged_is_not_the_rewards_fault():
     assert len(list(tune(sa.DDPO(), lr=1e-3))) == 4
 
 
+@pytest.mark.slow
 def test_rows_of_a_call_are_the_runs_else_the_models_own():
     """And 4096 where neither has any; no call of the network has more, with a graph or without."""
 
@@ -361,6 +362,7 @@ def test_a_module_of_the_users_is_a_reward_with_a_gradient_and_stays_as_it_is():
     assert float(module.line.weight.mean()) == 0.5
 
 
+@pytest.mark.slow
 def test_the_public_interface_as_documented(tmp_path):
     """A user's own network and a plain function, black box, and the reward goes up; saved and drawn from."""
     model = sa.Model(Net(), process=sa.VP(), predicts="eps", shape=(2,))

@@ -78,6 +78,7 @@ def rests(errors):
     assert errors < 4, f"{errors} standard errors from rest"
 
 
+@pytest.mark.slow
 def test_the_fixed_points_are_those_that_are_known():
     """Truth: scalar ODEs iterated to 1e-9 apart from here, in `v` and mean; the tilted law has a closed form."""
     close(settled("ram"), (0.7686, 0.3541), atol=1e-4, tilted=TASK.tilted)
@@ -309,6 +310,7 @@ def test_nft_samples_from_the_lagged_policy():
     same(after, before, trained=explored())
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["ram", "nft", "awm"])
 def test_any_solver_will_do(name):
     """Six deterministic steps that look back, which DDPO refuses."""

@@ -17,6 +17,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from parameters import with_slow
 from pydantic import ValidationError
 from servers import IMAGES, remote, serving
 from test_serve_reward import GOOD, post, question
@@ -92,6 +93,7 @@ def dripping(server: serve_reward.Server, count: int) -> Iterator[None]:
             line.close()
 
 
+@pytest.mark.slow
 def test_bodies_that_drip_lock_nobody_out(monkeypatch: pytest.MonkeyPatch) -> None:
     """Twin: a server with patience for them."""
 
@@ -169,7 +171,7 @@ ENDLESS = {
 }
 
 
-@pytest.mark.parametrize("how", ENDLESS)
+@pytest.mark.parametrize("how", with_slow(ENDLESS, *(how for how in ENDLESS if how != "body")))
 def test_an_answer_without_end_is_cut_off(how: str) -> None:
     """Within the timeout of an answer; twin: the same server with as much time as it takes."""
 

@@ -245,6 +245,7 @@ def slow_sum(samples: torch.Tensor, prompts: Any) -> torch.Tensor:
     return samples.sum(1)
 
 
+@pytest.mark.slow
 def test_eight_clients_of_four_questions_each_wait_for_one_slow_server(monkeypatch: pytest.MonkeyPatch) -> None:
     """Truth: sums. Twins: a server that lets nobody wait, with clients to whom a busy server is a failed one."""
 

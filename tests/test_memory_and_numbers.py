@@ -96,6 +96,7 @@ def test_a_policy_that_diverged_after_its_last_check_has_no_summary(tmp_path: Pa
     assert not (tmp_path / "summary.json").exists()
 
 
+@pytest.mark.slow
 def test_a_summary_is_json(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Truth: a parser that knows no NaN; twin: JSON as Python writes it."""
     monkeypatch.setattr(
@@ -152,6 +153,7 @@ FORMULAS = [
 ]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("prompt", FORMULAS)
 def test_a_prompt_is_shown_letter_by_letter(prompt: str, tmp_path: Path) -> None:
     """Twin: matplotlib's own titles, in which a $ begins a formula."""

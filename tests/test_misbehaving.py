@@ -110,6 +110,7 @@ def test_a_long_message_is_cut() -> None:
         CountedReward(lambda x, c: _raise(ValueError("x" * 5000)))(torch.zeros(2, 2), None)
 
 
+@pytest.mark.slow
 def test_a_round_that_fails_is_taken_back_and_what_was_learned_before_saved(tmp_path: Path) -> None:
     """Truth: the run whose oracle never failed; the answers on disk are not asked for again."""
     answered: list[int] = []

@@ -89,6 +89,7 @@ def test_each_row_has_its_prompts_condition():
     close(found, [10.0, 7.0, 6.0], atol=1e-6, in_order=[6.0, 5.0, 14.0])
 
 
+@pytest.mark.slow
 def test_the_kl_is_that_of_the_time_above():
     """Truth: `1/2 (alpha^2(off) - alpha^2(1))`, of a score moved by alpha; on the rollout, and as a run is measured."""
     made = model(VP, SHIFTED)

@@ -49,6 +49,7 @@ def latents(scheduler: Any = None, **unet: Any) -> Any:
     return pipeline
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("settings", [{}, COSINE, {**COSINE, "clip_sample_range": 0.3}], ids=["linear", "cosine", "range"])
 @pytest.mark.parametrize("kind", ["DDPMScheduler", "DDIMScheduler"])
 @pytest.mark.filterwarnings("ignore:model.path. clip_sample")

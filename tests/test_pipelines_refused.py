@@ -222,6 +222,7 @@ def test_a_style_lora_is_refused_until_it_is_fused_and_then_kept(targets: list[s
         accepts(same, net.core(x, t, text).sample.detach(), bare=bare.net.core(x, t, text).sample.detach())  # type: ignore
 
 
+@pytest.mark.slow
 def test_a_pipeline_serves_one_model_and_its_attention_is_not_fused() -> None:
     pipeline = tiny_pipelines.build("sd")
     model = build_from_pipeline(pipeline)

@@ -207,6 +207,7 @@ def test_scorers_stay_on_the_device():
     assert scorer_bytes(load_recipe("sdxl", ["reward.name=http", "evaluation.held_out=[]"])) == {}
 
 
+@pytest.mark.slow
 def test_pixels_and_vectors_are_planned_too() -> None:
     """Truth: the counters of an iteration that happens. Twin: those of another batch."""
     small = ["train.batch=4", "sampler.steps=2", "train.iterations=1", "algorithm.name=ddpo", "evaluation.held_out=[]"]
@@ -277,6 +278,7 @@ def test_the_shipped_skeletons_have_the_published_sizes(path):
         close(found[name] / 1e6, millions, atol=0.06, other_part=found["vae"] / 1e6 + 1)
 
 
+@pytest.mark.slow
 def test_the_computers_own_memory_holds_the_prompts(tmp_path, capsys):
     """Truth: the bytes of the conditions themselves. Twin: one prompt's."""
     prompts = [f"a cat {letter}" for letter in "abcde"]
@@ -293,6 +295,7 @@ def test_the_computers_own_memory_holds_the_prompts(tmp_path, capsys):
     same(["encoded prompts\n" in text for text in said], [False, True, False], never=[False] * 3)
 
 
+@pytest.mark.slow
 def test_a_small_model_and_the_command(tmp_path, capsys):
     assert main(["plan", "mixture"]) == 0
     said = capsys.readouterr().out

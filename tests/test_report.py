@@ -169,6 +169,7 @@ def test_a_recipe_that_is_none_is_one_line(text: str, tmp_path: Path, run: Path)
         write_report(tmp_path)
 
 
+@pytest.mark.slow
 def test_a_folder_of_several_is_one_page(tmp_path: Path) -> None:
     for seed in (0, 1):
         assert train(tmp_path / f"run{seed}", f"train.seed={seed}", iterations=2) == 0

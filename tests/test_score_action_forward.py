@@ -88,6 +88,7 @@ def test_its_values_have_not_seen_the_batch_but_for_the_kl_to_go():
     )
 
 
+@pytest.mark.slow
 def test_the_trust_region_is_in_nats_of_the_path():
     """Truth: `1/2 (alpha^2(end) - alpha^2(1))`, the path KL of a score moved by alpha, as on trajectories."""
     config = sa.ScoreAction(estimator="forward", beta=TASK.beta, updates=1, each=8, trust=1.0)
@@ -146,6 +147,7 @@ def test_it_refuses_noise_that_remembers(options):
     at_rest(sa.ScoreAction(estimator="forward"), "ram", law=(0.0, 1.0), solver="sde_dpmpp")
 
 
+@pytest.mark.slow
 def test_a_black_box_is_learned_from():
     settings = {"estimator": "forward"}
     right, flipped = (tuner_of("score_action", s, differentiable=False, settings=settings) for s in (1, -1))

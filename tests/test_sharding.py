@@ -209,6 +209,7 @@ def test_a_run_of_one_process_says_how_to_start_more():
         sharded.CASES["ddpo"].tuner(shard=True)
 
 
+@pytest.mark.slow
 def test_one_process_reads_and_measures_what_several_trained(tmp_path):
     """Truth: the run of a recipe that says nothing of it; twin: training it alone, which is refused."""
     command = ["mixture", "algorithm.name=ddpo", "train={iterations: 1, batch: 8, device: cpu}", "evaluation={n: 8, steps: 3}"]

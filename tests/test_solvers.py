@@ -232,6 +232,7 @@ def test_final_variance_of_ddim_on_known_grids():
 # --- independent libraries ------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 @by_name
 @pytest.mark.parametrize("name", [name for name, solver in SOLVERS.items() if solver.order])
 def test_ode_solvers_agree_with_torchdiffeq(name, process):

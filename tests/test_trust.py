@@ -8,6 +8,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from parameters import with_slow
 from servers import pretending
 from twins import same
 
@@ -55,7 +56,7 @@ COMMANDS: dict[str, Callable[[str, list[str]], int]] = {
 }
 
 
-@pytest.mark.parametrize("command", COMMANDS)
+@pytest.mark.parametrize("command", with_slow(COMMANDS, "compare"))
 def test_a_strangers_code_runs_only_where_it_is_allowed(
     command: str, good: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

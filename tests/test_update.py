@@ -6,6 +6,7 @@ import re
 import pytest
 import torch
 from driving import count, evaluated, total
+from parameters import with_slow
 from test_finetuner import ALGORITHMS, reward_of, tune
 from torch import nn
 from twins import accepts, close
@@ -187,7 +188,7 @@ def test_a_loss_without_a_gradient_names_its_network(network):
     assert math.isfinite(here.learn(updates(False), 2, equal=False)["grad_norm"])
 
 
-@pytest.mark.parametrize("name", ALGORITHMS)
+@pytest.mark.parametrize("name", with_slow(ALGORITHMS, "score_action", "score_action_prompts"))
 def test_the_loss_of_every_algorithm_is_a_function_of_its_rows(name):
     """The same in parts, in any order and again: all that is drawn is drawn before, so that memory changes no run."""
     algorithm, prompts = ALGORITHMS[name]

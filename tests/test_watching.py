@@ -70,6 +70,7 @@ def test_lines_come_by_time(monkeypatch: pytest.MonkeyPatch, capsys: pytest.Capt
     assert [line.split()[4] for line in capsys.readouterr().out.splitlines()] == ["0", "20", "40"]
 
 
+@pytest.mark.slow
 def test_samples_are_drawn_while_a_run_goes_on(tmp_path: Path) -> None:
     """Every second iteration, of the same noise, and the run is what it would have been; twin: without."""
 
@@ -145,6 +146,7 @@ def test_pictures_are_written_at_full_size_with_their_prompts(tmp_path: Path) ->
     assert Image.open(tmp_path / "gray" / "000.png").mode == "L"
 
 
+@pytest.mark.slow
 def test_a_sheet_makes_no_picture_smaller(tmp_path: Path) -> None:
     """Stripes one pixel wide can be told apart on it; twin: a sheet of ten in a row, 61 pixels each."""
     stripes = np.zeros((6, 3, 512, 512), np.float32)
