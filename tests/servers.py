@@ -1,4 +1,4 @@
-"""Reward servers for tests: a real one, one that answers as it is told, and a client of either."""
+"""Reward servers for tests: a real one, one that answers as it is told, a client of either, and the line it fails with."""
 
 from __future__ import annotations
 
@@ -9,9 +9,11 @@ from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 
+import pytest
 import torch
 
 from scoreaction.commands.serve_reward import Server, open_server, service_of
+from scoreaction.rewards import CountedReward, RewardError, _wire
 from scoreaction.rewards import http as client
 
 IMAGES = torch.rand(10, 3, 8, 8, generator=torch.Generator().manual_seed(0))
@@ -75,3 +77,15 @@ def pretending(
 
 def remote(url: str | list[str], **settings: Any) -> client.Http:
     return client.build(client.Config(**{"url": url, "backoff": 0.01, "timeout": 5.0, **settings}))
+
+
+def failure(reward: client.Http, samples: torch.Tensor = IMAGES) -> str:
+    """The one line that a run would stop with."""
+    with pytest.raises(RewardError) as caught:
+        CountedReward(reward)(samples, None)
+    assert "\n" not in str(caught.value)
+    return str(caught.value)
+
+
+def scores(body: bytes) -> bytes:
+    return _wire.answer(torch.zeros(len(_wire.read_question(body, most=1000)[0])))

@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from test_finetuner import own_model
+from tuning import own_model
 from twins import accepts, close
 
 import scoreaction as sa
@@ -110,7 +110,7 @@ def test_an_unknown_metric_is_refused_at_once():
 
 @pytest.mark.slow
 def test_a_recipe_selects_and_its_run_is_opened_with_the_chosen_weights(tmp_path):
-    from test_cli import train
+    from commanding import train
 
     assert train(tmp_path / "run", "train.select=diversity", iterations=3) == 0
     assert "the best by diversity" in write_report(tmp_path / "run").read_text()

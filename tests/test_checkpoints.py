@@ -4,7 +4,7 @@ import fcntl
 
 import pytest
 import torch
-from test_finetuner import SCORE_ACTION, own_model, tune
+from tuning import SCORE_ACTION, own_model, tune
 from twins import accepts, same
 
 import scoreaction as sa

@@ -7,7 +7,7 @@ import subprocess
 
 import pytest
 import torch
-from test_finetuner import tune
+from tuning import tune
 from twins import accepts, same
 
 import scoreaction as sa

@@ -93,7 +93,7 @@ def test_the_optimum_of_each_beta_and_held_out_rewards_are_drawn():
 
 @pytest.mark.slow
 def test_a_sweep_leaves_its_frontiers_beside_the_comparison(tmp_path):
-    from test_cli import TINY
+    from commanding import TINY
 
     folder = tmp_path / "sweep"
     command = ["compare", "mixture", *TINY[1:], "train.iterations=2", "--algorithms", "ddpo,dpok", "--output", str(folder)]

@@ -12,7 +12,7 @@ import matplotlib
 import numpy as np
 import pytest
 import torch
-from test_finetuner import SCORE_ACTION, SMOOTH, Net, tune
+from tuning import SCORE_ACTION, SMOOTH, Net, tune
 from twins import accepts, close, same
 
 import scoreaction as sa

@@ -10,8 +10,8 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from test_finetuner import own_model, tune
 from torch import Tensor
+from tuning import own_model, tune
 from twins import close, same
 
 import scoreaction as sa

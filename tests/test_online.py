@@ -8,9 +8,9 @@ import sys
 
 import pytest
 import torch
-from test_cli import train
-from test_finetuner import SCORE_ACTION, Net, flat, lines, own_model
+from commanding import train
 from test_recipe import fault
+from tuning import SCORE_ACTION, Net, flat, lines, own_model
 from twins import accepts, close
 
 import scoreaction as sa

@@ -3,7 +3,7 @@
 import pytest
 import torch
 from scipy.stats import chisquare
-from test_finetuner import own_model
+from tuning import own_model
 from twins import accepts, close
 
 import scoreaction as sa

@@ -14,8 +14,8 @@ import numpy as np
 import pytest
 import torch
 import yaml
+from commanding import train
 from matplotlib.figure import Figure
-from test_cli import refused, run, train  # noqa: F401 - fixtures
 from test_export import Own
 from twins import accepts, close, same
 
@@ -64,7 +64,7 @@ def page(folder: Path) -> Page:
 
 
 @pytest.mark.slow
-def test_a_runs_page_holds_everything_it_shows(run: Path) -> None:  # noqa: F811
+def test_a_runs_page_holds_everything_it_shows(run: Path) -> None:
     text = write_report(run).read_text(encoding="utf-8")
 
     def whole(text: str) -> None:
@@ -89,7 +89,7 @@ def test_a_runs_page_holds_everything_it_shows(run: Path) -> None:  # noqa: F811
 
 
 @pytest.mark.slow
-def test_what_users_write_is_text_and_not_html(tmp_path: Path, run: Path) -> None:  # noqa: F811
+def test_what_users_write_is_text_and_not_html(tmp_path: Path, run: Path) -> None:
     recipe = (run / "recipe.yaml").read_text()
     try:
         (run / "recipe.yaml").write_text("# <script>alert(1)</script>\n" + recipe)
@@ -105,7 +105,7 @@ def test_what_users_write_is_text_and_not_html(tmp_path: Path, run: Path) -> Non
 
 
 @pytest.mark.slow
-def test_an_unfinished_run_says_so(tmp_path: Path, run: Path) -> None:  # noqa: F811
+def test_an_unfinished_run_says_so(tmp_path: Path, run: Path) -> None:
     for name in ("recipe.yaml", "metrics.jsonl"):
         (tmp_path / name).write_bytes((run / name).read_bytes())
 
@@ -118,7 +118,7 @@ def test_an_unfinished_run_says_so(tmp_path: Path, run: Path) -> None:  # noqa: 
 @pytest.mark.slow
 def test_a_run_started_from_python_has_a_page_and_no_commands(
     tmp_path: Path,
-    refused: Callable[..., str],  # noqa: F811
+    refused: Callable[..., str],
 ) -> None:
     def rightness(samples: torch.Tensor, conditions: None) -> torch.Tensor:
         return samples[:, 0]
@@ -145,7 +145,7 @@ def test_a_run_started_from_python_has_a_page_and_no_commands(
 
 
 @pytest.mark.slow
-def test_a_run_on_a_module_of_ones_own_has_its_page_anywhere(tmp_path: Path, run: Path) -> None:  # noqa: F811
+def test_a_run_on_a_module_of_ones_own_has_its_page_anywhere(tmp_path: Path, run: Path) -> None:
     """The module is not there where the page is made."""
     for path in run.iterdir():
         if path.is_file():
@@ -162,7 +162,7 @@ def test_a_run_on_a_module_of_ones_own_has_its_page_anywhere(tmp_path: Path, run
 
 @pytest.mark.slow
 @pytest.mark.parametrize("text", ["", "model: {name: x}", "[1]"])
-def test_a_recipe_that_is_none_is_one_line(text: str, tmp_path: Path, run: Path) -> None:  # noqa: F811
+def test_a_recipe_that_is_none_is_one_line(text: str, tmp_path: Path, run: Path) -> None:
     (tmp_path / "recipe.yaml").write_text(text)
     (tmp_path / "metrics.jsonl").write_bytes((run / "metrics.jsonl").read_bytes())
     with pytest.raises(UserError, match=r"recipe\.yaml: is not what a run writes"):
@@ -218,7 +218,7 @@ def test_a_comparison_names_who_left_the_data() -> None:
 
 @pytest.mark.slow
 def test_a_comparison_page_shows_every_way(tmp_path: Path) -> None:
-    from test_cli import TINY
+    from commanding import TINY
 
     from scoreaction.cli import main
 

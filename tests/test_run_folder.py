@@ -6,7 +6,7 @@ import math
 import threading
 
 import pytest
-from test_finetuner import black_box, tune
+from tuning import black_box, tune
 
 import scoreaction as sa
 from scoreaction.rewards import RewardError

@@ -8,7 +8,7 @@ import time
 from pathlib import Path
 
 import pytest
-from test_cli import TINY, Stop
+from commanding import TINY, Stop
 from twins import accepts, same
 
 from scoreaction.cli import main

@@ -7,8 +7,8 @@ import pytest
 import torch
 from driving import count, evaluated, total
 from parameters import with_slow
-from test_finetuner import ALGORITHMS, reward_of, tune
 from torch import nn
+from tuning import ALGORITHMS, reward_of, tune
 from twins import accepts, close
 
 import scoreaction as sa

@@ -13,8 +13,8 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from commanding import TINY
 from PIL import Image
-from test_cli import TINY
 from twins import accepts, close, same
 
 from scoreaction.cli import main
