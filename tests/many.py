@@ -111,6 +111,7 @@ CASES = {
     "awm": case(sa.AWM(), **asked(solver="dpmpp_2m", eta=0.0)),
     "refl": case(sa.ReFL(beta=0.5), reward=SMOOTH),
     "online": case(sa.ScoreAction(beta=0.5), **asked(online=ONLINE)),
+    "online, a weighted sum": case(sa.ScoreAction(beta=0.5), reward=WeightedSum(SUM.parts), online=ONLINE),
 }
 
 

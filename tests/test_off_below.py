@@ -68,6 +68,16 @@ def test_rows_of_one_call_have_each_its_own_time():
     close(made.evaluations.forward, 7, atol=0, both=13)
 
 
+@pytest.mark.parametrize(("t", "network"), [(0.1, "reference"), (OFF, "policy")])
+def test_a_process_without_rows_calls_the_network_that_the_others_call(t, network, monkeypatch):
+    """Of a shared network each process has a part: all must ask for the same one, which the time says and not the rows."""
+    made, called = model(VP, OLD), []
+    monkeypatch.setattr(made, "_predict", lambda role, x, *rest: called.append(role) or sa.types.Prediction(x, x))
+    for rows in (0, 3):
+        act(made, sa.Sampler(off_below=OFF), torch.zeros(rows, 1), f64(t))
+    same(called, [network] * 2, by_rows=["policy", network] if t < OFF else ["reference", network])
+
+
 def test_each_row_has_its_prompts_condition():
     """Truth: networks whose x0 is the prompt's number, and for the policy twice that."""
 

@@ -11,7 +11,7 @@ import torch
 from commanding import train
 from test_recipe import fault
 from tuning import SCORE_ACTION, Net, flat, lines, own_model
-from twins import accepts, close
+from twins import accepts, close, same
 
 import scoreaction as sa
 from scoreaction.commands.evaluate import open_run
@@ -21,8 +21,11 @@ from scoreaction.recipes.recipe import load_recipe
 from scoreaction.report.figures import run_figure
 from scoreaction.report.page import write_report
 from scoreaction.rewards import RewardError
-from scoreaction.training.online import Online
+from scoreaction.rewards._weighted import Part, WeightedSum
+from scoreaction.training.online import Online, QueryLog
+from scoreaction.training.run import Run
 from scoreaction.training.run_folder import read_json_lines
+from scoreaction.world import World
 
 ROUNDS = (20, 24, 30)
 
@@ -146,6 +149,57 @@ def test_an_oracle_that_breaks_down_within_a_round_is_asked_the_rest_only(tmp_pa
     other = tuner_with(Oracle(), seed=1)
     list(other)
     accepts(lambda tuner: same_run(tuner, whole), resumed, other_seed=other)
+
+
+@pytest.mark.parametrize("breaks_at", [2, None])
+def test_the_first_answers_set_the_scale_of_a_sum_once(breaks_at, tmp_path):
+    """The first round asks 16 and then 4; its second question fails, or the run ends before its first checkpoint."""
+
+    def summed(oracle, name):
+        return tuner_with(WeightedSum([Part(oracle, 2.0, normalise=True)]), output=tmp_path / name)
+
+    whole = summed(Oracle(), "whole")
+    list(whole)
+    cut = summed(Oracle(breaks_at), "cut")
+    if breaks_at is None:
+        next(iterations := iter(cut))
+        iterations.close()
+    else:
+        with pytest.raises(RewardError, match="the laboratory is closed"):
+            list(cut)
+    resumed = summed(Oracle(), "cut")
+    assert not resumed.resume()
+    list(resumed)
+    same_run(resumed, whole)
+    assert (tmp_path / "cut" / LOG).read_text() == (tmp_path / "whole" / LOG).read_text()
+    later = summed(Oracle(), "later")
+    later.reward.reward.settle(torch.tensor([[0.0], [3.0]]))
+    list(later)
+    accepts(lambda tuner: same_run(tuner, whole), resumed, another_scale=later)
+
+
+def test_all_that_may_fail_in_one_process_alone_ends_all(tmp_path, monkeypatch):
+    """Truth: a list of what a round does; each entry says whether the other processes would hear of its failure."""
+    inside, done = [False], {}
+
+    def together(self, work, *, sends=False):
+        inside[0] = True
+        try:
+            return work()
+        finally:
+            inside[0] = False
+
+    def noted(kind, name):
+        own = getattr(kind, name)
+        monkeypatch.setattr(kind, name, lambda *a, **k: (done.setdefault(name, inside[0]), own(*a, **k))[1])
+
+    monkeypatch.setattr(World, "together", together)
+    noted(QueryLog, "add"), noted(QueryLog, "read"), noted(Oracle, "__call__"), noted(Run, "write_recipe")
+    tuner = tuner_with(Oracle(), output=tmp_path / "run")
+    tuner.resume()
+    next(iter(tuner))
+    names = ("add", "read", "__call__", "write_recipe")
+    same(done, dict.fromkeys(names, True), written_alone=done | {"add": False}, never_read={k: True for k in names[2:]})
 
 
 KILL = """

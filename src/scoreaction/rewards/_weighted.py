@@ -85,7 +85,8 @@ class WeightedSum:
     def first_scores(self) -> Tensor:
         """The parts' own scores of all that was begun before the moments were known, (rows, parts) float64."""
         try:
-            return torch.cat([first().detach().double() for first in self._first], dim=1).T
+            nothing = torch.empty(len(self.parts), 0, dtype=torch.float64)  # of a process without rows
+            return torch.cat([nothing, *(first().detach().double().cpu() for first in self._first)], dim=1).T
         except Exception as error:
             raise RewardError(f"a part of the sum raised {type(error).__name__}: {error}") from error
 

@@ -54,7 +54,7 @@ def act(
 
     Arguments as `Model.predict`, at the sampler's guidance. Each row is evaluated once, by the one of the two that acts.
     """
-    off = torch.as_tensor(t).expand(len(x)) < sampler.off_below
+    off = torch.as_tensor(t) < sampler.off_below  # of one time also without rows: a shared network is the same for all
     if bool(off.any()) and not bool(off.all()):
         numbers = torch.arange(len(x)) if prompt is None else prompt
         parts = [

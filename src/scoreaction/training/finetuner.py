@@ -129,7 +129,7 @@ class Finetuner(Run):
         (before, counted, queries), collected = now(), False
         try:
             if self.rounds is not None and self.rounds.due(self.iteration):
-                self.write_recipe()  # so that the answers are known to be this run's
+                self.world.together(self.write_recipe)  # so that the answers are known to be this run's
                 self.rounds.query(partial(self.collector.samples, self.learner), self.train.batch, self.generator)
                 before, counted, queries = now()  # a round is not taken back
             rollout = self.collector.rollout(self.learner, self.generator, self.iteration)
@@ -205,10 +205,10 @@ class Finetuner(Run):
         with self._locked():
             newest = self.world.together(self._newest)
             path = self.world.broadcast(None if newest is None else newest[0])
-            if path is not None and not self.world.leads:
-                newest = path, load_tree(path)
+            if path is not None:
+                newest = self.world.together(lambda: newest if self.world.leads else (path, load_tree(path)))
             if self.rounds is not None:
-                self.rounds.log.read()
+                self.world.together(self.rounds.log.read)
                 self.rounds.log.records = self.world.broadcast(self.rounds.log.records)
             if newest is not None:
                 self.saved, state = newest

@@ -18,6 +18,7 @@ from scoreaction.disk import write_whole
 from scoreaction.networks.model import Model
 from scoreaction.networks.proxy import Kind, Proxy
 from scoreaction.rewards import CountedReward
+from scoreaction.rewards._weighted import WeightedSum, settle
 from scoreaction.types import Values
 from scoreaction.world import ALONE, World
 
@@ -85,7 +86,8 @@ class Online(BaseModel, frozen=True, extra="forbid", allow_inf_nan=False):
 class QueryLog:
     """Log of the oracle's answers, a line each in queries.jsonl: round (from 1), prompt, value, features.
 
-    Lines are on disk before anyone sees the answers. Without a path nothing is written.
+    Of a weighted sum also the `moments` of its parts, by which the value was made. Lines are on disk before anyone sees the
+    answers. Without a path nothing is written.
     """
 
     def __init__(self, path: Path | None) -> None:
@@ -102,17 +104,21 @@ class QueryLog:
         for number, line in enumerate(whole, 1):
             try:
                 record = json.loads(line)
-                self.records.append({key: record[key] for key in ("round", "value", "features")})
+                own = {key: record[key] for key in ("round", "value", "features")}
+                self.records.append(own | {"moments": record.get("moments")})
             except (ValueError, KeyError, TypeError) as error:
                 raise ValueError(f"{self.path} line {number}: not an answer of the oracle; mend it or remove it") from error
         if len(whole) < len(lines):
             write_whole(self.path, "".join(whole))
 
-    def add(self, number: int, prompts: list[Any] | None, values: Tensor, features: Tensor) -> None:
-        """Writes answers to disk, then remembers them: values (n,), features (n, F)."""
+    def add(
+        self, number: int, prompts: list[Any] | None, values: Tensor, features: Tensor, moments: Tensor | None = None
+    ) -> None:
+        """Writes answers to disk, then remembers them: values (n,), features (n, F), moments (parts, 2) of a weighted sum."""
+        more = {} if moments is None else {"moments": moments.tolist()}
         records = [
             # nine digits are a float32 to the bit
-            {"round": number, "prompt": prompt, "value": value, "features": [float(f"{part:.9g}") for part in row]}
+            {"round": number, "prompt": prompt, "value": value, "features": [float(f"{part:.9g}") for part in row]} | more
             for prompt, value, row in zip(
                 [None] * len(values) if prompts is None else map(str, prompts), values.tolist(), features.tolist(), strict=True
             )
@@ -202,7 +208,9 @@ class Rounds:
             raise ValueError(
                 f"{self.log.path}: lacks answers of the rounds before {number}; put the file back, or begin a new run"
             )
-        n = self.config.rounds[self.round]
+        n, reward = self.config.rounds[self.round], self.oracle.reward
+        if isinstance(reward, WeightedSum) and reward.unsettled and known and self.log.records[0]["moments"] is not None:
+            reward.moments = torch.tensor(self.log.records[0]["moments"], dtype=torch.float64)
         groups, seed, world = self._groups(before + n)[before:], drawn_seed(generator), self.world
         for piece in torch.arange(n).split(rows):
             own = piece[piece % world.size == world.rank]
@@ -212,9 +220,12 @@ class Rounds:
             self.oracle.queries += int((own < known).sum())
             if len(fresh):
                 new = own >= known
-                answers = world.together(partial(self._answers, samples[new], groups[own[new]]))
+                waiting = world.together(partial(self._ask, samples[new], groups[own[new]]))
+                settle(reward, world, len(fresh))
+                answers = world.together(partial(self._answers, waiting, samples[new]))
                 values, features = (world.merged(answer, own[new] - fresh[0], len(fresh)) for answer in answers)
-                self.log.add(number, self._prompts(groups[fresh]), values + noise[piece >= known], features)
+                values, moments = values + noise[piece >= known], getattr(reward, "moments", None)
+                world.together(partial(self.log.add, number, self._prompts(groups[fresh]), values, features, moments))
         self._refit(number, before, generator)
         world.share(self.proxy.state_dict().values())
         self.round = number
@@ -222,9 +233,13 @@ class Rounds:
     def _prompts(self, groups: Tensor) -> list[Any] | None:
         return None if self.prompts is None else [self.prompts[group] for group in groups.tolist()]
 
-    def _answers(self, samples: Tensor, groups: Tensor) -> tuple[Tensor, Tensor]:
+    def _ask(self, samples: Tensor, groups: Tensor) -> Callable[[], Tensor]:
+        """Asks the oracle, where there is anything to ask; calling the result waits for the answers."""
+        return self.oracle.begin(samples, self._prompts(groups)) if len(samples) else lambda: samples.new_zeros(0)
+
+    def _answers(self, waiting: Callable[[], Tensor], samples: Tensor) -> tuple[Tensor, Tensor]:
         """The oracle's answers and the features, on the CPU."""
-        return self.oracle(samples, self._prompts(groups)).cpu(), self._features(samples).cpu()
+        return waiting().float().cpu(), self._features(samples).cpu()
 
     def _groups(self, n: int) -> Tensor:
         """The prompts of the first n queries of all rounds, in turn: each as often as the others."""
