@@ -9,14 +9,14 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Literal, get_args
+from typing import Any, Literal, get_args
 
 import torch
 from torch import Tensor
 
 from scoreaction.diffusion.predictions import expand, score
-from scoreaction.diffusion.processes import Process
-from scoreaction.diffusion.transitions import Transition
+from scoreaction.diffusion.processes import Clock, Process
+from scoreaction.diffusion.transitions import Kernel, Transition
 from scoreaction.types import Predict, Prediction
 
 SolverName = Literal["ddim", "euler_maruyama", "heun", "dpmpp_2m", "sde_dpmpp"]
@@ -31,16 +31,17 @@ class Past:
     prediction: Prediction
 
 
-StepFunction = Callable[[Process, Predict, Prediction, Tensor, Tensor, Tensor, float, Past | None], Transition]
+StepFunction = Callable[[Any, Predict, Any, Tensor, Tensor, Tensor, float, Past | None], Kernel]
 
 
 @dataclass(frozen=True)
 class Solver:
-    """Solver of the reverse dynamics, `step(process, predict, prediction, x, t, s, eta, past) -> Transition`.
+    """Solver of the reverse dynamics, `step(process, predict, prediction, x, t, s, eta, past) -> Kernel`.
 
     order: of convergence in the step size at eta = 0, or 0 if the solver needs eta > 0. weak_order: of convergence in law at
     eta = 1, or 0 if it needs eta = 0. markov: the transition depends on x_t alone, so an update can compute its density
-    again. evaluations: of the network, a step. summary: one line for `scoreaction list solvers`.
+    again. evaluations: of the network, a step. summary: one line for `scoreaction list solvers`. process: the kind of process
+    that it steps. kl: the solver on whose chain KLs are measured in its place.
     """
 
     step: StepFunction
@@ -49,6 +50,8 @@ class Solver:
     markov: bool
     evaluations: int
     summary: str
+    process: type[Clock] = Process
+    kl: str = "ddim"
 
     @property
     def noises(self) -> str:
@@ -172,7 +175,7 @@ def find_solver(name: str, eta: float) -> Solver:
     return solver
 
 
-def time_grid(process: Process, steps: int, *, name: GridName = "uniform", rho: float = 1.5, t_min: float = 1e-3) -> Tensor:
+def time_grid(process: Any, steps: int, *, name: GridName = "uniform", rho: float = 1.5, t_min: float = 1e-3) -> Tensor:
     """Time grid of a sampler: decreasing times from 1 to 0, (steps + 1,) float64.
 
     uniform `i/N`; power `(i/N)^rho`; log_snr uniform in log SNR; karras uniform in `(sigma/alpha)^(1/7)` (Karras et al. 2022,

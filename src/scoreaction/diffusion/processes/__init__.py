@@ -5,13 +5,14 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Literal
 
+from scoreaction.diffusion.processes.clock import Clock
 from scoreaction.diffusion.processes.flow import Flow
 from scoreaction.diffusion.processes.process import Process
 from scoreaction.diffusion.processes.table import Spacing, TableVP
 from scoreaction.diffusion.processes.ve import VE
 from scoreaction.diffusion.processes.vp import VP, CosineVP
 
-__all__ = ["PROCESSES", "VE", "VP", "CosineVP", "Flow", "Process", "ProcessName", "Spacing", "TableVP"]
+__all__ = ["PROCESSES", "VE", "VP", "Clock", "CosineVP", "Flow", "Process", "ProcessName", "Spacing", "TableVP"]
 
 ProcessName = Literal["vp", "cosine", "stable_diffusion", "ve", "flow"]
 PROCESSES: dict[str, Callable[[], Process]] = {
