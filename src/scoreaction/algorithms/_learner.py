@@ -100,6 +100,14 @@ class Algorithm(BaseModel):
     def build(self, setting: Setting) -> Learner:
         """The learner; ValueError with a remedy where sampler or reward cannot give what it needs."""
 
+    def build_on_tokens(self, setting: Setting) -> Learner:
+        """The learner of a model of tokens; ValueError where the algorithm has none."""
+        name = getattr(self, "name", type(self).__name__)
+        raise ValueError(
+            f"algorithm.name: {name} is for Gaussian states and this model's are tokens; use score_action, ddpp, vard, dpok"
+            " or ddpo"
+        )
+
 
 class Regularised(Algorithm):
     """An algorithm with a KL to the pretrained model: beta in reward units per nat of path KL.

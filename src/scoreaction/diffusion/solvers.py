@@ -15,11 +15,12 @@ import torch
 from torch import Tensor
 
 from scoreaction.diffusion.predictions import expand, score
-from scoreaction.diffusion.processes import Clock, Process
+from scoreaction.diffusion.processes import Clock, Masking, Process
 from scoreaction.diffusion.transitions import Kernel, Transition
+from scoreaction.diffusion.unmasking import ancestral, left_to_right, one_by_one
 from scoreaction.types import Predict, Prediction
 
-SolverName = Literal["ddim", "euler_maruyama", "heun", "dpmpp_2m", "sde_dpmpp"]
+SolverName = Literal["ddim", "euler_maruyama", "heun", "dpmpp_2m", "sde_dpmpp", "one_by_one", "ancestral", "left_to_right"]
 GridName = Literal["uniform", "power", "log_snr", "karras", "scheduler"]
 
 
@@ -41,7 +42,8 @@ class Solver:
     order: of convergence in the step size at eta = 0, or 0 if the solver needs eta > 0. weak_order: of convergence in law at
     eta = 1, or 0 if it needs eta = 0. markov: the transition depends on x_t alone, so an update can compute its density
     again. evaluations: of the network, a step. summary: one line for `scoreaction list solvers`. process: the kind of process
-    that it steps. kl: the solver on whose chain KLs are measured in its place.
+    that it steps. kl: the solver on whose chain KLs are measured in its place. single: it shows one position a step, and takes
+    as many as there are.
     """
 
     step: StepFunction
@@ -52,10 +54,13 @@ class Solver:
     summary: str
     process: type[Clock] = Process
     kl: str = "ddim"
+    single: bool = False
 
     @property
     def noises(self) -> str:
-        """Admissible eta: 'any', 'zero' or 'positive'."""
+        """Admissible eta: 'any', 'zero', 'positive', or 'one' where there is no other noise."""
+        if self.process.noises:
+            return self.process.noises
         if self.weak_order == 0:
             return "zero"
         return "any" if self.order else "positive"
@@ -66,7 +71,7 @@ class Solver:
         >>> SOLVERS["heun"].takes(0.0), SOLVERS["heun"].takes(1.0)
         (True, False)
         """
-        return {"any": True, "zero": eta == 0, "positive": eta > 0}[self.noises]
+        return {"any": True, "zero": eta == 0, "positive": eta > 0, "one": eta == 1}[self.noises]
 
 
 def noise_std(process: Process, t: Tensor, s: Tensor, eta: float) -> Tensor:
@@ -155,6 +160,13 @@ SOLVERS: dict[str, Solver] = {
     "heun": Solver(_heun, 2, 0, True, 2, "Heun's second-order ODE solver (EDM), eta 0"),
     "dpmpp_2m": Solver(_multistep, 2, 0, False, 1, "DPM-Solver++(2M), second-order ODE solver, eta 0"),
     "sde_dpmpp": Solver(_multistep, 0, 2, False, 1, "SDE-DPM-Solver++(2M), eta > 0"),
+    "one_by_one": Solver(
+        one_by_one, 0, 0, True, 1, "tokens: one random position a step, exact", Masking, "one_by_one", single=True
+    ),
+    "ancestral": Solver(ancestral, 0, 1, True, 1, "tokens: several positions a step, first order in law", Masking, "ancestral"),
+    "left_to_right": Solver(
+        left_to_right, 0, 0, True, 1, "tokens: the first masked position a step", Masking, "left_to_right", single=True
+    ),
 }
 
 
@@ -170,8 +182,8 @@ def find_solver(name: str, eta: float) -> Solver:
         raise ValueError(f"sampler.eta: must be between 0 and 1, got {eta}")
     solver = SOLVERS[name]
     if not solver.takes(eta):
-        other = "ddim or sde_dpmpp" if solver.noises == "zero" else "ddim, heun or dpmpp_2m"
-        raise ValueError(f"sampler.solver: {name} takes eta {solver.noises} and eta is {eta}; use {other}")
+        remedies = {"zero": "use ddim or sde_dpmpp", "positive": "use ddim, heun or dpmpp_2m", "one": "set sampler.eta to 1"}
+        raise ValueError(f"sampler.solver: {name} takes eta {solver.noises} and eta is {eta}; {remedies[solver.noises]}")
     return solver
 
 

@@ -133,6 +133,11 @@ class Model:
         """Guidance, grid, `off_below` and prompts of its training, which `sample` takes."""
         register(self)
 
+    @classmethod
+    def restored(cls, net: nn.Module, **description: Any) -> Model:
+        """The model of its kind around this network, by the arguments that a file holds."""
+        return cls(net, **description)
+
     def _check_kind(self, process: Process, predicts: Predicts) -> None:
         """ValueError unless process and output are of this kind of model, and go together."""
         if not isinstance(process, Process):

@@ -51,6 +51,11 @@ class Sampler(BaseModel, frozen=True, extra="forbid"):
                 f"sampler.solver: {self.solver} steps {solver.process.states} states and this model's are {process.states};"
                 f" use {others}"
             )
+        positions = model.shape[0]
+        if solver.single and self.steps != positions:
+            raise ValueError(
+                f"sampler.steps: {self.solver} shows one position a step and there are {positions}; set it to {positions}"
+            )
         self.times(process)
 
     def noisy(self) -> Sampler:

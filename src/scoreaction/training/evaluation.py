@@ -170,7 +170,7 @@ class ExactTask:
     @classmethod
     def of(cls, model: Model, reward: object, beta: float | None) -> ExactTask | None:
         """The task, where model, reward and beta make one."""
-        if model.law is None or not isinstance(reward, QuadraticReward) or not beta:
+        if not isinstance(model.law, Mixture) or not isinstance(reward, QuadraticReward) or not beta:
             return None
         return cls(model.law, model.law.optimum(reward.quadratic, beta))
 
@@ -193,13 +193,19 @@ class ExactTask:
         own = world.stripe(n)
         return self.distance(lambda s: world.gather(run(model, noisy, predict, len(own), RowNoise(s, own)), n), n, seed)
 
+    def distances(self, model: Model, sampler: Sampler, n: int, seed: int, world: World = ALONE) -> dict[str, float]:
+        """Distance of the averaged policy under this sampler, and floor."""
+        return {
+            "distance_to_optimum": self.distance(lambda s: draw_x0(model, sampler, n, None, s, world=world), n, seed),
+            "distance_floor": self.floor(n, seed),
+        }
+
     def figures(self, model: Model, sampler: Sampler, n: int, seed: int, world: World = ALONE) -> dict[str, float]:
         """Optimum, distance of the averaged policy, floor and oracle, under this sampler."""
         return {
             "optimum_reward": self.optimum.reward,
             "optimum_kl_nats": self.optimum.kl_nats,
-            "distance_to_optimum": self.distance(lambda s: draw_x0(model, sampler, n, None, s, world=world), n, seed),
-            "distance_floor": self.floor(n, seed),
+            **self.distances(model, sampler, n, seed, world),
             "distance_oracle": self.oracle(model, sampler, n, seed, world),
         }
 

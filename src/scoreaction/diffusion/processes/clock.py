@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
-from typing import ClassVar
+from typing import ClassVar, Literal
 
 import torch
 from torch import Tensor
@@ -17,6 +17,8 @@ class Clock(ABC):
 
     states: ClassVar[str]
     """Kind of the states, a word for messages."""
+    noises: ClassVar[Literal["one"] | None] = None
+    """Admissible eta where all solvers have one, `one` where there is no other noise than the process's own."""
 
     @abstractmethod
     def start(self, shape: Sequence[int], source: Source) -> Tensor:
