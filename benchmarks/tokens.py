@@ -23,7 +23,7 @@ TRAINERS = {
     "ddpo": ["algorithm.name=ddpo", "evaluation.beta=0.5"],
 }
 LONG = ("score_action", "ddpp, lb", "ddpp, weighted", "dpok")
-RUNS = {8: (80, 64), 64: (30, 32)}
+RUNS = {8: (40, 64), 64: (20, 32)}
 """Iterations and trajectories each, by length."""
 
 
@@ -42,8 +42,8 @@ def measured(trainer: str, length: int, seed: int, iterations: int) -> Figures:
 if __name__ == "__main__":
     jobs = {
         f"{length}/{trainer}/{seed}": {"trainer": trainer, "length": length, "seed": seed, "iterations": RUNS[length][0]}
+        for seed in range(3)
         for length, trainers in ((8, TRAINERS), (64, LONG))
         for trainer in trainers
-        for seed in range(3)
     }
     run_jobs(measured, jobs, arguments(__doc__ or "", "tokens").parse_args())
