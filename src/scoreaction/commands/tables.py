@@ -54,14 +54,14 @@ def show_endpoint_errors(errors: Values) -> None:
 
 def show_grid(evaluation: Values) -> None:
     """The cells of an evaluation, one a row, and what was left out."""
-    leave_out = {key for row in evaluation["grid"] for key in row if key.endswith("_se")}
-    keys = [key for key in evaluation["grid"][0] if key not in leave_out | {"vendi", "by_prompt"}]
+    known = dict.fromkeys(key for row in evaluation["grid"] for key in row)
+    keys = [key for key in known if not key.endswith("_se") and key not in ("vendi", "by_prompt")]
     table = Table(title=f"{evaluation['n']} samples each")
     for key in keys:
         header = key.removeprefix("held_out.").replace("_", " ")
         table.add_column(header, justify="left" if key == "solver" else "right", no_wrap=key == "solver")
     for row in evaluation["grid"]:
-        table.add_row(*(with_error(row[key], row.get(f"{key}_se"), 3) for key in keys))
+        table.add_row(*(with_error(row.get(key), row.get(f"{key}_se"), 3) for key in keys))
     _console().print(table)
     for note in evaluation["skipped"]:
         print(f"left out: {note['why']}")
