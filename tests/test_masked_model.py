@@ -1,5 +1,7 @@
 """Truth: what a model of tokens is told and refused, its guidance, its files, and its runs on an enumerated task."""
 
+import re
+
 import pytest
 import torch
 from token_laws import enumerated, first, model_of, reward_of
@@ -8,6 +10,7 @@ from twins import accepts, close, same
 
 import scoreaction as sa
 from scoreaction.catalog import files, find
+from scoreaction.cli import main
 from scoreaction.recipes.build import build
 from scoreaction.recipes.recipe import load_recipe
 from scoreaction.training.token_task import TokenTask, exact_task
@@ -127,27 +130,28 @@ def test_an_algorithm_learns_tokens_or_says_what_does(name):
         )
 
 
-@pytest.mark.parametrize(
-    "line",
-    [
-        ["reward={name: ink}"],
-        ["model.length=6", "sampler.steps=8"],
-        ["algorithm.name=draft"],
-        ["reward={name: token_scores, tokens: [0, 1]}"],
-        ["model.transition=[[1, 0]]"],
-        ["sampler.solver=ddim"],
-    ],
-)
-def test_a_recipe_that_does_not_fit_is_refused_with_its_key(line, capsys):
-    from scoreaction.cli import main
+LINES = {
+    "pictures": "reward={name: ink}",
+    "steps": "sampler.steps=7",
+    "algorithm": "algorithm.name=draft",
+    "vocabulary": "reward={name: token_scores, tokens: [0, 1]}",
+    "law": "model.transition=[[1, 0]]",
+    "solver": "sampler.solver=ddim",
+}
 
-    def exits(overrides):
-        assert main(["train", "markov_chain", *SMALL, *overrides, "--output", "/nonexistent/run"]) == 2
-        message = capsys.readouterr().err.strip()
-        assert "\n" not in message, message
-        assert message.split(".")[0].split(":")[-1].strip() in ("reward", "sampler", "algorithm", "model"), message
 
-    accepts(exits, line, right=[])
+def test_a_recipe_that_does_not_fit_is_refused_with_its_key(capsys, tmp_path):
+    """Exit code 2 and one line that begins with the key, for each fault. Twin: one that fits."""
+
+    def exits(lines):
+        for line in lines:
+            capsys.readouterr()
+            assert main(["train", "markov_chain", *SMALL, line, "--output", str(tmp_path / "run")]) == 2
+            message = capsys.readouterr().err.strip()
+            assert "\n" not in message, message
+            assert re.match(r"(reward|sampler|algorithm|model)[.:]", message), message
+
+    accepts(exits, list(LINES.values()), one_that_fits=["model.length=3"])
 
 
 def figures(sign, name, **settings):

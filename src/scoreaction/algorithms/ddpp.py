@@ -89,7 +89,7 @@ def end_kl(log_q: Tensor, log_p: Tensor, masked: Tensor, rewards: Tensor, log_pr
 def path_weights(rewards: Tensor, log_ratio: Tensor, prompt: Tensor, beta: float) -> Tensor:
     """Weights of mean 1 proportional to `exp(r/beta - log p_theta/p_pre)`, within each prompt, (n,).
 
-    >>> path_weights(torch.tensor([0.0, 0.0]), torch.tensor([0.0, 100.0]), torch.zeros(2), 1.0).tolist()
+    >>> path_weights(torch.tensor([0.0, 0.0]), torch.tensor([0.0, 1000.0]), torch.zeros(2), 1.0).tolist()
     [2.0, 0.0]
     """
     logits, weights = rewards / beta - log_ratio, torch.empty_like(rewards)
