@@ -22,7 +22,7 @@ import typer
 from scoreaction.catalog import TOKEN_VARIABLE
 from scoreaction.commands.arguments import Overrides, RecipeName, RunPath, Trust, default_folder, names, numbers, output_option
 from scoreaction.commands.streams import forgive
-from scoreaction.errors import Failed, Interrupted, UserError, one_line
+from scoreaction.errors import Failed, Interrupted, UserError, missing, one_line
 
 # Commands import what they need themselves, so that --help and list answer at once.
 
@@ -330,5 +330,5 @@ def exit_of(error: BaseException) -> tuple[int, str]:
     if isinstance(error, Failed):
         return 1, str(error)
     if isinstance(error, ModuleNotFoundError):
-        return 1, f'this needs the package {error.name}: pip install "scoreaction[all]"'
+        return 1, f"this {missing(error.name or str(error))}"
     return 1, f"{type(error).__name__}: {error} (--debug shows where)"

@@ -13,10 +13,12 @@ from pydantic import BaseModel, Field
 from torch import Tensor, nn
 
 from scoreaction.algorithms._learner import Largest, Term, Update, Updates
+from scoreaction.errors import missing
 from scoreaction.networks.lockstep import equal_parts
 from scoreaction.networks.memory import fitting
 from scoreaction.networks.model import Model
 from scoreaction.networks.sharding import distributed_as, whole
+from scoreaction.training.trackers import Names
 from scoreaction.world import ALONE, Rows, World
 
 NO_GRADIENT = "check that the network's output depends on them, and that nothing detaches it"
@@ -42,7 +44,8 @@ class Train(BaseModel, frozen=True, extra="forbid", allow_inf_nan=False):
     adam8bit keeps the policy's Adam in 8 bits, for full fine-tuning; held_out_rows how many samples an iteration the held-out
     rewards and diversity are measured on. select: the metric whose best weights are kept, higher is better; they are then what
     is reported, sampled and saved. show_every: after how many iterations the command `train` draws samples of the same noise
-    into samples/, and into TensorBoard where they are pictures. schedule: of the learning rate over the run.
+    into samples/, and where they are pictures to the trackers too. trackers: what shows the metrics beside the run's own files,
+    `tensorboard`, `wandb`, `trackio`; null is TensorBoard where it is installed. schedule: of the learning rate over the run.
     samples_per_prompt: that many trajectories in a row have one prompt. shard: the processes of a node share the networks, of
     which each holds a part (FSDP).
     """
@@ -64,6 +67,7 @@ class Train(BaseModel, frozen=True, extra="forbid", allow_inf_nan=False):
     checkpoint_every: int = Field(50, ge=1)
     held_out_rows: int = Field(64, ge=2)
     show_every: int | None = Field(None, ge=1)
+    trackers: Names | None = None
     select: str | None = None
 
 
@@ -73,7 +77,7 @@ def policy_optimiser(train: Train, model: Model) -> torch.optim.Optimizer:
     if train.optimizer == "adam":
         return adam(parameters, train.lr)
     if importlib.util.find_spec("bitsandbytes") is None:
-        raise ValueError('train.optimizer: adam8bit needs the package bitsandbytes: pip install "scoreaction[adam8bit]"')
+        raise ValueError(f"train.optimizer: adam8bit {missing('bitsandbytes')}")
     from bitsandbytes.optim import Adam8bit
 
     return Adam8bit(list(parameters), lr=train.lr)  # its own eps: in 8 bits a small second moment is 0, and the step m/eps

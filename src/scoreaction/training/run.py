@@ -114,7 +114,7 @@ class Run:
         self.kept = output is not None
         """True if the run has a folder: the first process of the world writes it, and it alone has `folder`."""
         self.folder = RunFolder(output) if output is not None and self.world.leads else None
-        self.journal = None if self.folder is None else Journal(self.folder)
+        self.journal = None if self.folder is None else Journal(self.folder, self.train.trackers)
         self.rounds: Rounds | None = None
         if online is not None:
             queries = None if self.folder is None else self.folder.queries_path
