@@ -1,4 +1,4 @@
-"""Where the metrics of a run are shown beside its own files: TensorBoard, Weights & Biases, trackio."""
+"""Trackers, which show the metrics of a run beside its own files: TensorBoard, Weights & Biases, trackio."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ Names = tuple[Literal["tensorboard", "wandb", "trackio"], ...]
 
 
 class Tracker(Protocol):
-    """What shows a run while it trains."""
+    """A place that shows a run while it trains."""
 
     def log(self, metrics: dict[str, float]) -> None:
         """Adds the metrics of one iteration, its number under `iteration`."""
@@ -56,13 +56,16 @@ class TensorBoard:
         self._writer = SummaryWriter(str(path), purge_step=first)
 
     def log(self, metrics: dict[str, float]) -> None:
+        """Adds the metrics of one iteration."""
         for name, value in metrics.items():
             self._writer.add_scalar(name, value, int(metrics["iteration"]))
 
     def show(self, pictures: NDArray[Any], iteration: int) -> None:
+        """Adds pictures (n, C, height, width) in [0, 1]."""
         self._writer.add_images("samples", pictures, iteration)
 
     def flush(self) -> None:
+        """Writes what is buffered."""
         self._writer.flush()
 
 
@@ -86,10 +89,12 @@ class Board:
         atexit.register(self._run.finish)
 
     def log(self, metrics: dict[str, float]) -> None:
+        """Adds the metrics of one iteration that are finite."""
         known = {key: value for key, value in metrics.items() if math.isfinite(value)}
         self._run.log(known, step=int(metrics["iteration"]))
 
     def show(self, pictures: NDArray[Any], iteration: int) -> None:
+        """Adds pictures (n, C, height, width) in [0, 1]."""
         images = [self._module.Image((picture.transpose(1, 2, 0) * 255).round().astype("uint8")) for picture in pictures]
         self._run.log({"samples": images}, step=iteration)
 
