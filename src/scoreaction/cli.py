@@ -1,4 +1,4 @@
-"""The command `scoreaction`: train, plan, doctor, distill, sample, evaluate, compare, report, runs, watch, serve-reward, list.
+"""The command `scoreaction`: train, plan, doctor, distill, sample, steer, evaluate, compare, report, watch, list and others.
 
 Exit codes: 0 done; 2 the input is wrong; 1 it failed; 130 interrupted. Whatever goes wrong is one line on stderr; `--debug`
 shows the traceback.
@@ -35,6 +35,19 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
 )
+
+
+SteerMethod = Annotated[
+    str | None, typer.Option(metavar="METHOD", help="twisted, smc, svdd, guidance or best_of; default the recipe's, else auto.")
+]
+SteerOption = Annotated[
+    str | None, typer.Option(metavar="METHOD", help="Steer by the reward: twisted, smc, svdd, guidance, best_of or auto.")
+]
+ParticlesOption = Annotated[int | None, typer.Option(min=1, help="Particles of steering a sample; default 16.")]
+BetaOption = Annotated[float | None, typer.Option(help="Beta of steering; default the algorithm's.")]
+TargetOption = Annotated[
+    str | None, typer.Option(metavar="LAW", help="Law to steer: model, or reference with smc, which corrects a tuned model.")
+]
 
 
 def show_version(wanted: bool) -> None:
@@ -139,15 +152,60 @@ def sample(
     eta: Annotated[float | None, typer.Option(help="Noise level from 0 (ODE) to 1.")] = None,
     seed: Annotated[int, typer.Option(min=0, max=2**32 - 1, help="Seed of the noise.")] = 0,
     base: Annotated[bool, typer.Option("--base", help="The pretrained model instead of the tuned one.")] = False,
+    steer: SteerOption = None,
+    particles: ParticlesOption = None,
+    beta: BetaOption = None,
+    target: TargetOption = None,
     output: Annotated[Path | None, output_option("Folder for samples.npz and samples.png; default RUN.")] = None,
     trust: Trust = False,
 ) -> None:
     """Draw from the tuned model: samples.npz and samples.png."""
     from scoreaction.commands.evaluate import draw_samples, open_run
+    from scoreaction.commands.steer import costs, steering_of
 
-    opened = open_run(run, tuned=not base, rewards=False, trust=trust)
-    where = draw_samples(opened, output or run, n=n, prompts=prompt, steps=steps, solver=solver, eta=eta, seed=seed, base=base)
+    opened = open_run(run, tuned=not base, rewards=steer is not None, trust=trust)
+    steering = steering_of(opened.recipe, steer, particles, beta, target)
+    settings: Any = {"n": n, "prompts": prompt, "steps": steps, "solver": solver, "eta": eta, "seed": seed, "base": base}
+    where, figures = draw_samples(opened, output or run, **settings, steering=steering)
+    if figures:
+        print(costs(figures))
     print(f"samples: {where}")
+
+
+@app.command("steer")
+def steer_(
+    recipe: Annotated[str, typer.Argument(metavar="RECIPE_OR_RUN", help="A recipe, or the folder of a run.")],
+    overrides: Overrides = None,
+    method: SteerMethod = None,
+    particles: ParticlesOption = None,
+    beta: BetaOption = None,
+    target: TargetOption = None,
+    n: Annotated[int | None, typer.Option("--n", min=1, help="Samples; default the evaluation's number by particles.")] = None,
+    output: Annotated[Path | None, output_option("Folder; default runs/RECIPE-steered-TIME, of a run RUN/steered.")] = None,
+    trust: Trust = False,
+) -> None:
+    """Draw samples of high reward without training: of a recipe's pretrained model, or of a run's tuned one."""
+    print(f"{Path(recipe).stem}  loading", flush=True)
+    from scoreaction.commands.evaluate import open_run
+    from scoreaction.commands.steer import alone_or_whole, check_overrides, chosen_steering, costs, steer_run
+    from scoreaction.commands.tables import show_steered
+    from scoreaction.recipes.build import build
+    from scoreaction.recipes.recipe import load_recipe
+
+    base = not Path(recipe).is_dir()
+    if base:
+        chosen = alone_or_whole(load_recipe(recipe, overrides or [], trust=trust or None))
+        tuner = build(chosen.model_copy(update={"steer": None}))
+    else:
+        check_overrides(overrides or [])
+        opened = open_run(Path(recipe), tuned=True, trust=trust, overrides=overrides or [])
+        chosen, tuner = opened.recipe, opened.tuner
+    steering = chosen_steering(chosen.steer, method=method, particles=particles, beta=beta, target=target)
+    folder = output or (default_folder(recipe, "steered") if base else Path(recipe) / "steered")
+    figures = steer_run(chosen, tuner, folder, steering, n=n, base=base)
+    show_steered(figures)
+    print(costs(figures))
+    print(f"steered: {folder}")
 
 
 @app.command()
@@ -159,15 +217,22 @@ def evaluate(
     n: Annotated[int | None, typer.Option("--n", min=2, help="Samples each; default the recipe's.")] = None,
     seed: Annotated[int | None, typer.Option(min=0, max=2**32 - 1, help="Seed of the noise; default the recipe's.")] = None,
     prompts: Annotated[str | None, typer.Option(help="A shipped set or a file instead of the run's own prompts.")] = None,
+    steer: SteerOption = None,
+    particles: ParticlesOption = None,
+    beta: BetaOption = None,
+    target: TargetOption = None,
+    certificate: Annotated[bool, typer.Option("--certificate", help="Also gap_nats, the nats to the optimum.")] = False,
     trust: Trust = False,
 ) -> None:
     """Reward, held-out rewards, KL and diversity over a grid of samplers: evaluation.json."""
     from scoreaction.commands.evaluate import evaluate_grid, open_run
+    from scoreaction.commands.steer import steering_of
     from scoreaction.commands.tables import show_grid
 
     grid = [numbers(steps, int, "--steps"), names(solver, "--solver"), numbers(eta, float, "--eta")]
     opened = open_run(run, tuned=True, trust=trust)
-    show_grid(evaluate_grid(opened, *grid, n=n, seed=seed, prompts=prompts))
+    steering = steering_of(opened.recipe, steer, particles, beta, target)
+    show_grid(evaluate_grid(opened, *grid, n=n, seed=seed, prompts=prompts, steering=steering, certified=certificate))
     print(f"evaluation: {run / 'evaluation.json'}")
 
 

@@ -18,6 +18,7 @@ from scoreaction.diffusion.transitions import sum_event
 from scoreaction.networks.conditions import take
 from scoreaction.networks.critic import Critic, Skip
 from scoreaction.networks.surrogate import Surrogate, zeroth_order
+from scoreaction.sampling.look_ahead import look_ahead
 from scoreaction.sampling.rollout import Rollout, States
 from scoreaction.types import Prediction
 from scoreaction.world import Rows
@@ -148,12 +149,13 @@ class StateValue:
             with torch.no_grad():
                 prediction = self.learner.pretrained(*states)
             return prediction, prediction.x0.new_zeros(len(prediction.x0)), torch.zeros_like(prediction.x0)
-        with torch.enable_grad():
-            x = states.x.detach().requires_grad_(True)
+
+        def value(x: Tensor) -> tuple[Tensor, Prediction]:
             prediction = self.learner.pretrained(x, states.t, states.prompt)
-            value = self._reward_of(prediction.x0, states.prompt, generator)
-            (grad,) = torch.autograd.grad(value.sum(), x)
-        return Prediction(*(part.detach() for part in prediction)), value.detach(), grad
+            return self._reward_of(prediction.x0, states.prompt, generator), prediction
+
+        values, grad, prediction = look_ahead(states.x, value, gradient=True)
+        return Prediction(*(part.detach() for part in prediction)), values, grad
 
     def _reward_of(self, x0: Tensor, prompt: Tensor, generator: Source) -> Tensor:
         if self.surrogate is not None:

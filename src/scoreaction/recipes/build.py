@@ -138,6 +138,7 @@ def build(recipe: Recipe, output: str | Path | None = None, *, rewards: bool = T
             held_out=held_out,
             recipe=dump(recipe),
             online=recipe.online,
+            steer=recipe.steer if rewards else None,
         )
     except ValueError as error:
         raise UserError(named(str(error), "recipe")) from error
