@@ -90,7 +90,7 @@ def train(task: int, trainer: str, iterations: int) -> Figures:
     drawn = settings(task)
     shape, beta, model = drawn.pop("shape"), drawn.pop("beta"), drawn["model"]
     keys = {**drawn, "algorithm": {"name": trainer, "beta": beta}, "train.iterations": iterations, "train.seed": task}
-    keys |= {"evaluation.n": 4096, "evaluation.steps": 100}
+    keys |= {"evaluation.n": 2048, "evaluation.steps": 50}
     tuner = built("mixture", *(f"{key}={json.dumps(value)}" for key, value in keys.items()))
     moved, taken, finished = 0.0, 0.0, True
     try:
