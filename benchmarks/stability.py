@@ -4,9 +4,9 @@ python -m benchmarks.stability                          # results/stability.csv 
 python -m benchmarks.stability --only 007/ 012/         # runs whose name contains one of these
 
 A task is drawn from its number: a Gaussian mixture of 1 to 32 dimensions and 1 to 8 modes, of unequal weights and standard
-deviations from 0.05 to 1; a linear, concave or convex quadratic reward of standard deviation 1 on it, beta from 0.1 to 5; VP, VE
-or flow; 5 to 100 training steps, 32 to 512 trajectories an iteration, a learning rate from 3e-4 to 5e-3. Numbers on a scale are
-drawn evenly in their logarithm. An optimum of more than 6 nats, or less than 0.02, is drawn again.
+deviations from 0.05 to 1; a linear, concave or convex quadratic reward of standard deviation 1 on it, beta from 0.1 to 5; VP,
+VE or flow; 5 to 100 training steps, 32 to 512 trajectories, a learning rate from 3e-4 to 5e-3. Numbers on a scale are drawn
+evenly in their logarithm. An optimum of more than 6 nats, or less than 0.02, is drawn again.
 """
 
 from __future__ import annotations
@@ -65,14 +65,19 @@ def settings(task: int) -> dict[str, Any]:
         shape, beta = draw.one(SHAPES), draw.scale(0.1, 5.0)
         direction = draw.normal(d)
         center = law.sample(1, draw.generator)[0] + 0.5 * draw.normal(d)
-        q = {"linear": 0.0, "concave": draw.scale(0.1, 10.0), "convex": -draw.uniform(0.1, 0.5) * beta / float(stds.max()) ** 2}[shape]
+        q = {
+            "linear": 0.0,
+            "concave": draw.scale(0.1, 10.0),
+            "convex": -draw.uniform(0.1, 0.5) * beta / float(stds.max()) ** 2,
+        }[shape]
         reward = Quadratic(q * torch.eye(d, dtype=torch.float64), direction, center)
         spread = float(reward(law.sample(4096, draw.generator)).std())
         scale = 1 / spread if shape != "convex" else min(1.0, 1 / spread)
         setting = {
-            "model": {"name": "gaussian_mixture", "means": law.means.tolist(), "weights": weights.tolist(), "std": stds.tolist(),
-                      "process": draw.one(("vp", "ve", "flow"))},
-            "reward": {"name": "quadratic", "center": center.tolist(), "curvature": scale * q, "linear": (scale * direction).tolist()},
+            "model": {"name": "gaussian_mixture", "means": law.means.tolist(), "weights": weights.tolist(),
+                      "std": stds.tolist(), "process": draw.one(("vp", "ve", "flow"))},
+            "reward": {"name": "quadratic", "center": center.tolist(), "curvature": scale * q,
+                       "linear": (scale * direction).tolist()},
             "sampler.steps": draw.count(5, 100),
             "train.batch": 2 * draw.count(16, 256),
             "train.lr": draw.scale(3e-4, 5e-3),
@@ -106,7 +111,9 @@ def train(task: int, trainer: str, iterations: int) -> Figures:
         "finished": int(finished), "most_moved": moved, "taken_back": taken, "iterations": tuner.iteration,
     }  # fmt: skip
     try:
-        measured = {key: value if math.isfinite(value) else math.inf for key, value in summary(tuner).items() if value is not None}
+        measured = {
+            key: value if math.isfinite(value) else math.inf for key, value in summary(tuner).items() if value is not None
+        }
     except RewardError:
         measured = dict.fromkeys(("reward_tuned", "kl_nats", "distance_to_optimum"), math.inf)
     return measured | figures

@@ -108,6 +108,7 @@ class SQDFLearner(Learner):
     def __init__(self, config: SQDF, setting: Setting) -> None:
         super().__init__(setting, kl_target=config.kl_target)
         self.config, self.chain = config, config.weights == "chain"
+        self.trust_region = config.trust_region
         self.weigh = StepWeights.of_chain if self.chain else StepWeights.of_path
         # a soft Q that is not learned does not run away, as far as its x0_hat is believed: there is no trust region
         self.least_trust = config.trust if config.correction else 0.0
