@@ -103,6 +103,17 @@ def test_the_last_step_is_measured_too():
     accepts(taken_back, 2.0, small=0.1)
 
 
+def test_the_last_step_is_not_measured_where_it_cannot_leap():
+    """That would be an evaluation for nothing. Twin: a policy that was outside its region already."""
+
+    def within(nats):
+        case = Case(nats=nats)
+        case.learn(3)
+        assert len(case.measured) == 3
+
+    accepts(within, 0.02, outside=0.1)
+
+
 def test_steps_grow_again_up_to_those_of_the_rate():
     case = Case(nats=2.0)
     case.learn(3)

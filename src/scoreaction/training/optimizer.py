@@ -157,9 +157,9 @@ class Optimisation:
             for name, value in figures.items():
                 seen.setdefault(name, []).append(value)
             if back is not None and policy:
-                last, back.moved = update, True
+                last, back.steps = update, back.steps + 1
         if back is not None and last is not None:
-            if back.moved:
+            if back.doubt:
                 with torch.no_grad():  # what the last step did, no update has measured
                     back.refuses(self._backward(last, iteration))
             back.end()
