@@ -6,7 +6,8 @@ python -m benchmarks.stability --only 007/ 012/         # runs whose name contai
 A task is drawn from its number: a Gaussian mixture of 1 to 32 dimensions and 1 to 8 modes, of unequal weights and standard
 deviations from 0.05 to 1; a linear, concave or convex quadratic reward of standard deviation 1 on it, beta from 0.1 to 5; VP,
 VE or flow; 5 to 100 training steps, 32 to 512 trajectories, a learning rate from 3e-4 to 5e-3. Numbers on a scale are drawn
-evenly in their logarithm. An optimum of more than 6 nats, or less than 0.02, is drawn again.
+evenly in their logarithm. An optimum of more than 6 nats, or less than 0.02, is drawn again, and so are, for the time, more
+than 8192 states an iteration. The budget is 60 iterations, whatever the task.
 """
 
 from __future__ import annotations
@@ -19,9 +20,10 @@ import torch
 from _harness import Figures, arguments, built, run_jobs, summary
 from torch import Tensor
 
-TASKS, ITERATIONS = 100, 100
+TASKS, ITERATIONS = 100, 60
 TRAINERS = ("score_action", "sqdf")
 LEAST_NATS, MOST_NATS = 0.02, 6.0
+MOST_STATES = 8192
 SHAPES = ("linear", "concave", "convex")
 
 
@@ -83,7 +85,8 @@ def settings(task: int) -> dict[str, Any]:
             "train.lr": draw.scale(3e-4, 5e-3),
         }  # fmt: skip
         fitted = Quadratic(scale * reward.Q, scale * direction, center)
-        if LEAST_NATS <= law.optimum(fitted, beta).kl_nats <= MOST_NATS:
+        states = setting["sampler.steps"] * setting["train.batch"]
+        if LEAST_NATS <= law.optimum(fitted, beta).kl_nats <= MOST_NATS and states <= MOST_STATES:
             return {**setting, "beta": beta, "shape": shape}
 
 
@@ -104,18 +107,19 @@ def train(task: int, trainer: str, iterations: int) -> Figures:
     except (TrainingError, RewardError) as error:
         finished = False
         print(f"task {task}, {trainer}: {error}", flush=True)
+    try:
+        measured = {
+            key: value if math.isfinite(value) else math.inf for key, value in summary(tuner).items() if value is not None
+        }
+    except (TrainingError, RewardError):
+        finished = False
+        measured = dict.fromkeys(("reward_tuned", "kl_nats", "distance_to_optimum"), math.inf)
     figures = {
         "task": task, "trainer": trainer, "dimension": len(model["means"][0]), "modes": len(model["means"]),
         "least_weight": min(model["weights"]), "least_std": min(model["std"]), "shape": shape, "process": model["process"],
         "beta": beta, "steps": drawn["sampler.steps"], "batch": drawn["train.batch"], "lr": drawn["train.lr"],
         "finished": int(finished), "most_moved": moved, "taken_back": taken, "iterations": tuner.iteration,
     }  # fmt: skip
-    try:
-        measured = {
-            key: value if math.isfinite(value) else math.inf for key, value in summary(tuner).items() if value is not None
-        }
-    except RewardError:
-        measured = dict.fromkeys(("reward_tuned", "kl_nats", "distance_to_optimum"), math.inf)
     return measured | figures
 
 
