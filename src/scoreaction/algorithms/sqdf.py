@@ -66,7 +66,7 @@ class SQDF(Regularised):
     critic_rows: int = Field(2560, ge=8, description="visited states that the correction is fitted on, a query each")
     critic_lr: float = Field(2e-3, gt=0)
     trust: float = Field(1.0, ge=0, description="with correction: least penalty on leaving the policy that sampled, in betas")
-    trust_region: float = Field(0.1, gt=0, description="with correction: path KL in nats that one iteration may move")
+    trust_region: float = Field(0.1, gt=0, description="path KL in nats that one iteration may move, with correction")
     buffer: int = Field(0, ge=0)
     max_age: int | None = Field(None, ge=1, description="iterations after which a trajectory is not drawn")
     priority: float = Field(0.0, ge=0)
@@ -110,7 +110,7 @@ class SQDFLearner(Learner):
         self.config, self.chain = config, config.weights == "chain"
         self.trust_region = config.trust_region
         self.weigh = StepWeights.of_chain if self.chain else StepWeights.of_path
-        # a soft Q that is not learned does not run away, as far as its x0_hat is believed: there is no trust region
+        # a soft Q that is not learned does not run away, as far as its x0_hat is believed: only leaps are taken back
         self.least_trust = config.trust if config.correction else 0.0
         self.state = ReplayState(config.beta, trust=self.least_trust)
         shape, kept = self.model.shape, max(config.buffer, self.batch)
