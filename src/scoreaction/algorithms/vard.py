@@ -51,6 +51,7 @@ class VARDLearner(Learner):
     def __init__(self, config: VARD, setting: Setting) -> None:
         super().__init__(setting, kl_target=config.kl_target)
         self.config, self.state = config, TrustState(config.beta, trust=config.trust)
+        self.trust_region = config.trust_region
         self.critic = Critic(self.process, self.model.shape, skip="none", conditions=self.conditions)
         self.networks["critic"], self.lr["critic"] = self.critic, config.critic_lr
 
