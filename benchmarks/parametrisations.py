@@ -31,7 +31,7 @@ from scoreaction.training.optimizer import TrainingError
 
 LAW = Mixture.isotropic([[2.0, 0.0], [-2.0, 0.0], [0.0, 2.0], [0.0, -2.0]], std=0.3)
 REWARD, BETA = Quadratic.linear([1.0, 0.5]), 0.5
-ITERATIONS, DRAWN = 30, 4096
+ITERATIONS, DRAWN = 20, 4096
 TRAINERS: dict[str, Any] = {
     "score_action": sa.ScoreAction(beta=BETA),
     "score_action, ratio": sa.ScoreAction(beta=BETA, estimator="likelihood_ratio"),
@@ -93,7 +93,7 @@ def train(trainer: str, schedule: str, error: float, seed: int, iterations: int)
         torch.manual_seed(seed)
         net = Exact(process, predicts, error)
         model = sa.Model(net, process=process, predicts=predicts, shape=(2,), law=LAW)
-        settings = sa.Train(iterations=iterations, batch=128, lr=2e-3, seed=seed, device="cpu")
+        settings = sa.Train(iterations=iterations, batch=128, lr=4e-3, seed=seed, device="cpu")
         reward, algorithm, sampler = QuadraticReward(REWARD), TRAINERS[trainer], sa.Sampler(steps=12)
         tuner = sa.Finetuner(model, reward=reward, algorithm=algorithm, sampler=sampler, train=settings)
         nats = []
