@@ -4,7 +4,7 @@
     python -m benchmarks.parametrisations --only sqdf/    # runs whose name contains one of these
 
 The network is the exact prediction in its own kind plus a perceptron of that kind's own size, `y + sqrt(p^2 + q^2) F(x, t)`
-for `y = p x0 + q eps`, as people's networks are; F begins at 0. Of two kinds that differ by a factor of t alone one is run: score
+for `y = p x0 + q eps`, as networks are; F begins at 0. Of two kinds that differ by a factor of t alone one is run: score
 is as eps, velocity as v under a process that preserves variance and as eps where it explodes. `crooked` networks err: they have
 0.1 sin(2 x) beside F. Budgets are small: a run ends on its way to the optimum. What counts is its distance beside that of the
 same trainer on the v network.
