@@ -14,6 +14,7 @@ import scoreaction as sa
 from scoreaction.algorithms._learner import Term, Update
 from scoreaction.algorithms._trust import TrustState, leaps
 from scoreaction.training.optimizer import Optimisation, Train, TrainingError
+from scoreaction.training.take_back import TakeBack
 
 LR, START = 1e-2, (0.5, -1.0)
 
@@ -160,6 +161,20 @@ def test_the_log_says_it_in_one_line(caplog):
 
 
 FAST = sa.ScoreAction(updates=3, rows=32, critic_updates=2)
+
+
+@pytest.mark.parametrize(
+    ("algorithm", "most"), [(FAST, 10.0), (sa.SQDF(updates=3, rows=32), 100.0)], ids=["score_action", "sqdf"]
+)
+def test_a_rate_a_thousand_times_too_large_does_not_diverge(algorithm, most, monkeypatch):
+    """The path KL to the pretrained model stays in nats. Twin: the run whose steps all stay, at hundreds and more."""
+
+    def stays(takes_back):
+        if not takes_back:
+            monkeypatch.setattr(TakeBack, "of", lambda *parts: None)
+        assert max(metrics["kl_nats"] for metrics in tune(algorithm, reward=SMOOTH, iterations=8, lr=2.0)) < most
+
+    accepts(stays, True, steps_stay=False)
 
 
 @pytest.mark.parametrize("algorithm", [FAST, sa.SQDF(updates=3, rows=32)], ids=["score_action", "sqdf"])
