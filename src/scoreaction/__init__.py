@@ -22,9 +22,10 @@ if TYPE_CHECKING:
     from scoreaction.algorithms.sqdf import SQDF
     from scoreaction.algorithms.vard import VARD
     from scoreaction.commands.doctor.checkup import examine
-    from scoreaction.diffusion.processes import VE, VP, CosineVP, Flow, TableVP
+    from scoreaction.diffusion.processes import VE, VP, CosineVP, Flow, Masking, TableVP
     from scoreaction.models import gaussian_mixture
     from scoreaction.networks.consistency import load_consistency
+    from scoreaction.networks.masked import MaskedModel
     from scoreaction.networks.model import Model
     from scoreaction.recipes.build import load
     from scoreaction.rewards import Reward
@@ -49,6 +50,8 @@ _HOMES = {
     "Evaluation": "training.evaluation",
     "Finetuner": "training.finetuner",
     "Flow": "diffusion.processes",
+    "MaskedModel": "networks.masked",
+    "Masking": "diffusion.processes",
     "Model": "networks.model",
     "NFT": "algorithms.nft",
     "Online": "training.online",

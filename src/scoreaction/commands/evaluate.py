@@ -19,15 +19,16 @@ from scoreaction.errors import UserError, nearest
 from scoreaction.recipes.build import build
 from scoreaction.recipes.prompts import prompt_list, read_prompts
 from scoreaction.recipes.recipe import Recipe, load_recipe
-from scoreaction.sampling.draw import draw, draw_x0, spread_prompts
+from scoreaction.sampling.draw import draw, spread_prompts
 from scoreaction.sampling.rollout import Sampler
 from scoreaction.sampling.steering import Steering
 from scoreaction.training.checkpoints import DAMAGED, load_newest
-from scoreaction.training.evaluation import ExactTask, measure, measure_kl
+from scoreaction.training.evaluation import measure, measure_kl
 from scoreaction.training.finetuner import Finetuner
 from scoreaction.training.run_folder import RunFolder
 from scoreaction.training.steering import certificate, chunk_of, steered
 from scoreaction.training.summary import finite
+from scoreaction.training.token_task import exact_task
 from scoreaction.types import Values
 from scoreaction.world import World
 
@@ -80,10 +81,16 @@ def sampler_with(opened: Opened, *, steps: int | None, solver: str | None, eta: 
         eta = sampler.eta if chosen.takes(sampler.eta) else (0.0 if chosen.noises == "zero" else 1.0)
     changes = {"steps": steps or sampler.steps, "solver": solver or sampler.solver, "eta": eta}
     if not chosen.takes(eta):
-        raise UserError(
-            f"--solver: {changes['solver']} takes only eta {'0' if chosen.noises == 'zero' else 'above 0'} (got {eta:g})"
-        )
-    return sampler.model_copy(update=changes)
+        raise UserError(f"--solver: {changes['solver']} takes only eta {ETAS[chosen.noises]} (got {eta:g})")
+    changed = sampler.model_copy(update=changes)
+    try:
+        changed.check(opened.tuner.model)
+    except ValueError as error:
+        raise UserError(f"--{str(error).removeprefix('sampler.')}") from error
+    return changed
+
+
+ETAS = {"zero": "0", "positive": "above 0", "one": "1"}
 
 
 def _check(*, steps: int | None, solver: str | None, eta: float | None) -> None:
@@ -206,8 +213,5 @@ def _cell(tuner: Finetuner, sampler: Sampler, n: int, prompts: list[Any] | None,
     model, world = tuner.model, tuner.world
     figures, _ = measure(model, sampler, tuner.reward, tuner.held_out, n=n, prompts=prompts, seed=seed, world=world)
     figures |= measure_kl(model, sampler, n, prompts, seed, world)
-    task = ExactTask.of(model, tuner.reward.reward, tuner.beta)
-    if task is not None:
-        away = task.distance(lambda seed: draw_x0(model, sampler, n, None, seed, world=world), n, seed)
-        figures |= {"distance_to_optimum": away, "distance_floor": task.floor(n, seed)}
-    return figures
+    task = exact_task(model, tuner.reward.reward, tuner.beta)
+    return figures if task is None else figures | task.distances(model, sampler, n, seed, world)
