@@ -4,16 +4,18 @@ from __future__ import annotations
 
 import logging
 import math
+from typing import Any
 
 import torch
 from torch import Tensor
+from torch.distributed.tensor import DTensor
 
 from scoreaction.algorithms._learner import Learner
 from scoreaction.algorithms._trust import LEAP, RECOVERY, TrustState, leaps
 
 
 class TakeBack:
-    """The policy and its optimiser as they were before an iteration, and the measure of how far it has gone from there.
+    """The policy and its optimiser as they were before an iteration, on the host, and the measure of how far it has gone.
 
     Every update measures `kl_to_old` of the policy before its own step, so that the measure costs nothing; what the last step
     did is measured where it is in `doubt`. An iteration that `leaps`, or whose gradient is not finite, is taken back: weights
@@ -24,8 +26,8 @@ class TakeBack:
     def __init__(self, state: TrustState, region: float, optimiser: torch.optim.Optimizer, iteration: int) -> None:
         self.state, self.region, self.optimiser, self.iteration = state, region, optimiser, iteration
         self.parameters: list[Tensor] = [p for group in optimiser.param_groups for p in group["params"]]
-        self.weights = [p.detach().clone() for p in self.parameters]
-        self.moments = [_copied(optimiser.state.get(p, {})) for p in self.parameters]
+        self.weights = [_on_host(p) for p in self.parameters]
+        self.moments = [{key: _on_host(value) for key, value in optimiser.state.get(p, {}).items()} for p in self.parameters]
         self.first: float | None = None
         self.seen, self.steps = 0.0, 0
         """The KL that the last update saw, and the steps that were made and not taken back."""
@@ -68,8 +70,15 @@ class TakeBack:
     @torch.no_grad()
     def _restore(self) -> None:
         for p, weight, moments in zip(self.parameters, self.weights, self.moments, strict=True):
-            p.copy_(weight)
-            self.optimiser.state[p] = _copied(moments)
+            _own(p).copy_(weight)
+            now = self.optimiser.state[p]
+            if not moments:  # there were none before the first step
+                now.clear()
+            for key, value in moments.items():
+                if isinstance(value, Tensor):
+                    _own(now[key]).copy_(value)
+                else:
+                    now[key] = value
         for group in self.optimiser.param_groups:
             group["lr"] /= 2
         state, self.steps = self.state, 0
@@ -80,5 +89,10 @@ class TakeBack:
         )  # fmt: skip
 
 
-def _copied(moments: dict[str, object]) -> dict[str, object]:
-    return {name: value.clone() if isinstance(value, Tensor) else value for name, value in moments.items()}
+def _own(value: Tensor) -> Tensor:
+    """This process's part of a sharded tensor, to write into; any other tensor itself."""
+    return value.to_local() if isinstance(value, DTensor) else value
+
+
+def _on_host(value: Any) -> Any:
+    return _own(value.detach()).to("cpu", copy=True) if isinstance(value, Tensor) else value
