@@ -66,4 +66,6 @@ def steered(seed: int) -> Figures:
 
 
 if __name__ == "__main__":
-    run_jobs(steered, {f"mixture/seed{seed}": {"seed": seed} for seed in range(3)}, arguments(__doc__ or "", "steering").parse_args())
+    run_jobs(
+        steered, {f"mixture/seed{seed}": {"seed": seed} for seed in range(3)}, arguments(__doc__ or "", "steering").parse_args()
+    )
