@@ -1,4 +1,4 @@
-"""Steering without training on the recipe's mixture: reward, distance to the optimum, evaluations and queries a sample, by method.
+"""Steering without training on the mixture: reward, distance to the optimum, evaluations and queries a sample, by method.
 
     python -m benchmarks.steering       # results/steering.csv and its table; some ten minutes on one core
 
@@ -66,4 +66,6 @@ def steered(seed: int) -> Figures:
 
 
 if __name__ == "__main__":
-    run_jobs(steered, {f"mixture/seed{seed}": {"seed": seed} for seed in range(3)}, arguments(__doc__ or "", "steering").parse_args())
+    run_jobs(
+        steered, {f"mixture/seed{seed}": {"seed": seed} for seed in range(3)}, arguments(__doc__ or "", "steering").parse_args()
+    )
