@@ -284,6 +284,20 @@ def soft_q(results: Results, task: str) -> Table:
     return table
 
 
+def steering(results: Results) -> Table:
+    """Reward, distance and costs of each method of steering, mean over seeds."""
+    table = Table("method", "seeds", "reward", "distance", "evaluations", "backward", "queries", "log Z")
+    points = {point["method"]: [] for curve in results.curves.values() for point in curve}
+    for curve in results.curves.values():
+        for point in curve:
+            points[point["method"]].append(point)
+    for method, seeds in points.items():
+        costs = (of(seeds, f"{key}_per_sample", 0) for key in ("evaluations", "backward", "queries"))
+        name = f"*{method}*" if method in ("optimum", "oracle", "base") else method
+        table.add(results.runs, name, str(len(seeds)), of(seeds, "reward"), of(seeds, "distance"), *costs, of(seeds, "log_z"))
+    return table
+
+
 def adjoints(results: Results) -> Table:
     """Mean of the lean adjoint along the gradient of the value, and its second moment, at three times."""
     table = Table("task", "steps", *(f"{when}: {what}" for when in ("t = 1", "halfway", "last") for what in ("mean", "moment")))
@@ -340,6 +354,7 @@ TABLES: dict[str, tuple[str, Callable[[Results], Table]]] = {
     "soft_q_mixture": ("soft_q", partial(soft_q, task="mixture")),
     "soft_q_linear_quadratic": ("soft_q", partial(soft_q, task="linear_quadratic")),
     "adjoints": ("adjoints", adjoints),
+    "steering": ("steering", steering),
     "digits": ("digits", partial(digits_end, trainers=DIGITS)),
     "digits_13": ("digits", partial(digits_reached, level=13)),
     "digits_14": ("digits", partial(digits_reached, level=14)),
