@@ -12,6 +12,7 @@ if TYPE_CHECKING:
     from scoreaction.algorithms.adjoint_matching import AdjointMatching
     from scoreaction.algorithms.awm import AWM
     from scoreaction.algorithms.ddpo import DDPO
+    from scoreaction.algorithms.ddpp import DDPP
     from scoreaction.algorithms.dpok import DPOK
     from scoreaction.algorithms.draft import DRaFT
     from scoreaction.algorithms.nft import NFT
@@ -45,6 +46,7 @@ _HOMES = {
     "AdjointMatching": "algorithms.adjoint_matching",
     "CosineVP": "diffusion.processes",
     "DDPO": "algorithms.ddpo",
+    "DDPP": "algorithms.ddpp",
     "DPOK": "algorithms.dpok",
     "DRaFT": "algorithms.draft",
     "Distill": "training.distillation",
