@@ -185,8 +185,8 @@ def online_rounds(results: Results) -> Table:
 
 # shapes
 
-SHAPES = ("base, guidance 1", "base, guidance 2", "base, guidance 3", "score_action", "ddpo", "dpok", "sqdf, scorer",
-          "draft, scorer")  # fmt: skip
+BLACK_BOX = ("score_action", "ram", "nft", "ddpo", "dpok")
+SHAPES = ("base, guidance 1", "base, guidance 2", "base, guidance 3", *BLACK_BOX, "sqdf, scorer", "draft, scorer")
 LEVELS = (0.55, 0.6, 0.65, 0.7, 0.75)
 
 
@@ -223,7 +223,7 @@ def shapes_kl(results: Results) -> Table:
     """The KL at which each trainer first has the same accuracy."""
     (base,) = results.where(trainer="base, guidance 1")
     table = Table("KL when first at", *(f"{level:.0%}" for level in LEVELS))
-    for name, runs in results.groups("trainer", ("score_action", "ddpo", "dpok")).items():
+    for name, runs in results.groups("trainer", BLACK_BOX).items():
         reached = [
             [kl_at(results.curves[run["name"]], level, base["seen.held_out.shapes"]) for run in runs] for level in LEVELS
         ]
