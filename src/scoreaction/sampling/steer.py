@@ -115,9 +115,9 @@ def _returned(whole: Walked, prompt: Tensor, steering: Steering, seed: int) -> T
     # row i of `all` has the prompt of group i % groups: groups are a multiple of the prompts
     at, prompt_at = (rows % groups) * m + rows // groups, prompt[rows % groups]
     for number in prompt.unique():
-        mine = at[prompt_at == number]
-        drawn = systematic(total.flatten()[mine][None], torch.rand(1, generator=generator, dtype=torch.float64))[0]
-        source[prompt_at == number] = mine[drawn][torch.randperm(len(mine), generator=generator)]
+        particles = at[prompt_at == number]
+        drawn = systematic(total.flatten()[particles][None], torch.rand(1, generator=generator, dtype=torch.float64))[0]
+        source[prompt_at == number] = particles[drawn][torch.randperm(len(particles), generator=generator)]
     return whole.x0.flatten(0, 1)[source.to(whole.x0.device)]
 
 
