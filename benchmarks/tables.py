@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import math
 import re
+import statistics
 from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
@@ -81,6 +83,40 @@ def samplers(
                 shown = {p["steps"]: p for p in curve if (p["solver"], p["eta"]) == (solver, at)}
                 cells = [f"{number(shown[n][first], 2)} ({number(shown[n][second], 2)})" for n in steps]
                 table.add([run], name, f"{solver}, eta {at:g}", *cells)
+    return table
+
+
+def _over(run: Run) -> float:
+    """A run's distance over the larger of floor and oracle."""
+    return run["distance_to_optimum"] / max(run["distance_floor"], run["distance_oracle"])
+
+
+def stability(results: Results) -> Table:
+    """Runs on random tasks: how many went to their end, how far they are from the optimum, and what they moved at once."""
+    table = Table(
+        "trainer", "tasks", "diverged", "median ratio", "nine of ten", "worst", "most nats an iteration", "taken back"
+    )
+    for trainer, runs in results.groups("trainer").items():
+        ratios = sorted(_over(run) if run["finished"] else math.inf for run in runs)
+        nine = ratios[math.ceil(0.9 * len(ratios)) - 1]
+        figures = [
+            number(value, 2) for value in (statistics.median(ratios), nine, ratios[-1], max(r["most_moved"] for r in runs))
+        ]
+        back = f"{sum(run['taken_back'] > 0 for run in runs)} runs"
+        table.add(runs, trainer, str(len(runs)), str(sum(not run["finished"] for run in runs)), *figures, back)
+    return table
+
+
+def stability_worst(results: Results, count: int = 6) -> Table:
+    """The runs of each trainer that end farthest from the optimum."""
+    drawn = {"process": "process", "reward": "shape", "dim.": "dimension", "modes": "modes", "least weight": "least_weight",
+             "beta": "beta", "steps": "steps", "batch": "batch", "rate": "lr"}  # fmt: skip
+    table = Table("run", "ratio", "KL", "its optimum", "reward", "its optimum ", *drawn)
+    for runs in results.groups("trainer").values():
+        for run in sorted((run for run in runs if run["finished"]), key=_over, reverse=True)[:count]:
+            figures = [number(run[key], 2) for key in ("kl_nats", "optimum_kl_nats", "reward_tuned", "optimum_reward")]
+            texts = (f"{run[key]:.2g}" if isinstance(run[key], float) else str(run[key]) for key in drawn.values())
+            table.add([run], run["name"], number(_over(run), 2), *figures, *texts)
     return table
 
 
@@ -313,6 +349,8 @@ TABLES: dict[str, tuple[str, Callable[[Results], Table]]] = {
     "exact": ("exact", partial(exact, plan=[(task, trainer, 25) for task in TASKS for trainer in EXACT])),
     "exact_samplers": ("exact", partial(_over_steps, trainers=["score_action"])),
     "exact_samplers_chain": ("exact", partial(_over_steps, trainers=["ddpo", "dpok"], only=("ddim", 1))),
+    "stability": ("stability", stability),
+    "stability_worst": ("stability", stability_worst),
     "soft_q_mixture": ("soft_q", partial(soft_q, task="mixture")),
     "soft_q_linear_quadratic": ("soft_q", partial(soft_q, task="linear_quadratic")),
     "adjoints": ("adjoints", adjoints),

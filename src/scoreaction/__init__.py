@@ -12,6 +12,7 @@ if TYPE_CHECKING:
     from scoreaction.algorithms.adjoint_matching import AdjointMatching
     from scoreaction.algorithms.awm import AWM
     from scoreaction.algorithms.ddpo import DDPO
+    from scoreaction.algorithms.ddpp import DDPP
     from scoreaction.algorithms.dpok import DPOK
     from scoreaction.algorithms.draft import DRaFT
     from scoreaction.algorithms.nft import NFT
@@ -22,9 +23,10 @@ if TYPE_CHECKING:
     from scoreaction.algorithms.sqdf import SQDF
     from scoreaction.algorithms.vard import VARD
     from scoreaction.commands.doctor.checkup import examine
-    from scoreaction.diffusion.processes import VE, VP, CosineVP, Flow, TableVP
+    from scoreaction.diffusion.processes import VE, VP, CosineVP, Flow, Masking, TableVP
     from scoreaction.models import gaussian_mixture
     from scoreaction.networks.consistency import load_consistency
+    from scoreaction.networks.masked import MaskedModel
     from scoreaction.networks.model import Model
     from scoreaction.recipes.build import load
     from scoreaction.rewards import Reward
@@ -44,6 +46,7 @@ _HOMES = {
     "AdjointMatching": "algorithms.adjoint_matching",
     "CosineVP": "diffusion.processes",
     "DDPO": "algorithms.ddpo",
+    "DDPP": "algorithms.ddpp",
     "DPOK": "algorithms.dpok",
     "DRaFT": "algorithms.draft",
     "Distill": "training.distillation",
@@ -51,6 +54,8 @@ _HOMES = {
     "Evaluation": "training.evaluation",
     "Finetuner": "training.finetuner",
     "Flow": "diffusion.processes",
+    "MaskedModel": "networks.masked",
+    "Masking": "diffusion.processes",
     "Model": "networks.model",
     "NFT": "algorithms.nft",
     "Online": "training.online",

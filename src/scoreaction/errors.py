@@ -28,6 +28,20 @@ def one_line(text: object, *, most: int | None = None) -> str:
     return line if most is None or len(line) <= most else f"{line[:most]}..."
 
 
+DISTRIBUTIONS = {"PIL": "pillow", "sklearn": "scikit-learn", "open_clip": "open_clip_torch"}
+"""Packages whose name to install is not the one to import."""
+
+
+def missing(package: str) -> str:
+    """The line for a package, by the name that is imported, that is not installed.
+
+    >>> missing("sklearn")
+    'needs the package sklearn: pip install scikit-learn'
+    """
+    top = package.partition(".")[0]
+    return f"needs the package {top}: pip install {DISTRIBUTIONS.get(top, top)}"
+
+
 def nearest(wrong: str, known: Iterable[str]) -> str:
     """Hint for an unknown name: the nearest known one, or all of them.
 

@@ -58,6 +58,7 @@ class ForwardLearner(Learner):
     def __init__(self, config: ForwardSettings, setting: Setting) -> None:
         super().__init__(setting, kl_target=config.kl_target)
         self.config, self.state = config, TrustState(config.beta, trust=config.trust)
+        self.trust_region = config.trust_region
         parts = self.process, self.model.shape
         self.critic = Critic(*parts, skip="none", conditions=self.conditions)
         self.to_go = Critic(*parts, skip="alpha", conditions=self.conditions)  # without a look-ahead: sigma F

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from scoreaction.algorithms._learner import Algorithm
-from scoreaction.errors import UserError
+from scoreaction.errors import UserError, missing
 from scoreaction.networks.model import Model
 from scoreaction.recipes.prompts import prompt_list
 from scoreaction.recipes.recipe import Block, Recipe, block_of, dump, load_recipe, numbered, relative_paths
@@ -41,8 +41,7 @@ def build_block(block: Block, key: str) -> Any:
     try:
         return block.module.build(block.config)
     except ImportError as error:
-        package = (error.name or str(error)).partition(".")[0]
-        raise UserError(f'{key}: {block.name} needs the package {package}: pip install "scoreaction[all]"') from error
+        raise UserError(f"{key}: {block.name} {missing(error.name or str(error))}") from error
     except (ValueError, OSError) as error:
         raise UserError(keyed(str(error), key, block)) from error
     except (Exception, SystemExit) as error:
@@ -167,7 +166,7 @@ def _probe(tuner: Finetuner, recipe: Recipe, scorers: Sequence[Scorer]) -> None:
     if not scorers:
         return
     model, prompts = tuner.model, None if tuner.prompts is None else (tuner.prompts * 2)[:2]
-    noise = torch.randn(2, *model.shape, generator=torch.Generator().manual_seed(0)).to(model.device)
+    noise = model.example(2, torch.Generator().manual_seed(0))
     with torch.no_grad(), torch.random.fork_rng(devices=[]):
         samples = model.decode(noise)
         if is_images(samples):
