@@ -45,7 +45,7 @@ def errors(task: str, leap: int | None) -> Figures:
 
     from scoreaction.diffusion.solvers import SOLVERS, time_grid
     from scoreaction.sampling.draw import spread_prompts
-    from scoreaction.sampling.rollout import initial_noise, trajectory
+    from scoreaction.sampling.rollout import trajectory
     from scoreaction.training.distillation import follow
 
     model, guidance, prompts, seconds = _prepared(task, leap)
@@ -63,7 +63,7 @@ def errors(task: str, leap: int | None) -> Figures:
         return x
 
     times = time_grid(model.process, TRUTH_STEPS, name="log_snr")
-    states = follow(model, initial_noise(model, N[task], generator), times, conditions, guidance)
+    states = follow(model, model.start(N[task], generator), times, conditions, guidance)
     end = states[-1]
     curve: list[Figures] = []
     with torch.no_grad():

@@ -87,30 +87,34 @@ def kinds(schedule: str) -> tuple[Predicts, ...]:
 
 
 def train(trainer: str, schedule: str, error: float, seed: int, iterations: int) -> Figures:
-    """A run of each kind: distance to the optimum beside the oracle's, KL of the end and the largest on the way."""
-    process, figures = process_of(schedule), {}
-    for predicts in kinds(schedule):
-        torch.manual_seed(seed)
-        net = Exact(process, predicts, error)
-        model = sa.Model(net, process=process, predicts=predicts, shape=(2,), law=LAW)
-        settings = sa.Train(iterations=iterations, batch=128, lr=4e-3, seed=seed, device="cpu")
-        reward, algorithm, sampler = QuadraticReward(REWARD), TRAINERS[trainer], sa.Sampler(steps=12)
-        tuner = sa.Finetuner(model, reward=reward, algorithm=algorithm, sampler=sampler, train=settings)
-        nats = []
-        try:
-            nats += [metrics["kl_nats"] for metrics in tuner]
-        except (TrainingError, RewardError) as failure:
-            print(f"{trainer}, {schedule}, {predicts}, seed {seed}: {failure}", flush=True)
-            nats.append(math.inf)
-        task = ExactTask.of(model, reward, BETA)
-        assert task is not None
-        if "oracle" not in figures:
-            figures["oracle"] = task.oracle(model, sa.Sampler(steps=50), DRAWN, 78)
-        x = sa.sample(model, n=DRAWN, seed=77)
-        finite = bool(torch.isfinite(x).all())
-        distance = task.distance(lambda _, x=x: x, DRAWN, 80, repeats=1) if finite else math.inf
-        figures[predicts] = {"distance": distance, "kl_nats": nats[-1], "kl_most": max(nats), "seconds": tuner.seconds}
-    return figures
+    """A run of each kind, and the oracle's distance."""
+    task = ExactTask(LAW, LAW.optimum(REWARD, BETA))
+    runs = {predicts: run_of(trainer, schedule, predicts, error, seed, iterations) for predicts in kinds(schedule)}
+    oracle = task.oracle(model_of(schedule, "v", 0.0, seed), sa.Sampler(steps=50), DRAWN, 78)
+    return {"oracle": oracle, **runs}
+
+
+def model_of(schedule: str, predicts: Predicts, error: float, seed: int) -> sa.Model:
+    """The mixture's model with a network of this kind."""
+    torch.manual_seed(seed)
+    process = process_of(schedule)
+    return sa.Model(Exact(process, predicts, error), process=process, predicts=predicts, shape=(2,), law=LAW)
+
+
+def run_of(trainer: str, schedule: str, predicts: Predicts, error: float, seed: int, iterations: int) -> Figures:
+    """Distance to the optimum, KL of the end and the largest on the way."""
+    model, reward, nats = model_of(schedule, predicts, error, seed), QuadraticReward(REWARD), []
+    settings = sa.Train(iterations=iterations, batch=128, lr=4e-3, seed=seed, device="cpu")
+    tuner = sa.Finetuner(model, reward=reward, algorithm=TRAINERS[trainer], sampler=sa.Sampler(steps=12), train=settings)
+    try:
+        nats += [metrics["kl_nats"] for metrics in tuner]
+    except (TrainingError, RewardError) as failure:
+        print(f"{trainer}, {schedule}, {predicts}, seed {seed}: {failure}", flush=True)
+        nats.append(math.inf)
+    x, task = sa.sample(model, n=DRAWN, seed=77), ExactTask(LAW, LAW.optimum(REWARD, BETA))
+    finite = bool(torch.isfinite(x).all())
+    distance = task.distance(lambda _: x, DRAWN, 80, repeats=1) if finite else math.inf
+    return {"distance": distance, "kl_nats": nats[-1], "kl_most": max(nats), "seconds": tuner.seconds}
 
 
 def jobs() -> dict[str, Figures]:

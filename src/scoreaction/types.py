@@ -26,6 +26,15 @@ class Prediction(NamedTuple):
     eps: Tensor
 
 
+class Tokens(NamedTuple):
+    """Prediction of the clean tokens at (x, t): log_prob (batch, length, vocabulary), normalised at every position.
+
+    It is read at masked positions; those that are shown are what they are.
+    """
+
+    log_prob: Tensor
+
+
 Predict = Callable[[Tensor, Tensor], Prediction]
 """Prediction function `predict(x, t)`: x (batch, *shape), t () or (batch,) float64 in [0, 1]."""
 

@@ -113,6 +113,16 @@ def advantages(
     return out
 
 
+def sureness(model: Model, t: Tensor) -> Tensor:
+    """Weight of rows in a loss on x0: `min(1, alpha/sigma)` of a network that predicts eps or the score, else 1, (rows,).
+
+    An error of eps is `sigma/alpha` times larger in x0: rows near pure noise would be most of the loss.
+    """
+    if model.predicts not in ("eps", "score"):
+        return torch.ones_like(t)
+    return (model.process.alpha(t) / model.process.sigma(t)).clamp(max=1)
+
+
 class LaggedPolicy(nn.Module):
     """Weights that follow the policy's, `w_old <- decay w_old + (1 - decay) w`; a checkpoint has them."""
 

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from scoreaction.diffusion.noise import Source
 from scoreaction.diffusion.predictions import perturbed
-from scoreaction.diffusion.solvers import jittered, noise_std
+from scoreaction.diffusion.solvers import jittered
 from scoreaction.networks.conditions import take
 from scoreaction.networks.lockstep import equal_parts
 from scoreaction.networks.memory import fitting
@@ -99,6 +99,14 @@ class Algorithm(BaseModel):
     @abstractmethod
     def build(self, setting: Setting) -> Learner:
         """The learner; ValueError with a remedy where sampler or reward cannot give what it needs."""
+
+    def build_on_tokens(self, setting: Setting) -> Learner:
+        """The learner of a model of tokens; ValueError where the algorithm has none."""
+        name = getattr(self, "name", type(self).__name__)
+        raise ValueError(
+            f"algorithm.name: {name} is for Gaussian states and this model's are tokens; use score_action, ddpp, vard, dpok"
+            " or ddpo"
+        )
 
 
 class Regularised(Algorithm):
@@ -229,8 +237,7 @@ class Learner:
 
 def roll_out_chain(learner: Learner, prompt: Tensor, times: Tensor, generator: Source) -> Rollout:
     """Trajectories in which the pretrained model acts in the steps without noise, which have no density."""
-    silent = noise_std(learner.process, times[:-1], times[1:], learner.sampler.eta) == 0
-    noiseless = {float(t) for t in times[:-1][silent]}
+    noiseless = {float(t) for t in times[:-1][~learner.process.has_density(times[1:])]}
 
     def predict(x: Tensor, t: Tensor) -> Prediction:
         return learner.pretrained(x, t, prompt) if float(t) in noiseless else learner.policy(x, t, prompt)

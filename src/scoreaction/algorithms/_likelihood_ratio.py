@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from scoreaction.algorithms._learner import Largest, Learner, Loss, Setting, Term
-from scoreaction.diffusion.transitions import Transition
+from scoreaction.diffusion.transitions import Kernel
 from scoreaction.networks.conditions import take
 from scoreaction.sampling.rollout import Rollout, Steps
 from scoreaction.types import Prediction
@@ -24,7 +24,7 @@ def refuse_without_density(setting: Setting, algorithm: str) -> None:
         raise ValueError(
             f"sampler.solver: {algorithm} needs densities and {sampler.solver} looks back; use ddim or euler_maruyama"
         )
-    if not bool((process.sigma2(sampler.times(process)[1:]) > 0).any()):
+    if not bool(process.has_density(sampler.times(process)[1:]).any()):
         raise ValueError(f"sampler.steps: no step has a density, which {algorithm} needs; use more of them, at least 2")
 
 
@@ -34,7 +34,7 @@ def steps_with_density(learner: Learner, rollout: Rollout, *, exploration: float
     Each counts for all of them.
     """
     times, process = rollout.acted, learner.process
-    has_density = process.alpha(times[:-1]) > 0 if exploration > 0 else process.sigma2(times[1:]) > 0
+    has_density = process.alpha(times[:-1]) > 0 if exploration > 0 else process.has_density(times[1:])
     numbers = has_density.nonzero().flatten()
     if len(numbers) == 0:
         raise ValueError("sampler.steps: no step has a density to learn from; use more of them, at least 2")
@@ -43,7 +43,7 @@ def steps_with_density(learner: Learner, rollout: Rollout, *, exploration: float
     return steps._replace(weight=torch.full_like(steps.weight, float(len(numbers))))
 
 
-def transition(learner: Learner, prediction: Prediction, steps: Steps) -> Transition:
+def transition(learner: Learner, prediction: Prediction, steps: Steps) -> Kernel:
     """The law of x_next at these steps, for these predictions."""
     sampler = learner.sampler
     return sampler.find().step(learner.process, _never, prediction, steps.x, steps.t, steps.s, sampler.eta, None)
@@ -100,8 +100,8 @@ def minibatches(world: World, steps: int, batch: int, *, epochs: int, count: int
         yield from world.dealt(steps, batch, steps * batch * world.size, generator).chunk(count)
 
 
-Law = Callable[[Prediction, Steps], Transition]
-"""The law of an outcome at these steps, for these predictions: (rows,) Gaussians."""
+Law = Callable[[Prediction, Steps], Kernel]
+"""The law of an outcome at these steps, for these predictions: (rows,) of them."""
 Penalty = Callable[[Prediction, Steps], Loss]
 
 

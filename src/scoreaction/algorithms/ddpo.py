@@ -56,6 +56,9 @@ class DDPO(Algorithm):
             raise ValueError(f"train.samples_per_prompt: {why}; set it to 2 or more, or algorithm.baseline to prompt")
         return DDPOLearner(self, setting)
 
+    def build_on_tokens(self, setting: Setting) -> DDPOLearner:
+        return self.build(setting)
+
 
 def prompt_advantages(
     history: dict[str, list[float]], rewards: Tensor, prompt: Tensor, *, spread: float | None = None, keep: int = 64

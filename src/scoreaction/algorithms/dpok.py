@@ -32,5 +32,8 @@ class DPOK(Regularised):
         ppo = DDPO(estimator="ppo", **self.model_dump(exclude={"name", "beta", "kl_target"}))
         return DDPOLearner(ppo, setting, beta=self.beta, kl_target=self.kl_target)
 
+    def build_on_tokens(self, setting: Setting) -> DDPOLearner:
+        return self.build(setting)
+
 
 Config = DPOK

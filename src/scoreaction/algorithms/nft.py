@@ -10,7 +10,7 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
-from scoreaction.algorithms._forward import LaggedPolicy, Noised, advantages, mean_square, renoised, velocity
+from scoreaction.algorithms._forward import LaggedPolicy, Noised, advantages, mean_square, renoised, sureness, velocity
 from scoreaction.algorithms._learner import LOGGED, Algorithm, Learner, Loss, Setting, Term, Update, Updates
 from scoreaction.algorithms._likelihood_ratio import minibatches, spread_is_rounding
 from scoreaction.algorithms.ddpo import Baseline, PromptState
@@ -113,8 +113,7 @@ class NFTLearner(Learner):
         prediction = self.policy(*part.states)
         fixed = {"old": take(old, numbers), "clean": part.x0, "r": take(r, part.path)}
         loss = config.advantage_clip * nft_loss(prediction.x0, **fixed, strength=config.strength)
-        if self.model.predicts in ("eps", "score"):
-            loss = loss * (self.process.alpha(part.t) / self.process.sigma(part.t)).clamp(max=1).to(loss)
+        loss = loss * sureness(self.model, part.t).to(loss)
         if config.kl:
             with torch.no_grad():
                 pretrained = velocity(self.pretrained(*part.states))

@@ -17,7 +17,7 @@ from scoreaction.recipes.recipe import Recipe, dump
 from scoreaction.recipes.validation import check
 from scoreaction.sampling.draw import spread_prompts
 from scoreaction.sampling.rollout import Sampler
-from scoreaction.sampling.steering import Steering
+from scoreaction.sampling.steering import Steering, refuse_tokens
 from scoreaction.training.evaluation import measure
 from scoreaction.training.finetuner import Finetuner
 from scoreaction.training.run_folder import RunFolder
@@ -33,11 +33,8 @@ FREE = ("steer", "evaluation")
 def chosen_steering(
     block: Steering | None, *, method: str | None, particles: int | None, beta: float | None, target: str | None
 ) -> Steering:
-    """The settings of the recipe's block with those of the options; those of another method than its own are left out."""
-    block = block or Steering()
-    own = block.model_dump(exclude_defaults=True)
-    if method is not None and method != block.method:
-        own = {key: value for key, value in own.items() if key == "beta"}
+    """The settings of the recipe's block with those of the options."""
+    own = {} if block is None else block.model_dump(exclude_defaults=True)
     options = {"method": method, "particles": particles, "beta": beta, "target": target}
     changes = {key: value for key, value in options.items() if value is not None}
     try:
@@ -51,13 +48,19 @@ def chosen_steering(
 def steering_of(
     recipe: Recipe, method: str | None, particles: int | None, beta: float | None, target: str | None
 ) -> Steering | None:
-    """The steering that the options of `sample` and `evaluate` ask for, None without `--steer`, which the others need."""
+    """The steering that the options of `sample` and `evaluate` ask for, None without `--steer`, which the others need.
+
+    Of the recipe's block, when it names another method, beta alone counts: these commands cannot change its other keys.
+    """
     if method is None:
         for option, value in (("--particles", particles), ("--beta", beta), ("--target", target)):
             if value is not None:
                 raise UserError(f"{option}: is a setting of steering; add --steer METHOD, for example --steer auto")
         return None
-    return chosen_steering(recipe.steer, method=method, particles=particles, beta=beta, target=target)
+    block = recipe.steer
+    if block is not None and method not in (block.method, "auto") and block.method != "auto":
+        block = Steering(beta=block.beta)
+    return chosen_steering(block, method=method, particles=particles, beta=beta, target=target)
 
 
 def check_overrides(overrides: Sequence[str]) -> None:
@@ -92,6 +95,7 @@ def steer_run(recipe: Recipe, tuner: Finetuner, folder: Path, steering: Steering
     world, chosen = tuner.world, tuner.evaluation
     sampler = chosen.sampler(tuner.sampler)
     try:
+        refuse_tokens(tuner.model, "steer")
         steering = settled(steering, tuner.reward, sampler, tuner.beta, tuned=not base)
     except ValueError as error:
         raise UserError(str(error).replace("sampler.eta", "evaluation.eta")) from error

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Literal, get_args
+from typing import Any, Literal, TypeVar, get_args
 
 import torch
 from torch import Tensor
@@ -13,6 +13,17 @@ from scoreaction.diffusion.processes import Process
 from scoreaction.types import Prediction
 
 Predicts = Literal["x0", "eps", "score", "v", "velocity"]
+P = TypeVar("P", bound=tuple[Tensor, ...])
+
+
+def mapped(function: Callable[..., Tensor], *predictions: P) -> P:
+    """A prediction of the same kind: `function` of the tensors that stand at the same place of each.
+
+    >>> mapped(torch.add, Prediction(torch.ones(1), torch.zeros(1)), Prediction(torch.ones(1), torch.ones(1)))
+    Prediction(x0=tensor([2.]), eps=tensor([1.]))
+    """
+    kind: Any = type(predictions[0])
+    return kind(*(function(*parts) for parts in zip(*predictions, strict=True)))
 
 
 def expand(coefficient: Tensor, like: Tensor) -> Tensor:
@@ -133,12 +144,13 @@ class PredictionBuffer:
         self.into: Prediction | None = None
 
     def add(self, prediction: Prediction) -> None:
-        """Stores the next rows: x0 and eps (n, *shape)."""
+        """Stores the next rows, tensors of (n, *shape)."""
         if self.into is None:
-            self.into = Prediction(*(part.new_empty(self.rows, *part.shape[1:]) for part in prediction))
-        rows = slice(self.count, self.count + len(prediction.x0))
-        self.into.x0[rows], self.into.eps[rows] = prediction
-        self.count += len(prediction.x0)
+            self.into = mapped(lambda part: part.new_empty(self.rows, *part.shape[1:]), prediction)
+        rows = slice(self.count, self.count + len(prediction[0]))
+        for whole, part in zip(self.into, prediction, strict=True):
+            whole[rows] = part
+        self.count = rows.stop
 
     def all(self) -> Prediction:
         """All rows (rows, *shape); ValueError if some are missing."""

@@ -9,17 +9,18 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Literal, get_args
+from typing import Any, Literal, get_args
 
 import torch
 from torch import Tensor
 
 from scoreaction.diffusion.predictions import expand, score
-from scoreaction.diffusion.processes import Process
-from scoreaction.diffusion.transitions import Transition
+from scoreaction.diffusion.processes import Clock, Masking, Process
+from scoreaction.diffusion.transitions import Kernel, Transition
+from scoreaction.diffusion.unmasking import ancestral, left_to_right, one_by_one
 from scoreaction.types import Predict, Prediction
 
-SolverName = Literal["ddim", "euler_maruyama", "heun", "dpmpp_2m", "sde_dpmpp"]
+SolverName = Literal["ddim", "euler_maruyama", "heun", "dpmpp_2m", "sde_dpmpp", "one_by_one", "ancestral", "left_to_right"]
 GridName = Literal["uniform", "power", "log_snr", "karras", "scheduler"]
 
 
@@ -31,16 +32,18 @@ class Past:
     prediction: Prediction
 
 
-StepFunction = Callable[[Process, Predict, Prediction, Tensor, Tensor, Tensor, float, Past | None], Transition]
+StepFunction = Callable[[Any, Predict, Any, Tensor, Tensor, Tensor, float, Past | None], Kernel]
 
 
 @dataclass(frozen=True)
 class Solver:
-    """Solver of the reverse dynamics, `step(process, predict, prediction, x, t, s, eta, past) -> Transition`.
+    """Solver of the reverse dynamics, `step(process, predict, prediction, x, t, s, eta, past) -> Kernel`.
 
     order: of convergence in the step size at eta = 0, or 0 if the solver needs eta > 0. weak_order: of convergence in law at
     eta = 1, or 0 if it needs eta = 0. markov: the transition depends on x_t alone, so an update can compute its density
-    again. evaluations: of the network, a step. summary: one line for `scoreaction list solvers`.
+    again. evaluations: of the network, a step. summary: one line for `scoreaction list solvers`. process: the kind of process
+    that it steps. kl: the solver on whose chain KLs are measured in its place. single: it shows one position a step, and takes
+    as many as there are.
     """
 
     step: StepFunction
@@ -49,10 +52,15 @@ class Solver:
     markov: bool
     evaluations: int
     summary: str
+    process: type[Clock] = Process
+    kl: str = "ddim"
+    single: bool = False
 
     @property
     def noises(self) -> str:
-        """Admissible eta: 'any', 'zero' or 'positive'."""
+        """Admissible eta: 'any', 'zero', 'positive', or 'one' where there is no other noise."""
+        if self.process.noises:
+            return self.process.noises
         if self.weak_order == 0:
             return "zero"
         return "any" if self.order else "positive"
@@ -63,7 +71,7 @@ class Solver:
         >>> SOLVERS["heun"].takes(0.0), SOLVERS["heun"].takes(1.0)
         (True, False)
         """
-        return {"any": True, "zero": eta == 0, "positive": eta > 0}[self.noises]
+        return {"any": True, "zero": eta == 0, "positive": eta > 0, "one": eta == 1}[self.noises]
 
 
 def noise_std(process: Process, t: Tensor, s: Tensor, eta: float) -> Tensor:
@@ -152,6 +160,13 @@ SOLVERS: dict[str, Solver] = {
     "heun": Solver(_heun, 2, 0, True, 2, "Heun's second-order ODE solver (EDM), eta 0"),
     "dpmpp_2m": Solver(_multistep, 2, 0, False, 1, "DPM-Solver++(2M), second-order ODE solver, eta 0"),
     "sde_dpmpp": Solver(_multistep, 0, 2, False, 1, "SDE-DPM-Solver++(2M), eta > 0"),
+    "one_by_one": Solver(
+        one_by_one, 0, 0, True, 1, "tokens: one random position a step, exact", Masking, "one_by_one", single=True
+    ),
+    "ancestral": Solver(ancestral, 0, 1, True, 1, "tokens: several positions a step, first order in law", Masking, "ancestral"),
+    "left_to_right": Solver(
+        left_to_right, 0, 0, True, 1, "tokens: the first masked position a step", Masking, "left_to_right", single=True
+    ),
 }
 
 
@@ -167,12 +182,12 @@ def find_solver(name: str, eta: float) -> Solver:
         raise ValueError(f"sampler.eta: must be between 0 and 1, got {eta}")
     solver = SOLVERS[name]
     if not solver.takes(eta):
-        other = "ddim or sde_dpmpp" if solver.noises == "zero" else "ddim, heun or dpmpp_2m"
-        raise ValueError(f"sampler.solver: {name} takes eta {solver.noises} and eta is {eta}; use {other}")
+        remedies = {"zero": "use ddim or sde_dpmpp", "positive": "use ddim, heun or dpmpp_2m", "one": "set sampler.eta to 1"}
+        raise ValueError(f"sampler.solver: {name} takes eta {solver.noises} and eta is {eta}; {remedies[solver.noises]}")
     return solver
 
 
-def time_grid(process: Process, steps: int, *, name: GridName = "uniform", rho: float = 1.5, t_min: float = 1e-3) -> Tensor:
+def time_grid(process: Any, steps: int, *, name: GridName = "uniform", rho: float = 1.5, t_min: float = 1e-3) -> Tensor:
     """Time grid of a sampler: decreasing times from 1 to 0, (steps + 1,) float64.
 
     uniform `i/N`; power `(i/N)^rho`; log_snr uniform in log SNR; karras uniform in `(sigma/alpha)^(1/7)` (Karras et al. 2022,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
@@ -22,6 +23,19 @@ def sum_event(x: Tensor) -> Tensor:
     return x.flatten(1).sum(1)
 
 
+class Kernel(Protocol):
+    """Law of one sampler step, given the states that it begins at: of Gaussian states a `Transition`, of tokens a `Reveal`."""
+
+    def sample(self, generator: Source | None = None) -> Tensor:
+        """Draws the next states (batch, *shape)."""
+
+    def log_ratio(self, other: Any, x: Tensor) -> Tensor:
+        """Log ratio of the probabilities of these next states to those under another law of the kind, in nats, (batch,)."""
+
+    def kl(self, other: Any) -> Tensor:
+        """KL in nats to another law of the kind, (batch,)."""
+
+
 @dataclass(frozen=True)
 class Transition:
     """Gaussian `x_s ~ N(mean, std^2 I)`; mean (batch, *shape), std () or (batch,) float64.
@@ -37,7 +51,12 @@ class Transition:
     std: Tensor
 
     def sample(self, generator: Source | None = None) -> Tensor:
-        """Draws x_s (batch, *shape) in the dtype of the mean: the value that is stored is the value that is scored later."""
+        """Draws x_s (batch, *shape) in the dtype of the mean: the value that is stored is the value that is scored later.
+
+        The mean where std = 0, without noise.
+        """
+        if not bool(torch.any(self.std > 0)):
+            return self.mean
         noise = normal(self.mean.shape, generator, self.mean.dtype)
         return self.mean + expand(self.std, self.mean) * noise.to(self.mean.device)
 

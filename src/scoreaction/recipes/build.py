@@ -166,7 +166,7 @@ def _probe(tuner: Finetuner, recipe: Recipe, scorers: Sequence[Scorer]) -> None:
     if not scorers:
         return
     model, prompts = tuner.model, None if tuner.prompts is None else (tuner.prompts * 2)[:2]
-    noise = torch.randn(2, *model.shape, generator=torch.Generator().manual_seed(0)).to(model.device)
+    noise = model.example(2, torch.Generator().manual_seed(0))
     with torch.no_grad(), torch.random.fork_rng(devices=[]):
         samples = model.decode(noise)
         if is_images(samples):

@@ -52,6 +52,12 @@ class Block:
     config: BaseModel
     share: Share | None = None
 
+    def defaults(self) -> Values:
+        """Of a model: the settings of other sections that suit it."""
+        own = {} if self.traits.suited is None else self.traits.suited(self.config)
+        general = copy.deepcopy(self.traits.defaults)
+        return general | {name: {**general.get(name, {}), **values} for name, values in own.items()}
+
     def dump(self) -> Values:
         """The block as it stands in a recipe, every setting written out."""
         share = {} if self.share is None else self.share.model_dump()
@@ -167,7 +173,7 @@ def resolve(values: Values, *, folder: Path = Path()) -> Recipe:
         if values.get(key) is None:
             raise UserError(f"{key}: is required, for example {key}: {{name: {next(iter(catalog.files(key)), 'x')}}}")
     model = block_of("model", values["model"], ("model",))
-    defaults = copy.deepcopy(model.traits.defaults)
+    defaults = model.defaults()
     sections = {name: _overlay(defaults.get(name), values.get(name), name) for name in ("sampler", "train", "evaluation")}
     held_out = _rewards(sections["evaluation"].pop("held_out", None) or [], ("evaluation", "held_out"))
     train = check(Train, sections["train"], ("train",))

@@ -22,6 +22,9 @@ class Traits(BaseModel):
 
     model_config = ConfigDict(frozen=True, strict=True)
     defaults: dict[str, Any] = Field({}, alias="DEFAULTS", description="of a model: settings of other sections that suit it")
+    suited: Callable[..., Any] | None = Field(
+        None, description="of a model: `suited(config) -> settings` of other sections that follow from its own, over DEFAULTS"
+    )
     example: dict[str, Any] = Field({}, alias="EXAMPLE", description="settings for a first trial, the required ones among them")
     probe: bool | None = Field(
         None,

@@ -13,7 +13,7 @@ from scoreaction.diffusion.noise import RowNoise, Source
 from scoreaction.diffusion.solvers import GridName, SolverName
 from scoreaction.networks.lockstep import equal_parts
 from scoreaction.networks.model import Model
-from scoreaction.sampling.rollout import Sampler, act, initial_noise, trajectory
+from scoreaction.sampling.rollout import Sampler, act, trajectory
 from scoreaction.types import Predict
 from scoreaction.world import ALONE, World
 
@@ -85,7 +85,7 @@ def x0_in_parts(
 
 def run(model: Model, sampler: Sampler, predict: Predict, n: int, generator: Source) -> Tensor:
     """n samples before decoding of the policy `predict`."""
-    x = initial_noise(model, n, generator)
+    x = model.start(n, generator)
     times = sampler.times(model.process)
     for visit in trajectory(predict, model.process, x, times, solver=sampler.find(), eta=sampler.eta, generator=generator):
         x = visit.x_next
@@ -112,9 +112,9 @@ def sample(
     model: Model,
     *,
     n: int,
-    steps: int = 50,
+    steps: int | None = None,
     eta: float = 1.0,
-    solver: SolverName = "ddim",
+    solver: SolverName | None = None,
     seed: int = 0,
     guidance: float | None = None,
     grid: GridName | None = None,
@@ -123,9 +123,9 @@ def sample(
 ) -> Tensor:
     """n samples of the tuned model (its averaged weights), or with `reference` of the base; same seed, same noise.
 
-    guidance, grid and prompts are by default those of the training, of a model that was not trained 1, power and none. The base
-    acts below the `off_below` of the training. Prompts are repeated over the n samples. Returns (n, *shape), decoded where the
-    model decodes.
+    steps and solver are by default 50 of ddim, of tokens as many as there are positions of one_by_one; guidance, grid and
+    prompts are those of the training, of a model that was not trained 1, power and none. The base acts below the `off_below` of
+    the training. Prompts are repeated over the n samples. Returns (n, *shape), decoded where the model decodes.
 
     >>> import scoreaction as sa
     >>> model = sa.models.gaussian_mixture.build(sa.models.gaussian_mixture.Config())
@@ -136,6 +136,8 @@ def sample(
         raise ValueError(f"n: must be at least 1 (got {n})")
     if prompts is not None and (isinstance(prompts, str) or not prompts):
         raise ValueError(f"prompts: must be a list of one at least (got {prompts!r})")
-    own = {"guidance": model.guidance if guidance is None else guidance, "grid": grid or model.grid}
-    sampler = Sampler(solver=solver, steps=steps, eta=eta, off_below=model.off_below, **own)
+    own = {"guidance": model.guidance if guidance is None else guidance, "grid": grid or model.grid, "eta": eta}
+    chosen = {name: value for name, value in {"solver": solver, "steps": steps}.items() if value is not None}
+    sampler = Sampler(**model.sampling | own | chosen, off_below=model.off_below)
+    sampler.check(model)
     return draw(model, sampler, n, spread_prompts(prompts or model.prompts, n), seed, reference=reference)

@@ -4,17 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from pydantic import BaseModel, Field
 from torch import Tensor
 
-from scoreaction.diffusion.noise import Source, normal
-from scoreaction.diffusion.predictions import PredictionBuffer
+from scoreaction.diffusion.noise import Source
+from scoreaction.diffusion.predictions import PredictionBuffer, mapped
 from scoreaction.diffusion.processes import Process
-from scoreaction.diffusion.solvers import GridName, Past, Solver, SolverName, find_solver, time_grid
-from scoreaction.diffusion.transitions import Transition
+from scoreaction.diffusion.solvers import SOLVERS, GridName, Past, Solver, SolverName, find_solver, time_grid
+from scoreaction.diffusion.transitions import Kernel
 from scoreaction.networks.conditions import take
 from scoreaction.networks.model import Model
 from scoreaction.types import Conditions, Predict, Prediction
@@ -42,6 +42,26 @@ class Sampler(BaseModel, frozen=True, extra="forbid"):
         """The solver, refused where it cannot step at this eta."""
         return find_solver(self.solver, self.eta)
 
+    def check(self, model: Model) -> None:
+        """ValueError, with the remedy, where the solver cannot sample this model with these settings."""
+        solver, process = self.find(), model.process
+        if not isinstance(process, solver.process):
+            others = " or ".join(name for name, other in SOLVERS.items() if isinstance(process, other.process))
+            raise ValueError(
+                f"sampler.solver: {self.solver} steps {solver.process.states} states and this model's are {process.states};"
+                f" use {others}"
+            )
+        positions = model.shape[0]
+        if solver.single and self.steps != positions:
+            raise ValueError(
+                f"sampler.steps: {self.solver} shows one position a step and there are {positions}; set it to {positions}"
+            )
+        self.times(process)
+
+    def noisy(self) -> Sampler:
+        """The sampler on whose chain the KL is measured: at eta 1 where this one's is 0, by a solver that has densities."""
+        return self.model_copy(update={"solver": SOLVERS[self.solver].kl, "eta": self.eta or 1.0})
+
     def times(self, process: Process) -> Tensor:
         """The time grid, (steps + 1,) float64."""
         return time_grid(process, self.steps, name=self.grid)
@@ -62,7 +82,7 @@ def act(
             for rows in (off.nonzero().flatten(), (~off).nonzero().flatten())
         ]
         order = torch.cat([off.nonzero().flatten(), (~off).nonzero().flatten()]).argsort()
-        return take(Prediction(*(torch.cat(both) for both in zip(*parts, strict=True))), order)
+        return take(mapped(lambda *both: torch.cat(both), *parts), order)
     predict = model.reference if bool(off.any()) else model.predict
     return predict(x, t, conditions, prompt=prompt, guidance=sampler.guidance)
 
@@ -75,7 +95,7 @@ class Visit:
     s: Tensor
     x: Tensor
     prediction: Prediction
-    transition: Transition
+    transition: Kernel
     x_next: Tensor
 
 
@@ -91,7 +111,7 @@ class Chosen(NamedTuple):
     parents: Tensor | None = None
 
 
-Choose = Callable[[Transition, Tensor, Tensor], Chosen]
+Choose = Callable[[Any, Tensor, Tensor], Chosen]
 """Chooses the states at s of a transition t -> s: `choose(transition, t, s)`, t and s () float64."""
 
 
@@ -119,7 +139,7 @@ def trajectory(
         if choose is not None:
             x_next, known, parents = choose(transition, t, s)
         else:
-            x_next, parents = transition.sample(generator) if float(transition.std) > 0 else transition.mean, None
+            x_next, parents = transition.sample(generator), None
         yield Visit(t, s, x, prediction, transition, x_next)
         x, past = x_next, Past(t, prediction if parents is None else take(prediction, parents))
 
@@ -201,7 +221,7 @@ class Rollout:
         Views of the rollout, no copies.
         """
         n, batch = self.size
-        complete = self.pretrained is not None and self.pretrained.x0.shape[1] == batch
+        complete = self.pretrained is not None and self.pretrained[0].shape[1] == batch
         return Steps(
             x=self.x[:n].flatten(0, 1),
             t=self.times[:n].repeat_interleave(batch),
@@ -215,14 +235,19 @@ class Rollout:
             weight=torch.full((n * batch,), float(n), dtype=torch.float64),
         )
 
-    def difference(self) -> Prediction:
-        """Policy minus pretrained model at the states that are `compared`, (n, rows, *shape)."""
+    def compared(self) -> tuple[Tensor, Prediction, Prediction]:
+        """The states at which policy and pretrained model are `compared`, and both predictions there, (n, rows, *shape)."""
         if self.pretrained is None:
             raise ValueError("the pretrained model has not been evaluated yet")
-        batch, (n, rows) = self.size[1], self.pretrained.eps.shape[:2]
-        old = Prediction(*(part[:n] for part in self.old))
-        old = unflattened(take(flattened(old), compared(n, batch, rows)), n)
-        return Prediction(*(a - b for a, b in zip(old, self.pretrained, strict=True)))
+        batch, (n, rows) = self.size[1], self.pretrained[0].shape[:2]
+        chosen = compared(n, batch, rows)
+        x = take(self.x[:n].flatten(0, 1), chosen).unflatten(0, (n, -1))
+        return x, unflattened(take(flattened(take(self.old, slice(n))), chosen), n), self.pretrained
+
+    def difference(self) -> Prediction:
+        """Policy minus pretrained model at the states that are `compared`, (n, rows, *shape)."""
+        _, old, pretrained = self.compared()
+        return mapped(torch.sub, old, pretrained)
 
 
 def compared(steps: int, batch: int, rows: int) -> Tensor | slice:
@@ -241,17 +266,12 @@ def compared(steps: int, batch: int, rows: int) -> Tensor | slice:
 
 def flattened(prediction: Prediction) -> Prediction:
     """(N, batch, *shape) as (N * batch, *shape)."""
-    return Prediction(*(part.flatten(0, 1) for part in prediction))
+    return mapped(lambda part: part.flatten(0, 1), prediction)
 
 
 def unflattened(prediction: Prediction, steps: int) -> Prediction:
     """(N * batch, *shape) back to (N, batch, *shape)."""
-    return Prediction(*(part.unflatten(0, (steps, -1)) for part in prediction))
-
-
-def initial_noise(model: Model, n: int, generator: Source) -> Tensor:
-    """x at t = 1: (n, *shape) float32 noise of the process's prior std, drawn on the CPU so that seeds travel."""
-    return (model.process.prior_std * normal((n, *model.shape), generator)).to(model.device)
+    return mapped(lambda part: part.unflatten(0, (steps, -1)), prediction)
 
 
 @torch.no_grad()
@@ -269,7 +289,7 @@ def roll_out(
 
     `explore(x, t, prediction)` gives the prediction that is followed in place of the policy's own.
     """
-    x, steps = initial_noise(model, len(prompt), generator), len(times) - 1
+    x, steps = model.start(len(prompt), generator), len(times) - 1
     states, old, action = x.new_empty(steps + 1, *x.shape), PredictionBuffer(steps), PredictionBuffer(steps)
     states[0] = x
     own: list[Prediction] = []
@@ -281,9 +301,9 @@ def roll_out(
     visits = trajectory(act, model.process, x, times, solver=sampler.find(), eta=sampler.eta, generator=generator)
     for i, visit in enumerate(visits):
         states[i + 1] = visit.x_next
-        action.add(Prediction(*(part[None] for part in visit.prediction)))
+        action.add(mapped(lambda part: part[None], visit.prediction))
         if explore is not None:
-            old.add(Prediction(*(part[None] for part in own[0])))  # a solver may evaluate again within its step
+            old.add(mapped(lambda part: part[None], own[0]))  # a solver may evaluate again within its step
         own.clear()
     followed = action.all()
     own_actions = followed if explore is None else old.all()
@@ -297,7 +317,7 @@ def joined(rollouts: list[Rollout]) -> Rollout:
         return first
 
     def side_by_side(predictions: list[Prediction]) -> Prediction:
-        return Prediction(*(torch.cat(parts, 1) for parts in zip(*predictions, strict=True)))
+        return mapped(lambda *parts: torch.cat(parts, 1), *predictions)
 
     old = side_by_side([rollout.old for rollout in rollouts])
     explored = any(rollout.action is not rollout.old for rollout in rollouts)

@@ -15,7 +15,7 @@ from scoreaction.networks.model import Model
 from scoreaction.sampling.draw import distinct_prompts, spread_prompts
 from scoreaction.sampling.particles import categorical, systematic, uniform
 from scoreaction.sampling.rollout import Sampler
-from scoreaction.sampling.steering import BY_WEIGHTS, Steering
+from scoreaction.sampling.steering import BY_WEIGHTS, Steering, refuse_tokens
 from scoreaction.sampling.walks import Score, Walk, Walked
 from scoreaction.world import ALONE, World
 
@@ -55,6 +55,7 @@ def steer_x0(
     Same seed, same samples, whatever the number of processes: groups have noise of their own, and are dealt whole. `returns:
     all` rounds n up to whole groups. progress: called with the number of groups done.
     """
+    refuse_tokens(model, "steer")
     if model.sharded:
         raise ValueError("train.shard: steering does not share a network; set it to false, and the processes share the groups")
     m, everything = steering.particles or 1, steering.returns == "all"
@@ -115,9 +116,9 @@ def _returned(whole: Walked, prompt: Tensor, steering: Steering, seed: int) -> T
     # row i of `all` has the prompt of group i % groups: groups are a multiple of the prompts
     at, prompt_at = (rows % groups) * m + rows // groups, prompt[rows % groups]
     for number in prompt.unique():
-        mine = at[prompt_at == number]
-        drawn = systematic(total.flatten()[mine][None], torch.rand(1, generator=generator, dtype=torch.float64))[0]
-        source[prompt_at == number] = mine[drawn][torch.randperm(len(mine), generator=generator)]
+        same = at[prompt_at == number]
+        drawn = systematic(total.flatten()[same][None], torch.rand(1, generator=generator, dtype=torch.float64))[0]
+        source[prompt_at == number] = same[drawn][torch.randperm(len(same), generator=generator)]
     return whole.x0.flatten(0, 1)[source.to(whole.x0.device)]
 
 

@@ -6,6 +6,7 @@ from typing import Any, Literal, get_args
 
 from pydantic import BaseModel, Field
 
+from scoreaction.networks.model import Model
 from scoreaction.sampling.rollout import Sampler
 
 Method = Literal["auto", "best_of", "svdd", "svdd_published", "smc", "twisted", "guidance"]
@@ -24,11 +25,19 @@ TAKEN_BY: dict[str, tuple[str, ...]] = {
 """The methods that take a setting; the others refuse any value of it but the default."""
 
 
-class Steering(BaseModel, frozen=True, extra="forbid", allow_inf_nan=False):
-    """Draws from `p(x0) exp(r(x0)/beta)/Z`, p the model's own law, without training: from the samples of one model, guided by
-    the reward of the clean sample x0_hat that it predicts on the way, `v(t, x) = r(x0_hat(t, x))`.
+def refuse_tokens(model: Model, key: str) -> None:
+    """ValueError for a model of tokens: particles here are Gaussian states, with transitions that have densities."""
+    if model.process.states != "Gaussian":
+        raise ValueError(f"{key}: is for models of Gaussian states, and this model's are {model.process.states}; leave it out")
 
-    method, the first two for any reward, the last two where it has a gradient:
+
+class Steering(BaseModel, frozen=True, extra="forbid", allow_inf_nan=False):
+    """Settings of steering, which draws from `p(x0) exp(r(x0)/beta)/Z`, p the model's law, without training.
+
+    The model's own sampling is led by the reward of the clean sample x0_hat that it predicts on the way, the look-ahead
+    `v(t, x) = r(x0_hat(t, x))`.
+
+    method, of which the last two need the reward's gradient:
     - best_of: of M samples the one with the highest reward (`select: categorical` one with probability ~ exp(r/beta));
     - smc: groups of M particles, weighted by `exp((v(s, x_s) - v(t, x_t))/beta)` and resampled;
     - svdd: in each step M candidates, of which one is kept with probability ~ exp(v(s, x_s)/T), T = beta (eta^2/c) (M-1)/M

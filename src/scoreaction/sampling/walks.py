@@ -275,7 +275,8 @@ class _Weighted:
 
     def choose(self, step: int, transition: Transition, t: Tensor, s: Tensor) -> Chosen:
         walk = self.walk_
-        target, proposal = transition, transition
+        target: Any = transition
+        proposal = transition
         if self.corrects:
             assert self.known is not None
             predict = partial(walk.pretrained, prompt=walk.every_prompt)

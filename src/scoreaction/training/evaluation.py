@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
@@ -12,7 +12,6 @@ import torch
 from pydantic import BaseModel, Field
 from torch import Tensor
 
-from scoreaction.diffusion.kl import chain_kl, path_kl
 from scoreaction.diffusion.mixtures import Mixture, Optimum
 from scoreaction.diffusion.noise import RowNoise
 from scoreaction.diffusion.solvers import SolverName
@@ -25,7 +24,7 @@ from scoreaction.rewards._weighted import settle
 from scoreaction.sampling.draw import distinct_prompts, draw_x0, run, spread_prompts, x0_in_parts
 from scoreaction.sampling.rollout import Rollout, Sampler, act, roll_out, unflattened
 from scoreaction.training.optimizer import TrainingError
-from scoreaction.types import Conditions, Prediction
+from scoreaction.types import Conditions
 from scoreaction.world import ALONE, World
 
 
@@ -46,6 +45,11 @@ class Evaluation(BaseModel, frozen=True, extra="forbid", allow_inf_nan=False):
     held_out: list[dict[str, Any]] = []
     certificate: bool = False
 
+    @classmethod
+    def of(cls, model: Model) -> Evaluation:
+        """The settings that suit a model."""
+        return cls(**{name: value for name, value in model.sampling.items() if name in cls.model_fields})
+
     def sampler(self, training: Sampler) -> Sampler:
         """The sampler to measure with: grid, guidance and `off_below` as in training."""
         return Sampler(**{**training.model_dump(), "solver": self.solver, "steps": self.steps, "eta": self.eta})
@@ -56,13 +60,13 @@ def standard_error(values: Tensor) -> float:
     return float(values.double().std() / math.sqrt(len(values)))
 
 
-def kl_samples(n: int, steps: int, shape: Sequence[int]) -> int:
+def kl_samples(n: int, steps: int, size: int) -> int:
     """The number of the n samples on which the KL is measured: their trajectories are kept, so fewer where they are large.
 
-    >>> kl_samples(64, 30, (4, 128, 128)), kl_samples(64, 30, (2,))
+    >>> kl_samples(64, 30, 4 * 128 * 128), kl_samples(64, 30, 2)
     (4, 64)
     """
-    return max(2, min(n, 2**23 // (steps * math.prod(shape))))
+    return max(2, min(n, 2**23 // (steps * size)))
 
 
 def refuse_diverged(model: str, what: str, values: Tensor) -> None:
@@ -93,8 +97,9 @@ def rounding_floor(
             others[name] = p + noise * (1e-4 * size or 1e-5)
         with replaced(model.parameters, others):
             moved = predict()
-    difference = unflattened(Prediction(moved.x0 - plain.x0, moved.eps - plain.eps), n)
-    return float(world.gather(path_kl(model.process, rollout.acted, difference, sampler.eta or 1.0), rows).mean())
+    moved, plain = unflattened(moved, n), unflattened(plain, n)
+    path, _ = model.kls(sampler.find(), rollout.acted, rollout.x[:n, :own], moved, plain, sampler.eta or 1.0)
+    return float(world.gather(path, rows).mean())
 
 
 @torch.no_grad()
@@ -105,8 +110,8 @@ def measure_kl(
 
     Where the sampler is deterministic (or looks back) the KL is that of DDIM on the same grid, at eta 1 where eta is 0.
     """
-    noisy = sampler.model_copy(update={"solver": "ddim", "eta": sampler.eta or 1.0})
-    n = kl_samples(n, sampler.steps, model.shape)
+    noisy = sampler.noisy()
+    n = kl_samples(n, sampler.steps, model.size)
     distinct, prompt = distinct_prompts(spread_prompts(prompts, n), n)
     conditions, own = model.conditions(distinct), world.stripe(n)
     with model.averaged(), model.uncounted():
@@ -114,8 +119,9 @@ def measure_kl(
         rollout = roll_out(model, noisy, policy, prompt[own], RowNoise(seed, own), times=noisy.times(model.process))
         states = rollout.steps().states
         flat = model.reference(states.x, states.t, conditions, prompt=states.prompt, guidance=noisy.guidance)
-    difference = replace(rollout, pretrained=unflattened(flat, rollout.size[0])).difference()
-    path, chain = (world.gather(kl(model.process, rollout.acted, difference, noisy.eta), n) for kl in (path_kl, chain_kl))
+    compared = replace(rollout, pretrained=unflattened(flat, rollout.size[0])).compared()
+    both = model.kls(noisy.find(), rollout.acted, *compared, noisy.eta)
+    path, chain = (world.gather(own, n) for own in both)
     refuse_diverged("tuned", "KLs", path)
     return {"kl_nats": float(path.mean()), "kl_nats_se": standard_error(path), "kl_chain_nats": float(chain.mean())}
 
@@ -167,7 +173,7 @@ class ExactTask:
     @classmethod
     def of(cls, model: Model, reward: object, beta: float | None) -> ExactTask | None:
         """The task, where model, reward and beta make one."""
-        if model.law is None or not isinstance(reward, QuadraticReward) or not beta:
+        if not isinstance(model.law, Mixture) or not isinstance(reward, QuadraticReward) or not beta:
             return None
         return cls(model.law, model.law.optimum(reward.quadratic, beta))
 
@@ -190,13 +196,19 @@ class ExactTask:
         own = world.stripe(n)
         return self.distance(lambda s: world.gather(run(model, noisy, predict, len(own), RowNoise(s, own)), n), n, seed)
 
+    def distances(self, model: Model, sampler: Sampler, n: int, seed: int, world: World = ALONE) -> dict[str, float]:
+        """Distance of the averaged policy under this sampler, and floor."""
+        return {
+            "distance_to_optimum": self.distance(lambda s: draw_x0(model, sampler, n, None, s, world=world), n, seed),
+            "distance_floor": self.floor(n, seed),
+        }
+
     def figures(self, model: Model, sampler: Sampler, n: int, seed: int, world: World = ALONE) -> dict[str, float]:
         """Optimum, distance of the averaged policy, floor and oracle, under this sampler."""
         return {
             "optimum_reward": self.optimum.reward,
             "optimum_kl_nats": self.optimum.kl_nats,
-            "distance_to_optimum": self.distance(lambda s: draw_x0(model, sampler, n, None, s, world=world), n, seed),
-            "distance_floor": self.floor(n, seed),
+            **self.distances(model, sampler, n, seed, world),
             "distance_oracle": self.oracle(model, sampler, n, seed, world),
         }
 

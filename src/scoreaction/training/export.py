@@ -13,10 +13,11 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from scoreaction.diffusion import processes
-from scoreaction.diffusion.processes import Process
+from scoreaction.diffusion.processes import Clock
 from scoreaction.disk import staged
 from scoreaction.networks.adapters import base_tensors
 from scoreaction.networks.lora_files import copy_into, refuse_different
+from scoreaction.networks.masked import MODELS
 from scoreaction.networks.model import Model
 from scoreaction.networks.sharding import gathered
 from scoreaction.sampling.rollout import Sampler
@@ -69,7 +70,7 @@ def _write(model: Model, path: Path, description: dict[str, Any], recipe: str | 
 def described(model: Model) -> dict[str, Any]:
     """Description of a model to which weights belong, as JSON gives it back."""
     kind = {
-        "process": {"name": type(model.process).__name__, **asdict(model.process)},
+        "process": {"name": type(model.process).__name__, **asdict(cast(Any, model.process))},
         "predicts": model.predicts,
         "shape": list(model.shape),
         "true_cfg": model.true_cfg,
@@ -133,9 +134,10 @@ def _built(path: Path, description: dict[str, Any], net: nn.Module | None) -> Mo
         trained = load_file(path / WEIGHTS)
         for name, parameter in net.named_parameters():
             parameter.requires_grad_(name in trained)
-    return Model(
+    process = _process(description["process"])
+    return MODELS.get(type(process), Model).restored(
         net,
-        process=_process(description["process"]),
+        process=process,
         predicts=description["predicts"],
         shape=description["shape"],
         true_cfg=description["true_cfg"],
@@ -145,9 +147,9 @@ def _built(path: Path, description: dict[str, Any], net: nn.Module | None) -> Mo
     )
 
 
-def _process(values: dict[str, Any]) -> Process:
+def _process(values: dict[str, Any]) -> Clock:
     kind = getattr(processes, values["name"], None)
-    if not (isinstance(kind, type) and issubclass(kind, Process)):
+    if not (isinstance(kind, type) and issubclass(kind, Clock)):
         raise ValueError(f"model.json: unknown process {values['name']!r}")
     return kind(**{k: tuple(v) if isinstance(v, list) else v for k, v in values.items() if k != "name"})
 
@@ -214,8 +216,8 @@ def _plain(value: Any) -> Any:
         return value
     if isinstance(value, list | tuple):
         return {"tuple" if isinstance(value, tuple) else "list": [_plain(item) for item in value]}
-    if isinstance(value, Process):
-        named = {field.name: getattr(value, field.name) for field in fields(value)}
+    if isinstance(value, Clock):
+        named = {field.name: getattr(value, field.name) for field in fields(cast(Any, value))}
         return {"process": {"name": type(value).__name__, **named}}
     raise TypeError(f"no plain description of {type(value).__name__}")
 

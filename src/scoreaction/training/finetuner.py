@@ -14,7 +14,6 @@ import torch
 from torch import Tensor
 
 from scoreaction.algorithms._likelihood_ratio import spread_is_rounding
-from scoreaction.diffusion.kl import chain_kl, path_kl
 from scoreaction.networks.model import Evaluations
 from scoreaction.sampling.rollout import Rollout
 from scoreaction.training.checkpoints import load_newest, load_tree, prune, save_tree
@@ -149,11 +148,9 @@ class Finetuner(Run):
             raise
 
     def _kl(self, rollout: Rollout) -> dict[str, float]:
-        difference, times = rollout.difference(), rollout.acted
         eta = self.sampler.eta or 1.0  # a deterministic sampler has no path KL: that of the same scores at eta 1
-        kl = {"kl_nats": path_kl, "kl_chain_nats": chain_kl}
-        own = {name: measure(self.model.process, times, difference, eta) for name, measure in kl.items()}
-        nats = {name: self.world.gather(values).mean() for name, values in own.items()}
+        both = self.model.kls(self.sampler.find(), rollout.acted, *rollout.compared(), eta)
+        nats = {name: self.world.gather(own).mean() for name, own in zip(("kl_nats", "kl_chain_nats"), both, strict=True)}
         check_finite("KLs", torch.stack([*nats.values()]), self.iteration)
         return {name: float(value) for name, value in nats.items()}
 

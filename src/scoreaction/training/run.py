@@ -23,7 +23,7 @@ from scoreaction.rewards import CountedReward, Reward
 from scoreaction.rewards._weighted import WeightedSum
 from scoreaction.sampling.replay import Replay
 from scoreaction.sampling.rollout import Sampler
-from scoreaction.sampling.steering import Steering
+from scoreaction.sampling.steering import Steering, refuse_tokens
 from scoreaction.training.best_weights import Selection, check_metric
 from scoreaction.training.collector import Collector
 from scoreaction.training.evaluation import Evaluation
@@ -93,7 +93,8 @@ class Run:
         online: Online | None = None,
         steer: Steering | None = None,
     ) -> None:
-        self.sampler, self.train, self.evaluation = sampler or Sampler(), train or Train(), evaluation or Evaluation()
+        self.sampler, self.train = sampler or Sampler(**model.sampling), train or Train()
+        self.evaluation = evaluation or Evaluation.of(model)
         if self.evaluation.held_out:
             raise ValueError("evaluation.held_out: names rewards in a recipe; here give them as held_out={name: reward}")
         self.algorithm, self.recipe, self.online = algorithm, recipe, online
@@ -125,12 +126,11 @@ class Run:
         self.selection = None if self.train.select is None else Selection(self.train.select)
         self.iteration, self.seconds = 0, 0.0
         self.generator = torch.Generator().manual_seed(self.train.seed)
-        self.sampler.find()
+        self.sampler.check(model)
         try:
-            self.evaluation.sampler(self.sampler).find()  # refused now, and not after training
+            self.evaluation.sampler(self.sampler).check(model)  # refused now, and not after training
         except ValueError as error:
             raise ValueError(f"evaluation.{str(error).removeprefix('sampler.')}") from error
-        self.sampler.times(model.process)
         with torch.no_grad(), torch.random.fork_rng(devices=[]):
             torch.manual_seed(self.train.seed)
             if self.sampler.negative_prompt is not None:
@@ -143,7 +143,9 @@ class Run:
             batch = self.train.batch
             group = min(batch, max(self.train.samples_per_prompt, batch / len(self.prompts or [None])))
             setting = Setting(model, self.sampler, objective, batch, self.conditions, group, self.world)
-            self.learner: Learner = algorithm.build(setting)
+            self.learner: Learner = model.learner(algorithm, setting)
+        if self.evaluation.certificate:
+            refuse_tokens(model, "evaluation.certificate")
         self.steering = None if steer is None else self._settled(steer)
         self.learner.networks.to(self.model.device)
         self._share([net for net in self.learner.networks.values() if not isinstance(net, Replay)])
@@ -156,6 +158,7 @@ class Run:
         model.off_below = self.sampler.off_below
 
     def _settled(self, steer: Steering) -> Steering:
+        refuse_tokens(self.model, "steer")
         sampler = self.evaluation.sampler(self.sampler)
         try:
             return steer.settled(differentiable=self.reward.differentiable, sampler=sampler, beta=self.beta)

@@ -17,9 +17,9 @@ from scoreaction.rewards import CountedReward
 from scoreaction.rewards._reward import check_graph
 from scoreaction.rewards._weighted import WeightedSum
 from scoreaction.sampling.draw import distinct_prompts, spread_prompts
-from scoreaction.sampling.rollout import Sampler, act, initial_noise, trajectory
+from scoreaction.sampling.rollout import Sampler, act, trajectory
 from scoreaction.sampling.steer import Steered, steer_x0
-from scoreaction.sampling.steering import Method, Returns, Steering
+from scoreaction.sampling.steering import Method, Returns, Steering, refuse_tokens
 from scoreaction.sampling.walks import Score
 from scoreaction.training.evaluation import ExactTask, measure, refuse_diverged, standard_error
 from scoreaction.training.run import Run
@@ -178,6 +178,7 @@ def certificate(
     optimum is known or not. With prompts the mean over them. Where the sampler is deterministic (or looks back) the chain is
     that of DDIM on the same grid, at eta 1 where eta is 0. ValueError without beta.
     """
+    refuse_tokens(model, "evaluation.certificate")
     if not beta:
         raise ValueError(
             "evaluation.certificate: the algorithm has no beta, and without one there is no optimum; set evaluation.beta"
@@ -216,7 +217,7 @@ def _ends(
     model: Model, sampler: Sampler, policy: Any, conditions: Any, prompt: Tensor, noise: RowNoise
 ) -> tuple[Tensor, Tensor]:
     """x0 of the policy's chain, and its chain KL (rows,); in a step without noise, which has no density, the reference acts."""
-    x, kl = initial_noise(model, len(prompt), noise), torch.zeros(len(prompt), dtype=torch.float64)
+    x, kl = model.start(len(prompt), noise), torch.zeros(len(prompt), dtype=torch.float64)
     predict = partial(policy, conditions=conditions, prompt=prompt)
     visits = trajectory(
         predict, model.process, x, sampler.times(model.process), solver=sampler.find(), eta=sampler.eta, generator=noise

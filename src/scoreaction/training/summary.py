@@ -12,9 +12,10 @@ import numpy as np
 from torch import Tensor
 
 from scoreaction.disk import whole, write_whole
-from scoreaction.training.evaluation import ExactTask, measure, measure_kl
+from scoreaction.training.evaluation import measure, measure_kl
 from scoreaction.training.run import Run
 from scoreaction.training.steering import certificate, steered_figures
+from scoreaction.training.token_task import exact_task
 
 
 def summarise(run: Run, progress: Callable[[str], None] = lambda done: None) -> dict[str, Any]:
@@ -47,7 +48,7 @@ def summarise(run: Run, progress: Callable[[str], None] = lambda done: None) -> 
     progress("KL")
     figures |= measure_kl(run.model, sampler, chosen.n, run.prompts, chosen.seed, run.world)
     beta = run.beta
-    task = ExactTask.of(run.model, run.reward.reward, beta)
+    task = exact_task(run.model, run.reward.reward, beta)
     if task is not None:
         progress("distance to the optimum")
         exact = task.figures(run.model, sampler, chosen.n, chosen.seed, run.world)

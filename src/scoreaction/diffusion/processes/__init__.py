@@ -1,17 +1,19 @@
-"""Forward processes `x_t = alpha_t x0 + sigma_t eps` on one clock: t in [0, 1], 0 is data, 1 is noise."""
+"""Forward processes on one clock, t in [0, 1], 0 data and 1 noise: Gaussian `x_t = alpha_t x0 + sigma_t eps`, and `Masking`."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from typing import Literal
 
+from scoreaction.diffusion.processes.clock import Clock
 from scoreaction.diffusion.processes.flow import Flow
+from scoreaction.diffusion.processes.masking import Masking
 from scoreaction.diffusion.processes.process import Process
 from scoreaction.diffusion.processes.table import Spacing, TableVP
 from scoreaction.diffusion.processes.ve import VE
 from scoreaction.diffusion.processes.vp import VP, CosineVP
 
-__all__ = ["PROCESSES", "VE", "VP", "CosineVP", "Flow", "Process", "ProcessName", "Spacing", "TableVP"]
+__all__ = ["PROCESSES", "VE", "VP", "Clock", "CosineVP", "Flow", "Masking", "Process", "ProcessName", "Spacing", "TableVP"]
 
 ProcessName = Literal["vp", "cosine", "stable_diffusion", "ve", "flow"]
 PROCESSES: dict[str, Callable[[], Process]] = {

@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
 from torch import Tensor
 
+from scoreaction.diffusion.noise import Source, normal
+from scoreaction.diffusion.processes.clock import Clock
+
 
 @dataclass(frozen=True)
-class Process:
+class Process(Clock):
     """Forward process `x_t = alpha_t x0 + sigma_t eps`, the solution of the SDE `dX = f X dt + g dB`.
 
     A subclass defines `log_alpha`, `f`, `sigma2` and `sigma2_rate`; all else follows, with `f = dlog alpha/dt` and
@@ -22,6 +27,8 @@ class Process:
     >>> [float(value) for value in (Flow().alpha(t), Flow().sigma(t), Flow().f(t))]
     [0.75, 0.25, -1.333...]
     """
+
+    states: ClassVar[str] = "Gaussian"
 
     def log_alpha(self, t: Tensor) -> Tensor:
         """`log alpha_t`."""
@@ -74,9 +81,13 @@ class Process:
         """True if `sigma_0 = 0`; if False, x at t = 0 still carries noise of standard deviation sigma_0."""
         return float(self.sigma2(torch.zeros((), dtype=torch.float64))) == 0.0
 
-    def own_grid(self, steps: int) -> Tensor:
-        """Times of the pretrained model's own scheduler, decreasing to 0, (steps + 1,); uniform if there is no scheduler."""
-        return torch.arange(steps, -1, -1, dtype=torch.float64) / steps
+    def start(self, shape: Sequence[int], source: Source) -> Tensor:
+        """Noise of the prior's std, float32."""
+        return self.prior_std * normal(shape, source)
+
+    def has_density(self, s: Tensor) -> Tensor:
+        """True where `sigma_s > 0`: a step to data is deterministic."""
+        return self.sigma2(s) > 0
 
     def time_at(self, log_snr: Tensor) -> Tensor:
         """The t with this log SNR, by bisection to 1e-15; a log SNR out of range gives 0 or 1.
