@@ -1,4 +1,4 @@
-"""Steering without training on the recipe's mixture: reward, distance to the optimum, evaluations and queries a sample, by method.
+"""Steering without training on the mixture: reward, distance to the optimum, evaluations and queries a sample, by method.
 
     python -m benchmarks.steering       # results/steering.csv and its table; some ten minutes on one core
 

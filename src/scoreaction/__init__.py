@@ -12,6 +12,7 @@ if TYPE_CHECKING:
     from scoreaction.algorithms.adjoint_matching import AdjointMatching
     from scoreaction.algorithms.awm import AWM
     from scoreaction.algorithms.ddpo import DDPO
+    from scoreaction.algorithms.ddpp import DDPP
     from scoreaction.algorithms.dpok import DPOK
     from scoreaction.algorithms.draft import DRaFT
     from scoreaction.algorithms.nft import NFT
@@ -31,11 +32,13 @@ if TYPE_CHECKING:
     from scoreaction.rewards import Reward
     from scoreaction.sampling.draw import sample
     from scoreaction.sampling.rollout import Sampler
+    from scoreaction.sampling.steering import Steering
     from scoreaction.training.distillation import Distill, Distiller
     from scoreaction.training.evaluation import Evaluation
     from scoreaction.training.finetuner import Finetuner
     from scoreaction.training.online import Online
     from scoreaction.training.optimizer import Train
+    from scoreaction.training.steering import steer
     from scoreaction.types import Prompt
 
 _HOMES = {
@@ -43,6 +46,7 @@ _HOMES = {
     "AdjointMatching": "algorithms.adjoint_matching",
     "CosineVP": "diffusion.processes",
     "DDPO": "algorithms.ddpo",
+    "DDPP": "algorithms.ddpp",
     "DPOK": "algorithms.dpok",
     "DRaFT": "algorithms.draft",
     "Distill": "training.distillation",
@@ -63,6 +67,7 @@ _HOMES = {
     "SQDF": "algorithms.sqdf",
     "Sampler": "sampling.rollout",
     "ScoreAction": "algorithms.score_action",
+    "Steering": "sampling.steering",
     "TableVP": "diffusion.processes",
     "Train": "training.optimizer",
     "VARD": "algorithms.vard",
@@ -74,6 +79,7 @@ _HOMES = {
     "load_consistency": "networks.consistency",
     "models": "models",
     "sample": "sampling.draw",
+    "steer": "training.steering",
 }
 """Home of each name: it is imported when it is first used, so that the command line answers before torch does."""
 

@@ -216,7 +216,10 @@ def evaluate(
     eta: Annotated[str, typer.Option(help="Noise levels, for example 0,1.")] = "1",
     n: Annotated[int | None, typer.Option("--n", min=2, help="Samples each; default the recipe's.")] = None,
     seed: Annotated[int | None, typer.Option(min=0, max=2**32 - 1, help="Seed of the noise; default the recipe's.")] = None,
-    prompts: Annotated[str | None, typer.Option(help="A shipped set or a file instead of the run's own prompts.")] = None,
+    prompts: Annotated[
+        list[str] | None, typer.Option(help="A shipped set, a file, or `run` for the run's own; may be repeated.")
+    ] = None,
+    base: Annotated[bool, typer.Option("--base", help="Also the pretrained model, beside the tuned.")] = False,
     steer: SteerOption = None,
     particles: ParticlesOption = None,
     beta: BetaOption = None,
@@ -225,14 +228,15 @@ def evaluate(
     trust: Trust = False,
 ) -> None:
     """Reward, held-out rewards, KL and diversity over a grid of samplers: evaluation.json."""
-    from scoreaction.commands.evaluate import evaluate_grid, open_run
+    from scoreaction.commands.evaluate import OWN, evaluate_grid, open_run
     from scoreaction.commands.steer import steering_of
     from scoreaction.commands.tables import show_grid
 
     grid = [numbers(steps, int, "--steps"), names(solver, "--solver"), numbers(eta, float, "--eta")]
     opened = open_run(run, tuned=True, trust=trust)
     steering = steering_of(opened.recipe, steer, particles, beta, target)
-    show_grid(evaluate_grid(opened, *grid, n=n, seed=seed, prompts=prompts, steering=steering, certified=certificate))
+    sets = prompts or [OWN]
+    show_grid(evaluate_grid(opened, *grid, n=n, seed=seed, prompts=sets, base=base, steering=steering, certified=certificate))
     print(f"evaluation: {run / 'evaluation.json'}")
 
 

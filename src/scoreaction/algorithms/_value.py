@@ -18,6 +18,7 @@ from scoreaction.diffusion.transitions import sum_event
 from scoreaction.networks.conditions import take
 from scoreaction.networks.critic import Critic, Skip
 from scoreaction.networks.surrogate import Surrogate, zeroth_order
+from scoreaction.networks.token_layers import TokenCritic
 from scoreaction.sampling.look_ahead import look_ahead
 from scoreaction.sampling.rollout import Rollout, States
 from scoreaction.types import Prediction
@@ -47,7 +48,7 @@ def kl_to_go(process: Process, eta: float, rollout: Rollout) -> Tensor:
 
 
 def critic_updates(
-    critic: Critic,
+    critic: Critic | TokenCritic,
     states: States,
     rows: Rows,
     look: Tensor | None,

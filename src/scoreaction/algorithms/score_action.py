@@ -14,6 +14,7 @@ from scoreaction.algorithms._learner import Learner, Loss, Regularised, Setting,
 from scoreaction.algorithms._likelihood_ratio import refuse_without_density
 from scoreaction.algorithms._score_action_forward import ForwardLearner, ForwardSettings
 from scoreaction.algorithms._score_action_ratio import RatioLearner, RatioSettings
+from scoreaction.algorithms._tokens import TokenLearner, TokenRatioLearner, TokenSettings, refuse_large_vocabulary
 from scoreaction.algorithms._trust import TrustState, adapt_trust
 from scoreaction.algorithms._value import LookAhead, StateValue, ValuedRollout
 from scoreaction.diffusion.kl import drift_rate, g2_integral, kl_rate
@@ -83,6 +84,22 @@ class ScoreAction(Regularised):
         if self.exploration == 0:
             refuse_without_density(setting, "the likelihood_ratio estimator")
         return RatioLearner(RatioSettings(**self.model_dump(include=set(RatioSettings._fields))), setting)
+
+    def build_on_tokens(self, setting: Setting) -> Learner:
+        if self.look_ahead not in ("auto", "none"):
+            raise ValueError(
+                f"algorithm.look_ahead: {self.look_ahead} is a gradient of the reward, and tokens have none; leave it at auto"
+            )
+        if self.estimator == "forward" or self.exploration:
+            raise ValueError(
+                "algorithm.estimator: forward, and exploration, are of Gaussian noise, and this model's states are tokens; use"
+                " pathwise or likelihood_ratio, and exploration 0"
+            )
+        settings = TokenSettings(**self.model_dump(include=set(TokenSettings._fields)))
+        if self.estimator == "likelihood_ratio":
+            return TokenRatioLearner(settings, setting, clip=self.clip, gae_lambda=self.gae_lambda)
+        refuse_large_vocabulary(setting)
+        return TokenLearner(settings, setting)
 
 
 class ScoreActionLearner(Learner):

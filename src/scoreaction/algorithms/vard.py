@@ -9,6 +9,7 @@ from pydantic import Field
 from torch import Tensor
 
 from scoreaction.algorithms._learner import Learner, Regularised, Setting, Updates
+from scoreaction.algorithms._tokens import TokenLearner, TokenSettings, refuse_large_vocabulary
 from scoreaction.algorithms._trust import TrustState, adapt_trust
 from scoreaction.algorithms._value import critic_updates, kl_to_go
 from scoreaction.algorithms.score_action import score_action_update
@@ -41,6 +42,10 @@ class VARD(Regularised):
         if setting.sampler.eta == 0:
             raise ValueError("sampler.eta: vard needs the path's KL, which is infinite at eta 0; set it above 0, 1 is safe")
         return VARDLearner(self, setting)
+
+    def build_on_tokens(self, setting: Setting) -> TokenLearner:
+        refuse_large_vocabulary(setting)
+        return TokenLearner(TokenSettings(**self.model_dump(include=set(TokenSettings._fields))), setting)
 
 
 class VARDLearner(Learner):

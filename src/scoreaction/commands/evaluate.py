@@ -32,6 +32,9 @@ from scoreaction.training.token_task import exact_task
 from scoreaction.types import Values
 from scoreaction.world import World
 
+OWN = "run"
+"""The name of a run's own prompts among sets of them."""
+
 
 @dataclass(frozen=True)
 class Opened:
@@ -154,20 +157,21 @@ def evaluate_grid(
     *,
     n: int | None,
     seed: int | None,
-    prompts: str | None = None,
+    prompts: Sequence[str] = (OWN,),
+    base: bool = False,
     steering: Steering | None = None,
     certified: bool = False,
 ) -> Values:
     """Measures the tuned model for every solver, eta and step count that go together; writes evaluation.json.
 
-    prompts: a shipped set or a file in place of the run's own. With steering it is the steered model that is measured.
-    certified: also `gap_nats`, whatever the recipe says.
+    prompts: shipped sets or files, a row each, `run` for the run's own. base: a row of the pretrained model beside each. With
+    steering it is the steered model that is measured. certified: also `gap_nats`, whatever the recipe says.
     """
     tuner = opened.tuner
     check_writable(opened.folder, "RUN")
     for solver, eta, count in itertools.product(solvers, etas, steps):  # what can never be, before anything is measured
         _check(steps=count, solver=solver, eta=eta)
-    grid_prompts = tuner.prompts if prompts is None else _prompts(opened, prompts, "--prompts")
+    sets = {name: tuner.prompts if name == OWN else _prompts(opened, name, "--prompts") for name in prompts}
     n = n or tuner.evaluation.n
     seed = tuner.evaluation.seed if seed is None else seed
     rows: list[Values] = []
@@ -176,21 +180,32 @@ def evaluate_grid(
         try:
             for count in steps:
                 sampler = sampler_with(opened, steps=count, solver=solver, eta=eta)
-                cell = {"solver": solver, "eta": eta, "steps": count}
-                if steering is None:
-                    rows.append(cell | _cell(tuner, sampler, n, grid_prompts, seed))
-                else:
-                    rows.append(cell | steered_cell(tuner, sampler, steering, n=n, prompts=grid_prompts, seed=seed))
-                if certified or tuner.evaluation.certificate:
-                    rows[-1] |= certificate(
-                        tuner.model, sampler, tuner.reward, tuner.beta, n=n, prompts=grid_prompts, seed=seed, world=tuner.world
-                    )
+                for name, own in sets.items():
+                    cell = {"solver": solver, "eta": eta, "steps": count} | ({"prompts": name} if len(sets) > 1 else {})
+                    if base:
+                        rows.append({"model": "base"} | cell | _cell(tuner, sampler, n, own, seed, reference=True))
+                        cell = {"model": "tuned"} | cell
+                    if steering is None:
+                        rows.append(cell | _cell(tuner, sampler, n, own, seed))
+                    else:
+                        rows.append(cell | steered_cell(tuner, sampler, steering, n=n, prompts=own, seed=seed))
+                    if certified or tuner.evaluation.certificate:
+                        rows[-1] |= certificate(
+                            tuner.model, sampler, tuner.reward, tuner.beta, n=n, prompts=own, seed=seed, world=tuner.world
+                        )
         except ValueError as error:
             why = str(error).removeprefix("--solver: ").removeprefix("solver ").removeprefix("sampler.")
             skipped.append({"solver": solver, "eta": eta, "why": why})
     if not rows:
         raise UserError(f"--solver: nothing to measure: {skipped[0]['why']}")
-    evaluation = {"n": n, "seed": seed, "iteration": tuner.iteration, "prompts": prompts, "grid": rows, "skipped": skipped}
+    evaluation = {
+        "n": n,
+        "seed": seed,
+        "iteration": tuner.iteration,
+        "prompts": list(prompts),
+        "grid": rows,
+        "skipped": skipped,
+    }
     if tuner.world.leads:
         write_whole(opened.folder / "evaluation.json", json.dumps(finite(evaluation), indent=2, allow_nan=False) + "\n")
     return evaluation
@@ -209,9 +224,15 @@ def _prompts(opened: Opened, prompts: Sequence[str], option: str) -> list[Any] |
     return others
 
 
-def _cell(tuner: Finetuner, sampler: Sampler, n: int, prompts: list[Any] | None, seed: int) -> Values:
+def _cell(
+    tuner: Finetuner, sampler: Sampler, n: int, prompts: list[Any] | None, seed: int, *, reference: bool = False
+) -> Values:
     model, world = tuner.model, tuner.world
-    figures, _ = measure(model, sampler, tuner.reward, tuner.held_out, n=n, prompts=prompts, seed=seed, world=world)
+    figures, _ = measure(
+        model, sampler, tuner.reward, tuner.held_out, n=n, prompts=prompts, seed=seed, reference=reference, world=world
+    )
+    if reference:
+        return figures
     figures |= measure_kl(model, sampler, n, prompts, seed, world)
     task = exact_task(model, tuner.reward.reward, tuner.beta)
     return figures if task is None else figures | task.distances(model, sampler, n, seed, world)

@@ -33,11 +33,8 @@ FREE = ("steer", "evaluation")
 def chosen_steering(
     block: Steering | None, *, method: str | None, particles: int | None, beta: float | None, target: str | None
 ) -> Steering:
-    """The settings of the recipe's block with those of the options; those of another method than its own are left out."""
-    block = block or Steering()
-    own = block.model_dump(exclude_defaults=True)
-    if method is not None and method != block.method:
-        own = {key: value for key, value in own.items() if key == "beta"}
+    """The settings of the recipe's block with those of the options."""
+    own = {} if block is None else block.model_dump(exclude_defaults=True)
     options = {"method": method, "particles": particles, "beta": beta, "target": target}
     changes = {key: value for key, value in options.items() if value is not None}
     try:
@@ -51,13 +48,19 @@ def chosen_steering(
 def steering_of(
     recipe: Recipe, method: str | None, particles: int | None, beta: float | None, target: str | None
 ) -> Steering | None:
-    """The steering that the options of `sample` and `evaluate` ask for, None without `--steer`, which the others need."""
+    """The steering that the options of `sample` and `evaluate` ask for, None without `--steer`, which the others need.
+
+    Of the recipe's block, when it names another method, beta alone counts: these commands cannot change its other keys.
+    """
     if method is None:
         for option, value in (("--particles", particles), ("--beta", beta), ("--target", target)):
             if value is not None:
                 raise UserError(f"{option}: is a setting of steering; add --steer METHOD, for example --steer auto")
         return None
-    return chosen_steering(recipe.steer, method=method, particles=particles, beta=beta, target=target)
+    block = recipe.steer
+    if block is not None and method not in (block.method, "auto") and block.method != "auto":
+        block = Steering(beta=block.beta)
+    return chosen_steering(block, method=method, particles=particles, beta=beta, target=target)
 
 
 def check_overrides(overrides: Sequence[str]) -> None:

@@ -66,16 +66,20 @@ def show_endpoint_errors(errors: Values) -> None:
     _console().print(table)
 
 
+TEXTS = ("model", "solver", "prompts")
+
+
 def show_grid(evaluation: Values) -> None:
     """The cells of an evaluation, one a row, and what was left out."""
     leave_out = {key for row in evaluation["grid"] for key in row if key.endswith("_se")}
-    keys = [key for key in evaluation["grid"][0] if key not in leave_out | {"vendi", "by_prompt"}]
+    leave_out |= {"vendi", "by_prompt"}
+    keys = [key for key in evaluation["grid"][-1] if key not in leave_out]  # the last row is of the tuned model, which has all
     table = Table(title=f"{evaluation['n']} samples each")
     for key in keys:
         header = key.removeprefix("held_out.").replace("_", " ")
-        table.add_column(header, justify="left" if key == "solver" else "right", no_wrap=key == "solver")
+        table.add_column(header, justify="left" if key in TEXTS else "right", no_wrap=key in TEXTS)
     for row in evaluation["grid"]:
-        table.add_row(*(with_error(row[key], row.get(f"{key}_se"), 3) for key in keys))
+        table.add_row(*(with_error(row.get(key), row.get(f"{key}_se"), 3) for key in keys))
     _console().print(table)
     for note in evaluation["skipped"]:
         print(f"left out: {note['why']}")

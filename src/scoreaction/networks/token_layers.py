@@ -45,7 +45,8 @@ class TokenCritic(nn.Module):
     """A value of token states, `V(x, c) = m + d F(x, c)`: m and d mean and spread of the first rewards, F a `TokenNet`.
 
     It is the mean of what its target is on states; the number of masks is in the state, so that it needs no time. conditions:
-    those of all prompts, (prompts, ...), or None. x (batch, length), prompt (batch,) numbers of prompts; returns (batch,).
+    those of all prompts, (prompts, ...), or None. x (batch, length), t (batch,), which it ignores, prompt (batch,) numbers of
+    prompts, look_ahead None; returns (batch,).
     """
 
     def __init__(self, process: Masking, length: int, *, conditions: Conditions = None) -> None:
@@ -54,5 +55,5 @@ class TokenCritic(nn.Module):
         self.net = TokenNet(process, length, 1, condition=self.embed.width)
         self.scale = RewardScale()
 
-    def forward(self, x: Tensor, prompt: Tensor) -> Tensor:
+    def forward(self, x: Tensor, t: Tensor, prompt: Tensor, look_ahead: Tensor | None = None) -> Tensor:
         return self.scale.mean + self.scale.spread * self.net(x, self.embed(prompt)).squeeze(1)

@@ -10,7 +10,15 @@ from numpy.typing import NDArray
 from scoreaction import catalog
 from scoreaction.errors import UserError
 from scoreaction.recipes.prompts import prompt_list
-from scoreaction.report.numbers import before_and_after, change, held_out_figures, number, objectives, with_error
+from scoreaction.report.numbers import (
+    before_and_after,
+    change,
+    held_out_figures,
+    number,
+    objectives,
+    steered_rows,
+    with_error,
+)
 from scoreaction.report.parts import Grid, Part, Picture, about, exact_laws, held_out_title, picture, reward_name, samples_of
 from scoreaction.training.run_folder import RunFolder, read_description, read_json_lines, read_summary
 from scoreaction.types import Values
@@ -108,6 +116,9 @@ def run_cards(values: Values, summary: Values) -> list[tuple[str, str, str]]:
     if "distance_to_optimum" in summary:
         small = f"floor {number(summary['distance_floor'], 3)}, oracle {number(summary['distance_oracle'], 3)}"
         cards.append(("distance to the optimum", number(summary["distance_to_optimum"], 3), small))
+    if "objective_gap" in summary:
+        small = f"of reward - {summary['beta']:g} x KL; 0 is the best possible"
+        cards.append(("gap to the optimum", with_error(summary["objective_gap"], summary.get("objective_gap_se"), 3), small))
     return cards
 
 
@@ -115,7 +126,12 @@ def run_tables(summary: Values) -> list[Grid]:
     """Everything that was measured; on exact tasks also the optimum."""
     rows = [[key.removeprefix("held_out.").replace("_", " "), *cells] for key, *cells in before_and_after(summary)]
     rows.append(["KL (nats)", "0", with_error(summary["kl_nats"], summary.get("kl_nats_se"))])
+    if "gap_nats" in summary:
+        rows.append(["gap to the optimum (nats)", "", with_error(summary["gap_nats"], summary["gap_nats_se"])])
     tables = [Grid("Before and after", "Means with their standard errors over samples.", ["", "base", "tuned"], rows)]
+    if "reward_steered" in summary:
+        caption = "The tuned model as it is, and steered by the reward while it samples."
+        tables.append(Grid("Steered", caption, ["", "tuned", "steered"], steered_rows(summary)))
     if len(summary.get("prompts", [])) > 1:
         tables.append(prompts_table(summary["prompts"]))
     if "distance_to_optimum" in summary:
@@ -158,6 +174,7 @@ def prompts_table(prompts: list[Values]) -> Grid:
 
 def _samples_picture(values: Values, summary: Values, panels: dict[str, NDArray[Any]]) -> Picture:
     from scoreaction.report.figures import is_pictures, pairs_figure, samples_figure
+    from scoreaction.report.token_figures import is_tokens
 
     data, optimum = exact_laws(values, summary)
     laws = {"before": data, "after": optimum}
@@ -165,6 +182,11 @@ def _samples_picture(values: Values, summary: Values, panels: dict[str, NDArray[
     first = next(iter(panels.values()))
     if data is not None and first[0].size == 2:
         caption += " Red contours: the data law (left) and the optimum (right). A good run fills the contours and nothing else."
+    elif is_tokens(first):
+        caption = (
+            "The same random numbers turned into sequences by the base model (left) and by the tuned model (middle), a row a"
+            " sequence and a colour a token. Frames: tokens that tuning changed. Right: how often each token comes."
+        )
     elif not is_pictures(first) and first[0].size > 2:
         caption += f" Shown are the first two of {first[0].size} coordinates."
     prompts = prompt_list(values["prompts"])

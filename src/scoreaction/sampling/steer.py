@@ -116,9 +116,9 @@ def _returned(whole: Walked, prompt: Tensor, steering: Steering, seed: int) -> T
     # row i of `all` has the prompt of group i % groups: groups are a multiple of the prompts
     at, prompt_at = (rows % groups) * m + rows // groups, prompt[rows % groups]
     for number in prompt.unique():
-        mine = at[prompt_at == number]
-        drawn = systematic(total.flatten()[mine][None], torch.rand(1, generator=generator, dtype=torch.float64))[0]
-        source[prompt_at == number] = mine[drawn][torch.randperm(len(mine), generator=generator)]
+        same = at[prompt_at == number]
+        drawn = systematic(total.flatten()[same][None], torch.rand(1, generator=generator, dtype=torch.float64))[0]
+        source[prompt_at == number] = same[drawn][torch.randperm(len(same), generator=generator)]
     return whole.x0.flatten(0, 1)[source.to(whole.x0.device)]
 
 

@@ -32,10 +32,12 @@ def refuse_tokens(model: Model, key: str) -> None:
 
 
 class Steering(BaseModel, frozen=True, extra="forbid", allow_inf_nan=False):
-    """Draws from `p(x0) exp(r(x0)/beta)/Z`, p the model's own law, without training: from the samples of one model, guided by
-    the reward of the clean sample x0_hat that it predicts on the way, `v(t, x) = r(x0_hat(t, x))`.
+    """Settings of steering, which draws from `p(x0) exp(r(x0)/beta)/Z`, p the model's law, without training.
 
-    method, the first two for any reward, the last two where it has a gradient:
+    The model's own sampling is led by the reward of the clean sample x0_hat that it predicts on the way, the look-ahead
+    `v(t, x) = r(x0_hat(t, x))`.
+
+    method, of which the last two need the reward's gradient:
     - best_of: of M samples the one with the highest reward (`select: categorical` one with probability ~ exp(r/beta));
     - smc: groups of M particles, weighted by `exp((v(s, x_s) - v(t, x_t))/beta)` and resampled;
     - svdd: in each step M candidates, of which one is kept with probability ~ exp(v(s, x_s)/T), T = beta (eta^2/c) (M-1)/M
