@@ -1,4 +1,4 @@
-"""Truth: prompts written out; a parquet file made by pyarrow itself, where it is installed, and the same table as JSON lines."""
+"""Truth: prompts written out: a parquet file made by pyarrow itself, where it is installed, beside the same as JSON lines."""
 
 from __future__ import annotations
 
