@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 from functools import partial
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -76,8 +76,9 @@ class ForwardLearner(Learner):
         self.config, self.state = config, ForwardState(config.beta, trust=config.trust)
         self.trust_region = config.trust_region
         parts = self.process, self.model.shape
-        self.critic = Critic(*parts, skip="none", conditions=self.conditions)
-        self.to_go = Critic(*parts, skip="alpha", conditions=self.conditions)  # without a look-ahead: sigma F
+        own: dict[str, Any] = {"conditions": self.conditions, "network": self.model.critic}
+        self.critic = Critic(*parts, skip="none", **own)
+        self.to_go = Critic(*parts, skip="alpha", **own)  # without a look-ahead: sigma F
         for name, network in (("critic", self.critic), ("to_go", self.to_go)):
             self.networks[name], self.lr[name] = network, config.critic_lr
 
