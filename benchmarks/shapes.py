@@ -22,7 +22,7 @@ from _harness import Figures, arguments, built, run_jobs
 BATCH, SHOWN = 64, 12
 BLACK_BOX, LEARNED = ["reward.name=shapes", "train.lr=3e-3"], ["reward.name=shapes_scorer"]
 TRAINERS: dict[str, tuple[int, list[str]]] = {
-    "score_action": (20, [*BLACK_BOX, "algorithm.updates=4"]),
+    "score_action": (20, BLACK_BOX),
     "ram": (20, [*BLACK_BOX, "algorithm={name: ram, beta: 0.05, each: 4}"]),
     "nft": (20, [*BLACK_BOX, "algorithm={name: nft}"]),
     "ddpo": (20, [*BLACK_BOX, "algorithm={name: ddpo, minibatches: 4}", "sampler.grid=scheduler"]),
