@@ -117,16 +117,16 @@ def value_network(process: Process, shape: Sequence[int], condition: int, build:
     if build is None:
         return default_network(process, shape, condition)
     net, rows = build(condition), 2
-    given = torch.zeros(rows, *shape), torch.full((rows,), 0.5), torch.zeros(rows, condition) if condition else None
-    shapes = f"x {tuple(given[0].shape)}, t {(rows,)}, condition {(rows, condition) if condition else None}"
+    example = torch.zeros(rows, *shape), torch.full((rows,), 0.5), torch.zeros(rows, condition) if condition else None
+    shapes = f"x {tuple(example[0].shape)}, t {(rows,)}, condition {(rows, condition) if condition else None}"
     try:
         with torch.no_grad():
-            value = net(*given)
+            value = net(*example)
     except (RuntimeError, TypeError, IndexError, ValueError) as error:
         raise ValueError(f"critic: its network fails on {shapes}: {error}") from error
     if not isinstance(value, Tensor) or value.shape not in ((rows,), (rows, 1)):
-        found = tuple(value.shape) if isinstance(value, Tensor) else type(value).__name__
-        raise ValueError(f"critic: its network must return ({rows},) or ({rows}, 1) for {shapes}, and gave {found}")
+        got = tuple(value.shape) if isinstance(value, Tensor) else type(value).__name__
+        raise ValueError(f"critic: its network must return ({rows},) or ({rows}, 1) for {shapes}, and gave {got}")
     return net
 
 
