@@ -185,8 +185,8 @@ def online_rounds(results: Results) -> Table:
 
 # shapes
 
-SHAPES = ("base, guidance 1", "base, guidance 2", "base, guidance 3", "score_action", "ddpo", "dpok", "sqdf, scorer",
-          "draft, scorer")  # fmt: skip
+BLACK_BOX = ("score_action", "ram", "nft", "ddpo", "dpok")
+SHAPES = ("base, guidance 1", "base, guidance 2", "base, guidance 3", *BLACK_BOX, "sqdf, scorer", "draft, scorer")
 LEVELS = (0.55, 0.6, 0.65, 0.7, 0.75)
 
 
@@ -223,7 +223,7 @@ def shapes_kl(results: Results) -> Table:
     """The KL at which each trainer first has the same accuracy."""
     (base,) = results.where(trainer="base, guidance 1")
     table = Table("KL when first at", *(f"{level:.0%}" for level in LEVELS))
-    for name, runs in results.groups("trainer", ("score_action", "ddpo", "dpok")).items():
+    for name, runs in results.groups("trainer", BLACK_BOX).items():
         reached = [
             [kl_at(results.curves[run["name"]], level, base["seen.held_out.shapes"]) for run in runs] for level in LEVELS
         ]
@@ -298,6 +298,28 @@ def steering(results: Results) -> Table:
     return table
 
 
+def parametrisations(results: Results) -> Table:
+    """Distance on the v network, and that of the same trainer on other kinds over it; in brackets the largest KL on the way."""
+    table = Table("schedule", "trainer", "optimal policy", "v", *(f"{kind} / v" for kind in ("eps", "x0", "velocity")))
+    order = ("ddpm", "sd", "vp", "cosine", "ve", "flow")
+    for run in sorted(results.runs, key=lambda run: (order.index(run["schedule"]), run["error"])):
+        own, cells = run["v.distance"], []
+        for kind in ("eps", "x0", "velocity"):
+            there = run.get(f"{kind}.distance")
+            ratio = "" if there is None else f"{number(there / own, 2)} ({number(run[f'{kind}.kl_most'], 1)})"
+            cells.append(ratio)
+        schedule = f"{run['schedule']}, crooked" if run["error"] else run["schedule"]
+        table.add(
+            [run],
+            schedule,
+            run["trainer"],
+            number(run["oracle"], 2),
+            f"{number(own, 2)} ({number(run['v.kl_most'], 1)})",
+            *cells,
+        )
+    return table
+
+
 def adjoints(results: Results) -> Table:
     """Mean of the lean adjoint along the gradient of the value, and its second moment, at three times."""
     table = Table("task", "steps", *(f"{when}: {what}" for when in ("t = 1", "halfway", "last") for what in ("mean", "moment")))
@@ -341,6 +363,22 @@ _processes = {"CPU s of one": ("alone", 1), "of each of two": ("each", 1), "effi
 _work = {"evaluations needed": ("needed", 0), "done": ("done", 0), "with a graph needed": ("needed_backward", 0),
          "done ": ("done_backward", 0), "CPU s": ("cpu_seconds", 1), "over bare": ("cpu_over_bare", 2),
          "without critics": ("without_critics", 2), "MiB": ("mib", 0), "bare ": ("bare_mib", 0)}  # fmt: skip
+
+
+def tokens(results: Results, length: int) -> Table:
+    """Trainers on Markov chains of this length: what is missing to the optimum, KL and costs, the base first."""
+    table = Table("trainer", "seeds", "gap", "TV to the optimum", "reward", "KL (nats)", "queries", "evaluations", "seconds")
+    runs = results.where(length=length)
+    base, best = runs[0]["base_gap"], [number(runs[0][key], 3) for key in ("optimum_reward", "optimum_kl_nats")]
+    table.add([], "*pretrained*", "", number(base, 3), "", number(runs[0]["reward_base"], 3), "0", "", "", "")
+    table.add([], "*optimum*", "", "0", "0", *best, "", "", "")
+    for trainer, own in Results(runs).groups("trainer").items():
+        figures = [of(own, key) for key in ("objective_gap", "distance_to_optimum", "reward_tuned", "kl_nats")]
+        spent = [of(own, key, 0) for key in ("reward_queries", "model_evaluations", "seconds")]
+        table.add(own, trainer, str(len(own)), *figures, *spent)
+    return table
+
+
 TABLES: dict[str, tuple[str, Callable[[Results], Table]]] = {
     "readme": ("exact", readme),
     "exact_score_action": ("exact", partial(exact, plan=_at("mixture", EXACT[:1]) + _at("mixture16", EXACT[:1]))),
@@ -353,6 +391,7 @@ TABLES: dict[str, tuple[str, Callable[[Results], Table]]] = {
     "stability_worst": ("stability", stability_worst),
     "soft_q_mixture": ("soft_q", partial(soft_q, task="mixture")),
     "soft_q_linear_quadratic": ("soft_q", partial(soft_q, task="linear_quadratic")),
+    "parametrisations": ("parametrisations", parametrisations),
     "adjoints": ("adjoints", adjoints),
     "steering": ("steering", steering),
     "digits": ("digits", partial(digits_end, trainers=DIGITS)),
@@ -380,6 +419,8 @@ TABLES: dict[str, tuple[str, Callable[[Results], Table]]] = {
     "overhead": ("overhead", partial(plain, columns={"wall time over network time": ("ratio_median", 3)})),
     "memory": ("memory", partial(plain, columns=_memory)),
     "processes": ("processes", partial(plain, columns=_processes, by="name")),
+    "tokens": ("tokens", partial(tokens, length=8)),
+    "tokens_64": ("tokens", partial(tokens, length=64)),
     "work": ("work", partial(plain, columns=_work)),
     "pipelines": ("pipelines", partial(plain, columns=_pipelines)),
 }

@@ -14,6 +14,7 @@ import scoreaction as sa
 from scoreaction.algorithms._learner import Term, Update
 from scoreaction.algorithms._trust import TrustState, leaps
 from scoreaction.training.optimizer import Optimisation, Train, TrainingError
+from scoreaction.training.take_back import TakeBack
 
 LR, START = 1e-2, (0.5, -1.0)
 
@@ -74,7 +75,7 @@ def test_a_step_that_leaves_the_region_is_taken_back_and_the_next_is_half_as_lon
     moved, seen, figures = case.learn(3)
     close(moved, 0.5, atol=1e-4, kept=torch.full((2,), 3.0), whole_steps=1.0, nothing=0.0, moments_kept=0.67)
     close(seen, [0.0, 2.0, 0.0], atol=1e-4, not_taken_back=[0.0, 2.0, 8.0])
-    same((case.learner.state.step, case.learner.state.taken_back), (0.5, 1.0), stays=(1.0, 0.0))
+    same((case.learner.state.step_share, case.learner.state.taken_back), (0.5, 1.0), stays=(1.0, 0.0))
     close(case.here.optimisers["policy"].state[case.w]["step"], 1.0, counted=2.0)
     assert not torch.equal(critic, case.critic.weight), "the critic's step stays"
     close(figures["kl_to_old"], 0.0, atol=1e-4, with_what_was_taken_back=2 / 3)
@@ -121,10 +122,18 @@ def test_steps_grow_again_up_to_those_of_the_rate():
     steps = []
     for i in range(9):
         case.learn(1, iteration=i + 1)
-        steps.append(case.learner.state.step)
+        steps.append(case.learner.state.step_share)
     close(
         steps, [min(1.0, 0.5 * 1.1 ** (i + 1)) for i in range(9)], atol=1e-9, for_ever=[0.5 * 1.1 ** (i + 1) for i in range(9)]
     )
+
+
+def test_the_next_iteration_has_the_shorter_steps():
+    """The first ends half a rate away, and the second begins with half of it. Twin: the whole rate."""
+    case = Case(nats=2.0)
+    case.learn(3)
+    case.nats = 0.0
+    close(case.learn(1, iteration=1)[0], 1.0, atol=2e-3, whole=1.5)
 
 
 def test_a_gradient_that_is_not_finite_is_taken_back_where_a_step_caused_it():
@@ -162,6 +171,20 @@ def test_the_log_says_it_in_one_line(caplog):
 FAST = sa.ScoreAction(updates=3, rows=32, critic_updates=2)
 
 
+@pytest.mark.parametrize(
+    ("algorithm", "most"), [(FAST, 10.0), (sa.SQDF(updates=3, rows=32), 100.0)], ids=["score_action", "sqdf"]
+)
+def test_a_rate_a_thousand_times_too_large_does_not_diverge(algorithm, most, monkeypatch):
+    """The path KL to the pretrained model stays in nats. Twin: the run whose steps all stay, at hundreds and more."""
+
+    def stays(takes_back):
+        if not takes_back:
+            monkeypatch.setattr(TakeBack, "of", lambda *parts: None)
+        assert max(metrics["kl_nats"] for metrics in tune(algorithm, reward=SMOOTH, iterations=8, lr=2.0)) < most
+
+    accepts(stays, True, steps_stay=False)
+
+
 @pytest.mark.parametrize("algorithm", [FAST, sa.SQDF(updates=3, rows=32)], ids=["score_action", "sqdf"])
 def test_a_run_that_is_taken_back_resumes_bit_for_bit(algorithm, tmp_path):
     """At a rate with which every iteration leaps; twin: the steps forgotten."""
@@ -180,4 +203,4 @@ def test_a_run_that_is_taken_back_resumes_bit_for_bit(algorithm, tmp_path):
     resumed = run(tmp_path / "parts")
     assert sum(record["taken_back"] for record in whole) > 0
     assert all(math.isfinite(record["kl_nats"]) for record in whole)
-    same(resumed, whole, at_the_whole_rate=[record | {"step": 1.0} for record in whole])
+    same(resumed, whole, at_the_whole_rate=[record | {"step_share": 1.0} for record in whole])

@@ -19,13 +19,13 @@ class TrustState(State):
     """The trust region of a policy, as it is now.
 
     trust: the penalty on leaving the old policy, in betas; kl_to_old: the path KL in nats that the last update saw to it.
-    step: the share of `train.lr` with which the policy learns, halved where an iteration left the region by far; taken_back:
-    how often the last one did.
+    step_share: the share of `train.lr` with which the policy learns, halved where an iteration left the region by far;
+    taken_back: how often the last one did.
     """
 
     trust: float = 1.0
     kl_to_old: float = 0.0
-    step: float = 1.0
+    step_share: float = 1.0
     taken_back: float = 0.0
 
 

@@ -15,8 +15,9 @@ from scoreaction.networks.masked import MaskedModel
 from scoreaction.networks.token_layers import TokenNet
 
 DEFAULTS: dict[str, Any] = {
-    "train": {"iterations": 200, "batch": 128, "lr": 2e-3},
+    "train": {"iterations": 200, "batch": 64, "lr": 5e-3},
     "evaluation": {"n": 4096},
+    "algorithm": {"rows": 320, "critic_lr": 5e-3, "trust": 0.25},
 }
 
 

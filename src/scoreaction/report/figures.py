@@ -13,6 +13,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from scoreaction.disk import whole
+from scoreaction.report.axes import COLOURS, entitle, new_figure, plain_legend
+from scoreaction.report.token_figures import is_tokens, tokens_figure
 from scoreaction.training.run_folder import read_json_lines
 
 if TYPE_CHECKING:
@@ -24,41 +26,12 @@ from scoreaction.types import Values
 
 Array = NDArray[Any]
 
-COLOURS = ["#1b6ca8", "#d1495b", "#2a9d5c", "#e39b1f", "#7b4ea3", "#4a4a4a", "#16a0a0", "#a8581b"]
 TITLES = {
     "reward_mean": "reward",
     "kl_nats": "KL to the pretrained model (nats)",
     "diversity": "diversity",
 }
 EVALUATIONS = "model evaluations"
-
-
-def new_figure(
-    panels: int = 1, columns: int | None = None, *, width: float = 4.6, height: float = 3.2
-) -> tuple[Figure, list[Axes]]:
-    """A figure without any global state, and the axes of its panels in reading order, by default all in one row."""
-    from matplotlib.figure import Figure
-
-    columns = columns or panels
-    rows = -(-panels // columns)
-    figure = Figure(figsize=(width * columns, height * rows), layout="constrained")
-    axes = [figure.add_subplot(rows, columns, i + 1) for i in range(panels)]
-    for axis in axes:
-        axis.spines[["top", "right"]].set_visible(False)
-    return figure, axes
-
-
-def entitle(axis: Axes, text: str, **style: Any) -> None:
-    """Sets a title that is shown letter by letter: a prompt with a $ is no formula."""
-    printable = "".join(c if c.isprintable() or c == "\n" else " " for c in text)
-    axis.set_title(printable, parse_math=False, **style)
-
-
-def plain_legend(axis: Axes, *entries: Any, **style: Any) -> None:
-    """A legend without a frame whose texts are no formulas."""
-    legend = axis.legend(*entries, frameon=False, **style)
-    for text in (*legend.get_texts(), legend.get_title()):
-        text.set_parse_math(False)
 
 
 def is_pictures(samples: Array) -> bool:
@@ -96,8 +69,10 @@ def show_points(axis: Axes, samples: Array, title: str, *, law: Mixture | None, 
 
 
 def samples_figure(panels: dict[str, Array], laws: dict[str, Mixture | None] | None = None) -> Figure:
-    """Samples next to one another, a panel each: pictures, points of the plane, or a histogram."""
+    """Samples next to one another, a panel each: pictures, sequences of tokens, points of the plane, or a histogram."""
     first = next(iter(panels.values()))
+    if is_tokens(first):
+        return tokens_figure(panels)
     if is_pictures(first):
         figure, axes = new_figure(len(panels), 2 if len(panels) > 3 else None, width=5.2, height=2.9)
         for axis, (title, samples) in zip(axes, panels.items(), strict=True):

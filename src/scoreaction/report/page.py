@@ -25,7 +25,8 @@ GLOSSARY = {
     "vendi": "The effective number of different samples (Vendi score): 1 where all are alike.",
     "held-out": "A reward that is measured and never trained on. If it falls while the reward rises, the gain is not real.",
     "optimum": "The best any method can do at this beta: the data law times exp(reward/beta). Known exactly on small tasks.",
-    "distance to the optimum": "Sliced Wasserstein distance between samples of the tuned model and of the optimum; 0 is equal.",
+    "distance to the optimum": "Sliced Wasserstein distance between samples of the tuned model and of the optimum, of tokens"
+    " the total variation of their laws; 0 is equal.",
     "floor": "The distance between two sets of samples of the optimum itself: no method can be told from perfect below it.",
     "oracle": "The distance that the exact optimal policy reaches under the same sampler: what is left is the sampler's error.",
     "steered": "Samples drawn towards a high reward without training: the reward is asked on the way from noise to sample.",

@@ -107,7 +107,8 @@ def samples_of(folder: Path, kind: str) -> NDArray[Any] | None:
     if not path.is_file():
         return None
     with np.load(path, allow_pickle=False) as arrays:
-        return np.asarray(arrays["samples"], dtype=np.float32)
+        samples = np.asarray(arrays["samples"])
+        return samples if np.issubdtype(samples.dtype, np.integer) else samples.astype(np.float32)
 
 
 def exact_laws(values: Values, summary: Values) -> tuple[Mixture | None, Mixture | None]:

@@ -116,6 +116,9 @@ def run_cards(values: Values, summary: Values) -> list[tuple[str, str, str]]:
     if "distance_to_optimum" in summary:
         small = f"floor {number(summary['distance_floor'], 3)}, oracle {number(summary['distance_oracle'], 3)}"
         cards.append(("distance to the optimum", number(summary["distance_to_optimum"], 3), small))
+    if "objective_gap" in summary:
+        small = f"of reward - {summary['beta']:g} x KL; 0 is the best possible"
+        cards.append(("gap to the optimum", with_error(summary["objective_gap"], summary.get("objective_gap_se"), 3), small))
     return cards
 
 
@@ -171,6 +174,7 @@ def prompts_table(prompts: list[Values]) -> Grid:
 
 def _samples_picture(values: Values, summary: Values, panels: dict[str, NDArray[Any]]) -> Picture:
     from scoreaction.report.figures import is_pictures, pairs_figure, samples_figure
+    from scoreaction.report.token_figures import is_tokens
 
     data, optimum = exact_laws(values, summary)
     laws = {"before": data, "after": optimum}
@@ -178,6 +182,11 @@ def _samples_picture(values: Values, summary: Values, panels: dict[str, NDArray[
     first = next(iter(panels.values()))
     if data is not None and first[0].size == 2:
         caption += " Red contours: the data law (left) and the optimum (right). A good run fills the contours and nothing else."
+    elif is_tokens(first):
+        caption = (
+            "The same random numbers turned into sequences by the base model (left) and by the tuned model (middle), a row a"
+            " sequence and a colour a token. Frames: tokens that tuning changed. Right: how often each token comes."
+        )
     elif not is_pictures(first) and first[0].size > 2:
         caption += f" Shown are the first two of {first[0].size} coordinates."
     prompts = prompt_list(values["prompts"])

@@ -147,7 +147,9 @@ class Optimisation:
         back = None if learner is None else TakeBack.of(learner, self.optimisers["policy"], iteration)
         for name, optimiser in self.optimisers.items():
             for group in optimiser.param_groups:
-                group["lr"] = share * self.rates[name] * (back.state.step if back is not None and name == "policy" else 1.0)
+                group["lr"] = share * self.rates[name]
+        if back is not None:
+            back.begin()
         last: Update | None = None
         for update, figures in self._figures(updates, iteration):
             check_first_ratio(figures.get("log_ratio_first", 0.0), kl_floor, iteration)

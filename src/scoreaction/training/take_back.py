@@ -40,6 +40,11 @@ class TakeBack:
             return None
         return cls(learner.state, learner.trust_region, optimiser, iteration)
 
+    def begin(self) -> None:
+        """Shortens the steps as earlier iterations have made them; the optimiser has the whole rate."""
+        for group in self.optimiser.param_groups:
+            group["lr"] *= self.state.step_share
+
     def refuses(self, figures: dict[str, float], norm: float = 0.0) -> bool:
         """Takes the iteration back where the policy, measured so, left the region by far or its gradient is not finite.
 
@@ -65,7 +70,7 @@ class TakeBack:
     def end(self) -> None:
         """Lengthens the steps after an iteration that was not taken back."""
         if not self.state.taken_back:
-            self.state.step = min(1.0, RECOVERY * self.state.step)
+            self.state.step_share = min(1.0, RECOVERY * self.state.step_share)
 
     @torch.no_grad()
     def _restore(self) -> None:
@@ -82,10 +87,10 @@ class TakeBack:
         for group in self.optimiser.param_groups:
             group["lr"] /= 2
         state, self.steps = self.state, 0
-        state.step, state.taken_back = state.step / 2, state.taken_back + 1
+        state.step_share, state.taken_back = state.step_share / 2, state.taken_back + 1
         logging.getLogger(__name__).warning(
             "iteration %d: the policy left its trust region of %g nats by far: taken back, steps are now %.3g of train.lr",
-            self.iteration + 1, self.region, state.step,
+            self.iteration + 1, self.region, state.step_share,
         )  # fmt: skip
 
 

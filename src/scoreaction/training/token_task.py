@@ -81,7 +81,8 @@ class TokenTask:
     def distances(self, model: Model, sampler: Sampler, n: int, seed: int, world: World = ALONE) -> dict[str, float]:
         """`objective_gap`, `beta log Z - (E r - beta KL)`, of the averaged policy; where it is exact also total variation.
 
-        The gap is 0 at the optimum only. Of n samples it has a standard error.
+        The gap is 0 at the optimum only; floor and oracle are 0, as one position a step is exact. Of n samples the gap has a
+        standard error.
         """
         exact = self.exact(model, sampler)
         if exact is None:
@@ -91,7 +92,7 @@ class TokenTask:
         policy, rewards, best = exact
         gap = self.optimum.objective - float(policy.law @ rewards) + self.optimum.beta * policy.kl_nats
         away = total_variation(policy.law, best)
-        return {"objective_gap": gap, "distance_to_optimum": away, "distance_floor": 0.0}
+        return {"objective_gap": gap, "distance_to_optimum": away, "distance_floor": 0.0, "distance_oracle": 0.0}
 
     def figures(self, model: Model, sampler: Sampler, n: int, seed: int, world: World = ALONE) -> dict[str, float]:
         """The optimum, and how far the averaged policy is from it under this sampler."""
