@@ -67,7 +67,6 @@ def test_digits_and_a_reward_behind_a_server():
         "particles": 4,
         "beta": 0.02,
         "steps": 4,
-        "seed": 1,
         "prompts": ["3"],
         "reference": True,
     }
