@@ -298,6 +298,28 @@ def steering(results: Results) -> Table:
     return table
 
 
+def parametrisations(results: Results) -> Table:
+    """Distance on the v network, and that of the same trainer on other kinds over it; in brackets the largest KL on the way."""
+    table = Table("schedule", "trainer", "optimal policy", "v", *(f"{kind} / v" for kind in ("eps", "x0", "velocity")))
+    order = ("ddpm", "sd", "vp", "cosine", "ve", "flow")
+    for run in sorted(results.runs, key=lambda run: (order.index(run["schedule"]), run["error"])):
+        own, cells = run["v.distance"], []
+        for kind in ("eps", "x0", "velocity"):
+            there = run.get(f"{kind}.distance")
+            ratio = "" if there is None else f"{number(there / own, 2)} ({number(run[f'{kind}.kl_most'], 1)})"
+            cells.append(ratio)
+        schedule = f"{run['schedule']}, crooked" if run["error"] else run["schedule"]
+        table.add(
+            [run],
+            schedule,
+            run["trainer"],
+            number(run["oracle"], 2),
+            f"{number(own, 2)} ({number(run['v.kl_most'], 1)})",
+            *cells,
+        )
+    return table
+
+
 def adjoints(results: Results) -> Table:
     """Mean of the lean adjoint along the gradient of the value, and its second moment, at three times."""
     table = Table("task", "steps", *(f"{when}: {what}" for when in ("t = 1", "halfway", "last") for what in ("mean", "moment")))
@@ -369,6 +391,7 @@ TABLES: dict[str, tuple[str, Callable[[Results], Table]]] = {
     "stability_worst": ("stability", stability_worst),
     "soft_q_mixture": ("soft_q", partial(soft_q, task="mixture")),
     "soft_q_linear_quadratic": ("soft_q", partial(soft_q, task="linear_quadratic")),
+    "parametrisations": ("parametrisations", parametrisations),
     "adjoints": ("adjoints", adjoints),
     "steering": ("steering", steering),
     "digits": ("digits", partial(digits_end, trainers=DIGITS)),

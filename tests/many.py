@@ -75,6 +75,30 @@ def asked(**more):
     return {"reward": prompted, "prompts": PROMPTS, "steps": 6, **more}
 
 
+class Filler(nn.Module):
+    """Logits of 4 positions and 3 tokens."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.body = nn.Sequential(nn.Linear(16, 32), nn.SiLU(), nn.Linear(32, 12))
+
+    def forward(self, x, t, cond):
+        return self.body(nn.functional.one_hot(x, 4).flatten(1).float()).unflatten(1, (4, 3))
+
+
+def of_tokens(algorithm, **sampler):
+    def tuner(output=None, other=None, **more):
+        torch.manual_seed(5 + World.current().rank)
+        model = sa.MaskedModel(Filler(), process=sa.Masking(3), length=4)
+        settings = {"iterations": ITERATIONS, "batch": 64, "lr": 2e-3, "device": "cpu"}
+        return sa.Finetuner(
+            model, reward=other or (lambda x, prompts: (x[:, 0] == x[:, 1]).float() + 0.3 * x.sum(1)), algorithm=algorithm,
+            sampler=sa.Sampler(**model.sampling | sampler), train=sa.Train(**settings | more), output=output,
+        )  # fmt: skip
+
+    return tuner
+
+
 SUM = WeightedSum(
     [Part(SMOOTH, 1.0, True), Part(sa.Reward(lambda x, c: -((x[:, 0] - 1) ** 2), differentiable=True), 0.5, True)]
 )
@@ -111,6 +135,12 @@ CASES = {
     "nft": case(sa.NFT(), **asked(solver="dpmpp_2m", eta=0.0)),
     "awm": case(sa.AWM(), **asked(solver="dpmpp_2m", eta=0.0)),
     "refl": case(sa.ReFL(beta=0.5), reward=SMOOTH),
+    "ddpp": of_tokens(sa.DDPP(rows=64)),
+    "ddpp, weighted": of_tokens(sa.DDPP(rows=64, loss="weighted")),
+    "ddpp, kl": of_tokens(sa.DDPP(rows=64, loss="kl")),
+    "score_action, tokens": of_tokens(sa.ScoreAction()),
+    "score_action, tokens by ratios": of_tokens(sa.ScoreAction(estimator="likelihood_ratio")),
+    "dpok, tokens": of_tokens(sa.DPOK(), solver="ancestral", steps=3),
     "online": case(sa.ScoreAction(beta=0.5), **asked(online=ONLINE)),
     "online, a weighted sum": case(sa.ScoreAction(beta=0.5), reward=WeightedSum(SUM.parts), online=ONLINE),
 }

@@ -203,7 +203,6 @@ def test_a_file_of_prompts_is_read_by_its_ending(name: str, text: str, truth: An
 @pytest.mark.parametrize(
     ("name", "text", "said"),
     [
-        ("a.parquet", "PAR1", r"must be a .txt, .jsonl, .json, .csv or .tsv; pandas.read_parquet\(FILE\)"),
         ("a.yaml", "- a cat", "must be a .txt, .jsonl"),
         ("a.txt", '["a cat"]', "holds JSON; let its name end in .json"),
         ("a.txt", '{"prompt": "a cat"}\n{"prompt": "a dog"}', "holds JSON; let its name end in .json or .jsonl"),

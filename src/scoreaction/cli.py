@@ -6,7 +6,6 @@ shows the traceback.
 
 from __future__ import annotations
 
-import errno
 import io
 import os
 import shlex
@@ -20,13 +19,26 @@ from typing import Annotated, Any
 import typer
 
 from scoreaction.catalog import TOKEN_VARIABLE
-from scoreaction.commands.arguments import Overrides, RecipeName, RunPath, Trust, default_folder, names, numbers, output_option
+from scoreaction.commands.arguments import (
+    BetaOption,
+    Overrides,
+    ParticlesOption,
+    RecipeName,
+    RunPath,
+    SteerMethod,
+    SteerOption,
+    TargetOption,
+    Trust,
+    default_folder,
+    names,
+    numbers,
+    output_option,
+)  # fmt: skip
+from scoreaction.commands.exits import exit_of, said_by_the_first
 from scoreaction.commands.streams import forgive
-from scoreaction.errors import Failed, Interrupted, UserError, missing, one_line
+from scoreaction.errors import Failed, Interrupted, UserError, one_line
 
 # Commands import what they need themselves, so that --help and list answer at once.
-
-UsageError: Any = typer.BadParameter.__base__  # typer brings its own copy of click or uses click, by version
 
 app = typer.Typer(
     name="scoreaction",
@@ -35,19 +47,6 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
 )
-
-
-SteerMethod = Annotated[
-    str | None, typer.Option(metavar="METHOD", help="twisted, smc, svdd, guidance or best_of; default the recipe's, else auto.")
-]
-SteerOption = Annotated[
-    str | None, typer.Option(metavar="METHOD", help="Steer by the reward: twisted, smc, svdd, guidance, best_of or auto.")
-]
-ParticlesOption = Annotated[int | None, typer.Option(min=1, help="Particles of steering a sample; default 16.")]
-BetaOption = Annotated[float | None, typer.Option(help="Beta of steering; default the algorithm's.")]
-TargetOption = Annotated[
-    str | None, typer.Option(metavar="LAW", help="Law to steer: model, or reference with smc, which corrects a tuned model.")
-]
 
 
 def show_version(wanted: bool) -> None:
@@ -376,28 +375,3 @@ def main(argv: Sequence[str] | None = None) -> int:
         if not said_by_the_first(error):
             print(one_line(message), file=sys.stderr)
         return code
-
-
-def said_by_the_first(error: BaseException) -> bool:
-    """True in all processes of a run but the first where an error is that of every process, so that one of them says it."""
-    shared = isinstance(error, UserError | Interrupted) or getattr(error.__cause__ or error, "shared", False)
-    return shared and os.environ.get("RANK", "0") != "0" and "WORLD_SIZE" in os.environ
-
-
-def exit_of(error: BaseException) -> tuple[int, str]:
-    """Exit code and message of an error."""
-    if isinstance(error, UserError):
-        return 2, str(error)
-    if isinstance(error, UsageError):
-        return 2, f"{error.format_message()} See scoreaction --help"
-    if isinstance(error, KeyboardInterrupt | typer.Abort):
-        return 130, "interrupted"
-    if isinstance(error, OSError) and error.errno == errno.ENAMETOOLONG:
-        return 2, f"{error.filename}: is too long a name; choose a shorter one"
-    if isinstance(error, Interrupted):
-        return 130, str(error)
-    if isinstance(error, Failed):
-        return 1, str(error)
-    if isinstance(error, ModuleNotFoundError):
-        return 1, f"this {missing(error.name or str(error))}"
-    return 1, f"{type(error).__name__}: {error} (--debug shows where)"

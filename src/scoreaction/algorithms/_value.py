@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 from functools import partial
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
@@ -105,11 +105,12 @@ class StateValue:
         auto: LookAhead = "reward" if learner.reward.differentiable else "surrogate"
         self.learner, self.std = learner, std
         self.look_ahead = auto if look_ahead == "auto" else look_ahead
-        process, shape, conditions = learner.process, learner.model.shape, learner.conditions
+        process, shape = learner.process, learner.model.shape
+        own: dict[str, Any] = {"conditions": learner.conditions, "network": learner.model.critic}
         skip = "none" if self.look_ahead == "none" else skip
-        self.critic = Critic(process, shape, skip=skip, conditions=conditions)
+        self.critic = Critic(process, shape, skip=skip, **own)
         learner.networks["critic"], learner.lr["critic"] = self.critic, lr
-        self.surrogate = Surrogate(process, shape, conditions=conditions) if self.look_ahead == "surrogate" else None
+        self.surrogate = Surrogate(process, shape, **own) if self.look_ahead == "surrogate" else None
         if self.surrogate is not None:
             learner.networks["surrogate"], learner.lr["surrogate"] = self.surrogate, lr
 

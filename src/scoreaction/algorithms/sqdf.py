@@ -126,8 +126,9 @@ class SQDFLearner(Learner):
         self.belief = Belief(self.process, shape) if believes else None
         if self.belief is not None:
             self.networks["belief"] = self.belief
-        self.critic = Critic(self.process, shape, skip="whole", conditions=self.conditions) if config.correction else None
-        if self.critic is not None:
+        self.critic: Critic | None = None
+        if config.correction:
+            self.critic = Critic(self.process, shape, skip="whole", conditions=self.conditions, network=self.model.critic)
             self.networks["critic"], self.lr["critic"] = self.critic, config.critic_lr
         self.reference_rows = None if config.correction else LOGGED  # without a correction the KL is only logged
 

@@ -328,11 +328,12 @@ class _Guided:
         """The guided prediction; at alpha = 0, where the score says nothing of x0, the model's own."""
         walk, process = self.walk_, self.walk_.process
         self.check(x, t)
+        alpha, sigma = process.alpha(t), process.sigma(t)
+        if float(alpha) == 0:
+            return walk.policy(x, t, prompt=walk.every_prompt)
         _, grad, prediction = walk.look(x, t, walk.policy, gradient=True)
         assert prediction is not None
-        alpha, sigma, move = process.alpha(t), process.sigma(t), grad / walk.beta
-        if float(alpha) == 0:
-            return prediction
+        move = grad / walk.beta
         by = Prediction(expand(sigma**2 / alpha, move) * move, expand(-sigma, move) * move)
         self.remember(t, by)
         guided = Prediction(*(part + change for part, change in zip(prediction, by, strict=True)))
