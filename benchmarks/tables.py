@@ -365,14 +365,14 @@ _work = {"evaluations needed": ("needed", 0), "done": ("done", 0), "with a graph
          "without critics": ("without_critics", 2), "MiB": ("mib", 0), "bare ": ("bare_mib", 0)}  # fmt: skip
 
 
-def tokens(results: Results, length: int) -> Table:
-    """Trainers on Markov chains of this length: what is missing to the optimum, KL and costs, the base first."""
+def tokens(results: Results) -> Table:
+    """Trainers on a Markov chain: what is missing to the optimum, KL and costs, the base first."""
     table = Table("trainer", "seeds", "gap", "TV to the optimum", "reward", "KL (nats)", "queries", "evaluations", "seconds")
-    runs = results.where(length=length)
+    runs = results.runs
     base, best = runs[0]["base_gap"], [number(runs[0][key], 3) for key in ("optimum_reward", "optimum_kl_nats")]
     table.add([], "*pretrained*", "", number(base, 3), "", number(runs[0]["reward_base"], 3), "0", "", "", "")
     table.add([], "*optimum*", "", "0", "0", *best, "", "", "")
-    for trainer, own in Results(runs).groups("trainer").items():
+    for trainer, own in results.groups("trainer").items():
         figures = [of(own, key) for key in ("objective_gap", "distance_to_optimum", "reward_tuned", "kl_nats")]
         spent = [of(own, key, 0) for key in ("reward_queries", "model_evaluations", "seconds")]
         table.add(own, trainer, str(len(own)), *figures, *spent)
@@ -419,8 +419,7 @@ TABLES: dict[str, tuple[str, Callable[[Results], Table]]] = {
     "overhead": ("overhead", partial(plain, columns={"wall time over network time": ("ratio_median", 3)})),
     "memory": ("memory", partial(plain, columns=_memory)),
     "processes": ("processes", partial(plain, columns=_processes, by="name")),
-    "tokens": ("tokens", partial(tokens, length=8)),
-    "tokens_64": ("tokens", partial(tokens, length=64)),
+    "tokens": ("tokens", tokens),
     "work": ("work", partial(plain, columns=_work)),
     "pipelines": ("pipelines", partial(plain, columns=_pipelines)),
 }

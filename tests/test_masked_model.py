@@ -86,7 +86,7 @@ def test_bad_input_is_one_line_with_the_remedy():
         "length: must be at least 1": lambda: sa.MaskedModel(Net(), process=sa.Masking(4), length=0),
         "process: must be sa.Masking": lambda: sa.MaskedModel(Net(), process=sa.VP(), length=3),
         "process: must be one such as sa.VP": lambda: sa.Model(Net(), process=sa.Masking(4), predicts="x0", shape=(3,)),
-        "no consistency model": lambda: model().add_consistency(),
+        "a consistency model is for models of Gaussian states": lambda: model().add_consistency(),
     }.items():
         with pytest.raises(ValueError, match=match):
             make()

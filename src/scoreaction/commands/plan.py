@@ -41,6 +41,7 @@ def plan(recipe: Recipe, processes: int = 1) -> Values:
     if recipe.train.batch % processes:
         raise UserError(f"--processes: {processes} do not share train.batch, which is {recipe.train.batch}, evenly")
     skeleton = skeleton_of(recipe)
+    skeleton.model.refuse_tokens("plan")
     check_precision(skeleton.model, recipe.train.precision)
     gradient = differentiable(recipe)
     watch = watch_iteration(recipe, skeleton.model, gradient=gradient)

@@ -71,9 +71,8 @@ TEXTS = ("model", "solver", "prompts")
 
 def show_grid(evaluation: Values) -> None:
     """The cells of an evaluation, one a row, and what was left out."""
-    leave_out = {key for row in evaluation["grid"] for key in row if key.endswith("_se")}
-    leave_out |= {"vendi", "by_prompt"}
-    keys = [key for key in evaluation["grid"][-1] if key not in leave_out]  # the last row is of the tuned model, which has all
+    known = dict.fromkeys(key for row in evaluation["grid"] for key in row)
+    keys = [key for key in known if not key.endswith("_se") and key not in ("vendi", "by_prompt")]
     table = Table(title=f"{evaluation['n']} samples each")
     for key in keys:
         header = key.removeprefix("held_out.").replace("_", " ")

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from scoreaction.diffusion.processes import Clock, Masking, Process
 from scoreaction.diffusion.solvers import Solver
 from scoreaction.diffusion.unmasking import path_kl_of_tokens
+from scoreaction.errors import UserError
 from scoreaction.networks.model import Model
 from scoreaction.types import Conditions, Prediction, Tokens
 
@@ -94,6 +95,9 @@ class MaskedModel(Model):
         order = torch.randperm(n * self.shape[0], generator=generator)  # all tokens, where there is room for them
         return (order % self.process.vocabulary).reshape(n, *self.shape).to(self.device)
 
+    def refuse_tokens(self, what: str) -> None:
+        raise UserError(f"model: {what} is for models of Gaussian states, and this one's are tokens; leave it out")
+
     def learner(self, algorithm: Any, setting: Any) -> Any:
         return algorithm.build_on_tokens(setting)
 
@@ -109,7 +113,8 @@ class MaskedModel(Model):
 
     def add_consistency(self, lora: Any = None) -> dict[str, nn.Parameter]:
         """ValueError: there is no ODE whose end a network could learn."""
-        raise ValueError("model: tokens have no ODE, and so no consistency model; leave distilling out")
+        self.refuse_tokens("a consistency model")
+        return {}
 
     def _one_hot(self, tokens: Tensor) -> Tensor:
         return nn.functional.one_hot(tokens, self.process.vocabulary).flatten(1).float()

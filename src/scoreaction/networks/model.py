@@ -172,6 +172,9 @@ class Model:
         """n clean samples of any values, (n, *shape), to try rewards on."""
         return torch.randn(n, *self.shape, generator=generator).to(self.device)
 
+    def refuse_tokens(self, what: str) -> None:
+        """UserError for `what`, which needs Gaussian states, where the model's are tokens."""
+
     def learner(self, algorithm: Any, setting: Any) -> Any:
         """The learner that an algorithm builds for this kind of model."""
         return algorithm.build(setting)

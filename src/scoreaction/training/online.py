@@ -161,9 +161,10 @@ class Rounds:
         self.figures: dict[str, float] = {}
         # a prompt given twice is one to the proxy
         self.slots = torch.tensor([0] if prompts is None else [prompts.index(prompt) for prompt in prompts])
-        zeros = torch.zeros(1, *model.shape, device=model.device, requires_grad=True)
-        seen = self._features(model.decode(zeros))
-        if not seen.requires_grad:
+        clean = model.example(1, torch.Generator().manual_seed(0))
+        clean.requires_grad_(clean.is_floating_point())  # to tokens there is no gradient
+        seen = self._features(model.decode(clean))
+        if clean.requires_grad and not seen.requires_grad:
             raise ValueError("online.features: no gradient reaches the samples through this model's features; take samples")
         self.proxy = Proxy(
             seen.shape[1],

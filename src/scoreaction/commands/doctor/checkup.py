@@ -36,6 +36,7 @@ def examine(tuner: Finetuner, iterations: int = 3) -> Iterator[Finding]:
     if tuner.iteration >= tuner.train.iterations:
         why = f"all {tuner.iteration} of them are done; examine a tuner that is built anew, or raise it"
         raise ValueError(f"train.iterations: {why}")
+    tuner.model.refuse_tokens("doctor")
     generator = torch.Generator().manual_seed(tuner.train.seed)
     with tuner.model.uncounted(), torch.no_grad():
         places = sample_points(tuner, min(tuner.train.batch, ROWS), generator)
