@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import math
 import re
+import statistics
 from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
@@ -84,6 +86,40 @@ def samplers(
     return table
 
 
+def _over(run: Run) -> float:
+    """A run's distance over the larger of floor and oracle."""
+    return run["distance_to_optimum"] / max(run["distance_floor"], run["distance_oracle"])
+
+
+def stability(results: Results) -> Table:
+    """Runs on random tasks: how many went to their end, how far they are from the optimum, and what they moved at once."""
+    table = Table(
+        "trainer", "tasks", "diverged", "median ratio", "nine of ten", "worst", "most nats an iteration", "taken back"
+    )
+    for trainer, runs in results.groups("trainer").items():
+        ratios = sorted(_over(run) if run["finished"] else math.inf for run in runs)
+        nine = ratios[math.ceil(0.9 * len(ratios)) - 1]
+        figures = [
+            number(value, 2) for value in (statistics.median(ratios), nine, ratios[-1], max(r["most_moved"] for r in runs))
+        ]
+        back = f"{sum(run['taken_back'] > 0 for run in runs)} runs"
+        table.add(runs, trainer, str(len(runs)), str(sum(not run["finished"] for run in runs)), *figures, back)
+    return table
+
+
+def stability_worst(results: Results, count: int = 6) -> Table:
+    """The runs of each trainer that end farthest from the optimum."""
+    drawn = {"process": "process", "reward": "shape", "dim.": "dimension", "modes": "modes", "least weight": "least_weight",
+             "beta": "beta", "steps": "steps", "batch": "batch", "rate": "lr"}  # fmt: skip
+    table = Table("run", "ratio", "KL", "its optimum", "reward", "its optimum ", *drawn)
+    for runs in results.groups("trainer").values():
+        for run in sorted((run for run in runs if run["finished"]), key=_over, reverse=True)[:count]:
+            figures = [number(run[key], 2) for key in ("kl_nats", "optimum_kl_nats", "reward_tuned", "optimum_reward")]
+            texts = (f"{run[key]:.2g}" if isinstance(run[key], float) else str(run[key]) for key in drawn.values())
+            table.add([run], run["name"], number(_over(run), 2), *figures, *texts)
+    return table
+
+
 # digits
 
 DIGITS = ("score_action", "ddpo, lr 1e-4", "ddpo, lr 3e-4", "dpok")
@@ -149,8 +185,8 @@ def online_rounds(results: Results) -> Table:
 
 # shapes
 
-SHAPES = ("base, guidance 1", "base, guidance 2", "base, guidance 3", "score_action", "ddpo", "dpok", "sqdf, scorer",
-          "draft, scorer")  # fmt: skip
+BLACK_BOX = ("score_action", "ram", "nft", "ddpo", "dpok")
+SHAPES = ("base, guidance 1", "base, guidance 2", "base, guidance 3", *BLACK_BOX, "sqdf, scorer", "draft, scorer")
 LEVELS = (0.55, 0.6, 0.65, 0.7, 0.75)
 
 
@@ -187,7 +223,7 @@ def shapes_kl(results: Results) -> Table:
     """The KL at which each trainer first has the same accuracy."""
     (base,) = results.where(trainer="base, guidance 1")
     table = Table("KL when first at", *(f"{level:.0%}" for level in LEVELS))
-    for name, runs in results.groups("trainer", ("score_action", "ddpo", "dpok")).items():
+    for name, runs in results.groups("trainer", BLACK_BOX).items():
         reached = [
             [kl_at(results.curves[run["name"]], level, base["seen.held_out.shapes"]) for run in runs] for level in LEVELS
         ]
@@ -245,6 +281,42 @@ def soft_q(results: Results, task: str) -> Table:
     for key, name in PREDICTORS.items():
         (run,) = results.where(task=task, predictor=key)
         table.add([run], name, *(number(run[f"gradient.{t}"], 2) for t in times))
+    return table
+
+
+def steering(results: Results) -> Table:
+    """Reward, distance and costs of each method of steering, mean over seeds."""
+    table = Table("method", "seeds", "reward", "distance", "evaluations", "backward", "queries", "log Z")
+    points = {point["method"]: [] for curve in results.curves.values() for point in curve}
+    for curve in results.curves.values():
+        for point in curve:
+            points[point["method"]].append(point)
+    for method, seeds in points.items():
+        costs = (of(seeds, f"{key}_per_sample", 0) for key in ("evaluations", "backward", "queries"))
+        name = f"*{method}*" if method in ("optimum", "oracle", "base") else method
+        table.add(results.runs, name, str(len(seeds)), of(seeds, "reward"), of(seeds, "distance"), *costs, of(seeds, "log_z"))
+    return table
+
+
+def parametrisations(results: Results) -> Table:
+    """Distance on the v network, and that of the same trainer on other kinds over it; in brackets the largest KL on the way."""
+    table = Table("schedule", "trainer", "optimal policy", "v", *(f"{kind} / v" for kind in ("eps", "x0", "velocity")))
+    order = ("ddpm", "sd", "vp", "cosine", "ve", "flow")
+    for run in sorted(results.runs, key=lambda run: (order.index(run["schedule"]), run["error"])):
+        own, cells = run["v.distance"], []
+        for kind in ("eps", "x0", "velocity"):
+            there = run.get(f"{kind}.distance")
+            ratio = "" if there is None else f"{number(there / own, 2)} ({number(run[f'{kind}.kl_most'], 1)})"
+            cells.append(ratio)
+        schedule = f"{run['schedule']}, crooked" if run["error"] else run["schedule"]
+        table.add(
+            [run],
+            schedule,
+            run["trainer"],
+            number(run["oracle"], 2),
+            f"{number(own, 2)} ({number(run['v.kl_most'], 1)})",
+            *cells,
+        )
     return table
 
 
@@ -315,9 +387,13 @@ TABLES: dict[str, tuple[str, Callable[[Results], Table]]] = {
     "exact": ("exact", partial(exact, plan=[(task, trainer, 25) for task in TASKS for trainer in EXACT])),
     "exact_samplers": ("exact", partial(_over_steps, trainers=["score_action"])),
     "exact_samplers_chain": ("exact", partial(_over_steps, trainers=["ddpo", "dpok"], only=("ddim", 1))),
+    "stability": ("stability", stability),
+    "stability_worst": ("stability", stability_worst),
     "soft_q_mixture": ("soft_q", partial(soft_q, task="mixture")),
     "soft_q_linear_quadratic": ("soft_q", partial(soft_q, task="linear_quadratic")),
+    "parametrisations": ("parametrisations", parametrisations),
     "adjoints": ("adjoints", adjoints),
+    "steering": ("steering", steering),
     "digits": ("digits", partial(digits_end, trainers=DIGITS)),
     "digits_13": ("digits", partial(digits_reached, level=13)),
     "digits_14": ("digits", partial(digits_reached, level=14)),

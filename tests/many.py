@@ -113,6 +113,7 @@ CASES = {
     "score_action, prompts in parts": case(
         sa.ScoreAction(beta=0.5, kl_target=0.3), **asked(guidance=2.0, train={"max_rows": 7, "samples_per_prompt": 4})
     ),
+    "score_action, taken back": case(sa.ScoreAction(beta=0.5), reward=SMOOTH, train={"lr": 0.3}),
     "score_action, forward": case(sa.ScoreAction(beta=0.5, estimator="forward")),
     "ddpo": case(sa.DDPO(epochs=2)),
     "ddpo, prompts": case(sa.DDPO(baseline="prompt"), **asked(held_out={"linear": linear})),

@@ -88,7 +88,7 @@ def test_the_module_and_its_exit_code_from_a_shell(tmp_path: Path) -> None:
         (["list", "algoritms", "ddpo"], "list: there is no list of 'algoritms'; did you mean algorithms?"),
         (["list", "algoritms"], "list: there is no list of 'algoritms'; did you mean algorithms?"),
         (["compare", "mixture"], "Missing option '--algorithms'"),
-        (["compare", "mixture", "--algorithms", "ddop"], "--algorithms: unknown algorithm 'ddop'; did you mean ddpo?"),
+        (["compare", "mixture", "--algorithms", "ddop"], "--algorithms: unknown algorithm 'ddop'; did you mean ddpo or ddpp?"),
         (
             ["compare", "mixture", "reward.name=jpeg", "--algorithms", "ddpo,draft"],
             "reward: jpeg does not fit the model gaussian_mixture: expected floating images",

@@ -36,9 +36,9 @@ class Net(nn.Module):
         y = self.inner(x, t, None)
         match self.how:
             case "random":
-                return y + 0.1 * torch.randn_like(y)
+                return y + 0.3 * torch.randn_like(y)
             case "somewhat random":
-                return y + 1e-3 * torch.randn_like(y)
+                return y + 2e-3 * torch.randn_like(y)
             case "mixing":
                 return y - 0.1 * y.mean(0)
             case "counting":

@@ -64,7 +64,7 @@ def test_a_small_network_sees_state_time_and_condition(shape):
 
 def test_no_small_network_is_made_for_other_shapes():
     for shape in [(), (1, 2, 3, 4, 5)]:
-        with pytest.raises(ValueError, match=r"^shape: there is no critic for samples of shape .*; reshape them"):
+        with pytest.raises(ValueError, match=r"^shape: there is no critic for samples of shape .*; give Model one of your own"):
             default_network(sa.VP(), shape, 0)
 
 

@@ -10,6 +10,7 @@ from twins import F64, close, f64
 
 from scoreaction.diffusion.mixtures import Mixture, Quadratic
 from scoreaction.diffusion.processes import VE, VP, CosineVP, Flow
+from scoreaction.models import gaussian_mixture
 from scoreaction.training.evaluation import sliced_w2
 
 FOUR = Mixture.isotropic([[2, 0], [-2, 0], [0, 2], [0, -2]], std=0.3)
@@ -221,3 +222,22 @@ def test_sliced_distance_agrees_with_numpy_quantiles():
     directions /= np.linalg.norm(directions, axis=1, keepdims=True)
     squares = [np.mean((np.sort(x.numpy() @ u) - np.sort(y.numpy() @ u)) ** 2) for u in directions]
     close(sliced_w2(x, y), math.sqrt(np.mean(squares)), atol=1e-12, mean_of_roots=np.mean(np.sqrt(squares)))
+
+
+@pytest.mark.parametrize("kind", ["vp", "cosine", "ve", "flow"])
+def test_a_networks_output_of_one_changes_predictions_by_no_more_under_any_process(kind):
+    """Truth: of the process scaled to alpha^2 + sigma^2 = 1, eps is changed by alpha sigma F and x0 by -sigma^2 F/scale."""
+    model = gaussian_mixture.build(gaussian_mixture.Config(process=kind))
+    process, x = model.process, points(64, 2).float()
+    with torch.no_grad():
+        model.net.change.last.bias.fill_(1.0)
+        for time in (1.0, 0.7, 0.2):
+            t = f64(time)
+            moved, base = model.predict(x, t), model.reference(x, t)
+            alpha, sigma2 = process.alpha(t), process.sigma2(t)
+            eps = -alpha * sigma2.sqrt() / (alpha**2 + sigma2)
+            wrong = {"unscaled": eps * (alpha**2 + sigma2)} if kind == "ve" else {}
+            close((moved.eps - base.eps), eps, atol=2e-5, sign=-eps + 1e-3, **wrong)
+            close(
+                process.alpha(t) * (moved.x0 - base.x0) + sigma2.sqrt() * (moved.eps - base.eps), 0.0, atol=2e-4, x0_alone=1.0
+            )

@@ -364,5 +364,5 @@ def test_adam_in_8_bits_says_what_to_install(monkeypatch):
     """With the package: tests/apart/adam8bit.py."""
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
     train = sa.Train(optimizer="adam8bit", device="cpu")
-    with pytest.raises(ValueError, match=r'^train\.optimizer: adam8bit needs .*pip install "scoreaction\[adam8bit\]"'):
+    with pytest.raises(ValueError, match=r"^train\.optimizer: adam8bit needs .*pip install bitsandbytes$"):
         sa.Finetuner(build("ddpm"), reward=differentiable, algorithm=sa.DDPO(), train=train)

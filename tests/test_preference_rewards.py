@@ -44,7 +44,7 @@ def test_hpsv2_says_what_to_fetch(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     with pytest.raises(ValueError, match="HPS_v2.1_compressed.pt of xswu/HPSv2.*weights_only=True"):
         hpsv2.build(hpsv2.Config())
     monkeypatch.setitem(sys.modules, "open_clip", None)
-    with pytest.raises(ValueError, match=r'pip install "scoreaction\[hpsv2\]".*serve-reward hpsv2'):
+    with pytest.raises(ValueError, match=r"pip install open_clip_torch, .*serve-reward hpsv2"):
         hpsv2.build(hpsv2.Config(path="here.safetensors"))
     monkeypatch.setitem(sys.modules, "open_clip", ModuleType("open_clip"))
     (tmp_path / "hpsv2.pt").touch()

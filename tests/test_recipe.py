@@ -129,7 +129,7 @@ def test_numbers_mean_what_they_look_like() -> None:
         ("train.select=held_out.ink", "train.select: no metric 'held_out.ink'"),
         ("model.means=[[1, x], [3, 4]]", "model.means.0.1: must be a valid number (got 'x')"),
         ("model.means=[[1", "model.means line 1: not valid YAML"),
-        ("algorithm.name=ddop", "algorithm.name: unknown algorithm 'ddop'; did you mean ddpo?"),
+        ("algorithm.name=ddop", "algorithm.name: unknown algorithm 'ddop'; did you mean ddpo or ddpp?"),
         ("algorithm.name=_learner", "algorithm.name: unknown algorithm '_learner'"),
         ("algorithm.name=3", "algorithm.name: must be a name (got 3)"),
         ("model.name=no_such.module", "model.name: no module 'no_such'"),
@@ -199,7 +199,7 @@ def test_a_new_name_for_a_misspelt_one_keeps_its_settings(tmp_path: Path) -> Non
 def test_a_new_name_drops_what_only_the_file_said() -> None:
     assert "beta" not in load_recipe("mixture", ["algorithm.name=ddpo"]).algorithm.dump(), "the file's beta is not DDPO's"
     assert load_recipe("mixture", ["algorithm.name=dpok"]).algorithm.dump()["beta"] == 0.5, "DPOK knows the file's beta"
-    assert load_recipe("shapes", []).algorithm.dump()["estimator"] == "likelihood_ratio"
+    assert load_recipe("shapes", []).algorithm.dump()["estimator"] == "forward"
     assert load_recipe("shapes", ["algorithm.name=ddpo"]).algorithm.dump()["estimator"] == "ppo", "another kind of estimator"
     assert fault("algorithm.name=ddpo", "algorithm.trust=1") == fault("algorithm.trust=1", "algorithm.name=ddpo")
     assert fault("algorithm.name=ddpo", "algorithm.trust=1").startswith("algorithm.trust: unknown key")

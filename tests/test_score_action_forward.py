@@ -72,8 +72,8 @@ def test_the_loss_by_hand():
     (slope,) = torch.autograd.grad(forward_loss(eps, **fixed, beta=0.5, trust=0.3).sum(), eps)
 
     def by_hand(a, trust=0.3, push=push):
-        anchor = 0.5 * (eps - pretrained - push) + trust * (eps - old)
-        return (anchor - a[:, None] * (noise - old)).detach() / 3
+        anchor = (eps - pretrained - push) + trust * (eps - old)
+        return 2 * (anchor - a[:, None] / 0.5 * (noise - old)).detach() / 3
 
     close(slope, by_hand(a), atol=1e-12, flipped=by_hand(-a), no_trust=by_hand(a, 0.0), pull=by_hand(a, push=-push))
 

@@ -203,7 +203,6 @@ def test_a_file_of_prompts_is_read_by_its_ending(name: str, text: str, truth: An
 @pytest.mark.parametrize(
     ("name", "text", "said"),
     [
-        ("a.parquet", "PAR1", r"must be a .txt, .jsonl, .json, .csv or .tsv; pandas.read_parquet\(FILE\)"),
         ("a.yaml", "- a cat", "must be a .txt, .jsonl"),
         ("a.txt", '["a cat"]', "holds JSON; let its name end in .json"),
         ("a.txt", '{"prompt": "a cat"}\n{"prompt": "a dog"}', "holds JSON; let its name end in .json or .jsonl"),
@@ -341,6 +340,14 @@ def test_evaluate_takes_other_prompts(tmp_path: Path, capsys: pytest.CaptureFixt
     assert main(["evaluate", str(run), "--steps", "2", "--n", "4", "--prompts", str(tmp_path / "mine.txt")]) == 0
     found = json.loads((run / "evaluation.json").read_text())
     same(list(found["grid"][0]["by_prompt"]), ["3", "7"], the_runs_own=load_recipe("digits").prompts)
+    both = ["--prompts", "run", "--prompts", str(tmp_path / "mine.txt"), "--base"]
+    assert main(["evaluate", str(run), "--steps", "2", "--n", "4", *both]) == 0
+    grid = json.loads((run / "evaluation.json").read_text())["grid"]
+    of = {(row["model"], Path(row["prompts"]).stem): row for row in grid}
+    assert {**of["tuned", "mine"], **found["grid"][0]} == of["tuned", "mine"]  # as it was measured alone
+    summary = json.loads((run / "summary.json").read_text())
+    close(of["base", "run"]["reward"], summary["reward_base"], of_the_tuned=of["tuned", "run"]["reward"])
+    same([key for key in of["base", "run"] if key.startswith("kl")], [], of_the_tuned=["kl_nats"])
     capsys.readouterr()
     assert main(["evaluate", str(run), "--prompts", "animals"]) == 2
     assert capsys.readouterr().err.startswith("--prompts: ")

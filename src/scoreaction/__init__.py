@@ -32,11 +32,13 @@ if TYPE_CHECKING:
     from scoreaction.rewards import Reward
     from scoreaction.sampling.draw import sample
     from scoreaction.sampling.rollout import Sampler
+    from scoreaction.sampling.steering import Steering
     from scoreaction.training.distillation import Distill, Distiller
     from scoreaction.training.evaluation import Evaluation
     from scoreaction.training.finetuner import Finetuner
     from scoreaction.training.online import Online
     from scoreaction.training.optimizer import Train
+    from scoreaction.training.steering import steer
     from scoreaction.types import Prompt
 
 _HOMES = {
@@ -65,6 +67,7 @@ _HOMES = {
     "SQDF": "algorithms.sqdf",
     "Sampler": "sampling.rollout",
     "ScoreAction": "algorithms.score_action",
+    "Steering": "sampling.steering",
     "TableVP": "diffusion.processes",
     "Train": "training.optimizer",
     "VARD": "algorithms.vard",
@@ -76,6 +79,7 @@ _HOMES = {
     "load_consistency": "networks.consistency",
     "models": "models",
     "sample": "sampling.draw",
+    "steer": "training.steering",
 }
 """Home of each name: it is imported when it is first used, so that the command line answers before torch does."""
 

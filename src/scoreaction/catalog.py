@@ -11,7 +11,7 @@ from pathlib import Path
 from types import ModuleType
 from typing import Literal
 
-from scoreaction.errors import UserError, nearest
+from scoreaction.errors import UserError, missing, nearest
 
 Kind = Literal["model", "reward", "algorithm"]
 
@@ -61,7 +61,7 @@ def _import_shipped(kind: Kind, name: str, key: str) -> ModuleType:
         package = (error.name or "").partition(".")[0]
         if package in ("", "scoreaction"):
             raise
-        raise UserError(f'{key}: {name} needs the package {package}; install it with pip install "scoreaction[all]"') from error
+        raise UserError(f"{key}: {name} {missing(package)}") from error
 
 
 def _import_user(name: str, key: str) -> ModuleType:

@@ -1,4 +1,4 @@
-"""The command `scoreaction`: train, plan, doctor, distill, sample, evaluate, compare, report, runs, watch, serve-reward, list.
+"""The command `scoreaction`: train, plan, doctor, distill, sample, steer, evaluate, compare, report, watch, list and others.
 
 Exit codes: 0 done; 2 the input is wrong; 1 it failed; 130 interrupted. Whatever goes wrong is one line on stderr; `--debug`
 shows the traceback.
@@ -6,7 +6,6 @@ shows the traceback.
 
 from __future__ import annotations
 
-import errno
 import io
 import os
 import shlex
@@ -20,13 +19,26 @@ from typing import Annotated, Any
 import typer
 
 from scoreaction.catalog import TOKEN_VARIABLE
-from scoreaction.commands.arguments import Overrides, RecipeName, RunPath, Trust, default_folder, names, numbers, output_option
+from scoreaction.commands.arguments import (
+    BetaOption,
+    Overrides,
+    ParticlesOption,
+    RecipeName,
+    RunPath,
+    SteerMethod,
+    SteerOption,
+    TargetOption,
+    Trust,
+    default_folder,
+    names,
+    numbers,
+    output_option,
+)  # fmt: skip
+from scoreaction.commands.exits import exit_of, said_by_the_first
 from scoreaction.commands.streams import forgive
 from scoreaction.errors import Failed, Interrupted, UserError, one_line
 
 # Commands import what they need themselves, so that --help and list answer at once.
-
-UsageError: Any = typer.BadParameter.__base__  # typer brings its own copy of click or uses click, by version
 
 app = typer.Typer(
     name="scoreaction",
@@ -139,15 +151,60 @@ def sample(
     eta: Annotated[float | None, typer.Option(help="Noise level from 0 (ODE) to 1.")] = None,
     seed: Annotated[int, typer.Option(min=0, max=2**32 - 1, help="Seed of the noise.")] = 0,
     base: Annotated[bool, typer.Option("--base", help="The pretrained model instead of the tuned one.")] = False,
+    steer: SteerOption = None,
+    particles: ParticlesOption = None,
+    beta: BetaOption = None,
+    target: TargetOption = None,
     output: Annotated[Path | None, output_option("Folder for samples.npz and samples.png; default RUN.")] = None,
     trust: Trust = False,
 ) -> None:
     """Draw from the tuned model: samples.npz and samples.png."""
     from scoreaction.commands.evaluate import draw_samples, open_run
+    from scoreaction.commands.steer import costs, steering_of
 
-    opened = open_run(run, tuned=not base, rewards=False, trust=trust)
-    where = draw_samples(opened, output or run, n=n, prompts=prompt, steps=steps, solver=solver, eta=eta, seed=seed, base=base)
+    opened = open_run(run, tuned=not base, rewards=steer is not None, trust=trust)
+    steering = steering_of(opened.recipe, steer, particles, beta, target)
+    settings: Any = {"n": n, "prompts": prompt, "steps": steps, "solver": solver, "eta": eta, "seed": seed, "base": base}
+    where, figures = draw_samples(opened, output or run, **settings, steering=steering)
+    if figures:
+        print(costs(figures))
     print(f"samples: {where}")
+
+
+@app.command("steer")
+def steer_(
+    recipe: Annotated[str, typer.Argument(metavar="RECIPE_OR_RUN", help="A recipe, or the folder of a run.")],
+    overrides: Overrides = None,
+    method: SteerMethod = None,
+    particles: ParticlesOption = None,
+    beta: BetaOption = None,
+    target: TargetOption = None,
+    n: Annotated[int | None, typer.Option("--n", min=1, help="Samples; default the evaluation's number by particles.")] = None,
+    output: Annotated[Path | None, output_option("Folder; default runs/RECIPE-steered-TIME, of a run RUN/steered.")] = None,
+    trust: Trust = False,
+) -> None:
+    """Draw samples of high reward without training: of a recipe's pretrained model, or of a run's tuned one."""
+    print(f"{Path(recipe).stem}  loading", flush=True)
+    from scoreaction.commands.evaluate import open_run
+    from scoreaction.commands.steer import alone_or_whole, check_overrides, chosen_steering, costs, steer_run
+    from scoreaction.commands.tables import show_steered
+    from scoreaction.recipes.build import build
+    from scoreaction.recipes.recipe import load_recipe
+
+    base = not Path(recipe).is_dir()
+    if base:
+        chosen = alone_or_whole(load_recipe(recipe, overrides or [], trust=trust or None))
+        tuner = build(chosen.model_copy(update={"steer": None}))
+    else:
+        check_overrides(overrides or [])
+        opened = open_run(Path(recipe), tuned=True, trust=trust, overrides=overrides or [])
+        chosen, tuner = opened.recipe, opened.tuner
+    steering = chosen_steering(chosen.steer, method=method, particles=particles, beta=beta, target=target)
+    folder = output or (default_folder(recipe, "steered") if base else Path(recipe) / "steered")
+    figures = steer_run(chosen, tuner, folder, steering, n=n, base=base)
+    show_steered(figures)
+    print(costs(figures))
+    print(f"steered: {folder}")
 
 
 @app.command()
@@ -158,16 +215,27 @@ def evaluate(
     eta: Annotated[str, typer.Option(help="Noise levels, for example 0,1.")] = "1",
     n: Annotated[int | None, typer.Option("--n", min=2, help="Samples each; default the recipe's.")] = None,
     seed: Annotated[int | None, typer.Option(min=0, max=2**32 - 1, help="Seed of the noise; default the recipe's.")] = None,
-    prompts: Annotated[str | None, typer.Option(help="A shipped set or a file instead of the run's own prompts.")] = None,
+    prompts: Annotated[
+        list[str] | None, typer.Option(help="A shipped set, a file, or `run` for the run's own; may be repeated.")
+    ] = None,
+    base: Annotated[bool, typer.Option("--base", help="Also the pretrained model, beside the tuned.")] = False,
+    steer: SteerOption = None,
+    particles: ParticlesOption = None,
+    beta: BetaOption = None,
+    target: TargetOption = None,
+    certificate: Annotated[bool, typer.Option("--certificate", help="Also gap_nats, the nats to the optimum.")] = False,
     trust: Trust = False,
 ) -> None:
     """Reward, held-out rewards, KL and diversity over a grid of samplers: evaluation.json."""
-    from scoreaction.commands.evaluate import evaluate_grid, open_run
+    from scoreaction.commands.evaluate import OWN, evaluate_grid, open_run
+    from scoreaction.commands.steer import steering_of
     from scoreaction.commands.tables import show_grid
 
     grid = [numbers(steps, int, "--steps"), names(solver, "--solver"), numbers(eta, float, "--eta")]
     opened = open_run(run, tuned=True, trust=trust)
-    show_grid(evaluate_grid(opened, *grid, n=n, seed=seed, prompts=prompts))
+    steering = steering_of(opened.recipe, steer, particles, beta, target)
+    sets = prompts or [OWN]
+    show_grid(evaluate_grid(opened, *grid, n=n, seed=seed, prompts=sets, base=base, steering=steering, certified=certificate))
     print(f"evaluation: {run / 'evaluation.json'}")
 
 
@@ -307,28 +375,3 @@ def main(argv: Sequence[str] | None = None) -> int:
         if not said_by_the_first(error):
             print(one_line(message), file=sys.stderr)
         return code
-
-
-def said_by_the_first(error: BaseException) -> bool:
-    """True in all processes of a run but the first where an error is that of every process, so that one of them says it."""
-    shared = isinstance(error, UserError | Interrupted) or getattr(error.__cause__ or error, "shared", False)
-    return shared and os.environ.get("RANK", "0") != "0" and "WORLD_SIZE" in os.environ
-
-
-def exit_of(error: BaseException) -> tuple[int, str]:
-    """Exit code and message of an error."""
-    if isinstance(error, UserError):
-        return 2, str(error)
-    if isinstance(error, UsageError):
-        return 2, f"{error.format_message()} See scoreaction --help"
-    if isinstance(error, KeyboardInterrupt | typer.Abort):
-        return 130, "interrupted"
-    if isinstance(error, OSError) and error.errno == errno.ENAMETOOLONG:
-        return 2, f"{error.filename}: is too long a name; choose a shorter one"
-    if isinstance(error, Interrupted):
-        return 130, str(error)
-    if isinstance(error, Failed):
-        return 1, str(error)
-    if isinstance(error, ModuleNotFoundError):
-        return 1, f'this needs the package {error.name}: pip install "scoreaction[all]"'
-    return 1, f"{type(error).__name__}: {error} (--debug shows where)"

@@ -28,16 +28,33 @@ def one_line(text: object, *, most: int | None = None) -> str:
     return line if most is None or len(line) <= most else f"{line[:most]}..."
 
 
+DISTRIBUTIONS = {"PIL": "pillow", "sklearn": "scikit-learn", "open_clip": "open_clip_torch"}
+"""Packages whose name to install is not the one to import."""
+
+
+def missing(package: str) -> str:
+    """The line for a package, by the name that is imported, that is not installed.
+
+    >>> missing("sklearn")
+    'needs the package sklearn: pip install scikit-learn'
+    """
+    top = package.partition(".")[0]
+    return f"needs the package {top}: pip install {DISTRIBUTIONS.get(top, top)}"
+
+
 def nearest(wrong: str, known: Iterable[str]) -> str:
-    """Hint for an unknown name: the nearest known one, or all of them.
+    """Hint for an unknown name: the nearest known one, or those that are as near, or all of them.
 
     >>> nearest("bata", ["beta", "clip"])
     'did you mean beta?'
+    >>> nearest("ddop", ["ddpo", "ddpp", "vard"])
+    'did you mean ddpo or ddpp?'
     >>> nearest("zzz", ["beta", "clip"])
     'choose from beta, clip'
     """
     names = sorted(known)
-    close = difflib.get_close_matches(wrong, names, n=1, cutoff=0.6)
-    if close:
-        return f"did you mean {close[0]}?"
+    likeness = {name: difflib.SequenceMatcher(None, name, wrong).ratio() for name in names}
+    best = max(likeness.values(), default=0.0)
+    if best >= 0.6:
+        return f"did you mean {' or '.join(name for name in names if likeness[name] == best)}?"
     return f"choose from {', '.join(names)}" if names else "there is none to choose"

@@ -75,9 +75,12 @@ def stratified(learner: Learner, each: int, generator: torch.Generator) -> Tenso
     return (torch.arange(each)[:, None] + drawn.T) / each
 
 
-def drawn_times(learner: Learner, each: int, generator: torch.Generator, *, power: float) -> Tensor:
-    """Times at which the policy acts, `each` of them a sample, stratified, (each, batch): tau has the density `~ tau^power`."""
-    ends = torch.tensor([learner.sampler.off_below, 1.0], dtype=torch.float64)
+def drawn_times(learner: Learner, each: int, generator: torch.Generator, *, power: float, earliest: float = 0.0) -> Tensor:
+    """Times at which the policy acts, `each` of them a sample, stratified, (each, batch): tau has the density `~ tau^power`.
+
+    None is below `earliest`.
+    """
+    ends = torch.tensor([max(learner.sampler.off_below, earliest), 1.0], dtype=torch.float64)
     low, high = flow_time(learner.process, ends) ** (power + 1)
     tau = (low + stratified(learner, each, generator) * (high - low)) ** (1 / (power + 1))
     return learner.process.time_at(2 * torch.log((1 - tau) / tau)).clamp(min=float(ends[0]))
@@ -111,6 +114,16 @@ def advantages(
         rows = (groups == group).to(rewards.device)
         out[rows] = (rewards[rows] - rewards[rows].mean()) / spread
     return out
+
+
+def sureness(model: Model, t: Tensor) -> Tensor:
+    """Weight of rows in a loss on x0: `min(1, alpha/sigma)` of a network that predicts eps or the score, else 1, (rows,).
+
+    An error of eps is `sigma/alpha` times larger in x0: rows near pure noise would be most of the loss.
+    """
+    if model.predicts not in ("eps", "score"):
+        return torch.ones_like(t)
+    return (model.process.alpha(t) / model.process.sigma(t)).clamp(max=1)
 
 
 class LaggedPolicy(nn.Module):

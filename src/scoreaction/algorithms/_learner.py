@@ -138,11 +138,13 @@ class Learner:
     trained; state: plain values that change, kept too. reward_gradient: the loop brings the gradient of the rewards along
     with them, for the same queries. reference_rows: at how many states of each step the pretrained model is evaluated, None
     is all; the KL in the log is the sum over steps of the mean over these. exploration: std of the noise on eps with which
-    the policy acts.
+    the policy acts. trust_region: path KL in nats that an iteration may move, where the policy's updates measure it as
+    `kl_to_old` and the state is a `TrustState`: an iteration that moves a multiple of it is taken back.
     """
 
     reward_gradient = False
     reference_rows: int | None = None
+    trust_region: float | None = None
     exploration = 0.0
 
     def __init__(self, setting: Setting, *, beta: float = 0.0, kl_target: float | None = None) -> None:

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass, field
 from functools import partial
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
-from scoreaction.algorithms._forward import Noised, mean_square, renoised, stratified
+from scoreaction.algorithms._forward import Noised, drawn_times, flow_time, mean_square, renoised
 from scoreaction.algorithms._learner import Learner, Loss, Setting, Term, Update, Updates
 from scoreaction.algorithms._likelihood_ratio import minibatches
 from scoreaction.algorithms._score_action_ratio import calibrated
@@ -23,6 +24,10 @@ from scoreaction.types import Prediction
 
 EARLIEST = 1e-3
 """Time below which nothing is learned: the path KL is counted from there."""
+LEAST_SNR = 4.7e-3
+"""Errors of x0 at more noise than this count as those at this SNR, Stable Diffusion's last."""
+FEW, KEPT = 4, 64
+"""Rewards that the batch's mean counts as in the mean of a prompt's, and how many of a prompt's are kept."""
 
 
 class ForwardSettings(NamedTuple):
@@ -41,26 +46,39 @@ class ForwardSettings(NamedTuple):
 def forward_loss(
     eps: Tensor, *, noise: Tensor, old: Tensor, pretrained: Tensor, push: Tensor, advantage: Tensor, beta: float, trust: float
 ) -> Tensor:
-    """`beta/2 ||eps - y||^2 + trust/2 ||eps - eps_old||^2`, `y = eps_pre + A/beta (noise - eps_old) + push`, (rows,).
+    """`||eps - y||^2 + trust ||eps - eps_old||^2`, `y = eps_pre + A/beta (noise - eps_old) + push`, (rows,).
 
     Mean over dimensions; push is `sigma grad K`, K the KL to go. In scores y is the improved action `s_pre + grad V/beta`,
     with `grad V = E[A (grad log q(x_t|x0) - s_old) | x_t] - beta grad K`. All (rows, *shape), A (rows,).
     """
     y = pretrained + expand(advantage / beta, eps) * (noise - old) + push
-    return beta / 2 * mean_square(eps - y) + trust / 2 * mean_square(eps - old)
+    return mean_square(eps - y) + trust * mean_square(eps - old)
+
+
+@dataclass
+class ForwardState(TrustState):
+    """The trust region, and the last rewards of each prompt, by its number."""
+
+    prompt_rewards: dict[str, list[float]] = field(default_factory=dict)
 
 
 class ForwardLearner(Learner):
-    """The forward estimator: clean samples noised again, a value of the reward as baseline, and one of the KL to go."""
+    """The forward estimator: clean samples noised again, a value of the reward as baseline, and one of the KL to go.
 
-    state: TrustState
+    Errors count as those of the clean sample x0, over their mean size at such times, so that what is undecided there weighs
+    most. The time has the density of RAM.
+    """
+
+    state: ForwardState
 
     def __init__(self, config: ForwardSettings, setting: Setting) -> None:
         super().__init__(setting, kl_target=config.kl_target)
-        self.config, self.state = config, TrustState(config.beta, trust=config.trust)
+        self.config, self.state = config, ForwardState(config.beta, trust=config.trust)
+        self.trust_region = config.trust_region
         parts = self.process, self.model.shape
-        self.critic = Critic(*parts, skip="none", conditions=self.conditions)
-        self.to_go = Critic(*parts, skip="alpha", conditions=self.conditions)  # without a look-ahead: sigma F
+        own: dict[str, Any] = {"conditions": self.conditions, "network": self.model.critic}
+        self.critic = Critic(*parts, skip="none", **own)
+        self.to_go = Critic(*parts, skip="alpha", **own)  # without a look-ahead: sigma F
         for name, network in (("critic", self.critic), ("to_go", self.to_go)):
             self.networks[name], self.lr[name] = network, config.critic_lr
 
@@ -70,14 +88,13 @@ class ForwardLearner(Learner):
         self.critic.scale.calibrate(self.world.gather(rollout.rewards))
         target, batch = kl_to_go(self.process, self.sampler.eta, rollout).flatten(), rollout.x.shape[1]
         yield from self.fit("to_go", rollout.steps().states, target, generator)
-        low = max(self.sampler.off_below, EARLIEST)
-        times = low + (1 - low) * stratified(self, config.each, generator)
-        points = renoised(self, rollout, times, generator)
-        fixed = self._fixed(points, rollout.rewards)
+        points = renoised(self, rollout, drawn_times(self, config.each, generator, power=1.0, earliest=EARLIEST), generator)
+        rewards = rollout.rewards - self.world.own(self.expected(rollout))
+        fixed = self._fixed(points, rewards)
         for rows in minibatches(self.world, config.each, batch, epochs=1, count=config.updates, generator=generator):
-            loss = partial(self._loss, take(points, rows.own), take(fixed, rows.own), 1 - low)
+            loss = partial(self._loss, take(points, rows.own), take(fixed, rows.own))
             figures = yield Update("policy", [Term(rows, loss)])
-        yield from self.fit("critic", points.states, take(rollout.rewards, points.path), generator)
+        yield from self.fit("critic", points.states, take(rewards, points.path), generator)
         adapt_trust(self.state, figures["kl_to_old"], least=config.trust, region=config.trust_region)
 
     def fit(self, network: str, states: States, target: Tensor, generator: torch.Generator) -> Updates:
@@ -85,6 +102,20 @@ class ForwardLearner(Learner):
         critic, count = (self.critic, self.to_go)[network == "to_go"], self.config.critic_updates
         rows = self.world.rows(len(target) * self.world.size)
         yield from critic_updates(critic, states, rows, None, target, updates=count, generator=generator, network=network)
+
+    def expected(self, rollout: Rollout) -> Tensor:
+        """The mean of the last rewards of each sample's prompt, without this batch's, of the whole batch, (batch,).
+
+        Where they are few it is closer to the batch's mean. This batch's are remembered.
+        """
+        rewards, prompt = self.world.gather(rollout.rewards), self.world.gather(rollout.prompt).to(rollout.rewards.device)
+        every, out = self.state.prompt_rewards, torch.empty_like(rewards)
+        mean = float(rewards.double().mean())
+        for number in prompt.unique().tolist():
+            rows, last = prompt == number, every.get(str(number), [])
+            out[rows] = (sum(last) + FEW * mean) / (len(last) + FEW)
+            every[str(number)] = (last + rewards[rows].tolist())[-KEPT:]
+        return out
 
     def _fixed(self, points: Noised, rewards: Tensor) -> _Fixed:
         """The parts of the loss that an update does not change, at all points."""
@@ -96,23 +127,36 @@ class ForwardLearner(Learner):
         reward = take(rewards, points.path)
         every = (self.world.gather(part.reshape(-1, len(rewards)).T).T for part in (value, reward.to(value)))
         advantage = reward - self.world.own(calibrated(*every).T).T.flatten()
-        return _Fixed(old, pretrained, expand(self.process.sigma(points.t), slope) * slope, advantage)
+        push = expand(self.process.sigma(points.t), slope) * slope
+        return _Fixed(old, pretrained, push, advantage, self.weights(points, old.eps, len(rewards)))
 
-    def _loss(self, points: Noised, fixed: _Fixed, span: float, numbers: Tensor) -> Loss:
-        part, (old, pretrained, push, advantage) = take(points, numbers), take(fixed, numbers)
+    def weights(self, points: Noised, old: Tensor, batch: int) -> Tensor:
+        """`c^2` over the mean of `c |eps - eps_old|` at times of the same stratum, (rows,), c at most that of `LEAST_SNR`.
+
+        With `c = sigma/alpha` that is the error of x0, squared in the loss and over its mean size here.
+        """
+        c = torch.exp(-self.process.log_snr(points.t) / 2).clamp(max=LEAST_SNR**-0.5).to(old)
+        error = c * (points.eps - old).flatten(1).abs().mean(1)
+        mean = self.world.gather(error.reshape(-1, batch).T).mean(0)
+        return c.square() / mean.repeat_interleave(batch).clamp(min=1e-12)
+
+    def _loss(self, points: Noised, fixed: _Fixed, numbers: Tensor) -> Loss:
+        part, (old, pretrained, push, advantage, weight) = take(points, numbers), take(fixed, numbers)
         eps = self.policy(*part.states).eps
-        beta, trust = self.beta, self.state.trust * self.beta
-        loss = forward_loss(
-            eps, noise=part.eps, old=old.eps, pretrained=pretrained.eps, push=push, advantage=advantage, beta=beta, trust=trust
-        )
-        rate = (span * self.process.g2(part.t) / (2 * self.process.sigma2(part.t))).to(loss)
+        known = {"noise": part.eps, "old": old.eps, "pretrained": pretrained.eps, "push": push, "advantage": advantage}
+        loss = weight * forward_loss(eps, **known, beta=self.beta, trust=self.state.trust)
+        # per path: half of -d lambda, over the density of t, `2 tau d tau/(1 - tau_0^2)`
+        ends = torch.tensor([max(self.sampler.off_below, EARLIEST), 1.0], dtype=torch.float64)
+        tau, (first, last) = flow_time(self.process, part.t), flow_time(self.process, ends)
+        rate = ((last**2 - first**2) / (2 * tau**2 * (1 - tau))).to(loss)
         return loss, {"kl_to_old": rate * sum_event((eps - old.eps) ** 2)}
 
 
 class _Fixed(NamedTuple):
-    """At noised samples: the predictions of the policy that sampled and of the base, `sigma grad K`, and the advantage."""
+    """At noised samples: predictions of the policy that sampled and of the base, `sigma grad K`, the advantage, the weight."""
 
     old: Prediction
     pretrained: Prediction
     push: Tensor
     advantage: Tensor
+    weight: Tensor

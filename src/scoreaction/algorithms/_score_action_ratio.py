@@ -49,6 +49,7 @@ class RatioLearner(Learner):
     def __init__(self, config: RatioSettings, setting: Setting) -> None:
         super().__init__(setting, kl_target=config.kl_target)
         self.config, self.exploration = config, config.exploration
+        self.trust_region = config.trust_region
         self.state = TrustState(config.beta, trust=config.trust)
         self.value = StateValue(
             self, look_ahead=config.look_ahead, skip=config.skip, lr=config.critic_lr, std=config.zeroth_order_std

@@ -15,6 +15,7 @@ from scoreaction.diffusion.processes import Process
 from scoreaction.diffusion.solvers import ddim_step
 from scoreaction.diffusion.transitions import sum_event
 from scoreaction.networks.conditions import take
+from scoreaction.sampling.look_ahead import look_ahead
 from scoreaction.sampling.rollout import States
 
 
@@ -104,14 +105,15 @@ def soft_q(
     for clean in (False, True):
 
         def ask(rows: Tensor, clean: bool = clean) -> None:
-            with torch.set_grad_enabled(gradient):
-                here = take(states, rows)
-                here = here._replace(x=here.x.detach().requires_grad_(gradient))
-                x0 = here.x if clean else clean_sample(learner, here, consistency=consistency, steps=steps)
-                believed = x0 if clean or belief is None else belief(x0, here.x, here.t)
-                value = learner.reward(believed, here.prompt)
-                grad = torch.autograd.grad(value.sum(), here.x)[0] if gradient else torch.zeros_like(here.x)
-            put(q, rows, (value.detach(), grad, x0.detach()))
+            here = take(states, rows)
+
+            def value(x: Tensor) -> tuple[Tensor, Tensor]:
+                x0 = x if clean else clean_sample(learner, here._replace(x=x), consistency=consistency, steps=steps)
+                believed = x0 if clean or belief is None else belief(x0, x, here.t)
+                return learner.reward(believed, here.prompt), x0
+
+            values, grad, x0 = look_ahead(here.x, value, gradient=gradient)
+            put(q, rows, (values, grad, x0.detach()))
 
         learner.in_parts(((states.t == 0) == clean).nonzero().flatten(), ask)
     return q

@@ -85,6 +85,7 @@ class TokenLearner(Learner):
     def __init__(self, config: TokenSettings, setting: Setting) -> None:
         super().__init__(setting, kl_target=config.kl_target)
         self.config, self.state = config, TrustState(config.beta, trust=config.trust)
+        self.trust_region = config.trust_region
         self.vocabulary: int = cast(Any, self.process).vocabulary
         self.critic = TokenCritic(cast(Any, self.process), self.model.shape[0], conditions=self.conditions)
         self.networks["critic"], self.lr["critic"] = self.critic, config.critic_lr

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 from functools import partial
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
@@ -19,6 +19,7 @@ from scoreaction.networks.conditions import take
 from scoreaction.networks.critic import Critic, Skip
 from scoreaction.networks.surrogate import Surrogate, zeroth_order
 from scoreaction.networks.token_layers import TokenCritic
+from scoreaction.sampling.look_ahead import look_ahead
 from scoreaction.sampling.rollout import Rollout, States
 from scoreaction.types import Prediction
 from scoreaction.world import Rows
@@ -104,11 +105,12 @@ class StateValue:
         auto: LookAhead = "reward" if learner.reward.differentiable else "surrogate"
         self.learner, self.std = learner, std
         self.look_ahead = auto if look_ahead == "auto" else look_ahead
-        process, shape, conditions = learner.process, learner.model.shape, learner.conditions
+        process, shape = learner.process, learner.model.shape
+        own: dict[str, Any] = {"conditions": learner.conditions, "network": learner.model.critic}
         skip = "none" if self.look_ahead == "none" else skip
-        self.critic = Critic(process, shape, skip=skip, conditions=conditions)
+        self.critic = Critic(process, shape, skip=skip, **own)
         learner.networks["critic"], learner.lr["critic"] = self.critic, lr
-        self.surrogate = Surrogate(process, shape, conditions=conditions) if self.look_ahead == "surrogate" else None
+        self.surrogate = Surrogate(process, shape, **own) if self.look_ahead == "surrogate" else None
         if self.surrogate is not None:
             learner.networks["surrogate"], learner.lr["surrogate"] = self.surrogate, lr
 
@@ -149,12 +151,13 @@ class StateValue:
             with torch.no_grad():
                 prediction = self.learner.pretrained(*states)
             return prediction, prediction.x0.new_zeros(len(prediction.x0)), torch.zeros_like(prediction.x0)
-        with torch.enable_grad():
-            x = states.x.detach().requires_grad_(True)
+
+        def value(x: Tensor) -> tuple[Tensor, Prediction]:
             prediction = self.learner.pretrained(x, states.t, states.prompt)
-            value = self._reward_of(prediction.x0, states.prompt, generator)
-            (grad,) = torch.autograd.grad(value.sum(), x)
-        return Prediction(*(part.detach() for part in prediction)), value.detach(), grad
+            return self._reward_of(prediction.x0, states.prompt, generator), prediction
+
+        values, grad, prediction = look_ahead(states.x, value, gradient=True)
+        return Prediction(*(part.detach() for part in prediction)), values, grad
 
     def _reward_of(self, x0: Tensor, prompt: Tensor, generator: Source) -> Tensor:
         if self.surrogate is not None:

@@ -10,7 +10,7 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
-from scoreaction.algorithms._forward import LaggedPolicy, Noised, advantages, mean_square, renoised, velocity
+from scoreaction.algorithms._forward import LaggedPolicy, Noised, advantages, mean_square, renoised, sureness, velocity
 from scoreaction.algorithms._learner import LOGGED, Algorithm, Learner, Loss, Setting, Term, Update, Updates
 from scoreaction.algorithms._likelihood_ratio import minibatches, spread_is_rounding
 from scoreaction.algorithms.ddpo import Baseline, PromptState
@@ -25,8 +25,9 @@ class NFT(Algorithm):
     r in [0, 1] is `1/2 + A/(2 clip)`, A the reward minus its baseline in std of the batch, clipped. Each error is divided by
     its own mean size. The samples are those of a policy that lags: its weights follow the trained ones with the decay
     `min(lag * iteration, most_lag)`. `kl` weighs the squared distance to the pretrained velocity; without it the optimum is a
-    maximum of the reward, with it that of RAM at a beta that grows with the noise. Zheng et al. 2025, eq. 5. One reward query a
-    sample, no density: any solver, 6 to 10 steps of `dpmpp_2m` at eta 0 will do.
+    maximum of the reward, with it that of RAM at a beta that grows with the noise. Of a network that predicts eps or the score
+    a row counts `min(1, alpha/sigma)`: near pure noise a small error of eps is a large one of x0. Zheng et al. 2025, eq. 5. One
+    reward query a sample, no density: any solver, 6 to 10 steps of `dpmpp_2m` at eta 0 will do.
 
     >>> NFT().strength
     1.0
@@ -112,6 +113,7 @@ class NFTLearner(Learner):
         prediction = self.policy(*part.states)
         fixed = {"old": take(old, numbers), "clean": part.x0, "r": take(r, part.path)}
         loss = config.advantage_clip * nft_loss(prediction.x0, **fixed, strength=config.strength)
+        loss = loss * sureness(self.model, part.t).to(loss)
         if config.kl:
             with torch.no_grad():
                 pretrained = velocity(self.pretrained(*part.states))

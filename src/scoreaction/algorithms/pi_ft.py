@@ -69,7 +69,9 @@ class PIFTLearner(Learner):
         super().__init__(setting, kl_target=config.kl_target)
         self.reference_rows = LOGGED  # a stage evaluates it at the rows that it takes
         self.config, self.state = config, SweepState(config.beta, curvature=[0.0] * config.stages)
-        self.critic = Critic(self.process, self.model.shape, skip="alpha", conditions=self.conditions)
+        self.critic = Critic(
+            self.process, self.model.shape, skip="alpha", conditions=self.conditions, network=self.model.critic
+        )
         self.networks["critic"], self.lr["critic"] = self.critic, config.critic_lr
 
     def updates(self, rollout: Rollout, generator: torch.Generator) -> Updates:

@@ -34,8 +34,8 @@ class ScoreAction(Regularised):
     - `pathwise` goes through grad V: it moves eps towards `eps_pre - (eta^2/c) sigma grad V/beta`;
     - `likelihood_ratio` weighs densities by `V(x_s) - V(x_t) - beta KL_step`, lambda-averaged, with PPO's clip;
     - `forward` noises the clean samples again, `each` times, and takes grad V from the noising kernel:
-      `E[(r - V_r) grad log q(x_t|x0)/p(x_t) | x_t] - beta grad K`, V_r a fitted value of the reward and K one of the KL to go.
-      It needs rewards alone, and eta 1.
+      `E[(r - V_r) grad log q(x_t|x0)/p(x_t) | x_t] - beta grad K`, V_r the prompt's mean reward and a fitted value of the rest,
+      K a fitted value of the KL to go. It needs rewards alone, and eta 1.
 
     `pathwise` takes the integral over time at random visited times with importance weights in continuous time, so it means the
     same at any number of steps; `likelihood_ratio` sums over the steps of the chain, and is off on coarse grids. `trust` (in
@@ -110,6 +110,7 @@ class ScoreActionLearner(Learner):
     def __init__(self, config: ScoreAction, setting: Setting) -> None:
         super().__init__(setting, kl_target=config.kl_target)
         self.config, self.exploration = config, config.exploration
+        self.trust_region = config.trust_region
         self.state = TrustState(config.beta, trust=config.trust)
         self.value = StateValue(
             self, look_ahead=config.look_ahead, skip=config.skip, lr=config.critic_lr, std=config.zeroth_order_std

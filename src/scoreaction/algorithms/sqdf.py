@@ -66,7 +66,9 @@ class SQDF(Regularised):
     critic_rows: int = Field(2560, ge=8, description="visited states that the correction is fitted on, a query each")
     critic_lr: float = Field(2e-3, gt=0)
     trust: float = Field(1.0, ge=0, description="with correction: least penalty on leaving the policy that sampled, in betas")
-    trust_region: float = Field(0.1, gt=0, description="with correction: path KL in nats that one iteration may move")
+    trust_region: float = Field(
+        0.1, gt=0, description="path KL in nats that one iteration may move; without correction ten times it"
+    )
     buffer: int = Field(0, ge=0)
     max_age: int | None = Field(None, ge=1, description="iterations after which a trajectory is not drawn")
     priority: float = Field(0.0, ge=0)
@@ -108,8 +110,9 @@ class SQDFLearner(Learner):
     def __init__(self, config: SQDF, setting: Setting) -> None:
         super().__init__(setting, kl_target=config.kl_target)
         self.config, self.chain = config, config.weights == "chain"
+        # a soft Q that is not learned does not run away, as far as its x0_hat is believed: it may move ten times as far
+        self.trust_region = config.trust_region * (1 if config.correction else 10)
         self.weigh = StepWeights.of_chain if self.chain else StepWeights.of_path
-        # a soft Q that is not learned does not run away, as far as its x0_hat is believed: there is no trust region
         self.least_trust = config.trust if config.correction else 0.0
         self.state = ReplayState(config.beta, trust=self.least_trust)
         shape, kept = self.model.shape, max(config.buffer, self.batch)
@@ -123,8 +126,9 @@ class SQDFLearner(Learner):
         self.belief = Belief(self.process, shape) if believes else None
         if self.belief is not None:
             self.networks["belief"] = self.belief
-        self.critic = Critic(self.process, shape, skip="whole", conditions=self.conditions) if config.correction else None
-        if self.critic is not None:
+        self.critic: Critic | None = None
+        if config.correction:
+            self.critic = Critic(self.process, shape, skip="whole", conditions=self.conditions, network=self.model.critic)
             self.networks["critic"], self.lr["critic"] = self.critic, config.critic_lr
         self.reference_rows = None if config.correction else LOGGED  # without a correction the KL is only logged
 

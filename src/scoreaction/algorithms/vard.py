@@ -56,7 +56,8 @@ class VARDLearner(Learner):
     def __init__(self, config: VARD, setting: Setting) -> None:
         super().__init__(setting, kl_target=config.kl_target)
         self.config, self.state = config, TrustState(config.beta, trust=config.trust)
-        self.critic = Critic(self.process, self.model.shape, skip="none", conditions=self.conditions)
+        self.trust_region = config.trust_region
+        self.critic = Critic(self.process, self.model.shape, skip="none", conditions=self.conditions, network=self.model.critic)
         self.networks["critic"], self.lr["critic"] = self.critic, config.critic_lr
 
     def updates(self, rollout: Rollout, generator: torch.Generator) -> Updates:

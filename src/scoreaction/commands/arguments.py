@@ -30,6 +30,18 @@ Trust = Annotated[
 ]
 RunPath = Annotated[Path, typer.Argument(metavar="RUN", help="The folder of a run.")]
 
+SteerMethod = Annotated[
+    str | None, typer.Option(metavar="METHOD", help="twisted, smc, svdd, guidance or best_of; default the recipe's, else auto.")
+]
+SteerOption = Annotated[
+    str | None, typer.Option(metavar="METHOD", help="Steer by the reward: twisted, smc, svdd, guidance, best_of or auto.")
+]
+ParticlesOption = Annotated[int | None, typer.Option(min=1, help="Particles of steering a sample; default 16.")]
+BetaOption = Annotated[float | None, typer.Option(help="Beta of steering; default the algorithm's.")]
+TargetOption = Annotated[
+    str | None, typer.Option(metavar="LAW", help="Law to steer: model, or reference with smc, which corrects a tuned model.")
+]
+
 
 def default_folder(recipe: str, what: str) -> Path:
     """runs/RECIPE-WHAT-TIME, to the millisecond: runs that a loop starts together are apart."""

@@ -10,7 +10,9 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 
+from scoreaction.commands.steer import steered_cell
 from scoreaction.diffusion.solvers import SOLVERS
 from scoreaction.disk import check_writable, whole, write_whole
 from scoreaction.errors import UserError, nearest
@@ -19,14 +21,19 @@ from scoreaction.recipes.prompts import prompt_list, read_prompts
 from scoreaction.recipes.recipe import Recipe, load_recipe
 from scoreaction.sampling.draw import draw, spread_prompts
 from scoreaction.sampling.rollout import Sampler
+from scoreaction.sampling.steering import Steering
 from scoreaction.training.checkpoints import DAMAGED, load_newest
 from scoreaction.training.evaluation import measure, measure_kl
 from scoreaction.training.finetuner import Finetuner
 from scoreaction.training.run_folder import RunFolder
-from scoreaction.training.summary import finite, optimum_beta
+from scoreaction.training.steering import certificate, chunk_of, steered
+from scoreaction.training.summary import finite
 from scoreaction.training.token_task import exact_task
 from scoreaction.types import Values
 from scoreaction.world import World
+
+OWN = "run"
+"""The name of a run's own prompts among sets of them."""
 
 
 @dataclass(frozen=True)
@@ -38,10 +45,11 @@ class Opened:
     tuner: Finetuner
 
 
-def open_run(folder: Path, *, tuned: bool, rewards: bool = True, trust: bool = False) -> Opened:
+def open_run(folder: Path, *, tuned: bool, rewards: bool = True, trust: bool = False, overrides: Sequence[str] = ()) -> Opened:
     """Builds the run of a folder and, for the tuned model, loads its newest checkpoint; nothing in the folder changes.
 
-    rewards False: without its rewards, to draw from. trust: whether modules that its recipe names are imported.
+    rewards False: without its rewards, to draw from. trust: whether modules that its recipe names are imported. overrides:
+    settings that do not make the run another one.
     """
     place = RunFolder(folder)
     if place.settings_path.is_file():
@@ -51,7 +59,7 @@ def open_run(folder: Path, *, tuned: bool, rewards: bool = True, trust: bool = F
         )
     if not place.recipe_path.is_file():
         raise UserError(f"{folder}: not a run folder (no recipe.yaml in it); give what train printed after run:")
-    recipe = load_recipe(str(place.recipe_path), trust=trust)
+    recipe = load_recipe(str(place.recipe_path), overrides, trust=trust)
     if World.joined(recipe.train.device).size == 1:  # which reads what several trained
         recipe = recipe.model_copy(update={"train": recipe.train.model_copy(update={"shard": False})})
     tuner = build(recipe, rewards=rewards)
@@ -108,27 +116,37 @@ def draw_samples(
     eta: float | None,
     seed: int,
     base: bool,
-) -> Path:
+    steering: Steering | None = None,
+) -> tuple[Path, Values]:
     """Writes samples.npz (`samples`, and `prompts` where there are any) and samples.png; gives the first's path.
 
-    Pictures are also written each for itself, at full size, into pictures/.
+    Pictures are also written each for itself, at full size, into pictures/. With steering also what it took, by name.
     """
     from scoreaction.report.figures import is_pictures, save_pictures, save_samples
 
     tuner = opened.tuner
     sampler = sampler_with(opened, steps=steps, solver=solver, eta=eta)
-    sample_prompts = spread_prompts(_prompts(opened, prompts, "--prompt") if prompts else tuner.prompts, n)
+    chosen = _prompts(opened, prompts, "--prompt") if prompts else tuner.prompts
     check_writable(output, "--output")
-    samples = draw(tuner.model, sampler, n, sample_prompts, seed, reference=base, world=tuner.world).cpu().numpy()
+    figures: Values = {}
+    if steering is None:
+        sample_prompts = spread_prompts(chosen, n)
+        drawn = draw(tuner.model, sampler, n, sample_prompts, seed, reference=base, world=tuner.world)
+    else:
+        result = steered(tuner, sampler, steering, n=n, prompts=chosen, seed=seed, reference=base)
+        sample_prompts, figures = result.prompts, result.figures
+        with torch.no_grad():
+            drawn = torch.cat([tuner.model.decode(part) for part in result.x0.split(chunk_of(tuner.model))])
+    samples = drawn.cpu().numpy()
     if not tuner.world.leads:
-        return output / "samples.npz"
+        return output / "samples.npz", figures
     arrays = {"samples": samples} if sample_prompts is None else {"samples": samples, "prompts": np.array(sample_prompts)}
     with whole(output / "samples.npz") as file:
         np.savez_compressed(file, **arrays)  # type: ignore[arg-type]
     save_samples(output / "samples.png", samples, sample_prompts)
     if is_pictures(samples):
         save_pictures(output / "pictures", samples, None if sample_prompts is None else list(map(str, sample_prompts)))
-    return output / "samples.npz"
+    return output / "samples.npz", figures
 
 
 def evaluate_grid(
@@ -139,17 +157,21 @@ def evaluate_grid(
     *,
     n: int | None,
     seed: int | None,
-    prompts: str | None = None,
+    prompts: Sequence[str] = (OWN,),
+    base: bool = False,
+    steering: Steering | None = None,
+    certified: bool = False,
 ) -> Values:
     """Measures the tuned model for every solver, eta and step count that go together; writes evaluation.json.
 
-    prompts: a shipped set or a file in place of the run's own.
+    prompts: shipped sets or files, a row each, `run` for the run's own. base: a row of the pretrained model beside each. With
+    steering it is the steered model that is measured. certified: also `gap_nats`, whatever the recipe says.
     """
     tuner = opened.tuner
     check_writable(opened.folder, "RUN")
     for solver, eta, count in itertools.product(solvers, etas, steps):  # what can never be, before anything is measured
         _check(steps=count, solver=solver, eta=eta)
-    grid_prompts = tuner.prompts if prompts is None else _prompts(opened, prompts, "--prompts")
+    sets = {name: tuner.prompts if name == OWN else _prompts(opened, name, "--prompts") for name in prompts}
     n = n or tuner.evaluation.n
     seed = tuner.evaluation.seed if seed is None else seed
     rows: list[Values] = []
@@ -158,14 +180,32 @@ def evaluate_grid(
         try:
             for count in steps:
                 sampler = sampler_with(opened, steps=count, solver=solver, eta=eta)
-                cell = {"solver": solver, "eta": eta, "steps": count}
-                rows.append(cell | _cell(tuner, sampler, n, grid_prompts, seed))
+                for name, own in sets.items():
+                    cell = {"solver": solver, "eta": eta, "steps": count} | ({"prompts": name} if len(sets) > 1 else {})
+                    if base:
+                        rows.append({"model": "base"} | cell | _cell(tuner, sampler, n, own, seed, reference=True))
+                        cell = {"model": "tuned"} | cell
+                    if steering is None:
+                        rows.append(cell | _cell(tuner, sampler, n, own, seed))
+                    else:
+                        rows.append(cell | steered_cell(tuner, sampler, steering, n=n, prompts=own, seed=seed))
+                    if certified or tuner.evaluation.certificate:
+                        rows[-1] |= certificate(
+                            tuner.model, sampler, tuner.reward, tuner.beta, n=n, prompts=own, seed=seed, world=tuner.world
+                        )
         except ValueError as error:
-            why = str(error).removeprefix("--solver: ").removeprefix("solver ")
+            why = str(error).removeprefix("--solver: ").removeprefix("solver ").removeprefix("sampler.")
             skipped.append({"solver": solver, "eta": eta, "why": why})
     if not rows:
         raise UserError(f"--solver: nothing to measure: {skipped[0]['why']}")
-    evaluation = {"n": n, "seed": seed, "iteration": tuner.iteration, "prompts": prompts, "grid": rows, "skipped": skipped}
+    evaluation = {
+        "n": n,
+        "seed": seed,
+        "iteration": tuner.iteration,
+        "prompts": list(prompts),
+        "grid": rows,
+        "skipped": skipped,
+    }
     if tuner.world.leads:
         write_whole(opened.folder / "evaluation.json", json.dumps(finite(evaluation), indent=2, allow_nan=False) + "\n")
     return evaluation
@@ -184,9 +224,15 @@ def _prompts(opened: Opened, prompts: Sequence[str], option: str) -> list[Any] |
     return others
 
 
-def _cell(tuner: Finetuner, sampler: Sampler, n: int, prompts: list[Any] | None, seed: int) -> Values:
+def _cell(
+    tuner: Finetuner, sampler: Sampler, n: int, prompts: list[Any] | None, seed: int, *, reference: bool = False
+) -> Values:
     model, world = tuner.model, tuner.world
-    figures, _ = measure(model, sampler, tuner.reward, tuner.held_out, n=n, prompts=prompts, seed=seed, world=world)
+    figures, _ = measure(
+        model, sampler, tuner.reward, tuner.held_out, n=n, prompts=prompts, seed=seed, reference=reference, world=world
+    )
+    if reference:
+        return figures
     figures |= measure_kl(model, sampler, n, prompts, seed, world)
-    task = exact_task(model, tuner.reward.reward, optimum_beta(tuner))
+    task = exact_task(model, tuner.reward.reward, tuner.beta)
     return figures if task is None else figures | task.distances(model, sampler, n, seed, world)

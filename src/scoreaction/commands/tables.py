@@ -12,7 +12,7 @@ from rich.text import Text
 
 if TYPE_CHECKING:
     from scoreaction.commands.doctor.finding import Finding
-from scoreaction.report.numbers import before_and_after, comparison_rows, number, with_error
+from scoreaction.report.numbers import before_and_after, comparison_rows, number, steered_rows, with_error
 from scoreaction.types import Values
 
 
@@ -39,8 +39,22 @@ def show_summary(figures: Values) -> None:
         table.add_row("optimum's reward, KL", "", f"{number(figures['optimum_reward'])}, {number(figures['optimum_kl_nats'])}")
         floor, oracle = number(figures["distance_floor"]), number(figures["distance_oracle"])
         table.add_row(f"distance to the optimum (floor {floor}, oracle {oracle})", "", number(figures["distance_to_optimum"]))
+    if "gap_nats" in figures:
+        table.add_row("gap to the optimum (nats)", "", with_error(figures["gap_nats"], figures["gap_nats_se"]))
+    if "reward_steered" in figures:
+        table.add_row("reward, tuned and steered", "", with_error(figures["reward_steered"], figures["reward_steered_se"]))
     for key, name in (("reward_queries", "reward queries"), ("model_evaluations", "model evaluations"), ("seconds", "seconds")):
         table.add_row(name, "", number(figures.get(key)))
+    _console().print(table)
+
+
+def show_steered(figures: Values) -> None:
+    """The model as it is and steered side by side."""
+    kind = "base" if "reward_base" in figures else "tuned"
+    beta = "" if figures["beta"] is None else f" at beta {number(figures['beta'])}"
+    table = _table(f"{figures['method']}{beta}, {figures['n_steered']} samples", "", kind, "steered")
+    for key, *cells in steered_rows(figures):
+        table.add_row(key, *cells)
     _console().print(table)
 
 
@@ -52,6 +66,9 @@ def show_endpoint_errors(errors: Values) -> None:
     _console().print(table)
 
 
+TEXTS = ("model", "solver", "prompts")
+
+
 def show_grid(evaluation: Values) -> None:
     """The cells of an evaluation, one a row, and what was left out."""
     known = dict.fromkeys(key for row in evaluation["grid"] for key in row)
@@ -59,7 +76,7 @@ def show_grid(evaluation: Values) -> None:
     table = Table(title=f"{evaluation['n']} samples each")
     for key in keys:
         header = key.removeprefix("held_out.").replace("_", " ")
-        table.add_column(header, justify="left" if key == "solver" else "right", no_wrap=key == "solver")
+        table.add_column(header, justify="left" if key in TEXTS else "right", no_wrap=key in TEXTS)
     for row in evaluation["grid"]:
         table.add_row(*(with_error(row.get(key), row.get(f"{key}_se"), 3) for key in keys))
     _console().print(table)

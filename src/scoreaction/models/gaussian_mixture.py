@@ -61,10 +61,11 @@ class Config(BaseModel, frozen=True, extra="forbid", allow_inf_nan=False):
 
 
 class ExactPlusNet(nn.Module):
-    """`v = v_exact - sigma (alpha^2 + sigma^2) F(x, t)`: the exact prediction of the law plus a perceptron F that begins at 0.
+    """`v = v_exact - sigma F(x, t)`: the exact prediction of the law plus a perceptron F that begins at 0.
 
-    That is `eps_exact - alpha sigma F` and `x0_exact + sigma^2 F`: the difference of scores, alpha F, is bounded as t -> 0,
-    so the path KL is finite, and both predictions are finite at pure noise.
+    That is `eps_exact - alpha sigma F/n` and `x0_exact + sigma^2 F/n`, `n = alpha^2 + sigma^2`: an F of order one is a change
+    of order one under every process. The difference of scores, `alpha F/n`, is bounded as t -> 0, so the path KL is finite, and
+    both predictions are finite at pure noise.
     """
 
     def __init__(self, law: Mixture, process: Process, hidden: int, depth: int) -> None:
@@ -77,8 +78,7 @@ class ExactPlusNet(nn.Module):
     def forward(self, x: Tensor, t: Tensor, cond: None) -> Tensor:
         t = t.double()
         exact = from_prediction(self.process, "v", t, self.law.prediction(self.process, x, t))
-        weight = self.process.sigma(t) * (self.process.alpha(t) ** 2 + self.process.sigma2(t))
-        return exact - expand(weight, x) * self.change(x, t)
+        return exact - expand(self.process.sigma(t), x) * self.change(x, t)
 
 
 def build(config: Config) -> Model:

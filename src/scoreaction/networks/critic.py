@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from scoreaction.diffusion.processes import Process
-from scoreaction.networks.layers import PromptEmbedding, RewardScale, default_network
+from scoreaction.networks.layers import CriticNetwork, PromptEmbedding, RewardScale, value_network
 from scoreaction.types import Conditions
 
 Skip = Literal["alpha", "cosine", "whole", "none"]
@@ -23,17 +23,25 @@ class Critic(nn.Module):
     (the published choice); `whole`: c_skip = 1, c_out = sigma, a residual on the soft Q of SQDF; `none`: c_skip = 0, c_out = 1,
     for a reward without a gradient. m and d are the mean and spread
     of the first rewards seen, so that F is of order one. Score as Action (Zhao et al. 2025, arXiv 2502.01819), section 4.
-    conditions: those of all prompts, (prompts, ...), or None.
+    conditions: those of all prompts, (prompts, ...), or None. network: builds F, None is the small one for the shape.
 
     x (batch, *shape), t (batch,), prompt (batch,) numbers of prompts, look_ahead = r(x0_hat) (batch,) or None to leave the
     skip out; returns (batch,).
     """
 
-    def __init__(self, process: Process, shape: Sequence[int], *, skip: Skip, conditions: Conditions = None) -> None:
+    def __init__(
+        self,
+        process: Process,
+        shape: Sequence[int],
+        *,
+        skip: Skip,
+        conditions: Conditions = None,
+        network: CriticNetwork | None = None,
+    ) -> None:
         super().__init__()
         self.process, self.skip = process, skip
         self.embed = PromptEmbedding(conditions)
-        self.net = default_network(process, shape, self.embed.width)
+        self.net = value_network(process, shape, self.embed.width, network)
         self.scale = RewardScale()
 
     def coefficients(self, t: Tensor) -> tuple[Tensor, Tensor]:
@@ -52,7 +60,7 @@ class Critic(nn.Module):
 
     def forward(self, x: Tensor, t: Tensor, prompt: Tensor, look_ahead: Tensor | None = None) -> Tensor:
         c_skip, c_out = self.coefficients(t)
-        learned = self.net(x, t, self.embed(prompt)).squeeze(1)
+        learned = self.net(x, t, self.embed(prompt)).reshape(len(x))
         value = self.scale.mean + c_out.to(x) * self.scale.spread * learned
         if look_ahead is not None:
             value = value + c_skip.to(value) * (look_ahead - self.scale.mean)

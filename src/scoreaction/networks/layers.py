@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor, nn
@@ -105,6 +105,31 @@ class RewardScale(nn.Module):
             self.taken.fill_(True)
 
 
+CriticNetwork = Callable[[int], nn.Module]
+"""Builds a critic's network for conditions of that width, 0 without prompts: `net(x, t, condition) -> (batch,)`."""
+
+
+def value_network(process: Process, shape: Sequence[int], condition: int, build: CriticNetwork | None) -> nn.Module:
+    """The network of a critic: what `build` makes, or the small one for samples of this shape.
+
+    ValueError unless it takes x (batch, *shape), t (batch,) and condition (batch, condition) or None, and gives a number a row.
+    """
+    if build is None:
+        return default_network(process, shape, condition)
+    net, rows = build(condition), 2
+    example = torch.zeros(rows, *shape), torch.full((rows,), 0.5), torch.zeros(rows, condition) if condition else None
+    shapes = f"x {tuple(example[0].shape)}, t {(rows,)}, condition {(rows, condition) if condition else None}"
+    try:
+        with torch.no_grad():
+            value = net(*example)
+    except (RuntimeError, TypeError, IndexError, ValueError) as error:
+        raise ValueError(f"critic: its network fails on {shapes}: {error}") from error
+    if not isinstance(value, Tensor) or value.shape not in ((rows,), (rows, 1)):
+        got = tuple(value.shape) if isinstance(value, Tensor) else type(value).__name__
+        raise ValueError(f"critic: its network must return ({rows},) or ({rows}, 1) for {shapes}, and gave {got}")
+    return net
+
+
 def default_network(process: Process, shape: Sequence[int], condition: int) -> nn.Module:
     """The small network for samples of this shape: a perceptron for vectors, else convolutions, channels first.
 
@@ -118,7 +143,8 @@ def default_network(process: Process, shape: Sequence[int], condition: int) -> n
     else:
         known = "(d,), (channels, length), (channels, height, width), (channels, frames, height, width)"
         raise ValueError(
-            f"shape: there is no critic for samples of shape {tuple(shape)}; reshape them in the network to {known}"
+            f"shape: there is no critic for samples of shape {tuple(shape)}; give Model one of your own, critic=lambda width:"
+            f" YourNetwork(), or reshape samples in the network to {known}"
         )
     nn.init.zeros_(net.last.weight)
     nn.init.zeros_(net.last.bias)

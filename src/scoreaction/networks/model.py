@@ -22,6 +22,7 @@ from scoreaction.diffusion.solvers import Solver
 from scoreaction.networks.adapters import Adapters, LoraShape, Role, base_modules, frozen, replaced, without_adapters
 from scoreaction.networks.checks import check_net, register
 from scoreaction.networks.conditions import concatenate, map_conditions, take
+from scoreaction.networks.layers import CriticNetwork
 from scoreaction.networks.lockstep import equal_parts, without_rows
 from scoreaction.networks.memory import fitting
 from scoreaction.types import Conditions, Prediction
@@ -51,8 +52,10 @@ class Model:
     in; `law` is the exact data law where it is known; `export(folder)` writes what other libraries load. A network that
     takes guidance as an input (distilled) is given `true_cfg`: `guidance` then reaches it as conditions["guidance"], and
     true_cfg weighs both halves. `project(x0)` maps x0 of every prediction into the space of the data: `x0.clamp(-1, 1)` of
-    pixels, `x0 - x0.mean(1, keepdim=True)` where centres are 0. ValueError for an unknown `predicts`, a bad LoRA target, and a
-    net that is called otherwise, cannot be copied, has adapters of its own, or is the policy of another model.
+    pixels, `x0 - x0.mean(1, keepdim=True)` where centres are 0. `critic(width)` builds the network of a critic, where the
+    small one does not suit the samples: `net(x, t, condition) -> (batch,)`, condition (batch, width), None at width 0, without
+    prompts. ValueError for an unknown `predicts`, a bad LoRA target, and a net that is called otherwise, cannot be copied, has
+    adapters of its own, or is the policy of another model.
 
     >>> net = lambda x, t, cond: x
     >>> class Identity(nn.Module):
@@ -80,6 +83,7 @@ class Model:
         law: Mixture | None = None,
         true_cfg: float | None = None,
         project: Callable[[Tensor], Tensor] | None = None,
+        critic: CriticNetwork | None = None,
         export: Callable[[Path], None] | None = None,
     ) -> None:
         self._check_kind(process, predicts)
@@ -96,6 +100,7 @@ class Model:
             project,
             export,
         )
+        self.critic = critic
         self.decode = decode or (lambda x0: x0)
         self.features = features or (lambda samples: samples.flatten(1))
         self.reference_net = frozen(net) if lora_rank is None else net

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from scoreaction.diffusion.noise import Source, normal
 from scoreaction.diffusion.processes import Process
 from scoreaction.networks.conditions import take
-from scoreaction.networks.layers import PromptEmbedding, RewardScale, default_network
+from scoreaction.networks.layers import CriticNetwork, PromptEmbedding, RewardScale, value_network
 from scoreaction.types import Conditions
 
 
@@ -33,10 +33,18 @@ class Surrogate(nn.Module):
     slope: Tensor
     level: Tensor
 
-    def __init__(self, process: Process, shape: Sequence[int], *, conditions: Conditions = None, memory: int = 4096) -> None:
+    def __init__(
+        self,
+        process: Process,
+        shape: Sequence[int],
+        *,
+        conditions: Conditions = None,
+        memory: int = 4096,
+        network: CriticNetwork | None = None,
+    ) -> None:
         super().__init__()
         self.embed = PromptEmbedding(conditions)
-        self.net = default_network(process, shape, self.embed.width)
+        self.net = value_network(process, shape, self.embed.width, network)
         self.scale = RewardScale()
         memory = max(256, min(memory, 2**24 // math.prod(shape)))
         self.register_buffer("samples", torch.zeros(memory, *shape))
@@ -50,7 +58,7 @@ class Surrogate(nn.Module):
     def forward(self, x0: Tensor, prompt: Tensor) -> Tensor:
         t = torch.zeros(len(x0), dtype=torch.float64, device=x0.device)
         straight = (x0 - self.center).flatten(1) @ self.slope + self.level
-        return self.scale.mean + self.scale.spread * (straight + self.net(x0, t, self.embed(prompt)).squeeze(1))
+        return self.scale.mean + self.scale.spread * (straight + self.net(x0, t, self.embed(prompt)).reshape(len(x0)))
 
     def remember(self, x0: Tensor, prompt: Tensor, rewards: Tensor) -> None:
         """Adds samples with their rewards, over the oldest where full."""

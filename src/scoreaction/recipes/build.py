@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from scoreaction.algorithms._learner import Algorithm
-from scoreaction.errors import UserError
+from scoreaction.errors import UserError, missing
 from scoreaction.networks.model import Model
 from scoreaction.recipes.prompts import prompt_list
 from scoreaction.recipes.recipe import Block, Recipe, block_of, dump, load_recipe, numbered, relative_paths
@@ -41,8 +41,7 @@ def build_block(block: Block, key: str) -> Any:
     try:
         return block.module.build(block.config)
     except ImportError as error:
-        package = (error.name or str(error)).partition(".")[0]
-        raise UserError(f'{key}: {block.name} needs the package {package}: pip install "scoreaction[all]"') from error
+        raise UserError(f"{key}: {block.name} {missing(error.name or str(error))}") from error
     except (ValueError, OSError) as error:
         raise UserError(keyed(str(error), key, block)) from error
     except (Exception, SystemExit) as error:
@@ -139,6 +138,7 @@ def build(recipe: Recipe, output: str | Path | None = None, *, rewards: bool = T
             held_out=held_out,
             recipe=dump(recipe),
             online=recipe.online,
+            steer=recipe.steer if rewards else None,
         )
     except ValueError as error:
         raise UserError(named(str(error), "recipe")) from error

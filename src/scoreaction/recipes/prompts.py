@@ -1,4 +1,4 @@
-"""The recipe's `prompts`: a shipped set, a list, or a file of lines, JSON or a table; with weights and metadata."""
+"""The recipe's `prompts`: a shipped set, a list, or a file of lines, JSON, a table or parquet; with weights and metadata."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from scoreaction import catalog
-from scoreaction.errors import UserError, nearest
+from scoreaction.errors import UserError, missing, nearest
 from scoreaction.types import Prompt
 from scoreaction.yaml_text import read_text
 
@@ -62,10 +62,10 @@ def _prompt(value: PromptValue) -> str:
 def _file(path: Path) -> list[PromptValue]:
     """The prompts of a file, read by the ending of its name."""
     where, ending = f"prompts: {path}", path.suffix.lower()
-    if ending not in READERS:
-        lines = "; pandas.read_parquet(FILE).to_json(OTHER, orient='records', lines=True) writes a .jsonl"
-        raise UserError(f"{where}: must be a .txt, .jsonl, .json, .csv or .tsv{lines if ending == '.parquet' else ''}")
-    prompts = [_checked(value, f"{where} {place}") for place, value in READERS[ending](read_text(path), where)]
+    if ending not in READERS and ending != ".parquet":
+        raise UserError(f"{where}: must be a .txt, .jsonl, .json, .csv, .tsv or .parquet")
+    places = _parquet(path, where) if ending == ".parquet" else READERS[ending](read_text(path), where)
+    prompts = [_checked(value, f"{where} {place}") for place, value in places]
     if not prompts:
         raise UserError(f"{where} holds no prompt; write one a line")
     return _drawable(prompts, where)
@@ -114,15 +114,36 @@ def _table(text: str, where: str, *, delimiter: str) -> Places:
     except (csv.Error, ValueError) as error:
         fault = f"must have {len(names)} cells; put cells with {delimiter!r} or quotes in quotes, doubling their own"
         raise UserError(f"{where} line {reader.line_num}: {fault}") from error
-    heading = next((name for known in HEADINGS for name in names if name.lower() == known), None)
-    if heading is None and len(names) > 1:
-        raise UserError(f"{where}: none of its columns ({', '.join(names)}) is named prompt; name the column of the prompts so")
+    heading = _heading(names, where) if len(names) > 1 else next((name for name in names if name.lower() in HEADINGS), None)
     if len(names) < 2:
         return [("line 1", name) for name in names if heading is None] + [(place, row[names[0]].strip()) for place, row in rows]
     for _, row in rows:
         with suppress(KeyError, ValueError):  # a weight that is no number is refused with all others
             row["weight"] = float(row["weight"])
     return [(place, {**row, "prompt": row[heading].strip()}) for place, row in rows]
+
+
+def _heading(names: list[str], where: str) -> str:
+    """The column of prompts."""
+    heading = next((name for known in HEADINGS for name in names if name.lower() == known), None)
+    if heading is None:
+        raise UserError(f"{where}: none of its columns ({', '.join(names)}) is named prompt; name the column of the prompts so")
+    return heading
+
+
+def _parquet(path: Path, where: str) -> Places:
+    """The column of prompts by its heading, others as weight and metadata: as JSON has them, dates and the like as texts."""
+    try:
+        from pyarrow import ArrowException, parquet
+    except ModuleNotFoundError as error:
+        raise UserError(f"{where}: {missing('pyarrow')}; or write it as .jsonl, .csv or .tsv") from error
+    try:
+        rows = parquet.read_table(path).to_pylist()
+    except ArrowException as error:
+        raise UserError(f"{where}: cannot be read as parquet ({error}); write it anew, or as .jsonl") from error
+    heading = _heading(list(rows[0]), where) if rows else ""
+    plain = json.loads(json.dumps(rows, default=str))
+    return [(f"row {number}", {**row, "prompt": row[heading]}) for number, row in enumerate(plain, start=1)]
 
 
 HEADINGS = ("prompt", "prompts", "caption", "text")

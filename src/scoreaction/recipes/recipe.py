@@ -24,6 +24,7 @@ from scoreaction.recipes.traits import Traits, traits_of
 from scoreaction.recipes.trust import is_own, refuse_far_prompts, refuse_untrusted
 from scoreaction.recipes.validation import Key, check, check_finite, dotted, refuse_unknown
 from scoreaction.sampling.rollout import Sampler
+from scoreaction.sampling.steering import Steering
 from scoreaction.training.best_weights import check_metric
 from scoreaction.training.distillation import Distill
 from scoreaction.training.evaluation import Evaluation
@@ -86,6 +87,7 @@ class Recipe(BaseModel):
     early_stop: EarlyStop | None
     online: Online | None
     distill: Distill | None = None
+    steer: Steering | None = None
 
     @property
     def rewards(self) -> tuple[Block, ...]:
@@ -106,11 +108,13 @@ class Recipe(BaseModel):
             "early_stop": None if self.early_stop is None else self.early_stop.model_dump(mode="json"),
             "online": None if self.online is None else self.online.model_dump(mode="json"),
             "distill": None if self.distill is None else self.distill.model_dump(mode="json"),
+            "steer": None if self.steer is None else self.steer.model_dump(mode="json"),
         }
 
 
 SECTIONS: dict[str, type[BaseModel]] = {
     "sampler": Sampler, "train": Train, "evaluation": Evaluation, "early_stop": EarlyStop, "online": Online, "distill": Distill,
+    "steer": Steering,
 }  # fmt: skip
 """The sections of a recipe beside the blocks with a name."""
 
@@ -190,6 +194,7 @@ def resolve(values: Values, *, folder: Path = Path()) -> Recipe:
         early_stop=early_stop,
         online=None if online is None else check(Online, online, ("online",)),
         distill=None if values.get("distill") is None else distill_settings(model, values["distill"]),
+        steer=None if values.get("steer") is None else check(Steering, values["steer"], ("steer",)),
     )
 
 

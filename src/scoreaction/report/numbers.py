@@ -35,6 +35,20 @@ def before_and_after(figures: Values) -> list[list[str]]:
     ]
 
 
+def steered_rows(figures: Values) -> list[list[str]]:
+    """Rows of name, value as it is and value steered: everything measured on both, then distances where they are known."""
+    kind = "base" if "reward_base" in figures else "tuned"
+    rows = []
+    for key in (key.removesuffix("_steered") for key in figures if key.endswith("_steered")):
+        if f"{key}_{kind}" in figures:
+            cells = (with_error(figures[f"{key}_{k}"], figures.get(f"{key}_{k}_se")) for k in (kind, "steered"))
+            rows.append([key.removeprefix("held_out.").replace("_", " "), *cells])
+    if "distance_steered" in figures:
+        name = f"distance to the optimum (floor {number(figures['distance_steered_floor'])})"
+        rows.append([name, "", number(figures["distance_steered"])])
+    return rows
+
+
 def held_out_figures(figures: Values) -> list[tuple[str, float, float]]:
     """Name, base and tuned mean of each held-out reward."""
     names = [key[len("held_out.") : -len("_base")] for key in figures if key.startswith("held_out.") and key.endswith("_base")]
@@ -46,11 +60,11 @@ def comparison_rows(comparison: Values) -> list[list[str]]:
     groups = comparison["groups"]
     present = {key for group in groups for key in group["mean"]}
     held_out = sorted(k for k in present if k.startswith("held_out.") and k.endswith("_tuned"))
-    wanted = ["reward_base", "reward_tuned", "kl_nats", "diversity_tuned", *held_out]
+    wanted = ["reward_base", "reward_tuned", "reward_steered", "kl_nats", "gap_nats", "diversity_tuned", *held_out]
     wanted += ["distance_to_optimum", "distance_floor", "distance_oracle", "model_evaluations", "seconds"]
     return [
         [
-            key.removeprefix("held_out.").replace("_", " ").replace("kl nats", "KL (nats)"),
+            key.removeprefix("held_out.").replace("_", " ").replace("kl nats", "KL (nats)").replace("gap nats", "gap (nats)"),
             *(with_error(group["mean"].get(key), group["standard_error"].get(key)) for group in groups),
         ]
         for key in wanted

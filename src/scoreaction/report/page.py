@@ -7,7 +7,9 @@ from pathlib import Path
 from scoreaction.disk import check_writable, write_whole
 from scoreaction.errors import UserError
 from scoreaction.report.comparison import comparison_part
+from scoreaction.report.parts import Part
 from scoreaction.report.run import run_part
+from scoreaction.report.steered import is_steered, steered_part
 from scoreaction.training.run_folder import RunFolder
 
 GLOSSARY = {
@@ -27,6 +29,8 @@ GLOSSARY = {
     " the total variation of their laws; 0 is equal.",
     "floor": "The distance between two sets of samples of the optimum itself: no method can be told from perfect below it.",
     "oracle": "The distance that the exact optimal policy reaches under the same sampler: what is left is the sampler's error.",
+    "steered": "Samples drawn towards a high reward without training: the reward is asked on the way from noise to sample.",
+    "gap to the optimum": "KL in nats from the tuned policy to the best possible one, estimated without knowing the optimum.",
     "model evaluations": "How often the network was asked about one sample at one time: a cost that no machine changes.",
     "eta": "How much fresh noise a sampler adds at each step: 1 is the full random process, 0 a deterministic one.",
     "standard error": "How uncertain a mean is: the truth lies within two standard errors about 95 times out of 100.",
@@ -42,7 +46,7 @@ def write_report(folder: Path) -> Path:
 
     folders = report_folders(folder)
     check_writable(folder, "RUN_OR_COMPARISON")
-    parts = [comparison_part(path) if (path / "comparison.json").exists() else run_part(path) for path in folders]
+    parts = [_part(path) for path in folders]
     environment = jinja2.Environment(autoescape=True, trim_blocks=True, lstrip_blocks=True)
     template = environment.from_string((Path(__file__).parent / "report.html.jinja").read_text(encoding="utf-8"))
     title = parts[0].title if len(parts) == 1 else "Fine-tuning with scoreaction"
@@ -61,6 +65,13 @@ def report_folders(folder: Path) -> list[Path]:
     return sorted(inside, key=lambda path: not (path / "comparison.json").exists())
 
 
+def _part(folder: Path) -> Part:
+    if (folder / "comparison.json").exists():
+        return comparison_part(folder)
+    return steered_part(folder) if is_steered(folder) else run_part(folder)
+
+
 def _reportable(folder: Path) -> bool:
     place = RunFolder(folder)
-    return (folder / "comparison.json").exists() or (place.description.exists() and place.metrics_path.exists())
+    known = (folder / "comparison.json").exists() or is_steered(folder)
+    return known or (place.description.exists() and place.metrics_path.exists())

@@ -10,7 +10,15 @@ from numpy.typing import NDArray
 from scoreaction import catalog
 from scoreaction.errors import UserError
 from scoreaction.recipes.prompts import prompt_list
-from scoreaction.report.numbers import before_and_after, change, held_out_figures, number, objectives, with_error
+from scoreaction.report.numbers import (
+    before_and_after,
+    change,
+    held_out_figures,
+    number,
+    objectives,
+    steered_rows,
+    with_error,
+)
 from scoreaction.report.parts import Grid, Part, Picture, about, exact_laws, held_out_title, picture, reward_name, samples_of
 from scoreaction.training.run_folder import RunFolder, read_description, read_json_lines, read_summary
 from scoreaction.types import Values
@@ -118,7 +126,12 @@ def run_tables(summary: Values) -> list[Grid]:
     """Everything that was measured; on exact tasks also the optimum."""
     rows = [[key.removeprefix("held_out.").replace("_", " "), *cells] for key, *cells in before_and_after(summary)]
     rows.append(["KL (nats)", "0", with_error(summary["kl_nats"], summary.get("kl_nats_se"))])
+    if "gap_nats" in summary:
+        rows.append(["gap to the optimum (nats)", "", with_error(summary["gap_nats"], summary["gap_nats_se"])])
     tables = [Grid("Before and after", "Means with their standard errors over samples.", ["", "base", "tuned"], rows)]
+    if "reward_steered" in summary:
+        caption = "The tuned model as it is, and steered by the reward while it samples."
+        tables.append(Grid("Steered", caption, ["", "tuned", "steered"], steered_rows(summary)))
     if len(summary.get("prompts", [])) > 1:
         tables.append(prompts_table(summary["prompts"]))
     if "distance_to_optimum" in summary:

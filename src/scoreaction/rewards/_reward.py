@@ -84,6 +84,16 @@ def _as_it_was() -> Iterator[None]:
             )
 
 
+def check_graph(name: str, scores: Tensor) -> Tensor:
+    """The scores; RewardError where a reward that says it is differentiable gave none that gradients flow through."""
+    if torch.is_grad_enabled() and not scores.requires_grad:
+        raise RewardError(
+            f"{name}: says it is differentiable, and no gradient reaches the samples; keep the graph in it, or leave"
+            " differentiable out"
+        )
+    return scores
+
+
 class CountedReward:
     """A reward as a run uses it: every row is counted in `queries`, images in and scores out are checked (RewardError)."""
 

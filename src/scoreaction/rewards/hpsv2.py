@@ -27,7 +27,7 @@ class Config(BaseModel, frozen=True, extra="forbid"):
     """`r(x, c) = cos(image features, prompt features)` of a fine-tuned CLIP ViT-H/14; about 0.2 to 0.35.
 
     Images (batch, 1 or 3, H, W) in [0, 1]; one that is not square gets black edges. Differentiable. Needs open_clip:
-    pip install "scoreaction[hpsv2]". ValueError where it or the weights are not there.
+    pip install open_clip_torch. ValueError where it or the weights are not there.
     """
 
     name: Literal["hpsv2"] = "hpsv2"
@@ -60,7 +60,7 @@ def _load(path: Path) -> tuple[Any, Callable[[list[str]], Tensor]]:
         import open_clip
     except (ImportError, RuntimeError) as error:  # a torchvision made for another torch raises the second
         raise ValueError(
-            f'hpsv2 needs open_clip, which cannot be imported ({str(error).splitlines()[0]}); pip install "scoreaction[hpsv2]"'
+            f"hpsv2 needs open_clip, which cannot be imported ({str(error).splitlines()[0]}); pip install open_clip_torch"
             ", or serve it from an environment that has it (scoreaction serve-reward hpsv2) and take the reward http"
         ) from error
     if path.is_dir():

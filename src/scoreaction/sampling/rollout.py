@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from pydantic import BaseModel, Field
@@ -99,6 +99,22 @@ class Visit:
     x_next: Tensor
 
 
+class Chosen(NamedTuple):
+    """The states (rows, *shape) that follow a step, where a caller chooses them itself.
+
+    prediction: that of the policy there, where it was evaluated to choose. parents (rows,): whose successor each state is,
+    None where each row is its own.
+    """
+
+    x: Tensor
+    prediction: Prediction | None = None
+    parents: Tensor | None = None
+
+
+Choose = Callable[[Any, Tensor, Tensor], Chosen]
+"""Chooses the states at s of a transition t -> s: `choose(transition, t, s)`, t and s () float64."""
+
+
 def trajectory(
     predict: Predict,
     process: Process,
@@ -108,18 +124,24 @@ def trajectory(
     solver: Solver,
     eta: float,
     generator: Source | None = None,
+    choose: Choose | None = None,
 ) -> Iterator[Visit]:
     """Steps from any stored x at times[0] down the grid, one `Visit` a step.
 
-    x (batch, *shape); times decreasing float64. Nothing is kept between steps but what the solver looks back on.
+    x (batch, *shape); times decreasing float64. Nothing is kept between steps but what the solver looks back on. `choose`
+    takes the place of sampling the transition.
     """
     past: Past | None = None
+    known: Prediction | None = None
     for t, s in zip(times[:-1], times[1:], strict=True):
-        prediction = predict(x, t)
+        prediction = predict(x, t) if known is None else known
         transition = solver.step(process, predict, prediction, x, t, s, eta, past)
-        x_next = transition.sample(generator)
+        if choose is not None:
+            x_next, known, parents = choose(transition, t, s)
+        else:
+            x_next, parents = transition.sample(generator), None
         yield Visit(t, s, x, prediction, transition, x_next)
-        x, past = x_next, Past(t, prediction)
+        x, past = x_next, Past(t, prediction if parents is None else take(prediction, parents))
 
 
 class States(NamedTuple):

@@ -15,7 +15,8 @@ from scoreaction.algorithms._learner import Learner
 from scoreaction.diffusion.noise import RowNoise, drawn_seed
 from scoreaction.networks.memory import fitting
 from scoreaction.networks.model import Model
-from scoreaction.rewards import CountedReward, RewardError
+from scoreaction.rewards import CountedReward
+from scoreaction.rewards._reward import check_graph
 from scoreaction.rewards._weighted import WeightedSum, settle
 from scoreaction.sampling.rollout import Rollout, Sampler, joined, roll_out
 from scoreaction.training.online import Rounds
@@ -79,12 +80,7 @@ class Collector:
         if not len(x0):  # of a process without rows
             return x0.flatten(1).sum(1)
         scores = self.objective(self.model.decode(x0), self.texts(prompt))
-        if torch.is_grad_enabled() and self.objective.differentiable and not scores.requires_grad:
-            raise RewardError(
-                f"{self.objective.name}: says it is differentiable, and no gradient reaches the samples; keep the graph in it,"
-                " or leave differentiable out"
-            )
-        return scores
+        return check_graph(self.objective.name, scores) if self.objective.differentiable else scores
 
     def texts(self, prompt: Tensor) -> list[Any] | None:
         """The prompts of these numbers, None without prompts."""

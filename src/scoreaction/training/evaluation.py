@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
@@ -31,7 +31,9 @@ from scoreaction.world import ALONE, World
 class Evaluation(BaseModel, frozen=True, extra="forbid", allow_inf_nan=False):
     """Settings of the measurement of a run: n samples, their sampler and seed; rewards that are only reported.
 
-    beta: that of the optimum to which distances are measured, by default the algorithm's.
+    beta: that of the optimum to which distances are measured, by default the algorithm's. certificate: also measure
+    `gap_nats`, how far the policy is from the optimum, known or not; it costs about 3 min(n, 4096) trajectories, and as many
+    times steps queries of the reward.
     """
 
     n: int = Field(8192, ge=2)
@@ -41,6 +43,7 @@ class Evaluation(BaseModel, frozen=True, extra="forbid", allow_inf_nan=False):
     seed: int = Field(1234, ge=0, lt=2**32)
     beta: float | None = Field(None, gt=0)
     held_out: list[dict[str, Any]] = []
+    certificate: bool = False
 
     @classmethod
     def of(cls, model: Model) -> Evaluation:
@@ -223,19 +226,26 @@ def measure(
     chunk: int = 8192,
     world: World = ALONE,
     progress: Callable[[int], None] | None = None,
+    drawn: Tensor | None = None,
 ) -> tuple[dict[str, Any], Tensor]:
     """Reward, held-out rewards and diversity of the averaged policy (or the reference), and this process's decoded samples.
 
     With prompts also `by_prompt`, the mean reward of each; diversity is None where no prompt has two samples. What is drawn
     is scored while more is drawn, where the reward works in the background. progress: called with the number drawn so far.
+    drawn (n, *shape): samples before decoding that were drawn already, in place of the model's.
     """
     spread = spread_prompts(prompts, n)
     judges = {"reward": reward, **{f"held_out.{name}": judge for name, judge in held_out.items()}}
     parts: list[Tensor] = []
     begun: dict[str, list[Callable[[], Tensor]]] = {name: [] for name in judges}
 
+    def parts_of() -> Iterable[tuple[Tensor, Tensor]]:
+        if drawn is None:
+            return x0_in_parts(model, sampler, spread, seed, world.stripe(n), reference=reference, chunk=chunk)
+        return ((rows, drawn[rows]) for rows in world.stripe(n).split(chunk) if len(rows))
+
     def begin() -> None:
-        for rows, x0 in x0_in_parts(model, sampler, spread, seed, world.stripe(n), reference=reference, chunk=chunk):
+        for rows, x0 in parts_of():
             refuse_diverged("pretrained" if reference else "tuned", "samples", x0)
             parts.append(model.decode(x0))
             if progress is not None:

@@ -100,7 +100,7 @@ class Finetuner(Run):
         metrics |= self._kl(rollout)
         equal = spread_is_rounding(rewards)
         updates, floor = self.learner.updates(rollout, self.generator), self.learner.kl_floor
-        metrics |= self.optimisation.learn(updates, self.iteration, equal=equal, kl_floor=floor)
+        metrics |= self.optimisation.learn(updates, self.iteration, equal=equal, kl_floor=floor, learner=self.learner)
         self.learner.adapt_beta(metrics["kl_nats"])
         decay = min(self.train.ema_decay, (1 + self.iteration) / (10 + self.iteration)) if self.train.ema else 0.0
         if self.train.ema:

@@ -8,9 +8,9 @@ from scoreaction.types import Values
 
 FREE = (
     "train.iterations", "train.device", "train.checkpoint_every", "train.max_rows", "train.shard", "train.show_every",
-    "online.budget",
+    "train.trackers", "online.budget",
 )  # fmt: skip
-FREE_SECTIONS = ("evaluation", "early_stop", "distill")
+FREE_SECTIONS = ("evaluation", "early_stop", "distill", "steer")
 """Settings that another part of the same run may have: where and how long it trains, and how it is measured."""
 
 
@@ -41,7 +41,7 @@ def is_free(key: str) -> bool:
     >>> is_free("train.device"), is_free("reward.url.1"), is_free("train.lr")
     (True, True, False)
     """
-    return key in FREE or (key.startswith("reward.") and ".url" in key)
+    return key in FREE or key.startswith("train.trackers.") or (key.startswith("reward.") and ".url" in key)
 
 
 def identity(settings: Values, shapes: dict[str, list[int]]) -> Values:

@@ -12,11 +12,14 @@ import torch
 from pydantic import BaseModel, Field
 from torch import Tensor, nn
 
-from scoreaction.algorithms._learner import Largest, Term, Update, Updates
+from scoreaction.algorithms._learner import Largest, Learner, Term, Update, Updates
+from scoreaction.errors import missing
 from scoreaction.networks.lockstep import equal_parts
 from scoreaction.networks.memory import fitting
 from scoreaction.networks.model import Model
 from scoreaction.networks.sharding import distributed_as, whole
+from scoreaction.training.take_back import TakeBack
+from scoreaction.training.trackers import Names
 from scoreaction.world import ALONE, Rows, World
 
 NO_GRADIENT = "check that the network's output depends on them, and that nothing detaches it"
@@ -42,7 +45,8 @@ class Train(BaseModel, frozen=True, extra="forbid", allow_inf_nan=False):
     adam8bit keeps the policy's Adam in 8 bits, for full fine-tuning; held_out_rows how many samples an iteration the held-out
     rewards and diversity are measured on. select: the metric whose best weights are kept, higher is better; they are then what
     is reported, sampled and saved. show_every: after how many iterations the command `train` draws samples of the same noise
-    into samples/, and into TensorBoard where they are pictures. schedule: of the learning rate over the run.
+    into samples/, and where they are pictures to the trackers too. trackers: what shows the metrics beside the run's own files,
+    `tensorboard`, `wandb`, `trackio`; null is TensorBoard where it is installed. schedule: of the learning rate over the run.
     samples_per_prompt: that many trajectories in a row have one prompt. shard: the processes of a node share the networks, of
     which each holds a part (FSDP).
     """
@@ -64,6 +68,7 @@ class Train(BaseModel, frozen=True, extra="forbid", allow_inf_nan=False):
     checkpoint_every: int = Field(50, ge=1)
     held_out_rows: int = Field(64, ge=2)
     show_every: int | None = Field(None, ge=1)
+    trackers: Names | None = None
     select: str | None = None
 
 
@@ -73,7 +78,7 @@ def policy_optimiser(train: Train, model: Model) -> torch.optim.Optimizer:
     if train.optimizer == "adam":
         return adam(parameters, train.lr)
     if importlib.util.find_spec("bitsandbytes") is None:
-        raise ValueError('train.optimizer: adam8bit needs the package bitsandbytes: pip install "scoreaction[adam8bit]"')
+        raise ValueError(f"train.optimizer: adam8bit {missing('bitsandbytes')}")
     from bitsandbytes.optim import Adam8bit
 
     return Adam8bit(list(parameters), lr=train.lr)  # its own eps: in 8 bits a small second moment is 0, and the step m/eps
@@ -129,24 +134,41 @@ class Optimisation:
             }
             optimiser.load_state_dict({**state[name], "state": states})
 
-    def learn(self, updates: Updates, iteration: int, *, equal: bool, kl_floor: float = 0.0) -> dict[str, float]:
+    def learn(
+        self, updates: Updates, iteration: int, *, equal: bool, kl_floor: float = 0.0, learner: Learner | None = None
+    ) -> dict[str, float]:
         """Takes a step for each update; returns each figure's mean over the updates, and the policy's mean gradient norm.
 
         equal: all rewards of the iteration are, so that a gradient of 0 is no fault: the log says it. kl_floor: the path KL of
-        rounding alone, in nats.
+        rounding alone, in nats. Of a `learner` with a trust region, an iteration that leaves it by far is taken back.
         """
         seen: dict[str, list[float]] = {}
         share = learning_rate(self.train, iteration)
+        back = None if learner is None else TakeBack.of(learner, self.optimisers["policy"], iteration)
         for name, optimiser in self.optimisers.items():
             for group in optimiser.param_groups:
                 group["lr"] = share * self.rates[name]
+        if back is not None:
+            back.begin()
+        last: Update | None = None
         for update, figures in self._figures(updates, iteration):
             check_first_ratio(figures.get("log_ratio_first", 0.0), kl_floor, iteration)
-            norm = self._step(update.network, iteration)
-            if update.network == "policy" and math.isfinite(norm):
+            norm, policy = self._gradient_norm(update.network), update.network == "policy"
+            if back is not None and policy and back.refuses(figures, 0.0 if self.scaler.is_enabled() else norm):
+                self.scaler.update()
+                continue
+            self._step(update.network, norm, iteration)
+            if policy and math.isfinite(norm):
                 seen.setdefault("grad_norm", []).append(norm)
             for name, value in figures.items():
                 seen.setdefault(name, []).append(value)
+            if back is not None and policy:
+                last, back.steps = update, back.steps + 1
+        if back is not None and last is not None:
+            if back.doubt:
+                with torch.no_grad():  # what the last step did, no update has measured
+                    back.refuses(self._backward(last, iteration))
+            back.end()
         if not any(seen.get("grad_norm", [])):
             if equal or "grad_norm" not in seen:  # nothing to learn from, or fp16 overflowed: the log says it, no error
                 return {"grad_norm": 0.0, "skipped": 1.0}
@@ -169,7 +191,7 @@ class Optimisation:
     def _backward(self, update: Update, iteration: int) -> dict[str, float]:
         """The gradient of the sum of the terms, each a mean over its rows of all processes, in parts that memory holds.
 
-        Returns the figures of all rows: their mean, or the largest where it is asked for.
+        Returns the figures of all rows: their mean, or the largest where it is asked for. Under no_grad it only measures them.
         """
         if not isinstance(update, Update) or not update.terms or not all(isinstance(term, Term) for term in update.terms):
             raise TypeError(f"updates must yield Update(network, [Term(rows, loss), ...]), and gave {update!r}")
@@ -190,9 +212,10 @@ class Optimisation:
             for numbers in self._parts(own, calls, limit):
                 values, seen = loss(numbers)
                 _check_rows("the loss", values, len(numbers))
-                if not values.requires_grad:
+                if values.requires_grad:
+                    self.scaler.scale(values.sum() / share).backward()
+                elif torch.is_grad_enabled():
                     raise TrainingError(f"iteration {iteration + 1}: the {update.network} received no gradient; {NO_GRADIENT}")
-                self.scaler.scale(values.sum() / share).backward()
                 for name, figure in seen.items():
                     _check_rows(f"the figure {name!r}", figure.values if isinstance(figure, Largest) else figure, len(numbers))
                     if isinstance(figure, Largest):
@@ -217,24 +240,27 @@ class Optimisation:
                 names = {name for known in self.world.every([*own]) for name in known}
                 own |= {name: missing for name in names - own.keys()}
         values = [value for _, value in sorted(means.items())]
-        averages = self.world.average_gradients(self._parameters(update.network), values)
+        learned = self._parameters(update.network) if torch.is_grad_enabled() else []
+        averages = self.world.average_gradients(learned, values)
         most = self.world.reduced([value for _, value in sorted(largest.items())], "max")
         return dict(zip(sorted(means), averages, strict=True)) | dict(zip(sorted(largest), most, strict=True))
 
     def _parameters(self, network: str) -> list[Tensor]:
         return [p for group in self.optimisers[network].param_groups for p in group["params"]]
 
-    def _step(self, name: str, iteration: int) -> float:
+    def _gradient_norm(self, name: str) -> float:
+        """The norm of a network's gradient, which for the policy is then clipped."""
+        self.scaler.unscale_(self.optimisers[name])
+        most = self.train.max_grad_norm if name == "policy" else 1e9
+        return float(whole(nn.utils.clip_grad_norm_(self._parameters(name), most)))
+
+    def _step(self, name: str, norm: float, iteration: int) -> None:
         optimiser = self.optimisers[name]
-        parameters = self._parameters(name)
-        self.scaler.unscale_(optimiser)
-        norm = float(whole(nn.utils.clip_grad_norm_(parameters, self.train.max_grad_norm if name == "policy" else 1e9)))
         if not math.isfinite(norm) and not self.scaler.is_enabled():
             raise TrainingError(f"iteration {iteration + 1}: the gradient of the {name} is not finite; lower train.lr")
         self.scaler.step(optimiser)  # with fp16 a step whose gradient overflowed is left out, and the scale lowered
         self.scaler.update()
         optimiser.zero_grad(set_to_none=True)
-        return norm
 
 
 def check_first_ratio(log_ratio: float, kl_floor: float, iteration: int) -> None:

@@ -23,6 +23,7 @@ from scoreaction.rewards import CountedReward, Reward
 from scoreaction.rewards._weighted import WeightedSum
 from scoreaction.sampling.replay import Replay
 from scoreaction.sampling.rollout import Sampler
+from scoreaction.sampling.steering import Steering, refuse_tokens
 from scoreaction.training.best_weights import Selection, check_metric
 from scoreaction.training.collector import Collector
 from scoreaction.training.evaluation import Evaluation
@@ -90,6 +91,7 @@ class Run:
         held_out: dict[str, RewardFunction] | None = None,
         recipe: str | None = None,
         online: Online | None = None,
+        steer: Steering | None = None,
     ) -> None:
         self.sampler, self.train = sampler or Sampler(**model.sampling), train or Train()
         self.evaluation = evaluation or Evaluation.of(model)
@@ -115,7 +117,7 @@ class Run:
         self.kept = output is not None
         """True if the run has a folder: the first process of the world writes it, and it alone has `folder`."""
         self.folder = RunFolder(output) if output is not None and self.world.leads else None
-        self.journal = None if self.folder is None else Journal(self.folder)
+        self.journal = None if self.folder is None else Journal(self.folder, self.train.trackers)
         self.rounds: Rounds | None = None
         if online is not None:
             queries = None if self.folder is None else self.folder.queries_path
@@ -142,6 +144,9 @@ class Run:
             group = min(batch, max(self.train.samples_per_prompt, batch / len(self.prompts or [None])))
             setting = Setting(model, self.sampler, objective, batch, self.conditions, group, self.world)
             self.learner: Learner = model.learner(algorithm, setting)
+        if self.evaluation.certificate:
+            refuse_tokens(model, "evaluation.certificate")
+        self.steering = None if steer is None else self._settled(steer)
         self.learner.networks.to(self.model.device)
         self._share([net for net in self.learner.networks.values() if not isinstance(net, Replay)])
         networks = {name: self.learner.networks[name] for name in self.learner.lr}
@@ -151,6 +156,14 @@ class Run:
         self.settings = settings_text(self) if recipe is None and self.kept else ""
         model.guidance, model.grid, model.prompts = self.sampler.guidance, self.sampler.grid, self.prompts
         model.off_below = self.sampler.off_below
+
+    def _settled(self, steer: Steering) -> Steering:
+        refuse_tokens(self.model, "steer")
+        sampler = self.evaluation.sampler(self.sampler)
+        try:
+            return steer.settled(differentiable=self.reward.differentiable, sampler=sampler, beta=self.beta)
+        except ValueError as error:
+            raise ValueError(str(error).replace("sampler.", "evaluation.")) from error
 
     def _place(self) -> None:
         """Puts the model on its device, in its precision, with the rows of its calls."""
@@ -174,6 +187,11 @@ class Run:
         """All processes begin with the first one's weights: nothing says that a script seeded them alike."""
         shared = {id(value): value for net in nets for value in [*net.parameters(), *net.buffers()]}
         self.world.share(shared.values())
+
+    @property
+    def beta(self) -> float:
+        """The beta of the optimum that is measured against: `evaluation.beta`, else the algorithm's own as it is now."""
+        return self.evaluation.beta or self.learner.beta
 
     @property
     def half(self) -> bool:
@@ -274,6 +292,7 @@ def settings_text(run: Run) -> str:
         "prompts": None if run.prompts is None else [str(prompt) for prompt in run.prompts],
         "evaluation": {**run.evaluation.model_dump(mode="json"), "held_out": [{"name": name} for name in run.held_out]},
         "online": None if run.online is None else run.online.model_dump(mode="json"),
+        "steer": None if run.steering is None else run.steering.model_dump(mode="json"),
     }
     return dump_yaml(json.loads(json.dumps(values, default=str)))
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 import json
 import math
 import os
@@ -17,6 +16,7 @@ from numpy.typing import NDArray
 from scoreaction.disk import PART, flush, remove, write_whole
 from scoreaction.errors import UserError
 from scoreaction.training.checkpoints import clear_parts, is_checkpoint
+from scoreaction.training.trackers import Names, Tracker, check_trackers, open_trackers
 from scoreaction.types import Values
 from scoreaction.yaml_text import parse_yaml, read_text
 
@@ -115,9 +115,11 @@ class RunFolder:
 class Journal:
     """The files of a run folder that grow or are rewritten from iteration to iteration."""
 
-    def __init__(self, folder: RunFolder) -> None:
+    def __init__(self, folder: RunFolder, trackers: Names | None) -> None:
         self.folder = folder
-        self._board: Any = None
+        self._names = trackers
+        self._trackers: list[Tracker] | None = None
+        check_trackers(trackers)
 
     def describe(self, recipe: str | None, settings: str) -> None:
         """Writes the recipe, or the settings of a run that has none; again each time, since a resumed run may be longer."""
@@ -130,25 +132,23 @@ class Journal:
         """Adds an iteration's metrics. What is not finite is null in JSON, which has no infinity."""
         with self.folder.metrics_path.open("a", encoding="utf-8") as file:
             file.write(json.dumps({key: value if math.isfinite(value) else None for key, value in metrics.items()}) + "\n")
-        if self._board is None and importlib.util.find_spec("tensorboard"):
-            from torch.utils.tensorboard import SummaryWriter
-
-            self._board = SummaryWriter(str(self.folder.tensorboard), purge_step=metrics["iteration"])
-        if self._board is not None:
-            for name, value in metrics.items():
-                self._board.add_scalar(name, value, metrics["iteration"])
+        if self._trackers is None:
+            settings, _ = read_description(self.folder.path)
+            self._trackers = open_trackers(self._names, self.folder.path, settings, metrics["iteration"])
+        for tracker in self._trackers:
+            tracker.log(metrics)
 
     def show(self, pictures: NDArray[Any], iteration: int) -> None:
-        """Adds pictures (n, C, height, width) in [0, 1] to the board of the run, where there is one."""
-        if self._board is not None:
-            self._board.add_images("samples", pictures, iteration)
+        """Adds pictures (n, C, height, width) in [0, 1] to the trackers of the run."""
+        for tracker in self._trackers or []:
+            tracker.show(pictures, iteration)
 
     def flush(self) -> None:
         """Flushes the log to the disk, and buffered events."""
         if self.folder.metrics_path.exists():
             flush(self.folder.metrics_path)
-        if self._board is not None:
-            self._board.flush()
+        for tracker in self._trackers or []:
+            tracker.flush()
 
 
 def _keep(path: Path, text: str) -> None:

@@ -14,6 +14,7 @@ from torch import Tensor
 from scoreaction.disk import whole, write_whole
 from scoreaction.training.evaluation import measure, measure_kl
 from scoreaction.training.run import Run
+from scoreaction.training.steering import certificate, steered_figures
 from scoreaction.training.token_task import exact_task
 
 
@@ -44,15 +45,23 @@ def summarise(run: Run, progress: Callable[[str], None] = lambda done: None) -> 
         samples = run.world.gather(samples[: len(run.world.stripe(kept))], kept)
         if run.folder is not None:
             _save_samples(run, kind, samples)
-    run.reward.queries = queries  # measuring is not training
     progress("KL")
     figures |= measure_kl(run.model, sampler, chosen.n, run.prompts, chosen.seed, run.world)
-    beta = optimum_beta(run)
+    beta = run.beta
     task = exact_task(run.model, run.reward.reward, beta)
     if task is not None:
         progress("distance to the optimum")
         exact = task.figures(run.model, sampler, chosen.n, chosen.seed, run.world)
         figures |= exact if all(map(math.isfinite, exact.values())) else {}
+    if run.steering is not None:
+        progress("steering")
+        figures |= steered_figures(run, sampler, run.steering, n=None, prompts=run.prompts, seed=chosen.seed)[0]
+    if chosen.certificate:
+        progress("certificate")
+        figures |= certificate(
+            run.model, sampler, run.reward, beta, n=chosen.n, prompts=run.prompts, seed=chosen.seed, world=run.world
+        )
+    run.reward.queries = queries  # measuring is not training
     figures |= {"beta": beta, **counts}
     if prompted:
         figures["prompts"] = [{"prompt": prompt, **means} for prompt, means in prompted.items()]
@@ -85,11 +94,6 @@ def finite(figures: dict[str, Any]) -> dict[str, Any]:
         return None if isinstance(value, float) and not math.isfinite(value) else value
 
     return known(figures)
-
-
-def optimum_beta(run: Run) -> float:
-    """The beta of the optimum that distances are measured to: `evaluation.beta`, else the algorithm's own as it is now."""
-    return run.evaluation.beta or run.learner.beta
 
 
 def _save_samples(run: Run, kind: str, samples: Tensor) -> None:

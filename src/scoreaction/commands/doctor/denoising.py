@@ -20,19 +20,22 @@ SNRS = (64.0, 16.0, 4.0, 1.0, 0.25)
 """Signal-to-noise ratios that are checked at, for samples as wide as the model's own."""
 EXACT = {"solver": "dpmpp_2m", "eta": 0.0, "steps": 50, "grid": "power", "guidance": 1.0}
 """A sampler that ends at the model's law itself; a coarse one of the SDE ends beside it, and the check would see that."""
-NUMBERS = 4096
+NUMBERS = 2**14
 """Numbers that the samples have in all, at least."""
 TOLERANCE = 0.12
 """Error of the identity that a trained network may have; those that ship have 0.07 at most, wrong processes 0.24 at least."""
+EXCESS = 0.01
+"""Mean square error of eps, beside the unavoidable, of a network of little training: it shows where little is known of eps."""
 WIDEST = 512
 """Dimensions up to which each direction is looked at."""
 
 
 class Level(NamedTuple):
-    """A noise level: the ratio of the identity and its standard error, the error of eps, and that of the best straight line."""
+    """A level: the ratio of the identity and its standard error, the mean square of eps_hat, errors of eps and of a line."""
 
     ratio: float
     deviation: float
+    square: float
     error: float
     line: float
 
@@ -73,7 +76,7 @@ def _level(eps: Tensor, eps_hat: Tensor, snr: float) -> Level:
     products, squares = (eps * eps_hat).sum(1), eps_hat.square().sum(1)
     ratio = float(products.sum() / squares.sum())
     deviation = float((products - ratio * squares).std() / squares.mean()) / math.sqrt(len(eps))
-    return Level(ratio, deviation, float((eps_hat - eps).square().mean()), snr / (1 + snr))
+    return Level(ratio, deviation, float(eps_hat.square().mean()), float((eps_hat - eps).square().mean()), snr / (1 + snr))
 
 
 def _judge(levels: list[Level]) -> Finding:
@@ -86,8 +89,12 @@ def _judge(levels: list[Level]) -> Finding:
     remedy = "predicts, process, or the direction and unit of t do not fit this network, or it was never trained"
     if not all(level.error <= 1.0 + 4 * level.deviation for level in levels):
         return Finding(check, "wrong", f"{seen}: it knows less than nothing", remedy)
-    if not all(abs(level.ratio - 1) <= TOLERANCE + 4 * level.deviation for level in levels):
-        return Finding(check, "wrong", f"{seen}; E[eps eps_hat]/E[eps_hat^2] is {ratios}, and 1 of a posterior mean", remedy)
+    beyond = [abs(level.ratio - 1) - TOLERANCE - 3 * level.deviation for level in levels]
+    if not all(off <= 0 for off in beyond):
+        seen = f"{seen}; E[eps eps_hat]/E[eps_hat^2] is {ratios}, and 1 of a posterior mean"
+        if all(off <= EXCESS / level.square for off, level in zip(beyond, levels, strict=True)):
+            return Finding(check, "note", seen, "a schedule that is nearly this network's, or one that needs more training")
+        return Finding(check, "wrong", seen, remedy)
     bent = max(level.error / level.line for level in levels)
     if bent > 1.15:
         return Finding(check, "note", f"{seen}: {bent:.2g} times that of the best straight line", f"perhaps {remedy}")

@@ -1,0 +1,136 @@
+"""Score as Action and SQDF on random exact tasks: no run diverges, and how far the worst are from the optimum.
+
+python -m benchmarks.stability                          # results/stability.csv and its tables; resumes
+python -m benchmarks.stability --only 007/ 012/         # runs whose name contains one of these
+
+A task is drawn from its number: a Gaussian mixture of 1 to 32 dimensions and 1 to 8 modes, of unequal weights and standard
+deviations from 0.05 to 1; a linear, concave or convex quadratic reward of standard deviation 1 on it, beta from 0.1 to 5; VP,
+VE or flow; 5 to 100 training steps, 32 to 512 trajectories, a learning rate from 3e-4 to 5e-3. Numbers on a scale are drawn
+evenly in their logarithm. An optimum of more than 6 nats, or less than 0.02, is drawn again, and so are, for the time, more
+than 8192 states an iteration. The budget is 60 iterations, whatever the task.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from typing import Any
+
+import torch
+from _harness import Figures, arguments, built, run_jobs, summary
+from torch import Tensor
+
+TASKS, ITERATIONS = 100, 60
+TRAINERS = ("score_action", "sqdf")
+LEAST_NATS, MOST_NATS = 0.02, 6.0
+MOST_STATES = 8192
+SHAPES = ("linear", "concave", "convex")
+
+
+class Draw:
+    """Random numbers of one task."""
+
+    def __init__(self, task: int) -> None:
+        self.generator = torch.Generator().manual_seed(1000 + task)
+
+    def uniform(self, low: float, high: float) -> float:
+        """A number between two, evenly."""
+        return low + (high - low) * float(torch.rand((), generator=self.generator, dtype=torch.float64))
+
+    def scale(self, low: float, high: float) -> float:
+        """A number between two, evenly in its logarithm."""
+        return math.exp(self.uniform(math.log(low), math.log(high)))
+
+    def count(self, low: int, high: int) -> int:
+        """A whole number from low to high, evenly in its logarithm."""
+        return min(int(self.scale(low, high + 1)), high)
+
+    def one(self, names: tuple[str, ...]) -> str:
+        """One of these."""
+        return names[int(torch.randint(len(names), (), generator=self.generator))]
+
+    def normal(self, *shape: int) -> Tensor:
+        """Standard normal numbers."""
+        return torch.randn(*shape, generator=self.generator, dtype=torch.float64)
+
+
+def settings(task: int) -> dict[str, Any]:
+    """The settings of a task over the recipe mixture, by key; the first draw whose optimum costs a fitting number of nats."""
+    from scoreaction.diffusion.mixtures import Mixture, Quadratic
+
+    draw = Draw(task)
+    while True:
+        d, k = draw.count(1, 32), draw.count(1, 8)
+        weights = torch.softmax(draw.normal(k), 0)
+        stds = torch.tensor([draw.scale(0.05, 1.0) for _ in range(k)], dtype=torch.float64)
+        law = Mixture(weights, 1.5 * draw.normal(k, d), stds[:, None, None] ** 2 * torch.eye(d, dtype=torch.float64))
+        shape, beta = draw.one(SHAPES), draw.scale(0.1, 5.0)
+        direction = draw.normal(d)
+        center = law.sample(1, draw.generator)[0] + 0.5 * draw.normal(d)
+        q = {
+            "linear": 0.0,
+            "concave": draw.scale(0.1, 10.0),
+            "convex": -draw.uniform(0.1, 0.5) * beta / float(stds.max()) ** 2,
+        }[shape]
+        reward = Quadratic(q * torch.eye(d, dtype=torch.float64), direction, center)
+        spread = float(reward(law.sample(4096, draw.generator)).std())
+        scale = 1 / spread if shape != "convex" else min(1.0, 1 / spread)
+        setting = {
+            "model": {"name": "gaussian_mixture", "means": law.means.tolist(), "weights": weights.tolist(),
+                      "std": stds.tolist(), "process": draw.one(("vp", "ve", "flow"))},
+            "reward": {"name": "quadratic", "center": center.tolist(), "curvature": scale * q,
+                       "linear": (scale * direction).tolist()},
+            "sampler.steps": draw.count(5, 100),
+            "train.batch": 2 * draw.count(16, 256),
+            "train.lr": draw.scale(3e-4, 5e-3),
+        }  # fmt: skip
+        fitted = Quadratic(scale * reward.Q, scale * direction, center)
+        states = setting["sampler.steps"] * setting["train.batch"]
+        if LEAST_NATS <= law.optimum(fitted, beta).kl_nats <= MOST_NATS and states <= MOST_STATES:
+            return {**setting, "beta": beta, "shape": shape}
+
+
+def train(task: int, trainer: str, iterations: int) -> Figures:
+    """One run: what was drawn, whether it went to its end, its summary, and the largest path KL of an iteration."""
+    from scoreaction.rewards import RewardError
+    from scoreaction.training.optimizer import TrainingError
+
+    drawn = settings(task)
+    shape, beta, model = drawn.pop("shape"), drawn.pop("beta"), drawn["model"]
+    keys = {**drawn, "algorithm": {"name": trainer, "beta": beta}, "train.iterations": iterations, "train.seed": task}
+    keys |= {"evaluation.n": 2048, "evaluation.steps": 50}
+    tuner = built("mixture", *(f"{key}={json.dumps(value)}" for key, value in keys.items()))
+    moved, taken, finished = 0.0, 0.0, True
+    try:
+        for metrics in tuner:
+            moved, taken = max(moved, metrics["kl_to_old"]), taken + metrics.get("taken_back", 0.0)
+    except (TrainingError, RewardError) as error:
+        finished = False
+        print(f"task {task}, {trainer}: {error}", flush=True)
+    try:
+        measured = {
+            key: value if math.isfinite(value) else math.inf for key, value in summary(tuner).items() if value is not None
+        }
+    except (TrainingError, RewardError):
+        finished = False
+        measured = dict.fromkeys(("reward_tuned", "kl_nats", "distance_to_optimum"), math.inf)
+    figures = {
+        "task": task, "trainer": trainer, "dimension": len(model["means"][0]), "modes": len(model["means"]),
+        "least_weight": min(model["weights"]), "least_std": min(model["std"]), "shape": shape, "process": model["process"],
+        "beta": beta, "steps": drawn["sampler.steps"], "batch": drawn["train.batch"], "lr": drawn["train.lr"],
+        "finished": int(finished), "most_moved": moved, "taken_back": taken, "iterations": tuner.iteration,
+    }  # fmt: skip
+    return measured | figures
+
+
+def jobs() -> dict[str, Figures]:
+    """All runs by name."""
+    return {
+        f"{task:03d}/{trainer}": {"task": task, "trainer": trainer, "iterations": ITERATIONS}
+        for task in range(TASKS)
+        for trainer in TRAINERS
+    }
+
+
+if __name__ == "__main__":
+    run_jobs(train, jobs(), arguments(__doc__ or "", "stability").parse_args())

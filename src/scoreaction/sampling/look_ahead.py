@@ -1,0 +1,27 @@
+"""The look-ahead `r(x0_hat(x))`: the reward of the clean sample that a model predicts from x, and its gradient in x."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import TypeVar
+
+import torch
+from torch import Tensor
+
+R = TypeVar("R")
+
+
+def look_ahead(x: Tensor, value: Callable[[Tensor], tuple[Tensor, R]], *, gradient: bool) -> tuple[Tensor, Tensor, R]:
+    """The value at each x, its gradient, and what `value` evaluated on the way.
+
+    `value(x) -> (values (rows,), record)`, x (rows, *shape). Without `gradient` no graph is built and the gradient is zero.
+
+    >>> value, grad, _ = look_ahead(torch.tensor([[3.0]]), lambda x: ((x**2).sum(1), None), gradient=True)
+    >>> value.tolist(), grad.tolist()
+    ([9.0], [[6.0]])
+    """
+    with torch.set_grad_enabled(gradient):
+        leaf = x.detach().requires_grad_(gradient)
+        values, record = value(leaf)
+        grad = torch.autograd.grad(values.sum(), leaf)[0] if gradient else torch.zeros_like(leaf)
+    return values.detach(), grad, record

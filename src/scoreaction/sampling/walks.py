@@ -1,0 +1,353 @@
+"""Groups of particles on their way from noise to samples, by each method of steering."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from scoreaction.diffusion.kl import drift_rate, path_kl
+from scoreaction.diffusion.noise import RowNoise, normal
+from scoreaction.diffusion.predictions import expand, projected
+from scoreaction.diffusion.solvers import noise_std
+from scoreaction.diffusion.transitions import Transition, sum_event
+from scoreaction.errors import Failed
+from scoreaction.networks.conditions import take
+from scoreaction.networks.memory import fitting
+from scoreaction.networks.model import Model
+from scoreaction.sampling.look_ahead import look_ahead
+from scoreaction.sampling.particles import Particles, categorical, uniform
+from scoreaction.sampling.rollout import Chosen, Sampler, act, trajectory
+from scoreaction.sampling.steering import BY_SVDD, BY_WEIGHTS, Steering
+from scoreaction.types import Conditions, Prediction
+
+Score = Callable[[Tensor, list[Any] | None], Callable[[], Tensor]]
+"""Begins to score x0 (rows, *shape), before decoding, with a prompt each; calling the result gives the rewards (rows,)."""
+
+
+@dataclass(frozen=True)
+class Walked:
+    """The ends of groups: x0 (groups, M, *shape), weights and rewards (groups, M), and figures of each group.
+
+    rewards are zero where the method does not query them. kl: what the choices cost at most, (groups,) nats. shares (groups,
+    weighings): effective shares.
+    """
+
+    x0: Tensor
+    log_weights: Tensor
+    log_z: Tensor
+    rewards: Tensor
+    kl: Tensor
+    shares: Tensor
+
+
+class Walk:
+    """The particles of some groups: row `group * M + particle`; each group has a stream of noise of its own.
+
+    prompt (groups,): the numbers of the groups' prompts in `texts` and in the conditions.
+    """
+
+    def __init__(
+        self,
+        model: Model,
+        sampler: Sampler,
+        steering: Steering,
+        score: Score,
+        *,
+        conditions: Conditions,
+        texts: list[Any] | None,
+        prompt: Tensor,
+        noise: RowNoise,
+        reference: bool,
+    ) -> None:
+        self.model, self.sampler, self.steering, self.noise = model, sampler, steering, noise
+        self.process, self.solver, self.times = model.process, sampler.find(), sampler.times(model.process)
+        self.groups, self.m, self.prompt = len(prompt), steering.particles or 1, prompt
+        self.every_prompt, self.texts, self.begin = prompt.repeat_interleave(self.m), texts, score
+        self.beta = steering.beta or math.inf
+        pretrained = partial(model.reference, guidance=sampler.guidance)
+        policy = pretrained if reference else partial(act, model, sampler)
+        self.policy, self.pretrained = (partial(predict, conditions=conditions) for predict in (policy, pretrained))
+        noisy = (noise_std(self.process, self.times[:-1], self.times[1:], sampler.eta) > 0).nonzero().flatten()
+        self.last_noisy = int(noisy[-1]) if len(noisy) else -1
+        self.queries = 0
+
+    def walk(self) -> Walked:
+        """The groups' ends by the method of the settings."""
+        method = self.steering.method
+        if method in BY_SVDD:
+            return _Svdd(self).walk()
+        if method in BY_WEIGHTS:
+            return _Weighted(self).walk()
+        return _best_of(self) if method == "best_of" else _Guided(self).walk()
+
+    def start(self, each: int) -> Tensor:
+        """x at t = 1, (groups * each, *shape)."""
+        return (self.process.prior_std * self.normal(each)).to(self.model.device)
+
+    def normal(self, each: int, dtype: torch.dtype = torch.float32) -> Tensor:
+        """Noise of `each` rows of every group, (groups * each, *shape)."""
+        return normal((self.groups, each, *self.model.shape), self.noise, dtype).flatten(0, 1)
+
+    def drawn(self, transition: Transition) -> Tensor:
+        """The states that a transition leads to, (groups * M, *shape)."""
+        mean = transition.mean
+        if float(transition.std) == 0:
+            return mean
+        return mean + expand(transition.std, mean) * self.normal(self.m, mean.dtype).to(mean.device)
+
+    def follow(self, predict: Callable[[Tensor, Tensor], Prediction], x: Tensor, choose: Any) -> Tensor:
+        """The end of a trajectory whose next states are chosen by `choose(step, transition, t, s)`."""
+        steps: Iterator[int] = iter(range(self.sampler.steps))
+
+        def chosen(transition: Transition, t: Tensor, s: Tensor) -> Chosen:
+            return choose(next(steps), transition, t, s)
+
+        visits = trajectory(predict, self.process, x, self.times, solver=self.solver, eta=self.sampler.eta, choose=chosen)
+        for visit in visits:
+            x = visit.x_next
+        return x
+
+    def scored(self, step: int) -> bool:
+        """True for each `every`-th step, counted from the last one with noise."""
+        return step <= self.last_noisy and (self.last_noisy - step) % self.steering.every == 0
+
+    def is_end(self, t: Tensor) -> bool:
+        """True at the end of the grid, where x is the sample itself."""
+        return float(t) == float(self.times[-1])
+
+    def score(self, x0: Tensor, prompt: Tensor) -> Callable[[], Tensor]:
+        """Begins to score; counted in `queries`."""
+        self.queries += len(x0)
+        return self.begin(x0, None if self.texts is None else [self.texts[number] for number in prompt.tolist()])
+
+    def look(
+        self, x: Tensor, t: Tensor, predict: Callable[..., Prediction], *, gradient: bool
+    ) -> tuple[Tensor, Tensor, Prediction | None]:
+        """The value `r(x0_hat(x))` (rows,), its gradient in x (zero unless asked for) and the prediction, as memory holds it.
+
+        At the end of the grid it is the reward of x itself, and there is no prediction. Without gradient a reward that works
+        in the background scores one part while the next is predicted.
+        """
+        whole, rows = self.is_end(t), torch.arange(len(x))
+
+        def value(part: Tensor, x: Tensor) -> tuple[Callable[[], Tensor], Prediction | None]:
+            prompt = take(self.every_prompt, part)
+            prediction = None if whole else predict(x, t, prompt=prompt)
+            return self.score(x if prediction is None else prediction.x0, prompt), prediction
+
+        def now(part: Tensor, x: Tensor) -> tuple[Tensor, Prediction | None]:
+            scores, prediction = value(part, x)
+            return scores(), prediction
+
+        def work(limit: int) -> tuple[Tensor, Tensor, Prediction | None]:
+            parts = rows.split(limit)
+            if gradient:
+                seen = [look_ahead(take(x, part), partial(now, part), gradient=True) for part in parts]
+                values, grads, predictions = zip(*seen, strict=True)
+                return torch.cat(values), torch.cat(grads), _joined(predictions)
+            begun = [value(part, take(x, part)) for part in parts]
+            return torch.cat([scores() for scores, _ in begun]), torch.zeros_like(x[:0]), _joined([p for _, p in begun])
+
+        return fitting(self.model, len(x), work)
+
+
+def _joined(parts: Any) -> Prediction | None:
+    if parts[0] is None:
+        return None
+    return Prediction(*(torch.cat([part.detach() for part in both]) for both in zip(*parts, strict=True)))
+
+
+def _best_of(walk: Walk) -> Walked:
+    """M whole samples of each group, weighted by exp(r/beta) or, for argmax, by the best alone."""
+    policy = partial(walk.policy, prompt=walk.every_prompt)
+    x0 = walk.follow(policy, walk.start(walk.m), lambda step, transition, t, s: Chosen(walk.drawn(transition)))
+    rewards, _, _ = walk.look(x0, walk.times[-1], policy, gradient=False)
+    rewards = rewards.double().cpu().view(walk.groups, walk.m)
+    particles = Particles(walk.groups, walk.m)
+    particles.weigh(rewards / walk.beta)
+    log_weights, kl = chosen_kl(rewards / walk.beta, argmax=walk.steering.select == "argmax", scores=rewards)
+    x0 = x0.unflatten(0, (walk.groups, walk.m))
+    return Walked(x0, log_weights, particles.log_z, rewards, kl, torch.stack(particles.shares, 1))
+
+
+def chosen_kl(log_weights: Tensor, *, argmax: bool, scores: Tensor) -> tuple[Tensor, Tensor]:
+    """Log weights of a choice among M, and its KL to a choice at random (groups,): `sum_j w_j log(M w_j)`, a bound.
+
+    Of the best of M it is exact, `log M - (M-1)/M`, where no two are equal.
+    """
+    m = log_weights.shape[1]
+    if argmax:
+        best = torch.full_like(scores, -math.inf).scatter(1, scores.argmax(1, keepdim=True), 0.0)
+        return best, torch.full((len(scores),), math.log(m) - (m - 1) / m, dtype=torch.float64)
+    normalised = log_weights - torch.logsumexp(log_weights, 1, keepdim=True)
+    return log_weights, (normalised.exp() * (normalised + math.log(m))).sum(1)
+
+
+class _Svdd:
+    """In each scored step one of M candidates is kept: `j ~ softmax(v(s, x_s^j)/T)`."""
+
+    def __init__(self, walk: Walk) -> None:
+        self.walk_, m, eta = walk, walk.m, walk.sampler.eta
+        published = walk.steering.method == "svdd_published"
+        self.temperature = walk.beta if published else walk.beta * eta**2 / drift_rate(eta) * (m - 1) / m
+        self.argmax = walk.steering.select == "argmax"
+        self.kl = torch.zeros(walk.groups, dtype=torch.float64)
+
+    def walk(self) -> Walked:
+        walk = self.walk_
+        x0 = walk.follow(self.predict, walk.start(1).repeat_interleave(walk.m, 0), self.choose)
+        nothing = torch.zeros(walk.groups, 1, dtype=torch.float64)
+        return Walked(x0[:: walk.m, None], nothing, nothing[:, 0], nothing, self.kl, torch.ones(walk.groups, 1))
+
+    def predict(self, x: Tensor, t: Tensor) -> Prediction:
+        """The prediction for all candidates; at the start they are alike, and one is evaluated."""
+        walk = self.walk_
+        if float(t) == float(walk.times[0]):
+            one = walk.policy(x[:: walk.m], t, prompt=walk.prompt)
+            return Prediction(*(part.repeat_interleave(walk.m, 0) for part in one))
+        return walk.policy(x, t, prompt=walk.every_prompt)
+
+    def choose(self, step: int, transition: Transition, t: Tensor, s: Tensor) -> Chosen:
+        walk = self.walk_
+        x = walk.drawn(transition)
+        if not walk.scored(step):
+            return Chosen(x)
+        values, _, prediction = walk.look(x, s, walk.policy, gradient=False)
+        values = values.double().cpu().view(walk.groups, walk.m)
+        log_weights, kl = chosen_kl(values / self.temperature, argmax=self.argmax, scores=values)
+        self.kl += kl
+        kept = torch.arange(walk.groups) * walk.m + categorical(log_weights, uniform(walk.groups, walk.noise))
+        parents = kept.repeat_interleave(walk.m)
+        return Chosen(take(x, parents), None if prediction is None else take(prediction, parents), parents)
+
+
+class _Weighted:
+    """Sequential Monte Carlo: `log w += (v(s, x_s) - v(t, x_t))/beta + log p(x_s | x_t) - log q(x_s | x_t)`, q the proposal.
+
+    The first weight is `exp(v(1, x_1)/beta)`, and the last value is the reward itself: the estimate of Z has no bias.
+    """
+
+    def __init__(self, walk: Walk) -> None:
+        self.walk_, self.particles = walk, Particles(walk.groups, walk.m)
+        self.twisted = walk.steering.method == "twisted"
+        self.corrects = walk.steering.target == "reference"
+        self.pending = torch.zeros(walk.groups, walk.m, dtype=torch.float64)
+        self.x = walk.start(walk.m)
+        self.values = torch.zeros(len(self.x), dtype=torch.float64)
+        self.grad: Tensor | None = None
+        self.known: Prediction | None = None
+
+    def walk(self) -> Walked:
+        walk = self.walk_
+        self.weigh(walk.times[0], resample=True)
+        x0 = walk.follow(self.predict, self.x, self.choose).unflatten(0, (walk.groups, walk.m))
+        rewards, kl = self.values.view(walk.groups, walk.m), torch.zeros(walk.groups, dtype=torch.float64)
+        shares = torch.stack(self.particles.shares, 1)
+        return Walked(x0, self.particles.log_weights, self.particles.log_z, rewards, kl, shares)
+
+    def predict(self, x: Tensor, t: Tensor) -> Prediction:
+        """That of the model that proposes, which is known at the start unless another one is tilted."""
+        walk = self.walk_
+        if self.known is not None and not self.corrects and float(t) == float(walk.times[0]):
+            return self.known
+        return walk.policy(x, t, prompt=walk.every_prompt)
+
+    def weigh(self, t: Tensor, *, resample: bool) -> Tensor | None:
+        """Scores the states at t and adds to the weights; resamples, and returns the parents where it did."""
+        walk = self.walk_
+        predict = walk.pretrained if self.corrects else walk.policy
+        gradient = self.twisted and not walk.is_end(t)
+        values, grad, self.known = walk.look(self.x, t, predict, gradient=gradient)
+        values, self.grad = values.double().cpu(), grad if gradient else None
+        self.particles.weigh((values - self.values).view_as(self.pending) / walk.beta + self.pending)
+        self.values, self.pending = values, torch.zeros_like(self.pending)
+        parents = self.particles.resample(walk.steering.ess, walk.noise) if resample else None
+        if parents is not None:
+            self.x, self.values = take(self.x, parents), take(self.values, parents)
+            self.grad, self.known = take(self.grad, parents), take(self.known, parents)  # None stays None
+        return parents
+
+    def choose(self, step: int, transition: Transition, t: Tensor, s: Tensor) -> Chosen:
+        walk = self.walk_
+        target: Any = transition
+        proposal = transition
+        if self.corrects:
+            assert self.known is not None
+            predict = partial(walk.pretrained, prompt=walk.every_prompt)
+            target = walk.solver.step(walk.process, predict, self.known, self.x, t, s, walk.sampler.eta, None)
+        elif self.grad is not None:
+            shift = expand(transition.std**2 / walk.beta, self.grad) * self.grad
+            proposal = Transition(transition.mean + shift, transition.std)
+        if float(transition.std) == 0:  # no density: the law that is tilted acts
+            self.x = target.mean
+        else:
+            self.x = walk.drawn(proposal)
+            if proposal is not target:
+                self.pending += target.log_ratio(proposal, self.x).double().cpu().view_as(self.pending)
+        parents = None
+        if walk.scored(step) or walk.is_end(s):
+            parents = self.weigh(s, resample=not walk.is_end(s))
+        else:
+            self.known = walk.pretrained(self.x, s, prompt=walk.every_prompt) if self.corrects else None
+        return Chosen(self.x, None if self.corrects else self.known, parents)
+
+
+class _Guided:
+    """The score of the noised tilted law as far as v knows it: `eps - sigma grad v/beta`, at every eta and by every solver."""
+
+    def __init__(self, walk: Walk) -> None:
+        self.walk_ = walk
+        self.moved: dict[float, Prediction] = {}
+        """The norms of the moves of both predictions at each time of the grid, (groups, 1)."""
+
+    def walk(self) -> Walked:
+        walk = self.walk_
+        x0 = walk.follow(self.predict, walk.start(1), self.choose)
+        self.check(x0, walk.times[-1])
+        moves = [self.moved[float(t)] for t in walk.times[:-1]]
+        difference = Prediction(*(torch.stack(both) for both in zip(*moves, strict=True)))
+        kl = path_kl(walk.process, walk.times, difference, walk.sampler.eta or 1.0)
+        nothing = torch.zeros(walk.groups, 1, dtype=torch.float64)
+        return Walked(x0[:, None], nothing, nothing[:, 0], nothing, kl, torch.ones(walk.groups, 1))
+
+    def check(self, x: Tensor, t: Tensor) -> None:
+        walk = self.walk_
+        if not bool(torch.isfinite(x).all()):
+            raise Failed(
+                f"steer: guidance diverged at t = {float(t):.3g} (beta {walk.beta:g}, {walk.sampler.steps} steps); raise"
+                " steer.beta or sampler.steps, or use twisted, smc or svdd"
+            )
+
+    def predict(self, x: Tensor, t: Tensor) -> Prediction:
+        """The guided prediction; at alpha = 0, where the score says nothing of x0, the model's own."""
+        walk, process = self.walk_, self.walk_.process
+        self.check(x, t)
+        alpha, sigma = process.alpha(t), process.sigma(t)
+        if float(alpha) == 0:
+            return walk.policy(x, t, prompt=walk.every_prompt)
+        _, grad, prediction = walk.look(x, t, walk.policy, gradient=True)
+        assert prediction is not None
+        move = grad / walk.beta
+        by = Prediction(expand(sigma**2 / alpha, move) * move, expand(-sigma, move) * move)
+        self.remember(t, by)
+        guided = Prediction(*(part + change for part, change in zip(prediction, by, strict=True)))
+        return guided if walk.model.project is None else projected(process, t, guided, walk.model.project)
+
+    def remember(self, t: Tensor, by: Prediction) -> None:
+        self.moved[float(t)] = Prediction(*(sum_event(part**2).sqrt()[:, None].double().cpu() for part in by))
+
+    def choose(self, step: int, transition: Transition, t: Tensor, s: Tensor) -> Chosen:
+        """The next states; from alpha = 0 they are moved by `k^2 grad v(s, mean)/beta`."""
+        walk = self.walk_
+        if float(walk.process.alpha(t)) == 0:
+            _, grad, _ = walk.look(transition.mean, s, walk.policy, gradient=True)
+            move = expand(transition.std**2 / walk.beta, grad) * grad
+            self.remember(t, Prediction(move / expand(walk.process.alpha(s), move), torch.zeros_like(move)))
+            transition = Transition(transition.mean + move, transition.std)
+        return Chosen(walk.drawn(transition))

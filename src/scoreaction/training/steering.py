@@ -1,0 +1,233 @@
+"""Steered samples of a model, what they are worth, and how far a policy is from the optimum that steering knows."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from scoreaction.diffusion.noise import RowNoise
+from scoreaction.diffusion.solvers import GridName, SolverName, ddim_step
+from scoreaction.networks.model import Model
+from scoreaction.rewards import CountedReward
+from scoreaction.rewards._reward import check_graph
+from scoreaction.rewards._weighted import WeightedSum
+from scoreaction.sampling.draw import distinct_prompts, spread_prompts
+from scoreaction.sampling.rollout import Sampler, act, trajectory
+from scoreaction.sampling.steer import Steered, steer_x0
+from scoreaction.sampling.steering import Method, Returns, Steering, refuse_tokens
+from scoreaction.sampling.walks import Score
+from scoreaction.training.evaluation import ExactTask, measure, refuse_diverged, standard_error
+from scoreaction.training.run import Run
+from scoreaction.types import RewardFunction
+from scoreaction.world import ALONE, World
+
+
+def scoring(model: Model, reward: CountedReward) -> Score:
+    """The scores of samples before decoding, as steering asks for them."""
+
+    def begin(x0: Tensor, texts: list[Any] | None) -> Callable[[], Tensor]:
+        scores = reward.begin_decoded(x0, model.decode, texts)
+        return lambda: check_graph(reward.name, scores())
+
+    return begin
+
+
+def settled(steering: Steering, reward: CountedReward, sampler: Sampler, beta: float, *, tuned: bool = True) -> Steering:
+    """The settings with every default in its place; ValueError where reward or sampler cannot give what they need."""
+    return steering.settled(differentiable=reward.differentiable, sampler=sampler, beta=beta, tuned=tuned)
+
+
+def chunk_of(model: Model) -> int:
+    """Samples at a time: as many as fit a modest memory."""
+    return max(16, min(8192, 2**21 // math.prod(model.shape)))
+
+
+def steer(
+    model: Model,
+    reward: RewardFunction | Callable[[Tensor, Any], Tensor],
+    *,
+    n: int,
+    method: Method = "auto",
+    particles: int | None = None,
+    beta: float | None = None,
+    select: str | None = None,
+    target: str = "model",
+    every: int = 1,
+    ess: float = 0.5,
+    returns: Returns = "one",
+    steps: int = 50,
+    eta: float = 1.0,
+    solver: SolverName = "ddim",
+    seed: int = 0,
+    guidance: float | None = None,
+    grid: GridName | None = None,
+    prompts: list[Any] | None = None,
+    reference: bool = False,
+) -> Steered:
+    """n samples of a model, the tuned one or with `reference` the base, steered towards a reward without training.
+
+    reward: `fn(samples, prompts) -> (n,)` or a `Reward`; the keys from method to returns are those of `Steering`, and the
+    rest is as in `sample`. The result has `x0` (n, *shape), before decoding, its `prompts` and `figures` with what it took:
+    `model.decode(result.x0)` are the samples. ValueError, with the remedy, for settings that do not go together.
+
+    >>> import scoreaction as sa
+    >>> model = sa.models.gaussian_mixture.build(sa.models.gaussian_mixture.Config())
+    >>> steered = steer(model, lambda x, prompts: x[:, 0], n=3, beta=0.5, particles=4, steps=5)
+    >>> steered.x0.shape, steered.figures["queries_per_sample"]
+    (torch.Size([3, 2]), 24.0)
+    """
+    if n < 1:
+        raise ValueError(f"n: must be at least 1 (got {n})")
+    sampler = Sampler(
+        solver=solver, steps=steps, eta=eta, off_below=model.off_below,
+        guidance=model.guidance if guidance is None else guidance, grid=grid or model.grid,
+    )  # fmt: skip
+    chosen: dict[str, Any] = {"method": method, "particles": particles, "beta": beta, "select": select, "target": target}
+    counted = CountedReward(reward)
+    steering = Steering(**chosen, every=every, ess=ess, returns=returns)
+    return steer_x0(
+        model, sampler, settled(steering, counted, sampler, 0.0, tuned=not reference), scoring(model, counted),
+        n=n, prompts=prompts or model.prompts, seed=seed, reference=reference, chunk=chunk_of(model),
+    )  # fmt: skip
+
+
+def steered(
+    run: Run,
+    sampler: Sampler,
+    steering: Steering,
+    *,
+    n: int,
+    prompts: list[Any] | None,
+    seed: int,
+    reference: bool = False,
+    progress: Callable[[int], None] = lambda drawn: None,
+) -> Steered:
+    """n steered samples of a run's model by its reward; ValueError where they do not go with the settings."""
+    chosen = settled(steering, run.reward, sampler, run.beta, tuned=not reference)
+    if isinstance(run.reward.reward, WeightedSum) and run.reward.reward.unsettled:  # its scale is the pretrained model's
+        many = run.evaluation.n
+        measure(run.model, sampler, run.reward, {}, n=many, prompts=prompts, seed=seed, reference=True, world=run.world)
+    return steer_x0(
+        run.model, sampler, chosen, scoring(run.model, run.reward), n=n, prompts=prompts, seed=seed, reference=reference,
+        chunk=chunk_of(run.model), world=run.world, progress=progress,
+    )  # fmt: skip
+
+
+def steered_figures(
+    run: Run,
+    sampler: Sampler,
+    steering: Steering,
+    *,
+    n: int | None,
+    prompts: list[Any] | None,
+    seed: int,
+    reference: bool = False,
+    progress: Callable[[int], None] = lambda drawn: None,
+) -> tuple[dict[str, Any], Tensor]:
+    """Reward, held-out rewards and diversity of steered samples, on exact tasks their distance, costs; and the samples.
+
+    n None is as many as one measurement draws trajectories for. Keys end in `_steered` where those of a summary end in
+    `_tuned`. The samples are this process's, decoded.
+    """
+    m = 1 if steering.returns == "all" else steering.particles or 1
+    result = steered(
+        run, sampler, steering, n=n or max(16, run.evaluation.n // m), prompts=prompts, seed=seed, reference=reference,
+        progress=progress,
+    )  # fmt: skip
+    n = len(result.x0)
+    measured, samples = measure(
+        run.model, sampler, run.reward, run.held_out, n=n, prompts=prompts, seed=seed, reference=reference,
+        chunk=chunk_of(run.model), world=run.world, drawn=result.x0,
+    )  # fmt: skip
+    measured.pop("by_prompt", None)
+    figures: dict[str, Any] = {"n_steered": n}
+    for name, value in measured.items():
+        figures[f"{name.removesuffix('_se')}_steered{'_se' if name.endswith('_se') else ''}"] = value
+    task = ExactTask.of(run.model, run.reward.reward, run.beta)
+    if task is not None:
+        figures["distance_steered"] = task.distance(lambda _: result.x0, n, seed, repeats=1)
+        figures["distance_steered_floor"] = task.floor(n, seed)
+    return figures | result.figures, samples
+
+
+CERTIFIED = 4096
+"""Trajectories of the policy at most, and of the pretrained model's particles, that a certificate is measured on."""
+
+
+@torch.no_grad()
+def certificate(
+    model: Model,
+    sampler: Sampler,
+    reward: CountedReward,
+    beta: float,
+    *,
+    n: int,
+    prompts: list[Any] | None,
+    seed: int,
+    world: World = ALONE,
+) -> dict[str, float]:
+    """`gap_nats`: KL of the averaged policy's chain to the optimal one's, with its standard error, and log Z with its own.
+
+    `log Z - (E r - beta KL)/beta`, r and the chain KL of the policy and Z that of the pretrained chain under exp(r/beta), by
+    twisted or plain sequential Monte Carlo: zero for the optimum of this chain and positive for all others, whether the
+    optimum is known or not. With prompts the mean over them. Where the sampler is deterministic (or looks back) the chain is
+    that of DDIM on the same grid, at eta 1 where eta is 0. ValueError without beta.
+    """
+    refuse_tokens(model, "evaluation.certificate")
+    if not beta:
+        raise ValueError(
+            "evaluation.certificate: the algorithm has no beta, and without one there is no optimum; set evaluation.beta"
+        )
+    noisy = sampler.model_copy(update={"solver": "ddim", "eta": sampler.eta or 1.0})
+    each = len(prompts or [None])
+    n = math.ceil(min(n, CERTIFIED) / each) * each
+    spread = spread_prompts(prompts, n)
+    texts, prompt = distinct_prompts(spread, n)
+    conditions, own = model.conditions(texts), world.stripe(n)
+    begin = scoring(model, reward)
+
+    def gains() -> Tensor:
+        parts = [torch.empty(0, dtype=torch.float64)]
+        with model.averaged(), model.uncounted():
+            for rows in own.split(chunk_of(model)):
+                x0, kl = _ends(model, noisy, partial(act, model, noisy), conditions, prompt[rows], RowNoise(seed, rows))
+                refuse_diverged("tuned", "samples", x0)
+                scores = begin(x0, None if spread is None else [spread[row] for row in rows.tolist()])()
+                parts.append((scores.double() / beta - kl.double()).cpu())
+        return torch.cat(parts)
+
+    gain = world.gather(world.together(gains), n)
+    m = min(64, max(16, n // (8 * each)))
+    steering = settled(Steering(particles=m), reward, noisy, beta, tuned=False)
+    groups = each * max(2, round(n / (m * each)))
+    pretrained = steer_x0(
+        model, noisy, steering, begin, n=groups, prompts=prompts, seed=seed, reference=True, chunk=chunk_of(model), world=world
+    )
+    log_z, error = pretrained.figures["log_z"], pretrained.figures["log_z_se"]
+    gap = {"gap_nats": log_z - float(gain.mean()), "gap_nats_se": math.hypot(error, standard_error(gain))}
+    return gap | {"log_z": log_z, "log_z_se": error}
+
+
+def _ends(
+    model: Model, sampler: Sampler, policy: Any, conditions: Any, prompt: Tensor, noise: RowNoise
+) -> tuple[Tensor, Tensor]:
+    """x0 of the policy's chain, and its chain KL (rows,); in a step without noise, which has no density, the reference acts."""
+    x, kl = model.start(len(prompt), noise), torch.zeros(len(prompt), dtype=torch.float64)
+    predict = partial(policy, conditions=conditions, prompt=prompt)
+    visits = trajectory(
+        predict, model.process, x, sampler.times(model.process), solver=sampler.find(), eta=sampler.eta, generator=noise
+    )
+    for visit in visits:
+        pretrained = model.reference(visit.x, visit.t, conditions, prompt=prompt, guidance=sampler.guidance)
+        step = ddim_step(model.process, pretrained, visit.t, visit.s, sampler.eta)
+        x = visit.x_next
+        if float(step.std) > 0:
+            kl += visit.transition.kl(step).double().cpu()
+        else:
+            x = step.mean
+    return x, kl
