@@ -366,11 +366,10 @@ _work = {"evaluations needed": ("needed", 0), "done": ("done", 0), "with a graph
 
 
 def tokens(results: Results) -> Table:
-    """Trainers on a Markov chain: what is missing to the optimum, KL and costs, the base first."""
+    """Trainers on a Markov chain: what is missing to the optimum, KL and costs, the optimum first."""
     table = Table("trainer", "seeds", "gap", "TV to the optimum", "reward", "KL (nats)", "queries", "evaluations", "seconds")
     runs = results.runs
-    base, best = runs[0]["base_gap"], [number(runs[0][key], 3) for key in ("optimum_reward", "optimum_kl_nats")]
-    table.add([], "*pretrained*", "", number(base, 3), "", number(runs[0]["reward_base"], 3), "0", "", "", "")
+    best = [number(runs[0][key], 3) for key in ("optimum_reward", "optimum_kl_nats")]
     table.add([], "*optimum*", "", "0", "0", *best, "", "", "")
     for trainer, own in results.groups("trainer").items():
         figures = [of(own, key) for key in ("objective_gap", "distance_to_optimum", "reward_tuned", "kl_nats")]
