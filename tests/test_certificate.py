@@ -114,7 +114,7 @@ REFUSED = {
     "no noise": (["--method", "svdd", "evaluation.eta=0"], "evaluation.eta: svdd has nothing to choose from"),
     "nothing to correct": (["--method", "smc", "--target", "reference"], "steer.target: the pretrained model is steered"),
     "no use": (["--method", "guidance", "--particles", "4"], "steer.particles: guidance has no use for it"),
-    "misspelt": (["steer.evry=2"], "steer.evry: unknown key; did you mean every?"),
+    "misspelt": (["steer.evvery=2"], "steer.evvery: unknown key; did you mean every?"),
     "left of another method": (["steer.method=twisted", "steer.every=2", "--method", "best_of"], "steer.every: best_of has no"),
     "all of svdd": (["--method", "svdd", "steer.returns=all"], "steer.returns: "),
 }
