@@ -73,7 +73,7 @@ def test_a_run_is_driven_from_any_thread_and_tried_again(tmp_path):
 
 
 def test_what_is_not_finite_is_null_in_the_log(tmp_path):
-    Journal(RunFolder(tmp_path)).log({"iteration": 1, "kl_nats": math.inf, "reward_mean": math.nan, "grad_norm": 2.0})
+    Journal(RunFolder(tmp_path), ()).log({"iteration": 1, "kl_nats": math.inf, "reward_mean": math.nan, "grad_norm": 2.0})
 
     def refuse(constant):
         raise ValueError(constant)

@@ -90,6 +90,6 @@ def test_a_tracker_that_is_not_installed_is_refused_before_anything_is_written(m
 
 def test_by_default_there_is_tensorboard_and_none_is_none(tmp_path):
     def kinds(names):
-        return [type(tracker).__name__ for tracker in open_trackers(names, Path(tmp_path), {}, 1)]
+        return [type(tracker).__name__ for tracker in open_trackers(names, Path(tmp_path), dict, 1)]
 
     accepts(lambda names: same(kinds(names), ["TensorBoard"]), None, without=())

@@ -133,8 +133,8 @@ class Journal:
         with self.folder.metrics_path.open("a", encoding="utf-8") as file:
             file.write(json.dumps({key: value if math.isfinite(value) else None for key, value in metrics.items()}) + "\n")
         if self._trackers is None:
-            settings, _ = read_description(self.folder.path)
-            self._trackers = open_trackers(self._names, self.folder.path, settings, metrics["iteration"])
+            first, path = metrics["iteration"], self.folder.path
+            self._trackers = open_trackers(self._names, path, lambda: read_description(path)[0], first)
         for tracker in self._trackers:
             tracker.log(metrics)
 

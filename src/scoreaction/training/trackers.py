@@ -7,6 +7,7 @@ import hashlib
 import importlib
 import importlib.util
 import math
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Literal, Protocol
 
@@ -40,11 +41,11 @@ def check_trackers(names: Names | None) -> None:
             raise ValueError(f"train.trackers: {name} {missing(error.name or name)}, or leave it out") from error
 
 
-def open_trackers(names: Names | None, folder: Path, settings: Values, first: int) -> list[Tracker]:
+def open_trackers(names: Names | None, folder: Path, settings: Callable[[], Values], first: int) -> list[Tracker]:
     """The trackers of the run in this folder, from its iteration `first` on; None is TensorBoard where it is installed."""
     installed: Names = ("tensorboard",) if importlib.util.find_spec("tensorboard") else ()
     chosen = installed if names is None else names
-    return [TensorBoard(folder / name, first) if name == "tensorboard" else Board(name, folder, settings) for name in chosen]
+    return [TensorBoard(folder / name, first) if name == "tensorboard" else Board(name, folder, settings()) for name in chosen]
 
 
 class TensorBoard:
