@@ -49,7 +49,7 @@ def shapes_frontier(results: Results) -> Any:
             line = [(0.0, 100 * base["seen.held_out.shapes"])]
             line += [(point["kl_nats"], 100 * point["accuracy"]) for point in results.curves[run["name"]]]
             axes.plot(*zip(*line, strict=True), "o-", color=colour, ms=3.5, lw=1.3, label=None if i else name)
-    axes.set(xlabel="KL to the base model (nats)", ylabel="prompts followed (%)", xscale="symlog", xlim=(0, None))
+    axes.set(xlabel="KL to the base model (nats)", ylabel="prompts followed (%)", xlim=(0, None))
     axes.set_title("Prompts followed against KL while training, one line a seed", loc="left")
     axes.grid(alpha=0.3)
     axes.legend(frameon=False)
