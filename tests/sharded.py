@@ -59,7 +59,7 @@ CASES = {
     # one process has a part more than the other, or no row at all
     "score_action, uneven": Case(sa.ScoreAction(beta=0.5, rows=11, updates=3, **few), max_rows=3),
     "score_action, one row": Case(sa.ScoreAction(beta=0.5, rows=1, updates=1, **few)),
-    "score_action, taken back": Case(sa.ScoreAction(beta=0.5, rows=20, updates=3, trust_region=1e-6, **few)),
+    "score_action, taken back": Case(sa.ScoreAction(beta=0.5, rows=20, updates=3, trust_region=1e-7, **few)),
     "sqdf, uneven": Case(sa.SQDF(beta=0.5, rows=9), max_rows=2),
     "nft": Case(sa.NFT()),
     "draft, checkpointed": Case(sa.DRaFT(beta=0.5, last=2, gradient_checkpointing=True)),

@@ -180,7 +180,10 @@ def test_a_folder_that_cannot_be_used_is_refused_in_one_line(what: str, refused:
 def test_settings_that_do_not_fit_are_refused_in_one_line(refused: Callable[..., str]) -> None:
     assert refused(model={"path": "/no/such/folder"}).startswith("model.path: /no/such/folder: no such folder")
     said = refused(model={"lora_targets": ["to_q", "to_w"]})
-    assert said == "model.lora_targets: 'to_w' names no linear layer or convolution of the network; did you mean to_v?", said
+    assert (
+        said
+        == "model.lora_targets: 'to_w' names no linear layer or convolution of the network; did you mean to_k or to_q or to_v?"
+    ), said
     assert refused(model={"height": 17}) == "model.height: must be a multiple of 2 (got 17)"
     assert refused(model={"true_cfg": 2.0}).startswith("model.true_cfg: only a network with guidance as an input")
     assert refused(model={"dtype": "fp16"}).startswith("train.precision: gradients through fp16 weights vanish")

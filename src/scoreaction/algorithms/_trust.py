@@ -8,8 +8,8 @@ from scoreaction.algorithms._learner import State
 
 MOST_TRUST = 1e3
 """The largest penalty on leaving the old policy, in betas: beyond it nothing moves."""
-LEAP = 10.0
-"""An iteration that moves so many times the region is taken back. Adam's first steps, its longest, move eight on easy tasks."""
+LEAP = 100.0
+"""An iteration that moves so many times the region is taken back. Adam's first steps move twenty of it on digits."""
 RECOVERY = 1.1
 """An iteration that is not taken back lengthens the steps by this factor, up to those of `train.lr`."""
 
@@ -44,7 +44,7 @@ def leaps(state: TrustState, kl_to_old: float, *, first: float, region: float) -
     first: the KL that the iteration's first update saw, before anything moved; it is above 0 where steps are replayed that an
     older policy took.
 
-    >>> [leaps(TrustState(), kl, first=0.0, region=0.1) for kl in (0.8, 1.2, float("nan"))]
+    >>> [leaps(TrustState(), kl, first=0.0, region=0.1) for kl in (8.0, 12.0, float("nan"))]
     [False, True, True]
     """
     return not kl_to_old <= LEAP * (max(region, first) + 2 * (state.kl_floor or 0.0))

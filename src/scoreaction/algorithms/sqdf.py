@@ -66,9 +66,7 @@ class SQDF(Regularised):
     critic_rows: int = Field(2560, ge=8, description="visited states that the correction is fitted on, a query each")
     critic_lr: float = Field(2e-3, gt=0)
     trust: float = Field(1.0, ge=0, description="with correction: least penalty on leaving the policy that sampled, in betas")
-    trust_region: float = Field(
-        0.1, gt=0, description="path KL in nats that one iteration may move; without correction ten times it"
-    )
+    trust_region: float = Field(0.1, gt=0, description="path KL in nats that one iteration may move")
     buffer: int = Field(0, ge=0)
     max_age: int | None = Field(None, ge=1, description="iterations after which a trajectory is not drawn")
     priority: float = Field(0.0, ge=0)
@@ -110,8 +108,7 @@ class SQDFLearner(Learner):
     def __init__(self, config: SQDF, setting: Setting) -> None:
         super().__init__(setting, kl_target=config.kl_target)
         self.config, self.chain = config, config.weights == "chain"
-        # a soft Q that is not learned does not run away, as far as its x0_hat is believed: it may move ten times as far
-        self.trust_region = config.trust_region * (1 if config.correction else 10)
+        self.trust_region = config.trust_region
         self.weigh = StepWeights.of_chain if self.chain else StepWeights.of_path
         self.least_trust = config.trust if config.correction else 0.0
         self.state = ReplayState(config.beta, trust=self.least_trust)
