@@ -32,7 +32,7 @@ def alarms(model: sa.Model) -> list[str]:
     return [f"{f.verdict}: {f.check}, {f.seen}" for f in sa.examine(tuner, iterations=2) if f.verdict != "ok"]
 
 
-@pytest.mark.slow
+@pytest.mark.long
 @pytest.mark.parametrize("kind", LOSSES)
 def test_a_right_foreign_model_gives_no_alarm_and_each_mistake_of_the_page_does(kind: str) -> None:
     """Twins: the page's own mistakes with this kind of network; of what has none there, another kind of prediction."""

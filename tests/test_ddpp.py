@@ -105,7 +105,7 @@ def table(reward, pair, beta=0.5):
     return Table(reward, pair, beta)
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_a_lower_bound_of_zero_and_another_law():
     """Correlated data, additive reward: the loss is 0 and the law is TV .102 off. Independent data: it is right."""
     correlated, independent = table("additive", 0.8), table("additive", 0.0)
@@ -116,7 +116,7 @@ def test_a_lower_bound_of_zero_and_another_law():
     close(right, 0.0, atol=1e-5, correlated=away, without_beta=independent.lower_bound(beta=1.0)[0])
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_fixed_points_of_the_published_losses_are_biased():
     """Correlated data, pairwise reward at beta .5: TV .136 of lb, .179 of is. Twin: log q over all positions."""
     made = table("pairwise", 0.8)

@@ -146,7 +146,7 @@ def test_measured_reward_kl_and_errors():
     close(measure_kl(made, sa.Sampler(steps=100, eta=0.5), 50, None, 0)["kl_nats"], 0.78125, rtol=0.02, atol=0, eta_1=0.5)
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_distance_floor_and_oracle_of_an_exact_task():
     """The oracle is a little above the floor, the base far from both, the optimum itself at the floor."""
     made, n = recipe_model(), 2000

@@ -91,7 +91,7 @@ def test_the_optimum_of_each_beta_and_held_out_rewards_are_drawn():
     same(base["frontier_ink"], [(5.0, 0.5)], of_the_kl=base["frontier_kl"], of_the_diversity=base["frontier_diversity"])
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_a_sweep_leaves_its_frontiers_beside_the_comparison(tmp_path):
     from commanding import TINY
 

@@ -109,7 +109,7 @@ ALGORITHMS = {
     "score_action": {"name": "score_action", **FEW},
     "adjoint_matching": {"name": "adjoint_matching", "updates": 1, "rows": 2},
     "pi_ft": {"name": "pi_ft", **FEW, "stages": 1, "inner": 1},
-    "vard": {"name": "vard", "trust_region": 10.0, **FEW},
+    "vard": {"name": "vard", **FEW, "updates": 2, "trust_region": 10.0},
 }
 GRAPHS = {"draft_through_all": 3, "draft_with_kl": 3}
 """Of networks that are alive together where it is more than one."""
