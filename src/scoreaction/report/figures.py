@@ -68,6 +68,33 @@ def show_points(axis: Axes, samples: Array, title: str, *, law: Mixture | None, 
     entitle(axis, title)
 
 
+def rows_of(*samples: Array) -> Array:
+    """Finite samples as rows (n, dimensions) in double precision; zeros where none is finite."""
+    flat = np.concatenate([part.reshape(len(part), -1) for part in samples]).astype(np.float64)
+    finite = np.isfinite(flat).all(1)
+    return flat[finite] if finite.any() else np.zeros_like(flat)
+
+
+def drawn(law: Mixture) -> Array:
+    """A few samples of a law, always the same."""
+    import torch
+
+    return law.sample(512, torch.Generator().manual_seed(0)).numpy()
+
+
+def within_reach(flat: Array, known: Array) -> tuple[Array, Array]:
+    """Ends of the axes, (dimensions,) each: those of all samples, but at most the extent of the known ones beyond them.
+
+    So one law that has run away does not shrink the others to dots.
+    """
+    reach = known.max(0) - known.min(0)
+    low = np.maximum(flat.min(0), known.min(0) - reach)
+    high = np.minimum(flat.max(0), known.max(0) + reach)
+    low, high = np.minimum(low, known.min(0)), np.maximum(high, known.max(0))
+    margin = 0.08 * (high - low) + 1e-6 * (1 + np.maximum(np.abs(low), np.abs(high)))
+    return low - margin, high + margin
+
+
 def samples_figure(panels: dict[str, Array], laws: dict[str, Mixture | None] | None = None) -> Figure:
     """Samples next to one another, a panel each: pictures, sequences of tokens, points of the plane, or a histogram."""
     first = next(iter(panels.values()))
@@ -80,21 +107,23 @@ def samples_figure(panels: dict[str, Array], laws: dict[str, Mixture | None] | N
             entitle(axis, title)
             axis.set_axis_off()
         return figure
-    flat = np.concatenate([samples.reshape(len(samples), -1) for samples in panels.values()]).astype(np.float64)
-    flat = flat[np.isfinite(flat).all(1)] if np.isfinite(flat).all(1).any() else np.zeros_like(flat)
-    margin = 0.08 * (flat.max(0) - flat.min(0)) + 1e-6 * (1 + np.abs(flat).max(0))
-    limits = (flat.min(0) - margin, flat.max(0) + margin)
+    flat = rows_of(*panels.values())
+    known = [law for law in (laws or {}).values() if law is not None and law.dimension == flat.shape[1]]
+    limits = within_reach(flat, rows_of(first, *map(drawn, known)))
     spread = limits[1] - limits[0]
     shape = min(1.3, max(0.4, spread[1] / spread[0])) if flat.shape[1] > 1 else 0.7
     figure, axes = new_figure(len(panels), width=4.2, height=4.2 * shape + 0.4)
-    for axis, (title, samples) in zip(axes, panels.items(), strict=True):
+    for axis, (name, samples) in zip(axes, panels.items(), strict=True):
+        own = rows_of(samples)
+        outside = 1 - float(((own >= limits[0]) & (own <= limits[1])).all(1).mean())
+        title = f"{name} ({outside:.0%} outside)" if outside >= 0.005 else name
         if flat.shape[1] == 1:
             ends = (limits[0][0], limits[1][0])
             axis.hist(samples.reshape(-1).astype(np.float64), bins=60, range=ends, density=True, color="#1b6ca8")
             axis.set(xlim=ends)
             entitle(axis, title)
         else:
-            law = (laws or {}).get(title)
+            law = (laws or {}).get(name)
             show_points(axis, samples, title, law=law if flat.shape[1] == 2 else None, limits=limits)
     return figure
 
