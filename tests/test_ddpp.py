@@ -219,6 +219,7 @@ def gained(sign, **settings):
 QUERIES = {"lb": 64, "is": 64 + 8 * 128 * 4, "kl": 64 + 8 * 128 * 4, "balance": 64, "weighted": 64}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("loss", QUERIES)
 def test_every_loss_learns_and_not_with_the_sign_flipped(loss):
     """The gap falls from .51; draws that are scored are counted."""

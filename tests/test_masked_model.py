@@ -168,6 +168,7 @@ def figures(sign, name, **settings):
     return sign * (found["reward_tuned"] - found["reward_base"]), found
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", sorted(LEARNS - {"ddpo"}))
 def test_it_improves_the_objective_and_not_with_the_sign_flipped(name):
     """The gap to `beta log Z` falls from that of the base, .51; with the sign flipped the reward falls."""

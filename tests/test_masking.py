@@ -164,6 +164,7 @@ def chain(law, best, steps):
     return total_variation(ends[0], law.law), total_variation(ends[1], best.law.law), *nats
 
 
+@pytest.mark.slow
 def test_ancestral_is_of_first_order_in_law(law, best):
     """TV to the law halves with each doubling; the chain's KL and the trapezoid's, on 1 to 8 steps."""
     found = [chain(law, best, steps) for steps in (1, 2, 4, 8)]

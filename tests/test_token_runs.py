@@ -31,6 +31,7 @@ def tuner(name, output=None, **train):
     )
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["score_action", "ddpp", "weighted"])
 def test_a_resumed_run_equals_the_uninterrupted_one(name, tmp_path):
     whole = tuner(name, tmp_path / "whole")
@@ -46,6 +47,7 @@ def test_a_resumed_run_equals_the_uninterrupted_one(name, tmp_path):
     same(weights[0], weights[1], not_resumed=weights[2])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ALGORITHMS)
 def test_the_rows_of_a_call_change_nothing(name):
     """Figures of a batch are those of 7 rows at a time or of all at once. Twin: those of another seed."""
