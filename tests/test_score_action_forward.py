@@ -1,5 +1,7 @@
 """Truth: the tilted law of Gaussian data, at which the forward estimator rests and RAM does not; its gradient by hand."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 from driving import run
@@ -10,6 +12,7 @@ from test_forward import REWARD, VP, at_rest, pushed, rests
 from twins import F64, accepts, close, f64, same
 
 import scoreaction as sa
+from scoreaction.algorithms._forward import renoised
 from scoreaction.algorithms._score_action_forward import forward_loss
 from scoreaction.networks.conditions import take
 
@@ -145,6 +148,36 @@ def test_it_refuses_noise_that_remembers(options):
     with pytest.raises(ValueError, match="algorithm.exploration"):
         at_rest(sa.ScoreAction(estimator="forward", exploration=0.1), "ram", law=(0.0, 1.0))
     at_rest(sa.ScoreAction(estimator="forward"), "ram", law=(0.0, 1.0), solver="sde_dpmpp")
+
+
+def test_errors_count_as_those_of_the_clean_sample_over_their_mean_size():
+    """Truth: x0 from eps by hand. Twins: errors of eps, and of x0 as large as they are, and at any noise."""
+    learner, rollout, generator = at_rest(sa.ScoreAction(estimator="forward", beta=TASK.beta), "ram", batch=500)
+    times = f64([0.2, 0.6, 1.0])[:, None].expand(3, 500)
+    points = renoised(learner, rollout, times, generator)
+    old = learner.policy(*points.states)
+    found = learner.weights(points, old.eps, 500)
+    ratio = (VP.sigma(points.t) / VP.alpha(points.t)).clamp(max=4.7e-3**-0.5)
+    error = ratio * (points.eps - old.eps)[:, 0].abs()
+    close(error[:1000], (old.x0 - points.x0)[:1000, 0].abs(), atol=1e-9, of_eps=(points.eps - old.eps)[:1000, 0].abs())
+    by_hand = (ratio**2).reshape(3, 500) / error.reshape(3, 500).mean(1, keepdim=True)
+    unbounded = found * (VP.sigma(points.t) / VP.alpha(points.t) / ratio) ** 2
+    close(
+        found, by_hand.flatten(), atol=0, rtol=1e-9, of_eps=torch.ones_like(found), not_over_size=ratio**2, unbounded=unbounded
+    )
+
+
+def test_a_prompts_own_mean_is_the_baseline():
+    """By hand: four rewards of the batch's mean beside those that the prompt had before. Twin: with those of this batch."""
+    learner, rollout, _ = at_rest(sa.ScoreAction(estimator="forward", beta=TASK.beta), "ram", batch=4)
+    prompts = torch.tensor([0, 0, 1, 1])
+    first, second = f64([1.0, 3.0, 5.0, 7.0]), f64([2.0, 2.0, 4.0, 0.0])
+    before = learner.expected(replace(rollout, rewards=first, prompt=prompts))
+    close(before, 4.0, atol=1e-9, of_the_prompt=[2.0, 2.0, 6.0, 6.0])
+    after = learner.expected(replace(rollout, rewards=second, prompt=prompts))
+    with_its_own, of_the_batch = [3.0, 3.0, 3.125, 3.125], [2.0] * 4
+    close(after, [2.0, 2.0, 20 / 6, 20 / 6], atol=1e-9, with_its_own=with_its_own, of_the_batch=of_the_batch)
+    assert learner.state.prompt_rewards == {"0": [1.0, 3.0, 2.0, 2.0], "1": [5.0, 7.0, 4.0, 0.0]}
 
 
 @pytest.mark.slow

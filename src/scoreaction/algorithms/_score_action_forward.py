@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -15,6 +15,7 @@ from scoreaction.algorithms._likelihood_ratio import minibatches
 from scoreaction.algorithms._score_action_ratio import calibrated
 from scoreaction.algorithms._trust import TrustState, adapt_trust
 from scoreaction.algorithms._value import critic_updates, kl_to_go
+from scoreaction.algorithms.ddpo import PromptState
 from scoreaction.diffusion.predictions import expand
 from scoreaction.diffusion.transitions import sum_event
 from scoreaction.networks.conditions import take
@@ -56,10 +57,8 @@ def forward_loss(
 
 
 @dataclass
-class ForwardState(TrustState):
-    """The trust region, and the last rewards of each prompt, by its number."""
-
-    prompt_rewards: dict[str, list[float]] = field(default_factory=dict)
+class ForwardState(TrustState, PromptState):
+    """The trust region, and the last rewards of each prompt."""
 
 
 class ForwardLearner(Learner):

@@ -182,17 +182,8 @@ def evaluate_grid(
                 sampler = sampler_with(opened, steps=count, solver=solver, eta=eta)
                 for name, own in sets.items():
                     cell = {"solver": solver, "eta": eta, "steps": count} | ({"prompts": name} if len(sets) > 1 else {})
-                    if base:
-                        rows.append({"model": "base"} | cell | _cell(tuner, sampler, n, own, seed, reference=True))
-                        cell = {"model": "tuned"} | cell
-                    if steering is None:
-                        rows.append(cell | _cell(tuner, sampler, n, own, seed))
-                    else:
-                        rows.append(cell | steered_cell(tuner, sampler, steering, n=n, prompts=own, seed=seed))
-                    if certified or tuner.evaluation.certificate:
-                        rows[-1] |= certificate(
-                            tuner.model, sampler, tuner.reward, tuner.beta, n=n, prompts=own, seed=seed, world=tuner.world
-                        )
+                    measured = _cells(tuner, sampler, steering, n=n, prompts=own, seed=seed, base=base, certified=certified)
+                    rows += [cell | figures for figures in measured]
         except ValueError as error:
             why = str(error).removeprefix("--solver: ").removeprefix("solver ").removeprefix("sampler.")
             skipped.append({"solver": solver, "eta": eta, "why": why})
@@ -222,6 +213,30 @@ def _prompts(opened: Opened, prompts: Sequence[str], option: str) -> list[Any] |
     except ValueError as error:
         raise UserError(f"{option}: {str(error).removeprefix('prompts: ')}") from error
     return others
+
+
+def _cells(
+    tuner: Finetuner,
+    sampler: Sampler,
+    steering: Steering | None,
+    *,
+    n: int,
+    prompts: list[Any] | None,
+    seed: int,
+    base: bool,
+    certified: bool,
+) -> list[Values]:
+    """What is measured under one sampler on one set of prompts: of the tuned model, and of the base before it."""
+    if steering is None:
+        tuned = _cell(tuner, sampler, n, prompts, seed)
+    else:
+        tuned = steered_cell(tuner, sampler, steering, n=n, prompts=prompts, seed=seed)
+    if certified or tuner.evaluation.certificate:
+        chosen: Values = {"n": n, "prompts": prompts, "seed": seed, "world": tuner.world}
+        tuned |= certificate(tuner.model, sampler, tuner.reward, tuner.beta, **chosen)
+    if not base:
+        return [tuned]
+    return [{"model": "base"} | _cell(tuner, sampler, n, prompts, seed, reference=True), {"model": "tuned"} | tuned]
 
 
 def _cell(

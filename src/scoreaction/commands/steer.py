@@ -17,7 +17,7 @@ from scoreaction.recipes.recipe import Recipe, dump
 from scoreaction.recipes.validation import check
 from scoreaction.sampling.draw import spread_prompts
 from scoreaction.sampling.rollout import Sampler
-from scoreaction.sampling.steering import Steering, refuse_tokens
+from scoreaction.sampling.steering import Steering
 from scoreaction.training.evaluation import measure
 from scoreaction.training.finetuner import Finetuner
 from scoreaction.training.run_folder import RunFolder
@@ -94,8 +94,8 @@ def steer_run(recipe: Recipe, tuner: Finetuner, folder: Path, steering: Steering
     """
     world, chosen = tuner.world, tuner.evaluation
     sampler = chosen.sampler(tuner.sampler)
+    tuner.model.refuse_tokens("steering")
     try:
-        refuse_tokens(tuner.model, "steer")
         steering = settled(steering, tuner.reward, sampler, tuner.beta, tuned=not base)
     except ValueError as error:
         raise UserError(str(error).replace("sampler.eta", "evaluation.eta")) from error

@@ -108,6 +108,14 @@ def draw(
     return world.gather(torch.cat([model.decode(x0) for _, x0 in parts]), n)
 
 
+def check_asked(n: int, prompts: Any) -> None:
+    """ValueError for a number of samples, or prompts, that none can be drawn of."""
+    if n < 1:
+        raise ValueError(f"n: must be at least 1 (got {n})")
+    if prompts is not None and (isinstance(prompts, str) or not prompts):
+        raise ValueError(f"prompts: must be a list of one at least (got {prompts!r})")
+
+
 def sample(
     model: Model,
     *,
@@ -132,10 +140,7 @@ def sample(
     >>> sample(model, n=3, steps=5).shape
     torch.Size([3, 2])
     """
-    if n < 1:
-        raise ValueError(f"n: must be at least 1 (got {n})")
-    if prompts is not None and (isinstance(prompts, str) or not prompts):
-        raise ValueError(f"prompts: must be a list of one at least (got {prompts!r})")
+    check_asked(n, prompts)
     own = {"guidance": model.guidance if guidance is None else guidance, "grid": grid or model.grid, "eta": eta}
     chosen = {name: value for name, value in {"solver": solver, "steps": steps}.items() if value is not None}
     sampler = Sampler(**model.sampling | own | chosen, off_below=model.off_below)

@@ -15,7 +15,7 @@ from scoreaction.networks.model import Model
 from scoreaction.sampling.draw import distinct_prompts, spread_prompts
 from scoreaction.sampling.particles import categorical, systematic, uniform
 from scoreaction.sampling.rollout import Sampler
-from scoreaction.sampling.steering import BY_WEIGHTS, Steering, refuse_tokens
+from scoreaction.sampling.steering import BY_WEIGHTS, Steering
 from scoreaction.sampling.walks import Score, Walk, Walked
 from scoreaction.world import ALONE, World
 
@@ -55,7 +55,7 @@ def steer_x0(
     Same seed, same samples, whatever the number of processes: groups have noise of their own, and are dealt whole. `returns:
     all` rounds n up to whole groups. progress: called with the number of groups done.
     """
-    refuse_tokens(model, "steer")
+    model.refuse_tokens("steering")
     if model.sharded:
         raise ValueError("train.shard: steering does not share a network; set it to false, and the processes share the groups")
     m, everything = steering.particles or 1, steering.returns == "all"

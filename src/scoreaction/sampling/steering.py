@@ -6,7 +6,6 @@ from typing import Any, Literal, get_args
 
 from pydantic import BaseModel, Field
 
-from scoreaction.networks.model import Model
 from scoreaction.sampling.rollout import Sampler
 
 Method = Literal["auto", "best_of", "svdd", "svdd_published", "smc", "twisted", "guidance"]
@@ -23,12 +22,6 @@ TAKEN_BY: dict[str, tuple[str, ...]] = {
     "returns": ("best_of", *BY_WEIGHTS),
 }
 """The methods that take a setting; the others refuse any value of it but the default."""
-
-
-def refuse_tokens(model: Model, key: str) -> None:
-    """ValueError for a model of tokens: particles here are Gaussian states, with transitions that have densities."""
-    if model.process.states != "Gaussian":
-        raise ValueError(f"{key}: is for models of Gaussian states, and this model's are {model.process.states}; leave it out")
 
 
 class Steering(BaseModel, frozen=True, extra="forbid", allow_inf_nan=False):

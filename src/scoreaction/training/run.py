@@ -23,7 +23,7 @@ from scoreaction.rewards import CountedReward, Reward
 from scoreaction.rewards._weighted import WeightedSum
 from scoreaction.sampling.replay import Replay
 from scoreaction.sampling.rollout import Sampler
-from scoreaction.sampling.steering import Steering, refuse_tokens
+from scoreaction.sampling.steering import Steering
 from scoreaction.training.best_weights import Selection, check_metric
 from scoreaction.training.collector import Collector
 from scoreaction.training.evaluation import Evaluation
@@ -32,6 +32,7 @@ from scoreaction.training.identity import identity
 from scoreaction.training.online import Online, Rounds
 from scoreaction.training.optimizer import ROWS, Optimisation, Train
 from scoreaction.training.run_folder import Journal, RunFolder
+from scoreaction.training.trackers import check_trackers
 from scoreaction.types import DTYPES, RewardFunction, Values
 from scoreaction.world import World
 from scoreaction.yaml_text import dump_yaml, parse_yaml
@@ -117,6 +118,7 @@ class Run:
         self.kept = output is not None
         """True if the run has a folder: the first process of the world writes it, and it alone has `folder`."""
         self.folder = RunFolder(output) if output is not None and self.world.leads else None
+        check_trackers(self.train.trackers)
         self.journal = None if self.folder is None else Journal(self.folder, self.train.trackers)
         self.rounds: Rounds | None = None
         if online is not None:
@@ -145,7 +147,7 @@ class Run:
             setting = Setting(model, self.sampler, objective, batch, self.conditions, group, self.world)
             self.learner: Learner = model.learner(algorithm, setting)
         if self.evaluation.certificate:
-            refuse_tokens(model, "evaluation.certificate")
+            model.refuse_tokens("evaluation.certificate")
         self.steering = None if steer is None else self._settled(steer)
         self.learner.networks.to(self.model.device)
         self._share([net for net in self.learner.networks.values() if not isinstance(net, Replay)])
@@ -158,7 +160,7 @@ class Run:
         model.off_below = self.sampler.off_below
 
     def _settled(self, steer: Steering) -> Steering:
-        refuse_tokens(self.model, "steer")
+        self.model.refuse_tokens("steering")
         sampler = self.evaluation.sampler(self.sampler)
         try:
             return steer.settled(differentiable=self.reward.differentiable, sampler=sampler, beta=self.beta)

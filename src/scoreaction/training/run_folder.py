@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from scoreaction.disk import PART, flush, remove, write_whole
 from scoreaction.errors import UserError
 from scoreaction.training.checkpoints import clear_parts, is_checkpoint
-from scoreaction.training.trackers import Names, Tracker, check_trackers, open_trackers
+from scoreaction.training.trackers import Names, Tracker, open_trackers
 from scoreaction.types import Values
 from scoreaction.yaml_text import parse_yaml, read_text
 
@@ -119,7 +119,6 @@ class Journal:
         self.folder = folder
         self._names = trackers
         self._trackers: list[Tracker] | None = None
-        check_trackers(trackers)
 
     def describe(self, recipe: str | None, settings: str) -> None:
         """Writes the recipe, or the settings of a run that has none; again each time, since a resumed run may be longer."""

@@ -16,10 +16,10 @@ from scoreaction.networks.model import Model
 from scoreaction.rewards import CountedReward
 from scoreaction.rewards._reward import check_graph
 from scoreaction.rewards._weighted import WeightedSum
-from scoreaction.sampling.draw import distinct_prompts, spread_prompts
+from scoreaction.sampling.draw import check_asked, distinct_prompts, spread_prompts
 from scoreaction.sampling.rollout import Sampler, act, trajectory
 from scoreaction.sampling.steer import Steered, steer_x0
-from scoreaction.sampling.steering import Method, Returns, Steering, refuse_tokens
+from scoreaction.sampling.steering import Method, Returns, Steering
 from scoreaction.sampling.walks import Score
 from scoreaction.training.evaluation import ExactTask, measure, refuse_diverged, standard_error
 from scoreaction.training.run import Run
@@ -81,8 +81,7 @@ def steer(
     >>> steered.x0.shape, steered.figures["queries_per_sample"]
     (torch.Size([3, 2]), 24.0)
     """
-    if n < 1:
-        raise ValueError(f"n: must be at least 1 (got {n})")
+    check_asked(n, prompts)
     sampler = Sampler(
         solver=solver, steps=steps, eta=eta, off_below=model.off_below,
         guidance=model.guidance if guidance is None else guidance, grid=grid or model.grid,
@@ -178,12 +177,12 @@ def certificate(
     optimum is known or not. With prompts the mean over them. Where the sampler is deterministic (or looks back) the chain is
     that of DDIM on the same grid, at eta 1 where eta is 0. ValueError without beta.
     """
-    refuse_tokens(model, "evaluation.certificate")
+    model.refuse_tokens("evaluation.certificate")
     if not beta:
         raise ValueError(
             "evaluation.certificate: the algorithm has no beta, and without one there is no optimum; set evaluation.beta"
         )
-    noisy = sampler.model_copy(update={"solver": "ddim", "eta": sampler.eta or 1.0})
+    noisy = sampler.noisy()
     each = len(prompts or [None])
     n = math.ceil(min(n, CERTIFIED) / each) * each
     spread = spread_prompts(prompts, n)
