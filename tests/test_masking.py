@@ -11,7 +11,8 @@ from scoreaction.diffusion.reveals import Reveal, chosen, position_kl
 from scoreaction.diffusion.sequences import PolicyLaw, total_variation
 from scoreaction.diffusion.solvers import SOLVERS
 from scoreaction.diffusion.unmasking import path_kl_of_tokens
-from scoreaction.training.evaluation import measure_kl
+from scoreaction.training.evaluation import measure_kl, standard_error
+from scoreaction.training.token_task import TokenTask
 from scoreaction.types import Tokens
 
 KL, BETA = 0.51315806, 0.5
@@ -198,3 +199,16 @@ def test_a_run_measures_these_figures(law, best):
     close(singles["kl_chain_nats"], singles["kl_nats"], atol=0)
     close(several["kl_nats"], 0.51269, atol=0.01, without_rate=4 * 0.51269)
     close(several["kl_chain_nats"], 0.5259, atol=0.01, path=0.5)
+
+
+def test_the_objective_of_samples_is_that_of_enumeration(law, best):
+    """Of a policy half way to the optimum, which is what longer sequences are measured by. Twins: no KL, and twice of it."""
+    model, reward = model_of(law), reward_of(first()[1], 3)
+    with torch.no_grad():
+        change = best.law.log_conditionals(law.space.states) - law.log_conditionals(law.space.states)
+        model.net.change.copy_(0.5 * change)
+    task, sampler = TokenTask(law, best, reward), sa.Sampler(**model.sampling)
+    policy, rewards, _ = task.exact(model, sampler)
+    mean, price = float(policy.law @ rewards), BETA * policy.kl_nats
+    values = task.objectives(model, sampler, 4096, 0)
+    close(values.mean(), mean - price, atol=4 * standard_error(values), no_kl=mean, twice=mean - 2 * price)
