@@ -226,7 +226,7 @@ def _cells(
     base: bool,
     certified: bool,
 ) -> list[Values]:
-    """What is measured under one sampler on one set of prompts: of the tuned model, and of the base before it."""
+    """Measures of one sampler on one set of prompts: of the tuned model, and of the base before it."""
     if steering is None:
         tuned = _cell(tuner, sampler, n, prompts, seed)
     else:
