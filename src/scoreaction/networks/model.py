@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from scoreaction.diffusion.kl import chain_kl, path_kl
-from scoreaction.diffusion.noise import Source
+from scoreaction.diffusion.noise import PaddedNoise, Source, kept
 from scoreaction.diffusion.predictions import PredictionBuffer, Predicts, expand, mapped, projected, to_prediction
 from scoreaction.diffusion.processes import Process
 from scoreaction.diffusion.solvers import Solver
@@ -52,7 +52,10 @@ class Model:
     in; `law` is the exact data law where it is known; `export(folder)` writes what other libraries load. A network that
     takes guidance as an input (distilled) is given `true_cfg`: `guidance` then reaches it as conditions["guidance"], and
     true_cfg weighs both halves. `project(x0)` maps x0 of every prediction into the space of the data: `x0.clamp(-1, 1)` of
-    pixels, `x0 - x0.mean(1, keepdim=True)` where centres are 0. `critic(width)` builds the network of a critic, where the
+    pixels, `x0 - x0.mean(1, keepdim=True)` where centres are 0. `mask(conditions) -> (batch, ...)` is True at the numbers that
+    a sample has and False in its padding, of the first dimensions of a sample, as (batch, points) for points (points, F):
+    there no noise is drawn, x, x0 and eps are 0, and `project` is called as `project(x0, inside)`, inside 1 or 0 and of the
+    dimensions of x0. `critic(width)` builds the network of a critic, where the
     small one does not suit the samples: `net(x, t, condition) -> (batch,)`, condition (batch, width), None at width 0, without
     prompts. ValueError for an unknown `predicts`, a bad LoRA target, and a net that is called otherwise, cannot be copied, has
     adapters of its own, or is the policy of another model.
@@ -82,7 +85,8 @@ class Model:
         features: Callable[[Tensor], Tensor] | None = None,
         law: Mixture | None = None,
         true_cfg: float | None = None,
-        project: Callable[[Tensor], Tensor] | None = None,
+        project: Callable[..., Tensor] | None = None,
+        mask: Callable[[Conditions], Tensor] | None = None,
         critic: CriticNetwork | None = None,
         export: Callable[[Path], None] | None = None,
     ) -> None:
@@ -100,7 +104,7 @@ class Model:
             project,
             export,
         )
-        self.critic = critic
+        self.critic, self.mask = critic, mask
         self.decode = decode or (lambda x0: x0)
         self.features = features or (lambda samples: samples.flatten(1))
         self.reference_net = frozen(net) if lora_rank is None else net
@@ -108,7 +112,7 @@ class Model:
         self.adapters = Adapters(self.reference_net)
         check_net(net)
         self.lora: LoraShape | None = None
-        functions = {"encode": encode, "decode": decode, "project": project}
+        functions = {"encode": encode, "decode": decode, "project": project, "mask": mask}
         self.functions = [name for name, function in functions.items() if function is not None]
         """Functions that it was built with, which no file can hold, by the names of their arguments."""
         if lora_rank is not None:
@@ -201,9 +205,9 @@ class Model:
         self.reference_net.to(device)
         if self.consistency_net is not None:
             self.consistency_net.to(device)
-        for kept in (self.average, self.selected):
-            for name, value in (kept or {}).items():
-                kept[name] = value.to(device)  # type: ignore[index]
+        for weights in (self.average, self.selected):
+            for name, value in (weights or {}).items():
+                weights[name] = value.to(device)  # type: ignore[index]
         return self
 
     def predict(
@@ -303,6 +307,8 @@ class Model:
     def _call(self, role: Role, x: Tensor, t: Tensor, conditions: Conditions, *, guidance: float, weight: float) -> Prediction:
         """The guided prediction of one network call; the conditions come to its device here."""
         conditions = map_conditions(lambda c: c.to(x.device), conditions)
+        inside = self.inside(conditions)
+        x = kept(x, inside)
         net = {"policy": self.net, "reference": self.reference_net, "consistency": self.consistency_net}[role]
         assert net is not None
         complete = self._with_guidance(conditions, x, guidance)
@@ -311,22 +317,49 @@ class Model:
             if weight == 1.0:
                 return self._evaluate(net, x, t, complete)
             null = map_conditions(lambda n, c: n.to(c).expand_as(c), self.null, conditions)
+            null = {**conditions, **null} if isinstance(null, dict) else null  # a mask is the sample's own
             everything = concatenate(self._with_guidance(null, x, guidance), complete)
             unconditional, conditional = self._evaluate(net, torch.cat([x, x]), torch.cat([t, t]), everything).chunk(2)
             return unconditional + weight * (conditional - unconditional)
 
         with self.autocast():
             y = self.adapters.call(role, output, x) if net is self.adapters.net else output(x)
-        return self._prediction(x, t, y)
+        return self._prediction(x, t, y, inside)
+
+    def inside(self, conditions: Conditions) -> Tensor | None:
+        """True at the numbers of each row's sample and False in its padding, (rows, ...); None without a mask."""
+        if self.mask is None:
+            return None
+        if conditions is None:
+            raise ValueError("prompts: this model's mask is made of conditions, and there are none; give prompts")
+        inside = self.mask(conditions).bool()
+        missing = len(self.shape) + 1 - inside.ndim
+        if missing < 0 or any(size not in (1, whole) for size, whole in zip(inside.shape[1:], self.shape, strict=False)):
+            shape = tuple(inside.shape)
+            raise ValueError(f"mask: must be (rows, ...) with the first dimensions of a sample, {self.shape}, and is {shape}")
+        return inside.reshape(*inside.shape, *[1] * missing)
+
+    def noise(self, source: Source, conditions: Conditions, prompt: Tensor | None = None) -> Source:
+        """The source of the noise of samples: 0 in their padding. conditions and prompt are as in `predict`."""
+        inside = self.inside(conditions)
+        return source if inside is None else PaddedNoise(source, inside if prompt is None else take(inside, prompt))
 
     def _nothing(self, x: Tensor) -> Prediction:
         """The prediction for no rows."""
         return Prediction(x, x)
 
-    def _prediction(self, x: Tensor, t: Tensor, y: Tensor) -> Prediction:
+    def _prediction(self, x: Tensor, t: Tensor, y: Tensor, inside: Tensor | None) -> Prediction:
         """The prediction that an output of the network means at (x, t)."""
-        prediction = to_prediction(self.process, self.predicts, x, t, y.to(x.dtype))
-        return prediction if self.project is None else projected(self.process, t, prediction, self.project)
+        return self.projected(t, to_prediction(self.process, self.predicts, x, t, kept(y.to(x.dtype), inside)), inside)
+
+    def projected(self, t: Tensor, prediction: Prediction, inside: Tensor | None) -> Prediction:
+        """The prediction with x0 in the space of the data, `inside` as the method of that name gives it."""
+        project = self.project
+        if project is None:
+            return prediction
+        if inside is None:
+            return projected(self.process, t, prediction, project)
+        return projected(self.process, t, prediction, lambda x0: kept(project(x0, inside.to(x0)), inside))
 
     def _check_output(self, x: Tensor, y: Tensor) -> None:
         """ValueError where the network's output at x has another shape than it must."""
