@@ -64,8 +64,8 @@ def denoising_findings(tuner: Finetuner, generator: torch.Generator) -> Iterator
         t = _time_of(tuner, snr / max(variance, 1e-12))
         eps = torch.randn(x0.shape, generator=generator).to(x0)
         eps_hat = policy(expand(model.process.alpha(t), x0) * x0 + expand(model.process.sigma(t), x0) * eps, t).eps
-        noise, found = (kept(part, inside).flatten(1).double().cpu() for part in (eps, eps_hat))
-        levels.append(_level(noise, found, snr, float(numbers.mean())))
+        noise, noise_hat = (kept(part, inside).flatten(1).double().cpu() for part in (eps, eps_hat))
+        levels.append(_level(noise, noise_hat, snr, float(numbers.mean())))
     yield _judge(levels)
     if eps_hat[0].numel() <= WIDEST and n >= 2 * eps_hat[0].numel():
         eps_hat = eps_hat if inside is None else torch.where(inside.to(eps_hat.device), eps_hat, eps)
