@@ -191,6 +191,14 @@ class Learner:
             return equal_parts(rows, size)
         return rows.split(size) if len(rows) else ()
 
+    def inside(self, prompt: Tensor) -> Tensor | None:
+        """True at the numbers of samples of these prompts and False in padding, (rows, ...); None without a mask."""
+        return take(self.model.inside(self.conditions), prompt)
+
+    def noise(self, source: Source, prompt: Tensor) -> Source:
+        """The source of the noise of samples of these prompts: 0 in the padding, where the model has a mask."""
+        return self.model.noise(source, self.conditions, prompt)
+
     def in_parts(self, rows: Tensor, work: Callable[[Tensor], None]) -> None:
         """Calls `work` with these row numbers in parts of one network call each, smaller ones where memory runs out."""
 
@@ -211,16 +219,17 @@ class Learner:
 
     def explore(self, prompt: Tensor, times: Tensor, generator: Source) -> Rollout:
         """A trajectory for each prompt; where the policy acts, its eps is perturbed by noise of std `exploration`."""
+        source = self.noise(generator, prompt)
 
         def explore(x: Tensor, t: Tensor, prediction: Prediction) -> Prediction:
             std = self.exploration if float(t) >= self.sampler.off_below else 0.0
-            return perturbed(self.process, x, t, prediction, std, generator)
+            return perturbed(self.process, x, t, prediction, std, source)
 
         def policy(x: Tensor, t: Tensor) -> Prediction:
             return self.policy(x, t, prompt)
 
         noise = explore if self.exploration > 0 else None
-        return roll_out(self.model, self.sampler, policy, prompt, generator, times=times, explore=noise)
+        return roll_out(self.model, self.sampler, policy, prompt, source, times=times, explore=noise)
 
     def prepare(self, rollout: Rollout, generator: torch.Generator) -> Rollout:
         """The rollout with the pretrained predictions where the policy acted, `reference_rows` a step, without a graph."""
@@ -242,7 +251,7 @@ def roll_out_chain(learner: Learner, prompt: Tensor, times: Tensor, generator: S
     def predict(x: Tensor, t: Tensor) -> Prediction:
         return learner.pretrained(x, t, prompt) if float(t) in noiseless else learner.policy(x, t, prompt)
 
-    return roll_out(learner.model, learner.sampler, predict, prompt, generator, times=times)
+    return roll_out(learner.model, learner.sampler, predict, prompt, learner.noise(generator, prompt), times=times)
 
 
 def refuse_black_box(setting: Setting, algorithm: str) -> None:

@@ -14,7 +14,7 @@ from torch.utils.checkpoint import checkpoint
 from scoreaction.algorithms._backprop import refuse_unfit, visited_kl
 from scoreaction.algorithms._learner import LOGGED, Algorithm, Learner, Loss, Setting, Term, Update, Updates
 from scoreaction.algorithms._step import StepWeights
-from scoreaction.diffusion.noise import RowNoise
+from scoreaction.diffusion.noise import RowNoise, normal
 from scoreaction.diffusion.predictions import expand
 from scoreaction.diffusion.solvers import ddim_step
 from scoreaction.diffusion.transitions import sum_event
@@ -70,13 +70,13 @@ class DRaFTLearner(Learner):
         if self.beta and first:
             rows = self.world.dealt(first, batch, self.config.rows, generator)
             terms.append(visited_kl(self, rollout, rows, first / n))
-        source = RowNoise.drawn(generator, self.world.stripe(batch * self.world.size))
+        source = self.noise(RowNoise.drawn(generator, self.world.stripe(batch * self.world.size)), rollout.prompt)
         steps = len(rollout.times) - 1 - first
         # with a KL the reference's evaluations are in the graph too, but for the first of these steps
         calls = steps + (min(self.last, n) - 1 if self.beta else 0)
         terms.append(Term(batch, lambda rows: (self._through(rollout, first, rows), {}), calls=calls))
         for _ in range(self.config.low_variance):
-            terms.append(Term(batch, partial(self._renoised, rollout, source.normal(rollout.x0.shape, torch.float32))))
+            terms.append(Term(batch, partial(self._renoised, rollout, normal(rollout.x0.shape, source))))
         yield Update("policy", terms)
 
     def _through(self, rollout: Rollout, first: int, rows: Tensor) -> Tensor:

@@ -88,6 +88,7 @@ class Recipe(BaseModel):
     online: Online | None
     distill: Distill | None = None
     steer: Steering | None = None
+    critic: Block | None = None
 
     @property
     def rewards(self) -> tuple[Block, ...]:
@@ -101,6 +102,7 @@ class Recipe(BaseModel):
             "model": self.model.dump(),
             "reward": reward,
             "algorithm": self.algorithm.dump(),
+            "critic": None if self.critic is None else self.critic.dump(),
             "sampler": self.sampler.model_dump(mode="json"),
             "train": self.train.model_dump(mode="json"),
             "prompts": self.prompts,
@@ -195,6 +197,7 @@ def resolve(values: Values, *, folder: Path = Path()) -> Recipe:
         online=None if online is None else check(Online, online, ("online",)),
         distill=None if values.get("distill") is None else distill_settings(model, values["distill"]),
         steer=None if values.get("steer") is None else check(Steering, values["steer"], ("steer",)),
+        critic=None if values.get("critic") is None else block_of("critic", values["critic"], ("critic",)),
     )
 
 
@@ -215,7 +218,8 @@ def block_of(kind: Kind, values: Any, at: Key, *, weighted: bool = False) -> Blo
     if isinstance(values, str):
         values = {"name": values}
     if not isinstance(values, dict) or "name" not in values:
-        raise UserError(f"{dotted(at)}: must be a mapping with a name, for example {{name: {next(iter(catalog.files(kind)))}}}")
+        example = next(iter(catalog.files(kind)), f"my_package.{kind}s")
+        raise UserError(f"{dotted(at)}: must be a mapping with a name, for example {{name: {example}}}")
     name, settings = values["name"], {key: value for key, value in values.items() if key != "name"}
     module = catalog.find(kind, name, key=dotted((*at, "name")))
     traits = traits_of(module, key=dotted((*at, "name")))

@@ -11,12 +11,12 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from scoreaction.errors import one_line
+from scoreaction.errors import Failed, one_line
 from scoreaction.rewards._images import check_range, is_images
 from scoreaction.types import EVERY, Background, Prompts, RewardFunction
 
 
-class RewardError(RuntimeError):
+class RewardError(Failed):
     """A reward that raised, or returned anything but one finite number a sample."""
 
 

@@ -78,7 +78,7 @@ def x0_in_parts(
     for part in equal_parts(rows, chunk) if model.sharded else rows.split(chunk):
         policy = partial(predict, conditions=conditions, prompt=prompt[part])
         with model.averaged(), model.uncounted():
-            x0 = run(model, sampler, policy, len(part), RowNoise(seed, part))
+            x0 = run(model, sampler, policy, len(part), model.noise(RowNoise(seed, part), conditions, prompt[part]))
         if len(part):
             yield part, x0
 

@@ -90,7 +90,8 @@ class Collector:
         """Samples of the policy as it is, decoded; prompt (n,) are the numbers of their prompts."""
         policy, times = partial(learner.policy, prompt=prompt), self.sampler.times(self.model.process)
         with torch.no_grad():
-            return self.model.decode(roll_out(self.model, self.sampler, policy, prompt, noise, times=times).x0)
+            source = learner.noise(noise, prompt)
+            return self.model.decode(roll_out(self.model, self.sampler, policy, prompt, source, times=times).x0)
 
     def rollout(self, learner: Learner, generator: torch.Generator, iteration: int) -> Rollout:
         """This process's trajectories of a batch with their rewards. TrainingError where samples are not finite."""

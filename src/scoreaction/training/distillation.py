@@ -153,7 +153,7 @@ class Distiller:
         times = jittered(time_grid(self.model.process, steps, name="log_snr"), self.generator)
         own = RowNoise.drawn(self.generator, self.world.stripe(paths))
         prompt, paths = self.world.own(prompt), paths // self.world.size
-        noise = self.model.start(paths, own)
+        noise = self.model.start(paths, self.model.noise(own, self.conditions, prompt))
         x = follow(self.model, noise, times, take(self.conditions, prompt), self.guidance)
         leap = self.settings.leap or steps
         ends = (torch.arange(steps) + leap).clamp(max=steps)
@@ -193,7 +193,7 @@ def endpoint_errors(
     with model.uncounted():
         conditions = model.conditions(listed)
         times = time_grid(model.process, steps, name="log_snr")
-        states = follow(model, model.start(n, generator), times, conditions, guidance)
+        states = follow(model, model.start(n, model.noise(generator, conditions)), times, conditions, guidance)
         errors: dict[str, list[float]] = {"t": [], "consistency": [], "tweedie": []}
         for at in (1.0, 0.8, 0.6, 0.4, 0.2, 0.1):
             i = int((times - at).abs().argmin())

@@ -116,7 +116,8 @@ def measure_kl(
     conditions, own = model.conditions(distinct), world.stripe(n)
     with model.averaged(), model.uncounted():
         policy = partial(act, model, noisy, conditions=conditions, prompt=prompt[own])
-        rollout = roll_out(model, noisy, policy, prompt[own], RowNoise(seed, own), times=noisy.times(model.process))
+        noise = model.noise(RowNoise(seed, own), conditions, prompt[own])
+        rollout = roll_out(model, noisy, policy, prompt[own], noise, times=noisy.times(model.process))
         states = rollout.steps().states
         flat = model.reference(states.x, states.t, conditions, prompt=states.prompt, guidance=noisy.guidance)
     compared = replace(rollout, pretrained=unflattened(flat, rollout.size[0])).compared()

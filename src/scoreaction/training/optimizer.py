@@ -13,7 +13,7 @@ from pydantic import BaseModel, Field
 from torch import Tensor, nn
 
 from scoreaction.algorithms._learner import Largest, Learner, Term, Update, Updates
-from scoreaction.errors import missing
+from scoreaction.errors import Failed, missing
 from scoreaction.networks.lockstep import equal_parts
 from scoreaction.networks.memory import fitting
 from scoreaction.networks.model import Model
@@ -25,7 +25,7 @@ from scoreaction.world import ALONE, Rows, World
 NO_GRADIENT = "check that the network's output depends on them, and that nothing detaches it"
 
 
-class TrainingError(RuntimeError):
+class TrainingError(Failed):
     """Training cannot go on: no gradient reaches the trained parameters, or a number is not finite."""
 
     shared = True

@@ -216,10 +216,11 @@ def _ends(
     model: Model, sampler: Sampler, policy: Any, conditions: Any, prompt: Tensor, noise: RowNoise
 ) -> tuple[Tensor, Tensor]:
     """x0 of the policy's chain, and its chain KL (rows,); in a step without noise, which has no density, the reference acts."""
-    x, kl = model.start(len(prompt), noise), torch.zeros(len(prompt), dtype=torch.float64)
+    source = model.noise(noise, conditions, prompt)
+    x, kl = model.start(len(prompt), source), torch.zeros(len(prompt), dtype=torch.float64)
     predict = partial(policy, conditions=conditions, prompt=prompt)
     visits = trajectory(
-        predict, model.process, x, sampler.times(model.process), solver=sampler.find(), eta=sampler.eta, generator=noise
+        predict, model.process, x, sampler.times(model.process), solver=sampler.find(), eta=sampler.eta, generator=source
     )
     for visit in visits:
         pretrained = model.reference(visit.x, visit.t, conditions, prompt=prompt, guidance=sampler.guidance)
