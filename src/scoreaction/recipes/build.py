@@ -142,8 +142,10 @@ def build(recipe: Recipe, output: str | Path | None = None, *, rewards: bool = T
         )
     except ValueError as error:
         raise UserError(named(str(error), "recipe")) from error
-    online = recipe.online is not None
-    free = [s for s in trained if _free(s.block, oracle=online)] + [s for s in only_measured if _free(s.block, oracle=False)]
+    oracle = recipe.online is not None
+    free = [s for s in only_measured if _free(s.block, oracle=False)]
+    if tuner.budget is None:
+        free = [s for s in trained if _free(s.block, oracle=oracle)] + free
     _probe(tuner, recipe, free)
     return tuner
 
