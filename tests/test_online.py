@@ -312,7 +312,7 @@ def test_what_is_asked_twice_counts_twice(tmp_path, monkeypatch):
     (tmp_path / "asked.json").unlink()
     lost.resume()
     lost.before_asking()
-    same(lost.budget.asked, 74, of_nothing=0)  # the answers in the log, where the count is gone
+    same(lost.budget.count, 74, of_nothing=0)  # the answers in the log, where the count is gone
     (tmp_path / "asked.json").write_text("{")
     with pytest.raises(RewardError, match=r"asked\.json cannot be read"):
         lost.reward(torch.zeros(1, 2), None)

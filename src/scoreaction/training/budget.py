@@ -26,14 +26,14 @@ class Budget:
 
     def __init__(self, limit: int, path: Path | None, *, shared: bool = False) -> None:
         self.limit, self.path, self.shared = limit, path, shared
-        self._asked = 0
+        self._count = 0
         self._lock = nullcontext() if path is None else FileLock(path.with_name(f".{path.name}.lock"), thread_local=False)
 
     @property
-    def asked(self) -> int:
+    def count(self) -> int:
         """The questions so far. RewardError where their count cannot be read."""
         if self.path is None or not self.path.exists():
-            return self._asked
+            return self._count
         try:
             return int(json.loads(self.path.read_text(encoding="utf-8"))["asked"])
         except (OSError, ValueError, KeyError, TypeError) as error:
@@ -44,7 +44,7 @@ class Budget:
     @property
     def left(self) -> int:
         """The questions that may still be asked."""
-        return self.limit - self.asked
+        return self.limit - self.count
 
     def check_plan(self, rounds: int, measuring: dict[str, int], n: int) -> None:
         """ValueError where a run asks more than the limit: in its rounds, and by part when it is measured on n samples."""
@@ -59,14 +59,14 @@ class Budget:
     def begin(self, answers: int) -> None:
         """Begins the count, in the first process: at least the answers that a log of questions has."""
         with self._lock:
-            self._write(max(self.asked, answers))
+            self._write(max(self.count, answers))
 
     def check(self, n: int) -> None:
         """RewardError where n more questions are more than are left; nothing is counted."""
-        asked = self.asked
-        if asked + n > self.limit:
+        count = self.count
+        if count + n > self.limit:
             raise RewardError(
-                f"online.budget: {n} more questions would pass it, {asked} of {self.limit} are asked; raise it to {asked + n}"
+                f"online.budget: {n} more questions would pass it, {count} of {self.limit} are asked; raise it to {count + n}"
             )
 
     def spend(self, n: int) -> None:
@@ -78,9 +78,9 @@ class Budget:
             )
         with self._lock:
             self.check(n)
-            self._write(self.asked + n)
+            self._write(self.count + n)
 
-    def _write(self, asked: int) -> None:
-        self._asked = asked
+    def _write(self, count: int) -> None:
+        self._count = count
         if self.path is not None:
-            write_whole(self.path, json.dumps({"asked": asked}) + "\n")
+            write_whole(self.path, json.dumps({"asked": count}) + "\n")

@@ -158,8 +158,8 @@ class Run:
 
     def _check_budget(self) -> None:
         if self.budget is not None and self.online is not None:
-            asked = {name: part.queries for name, part in self.measuring().items() if part.queries}
-            self.budget.check_plan(sum(self.online.rounds), asked, self.evaluation.n)
+            queries = {name: part.queries for name, part in self.measuring().items() if part.queries}
+            self.budget.check_plan(sum(self.online.rounds), queries, self.evaluation.n)
 
     def _settled(self, steer: Steering) -> Steering:
         self.model.refuse_tokens("steering")
