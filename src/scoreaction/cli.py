@@ -81,6 +81,7 @@ def train(
     from scoreaction.recipes.recipe import load_recipe
     from scoreaction.recipes.trust import named_modules
     from scoreaction.report.model_card import write_card
+    from scoreaction.report.verdict import run_verdict
     from scoreaction.world import World
 
     chosen = load_recipe(recipe, overrides or [], trust=trust or None)
@@ -100,6 +101,7 @@ def train(
         return 0
     write_card(folder, chosen, figures)
     show_summary(figures)
+    print(f"verdict: {run_verdict(figures)}")
     print(f"run: {folder}")
     if learned_nothing(folder):
         raise Failed(f"{folder}: no iteration learned anything: {NOTHING}")
@@ -254,6 +256,7 @@ def compare(
     from scoreaction.commands.compare import fault_of
     from scoreaction.commands.tables import show_comparison
     from scoreaction.report.page import write_report
+    from scoreaction.report.verdict import comparison_verdict
     from scoreaction.world import World
 
     chosen = names(algorithms, "--algorithms")
@@ -261,6 +264,7 @@ def compare(
     several = numbers(seeds, int, "--seeds")
     comparison = run_all(recipe, overrides or [], chosen, several, sweep, folder, trust=trust or None)
     show_comparison(comparison)
+    print(f"verdict: {comparison_verdict(comparison)}")
     print(f"comparison: {folder}")
     if World.current().leads:
         print(f"report: {write_report(folder)}")

@@ -147,8 +147,10 @@ def build(recipe: Recipe, output: str | Path | None = None, *, rewards: bool = T
         raise UserError(named(str(error), "recipe")) from error
     if recipe.critic is not None and not any(isinstance(net, Critic) for net in tuner.learner.networks.values()):
         raise UserError(f"critic: {recipe.algorithm.name} has none here; leave it out, or take score_action, vard or pi_ft")
-    online = recipe.online is not None
-    free = [s for s in trained if _free(s.block, oracle=online)] + [s for s in only_measured if _free(s.block, oracle=False)]
+    oracle = recipe.online is not None
+    free = [s for s in only_measured if _free(s.block, oracle=False)]
+    if tuner.budget is None:
+        free = [s for s in trained if _free(s.block, oracle=oracle)] + free
     _probe(tuner, recipe, free)
     return tuner
 
