@@ -65,11 +65,12 @@ class Objective(NamedTuple):
     """The run's reward: `reward(x0, prompt) -> (batch,)`, every row is counted as a query.
 
     x0 (batch, *shape) before decoding, prompt (batch,) the numbers of the prompts. Gradients flow to x0 where
-    `differentiable`.
+    `differentiable`. at_once: True while a learner may differentiate, and score, a part of the batch as soon as it is drawn.
     """
 
     score: Callable[[Tensor, Tensor], Tensor]
     differentiable: bool
+    at_once: Callable[[], bool] = lambda: True
 
     def __call__(self, x0: Tensor, prompt: Tensor) -> Tensor:
         return self.score(x0, prompt)

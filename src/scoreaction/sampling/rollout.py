@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, NamedTuple
 
 import torch
@@ -324,3 +324,10 @@ def joined(rollouts: list[Rollout]) -> Rollout:
     action = side_by_side([rollout.action for rollout in rollouts]) if explored else old
     x, prompt = torch.cat([rollout.x for rollout in rollouts], 1), torch.cat([rollout.prompt for rollout in rollouts])
     return Rollout(first.times, x, old, action, prompt, off_below=first.off_below)
+
+
+def followed(start: Rollout, end: Rollout) -> Rollout:
+    """A rollout and the one that goes on from its x0, as one, with the rewards of the latter; both without exploration."""
+    old = mapped(lambda *parts: torch.cat(parts), start.old, end.old)
+    times, x = torch.cat([start.times, end.times[1:]]), torch.cat([start.x, end.x[1:]])
+    return replace(end, times=times, x=x, old=old, action=old)

@@ -109,12 +109,11 @@ class Collector:
         """The trajectories, and their scores, which have begun."""
         own = self.world.stripe(len(prompt))
         # a reward that works in the background begins with the first trajectories while the next are drawn
-        rows = self.objective.rows
+        rows = None if learner.reward_gradient else self.objective.rows
         size = len(own) if rows is None else min(self.rows, max(rows, math.ceil(len(own) / PIECES)))
         rollouts: list[Rollout] = []
         waiting: list[Callable[[], Tensor]] = []
-        reward = self.reward.reward  # a weighted sum takes its scale from all of the first batch
-        unsettled = self.objective is self.reward and isinstance(reward, WeightedSum) and reward.unsettled
+        unsettled = self.unsettled
         for part in own.split(size):
             rollouts.append(learner.explore(prompt[part], times, RowNoise(seed, part)))
             check_finite("samples", rollouts[-1].x0, iteration)
@@ -126,11 +125,27 @@ class Collector:
 
     def _scored(self, learner: Learner, rollout: Rollout, scores: Callable[[], Tensor]) -> Rollout:
         """The rollout with its rewards, and with their gradient where the learner takes it from here."""
+        if len(rollout.rewards):  # the learner has asked for them
+            return rollout
         if not learner.reward_gradient:
             return replace(rollout, rewards=scores())
         work = partial(self._gradients, rollout.x0, rollout.prompt)
         rewards, gradients = fitting(self.model, len(rollout.x0), work)
         return replace(rollout, rewards=rewards, reward_gradient=gradients)
+
+    @property
+    def unsettled(self) -> bool:
+        """True before a weighted sum has its scale, which is that of all of the first batch."""
+        reward = self.reward.reward
+        return self.objective is self.reward and isinstance(reward, WeightedSum) and reward.unsettled
+
+    def at_once(self) -> bool:
+        """True where a learner may score and differentiate a part of a batch by itself, as soon as it is drawn.
+
+        Not where all processes make each call, the scale of the reward waits for the whole batch, or that of gradients for the
+        loop (fp16).
+        """
+        return not (self.model.sharded or self.unsettled or self.train.precision == "fp16")
 
     @property
     def rows(self) -> int:

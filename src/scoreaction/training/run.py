@@ -116,7 +116,7 @@ class Run:
                 model.lead_away_from(self.sampler.negative_prompt, guidance=self.sampler.guidance)
             self.conditions = model.conditions(self.prompts)
             self.collector = Collector(self.model, self.sampler, self.train, self.reward, self.rounds, self.prompts, self.world)
-            objective = Objective(self.collector.score, self.collector.objective.differentiable)
+            objective = Objective(self.collector.score, self.collector.objective.differentiable, self.collector.at_once)
             batch = self.train.batch
             group = min(batch, max(self.train.samples_per_prompt, batch / len(self.prompts or [None])))
             setting = Setting(model, self.sampler, objective, batch, self.conditions, group, self.world)
