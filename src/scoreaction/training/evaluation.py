@@ -14,6 +14,7 @@ from torch import Tensor
 
 from scoreaction.diffusion.mixtures import Mixture, Optimum
 from scoreaction.diffusion.noise import RowNoise
+from scoreaction.diffusion.rescaling import Rescale
 from scoreaction.diffusion.solvers import SolverName
 from scoreaction.networks.adapters import replaced
 from scoreaction.networks.model import Model
@@ -166,7 +167,10 @@ def diversity(model: Model, samples: Tensor, groups: Tensor, *, at_most: int = 2
 
 @dataclass(frozen=True)
 class ExactTask:
-    """A data law and a reward whose tilted law is known exactly: the optimum, to which distances are measured."""
+    """A data law and a reward whose tilted law is known exactly: the optimum, to which distances are measured.
+
+    Both are laws of x0, before decoding.
+    """
 
     law: Mixture
     optimum: Optimum
@@ -176,6 +180,8 @@ class ExactTask:
         """The task, where model, reward and beta make one."""
         if not isinstance(model.law, Mixture) or not isinstance(reward, QuadraticReward) or not beta:
             return None
+        if isinstance(model.decode, Rescale):
+            return cls(model.law, model.decode.optimum(model.law, reward.quadratic, beta))
         return cls(model.law, model.law.optimum(reward.quadratic, beta))
 
     def distance(self, draws: Callable[[int], Tensor], n: int, seed: int, *, repeats: int = 5) -> float:
