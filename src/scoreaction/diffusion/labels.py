@@ -20,7 +20,7 @@ class Labelled:
     (Zhao et al. 2024, arXiv 2406.12120).
 
     >>> four = Labelled(Mixture.isotropic([[2, 0], [-2, 0], [0, 2], [0, -2]], std=0.3), torch.tensor([0, 1, 0, 2]))
-    >>> four.prior.tolist(), four.given(0).means.tolist()
+    >>> four.prior.tolist(), four.conditional(0).means.tolist()
     ([0.5, 0.25, 0.25], [[2.0, 0.0], [0.0, 2.0]])
     """
 
@@ -42,12 +42,12 @@ class Labelled:
         """`p(y)`, (labels,) float64."""
         return torch.zeros(self.count, dtype=torch.float64).index_add(0, self.labels, self.law.weights)
 
-    def given(self, y: int) -> Mixture:
+    def conditional(self, y: int) -> Mixture:
         """`p(x|y)`: the components of y alone."""
         own = self.labels == y
         return Mixture(self.law.weights[own], self.law.means[own], self.law.covariances[own])
 
     def log_posterior(self, x: Tensor) -> Tensor:
         """`log p(y|x)` of every label at x (batch, d), differentiable in x: (batch, labels)."""
-        joint = [self.given(y).log_prob(x) + self.prior[y].log().to(x) for y in range(self.count)]
+        joint = [self.conditional(y).log_prob(x) + self.prior[y].log().to(x) for y in range(self.count)]
         return torch.stack(joint, 1).log_softmax(1)

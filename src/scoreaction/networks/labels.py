@@ -13,7 +13,7 @@ from scoreaction.errors import nearest
 from scoreaction.types import Conditions
 
 BETWEEN = " | "
-"""What stands between a prompt and its label."""
+"""Text between a prompt and its label."""
 
 
 @dataclass(frozen=True)
@@ -87,8 +87,8 @@ class LabelAdapter(nn.Module):
     """A network that is told a label beside its condition: `E[y]` is added to what its module `at` gives (CTRL, 2406.12120).
 
     Called with conditions as `encode` makes them. As E begins at 0 it is the network itself at first, to the bit, and stays
-    that for samples without a label. width: that of the module's channels, by default that of the layer. ValueError for a
-    module that is not there, and for a width that is not known.
+    that for samples without a label. width: the channels of the module's output, by default those of its last layer.
+    ValueError for a module that is not there, and for a width that is not known.
 
     >>> net = LabelAdapter(nn.Sequential(nn.Linear(2, 8), nn.SiLU(), nn.Linear(8, 2)), at="0", labels=["small", "large"])
     >>> net.table.vectors.shape
@@ -103,12 +103,12 @@ class LabelAdapter(nn.Module):
                 f"at: {at!r} is no module of {type(net).__name__}; {nearest(at, [name for name in modules if name])}"
             )
         own = modules[at]
-        found = width or getattr(own, "out_features", None) or getattr(own, "out_channels", None)
-        if found is None:
+        sizes = [getattr(m, name) for m in own.modules() for name in ("out_features", "out_channels") if hasattr(m, name)]
+        if width is None and not sizes:
             raise ValueError(
-                f"at: {at} is a {type(own).__name__}, whose output's channels are not known; give their number as width"
+                f"at: {at} is a {type(own).__name__} of unknown channels; give the number that its output has as width"
             )
-        self.labels, self.net, self.table = Labels(tuple(labels)), net, LabelTable(len(labels), found)
+        self.labels, self.net, self.table = Labels(tuple(labels)), net, LabelTable(len(labels), width or sizes[-1])
         own.register_forward_hook(self.table.added)
 
     def forward(self, x: Tensor, t: Tensor, cond: Conditions) -> Tensor:

@@ -15,7 +15,7 @@ from scoreaction.networks.labels import Labels
 from scoreaction.rewards._images import texts_of
 from scoreaction.types import Prompts
 
-EXAMPLE: dict[str, Any] = {"means": [[2.0, 0.0], [-2.0, 0.0]], "std": 0.3, "labels": [0, 1]}
+EXAMPLE: dict[str, Any] = {"means": [[2.0, 0.0], [-2.0, 0.0], [0.0, 2.0], [0.0, -2.0]], "std": 0.3, "labels": [0, 1, 0, 2]}
 
 
 class Config(BaseModel, frozen=True, extra="forbid"):

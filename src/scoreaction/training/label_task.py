@@ -62,7 +62,7 @@ class LabelTask:
 
 def optimum(labelled: Labelled, y: int) -> Optimum:
     """The optimum given a label at beta 1; its reward is a mean over draws."""
-    law, log_z = labelled.given(y), float(labelled.prior[y].log())
+    law, log_z = labelled.conditional(y), float(labelled.prior[y].log())
     draws = law.sample(DRAWS, torch.Generator().manual_seed(y))
     reward = float(labelled.log_posterior(draws)[:, y].mean())
     return Optimum(law, reward, reward - log_z, log_z, log_z)
