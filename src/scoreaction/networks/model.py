@@ -19,6 +19,7 @@ from scoreaction.networks.adapters import Adapters, LoraShape, Role, base_module
 from scoreaction.networks.checks import check_net, register
 from scoreaction.networks.conditions import concatenate, map_conditions, take
 from scoreaction.networks.gaussian import GaussianStates
+from scoreaction.networks.labels import LabelTable
 from scoreaction.networks.layers import CriticNetwork
 from scoreaction.networks.lockstep import equal_parts, without_rows
 from scoreaction.networks.memory import fitting
@@ -117,6 +118,8 @@ class Model(GaussianStates):
             if not chosen:
                 raise ValueError("lora_targets: the network has no linear layer; name the modules that LoRA should change")
             net.requires_grad_(False)
+            for table in (module for module in net.modules() if isinstance(module, LabelTable)):
+                table.requires_grad_(True)
             self.lora = LoraShape(lora_rank, lora_alpha or lora_rank, chosen)
             self.adapters.add("policy", self.lora)
         self.consistency_net: nn.Module | None = None
