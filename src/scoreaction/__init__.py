@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from scoreaction.diffusion.processes import VE, VP, CosineVP, Flow, Masking, TableVP
     from scoreaction.models import gaussian_mixture
     from scoreaction.networks.consistency import load_consistency
+    from scoreaction.networks.labels import LabelAdapter
     from scoreaction.networks.masked import MaskedModel
     from scoreaction.networks.model import Model
     from scoreaction.recipes.build import load
@@ -54,6 +55,7 @@ _HOMES = {
     "Evaluation": "training.evaluation",
     "Finetuner": "training.finetuner",
     "Flow": "diffusion.processes",
+    "LabelAdapter": "networks.labels",
     "MaskedModel": "networks.masked",
     "Masking": "diffusion.processes",
     "Model": "networks.model",

@@ -57,6 +57,15 @@ class Labels:
         return (before, self.number(after)) if between else (text, self.none)
 
 
+def plain(text: str) -> str:
+    """A prompt's text without what stands behind the last ` | `.
+
+    >>> plain("a red circle | large"), plain("a red circle")
+    ('a red circle', 'a red circle')
+    """
+    return text.rpartition(BETWEEN)[0] or text
+
+
 class LabelTable(nn.Module):
     """A vector E[y] for each label, 0 at first, and none for no label; added to what a module of a network gives.
 
