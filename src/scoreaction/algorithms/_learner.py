@@ -9,7 +9,7 @@ from dataclasses import dataclass, replace
 from typing import NamedTuple, TypeAlias
 
 import torch
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import ConfigDict, Field
 from torch import Tensor, nn
 
 from scoreaction.diffusion.noise import Source
@@ -20,6 +20,7 @@ from scoreaction.networks.lockstep import equal_parts
 from scoreaction.networks.memory import fitting
 from scoreaction.networks.model import Model
 from scoreaction.sampling.rollout import Rollout, Sampler, act, compared, roll_out, unflattened
+from scoreaction.settings import Settings
 from scoreaction.types import Conditions, Prediction
 from scoreaction.world import ALONE, Rows, World
 
@@ -92,7 +93,7 @@ class Setting(NamedTuple):
     world: World = ALONE
 
 
-class Algorithm(BaseModel):
+class Algorithm(Settings):
     """Base of the algorithms' settings: validated, frozen, no unknown keys."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)

@@ -7,13 +7,14 @@ from pathlib import Path
 from typing import Any, Literal
 
 import torch
-from pydantic import BaseModel, Field
+from pydantic import Field
 from torch import Tensor, nn
 
 from scoreaction.models.pipelines.decoding import to_unit
 from scoreaction.networks.consistency import load_consistency
 from scoreaction.networks.labels import LabelAdapter
 from scoreaction.networks.model import Model
+from scoreaction.settings import Settings
 from scoreaction.tasks.digits.networks import NO_CLASS, judge, load_net, parse_digit_prompt, shipped
 from scoreaction.types import Conditions
 
@@ -28,7 +29,7 @@ DEFAULTS: dict[str, Any] = {
 RETRAIN = "write one with python -m scoreaction.tasks.digits.pretrain, or leave it out"
 
 
-class Config(BaseModel, frozen=True, extra="forbid"):
+class Config(Settings, frozen=True, extra="forbid"):
     """path: a folder in diffusers format written by the retraining command, None for the shipped weights.
 
     consistency: the folder of a consistency model that `scoreaction distill` made, or `shipped`, that of the shipped weights.

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 import torch
-from pydantic import BaseModel, Field, model_validator
+from pydantic import Field, model_validator
 from torch import Tensor, nn
 
 from scoreaction.diffusion.labels import Labelled
@@ -17,6 +17,7 @@ from scoreaction.networks.consistency import load_consistency
 from scoreaction.networks.labels import LabelAdapter
 from scoreaction.networks.layers import VectorNet
 from scoreaction.networks.model import Model
+from scoreaction.settings import Settings
 
 DEFAULTS: dict[str, Any] = {
     "sampler": {"steps": 50, "eta": 1.0},
@@ -26,7 +27,7 @@ DEFAULTS: dict[str, Any] = {
 }
 
 
-class Config(BaseModel, frozen=True, extra="forbid", allow_inf_nan=False):
+class Config(Settings, frozen=True, extra="forbid", allow_inf_nan=False):
     """means (K, d), weights (K,) (equal by default), one std for all or one for each; process vp, cosine, ve or flow.
 
     labels (K,): a label from 0 on for each of the means; prompts then are labels, "0" and so on, and train a control.

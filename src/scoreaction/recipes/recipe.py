@@ -22,9 +22,10 @@ from scoreaction.recipes.prompts import PromptValue, read_prompts
 from scoreaction.recipes.text import KEYS, assign, parse_override, read_recipe, suits
 from scoreaction.recipes.traits import Traits, traits_of
 from scoreaction.recipes.trust import is_own, refuse_far_prompts, refuse_untrusted
-from scoreaction.recipes.validation import Key, check, check_finite, dotted, refuse_unknown
+from scoreaction.recipes.validation import check, check_finite, refuse_unknown
 from scoreaction.sampling.rollout import Sampler
 from scoreaction.sampling.steering import Steering
+from scoreaction.settings import Key, dotted
 from scoreaction.training.best_weights import check_metric
 from scoreaction.training.distillation import Distill
 from scoreaction.training.evaluation import Evaluation

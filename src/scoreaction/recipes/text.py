@@ -8,7 +8,7 @@ from typing import Any, get_args
 from scoreaction import catalog
 from scoreaction.catalog import Kind
 from scoreaction.errors import UserError, nearest
-from scoreaction.recipes.validation import dotted
+from scoreaction.settings import dotted
 from scoreaction.types import Values
 from scoreaction.yaml_text import parse_yaml, read_text
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any, NamedTuple
 
 import torch
-from pydantic import BaseModel, Field
+from pydantic import Field
 from torch import Tensor
 
 from scoreaction.diffusion.noise import Source
@@ -17,10 +17,11 @@ from scoreaction.diffusion.solvers import SOLVERS, GridName, Past, Solver, Solve
 from scoreaction.diffusion.transitions import Kernel
 from scoreaction.networks.conditions import take
 from scoreaction.networks.model import Model
+from scoreaction.settings import Settings
 from scoreaction.types import Conditions, Predict, Prediction
 
 
-class Sampler(BaseModel, frozen=True, extra="forbid"):
+class Sampler(Settings, frozen=True, extra="forbid"):
     """Settings of sampling: solver, number of steps, noise level eta, time grid, guidance.
 
     negative_prompt: what guidance leads away from, instead of the unconditional prediction. off_below: a time; at earlier ones,

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from pydantic import BaseModel, Field
+from pydantic import Field
 from torch import Tensor, nn
 
 from scoreaction.diffusion.noise import RowNoise
@@ -19,6 +19,7 @@ from scoreaction.networks.conditions import take
 from scoreaction.networks.consistency import belongs, save_consistency
 from scoreaction.networks.model import Model
 from scoreaction.sampling.rollout import States, trajectory
+from scoreaction.settings import Settings
 from scoreaction.types import Conditions
 from scoreaction.world import ALONE, World
 
@@ -26,7 +27,7 @@ HUBER = 0.03
 """Errors below this, in a coordinate, count squared; those above by their size (pseudo-Huber)."""
 
 
-class Distill(BaseModel, frozen=True, extra="forbid", allow_inf_nan=False):
+class Distill(Settings, frozen=True, extra="forbid", allow_inf_nan=False):
     """Settings of distillation: its length, the size of the consistency model, and the ODE paths that it learns from.
 
     rank: that of the adapter; null gives it a copy of the network with weights of its own. targets: the modules that the

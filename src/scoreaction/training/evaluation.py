@@ -9,7 +9,7 @@ from functools import partial
 from typing import Any
 
 import torch
-from pydantic import BaseModel, Field
+from pydantic import Field
 from torch import Tensor
 
 from scoreaction.diffusion.mixtures import Mixture, Optimum
@@ -24,12 +24,13 @@ from scoreaction.rewards._closed_form import QuadraticReward
 from scoreaction.rewards._weighted import settle
 from scoreaction.sampling.draw import distinct_prompts, draw_x0, run, spread_prompts, x0_in_parts
 from scoreaction.sampling.rollout import Rollout, Sampler, act, roll_out, unflattened
+from scoreaction.settings import Settings
 from scoreaction.training.optimizer import TrainingError
 from scoreaction.types import Conditions
 from scoreaction.world import ALONE, World
 
 
-class Evaluation(BaseModel, frozen=True, extra="forbid", allow_inf_nan=False):
+class Evaluation(Settings, frozen=True, extra="forbid", allow_inf_nan=False):
     """Settings of the measurement of a run: n samples, their sampler and seed; rewards that are only reported.
 
     beta: that of the optimum to which distances are measured, by default the algorithm's. certificate: also measure

@@ -9,7 +9,7 @@ from functools import partial
 from typing import Any, Literal
 
 import torch
-from pydantic import BaseModel, Field
+from pydantic import Field
 from torch import Tensor, nn
 
 from scoreaction.algorithms._learner import Largest, Learner, Term, Update, Updates
@@ -18,6 +18,7 @@ from scoreaction.networks.lockstep import equal_parts
 from scoreaction.networks.memory import fitting
 from scoreaction.networks.model import Model
 from scoreaction.networks.sharding import distributed_as, whole
+from scoreaction.settings import Settings
 from scoreaction.training.take_back import TakeBack
 from scoreaction.training.trackers import Names
 from scoreaction.world import ALONE, Rows, World
@@ -38,7 +39,7 @@ ROWS = 4096
 """The largest batch of one network call where neither run nor model sets one."""
 
 
-class Train(BaseModel, frozen=True, extra="forbid", allow_inf_nan=False):
+class Train(Settings, frozen=True, extra="forbid", allow_inf_nan=False):
     """Settings of training: iterations, trajectories an iteration, learning rate, seed, device, averages, checkpoints.
 
     max_rows is the largest batch of one network call (guidance doubles it), null the model's own, else 4096; optimizer
