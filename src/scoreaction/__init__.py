@@ -39,6 +39,7 @@ if TYPE_CHECKING:
     from scoreaction.training.finetuner import Finetuner
     from scoreaction.training.online import Online
     from scoreaction.training.optimizer import Train
+    from scoreaction.training.pretraining import Pretrain, Pretrainer
     from scoreaction.training.steering import steer
     from scoreaction.types import Prompt
 
@@ -62,6 +63,8 @@ _HOMES = {
     "NFT": "algorithms.nft",
     "Online": "training.online",
     "PIFT": "algorithms.pi_ft",
+    "Pretrain": "training.pretraining",
+    "Pretrainer": "training.pretraining",
     "Prompt": "types",
     "RAM": "algorithms.ram",
     "ReFL": "algorithms.refl",

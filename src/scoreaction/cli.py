@@ -1,4 +1,4 @@
-"""The command `scoreaction`: train, plan, doctor, distill, sample, steer, evaluate, compare, report, watch, list and others.
+"""The command `scoreaction`: train, plan, doctor, pretrain, distill, sample, steer, evaluate, compare, list and others.
 
 Exit codes: 0 done; 2 the input is wrong; 1 it failed; 130 interrupted. Whatever goes wrong is one line on stderr; `--debug`
 shows the traceback.
@@ -124,6 +124,34 @@ def distill(
     folder = output or default_folder(recipe, "consistency")
     show_endpoint_errors(distill_recipe(chosen, folder))
     print(f"consistency: {folder}")
+
+
+@app.command()
+def pretrain(
+    recipe: RecipeName,
+    overrides: Overrides = None,
+    output: Annotated[
+        Path | None, output_option("Folder; default the recipe's model.path, else runs/RECIPE-pretrained-TIME.")
+    ] = None,
+    resume: Annotated[bool, typer.Option("--resume", help="Go on from the newest checkpoint in the folder.")] = False,
+) -> None:
+    """Make a small diffusion model of your own table or pictures, by a recipe's section pretrain."""
+    print(f"{Path(recipe).stem}  loading", flush=True)
+    from scoreaction.commands.pretrain import pretrain as run_pretrain
+    from scoreaction.commands.tables import show_pretrained
+    from scoreaction.recipes.recipe import pretraining
+
+    settings, place = pretraining(recipe, overrides or [])
+    folder = output or place
+    if resume and folder is None:
+        raise UserError("--resume: say which folder with --output DIR")
+    folder = folder or default_folder(recipe, "pretrained")
+    try:
+        show_pretrained(run_pretrain(settings, folder, resume=resume))
+    except Interrupted as stop:
+        again = shlex.join(["scoreaction", "pretrain", recipe, *(overrides or []), "--output", str(folder), "--resume"])
+        raise Interrupted(f"{stop}; go on with: {again}") from stop
+    print(f"pretrained: {folder} (model: {{name: pretrained, path: {folder}}})")
 
 
 @app.command()
