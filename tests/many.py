@@ -67,7 +67,7 @@ def case(algorithm, *, reward=linear, steps=10, prompts=None, lora=None, held_ou
         mixture() if prompts is None else conditional(lora),
         reward=other or reward, algorithm=algorithm, sampler=sa.Sampler(steps=steps, **sampler),
         train=sa.Train(**settings | more), prompts=prompts, held_out=held_out, online=online,
-        output=output, evaluation=sa.Evaluation(n=33, steps=5),
+        output=output, evaluation=sa.Evaluation(n=33, steps=5, eta=0.0 if algorithm.moves_noise else 1.0),
     )  # fmt: skip
 
 
@@ -135,6 +135,11 @@ CASES = {
     "nft": case(sa.NFT(), **asked(solver="dpmpp_2m", eta=0.0)),
     "awm": case(sa.AWM(), **asked(solver="dpmpp_2m", eta=0.0)),
     "refl": case(sa.ReFL(beta=0.5), reward=SMOOTH),
+    "hypernoise": case(sa.Hypernoise(), **asked(eta=0.0) | {"reward": sa.Reward(prompted, differentiable=True)}),
+    "hypernoise, frobenius and lora": case(
+        sa.Hypernoise(penalty="frobenius"),
+        **asked(eta=0.0, lora=2, guidance=2.0, train={"max_rows": 7}) | {"reward": sa.Reward(prompted, differentiable=True)},
+    ),
     "ddpp": of_tokens(sa.DDPP(rows=64)),
     "ddpp, weighted": of_tokens(sa.DDPP(rows=64, loss="weighted")),
     "ddpp, kl": of_tokens(sa.DDPP(rows=64, loss="kl")),

@@ -26,7 +26,7 @@ from scoreaction.sampling.rollout import Sampler
 from scoreaction.sampling.steering import Steering
 from scoreaction.training.best_weights import Selection, check_metric
 from scoreaction.training.collector import Collector
-from scoreaction.training.evaluation import Evaluation
+from scoreaction.training.evaluation import Evaluation, check_certificate
 from scoreaction.training.export import described, save_model
 from scoreaction.training.identity import identity
 from scoreaction.training.online import Online, Rounds
@@ -94,6 +94,11 @@ class Run:
         online: Online | None = None,
         steer: Steering | None = None,
     ) -> None:
+        if model.moves_noise and not algorithm.moves_noise:
+            raise ValueError(
+                "algorithm.name: this model's policy moves the noise, which only hypernoise trains; build it again"
+            )
+        model.moves_noise = algorithm.moves_noise
         self.sampler, self.train = sampler or Sampler(**model.sampling), train or Train()
         self.evaluation = evaluation or Evaluation.of(model)
         if self.evaluation.held_out:
@@ -144,10 +149,10 @@ class Run:
             objective = Objective(self.collector.score, self.collector.objective.differentiable)
             batch = self.train.batch
             group = min(batch, max(self.train.samples_per_prompt, batch / len(self.prompts or [None])))
-            setting = Setting(model, self.sampler, objective, batch, self.conditions, group, self.world)
+            setting = Setting(model, self.sampler, objective, batch, self.conditions, group, self.world, self.prompts)
             self.learner: Learner = model.learner(algorithm, setting)
         if self.evaluation.certificate:
-            model.refuse_tokens("evaluation.certificate")
+            check_certificate(model)
         self.steering = None if steer is None else self._settled(steer)
         self.learner.networks.to(self.model.device)
         self._share([net for net in self.learner.networks.values() if not isinstance(net, Replay)])
