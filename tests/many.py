@@ -57,6 +57,10 @@ def prompted(x, prompts):
     return scale * x[:, 0] - 0.1 * (x**2).sum(1)
 
 
+def rare(x, prompts):
+    return (x[:, 0] > 1.2).float()
+
+
 SMOOTH = sa.Reward(linear, differentiable=True)
 
 
@@ -119,6 +123,14 @@ CASES = {
     "ddpo, prompts": case(sa.DDPO(baseline="prompt"), **asked(held_out={"linear": linear})),
     "ddpo, groups and lora": case(sa.DDPO(baseline="group"), **asked(lora=2, train={"samples_per_prompt": 8})),
     "dpok": case(sa.DPOK(beta=0.1), **asked()),
+    "ddpo, hinted": case(
+        sa.DDPO(baseline="group", ineffective={"do": "hint", "guidance": 6.0, "tries": 2}),
+        **asked(reward=rare, train={"samples_per_prompt": 8}),
+    ),
+    "dpok, branched": case(
+        sa.DPOK(baseline="group", ineffective={"do": "hint", "hint": "branch"}),
+        **asked(reward=rare, train={"samples_per_prompt": 8, "iterations": 5}),
+    ),
     "sqdf": case(sa.SQDF(beta=0.5), reward=SMOOTH),
     "sqdf, corrected": case(sa.SQDF(beta=0.5, correction=True, critic_rows=320), reward=SMOOTH),
     "sqdf, replay": case(

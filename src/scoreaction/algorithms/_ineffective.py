@@ -181,6 +181,7 @@ class Redrawn:
 
     @property
     def best(self) -> BestStates:
+        """The states that branches begin at."""
         kept = self.learner.networks["best_states"]
         assert isinstance(kept, BestStates)
         return kept

@@ -69,7 +69,7 @@ class Hypernoise(Regularised):
 class NoiseRollout(Rollout):
     """A rollout with the reward's gradient at the moved noise, (batch, *shape), a direction v and the KL (batch,) there."""
 
-    pull: Tensor = field(kw_only=True)
+    noise_gradient: Tensor = field(kw_only=True)
     v: Tensor = field(kw_only=True)
     kl: Tensor = field(kw_only=True)
 
@@ -96,10 +96,10 @@ class HypernoiseLearner(Learner):
         x = self.model.moved(noise, self.conditions, prompt=prompt)
         if self.model.has_consistency:
             x0 = self.model.consistency(x, times[0], self.conditions, prompt=prompt)
-            said = Prediction(
+            prediction = Prediction(
                 x0[None], ((x - self.process.alpha(times[0]).to(x) * x0) / self.process.sigma(times[0]).to(x))[None]
             )
-            return Rollout(times, torch.stack([x, x0]), said, said, prompt, noise=noise)
+            return Rollout(times, torch.stack([x, x0]), prediction, prediction, prompt, noise=noise)
 
         def pretrained(x: Tensor, t: Tensor) -> Prediction:
             return self.pretrained(x, t, prompt)
@@ -111,17 +111,17 @@ class HypernoiseLearner(Learner):
         """The reward's gradient, taken back through the generator a step at a time, and the KL of the noise."""
         assert rollout.reward_gradient is not None
         assert rollout.noise is not None
-        pull = rollout.reward_gradient.clone()
+        noise_gradient = rollout.reward_gradient.clone()
         for i in reversed(range(len(rollout.times) - 1)):
 
             def step_back(rows: Tensor, i: int = i) -> None:
-                pull[rows] = self._step_back(rollout, i, rows, take(pull, rows)).to(pull)
+                noise_gradient[rows] = self._step_back(rollout, i, rows, take(noise_gradient, rows)).to(noise_gradient)
 
-            self.in_parts(torch.arange(len(pull)), step_back)
-        rows = self.world.stripe(len(pull) * self.world.size)
-        v = RowNoise.drawn(generator, rows).normal(pull.shape, torch.float32).to(pull)
+            self.in_parts(torch.arange(len(noise_gradient)), step_back)
+        rows = self.world.stripe(len(noise_gradient) * self.world.size)
+        v = RowNoise.drawn(generator, rows).normal(noise_gradient.shape, torch.float32).to(noise_gradient)
         kl = noise_kl(self.model, rollout.noise / self.process.prior_std, v, self.conditions, rollout.prompt)
-        return NoiseRollout(**vars(rollout), pull=pull, v=v, kl=kl)
+        return NoiseRollout(**vars(rollout), noise_gradient=noise_gradient, v=v, kl=kl)
 
     def _step_back(self, rollout: Rollout, i: int, rows: Tensor, at_end: Tensor) -> Tensor:
         """`(dx_s/dx_t)^T a` of step i of these trajectories."""
@@ -144,13 +144,16 @@ class HypernoiseLearner(Learner):
         assert isinstance(rollout, NoiseRollout)
         assert rollout.noise is not None
         std = self.process.prior_std
-        z, pull, v = rollout.noise / std, std * rollout.pull, rollout.v
+        z, noise_gradient, v = rollout.noise / std, std * rollout.noise_gradient, rollout.v
 
         def loss(rows: Tensor) -> Loss:
             shift = shift_of(self.model, self.conditions, take(rollout.prompt, rows))
             move = PENALTIES[self.penalty](shift, take(z, rows), take(v, rows))
             figures = {} if move.folds is None else {"fold_share": move.folds}
-            return self.beta * move.nats - sum_event(take(pull, rows) * move.f), {"penalty_nats": move.nats.detach(), **figures}
+            return self.beta * move.nats - sum_event(take(noise_gradient, rows) * move.f), {
+                "penalty_nats": move.nats.detach(),
+                **figures,
+            }
 
         yield Update("policy", [Term(len(z), loss, calls=CALLS[self.penalty](self.model.size))])
 

@@ -146,8 +146,8 @@ def sample(
     """
     check_asked(n, prompts)
     own = {"guidance": model.guidance if guidance is None else guidance, "grid": grid or model.grid}
-    given = {"solver": solver, "steps": steps, "eta": eta}
-    chosen = {name: value for name, value in given.items() if value is not None}
+    options = {"solver": solver, "steps": steps, "eta": eta}
+    chosen = {name: value for name, value in options.items() if value is not None}
     sampler = Sampler(**model.sampling | own | chosen, off_below=model.off_below)
     sampler.check(model)
     return draw(model, sampler, n, spread_prompts(prompts or model.prompts, n), seed, reference=reference)
