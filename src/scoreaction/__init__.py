@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from scoreaction.algorithms.ddpp import DDPP
     from scoreaction.algorithms.dpok import DPOK
     from scoreaction.algorithms.draft import DRaFT
+    from scoreaction.algorithms.hypernoise import Hypernoise
     from scoreaction.algorithms.nft import NFT
     from scoreaction.algorithms.pi_ft import PIFT
     from scoreaction.algorithms.ram import RAM
@@ -56,6 +57,7 @@ _HOMES = {
     "Evaluation": "training.evaluation",
     "Finetuner": "training.finetuner",
     "Flow": "diffusion.processes",
+    "Hypernoise": "algorithms.hypernoise",
     "LabelAdapter": "networks.labels",
     "MaskedModel": "networks.masked",
     "Masking": "diffusion.processes",

@@ -242,7 +242,9 @@ def evaluate(
     run: RunPath,
     steps: Annotated[str, typer.Option(help="Step counts, for example 10,25,50.")] = "10,25,50",
     solver: Annotated[str, typer.Option(help="Solvers, for example ddim,heun.")] = "ddim",
-    eta: Annotated[str, typer.Option(help="Noise levels, for example 0,1.")] = "1",
+    eta: Annotated[
+        str | None, typer.Option(help="Noise levels, for example 0,1. [default: 1; of a policy that moves the noise 0]")
+    ] = None,
     n: Annotated[int | None, typer.Option("--n", min=2, help="Samples each; default the recipe's.")] = None,
     seed: Annotated[int | None, typer.Option(min=0, max=2**32 - 1, help="Seed of the noise; default the recipe's.")] = None,
     prompts: Annotated[
@@ -261,11 +263,14 @@ def evaluate(
     from scoreaction.commands.steer import steering_of
     from scoreaction.commands.tables import show_grid
 
-    grid = [numbers(steps, int, "--steps"), names(solver, "--solver"), numbers(eta, float, "--eta")]
+    counts, solvers, etas = numbers(steps, int, "--steps"), names(solver, "--solver"), numbers(eta or "1", float, "--eta")
     opened = open_run(run, tuned=True, trust=trust)
+    if eta is None and opened.tuner.model.moves_noise:
+        etas = [0.0]
     steering = steering_of(opened.recipe, steer, particles, beta, target)
     sets = prompts or [OWN]
-    show_grid(evaluate_grid(opened, *grid, n=n, seed=seed, prompts=sets, base=base, steering=steering, certified=certificate))
+    options: Any = {"n": n, "seed": seed, "prompts": sets, "base": base, "steering": steering, "certified": certificate}
+    show_grid(evaluate_grid(opened, counts, solvers, etas, **options))
     print(f"evaluation: {run / 'evaluation.json'}")
 
 

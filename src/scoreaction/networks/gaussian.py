@@ -30,6 +30,8 @@ class GaussianStates:
     double: bool
     """True if the network's weights are in float64."""
     net: nn.Module
+    moves_noise = False
+    """True if the policy moves the noise that samples start from, and its steps are the pretrained model's."""
 
     def _check_kind(self, process: Process, predicts: Predicts) -> None:
         """ValueError unless process and output are of this kind of model, and go together."""
@@ -45,7 +47,7 @@ class GaussianStates:
     @property
     def sampling(self) -> dict[str, Any]:
         """Settings of a sampler that suit its kind, over those of `Sampler`."""
-        return {}
+        return {"eta": 0.0} if self.moves_noise else {}  # noise on the way forgets that of the start
 
     @property
     def size(self) -> int:

@@ -168,13 +168,31 @@ class Model(GaussianStates):
         With guidance w > 1 the output is `y_null + w (y_cond - y_null)` (Ho and Salimans 2022, arXiv 2207.12598), both
         halves in one batch; at 1 and below, as in diffusers, it is y_cond. The guided prediction is the policy.
         """
-        return self._predict("policy", x, t, conditions, prompt, guidance)
+        return self._predict("reference" if self.moves_noise else "policy", x, t, conditions, prompt, guidance)
 
     def reference(
         self, x: Tensor, t: Tensor, conditions: Conditions = None, *, prompt: Tensor | None = None, guidance: float = 1.0
     ) -> Prediction:
         """The pretrained model's (x0, eps) at (x, t), as `predict`: gradients reach x, never a parameter."""
         return self._predict("reference", x, t, conditions, prompt, guidance)
+
+    def noise_move(self, z: Tensor, conditions: Conditions = None, *, prompt: Tensor | None = None) -> Tensor:
+        """`f(z) = y_policy(z, 1) - y_reference(z, 1)`, y the network's output without guidance, (batch, *shape); 0 at first.
+
+        z (batch, *shape) is noise of std 1; conditions and prompt as in `predict`. Gradients reach z and the policy's
+        parameters. Two evaluations a row.
+        """
+        x, t = self.process.prior_std * z, torch.ones((), dtype=torch.float64)
+        roles: tuple[Role, Role] = ("policy", "reference")
+        policy, reference = (self._predict(role, x, t, conditions, prompt, 1.0, raw=True).x0 for role in roles)
+        return policy - reference
+
+    def moved(self, x: Tensor, conditions: Conditions = None, *, prompt: Tensor | None = None) -> Tensor:
+        """The states at t = 1 that the policy starts from, of noise x (batch, *shape): `x + std f(x/std)` where it moves it."""
+        if not self.moves_noise:
+            return x
+        std = self.process.prior_std
+        return x + std * self.noise_move(x / std, conditions, prompt=prompt)
 
     @property
     def has_consistency(self) -> bool:
@@ -216,11 +234,20 @@ class Model(GaussianStates):
         return self.consistency_parameters
 
     def _predict(
-        self, role: Role, x: Tensor, t: Tensor, conditions: Conditions, prompt: Tensor | None, guidance: float
+        self,
+        role: Role,
+        x: Tensor,
+        t: Tensor,
+        conditions: Conditions,
+        prompt: Tensor | None,
+        guidance: float,
+        *,
+        raw: bool = False,
     ) -> Prediction:
+        """The prediction of a role; `raw`: the network's own output in the place of both of its parts, without guidance."""
         t = torch.as_tensor(t, dtype=torch.float64, device=x.device).expand(x.shape[0])
         weight = self.guidance_weight(guidance)
-        guided = weight != 1.0 and conditions is not None and role != "consistency"
+        guided = weight != 1.0 and conditions is not None and role != "consistency" and not raw
         if guided and self.null is None:
             raise ValueError("sampler.guidance: this model has no unconditional condition; set guidance to 1 or pass null=")
         if len(x) == 0 and not self.sharded:  # of a process without rows
@@ -231,7 +258,7 @@ class Model(GaussianStates):
         split = self.sharded and not graph
         if graph:
             self.evaluations.backward += rows
-        one_call = partial(self._call, role, guidance=guidance, weight=weight if guided else 1.0)
+        one_call = partial(self._call, role, guidance=guidance, weight=weight if guided else 1.0, raw=raw)
 
         def call(x: Tensor, t: Tensor, conditions: Conditions) -> Prediction:
             return one_call(x, t, conditions) if len(x) else without_rows(one_call, x, t, conditions)
@@ -252,7 +279,9 @@ class Model(GaussianStates):
         """The weight w of `y_null + w (y_cond - y_null)` in one network call; 1 and below is 1: no unconditional half."""
         return max(1.0, guidance if self.true_cfg is None else self.true_cfg)
 
-    def _call(self, role: Role, x: Tensor, t: Tensor, conditions: Conditions, *, guidance: float, weight: float) -> Prediction:
+    def _call(
+        self, role: Role, x: Tensor, t: Tensor, conditions: Conditions, *, guidance: float, weight: float, raw: bool
+    ) -> Prediction:
         """The guided prediction of one network call; the conditions come to its device here."""
         conditions = map_conditions(lambda c: c.to(x.device), conditions)
         inside = self.inside(conditions)
@@ -272,7 +301,7 @@ class Model(GaussianStates):
 
         with self.autocast():
             y = self.adapters.call(role, output, x) if net is self.adapters.net else output(x)
-        return self._prediction(x, t, y, inside)
+        return Prediction(y.to(x.dtype), y.to(x.dtype)) if raw else self._prediction(x, t, y, inside)
 
     def _with_guidance(self, conditions: Conditions, x: Tensor, guidance: float) -> Conditions:
         return conditions if self.true_cfg is None else {**(conditions or {}), "guidance": x.new_full((len(x),), guidance)}

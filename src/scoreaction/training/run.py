@@ -27,7 +27,7 @@ from scoreaction.training.best_weights import Selection, check_metric
 from scoreaction.training.budget import Budget
 from scoreaction.training.checks import check_precision, check_shard
 from scoreaction.training.collector import Collector
-from scoreaction.training.evaluation import Evaluation
+from scoreaction.training.evaluation import Evaluation, check_certificate
 from scoreaction.training.export import described, save_model
 from scoreaction.training.identity import identity
 from scoreaction.training.online import Online, Rounds
@@ -68,6 +68,11 @@ class Run:
         online: Online | None = None,
         steer: Steering | None = None,
     ) -> None:
+        if model.moves_noise and not algorithm.moves_noise:
+            raise ValueError(
+                "algorithm.name: this model's policy moves the noise, which only hypernoise trains; build it again"
+            )
+        model.moves_noise = algorithm.moves_noise
         self.sampler, self.train = sampler or Sampler(**model.sampling), train or Train()
         self.evaluation = evaluation or Evaluation.of(model)
         if self.evaluation.held_out:
@@ -119,10 +124,10 @@ class Run:
             objective = Objective(self.collector.score, self.collector.objective.differentiable, self.collector.at_once)
             batch = self.train.batch
             group = min(batch, max(self.train.samples_per_prompt, batch / len(self.prompts or [None])))
-            setting = Setting(model, self.sampler, objective, batch, self.conditions, group, self.world)
+            setting = Setting(model, self.sampler, objective, batch, self.conditions, group, self.world, self.prompts)
             self.learner: Learner = model.learner(algorithm, setting)
         if self.evaluation.certificate:
-            model.refuse_tokens("evaluation.certificate")
+            check_certificate(model)
         self.steering = None if steer is None else self._settled(steer)
         self._check_budget()
         self.learner.networks.to(self.model.device)
