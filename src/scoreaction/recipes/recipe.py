@@ -7,6 +7,7 @@ overrides. Whatever is wrong is a `UserError`: one line that names the dotted ke
 from __future__ import annotations
 
 import copy
+import os
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -251,7 +252,7 @@ def block_of(kind: Kind, values: Any, at: Key, *, weighted: bool = False) -> Blo
     traits = traits_of(module, key=dotted((*at, "name")))
     share = check(Share, {key: settings.pop(key) for key in Share.model_fields if key in settings}, at) if weighted else None
     config = check(module.Config, settings, at, name=name)
-    here = {key: type(path)(Path(path).absolute()) for key, path in relative_paths(config).items() if Path(path).exists()}
+    here = {key: type(path)(Path(path).absolute()) for key, path in relative_paths(config).items() if os.path.exists(path)}
     return Block(name, module, traits, config.model_copy(update=here), share)
 
 
