@@ -122,15 +122,16 @@ class DRaFTLearner(Learner):
     def _explored_end(self, x: Tensor, prompt: Tensor, times: Tensor, generator: Source) -> Rollout:
         """The last steps from x with their rewards, in parts that memory holds."""
         noise = [normal(x.shape, generator, x.dtype).to(x) for _ in times[1:]]
-        work = partial(self._differentiated, x, prompt, times, noise)
-        return fitting(self.model, len(x) * self._calls(times), work)
+        calls = self._calls(times) + 1  # decoder and reward: their graph is there beside that of the steps
+        work = partial(self._differentiated, x, prompt, times, noise, calls)
+        return fitting(self.model, len(x) * calls, work)
 
-    def _differentiated(self, x: Tensor, prompt: Tensor, times: Tensor, noise: list[Tensor], limit: int) -> Rollout:
-        """The last steps from x, with at most `limit` evaluations in a graph; the gradient of their mean loss is `slope`."""
+    def _differentiated(self, x: Tensor, prompt: Tensor, times: Tensor, noise: list[Tensor], calls: int, limit: int) -> Rollout:
+        """The last steps from x, with at most `limit` rows in graphs, `calls` a row; the gradient of their mean is `slope`."""
         parameters, ends, rewards = [*self.model.parameters.values()], [], []
         for p in parameters:
             p.grad = None
-        for rows in torch.arange(len(x)).split(max(1, limit // self._calls(times))):
+        for rows in torch.arange(len(x)).split(max(1, limit // calls)):
             follow = partial(_drawn, [take(z, rows) for z in noise])
             with torch.enable_grad():
                 end = self._end(take(x, rows), times, take(prompt, rows), follow)
