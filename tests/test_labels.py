@@ -12,7 +12,7 @@ from twins import accepts, close, f64, same
 import scoreaction as sa
 from scoreaction.diffusion.labels import Labelled
 from scoreaction.diffusion.mixtures import Mixture
-from scoreaction.networks.labels import LabelAdapter, Labels
+from scoreaction.networks.labels import GAIN, LabelAdapter, Labels
 from scoreaction.rewards import label as label_reward
 from scoreaction.rewards import mixture_label
 from scoreaction.tasks.labelled import LabelledData, fitted, log_loss, temperature
@@ -130,7 +130,7 @@ def test_the_reference_and_samples_without_a_label_stay_the_base(rank):
     model.predict(x, t, cond).x0.square().sum().backward()
     same(bool((table.grad.abs().sum(1) > 0).all()), True)
     with torch.no_grad():
-        table.add_(1.0)
+        table.add_(1.0 / GAIN)
     told = model.predict(x, t, cond).x0.detach()
     same(model.reference(x, t, cond).x0, base, of_the_policy=told)
     same(model.predict(x, t, without).x0.detach(), base, with_a_label=told)
@@ -141,7 +141,7 @@ def test_every_kind_of_layer_gets_the_vector_in_its_channels():
         adapter = LabelAdapter(nn.Sequential(layer), at="0", labels=["a", "b"])
         adapter.net.forward = lambda x, t, cond: layer(x)
         with torch.no_grad():
-            adapter.table.vectors.copy_(torch.arange(8.0).view(2, 4))
+            adapter.table.vectors.copy_(torch.arange(8.0).view(2, 4) / GAIN)
             cond = {"label": torch.tensor([1, 0, 2])}
             return adapter(x, None, cond) - layer.forward(x)
 

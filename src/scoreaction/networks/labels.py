@@ -66,10 +66,14 @@ def plain(text: str) -> str:
     return text.rpartition(BETWEEN)[0] or text
 
 
+GAIN = 30.0
+"""Learning rate of E[y] over that of the weights: the vectors begin at 0, and have further to go than weights."""
+
+
 class LabelTable(nn.Module):
     """A vector E[y] for each label, 0 at first, and none for no label; added to what a module of a network gives.
 
-    Like an adapter of LoRA it is the policy's: it is off while the reference is asked.
+    `E = GAIN vectors`. Like an adapter of LoRA it is the policy's: it is off while the reference is asked.
     """
 
     def __init__(self, labels: int, width: int) -> None:
@@ -85,7 +89,7 @@ class LabelTable(nn.Module):
             return output
         count = len(self.vectors)
         known = (self.numbers < count)[:, None]
-        vectors = torch.where(known, self.vectors[self.numbers.clamp(max=count - 1)], 0.0).to(output.dtype)
+        vectors = torch.where(known, GAIN * self.vectors[self.numbers.clamp(max=count - 1)], 0.0).to(output.dtype)
         channels = 1 if isinstance(module, nn.Conv1d | nn.Conv2d | nn.Conv3d) else output.ndim - 1
         return output + vectors.reshape(
             len(vectors), *(vectors.shape[1] if axis == channels else 1 for axis in range(1, output.ndim))
