@@ -298,35 +298,6 @@ def steering(results: Results) -> Table:
     return table
 
 
-def hypernoise(results: Results) -> Table:
-    """Reward, KL and distance of moved noise and of DRaFT by many steps, and in brackets by those of the training."""
-    table = Table("task", "method", "reward", "KL (nats)", "distance", "legibility", "diversity", "queries", "evaluations")
-    for task, runs in results.groups("task").items():
-        curves = [results.curves[run["name"]] for run in runs]
-        for method in dict.fromkeys(point["method"] for point in curves[0]):
-            seeds = [point for curve in curves for point in curve if point["method"] == method]
-            few = seeds[0].get("few_distance") is not None
-            both = (of(seeds, key) + (f" ({of(seeds, f'few_{key}')})" if few else "") for key in ("reward", "distance"))
-            reward, distance = both
-            costs = (of(seeds, "held_out.legibility", 2), of(seeds, "diversity", 2), of(seeds, "queries", 0))
-            table.add(runs, task, method, reward, of(seeds, "kl_nats", 2), distance, *costs, of(seeds, "evaluations", 0))
-    return table
-
-
-def hint(results: Results) -> Table:
-    """The share of samples with the rare reward, and the KL, at equal queries and at equal evaluations."""
-    table = Table("dead groups", "share at 1,920 rewards", "KL", "share at 40,000 evaluations", "KL", "hint's KL")
-    points = [point for curve in results.curves.values() for point in curve]
-    for form in dict.fromkeys(point["form"] for point in points):
-        own = [
-            [p for p in points if p["form"] == form and (p["budget"] or b) == b]
-            for b in ("reward_queries", "model_evaluations")
-        ]
-        figures = (of(seeds, key, digits) for seeds in own for key, digits in (("success", 3), ("kl_nats", 2)))
-        table.add(results.runs, f"*{form}*" if form == "base" else form, *figures, of(own[1], "hint_kl_nats", 2))
-    return table
-
-
 def parametrisations(results: Results) -> Table:
     """Distance on the v network, and that of the same trainer on other kinds over it; in brackets the largest KL on the way."""
     table = Table("schedule", "trainer", "optimal policy", "v", *(f"{kind} / v" for kind in ("eps", "x0", "velocity")))
@@ -422,8 +393,6 @@ TABLES: dict[str, tuple[str, Callable[[Results], Table]]] = {
     "parametrisations": ("parametrisations", parametrisations),
     "adjoints": ("adjoints", adjoints),
     "steering": ("steering", steering),
-    "hypernoise": ("hypernoise", hypernoise),
-    "hint": ("hint", hint),
     "digits": ("digits", partial(digits_end, trainers=DIGITS)),
     "digits_13": ("digits", partial(digits_reached, level=13)),
     "digits_14": ("digits", partial(digits_reached, level=14)),
