@@ -18,12 +18,12 @@ from pathlib import Path
 import pytest
 import torch
 from parameters import with_long
-from pydantic import ValidationError
 from servers import IMAGES, remote, serving
 from test_serve_reward import GOOD, post, question
 from twins import accepts, same
 
 from scoreaction.commands import serve_reward
+from scoreaction.errors import UserError
 from scoreaction.rewards import RewardError, ink
 from scoreaction.rewards.http import Config
 
@@ -229,7 +229,7 @@ def test_rubbish_is_a_short_line() -> None:
 def test_a_recipe_names_no_other_secret() -> None:
     assert Config(token_variable="SCOREACTION_TOKEN_2").token_variable == "SCOREACTION_TOKEN_2"
     for name in ("AWS_SECRET_ACCESS_KEY", "HF_TOKEN", "scoreaction_token", "SCOREACTION_", "X_SCOREACTION_TOKEN"):
-        with pytest.raises(ValidationError):
+        with pytest.raises(UserError, match="^Config.token_variable: "):
             Config(token_variable=name)
 
 

@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from scoreaction.diffusion.processes import VE, VP, CosineVP, Flow, Masking, TableVP
     from scoreaction.models import gaussian_mixture
     from scoreaction.networks.consistency import load_consistency
+    from scoreaction.networks.labels import LabelAdapter
     from scoreaction.networks.masked import MaskedModel
     from scoreaction.networks.model import Model
     from scoreaction.recipes.build import load
@@ -39,6 +40,7 @@ if TYPE_CHECKING:
     from scoreaction.training.finetuner import Finetuner
     from scoreaction.training.online import Online
     from scoreaction.training.optimizer import Train
+    from scoreaction.training.pretraining import Pretrain, Pretrainer
     from scoreaction.training.steering import steer
     from scoreaction.types import Prompt
 
@@ -56,12 +58,15 @@ _HOMES = {
     "Finetuner": "training.finetuner",
     "Flow": "diffusion.processes",
     "Hypernoise": "algorithms.hypernoise",
+    "LabelAdapter": "networks.labels",
     "MaskedModel": "networks.masked",
     "Masking": "diffusion.processes",
     "Model": "networks.model",
     "NFT": "algorithms.nft",
     "Online": "training.online",
     "PIFT": "algorithms.pi_ft",
+    "Pretrain": "training.pretraining",
+    "Pretrainer": "training.pretraining",
     "Prompt": "types",
     "RAM": "algorithms.ram",
     "ReFL": "algorithms.refl",

@@ -9,7 +9,7 @@ from dataclasses import dataclass, replace
 from typing import Any, ClassVar, NamedTuple, TypeAlias
 
 import torch
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import ConfigDict, Field
 from torch import Tensor, nn
 
 from scoreaction.diffusion.noise import Source
@@ -20,6 +20,7 @@ from scoreaction.networks.lockstep import equal_parts
 from scoreaction.networks.memory import fitting
 from scoreaction.networks.model import Model
 from scoreaction.sampling.rollout import Choose, Rollout, Sampler, act, compared, roll_out, unflattened
+from scoreaction.settings import Settings
 from scoreaction.types import Conditions, Prediction
 from scoreaction.world import ALONE, Rows, World
 
@@ -72,11 +73,12 @@ class Objective(NamedTuple):
     """The run's reward: `reward(x0, prompt) -> (batch,)`, every row is counted as a query.
 
     x0 (batch, *shape) before decoding, prompt (batch,) the numbers of the prompts. Gradients flow to x0 where
-    `differentiable`.
+    `differentiable`. at_once: True while a learner may differentiate, and score, a part of the batch as soon as it is drawn.
     """
 
     score: Callable[[Tensor, Tensor], Tensor]
     differentiable: bool
+    at_once: Callable[[], bool] = lambda: True
 
     def __call__(self, x0: Tensor, prompt: Tensor) -> Tensor:
         return self.score(x0, prompt)
@@ -99,7 +101,7 @@ class Setting(NamedTuple):
     prompts: list[Any] | None = None
 
 
-class Algorithm(BaseModel):
+class Algorithm(Settings):
     """Base of the algorithms' settings: validated, frozen, no unknown keys."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
@@ -201,6 +203,14 @@ class Learner:
             return equal_parts(rows, size)
         return rows.split(size) if len(rows) else ()
 
+    def inside(self, prompt: Tensor) -> Tensor | None:
+        """True at the numbers of samples of these prompts and False in padding, (rows, ...); None without a mask."""
+        return take(self.model.inside(self.conditions), prompt)
+
+    def noise(self, source: Source, prompt: Tensor) -> Source:
+        """The source of the noise of samples of these prompts: 0 in the padding, where the model has a mask."""
+        return self.model.noise(source, self.conditions, prompt)
+
     def in_parts(self, rows: Tensor, work: Callable[[Tensor], None]) -> None:
         """Calls `work` with these row numbers in parts of one network call each, smaller ones where memory runs out."""
 
@@ -221,16 +231,17 @@ class Learner:
 
     def explore(self, prompt: Tensor, times: Tensor, generator: Source) -> Rollout:
         """A trajectory for each prompt; where the policy acts, its eps is perturbed by noise of std `exploration`."""
+        source = self.noise(generator, prompt)
 
         def explore(x: Tensor, t: Tensor, prediction: Prediction) -> Prediction:
             std = self.exploration if float(t) >= self.sampler.off_below else 0.0
-            return perturbed(self.process, x, t, prediction, std, generator)
+            return perturbed(self.process, x, t, prediction, std, source)
 
         def policy(x: Tensor, t: Tensor) -> Prediction:
             return self.policy(x, t, prompt)
 
         noise = explore if self.exploration > 0 else None
-        return roll_out(self.model, self.sampler, policy, prompt, generator, times=times, explore=noise)
+        return roll_out(self.model, self.sampler, policy, prompt, source, times=times, explore=noise)
 
     def redraw(self, rollout: Rollout, draw: Draw) -> tuple[Rollout, dict[str, float]]:
         """The rollout with those trajectories drawn again that there is nothing to learn from, and figures for the log."""
@@ -268,7 +279,8 @@ def roll_out_chain(
     def predict(x: Tensor, t: Tensor) -> Prediction:
         return learner.pretrained(x, t, prompt) if float(t) in noiseless else learner.policy(x, t, prompt)
 
-    return roll_out(learner.model, learner.sampler, predict, prompt, generator, times=times, x=x, choose=choose)
+    source = learner.noise(generator, prompt)
+    return roll_out(learner.model, learner.sampler, predict, prompt, source, times=times, x=x, choose=choose)
 
 
 def refuse_black_box(setting: Setting, algorithm: str) -> None:

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from scoreaction.algorithms._learner import Learner, Loss, Term
 from scoreaction.diffusion.kl import drift_rate, g2_integral, kl_rate
-from scoreaction.diffusion.noise import RowNoise
+from scoreaction.diffusion.noise import RowNoise, normal
 from scoreaction.diffusion.predictions import expand
 from scoreaction.diffusion.processes import Process
 from scoreaction.diffusion.solvers import ddim_step, noise_std
@@ -103,9 +103,9 @@ def next_states(learner: Learner, steps: Steps, prediction: Prediction, z: Tenso
     return States(step.mean + expand(step.std, step.mean) * z, steps.s, steps.prompt)
 
 
-def noise_of(steps: Steps, rows: Rows, seed: int) -> Tensor:
+def noise_of(learner: Learner, steps: Steps, rows: Rows, seed: int) -> Tensor:
     """Standard normal noise for each row, by its place in the list of all: (rows, *shape)."""
-    return RowNoise(seed, rows.place).normal(steps.x.shape, steps.x.dtype).to(steps.x.device)
+    return normal(steps.x.shape, learner.noise(RowNoise(seed, rows.place), steps.prompt), steps.x.dtype).to(steps.x.device)
 
 
 GradValue = Callable[[Steps, Prediction, Tensor], Tensor]

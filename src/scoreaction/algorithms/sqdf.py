@@ -140,7 +140,7 @@ class SQDFLearner(Learner):
         config, figures = self.config, {}
         self.replay.add(rollout)
         if self.belief is not None and not self.belief.taken:
-            self.belief.calibrate(self.world.gather(rollout.x0))
+            self.belief.calibrate(self.world.gather(rollout.x0), self.inside(self.world.gather(rollout.prompt)))
         yield from self._critic_updates(rollout, generator)
         numbers = learnable(self, rollout.acted, chain=self.chain)
         self.state.replay_pairs = float(self.replay.known() * len(numbers))
@@ -154,7 +154,7 @@ class SQDFLearner(Learner):
     def _complete(self, steps: Steps, rows: Rows, generator: torch.Generator) -> tuple[Steps, GradValue]:
         """The steps with the pretrained predictions, and where the soft Q is evaluated for them."""
         if self.chain:
-            grad_value: GradValue = partial(self._gradient_ahead, noise_of(steps, rows, drawn_seed(generator)))
+            grad_value: GradValue = partial(self._gradient_ahead, noise_of(self, steps, rows, drawn_seed(generator)))
         else:
             gradient, x0 = self.gradient(steps.states, self.sampler.steps - steps.step)
             grad_value = known(gradient)

@@ -11,11 +11,11 @@ import torch
 from torch import Tensor, nn
 
 from scoreaction.diffusion.kl import chain_kl, path_kl
-from scoreaction.diffusion.noise import Source
+from scoreaction.diffusion.noise import PaddedNoise, Source, kept
 from scoreaction.diffusion.predictions import Predicts, mapped, projected, to_prediction
 from scoreaction.diffusion.processes import Process
 from scoreaction.diffusion.solvers import Solver
-from scoreaction.networks.conditions import map_conditions
+from scoreaction.networks.conditions import map_conditions, take
 from scoreaction.types import Conditions, Prediction
 
 
@@ -25,7 +25,8 @@ class GaussianStates:
     process: Process
     predicts: Predicts
     shape: tuple[int, ...]
-    project: Callable[[Tensor], Tensor] | None
+    project: Callable[..., Tensor] | None
+    mask: Callable[[Conditions], Tensor] | None
     double: bool
     """True if the network's weights are in float64."""
     net: nn.Module
@@ -88,10 +89,36 @@ class GaussianStates:
         """The prediction for no rows."""
         return Prediction(x, x)
 
-    def _prediction(self, x: Tensor, t: Tensor, y: Tensor) -> Prediction:
+    def inside(self, conditions: Conditions) -> Tensor | None:
+        """True at the numbers of each row's sample and False in its padding, (rows, ...); None without a mask."""
+        if self.mask is None:
+            return None
+        if conditions is None:
+            raise ValueError("prompts: this model's mask is made of conditions, and there are none; give prompts")
+        inside = self.mask(conditions).bool()
+        missing = len(self.shape) + 1 - inside.ndim
+        if missing < 0 or any(size not in (1, whole) for size, whole in zip(inside.shape[1:], self.shape, strict=False)):
+            shape = tuple(inside.shape)
+            raise ValueError(f"mask: must be (rows, ...) with the first dimensions of a sample, {self.shape}, and is {shape}")
+        return inside.reshape(*inside.shape, *[1] * missing)
+
+    def noise(self, source: Source, conditions: Conditions, prompt: Tensor | None = None) -> Source:
+        """The source of the noise of samples: 0 in their padding. conditions and prompt are as in `predict`."""
+        inside = self.inside(conditions)
+        return source if inside is None else PaddedNoise(source, inside if prompt is None else take(inside, prompt))
+
+    def _prediction(self, x: Tensor, t: Tensor, y: Tensor, inside: Tensor | None) -> Prediction:
         """The prediction that an output of the network means at (x, t)."""
-        prediction = to_prediction(self.process, self.predicts, x, t, y.to(x.dtype))
-        return prediction if self.project is None else projected(self.process, t, prediction, self.project)
+        return self.projected(t, to_prediction(self.process, self.predicts, x, t, kept(y.to(x.dtype), inside)), inside)
+
+    def projected(self, t: Tensor, prediction: Prediction, inside: Tensor | None) -> Prediction:
+        """The prediction with x0 in the space of the data, `inside` as the method of that name gives it."""
+        project = self.project
+        if project is None:
+            return prediction
+        if inside is None:
+            return projected(self.process, t, prediction, project)
+        return projected(self.process, t, prediction, lambda x0: kept(project(x0, inside.to(x0)), inside))
 
     def _check_output(self, x: Tensor, y: Tensor) -> None:
         """ValueError where the network's output at x has another shape than it must."""

@@ -12,12 +12,14 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
+from scoreaction.diffusion.noise import kept
 from scoreaction.diffusion.predictions import PredictionBuffer, Predicts, expand
 from scoreaction.diffusion.processes import Process
 from scoreaction.networks.adapters import Adapters, LoraShape, Role, base_modules, frozen, replaced, without_adapters
 from scoreaction.networks.checks import check_net, register
 from scoreaction.networks.conditions import concatenate, map_conditions, take
 from scoreaction.networks.gaussian import GaussianStates
+from scoreaction.networks.labels import LabelTable
 from scoreaction.networks.layers import CriticNetwork
 from scoreaction.networks.lockstep import equal_parts, without_rows
 from scoreaction.networks.memory import fitting
@@ -48,7 +50,10 @@ class Model(GaussianStates):
     in; `law` is the exact data law where it is known; `export(folder)` writes what other libraries load. A network that
     takes guidance as an input (distilled) is given `true_cfg`: `guidance` then reaches it as conditions["guidance"], and
     true_cfg weighs both halves. `project(x0)` maps x0 of every prediction into the space of the data: `x0.clamp(-1, 1)` of
-    pixels, `x0 - x0.mean(1, keepdim=True)` where centres are 0. `critic(width)` builds the network of a critic, where the
+    pixels, `x0 - x0.mean(1, keepdim=True)` where centres are 0. `mask(conditions) -> (batch, ...)` is True at the numbers that
+    a sample has and False in its padding, of the first dimensions of a sample, as (batch, points) for points (points, F):
+    there no noise is drawn, x, x0 and eps are 0, and `project` is called as `project(x0, inside)`, inside 1 or 0 and of the
+    dimensions of x0. `critic(width)` builds the network of a critic, where the
     small one does not suit the samples: `net(x, t, condition) -> (batch,)`, condition (batch, width), None at width 0, without
     prompts. ValueError for an unknown `predicts`, a bad LoRA target, and a net that is called otherwise, cannot be copied, has
     adapters of its own, or is the policy of another model.
@@ -78,7 +83,8 @@ class Model(GaussianStates):
         features: Callable[[Tensor], Tensor] | None = None,
         law: Mixture | None = None,
         true_cfg: float | None = None,
-        project: Callable[[Tensor], Tensor] | None = None,
+        project: Callable[..., Tensor] | None = None,
+        mask: Callable[[Conditions], Tensor] | None = None,
         critic: CriticNetwork | None = None,
         export: Callable[[Path], None] | None = None,
     ) -> None:
@@ -96,7 +102,7 @@ class Model(GaussianStates):
             project,
             export,
         )
-        self.critic = critic
+        self.critic, self.mask = critic, mask
         self.decode = decode or (lambda x0: x0)
         self.features = features or (lambda samples: samples.flatten(1))
         self.reference_net = frozen(net) if lora_rank is None else net
@@ -104,7 +110,7 @@ class Model(GaussianStates):
         self.adapters = Adapters(self.reference_net)
         check_net(net)
         self.lora: LoraShape | None = None
-        functions = {"encode": encode, "decode": decode, "project": project}
+        functions = {"encode": encode, "decode": decode, "project": project, "mask": mask}
         self.functions = [name for name, function in functions.items() if function is not None]
         """Functions that it was built with, which no file can hold, by the names of their arguments."""
         if lora_rank is not None:
@@ -112,6 +118,8 @@ class Model(GaussianStates):
             if not chosen:
                 raise ValueError("lora_targets: the network has no linear layer; name the modules that LoRA should change")
             net.requires_grad_(False)
+            for table in (module for module in net.modules() if isinstance(module, LabelTable)):
+                table.requires_grad_(True)
             self.lora = LoraShape(lora_rank, lora_alpha or lora_rank, chosen)
             self.adapters.add("policy", self.lora)
         self.consistency_net: nn.Module | None = None
@@ -145,9 +153,9 @@ class Model(GaussianStates):
         self.reference_net.to(device)
         if self.consistency_net is not None:
             self.consistency_net.to(device)
-        for kept in (self.average, self.selected):
-            for name, value in (kept or {}).items():
-                kept[name] = value.to(device)  # type: ignore[index]
+        for weights in (self.average, self.selected):
+            for name, value in (weights or {}).items():
+                weights[name] = value.to(device)  # type: ignore[index]
         return self
 
     def predict(
@@ -276,6 +284,8 @@ class Model(GaussianStates):
     ) -> Prediction:
         """The guided prediction of one network call; the conditions come to its device here."""
         conditions = map_conditions(lambda c: c.to(x.device), conditions)
+        inside = self.inside(conditions)
+        x = kept(x, inside)
         net = {"policy": self.net, "reference": self.reference_net, "consistency": self.consistency_net}[role]
         assert net is not None
         complete = self._with_guidance(conditions, x, guidance)
@@ -284,13 +294,14 @@ class Model(GaussianStates):
             if weight == 1.0:
                 return self._evaluate(net, x, t, complete)
             null = map_conditions(lambda n, c: n.to(c).expand_as(c), self.null, conditions)
+            null = {**conditions, **null} if isinstance(null, dict) else null  # a mask is the sample's own
             everything = concatenate(self._with_guidance(null, x, guidance), complete)
             unconditional, conditional = self._evaluate(net, torch.cat([x, x]), torch.cat([t, t]), everything).chunk(2)
             return unconditional + weight * (conditional - unconditional)
 
         with self.autocast():
             y = self.adapters.call(role, output, x) if net is self.adapters.net else output(x)
-        return Prediction(y.to(x.dtype), y.to(x.dtype)) if raw else self._prediction(x, t, y)
+        return Prediction(y.to(x.dtype), y.to(x.dtype)) if raw else self._prediction(x, t, y, inside)
 
     def _with_guidance(self, conditions: Conditions, x: Tensor, guidance: float) -> Conditions:
         return conditions if self.true_cfg is None else {**(conditions or {}), "guidance": x.new_full((len(x),), guidance)}

@@ -77,7 +77,7 @@ def x0_in_parts(
     predict = partial(model.reference, guidance=sampler.guidance) if reference else partial(act, model, sampler)
     for part in equal_parts(rows, chunk) if model.sharded else rows.split(chunk):
         policy = partial(predict, conditions=conditions, prompt=prompt[part])
-        noise = RowNoise(seed, part)
+        noise = model.noise(RowNoise(seed, part), conditions, prompt[part])
         with model.averaged(), model.uncounted():
             x = model.start(len(part), noise)
             x = x if reference else model.moved(x, conditions, prompt=prompt[part])

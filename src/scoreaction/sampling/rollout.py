@@ -7,7 +7,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any, NamedTuple
 
 import torch
-from pydantic import BaseModel, Field
+from pydantic import Field
 from torch import Tensor
 
 from scoreaction.diffusion.noise import Source
@@ -17,10 +17,11 @@ from scoreaction.diffusion.solvers import SOLVERS, GridName, Past, Solver, Solve
 from scoreaction.diffusion.transitions import Kernel
 from scoreaction.networks.conditions import take
 from scoreaction.networks.model import Model
+from scoreaction.settings import Settings
 from scoreaction.types import Conditions, Predict, Prediction
 
 
-class Sampler(BaseModel, frozen=True, extra="forbid"):
+class Sampler(Settings, frozen=True, extra="forbid"):
     """Settings of sampling: solver, number of steps, noise level eta, time grid, guidance.
 
     negative_prompt: what guidance leads away from, instead of the unconditional prediction. off_below: a time; at earlier ones,
@@ -351,3 +352,10 @@ def joined(rollouts: list[Rollout]) -> Rollout:
     x, prompt = torch.cat([rollout.x for rollout in rollouts], 1), torch.cat([rollout.prompt for rollout in rollouts])
     noise = None if first.noise is None else torch.cat([n for n in (rollout.noise for rollout in rollouts) if n is not None])
     return Rollout(first.times, x, old, action, prompt, off_below=first.off_below, noise=noise)
+
+
+def followed(start: Rollout, end: Rollout) -> Rollout:
+    """A rollout and the one that goes on from its x0, as one, with the rewards of the latter; both without exploration."""
+    old = mapped(lambda *parts: torch.cat(parts), start.old, end.old)
+    times, x = torch.cat([start.times, end.times[1:]]), torch.cat([start.x, end.x[1:]])
+    return replace(end, times=times, x=x, old=old, action=old)

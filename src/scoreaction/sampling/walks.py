@@ -12,8 +12,8 @@ import torch
 from torch import Tensor
 
 from scoreaction.diffusion.kl import drift_rate, path_kl
-from scoreaction.diffusion.noise import RowNoise, normal
-from scoreaction.diffusion.predictions import expand, projected
+from scoreaction.diffusion.noise import RowNoise, kept, normal
+from scoreaction.diffusion.predictions import expand
 from scoreaction.diffusion.solvers import noise_std
 from scoreaction.diffusion.transitions import Transition, sum_event
 from scoreaction.errors import Failed
@@ -70,6 +70,7 @@ class Walk:
         self.groups, self.m, self.prompt = len(prompt), steering.particles or 1, prompt
         self.every_prompt, self.texts, self.begin = prompt.repeat_interleave(self.m), texts, score
         self.beta = steering.beta or math.inf
+        self.inside = take(model.inside(conditions), prompt)  # None stays None
         pretrained = partial(model.reference, guidance=sampler.guidance)
         policy = pretrained if reference else partial(act, model, sampler)
         self.policy, self.pretrained = (partial(predict, conditions=conditions) for predict in (policy, pretrained))
@@ -94,7 +95,8 @@ class Walk:
 
     def normal(self, each: int, dtype: torch.dtype = torch.float32) -> Tensor:
         """Noise of `each` rows of every group, (groups * each, *shape)."""
-        return normal((self.groups, each, *self.model.shape), self.noise, dtype).flatten(0, 1)
+        noise = normal((self.groups, each, *self.model.shape), self.noise, dtype)
+        return (noise if self.inside is None else kept(noise, self.inside[:, None])).flatten(0, 1)
 
     def drawn(self, transition: Transition) -> Tensor:
         """The states that a transition leads to, (groups * M, *shape)."""
@@ -338,7 +340,7 @@ class _Guided:
         by = Prediction(expand(sigma**2 / alpha, move) * move, expand(-sigma, move) * move)
         self.remember(t, by)
         guided = Prediction(*(part + change for part, change in zip(prediction, by, strict=True)))
-        return guided if walk.model.project is None else projected(process, t, guided, walk.model.project)
+        return walk.model.projected(t, guided, walk.inside)
 
     def remember(self, t: Tensor, by: Prediction) -> None:
         self.moved[float(t)] = Prediction(*(sum_event(part**2).sqrt()[:, None].double().cpu() for part in by))

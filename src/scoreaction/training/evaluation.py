@@ -9,11 +9,12 @@ from functools import partial
 from typing import Any
 
 import torch
-from pydantic import BaseModel, Field
+from pydantic import Field
 from torch import Tensor
 
 from scoreaction.diffusion.mixtures import Mixture, Optimum
 from scoreaction.diffusion.noise import RowNoise
+from scoreaction.diffusion.rescaling import Rescale
 from scoreaction.diffusion.solvers import SolverName
 from scoreaction.networks.adapters import replaced
 from scoreaction.networks.model import Model
@@ -24,12 +25,13 @@ from scoreaction.rewards._closed_form import QuadraticReward
 from scoreaction.rewards._weighted import settle
 from scoreaction.sampling.draw import distinct_prompts, draw_x0, run, spread_prompts, x0_in_parts
 from scoreaction.sampling.rollout import Rollout, Sampler, act, roll_out, unflattened
+from scoreaction.settings import Settings
 from scoreaction.training.optimizer import TrainingError
 from scoreaction.types import Conditions
 from scoreaction.world import ALONE, World
 
 
-class Evaluation(BaseModel, frozen=True, extra="forbid", allow_inf_nan=False):
+class Evaluation(Settings, frozen=True, extra="forbid", allow_inf_nan=False):
     """Settings of the measurement of a run: n samples, their sampler and seed; rewards that are only reported.
 
     beta: that of the optimum to which distances are measured, by default the algorithm's. certificate: also measure
@@ -134,10 +136,11 @@ def measure_kl(
 
 
 def _path_kls(
-    model: Model, noisy: Sampler, conditions: Conditions, prompt: Tensor, noise: RowNoise, world: World, n: int
+    model: Model, noisy: Sampler, conditions: Conditions, prompt: Tensor, source: RowNoise, world: World, n: int
 ) -> tuple[Tensor, Tensor]:
     """Path and chain KL of the policy on this sampler's paths, (n,) each; prompt: the own ones."""
     policy = partial(act, model, noisy, conditions=conditions, prompt=prompt)
+    noise = model.noise(source, conditions, prompt)
     rollout = roll_out(model, noisy, policy, prompt, noise, times=noisy.times(model.process))
     states = rollout.steps().states
     flat = model.reference(states.x, states.t, conditions, prompt=states.prompt, guidance=noisy.guidance)
@@ -185,7 +188,10 @@ def diversity(model: Model, samples: Tensor, groups: Tensor, *, at_most: int = 2
 
 @dataclass(frozen=True)
 class ExactTask:
-    """A data law and a reward whose tilted law is known exactly: the optimum, to which distances are measured."""
+    """A data law and a reward whose tilted law is known exactly: the optimum, to which distances are measured.
+
+    Both are laws of x0, before decoding.
+    """
 
     law: Mixture
     optimum: Optimum
@@ -195,6 +201,8 @@ class ExactTask:
         """The task, where model, reward and beta make one."""
         if not isinstance(model.law, Mixture) or not isinstance(reward, QuadraticReward) or not beta:
             return None
+        if isinstance(model.decode, Rescale):
+            return cls(model.law, model.decode.optimum(model.law, reward.quadratic, beta))
         return cls(model.law, model.law.optimum(reward.quadratic, beta))
 
     def distance(self, draws: Callable[[int], Tensor], n: int, seed: int, *, repeats: int = 5) -> float:

@@ -126,7 +126,7 @@ class Finetuner(Run):
         (before, counted, queries), collected = now(), False
         try:
             if self.rounds is not None and self.rounds.due(self.iteration):
-                self.world.together(self.write_recipe)  # so that the answers are known to be this run's
+                self.world.together(self.before_asking)
                 self.rounds.query(partial(self.collector.samples, self.learner), self.train.batch, self.generator)
                 before, counted, queries = now()  # a round is not taken back
             rollout = self.collector.rollout(self.learner, self.generator, self.iteration)
