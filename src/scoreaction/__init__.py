@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from scoreaction.algorithms.draft import DRaFT
     from scoreaction.algorithms.nft import NFT
     from scoreaction.algorithms.pi_ft import PIFT
+    from scoreaction.algorithms.q_learning import QLearning
     from scoreaction.algorithms.ram import RAM
     from scoreaction.algorithms.refl import ReFL
     from scoreaction.algorithms.score_action import ScoreAction
@@ -64,6 +65,7 @@ _HOMES = {
     "Pretrain": "training.pretraining",
     "Pretrainer": "training.pretraining",
     "Prompt": "types",
+    "QLearning": "algorithms.q_learning",
     "RAM": "algorithms.ram",
     "ReFL": "algorithms.refl",
     "Reward": "rewards",
