@@ -75,6 +75,19 @@ def case(algorithm, *, reward=linear, steps=10, prompts=None, lora=None, held_ou
     )  # fmt: skip
 
 
+def table(algorithm):
+    def tuner(output=None, other=None, **more):
+        torch.manual_seed(5 + World.current().rank)
+        model = sa.models.from_data.build(sa.models.from_data.Config(data="moons"))
+        settings = {"iterations": ITERATIONS, "batch": 64, "lr": 2e-3, "device": "cpu"}
+        return sa.Finetuner(
+            model, reward=other or linear, algorithm=algorithm, sampler=sa.Sampler(steps=6), train=sa.Train(**settings | more),
+            output=output,
+        )  # fmt: skip
+
+    return tuner
+
+
 def asked(**more):
     return {"reward": prompted, "prompts": PROMPTS, "steps": 6, **more}
 
@@ -137,6 +150,8 @@ CASES = {
         sa.SQDF(beta=0.5, weights="chain", gamma=0.95, buffer=192, max_age=2, priority=0.6, importance=0.5), reward=SMOOTH
     ),
     "vard": case(sa.VARD(beta=0.5, critic_updates=16)),
+    "q_learning": case(sa.QLearning(beta=0.5, critic_updates=16)),
+    "q_learning, points": table(sa.QLearning(beta=0.5, critic_updates=16, points=64)),
     "pi_ft": case(sa.PIFT(beta=0.5), reward=SMOOTH),
     # at a larger rate it is chaotic: one process whose weights begin 1e-7 elsewhere is far away after ten iterations
     "adjoint_matching": case(sa.AdjointMatching(beta=0.5), reward=SMOOTH, train={"lr": 2e-4}),

@@ -18,6 +18,7 @@ SMALL = {
     "ddpo": {},
     "dpok": {},
     "sqdf": {"updates": 2, "rows": 16, "buffer": 12},
+    "q_learning": {"updates": 2, "rows": 16, "critic_updates": 2},
     "vard": {"updates": 2, "rows": 16, "critic_updates": 2},
     "pi_ft": {"stages": 2, "rows": 16, "critic_updates": 2},
     "adjoint_matching": {"updates": 2, "rows": 16},

@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from scoreaction.algorithms.hypernoise import Hypernoise
     from scoreaction.algorithms.nft import NFT
     from scoreaction.algorithms.pi_ft import PIFT
+    from scoreaction.algorithms.q_learning import QLearning
     from scoreaction.algorithms.ram import RAM
     from scoreaction.algorithms.refl import ReFL
     from scoreaction.algorithms.score_action import ScoreAction
@@ -68,6 +69,7 @@ _HOMES = {
     "Pretrain": "training.pretraining",
     "Pretrainer": "training.pretraining",
     "Prompt": "types",
+    "QLearning": "algorithms.q_learning",
     "RAM": "algorithms.ram",
     "ReFL": "algorithms.refl",
     "Reward": "rewards",

@@ -229,12 +229,16 @@ class Learner:
         """The grid of an iteration: the sampler's, jittered each time, so that nearly all times are trained."""
         return jittered(self.sampler.times(self.process), generator)
 
+    def exploration_at(self, t: Tensor) -> float:
+        """The std of the noise on eps at a time t (), where there is any."""
+        return self.exploration
+
     def explore(self, prompt: Tensor, times: Tensor, generator: Source) -> Rollout:
-        """A trajectory for each prompt; where the policy acts, its eps is perturbed by noise of std `exploration`."""
+        """A trajectory for each prompt; where the policy acts, its eps is perturbed by noise of std `exploration_at`."""
         source = self.noise(generator, prompt)
 
         def explore(x: Tensor, t: Tensor, prediction: Prediction) -> Prediction:
-            std = self.exploration if float(t) >= self.sampler.off_below else 0.0
+            std = self.exploration_at(t) if float(t) >= self.sampler.off_below else 0.0
             return perturbed(self.process, x, t, prediction, std, source)
 
         def policy(x: Tensor, t: Tensor) -> Prediction:
