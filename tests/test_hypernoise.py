@@ -252,3 +252,30 @@ def test_a_model_saved_from_python_still_moves_its_noise(tmp_path):
     again = sa.load(tmp_path / "model", net=model())
     draws = [sa.sample(made, n=4, steps=STEPS, seed=1) for made in (again, found.model)]
     same(draws[0], draws[1], still=sa.sample(again, n=4, steps=STEPS, seed=1, reference=True, eta=0.0))
+
+
+def test_nothing_is_exported_for_libraries_that_know_no_moved_noise(tmp_path):
+    """Twin: a policy of steps."""
+
+    def files(algorithm, **sampling):
+        made, folder = model(), tmp_path / algorithm.name
+        made.export = lambda path: (path / "lora").write_text("weights")
+        tuner(made=made, algorithm=algorithm, sampler=sa.Sampler(steps=4, **sampling), evaluation=None).save(folder)
+        return {path.name for path in folder.iterdir()}
+
+    same("lora" in files(sa.Hypernoise(), eta=0.0), False, of_steps="lora" in files(sa.DDPO()))
+
+
+def test_the_kl_of_rounding_is_that_of_the_noise():
+    """In half precision it is far below what a move costs; in fp32 there is none. Twin: a move."""
+    found = tuner(train={"precision": "bf16"})
+    first = next(iter(found))
+    assert first["kl_floor"] >= 0
+    plain = next(iter(tuner()))
+    assert "kl_floor" not in plain
+    moved = measure_kl(moved_by(model(), -0.3, 0.4), sa.Sampler(steps=5, eta=0.0), 64, None, 0)["kl_nats"]
+    accepts(lambda floor: _below(floor, 0.01), first["kl_floor"], moved=moved)
+
+
+def _below(value, limit):
+    assert value < limit, value
