@@ -84,6 +84,22 @@ def test_a_hint_with_its_exact_weight_is_the_policys_gradient(shift):
     accepts(lambda own: _between(0, own, 0.7 * plain), error, plain=plain)
 
 
+def test_a_hint_that_overshoots_has_the_wrong_sign_without_a_weight():
+    """Reward 1 in a band at 1.5 +- .25, the hint at 2: .0964 with its weight, -.0855 as published, times (1 - 1/B)."""
+    x, _, number, log_weight = groups(100_000, 2.0)
+    r = ((x - 1.5).abs() < 0.25).double()
+
+    def slope(theta):
+        return stats.norm.pdf(1.25 - theta) - stats.norm.pdf(1.75 - theta)
+
+    weight, factor = log_weight.exp(), 1 - 1 / B
+    close([slope(0.0), slope(2.0)], [0.0964, -0.0855], atol=1e-4, swapped=[-0.0855, 0.0964])
+    found, error = estimate(x, group_advantages(r, number, weight), weight)
+    accepts(within(factor * slope(0.0), error), found, published=factor * slope(2.0))
+    found, error = estimate(x - 2.0, group_advantages(r, number, torch.ones_like(r)))
+    accepts(within(factor * slope(2.0), error), found, weighted=factor * slope(0.0))
+
+
 def _between(low, value, high):
     assert low < value < high, (low, value, high)
 
@@ -219,6 +235,66 @@ def test_it_runs_and_says_what_it_did(name, algorithm):
         hints = [row for row in rows if "hint_kl_nats" in row]
         assert hints
         assert all(0 < row["hint_kl_nats"] <= 1 and 0 < row["hint_ess"] <= 1 for row in hints)
+
+
+def paths(hint, nats, n, **more):
+    """Hinted paths of an untrained learner of six steps, their log weights, and the learner; the first n rows' noise."""
+    made = run("hint", hint=hint, nats=nats, iterations=1, **more)
+    learner, prompt, seen = made.learner, torch.arange(n) % 4, []
+    times = made.sampler.times(VP)
+    rollout = learner.redrawn._explore(times, None, seen.append, prompt, RowNoise(3, torch.arange(n)))
+    return rollout, seen[0], learner, prompt
+
+
+def plain(learner, prompt, *, guidance=1.0, conditions=None, move=None):
+    """The chain of the policy by hand from the same noise, its mean moved by `move(x, t, std)`; states but the last."""
+    noise, model = RowNoise(3, torch.arange(len(prompt))), learner.model
+    conditions = learner.conditions if conditions is None else conditions
+    times, x, states = learner.sampler.times(VP), model.start(len(prompt), noise), []
+    for t, s in zip(times[:-2], times[1:-1], strict=True):
+        with torch.no_grad():
+            prediction = model.predict(x, t, conditions, prompt=prompt, guidance=guidance)
+        step = learner.sampler.find().step(VP, None, prediction, x, t, s, 1.0, None)
+        mean = step.mean if move is None else step.mean + move(x, t, float(step.std))
+        x = Transition(mean, step.std).sample(noise)
+        states.append(x)
+    return torch.stack(states)
+
+
+def test_each_hint_is_what_it_says():
+    """Below the cap the paths are, by hand, those of the guided policy, the other prompt, twisted steps. Twin: the policy."""
+    rollout, _, learner, prompt = paths("guidance", 1e9, 8, guidance=5.0)
+    own = plain(learner, prompt)
+    close(rollout.x[1:-1], plain(learner, prompt, guidance=5.0), atol=1e-5, policy=own)
+    rollout, _, learner, prompt = paths("prompt", 1e9, 8)
+    others = learner.model.conditions(list("bcda"))
+    close(rollout.x[1:-1], plain(learner, prompt, conditions=others), atol=1e-5, policy=own)
+    bent = sa.Reward(lambda x, prompts: x[:, 0] ** 2 - x[:, 1], differentiable=True)
+    rollout, _, learner, prompt = paths("steer", 1e9, 8, beta=0.7, reward=bent)
+
+    def twisted(x, t, std):
+        leaf = x.clone().requires_grad_()
+        x0 = learner.model.predict(leaf, t, learner.conditions, prompt=prompt).x0
+        return std**2 / 0.7 * torch.autograd.grad((x0[:, 0] ** 2 - x0[:, 1]).sum(), leaf)[0]
+
+    close(rollout.x[1:-1], plain(learner, prompt, move=twisted), atol=1e-4, policy=own)
+
+
+@pytest.mark.parametrize("hint", ["guidance", "prompt"])
+def test_weighted_hinted_samples_have_the_policys_mean(hint):
+    """E w = 1 and E w x0 that of the policy's own samples, to their standard errors. Twin: without the weights."""
+    more = {"guidance": 40.0} if hint == "guidance" else {}
+    rollout, seen, learner, prompt = paths(hint, 0.5, 8192, **more)
+    weight, x = seen.log_weight.exp(), rollout.x[-2].double().sum(1)
+    own = plain(learner, prompt)[-1].double().sum(1)
+    n = math.sqrt(len(x))
+    accepts(within(1.0, float(weight.std()) / n), float(weight.mean()), inverse=float((-seen.log_weight).exp().mean()))
+    error = math.hypot(float((weight * x).std()), float(own.std())) / n
+    accepts(
+        within(float(own.mean()), error),
+        float((weight * x).mean()),
+        **({"none": float(x.mean())} if hint == "guidance" else {}),
+    )
 
 
 def test_steps_before_a_branch_are_not_learned_from():

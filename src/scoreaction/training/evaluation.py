@@ -94,22 +94,33 @@ def rounding_floor(
 
     Two predictions in half precision round apart as soon as a weight differs, by an amount that grows with the dimensions
     and with guidance. Smaller figures than this one say nothing. rows: the first trajectories of all, on which it is measured.
+    Of a policy that moves the noise it is the KL of the noise, before it has learned to move any.
     """
     n, own = rollout.size[0], len(world.stripe(rows))
-    generator = torch.Generator().manual_seed(seed)
+    if rollout.noise is not None:
+        z, noise = rollout.noise[:own] / model.process.prior_std, RowNoise(seed, world.stripe(rows))
+        v = noise.normal(z.shape, torch.float32).to(z)
+        with model.uncounted(), replaced(model.parameters, _nearby(model, seed)):
+            return float(world.gather(noise_kl(model, z, v, conditions, rollout.prompt[:own]), rows).mean())
     x, t = rollout.x[:n, :own].flatten(0, 1), rollout.times[:n].repeat_interleave(own)
     predict = partial(model.predict, x, t, conditions, prompt=rollout.prompt[:own].repeat(n), guidance=sampler.guidance)
     with model.uncounted():
-        plain, others = predict(), {}
-        for name, p in model.parameters.items():
-            size = float(whole(p.square().mean()).sqrt())
-            noise = distributed_as(torch.randn(p.shape, generator=generator).to(p.device, p.dtype), p)
-            others[name] = p + noise * (1e-4 * size or 1e-5)
-        with replaced(model.parameters, others):
+        plain = predict()
+        with replaced(model.parameters, _nearby(model, seed)):
             moved = predict()
     moved, plain = unflattened(moved, n), unflattened(plain, n)
     path, _ = model.kls(sampler.find(), rollout.acted, rollout.x[:n, :own], moved, plain, sampler.eta or 1.0)
     return float(world.gather(path, rows).mean())
+
+
+def _nearby(model: Model, seed: int) -> dict[str, Tensor]:
+    """The trained weights changed by a relative 1e-4."""
+    generator, others = torch.Generator().manual_seed(seed), {}
+    for name, p in model.parameters.items():
+        size = float(whole(p.square().mean()).sqrt())
+        noise = distributed_as(torch.randn(p.shape, generator=generator).to(p.device, p.dtype), p)
+        others[name] = p + noise * (1e-4 * size or 1e-5)
+    return others
 
 
 @torch.no_grad()

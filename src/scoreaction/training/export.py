@@ -48,7 +48,7 @@ def save_model(model: Model, sampler: Sampler, prompts: list[Any] | None, path: 
 def _write(model: Model, path: Path, description: dict[str, Any], recipe: str | None) -> None:
     with staged(path, last=DESCRIPTION) as part:
         save_file(_plain_tensors(dict(model.parameters.items())), part / WEIGHTS)
-        if model.export is not None:
+        if model.export is not None and not model.moves_noise:  # other libraries know no moved noise
             model.export(part)
         if recipe is not None:
             (part / "recipe.yaml").write_text(recipe, encoding="utf-8")
