@@ -320,6 +320,19 @@ def parametrisations(results: Results) -> Table:
     return table
 
 
+def off_below(results: Results) -> Table:
+    """Distance of the gated optimal policy over that of the larger of floor and oracle, its reward and its KL, by task."""
+    times = [point["off_below"] for point in results.curves["mixture"]]
+    table = Table("task", "", "optimum", *(f"{t:g}" for t in times))
+    for task in TASKS:
+        (run,), curve = results.where(task=task), results.curves[task]
+        bar = max(run["floor"], curve[0]["distance"])
+        table.add([run], task, "ratio", "", *(number(point["distance"] / bar, 2) for point in curve))
+        for name, key in (("reward", "reward"), ("KL (nats)", "kl_nats")):
+            table.add([run], "", name, number(run[f"optimum_{key}"], 2), *(number(point[key], 2) for point in curve))
+    return table
+
+
 def adjoints(results: Results) -> Table:
     """Mean of the lean adjoint along the gradient of the value, and its second moment, at three times."""
     table = Table("task", "steps", *(f"{when}: {what}" for when in ("t = 1", "halfway", "last") for what in ("mean", "moment")))
@@ -391,6 +404,7 @@ TABLES: dict[str, tuple[str, Callable[[Results], Table]]] = {
     "soft_q_mixture": ("soft_q", partial(soft_q, task="mixture")),
     "soft_q_linear_quadratic": ("soft_q", partial(soft_q, task="linear_quadratic")),
     "parametrisations": ("parametrisations", parametrisations),
+    "off_below": ("off_below", off_below),
     "adjoints": ("adjoints", adjoints),
     "steering": ("steering", steering),
     "digits": ("digits", partial(digits_end, trainers=DIGITS)),
