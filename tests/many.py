@@ -119,6 +119,11 @@ CASES = {
     "ddpo, prompts": case(sa.DDPO(baseline="prompt"), **asked(held_out={"linear": linear})),
     "ddpo, groups and lora": case(sa.DDPO(baseline="group"), **asked(lora=2, train={"samples_per_prompt": 8})),
     "dpok": case(sa.DPOK(beta=0.1), **asked()),
+    "hrf": case(sa.HRF(branches=8), **asked(train={"samples_per_prompt": 16})),
+    "hrf, signal": case(sa.HRF(branches=4, window={"kind": "signal"})),
+    "score_action, windows": case(
+        sa.ScoreAction(beta=0.5, estimator="likelihood_ratio", look_ahead="none", branches=4, window={"kind": "random"})
+    ),
     "sqdf": case(sa.SQDF(beta=0.5), reward=SMOOTH),
     "sqdf, corrected": case(sa.SQDF(beta=0.5, correction=True, critic_rows=320), reward=SMOOTH),
     "sqdf, replay": case(
@@ -140,6 +145,7 @@ CASES = {
     "ddpp, kl": of_tokens(sa.DDPP(rows=64, loss="kl")),
     "score_action, tokens": of_tokens(sa.ScoreAction()),
     "score_action, tokens by ratios": of_tokens(sa.ScoreAction(estimator="likelihood_ratio")),
+    "hrf, tokens": of_tokens(sa.HRF(branches=4)),
     "dpok, tokens": of_tokens(sa.DPOK(), solver="ancestral", steps=3),
     "online": case(sa.ScoreAction(beta=0.5), **asked(online=ONLINE)),
     "online, a weighted sum": case(sa.ScoreAction(beta=0.5), reward=WeightedSum(SUM.parts), online=ONLINE),

@@ -104,8 +104,8 @@ class Algorithm(BaseModel):
         """The learner of a model of tokens; ValueError where the algorithm has none."""
         name = getattr(self, "name", type(self).__name__)
         raise ValueError(
-            f"algorithm.name: {name} is for Gaussian states and this model's are tokens; use score_action, ddpp, vard, dpok"
-            " or ddpo"
+            f"algorithm.name: {name} is for Gaussian states and this model's are tokens; use score_action, ddpp, vard, dpok,"
+            " hrf or ddpo"
         )
 
 
@@ -138,14 +138,16 @@ class Learner:
     trained; state: plain values that change, kept too. reward_gradient: the loop brings the gradient of the rewards along
     with them, for the same queries. reference_rows: at how many states of each step the pretrained model is evaluated, None
     is all; the KL in the log is the sum over steps of the mean over these. exploration: std of the noise on eps with which
-    the policy acts. trust_region: path KL in nats that an iteration may move, where the policy's updates measure it as
-    `kl_to_old` and the state is a `TrustState`: an iteration that moves a multiple of it is taken back.
+    the policy acts. branches: how many trajectories, siblings, go on from one stem; their number is that of the rows modulo
+    batch/branches, and they have one prompt. trust_region: path KL in nats that an iteration may move, where the policy's
+    updates measure it as `kl_to_old` and the state is a `TrustState`: an iteration that moves a multiple of it is taken back.
     """
 
     reward_gradient = False
     reference_rows: int | None = None
     trust_region: float | None = None
     exploration = 0.0
+    branches = 1
 
     def __init__(self, setting: Setting, *, beta: float = 0.0, kl_target: float | None = None) -> None:
         self.model, self.sampler, self.reward, self.batch, self.conditions, _, self.world = setting
@@ -211,16 +213,7 @@ class Learner:
 
     def explore(self, prompt: Tensor, times: Tensor, generator: Source) -> Rollout:
         """A trajectory for each prompt; where the policy acts, its eps is perturbed by noise of std `exploration`."""
-
-        def explore(x: Tensor, t: Tensor, prediction: Prediction) -> Prediction:
-            std = self.exploration if float(t) >= self.sampler.off_below else 0.0
-            return perturbed(self.process, x, t, prediction, std, generator)
-
-        def policy(x: Tensor, t: Tensor) -> Prediction:
-            return self.policy(x, t, prompt)
-
-        noise = explore if self.exploration > 0 else None
-        return roll_out(self.model, self.sampler, policy, prompt, generator, times=times, explore=noise)
+        return roll_out_policy(self, prompt, times, generator)
 
     def prepare(self, rollout: Rollout, generator: torch.Generator) -> Rollout:
         """The rollout with the pretrained predictions where the policy acted, `reference_rows` a step, without a graph."""
@@ -235,14 +228,28 @@ class Learner:
         """The updates of one iteration; the loop has stepped before it takes the next."""
 
 
-def roll_out_chain(learner: Learner, prompt: Tensor, times: Tensor, generator: Source) -> Rollout:
-    """Trajectories in which the pretrained model acts in the steps without noise, which have no density."""
+def roll_out_policy(learner: Learner, prompt: Tensor, times: Tensor, generator: Source, x: Tensor | None = None) -> Rollout:
+    """Trajectories, from noise or from x (batch, *shape) at times[0], of the policy with its exploration."""
+
+    def explore(x: Tensor, t: Tensor, prediction: Prediction) -> Prediction:
+        std = learner.exploration if float(t) >= learner.sampler.off_below else 0.0
+        return perturbed(learner.process, x, t, prediction, std, generator)
+
+    def policy(x: Tensor, t: Tensor) -> Prediction:
+        return learner.policy(x, t, prompt)
+
+    noise = explore if learner.exploration > 0 else None
+    return roll_out(learner.model, learner.sampler, policy, prompt, generator, times=times, x=x, explore=noise)
+
+
+def roll_out_chain(learner: Learner, prompt: Tensor, times: Tensor, generator: Source, x: Tensor | None = None) -> Rollout:
+    """Trajectories, from noise or from x, in which the pretrained model acts in steps without noise: they have no density."""
     noiseless = {float(t) for t in times[:-1][~learner.process.has_density(times[1:])]}
 
     def predict(x: Tensor, t: Tensor) -> Prediction:
         return learner.pretrained(x, t, prompt) if float(t) in noiseless else learner.policy(x, t, prompt)
 
-    return roll_out(learner.model, learner.sampler, predict, prompt, generator, times=times)
+    return roll_out(learner.model, learner.sampler, predict, prompt, generator, times=times, x=x)
 
 
 def refuse_black_box(setting: Setting, algorithm: str) -> None:

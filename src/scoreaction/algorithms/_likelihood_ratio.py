@@ -28,19 +28,30 @@ def refuse_without_density(setting: Setting, algorithm: str) -> None:
         raise ValueError(f"sampler.steps: no step has a density, which {algorithm} needs; use more of them, at least 2")
 
 
-def steps_with_density(learner: Learner, rollout: Rollout, *, exploration: float = 0.0) -> Steps:
-    """The policy's steps that have a density: not the last where its std is 0, not pure noise when exploring.
+def with_density(learner: Learner, times: Tensor, *, exploration: float = 0.0) -> Tensor:
+    """The numbers of the policy's steps on this grid that have a density: one stretch, only the ends of a path lack it.
 
-    Each counts for all of them.
+    Not the last step where its std is 0, not pure noise when exploring.
     """
-    times, process = rollout.acted, learner.process
+    process = learner.process
     has_density = process.alpha(times[:-1]) > 0 if exploration > 0 else process.has_density(times[1:])
-    numbers = has_density.nonzero().flatten()
+    return (has_density & (times[:-1] >= learner.sampler.off_below)).nonzero().flatten()
+
+
+def steps_with_density(learner: Learner, rollout: Rollout, *, exploration: float = 0.0) -> Steps:
+    """The policy's steps that have a density, those of the rollout's window where it has one: views of it, no copies.
+
+    Each counts for all of them, times the rollout's `step_weight`.
+    """
+    numbers, weight = with_density(learner, rollout.times, exploration=exploration), rollout.step_weight
+    if weight is not None:
+        numbers = numbers[weight[numbers] > 0]
     if len(numbers) == 0:
         raise ValueError("sampler.steps: no step has a density to learn from; use more of them, at least 2")
-    _, batch = rollout.size  # only the ends of a path lack a density: what is left are views of the rollout, no copies
+    _, batch = rollout.size
     steps = take(rollout.steps(), slice(int(numbers[0]) * batch, (int(numbers[-1]) + 1) * batch))
-    return steps._replace(weight=torch.full_like(steps.weight, float(len(numbers))))
+    each = torch.full_like(steps.weight, float(len(numbers)))
+    return steps._replace(weight=each if weight is None else each * weight[steps.step])
 
 
 def transition(learner: Learner, prediction: Prediction, steps: Steps) -> Kernel:

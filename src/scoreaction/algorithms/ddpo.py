@@ -10,7 +10,7 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
-from scoreaction.algorithms._learner import LOGGED, Algorithm, Learner, Loss, Setting, State, Update, Updates, roll_out_chain
+from scoreaction.algorithms._learner import LOGGED, Algorithm, Learner, Loss, Setting, Update, Updates, roll_out_chain
 from scoreaction.algorithms._likelihood_ratio import (
     minibatches,
     ratio_term,
@@ -21,21 +21,30 @@ from scoreaction.algorithms._likelihood_ratio import (
     steps_with_density,
     transition,
 )
+from scoreaction.algorithms._windows import (
+    Window,
+    Windows,
+    WindowState,
+    check_windows,
+    refuse_signal_of_tokens,
+    sibling_advantages,
+)
 from scoreaction.diffusion.noise import Source
 from scoreaction.networks.conditions import take
 from scoreaction.sampling.rollout import Rollout, Steps
 from scoreaction.types import Prediction
 
-Baseline = Literal["batch", "prompt", "group"]
+Baseline = Literal["batch", "prompt", "group", "branch"]
 
 
 class DDPO(Algorithm):
     """`-E sum_steps min(rho A, clip(rho) A)`, `rho = p_theta(x_s|x_t)/p_old(x_s|x_t)`, A the standardised reward.
 
     estimator: `ppo` clips the ratio of summed densities at 1 +- clip; `reinforce` does not and takes one update an
-    iteration. baseline: `batch` statistics, running statistics of each `prompt` (DDPO's), or of the prompt's `group` in the
-    batch (GRPO; DeepSeekMath, arXiv 2402.03300, eq. 4). It has no KL: `dpok` is the same with one.
-    Needs densities: eta > 0 and a solver that does not look back.
+    iteration. baseline: `batch` statistics, running statistics of each `prompt` (DDPO's), of the prompt's `group` in the
+    batch (GRPO; DeepSeekMath, arXiv 2402.03300, eq. 4), or the siblings of a `branch`. It has no KL: `dpok` is the same with
+    one. window, branches: which steps an iteration trains, and how many trajectories go on from where it begins; `hrf` is DDPO
+    with both. Needs densities: eta > 0 and a solver that does not look back.
 
     >>> DDPO(clip=0.1).estimator
     'ppo'
@@ -48,16 +57,29 @@ class DDPO(Algorithm):
     advantage_clip: float = Field(5.0, gt=0)
     epochs: int = Field(1, ge=1)
     minibatches: int = Field(4, ge=1)
+    window: Window = Field(Window(), description="the steps that an iteration trains: kind, size, start, every")
+    branches: int = Field(1, ge=1, description="trajectories that go on from one state where the window begins")
 
     def build(self, setting: Setting) -> DDPOLearner:
         refuse_without_density(setting, self.name)
+        check_windows(setting, self.window, self.branches)
+        check_baseline(self.baseline, self.branches)
         if self.baseline == "group" and setting.group < 2:
             why = f"algorithm.baseline group compares samples of one prompt, of which a batch has {setting.group:g}"
             raise ValueError(f"train.samples_per_prompt: {why}; set it to 2 or more, or algorithm.baseline to prompt")
         return DDPOLearner(self, setting)
 
     def build_on_tokens(self, setting: Setting) -> DDPOLearner:
+        refuse_signal_of_tokens(self.window)
         return self.build(setting)
+
+
+def check_baseline(baseline: str, branches: int) -> None:
+    """ValueError, with the remedy, where siblings are not compared with one another, or there are none."""
+    if baseline == "branch" and branches == 1:
+        raise ValueError("algorithm.branches: baseline branch compares siblings and 1 has none; set it to 2 or more")
+    if baseline != "branch" and branches > 1:
+        raise ValueError(f"algorithm.baseline: with branches the siblings are the baseline; set it to branch (got {baseline})")
 
 
 def prompt_advantages(
@@ -80,7 +102,7 @@ def prompt_advantages(
 
 
 @dataclass
-class PromptState(State):
+class PromptState(WindowState):
     """The last rewards of each prompt, by its number."""
 
     prompt_rewards: dict[str, list[float]] = field(default_factory=dict)
@@ -95,18 +117,21 @@ class DDPOLearner(Learner):
         super().__init__(setting, kl_target=kl_target)
         self.config, self.state = config, PromptState(beta)
         self.reference_rows = None if beta > 0 else LOGGED  # without a KL it is only logged
+        self.windows = Windows(self, config.window, config.branches)
 
     def times(self, generator: torch.Generator) -> Tensor:
-        """The sampler's grid as it is: the chain of its steps is what has densities."""
+        """The sampler's grid as it is: the chain of its steps is what has densities. The iteration's window is drawn."""
+        self.windows.draw(generator)
         return self.sampler.times(self.process)
 
     def explore(self, prompt: Tensor, times: Tensor, generator: Source) -> Rollout:
-        """Trajectories of the policy; the pretrained model acts in steps without noise."""
-        return roll_out_chain(self, prompt, times, generator)
+        """Trajectories of the policy; the pretrained model acts in steps without noise. Siblings part at the window."""
+        return self.windows.explore(partial(roll_out_chain, self), prompt, times, generator)
 
     def updates(self, rollout: Rollout, generator: torch.Generator) -> Updates:
-        """Passes over all steps in shuffled minibatches; nothing where all advantages are 0."""
+        """Passes over the steps of the window in shuffled minibatches; nothing where all advantages are 0."""
         config, rewards = self.config, self.world.gather(rollout.rewards)
+        self.windows.record(rollout, rewards)
         advantage = self.advantages(rewards, self.world.gather(rollout.prompt))
         if bool((advantage == 0).all()):
             return
@@ -140,6 +165,8 @@ class DDPOLearner(Learner):
                 advantage = standardised(rewards)
             case "group":
                 advantage = standardised(rewards, prompt)
+            case "branch":
+                advantage = sibling_advantages(rewards, self.branches)
             case "prompt":
                 # with a KL all prompts share one std, so that beta is worth the same on each
                 spread = float(rewards.std(correction=0)) if self.beta > 0 else None

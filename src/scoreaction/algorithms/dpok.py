@@ -8,7 +8,8 @@ from pydantic import Field
 
 from scoreaction.algorithms._learner import Regularised, Setting
 from scoreaction.algorithms._likelihood_ratio import refuse_without_density
-from scoreaction.algorithms.ddpo import DDPO, DDPOLearner
+from scoreaction.algorithms._windows import Window, check_windows, refuse_signal_of_tokens
+from scoreaction.algorithms.ddpo import DDPO, DDPOLearner, check_baseline
 
 
 class DPOK(Regularised):
@@ -21,18 +22,23 @@ class DPOK(Regularised):
     """
 
     name: Literal["dpok"] = "dpok"
-    baseline: Literal["batch", "prompt"] = "prompt"
+    baseline: Literal["batch", "prompt", "branch"] = "prompt"
     clip: float = Field(0.2, gt=0)
     advantage_clip: float = Field(5.0, gt=0)
     epochs: int = Field(1, ge=1)
     minibatches: int = Field(4, ge=1)
+    window: Window = Field(Window(), description="the steps that an iteration trains: kind, size, start, every")
+    branches: int = Field(1, ge=1, description="trajectories that go on from one state where the window begins")
 
     def build(self, setting: Setting) -> DDPOLearner:
         refuse_without_density(setting, self.name)
+        check_windows(setting, self.window, self.branches)
+        check_baseline(self.baseline, self.branches)
         ppo = DDPO(estimator="ppo", **self.model_dump(exclude={"name", "beta", "kl_target"}))
         return DDPOLearner(ppo, setting, beta=self.beta, kl_target=self.kl_target)
 
     def build_on_tokens(self, setting: Setting) -> DDPOLearner:
+        refuse_signal_of_tokens(self.window)
         return self.build(setting)
 
 

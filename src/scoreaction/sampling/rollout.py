@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, NamedTuple
 
 import torch
@@ -18,6 +18,8 @@ from scoreaction.diffusion.transitions import Kernel
 from scoreaction.networks.conditions import take
 from scoreaction.networks.model import Model
 from scoreaction.types import Conditions, Predict, Prediction
+
+ALL = slice(None)
 
 
 class Sampler(BaseModel, frozen=True, extra="forbid"):
@@ -187,7 +189,8 @@ class Rollout:
     (batch,), empty before they are known; pretrained (n, rows, *shape), the predictions of the pretrained model in the first n
     steps, those that the policy acted in, at the states that are `compared`, None before it was evaluated; reward_gradient
     (batch, *shape), by x0 before decoding, None where the algorithm does not need it. off_below is the sampler's: at times
-    before it `old` is the pretrained model.
+    before it `old` is the pretrained model. step_weight (N,) float64: what each step counts for, 0 outside the window of steps
+    that are learned from; None is 1 for all.
     """
 
     times: Tensor
@@ -199,6 +202,7 @@ class Rollout:
     pretrained: Prediction | None = None
     reward_gradient: Tensor | None = None
     off_below: float = 0.0
+    step_weight: Tensor | None = None
 
     @property
     def x0(self) -> Tensor:
@@ -283,13 +287,15 @@ def roll_out(
     generator: Source,
     *,
     times: Tensor,
+    x: Tensor | None = None,
     explore: Callable[[Tensor, Tensor, Prediction], Prediction] | None = None,
 ) -> Rollout:
     """A trajectory under `predict` for each prompt (batch,), on the grid `times`, without a graph.
 
-    `explore(x, t, prediction)` gives the prediction that is followed in place of the policy's own.
+    x (batch, *shape): the states at times[0] that they go on from, None for noise. `explore(x, t, prediction)` gives the
+    prediction that is followed in place of the policy's own.
     """
-    x, steps = model.start(len(prompt), generator), len(times) - 1
+    x, steps = model.start(len(prompt), generator) if x is None else x, len(times) - 1
     states, old, action = x.new_empty(steps + 1, *x.shape), PredictionBuffer(steps), PredictionBuffer(steps)
     states[0] = x
     own: list[Prediction] = []
@@ -310,17 +316,17 @@ def roll_out(
     return Rollout(times, states, own_actions, followed, prompt, off_below=sampler.off_below)
 
 
-def joined(rollouts: list[Rollout]) -> Rollout:
-    """Rollouts of the same times as one, their trajectories side by side."""
+def joined(rollouts: list[Rollout], order: Tensor | slice = ALL) -> Rollout:
+    """Rollouts of the same times as one, their trajectories side by side in this order."""
     first = rollouts[0]
     if len(rollouts) == 1:
         return first
 
-    def side_by_side(predictions: list[Prediction]) -> Prediction:
-        return mapped(lambda *parts: torch.cat(parts, 1), *predictions)
+    def side_by_side(*parts: Tensor) -> Tensor:
+        return torch.cat(parts, 1)[:, order]
 
-    old = side_by_side([rollout.old for rollout in rollouts])
+    old = mapped(side_by_side, *(rollout.old for rollout in rollouts))
     explored = any(rollout.action is not rollout.old for rollout in rollouts)
-    action = side_by_side([rollout.action for rollout in rollouts]) if explored else old
-    x, prompt = torch.cat([rollout.x for rollout in rollouts], 1), torch.cat([rollout.prompt for rollout in rollouts])
-    return Rollout(first.times, x, old, action, prompt, off_below=first.off_below)
+    action = mapped(side_by_side, *(rollout.action for rollout in rollouts)) if explored else old
+    x, prompt = side_by_side(*(rollout.x for rollout in rollouts)), torch.cat([rollout.prompt for rollout in rollouts])[order]
+    return replace(first, x=x, old=old, action=action, prompt=prompt)

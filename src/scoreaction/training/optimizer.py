@@ -47,7 +47,7 @@ class Train(BaseModel, frozen=True, extra="forbid", allow_inf_nan=False):
     is reported, sampled and saved. show_every: after how many iterations the command `train` draws samples of the same noise
     into samples/, and where they are pictures to the trackers too. trackers: what shows the metrics beside the run's own files,
     `tensorboard`, `wandb`, `trackio`; null is TensorBoard where it is installed. schedule: of the learning rate over the run.
-    samples_per_prompt: that many trajectories in a row have one prompt. shard: the processes of a node share the networks, of
+    samples_per_prompt: that many trajectories have one prompt. shard: the processes of a node share the networks, of
     which each holds a part (FSDP).
     """
 

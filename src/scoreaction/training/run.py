@@ -75,6 +75,17 @@ def check_shard(train: Train, world: World) -> None:
         raise ValueError("train.precision: fp16 scales gradients by what one process sees of them; with train.shard take bf16")
 
 
+def check_siblings(train: Train, learner: Learner) -> None:
+    """ValueError where the trajectories with one prompt are no whole families of siblings."""
+    each, branches = train.samples_per_prompt, learner.branches
+    if each > 1 and each % branches:
+        whole = -(-each // branches) * branches
+        raise ValueError(
+            f"train.samples_per_prompt: {each} are no whole families of algorithm.branches {branches}, which have one prompt;"
+            f" set it to {whole}"
+        )
+
+
 class Run:
     """The parts of a run, checked and put together; a `Finetuner` trains them, and their summary is measured at the end."""
 
@@ -146,6 +157,7 @@ class Run:
             group = min(batch, max(self.train.samples_per_prompt, batch / len(self.prompts or [None])))
             setting = Setting(model, self.sampler, objective, batch, self.conditions, group, self.world)
             self.learner: Learner = model.learner(algorithm, setting)
+            check_siblings(self.train, self.learner)
         if self.evaluation.certificate:
             model.refuse_tokens("evaluation.certificate")
         self.steering = None if steer is None else self._settled(steer)
