@@ -145,6 +145,7 @@ CASES = {
     "ddpp, kl": of_tokens(sa.DDPP(rows=64, loss="kl")),
     "score_action, tokens": of_tokens(sa.ScoreAction()),
     "score_action, tokens by ratios": of_tokens(sa.ScoreAction(estimator="likelihood_ratio")),
+    "dpok, late rewards": case(sa.DPOK(beta=0.1), **asked(train={"reward_delay": 1, "iterations": 3})),
     "hrf, tokens": of_tokens(sa.HRF(branches=4)),
     "dpok, tokens": of_tokens(sa.DPOK(), solver="ancestral", steps=3),
     "online": case(sa.ScoreAction(beta=0.5), **asked(online=ONLINE)),

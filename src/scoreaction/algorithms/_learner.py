@@ -89,6 +89,8 @@ class Setting(NamedTuple):
     group: float = math.inf
     """Trajectories an iteration with one prompt, on average."""
     world: World = ALONE
+    delay: int = 0
+    """Iterations that rewards come late."""
 
 
 class Algorithm(BaseModel):
@@ -139,7 +141,8 @@ class Learner:
     with them, for the same queries. reference_rows: at how many states of each step the pretrained model is evaluated, None
     is all; the KL in the log is the sum over steps of the mean over these. exploration: std of the noise on eps with which
     the policy acts. branches: how many trajectories, siblings, go on from one stem; their number is that of the rows modulo
-    batch/branches, and they have one prompt. trust_region: path KL in nats that an iteration may move, where the policy's
+    batch/branches, and they have one prompt. late_rewards: it learns from trajectories of an older policy too, whose rewards
+    come `delay` iterations late. trust_region: path KL in nats that an iteration may move, where the policy's
     updates measure it as `kl_to_old` and the state is a `TrustState`: an iteration that moves a multiple of it is taken back.
     """
 
@@ -148,9 +151,10 @@ class Learner:
     trust_region: float | None = None
     exploration = 0.0
     branches = 1
+    late_rewards = False
 
     def __init__(self, setting: Setting, *, beta: float = 0.0, kl_target: float | None = None) -> None:
-        self.model, self.sampler, self.reward, self.batch, self.conditions, _, self.world = setting
+        self.model, self.sampler, self.reward, self.batch, self.conditions, _, self.world, self.delay = setting
         self.process, self.kl_target = self.model.process, kl_target
         self.networks = nn.ModuleDict()
         self.lr: dict[str, float] = {}

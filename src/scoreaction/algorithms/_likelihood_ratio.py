@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator
 
 import torch
@@ -78,6 +79,23 @@ def clipped_surrogate(log_ratio: Tensor, advantage: Tensor, clip: float | None) 
     return -torch.minimum(ratio * advantage, ratio.clamp(1 - clip, 1 + clip) * advantage)
 
 
+MOST_WEIGHT = 3.0
+"""The weight of a step of an older policy at most. On r = x^2 of N(0, 1) it leaves all of the gradient at a shift of 0.3."""
+
+
+def truncated_surrogate(log_ratio: Tensor, advantage: Tensor, most: float = MOST_WEIGHT) -> Tensor:
+    """`-rho A` up to rho = most and its tangent in log rho beyond, (rows,): the gradient is `-min(rho, most) A grad log p`.
+
+    Truncated importance weights (Espeholt et al. 2018, arXiv 1802.01561, section 4.1), for steps that an older policy took. A
+    clip would cut just those samples that carry the gradient.
+
+    >>> truncated_surrogate(torch.tensor([0.0, 2.0]).requires_grad_(), torch.tensor([1.0, 1.0])).detach()
+    tensor([-1.0000, -5.7042])
+    """
+    bound = math.log(most)
+    return -advantage * (log_ratio.clamp(max=bound).exp() + most * (log_ratio - bound).clamp(min=0))
+
+
 def spread_is_rounding(rewards: Tensor) -> bool:
     """True if rewards differ by no more than rounding: max - min against a relative 1e-6."""
     return float(rewards.max() - rewards.min()) <= 1e-6 * float(rewards.abs().max())
@@ -131,20 +149,25 @@ def ratio_term(
     """`weight (clipped surrogate + penalty)` at these rows of steps, `log rho = log p_theta(outcome) - log p_old(outcome)`.
 
     advantage and outcome have a row for each step: (steps,), (steps, *shape). first: the policy is still the one that sampled,
-    so that the largest absolute log-ratio (`log_ratio_first` in the log) must be rounding.
+    so that the largest absolute log-ratio (`log_ratio_first` in the log) must be rounding. Where rewards come late an older one
+    sampled: ratios begin elsewhere (`log_ratio_stale`), and the weights are truncated in the place of the clip.
     """
+    stale = learner.delay > 0
 
     def loss(numbers: Tensor) -> Loss:
         here = rows.own[numbers]
         part = take(steps, here)
         prediction = learner.policy(*part.states)
         log_ratio = law(prediction, part).log_ratio(law(part.old, part), take(outcome, here))
-        value, size = clipped_surrogate(log_ratio, take(advantage, here), clip), log_ratio.detach().abs()
+        gain, size = take(advantage, here), log_ratio.detach().abs()
+        value = truncated_surrogate(log_ratio, gain) if stale else clipped_surrogate(log_ratio, gain, clip)
         figures: dict[str, Tensor | Largest] = {"log_ratio": Largest(size)}
-        if clip is not None:
+        if stale:
+            figures["truncated_fraction"] = log_ratio.detach().gt(math.log(MOST_WEIGHT)).float()
+        elif clip is not None:
             figures["clip_fraction"] = (log_ratio.detach().exp() - 1).abs().gt(clip).float()
         if first:
-            figures["log_ratio_first"] = Largest(size)
+            figures["log_ratio_stale" if stale else "log_ratio_first"] = Largest(size)
         if penalty is not None:
             cost, more = penalty(prediction, part)
             value, figures = value + cost, figures | more

@@ -54,6 +54,7 @@ class RatioState(TrustState, WindowState):
 class RatioLearner(Learner):
     """`-min(rho A, clip(rho) A) + beta KL + trust KL to the old policy`, A the lambda-averaged advantage of the critic."""
 
+    late_rewards = True
     state: RatioState
 
     def __init__(self, config: RatioSettings, setting: Setting) -> None:

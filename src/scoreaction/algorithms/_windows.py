@@ -117,7 +117,7 @@ class Windows:
         self.step_weight = self._weight(uniform)
 
     def _weight(self, uniform: Tensor) -> Tensor | None:
-        """What each step of the grid counts for, (N,), for this uniform number; None where all are trained."""
+        """The weight of each step of the grid, (N,), for this uniform number; None where all are trained."""
         if self.window.kind == "full":
             return None
         learner = self.learner

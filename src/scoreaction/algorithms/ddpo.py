@@ -111,6 +111,8 @@ class PromptState(WindowState):
 class DDPOLearner(Learner):
     """DDPO at work; with beta > 0 it is DPOK."""
 
+    late_rewards = True
+
     state: PromptState
 
     def __init__(self, config: DDPO, setting: Setting, *, beta: float = 0.0, kl_target: float | None = None) -> None:

@@ -117,6 +117,7 @@ class ScoreAction(Regularised):
 class ScoreActionLearner(Learner):
     """The pathwise estimator: the policy follows the gradient of the critic within a trust region."""
 
+    late_rewards = True
     state: TrustState
 
     def __init__(self, config: ScoreAction, setting: Setting) -> None:

@@ -94,12 +94,28 @@ class Collector:
 
     def rollout(self, learner: Learner, generator: torch.Generator, iteration: int) -> Rollout:
         """This process's trajectories of a batch with their rewards. TrainingError where samples are not finite."""
+        rollout, scores = self.begin(learner, generator, iteration)
+        return self.world.together(lambda: self._scored(learner, rollout, scores))
+
+    def begin(
+        self, learner: Learner, generator: torch.Generator, iteration: int, *, score: bool = True
+    ) -> tuple[Rollout, Callable[[], Tensor]]:
+        """This process's trajectories of a batch; calling the second waits for their scores, which have begun if `score`."""
         prompt = self._drawn(learner.branches, generator)
         times, seed = learner.times(generator), drawn_seed(generator)
-        explored = partial(self._explored, learner, prompt, times, seed, iteration)
+        explored = partial(self._explored, learner, prompt, times, seed, iteration, score)
         rollout, scores = self.world.together(explored, sends=self.model.sharded)
-        settle(self.reward.reward, self.world, len(prompt))
-        return self.world.together(lambda: self._scored(learner, rollout, scores))
+        if score:
+            settle(self.reward.reward, self.world, len(prompt))
+        return rollout, scores
+
+    def ask_again(self, rollout: Rollout, *, counted: bool) -> Callable[[], Tensor]:
+        """Begins to score trajectories, not as queries again where they are counted; calling the result waits for the scores."""
+        queries, texts = self.reward.queries, self.texts(rollout.prompt)
+        with torch.no_grad():
+            scores = self.objective.begin_decoded(rollout.x0.to(self.model.device), self.model.decode, texts)
+        self.reward.queries = queries if counted else self.reward.queries
+        return scores
 
     def _drawn(self, branches: int, generator: torch.Generator) -> Tensor:
         """The numbers of a batch's prompts, (batch,): those of the stems, as often as each goes on."""
@@ -107,7 +123,7 @@ class Collector:
         return drawn(self.prompts, math.ceil(stems / each), generator).repeat_interleave(each)[:stems].repeat(branches)
 
     def _explored(
-        self, learner: Learner, prompt: Tensor, times: Tensor, seed: int, iteration: int
+        self, learner: Learner, prompt: Tensor, times: Tensor, seed: int, iteration: int, score: bool
     ) -> tuple[Rollout, Callable[[], Tensor]]:
         """The trajectories, and their scores, which have begun."""
         own = self.world.stripe(len(prompt))
@@ -124,7 +140,7 @@ class Collector:
         for part in parts:
             rollouts.append(learner.explore(prompt[part], times, RowNoise(seed, part)))
             check_finite("samples", rollouts[-1].x0, iteration)
-            if not learner.reward_gradient or unsettled:
+            if score and (not learner.reward_gradient or unsettled):
                 begin = partial(self.objective.begin_decoded, rollouts[-1].x0, self.model.decode, self.texts(prompt[part]))
                 with torch.no_grad():
                     waiting.append(_begun(begin) if self.model.sharded else begin())

@@ -29,6 +29,7 @@ from scoreaction.training.collector import Collector
 from scoreaction.training.evaluation import Evaluation
 from scoreaction.training.export import described, save_model
 from scoreaction.training.identity import identity
+from scoreaction.training.late import Late, check_delay, check_late_room
 from scoreaction.training.online import Online, Rounds
 from scoreaction.training.optimizer import ROWS, Optimisation, Train
 from scoreaction.training.run_folder import Journal, RunFolder
@@ -155,9 +156,14 @@ class Run:
             objective = Objective(self.collector.score, self.collector.objective.differentiable)
             batch = self.train.batch
             group = min(batch, max(self.train.samples_per_prompt, batch / len(self.prompts or [None])))
-            setting = Setting(model, self.sampler, objective, batch, self.conditions, group, self.world)
+            delay = self.train.reward_delay
+            setting = Setting(model, self.sampler, objective, batch, self.conditions, group, self.world, delay)
             self.learner: Learner = model.learner(algorithm, setting)
             check_siblings(self.train, self.learner)
+            name = getattr(algorithm, "name", type(algorithm).__name__)
+            check_delay(self.train, self.learner, algorithm=name, online=online is not None)
+            check_late_room(self.train, self.sampler, model, self.world)
+            self.late = Late(self.train, self.collector, self.world)
         if self.evaluation.certificate:
             model.refuse_tokens("evaluation.certificate")
         self.steering = None if steer is None else self._settled(steer)
@@ -248,6 +254,8 @@ class Run:
             "moments": self.reward.reward.moments if isinstance(self.reward.reward, WeightedSum) else None,
             "evaluations": [counts["model_evaluations"], counts["model_backward_rows"]],
         }
+        if self.late.delay:
+            state["late"] = self.late.state()
         if self.rounds is not None:
             state["rounds"] = self.rounds.state()
         if self.selection is not None:
@@ -282,6 +290,8 @@ class Run:
         if isinstance(self.reward.reward, WeightedSum):
             self.reward.reward.moments = state["moments"]
         self.model.evaluations.forward, self.model.evaluations.backward = (leads * count for count in state["evaluations"])
+        if self.late.delay:
+            self.late.load_state(state["late"])
         if self.rounds is not None:
             self.rounds.load_state(state["rounds"])
         if self.selection is not None:
