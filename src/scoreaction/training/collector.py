@@ -110,7 +110,7 @@ class Collector:
         return rollout, scores
 
     def ask_again(self, rollout: Rollout, *, counted: bool) -> Callable[[], Tensor]:
-        """Begins to score trajectories, not as queries again where they are counted; calling the result waits for the scores."""
+        """Begins to score trajectories, not as queries again where they are `counted`; the result waits for the scores."""
         queries, texts = self.reward.queries, self.texts(rollout.prompt)
         with torch.no_grad():
             scores = self.objective.begin_decoded(rollout.x0.to(self.model.device), self.model.decode, texts)
