@@ -221,6 +221,7 @@ def test_a_run_of_the_command_line_with_late_rewards(tmp_path, refused):
     assert refused(*command).startswith("train.reward_delay: no reward comes 2 iterations late in 2; set it below")
 
 
+@pytest.mark.slow
 def test_the_doctor_waits_for_the_first_rewards():
     found = list(sa.examine(mixture(sa.DDPO(), iterations=5, reward_delay=2), iterations=2))
     assert all(finding.verdict != "wrong" for finding in found), found

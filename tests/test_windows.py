@@ -63,6 +63,10 @@ def learner(window, branches=1, *, steps=12, batch=64, algorithm=sa.DDPO, reward
     return algorithm(window=window, branches=branches, **baseline, **more).build(where)
 
 
+def grid(found):
+    return found.sampler.times(found.process)
+
+
 def rolled(found, batch, seed=0):
     generator = torch.Generator().manual_seed(seed)
     times = found.times(generator)
@@ -97,7 +101,7 @@ def test_no_step_is_in_more_windows_than_another_and_weights_undo_their_chance()
     def mean(values):
         return torch.stack(values).mean(0)[:19]
 
-    weights = [found.windows._weight(f64([(i + 0.5) / count])) for i in range(count)]
+    weights = [found.windows._weight(f64([(i + 0.5) / count]), grid(found)) for i in range(count)]
     close(mean(weights), torch.ones(19), atol=1e-15, unweighted=mean([(w > 0).double() for w in weights]))
     inner = stretches(19, 5)[4:-4].double().mean(0)  # those of whole length: the ends count a fifth of the middle
     close(inner[[0, 9, 18]], f64([0.067, 0.333, 0.067]), atol=5e-4, even=mean([(w > 0).double() for w in weights])[[0, 9, 18]])
@@ -106,7 +110,10 @@ def test_no_step_is_in_more_windows_than_another_and_weights_undo_their_chance()
     cover, numbers = stretches(19, 5), torch.arange(19)
     chance = signals.windows._chance(numbers, cover)
     ends = torch.cat([f64([0.0]), chance.cumsum(0)])
-    weighted = [p * signals.windows._weight((a + b)[None] / 2)[:19] for p, a, b in zip(chance, ends, ends[1:], strict=False)]
+    weighted = [
+        p * signals.windows._weight((a + b)[None] / 2, grid(signals))[:19]
+        for p, a, b in zip(chance, ends, ends[1:], strict=False)
+    ]
     close(sum(weighted), torch.ones(19), atol=1e-12, even=sum(weighted) / (chance @ cover.double()) * 5 / 23)
     mass = cover.double() @ f64([0.1, *[1.525] * 8, 4.0, 1.525, 1.525, 0.0, *[1.525] * 5, 2.0])
     close(chance, 0.1 / 23 + 0.9 * mass / mass.sum(), atol=1e-12, no_floor=mass / mass.sum())
@@ -125,7 +132,7 @@ def test_random_windows_have_the_full_gradient():
         return torch.autograd.grad(total(update), found.model.parameters["th"])[0]
 
     count = 9 + 3 - 1
-    weights = [found.windows._weight(f64([(i + 0.5) / count])) for i in range(count)]
+    weights = [found.windows._weight(f64([(i + 0.5) / count]), grid(found)) for i in range(count)]
     full = gradient(None)
     windows = torch.stack([gradient(weight) for weight in weights]).mean(0)
     unweighted = torch.stack([gradient((weight > 0).double()) for weight in weights]).mean(0)
@@ -383,7 +390,7 @@ def test_a_fixed_window_converges_to_its_own_optimum():
         train=sa.Train(iterations=120, batch=512, lr=4e-2, device="cpu", ema=False),
     )
     list(tuner)
-    inside = (tuner.learner.windows.step_weight > 0).tolist()
+    inside = (tuner.learner.windows.step_weight > 0).tolist()  # of the last iteration, as of all
     assert inside == [False, False, False, True, True, False]
     with torch.no_grad():
         A, k = chain(steps)

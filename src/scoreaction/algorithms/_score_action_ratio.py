@@ -70,8 +70,9 @@ class RatioLearner(Learner):
 
     def times(self, generator: torch.Generator) -> Tensor:
         """The grid, jittered, and the iteration's window."""
-        self.windows.draw(generator)
-        return super().times(generator)
+        times = super().times(generator)
+        self.windows.draw(generator, times)
+        return times
 
     def explore(self, prompt: Tensor, times: Tensor, generator: Source) -> Rollout:
         """Trajectories of the policy, of which siblings part where the window begins."""

@@ -103,36 +103,44 @@ class Windows:
     def __init__(self, learner: Learner, window: Window, branches: int, *, exploration: float = 0.0) -> None:
         self.learner, self.window, self.exploration = learner, window, exploration
         learner.branches = branches
-        self.step_weight = self._weight(torch.zeros(1, dtype=torch.float64))
+        self.first = self._first() if window.kind == "fixed" else 0
+        self.step_weight: Tensor | None = None
 
     @property
     def state(self) -> WindowState:
         """The learner's."""
         return cast(WindowState, self.learner.state)
 
-    def draw(self, generator: torch.Generator) -> None:
-        """Chooses the window of an iteration, alike in all processes. A full, fixed or sliding one needs no random number."""
+    def _first(self) -> int:
+        """The place of a fixed window's first step among those that can be trained; ValueError where it has none."""
+        sampler, start = self.learner.sampler, self.window.start
+        times = sampler.times(self.learner.process)
+        inside = times[with_density(self.learner, times, exploration=self.exploration)] <= start
+        if not bool(inside.any()):
+            raise ValueError(
+                f"algorithm.window.start: no step between t = {start:g} and {sampler.off_below:g} has noise; raise it"
+            )
+        return int(inside.nonzero()[0])
+
+    def draw(self, generator: torch.Generator, times: Tensor) -> None:
+        """Chooses the window of an iteration with these times, alike in all processes.
+
+        A full, fixed or sliding one needs no random number.
+        """
         drawn = self.window.kind in ("random", "signal")
         uniform = torch.rand(1, generator=generator, dtype=torch.float64) if drawn else torch.zeros(1, dtype=torch.float64)
-        self.step_weight = self._weight(uniform)
+        self.step_weight = self._weight(uniform, times)
 
-    def _weight(self, uniform: Tensor) -> Tensor | None:
+    def _weight(self, uniform: Tensor, times: Tensor) -> Tensor | None:
         """The weight of each step of the grid, (N,), for this uniform number; None where all are trained."""
         if self.window.kind == "full":
             return None
-        learner = self.learner
-        times = learner.sampler.times(learner.process)
-        numbers = with_density(learner, times, exploration=self.exploration)
+        numbers = with_density(self.learner, times, exploration=self.exploration)
         weight, count = torch.zeros(len(times) - 1, dtype=torch.float64), len(numbers)
         length = max(1, round(self.window.size * count))
         if self.window.kind == "fixed":
-            inside = (times[numbers] <= self.window.start).nonzero().flatten()[:length]
-            if len(inside) == 0:
-                raise ValueError(
-                    f"algorithm.window.start: no step between t = {self.window.start:g} and {learner.sampler.off_below:g} has"
-                    " noise; raise it"
-                )
-            weight[numbers[inside]] = 1.0
+            begin = min(self.first, count - 1)  # a jittered grid may have a step less
+            weight[numbers[begin : begin + length]] = 1.0
         elif self.window.kind == "sliding":
             turn = self.state.learned // self.window.every % math.ceil(count / length)
             weight[numbers[turn * length : (turn + 1) * length]] = 1.0

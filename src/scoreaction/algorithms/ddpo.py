@@ -123,8 +123,9 @@ class DDPOLearner(Learner):
 
     def times(self, generator: torch.Generator) -> Tensor:
         """The sampler's grid as it is: the chain of its steps is what has densities. The iteration's window is drawn."""
-        self.windows.draw(generator)
-        return self.sampler.times(self.process)
+        times = self.sampler.times(self.process)
+        self.windows.draw(generator, times)
+        return times
 
     def explore(self, prompt: Tensor, times: Tensor, generator: Source) -> Rollout:
         """Trajectories of the policy; the pretrained model acts in steps without noise. Siblings part at the window."""
