@@ -7,6 +7,7 @@ from typing import Literal
 from pydantic import Field
 
 from scoreaction.algorithms._learner import Algorithm, Setting
+from scoreaction.algorithms._likelihood_ratio import refuse_without_density
 from scoreaction.algorithms._windows import Window
 from scoreaction.algorithms.ddpo import DDPO, DDPOLearner
 
@@ -33,6 +34,7 @@ class HRF(Algorithm):
     minibatches: int = Field(4, ge=1)
 
     def build(self, setting: Setting) -> DDPOLearner:
+        refuse_without_density(setting, self.name)
         return self._ddpo().build(setting)
 
     def build_on_tokens(self, setting: Setting) -> DDPOLearner:
