@@ -77,8 +77,8 @@ def rolled(found, batch, seed=0):
 def test_siblings_have_one_stem_and_the_first_is_the_plain_rollouts_trajectory(source):
     """Twin: the second sibling, which parts from it at step 4; one branch is the plain rollout."""
     found, times = learner(Window()), sa.Sampler(steps=9).times(VP)
-    draw, start = partial(roll_out_chain, found), found.model.start
-    plain = draw(none(8), times, source())
+    draw, start = partial(roll_out_chain, found), (lambda p, n: found.model.start(len(p), n))
+    plain = draw(none(8), times, source(), x=None)
     for at in (0, 4, 7):
         alone = branched(draw, start, none(8), times, source(), at=at, count=1)
         same(alone.x, plain.x, other=plain.x.flip(1))

@@ -170,7 +170,8 @@ class StateValue:
             return self.surrogate(x0, prompt)
         if self.look_ahead == "reward":
             return self.learner.reward(x0, prompt)
-        return zeroth_order(lambda x0: self.learner.reward(x0, prompt), x0, self.std, generator)
+        noise = self.learner.noise(generator, prompt)
+        return zeroth_order(lambda x0: self.learner.reward(x0, prompt), x0, self.std, noise)
 
     def gradient(self, states: States, grad_look: Tensor) -> Tensor:
         """grad V at these states: `c_skip grad r(x0_hat) + c_out grad F`, (rows, *shape)."""

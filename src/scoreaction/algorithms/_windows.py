@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from typing import Literal, cast
 
@@ -17,7 +16,7 @@ from scoreaction.diffusion.noise import Source
 from scoreaction.diffusion.predictions import expand
 from scoreaction.diffusion.transitions import Transition
 from scoreaction.networks.conditions import take
-from scoreaction.sampling.branches import branched
+from scoreaction.sampling.branches import Drawing, branched
 from scoreaction.sampling.rollout import Rollout
 
 FLOOR = 0.1
@@ -162,17 +161,18 @@ class Windows:
         mass = cover.double() @ gain
         return FLOOR * even + (1 - FLOOR) * mass / mass.sum()
 
-    def explore(
-        self, draw: Callable[[Tensor, Tensor, Source, Tensor | None], Rollout], prompt: Tensor, times: Tensor, noise: Source
-    ) -> Rollout:
-        """Trajectories by `draw(prompt, times, noise, x)`, of which siblings part where the window begins."""
+    def explore(self, draw: Drawing, prompt: Tensor, times: Tensor, noise: Source) -> Rollout:
+        """Trajectories by `draw(prompt, times, noise, x=x)`, of which siblings part where the window begins."""
         weight, count = self.step_weight, self.learner.branches
         at = 0 if weight is None else int(weight.nonzero()[0])
         if count == 1:
-            rollout = draw(prompt, times, noise, None)
+            rollout = draw(prompt, times, noise, x=None)
         else:
-            rollout = branched(draw, self.learner.model.start, prompt, times, noise, at=at, count=count)
+            rollout = branched(draw, self._start, prompt, times, noise, at=at, count=count)
         return rollout if weight is None else replace(rollout, step_weight=weight)
+
+    def _start(self, prompt: Tensor, noise: Source) -> Tensor:
+        return self.learner.model.start(len(prompt), self.learner.noise(noise, prompt))
 
     def record(self, rollout: Rollout, rewards: Tensor) -> None:
         """Keeps of a rollout that is learned from its window and what its siblings say; rewards (batch,) of all processes."""

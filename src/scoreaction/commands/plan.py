@@ -22,9 +22,9 @@ from scoreaction.recipes.build import build_block, keyed
 from scoreaction.recipes.prompts import prompt_list
 from scoreaction.recipes.recipe import Recipe, numbered
 from scoreaction.rewards import as_reward
+from scoreaction.training.checks import check_precision
 from scoreaction.training.evaluation import kl_samples
 from scoreaction.training.optimizer import ROWS
-from scoreaction.training.run import check_precision
 from scoreaction.types import DTYPES, Conditions, Values
 
 RESERVE = 2 * 2**30

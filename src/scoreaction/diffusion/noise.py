@@ -61,8 +61,35 @@ class Leading:
         return normal((self.rows, *shape[1:]), self.source, dtype)[: shape[0]]
 
 
-Source: TypeAlias = torch.Generator | RowNoise | Leading
+class PaddedNoise:
+    """The noise of a source where samples have numbers, and 0 in their padding: `inside` (rows, ...) is True at numbers.
+
+    inside broadcasts to whatever shape is asked for.
+
+    >>> inside = torch.tensor([[True], [False]])
+    >>> PaddedNoise(RowNoise(7, torch.arange(2)), inside).normal((2, 3), torch.float32).ne(0).tolist()
+    [[True, True, True], [False, False, False]]
+    """
+
+    def __init__(self, source: Source, inside: Tensor) -> None:
+        self.source, self.inside = source, inside
+
+    def normal(self, shape: Sequence[int], dtype: torch.dtype) -> Tensor:
+        """The source's next noise, (rows, *shape), 0 in padding."""
+        return kept(normal(shape, self.source, dtype), self.inside)
+
+
+Source: TypeAlias = torch.Generator | RowNoise | Leading | PaddedNoise
 """A source of noise."""
+
+
+def kept(x: Tensor, inside: Tensor | None) -> Tensor:
+    """x where `inside` is True, 0 in padding; all of x where there is no mask (None).
+
+    >>> kept(torch.tensor([[1.0, 2.0]]), torch.tensor([[True, False]]))
+    tensor([[1., 0.]])
+    """
+    return x if inside is None else torch.where(inside.to(x.device), x, 0)
 
 
 def drawn_seed(generator: torch.Generator) -> int:
@@ -72,7 +99,7 @@ def drawn_seed(generator: torch.Generator) -> int:
 
 def normal(shape: Sequence[int], source: Source | None, dtype: torch.dtype = torch.float32) -> Tensor:
     """Standard normal noise of this shape, whose first dimension is rows, on the CPU so that seeds travel."""
-    if isinstance(source, RowNoise | Leading):
+    if isinstance(source, RowNoise | Leading | PaddedNoise):
         return source.normal(shape, dtype)
     return torch.randn(*shape, generator=source, dtype=dtype)
 

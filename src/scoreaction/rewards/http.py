@@ -18,13 +18,14 @@ from typing import Annotated, Literal
 from urllib.parse import SplitResult, urlsplit
 
 import torch
-from pydantic import BaseModel, Field
+from pydantic import Field
 from torch import Tensor
 
 from scoreaction.catalog import TOKEN_VARIABLE
 from scoreaction.errors import one_line
 from scoreaction.rewards import RewardError
 from scoreaction.rewards._wire import LARGEST_QUESTION, Format, WireError, question, read_answer, read_report, sendable
+from scoreaction.settings import Settings
 from scoreaction.types import Prompts
 
 BUSY = (429, 502, 503, 504)
@@ -37,7 +38,7 @@ PROBE = False
 """A server's answers may cost money or time."""
 
 
-class Config(BaseModel, frozen=True, extra="forbid"):
+class Config(Settings, frozen=True, extra="forbid"):
     """`r(x, c)` is what the server at `url` answers, or one of several; a black box. docs/rewards.md has the protocol.
 
     Samples go in parts of `batch`, or smaller ones if the server takes less, `in_flight` of them at a time, while later ones

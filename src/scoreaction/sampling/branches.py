@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import replace
+from typing import Protocol
 
 import torch
 from torch import Tensor
@@ -13,9 +14,15 @@ from scoreaction.diffusion.predictions import mapped
 from scoreaction.sampling.rollout import Rollout
 
 
+class Drawing(Protocol):
+    """Draws a rollout for prompts on a grid, from x (batch, *shape) or from noise."""
+
+    def __call__(self, prompt: Tensor, times: Tensor, generator: Source, *, x: Tensor | None) -> Rollout: ...
+
+
 def branched(
-    draw: Callable[[Tensor, Tensor, Source, Tensor | None], Rollout],
-    start: Callable[[int, Source], Tensor],
+    draw: Drawing,
+    start: Callable[[Tensor, Source], Tensor],
     prompt: Tensor,
     times: Tensor,
     generator: Source,
@@ -25,14 +32,15 @@ def branched(
 ) -> Rollout:
     """Trajectories that are one until step `at` and go on `count` times each from there: row i is of the stem `i mod stems`.
 
-    `draw(prompt, times, generator, x)` is a rollout from x, `start(n, generator)` the noise. The stems are drawn once, for
-    the prompts and by the noise of the first rows, and stand in the rollout as often as they go on; siblings have one prompt.
+    `draw(prompt, times, generator, x=x)` is a rollout from x, `start(prompt, generator)` the noise. The stems are drawn once,
+    for the prompts and by the noise of the first rows, and stand in the rollout as often as they go on; siblings have one
+    prompt.
     """
     stems, leading = len(prompt) // count, Leading(generator, len(prompt))
     if at == 0:
-        return draw(prompt, times, generator, _each(start(stems, leading), count))
-    stem = draw(prompt[:stems], times[: at + 1], leading, None)
-    rest = draw(prompt, times[at:], generator, _each(stem.x0, count))
+        return draw(prompt, times, generator, x=_each(start(prompt[:stems], leading), count))
+    stem = draw(prompt[:stems], times[: at + 1], leading, x=None)
+    rest = draw(prompt, times[at:], generator, x=_each(stem.x0, count))
 
     def one_after_another(before: Tensor, after: Tensor) -> Tensor:
         return torch.cat([_each(before, count, 1), after])

@@ -30,7 +30,8 @@ def sample_points(tuner: Finetuner, n: int, generator: torch.Generator) -> Place
     prompt = torch.arange(n) % (len(tuner.prompts) if tuner.prompts else 1)
     model, sampler = tuner.model, tuner.sampler
     predict = partial(model.reference, conditions=tuner.conditions, prompt=prompt, guidance=sampler.guidance)
-    rollout = roll_out(model, sampler, predict, prompt, generator, times=sampler.times(model.process))
+    noise = model.noise(generator, tuner.conditions, prompt)
+    rollout = roll_out(model, sampler, predict, prompt, noise, times=sampler.times(model.process))
     step = torch.arange(n) % rollout.size[0]
     return Places(rollout, take(rollout.steps().states, step * n + torch.arange(n)))
 
