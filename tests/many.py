@@ -136,6 +136,11 @@ CASES = {
     "ddpo, prompts": case(sa.DDPO(baseline="prompt"), **asked(held_out={"linear": linear})),
     "ddpo, groups and lora": case(sa.DDPO(baseline="group"), **asked(lora=2, train={"samples_per_prompt": 8})),
     "dpok": case(sa.DPOK(beta=0.1), **asked()),
+    "hrf": case(sa.HRF(branches=8), **asked(train={"samples_per_prompt": 16})),
+    "hrf, signal": case(sa.HRF(branches=4, window={"kind": "signal"})),
+    "score_action, windows": case(
+        sa.ScoreAction(beta=0.5, estimator="likelihood_ratio", look_ahead="none", branches=4, window={"kind": "random"})
+    ),
     "ddpo, hinted": case(
         sa.DDPO(baseline="group", ineffective={"do": "hint", "guidance": 6.0, "tries": 2}),
         **asked(reward=rare, train={"samples_per_prompt": 8}),
@@ -172,6 +177,8 @@ CASES = {
     "ddpp, kl": of_tokens(sa.DDPP(rows=64, loss="kl")),
     "score_action, tokens": of_tokens(sa.ScoreAction()),
     "score_action, tokens by ratios": of_tokens(sa.ScoreAction(estimator="likelihood_ratio")),
+    "dpok, late rewards": case(sa.DPOK(beta=0.1), **asked(train={"reward_delay": 1, "iterations": 3})),
+    "hrf, tokens": of_tokens(sa.HRF(branches=4)),
     "dpok, tokens": of_tokens(sa.DPOK(), solver="ancestral", steps=3),
     "online": case(sa.ScoreAction(beta=0.5), **asked(online=ONLINE)),
     "online, a weighted sum": case(sa.ScoreAction(beta=0.5), reward=WeightedSum(SUM.parts), online=ONLINE),

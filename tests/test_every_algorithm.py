@@ -17,6 +17,7 @@ SMALL = {
     "score_action": {"updates": 2, "rows": 16, "critic_updates": 2},
     "ddpo": {},
     "dpok": {},
+    "hrf": {"branches": 2},
     "sqdf": {"updates": 2, "rows": 16, "buffer": 12},
     "q_learning": {"updates": 2, "rows": 16, "critic_updates": 2},
     "vard": {"updates": 2, "rows": 16, "critic_updates": 2},
@@ -108,7 +109,7 @@ def test_its_options_run(name, config, kind):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", [name for name in SMALL if name not in ("ddpo", "dpok")])
+@pytest.mark.parametrize("name", [name for name in SMALL if name not in ("ddpo", "dpok", "hrf")])
 def test_bfloat16_networks(name):
     made = tuner(name, "vp")
     made.model.autocast = lambda: torch.autocast("cpu", dtype=torch.bfloat16)

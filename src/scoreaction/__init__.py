@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from scoreaction.algorithms.ddpp import DDPP
     from scoreaction.algorithms.dpok import DPOK
     from scoreaction.algorithms.draft import DRaFT
+    from scoreaction.algorithms.hrf import HRF
     from scoreaction.algorithms.hypernoise import Hypernoise
     from scoreaction.algorithms.nft import NFT
     from scoreaction.algorithms.pi_ft import PIFT
@@ -63,6 +64,7 @@ _HOMES = {
     "MaskedModel": "networks.masked",
     "Masking": "diffusion.processes",
     "Model": "networks.model",
+    "HRF": "algorithms.hrf",
     "NFT": "algorithms.nft",
     "Online": "training.online",
     "PIFT": "algorithms.pi_ft",

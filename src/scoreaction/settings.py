@@ -101,8 +101,11 @@ def plain(message: str) -> str:
 
     >>> plain("List should have at least 1 item after validation, not 0")
     'must have at least 1 item'
+    >>> plain("Input should be an object")
+    'must be a mapping of settings'
     """
     message = message.removeprefix("Value error, ").removeprefix("Assertion failed, ")
+    message = message.replace("should be an object", "should be a mapping of settings")
     return re.sub(r"^[A-Z]\w+ should ", "must ", message).partition(" after validation, not ")[0]
 
 

@@ -71,6 +71,10 @@ class Ineffective(BaseModel, frozen=True, extra="forbid", allow_inf_nan=False):
             return
         if baseline != "group":
             raise ValueError(f"{KEY}.do: {self.do} is of groups with one prompt; set algorithm.baseline to group")
+        if setting.delay:
+            raise ValueError(
+                f"{KEY}.do: rewards of groups that are drawn again come late too, by train.reward_delay; set it to skip"
+            )
         if setting.model.sharded:
             raise ValueError("train.shard: groups are drawn again by each process alone; set it to false")
         if self.do == "hint":

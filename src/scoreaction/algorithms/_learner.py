@@ -98,6 +98,8 @@ class Setting(NamedTuple):
     group: float = math.inf
     """Trajectories an iteration with one prompt, on average."""
     world: World = ALONE
+    delay: int = 0
+    """Iterations that rewards come late."""
     prompts: list[Any] | None = None
 
 
@@ -116,8 +118,8 @@ class Algorithm(Settings):
         """The learner of a model of tokens; ValueError where the algorithm has none."""
         name = getattr(self, "name", type(self).__name__)
         raise ValueError(
-            f"algorithm.name: {name} is for Gaussian states and this model's are tokens; use score_action, ddpp, vard, dpok"
-            " or ddpo"
+            f"algorithm.name: {name} is for Gaussian states and this model's are tokens; use score_action, ddpp, vard, dpok,"
+            " hrf or ddpo"
         )
 
 
@@ -150,17 +152,21 @@ class Learner:
     trained; state: plain values that change, kept too. reward_gradient: the loop brings the gradient of the rewards along
     with them, for the same queries. reference_rows: at how many states of each step the pretrained model is evaluated, None
     is all; the KL in the log is the sum over steps of the mean over these. exploration: std of the noise on eps with which
-    the policy acts. trust_region: path KL in nats that an iteration may move, where the policy's updates measure it as
-    `kl_to_old` and the state is a `TrustState`: an iteration that moves a multiple of it is taken back.
+    the policy acts. branches: how many trajectories, siblings, go on from one stem; their number is that of the rows modulo
+    batch/branches, and they have one prompt. late_rewards: it learns from trajectories of an older policy too, whose rewards
+    come `delay` iterations late. trust_region: path KL in nats that an iteration may move, where the policy's
+    updates measure it as `kl_to_old` and the state is a `TrustState`: an iteration that moves a multiple of it is taken back.
     """
 
     reward_gradient = False
     reference_rows: int | None = None
     trust_region: float | None = None
     exploration = 0.0
+    branches = 1
+    late_rewards = False
 
     def __init__(self, setting: Setting, *, beta: float = 0.0, kl_target: float | None = None) -> None:
-        self.model, self.sampler, self.reward, self.batch, self.conditions, _, self.world, _ = setting
+        self.model, self.sampler, self.reward, self.batch, self.conditions, _, self.world, self.delay, _ = setting
         self.process, self.kl_target = self.model.process, kl_target
         self.networks = nn.ModuleDict()
         self.lr: dict[str, float] = {}
@@ -235,17 +241,7 @@ class Learner:
 
     def explore(self, prompt: Tensor, times: Tensor, generator: Source) -> Rollout:
         """A trajectory for each prompt; where the policy acts, its eps is perturbed by noise of std `exploration_at`."""
-        source = self.noise(generator, prompt)
-
-        def explore(x: Tensor, t: Tensor, prediction: Prediction) -> Prediction:
-            std = self.exploration_at(t) if float(t) >= self.sampler.off_below else 0.0
-            return perturbed(self.process, x, t, prediction, std, source)
-
-        def policy(x: Tensor, t: Tensor) -> Prediction:
-            return self.policy(x, t, prompt)
-
-        noise = explore if self.exploration > 0 else None
-        return roll_out(self.model, self.sampler, policy, prompt, source, times=times, explore=noise)
+        return roll_out_policy(self, prompt, times, generator)
 
     def redraw(self, rollout: Rollout, draw: Draw) -> tuple[Rollout, dict[str, float]]:
         """The rollout with those trajectories drawn again that there is nothing to learn from, and figures for the log."""
@@ -269,6 +265,21 @@ class Learner:
     @abstractmethod
     def updates(self, rollout: Rollout, generator: torch.Generator) -> Updates:
         """The updates of one iteration; the loop has stepped before it takes the next."""
+
+
+def roll_out_policy(learner: Learner, prompt: Tensor, times: Tensor, generator: Source, *, x: Tensor | None = None) -> Rollout:
+    """Trajectories, from noise or from x (batch, *shape) at times[0], of the policy with its exploration."""
+    source = learner.noise(generator, prompt)
+
+    def explore(x: Tensor, t: Tensor, prediction: Prediction) -> Prediction:
+        std = learner.exploration_at(t) if float(t) >= learner.sampler.off_below else 0.0
+        return perturbed(learner.process, x, t, prediction, std, source)
+
+    def policy(x: Tensor, t: Tensor) -> Prediction:
+        return learner.policy(x, t, prompt)
+
+    noise = explore if learner.exploration > 0 else None
+    return roll_out(learner.model, learner.sampler, policy, prompt, source, times=times, x=x, explore=noise)
 
 
 def roll_out_chain(

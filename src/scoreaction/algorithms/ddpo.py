@@ -19,7 +19,6 @@ from scoreaction.algorithms._learner import (
     Learner,
     Loss,
     Setting,
-    State,
     Update,
     Updates,
     roll_out_chain,
@@ -34,21 +33,30 @@ from scoreaction.algorithms._likelihood_ratio import (
     steps_with_density,
     transition,
 )
+from scoreaction.algorithms._windows import (
+    Window,
+    Windows,
+    WindowState,
+    check_windows,
+    refuse_signal_of_tokens,
+    sibling_advantages,
+)
 from scoreaction.diffusion.noise import Source
 from scoreaction.networks.conditions import take
 from scoreaction.sampling.rollout import Rollout, Steps
 from scoreaction.types import Prediction
 
-Baseline = Literal["batch", "prompt", "group"]
+Baseline = Literal["batch", "prompt", "group", "branch"]
 
 
 class DDPO(Algorithm):
     """`-E sum_steps min(rho A, clip(rho) A)`, `rho = p_theta(x_s|x_t)/p_old(x_s|x_t)`, A the standardised reward.
 
     estimator: `ppo` clips the ratio of summed densities at 1 +- clip; `reinforce` does not and takes one update an
-    iteration. baseline: `batch` statistics, running statistics of each `prompt` (DDPO's), or of the prompt's `group` in the
-    batch (GRPO; DeepSeekMath, arXiv 2402.03300, eq. 4). ineffective: what becomes of groups whose rewards are all equal
-    (HINT, arXiv 2510.09388). It has no KL: `dpok` is the same with one.
+    iteration. baseline: `batch` statistics, running statistics of each `prompt` (DDPO's), of the prompt's `group` in the
+    batch (GRPO; DeepSeekMath, arXiv 2402.03300, eq. 4), or the siblings of a `branch`. ineffective: what becomes of groups
+    whose rewards are all equal (HINT, arXiv 2510.09388). window, branches: which steps an iteration trains, and how many
+    trajectories go on from where it begins; `hrf` is DDPO with both. It has no KL: `dpok` is the same with one.
     Needs densities: eta > 0 and a solver that does not look back.
 
     >>> DDPO(clip=0.1).estimator
@@ -63,15 +71,28 @@ class DDPO(Algorithm):
     epochs: int = Field(1, ge=1)
     minibatches: int = Field(4, ge=1)
     ineffective: Ineffective = Field(Ineffective(), description="groups whose rewards are all equal")
+    window: Window = Field(Window(), description="the steps that an iteration trains: kind, size, start, every")
+    branches: int = Field(1, ge=1, description="trajectories that go on from one state where the window begins")
 
     def build(self, setting: Setting) -> DDPOLearner:
         refuse_without_density(setting, self.name)
+        check_windows(setting, self.window, self.branches)
+        check_baseline(self.baseline, self.branches)
         refuse_groups(setting, self.baseline)
         self.ineffective.check(setting, self.baseline)
         return DDPOLearner(self, setting)
 
     def build_on_tokens(self, setting: Setting) -> DDPOLearner:
+        refuse_signal_of_tokens(self.window)
         return self.build(setting)
+
+
+def check_baseline(baseline: str, branches: int) -> None:
+    """ValueError, with the remedy, where siblings are not compared with one another, or there are none."""
+    if baseline == "branch" and branches == 1:
+        raise ValueError("algorithm.branches: baseline branch compares siblings and 1 has none; set it to 2 or more")
+    if baseline != "branch" and branches > 1:
+        raise ValueError(f"algorithm.baseline: with branches the siblings are the baseline; set it to branch (got {baseline})")
 
 
 def refuse_groups(setting: Setting, baseline: Baseline) -> None:
@@ -101,7 +122,7 @@ def prompt_advantages(
 
 
 @dataclass
-class PromptState(State):
+class PromptState(WindowState):
     """The last rewards of each prompt, by its number."""
 
     prompt_rewards: dict[str, list[float]] = field(default_factory=dict)
@@ -110,29 +131,35 @@ class PromptState(State):
 class DDPOLearner(Learner):
     """DDPO at work; with beta > 0 it is DPOK."""
 
+    late_rewards = True
+
     state: PromptState
 
     def __init__(self, config: DDPO, setting: Setting, *, beta: float = 0.0, kl_target: float | None = None) -> None:
         super().__init__(setting, kl_target=kl_target)
         self.config, self.state = config, PromptState(beta)
         self.reference_rows = None if beta > 0 else LOGGED  # without a KL it is only logged
+        self.windows = Windows(self, config.window, config.branches)
         self.redrawn = Redrawn(self, config.ineffective, setting)
 
     def times(self, generator: torch.Generator) -> Tensor:
-        """The sampler's grid as it is: the chain of its steps is what has densities."""
-        return self.sampler.times(self.process)
+        """The sampler's grid as it is: the chain of its steps is what has densities. The iteration's window is drawn."""
+        times = self.sampler.times(self.process)
+        self.windows.draw(generator, times)
+        return times
 
     def explore(self, prompt: Tensor, times: Tensor, generator: Source) -> Rollout:
-        """Trajectories of the policy; the pretrained model acts in steps without noise."""
-        return roll_out_chain(self, prompt, times, generator)
+        """Trajectories of the policy; the pretrained model acts in steps without noise. Siblings part at the window."""
+        return self.windows.explore(partial(roll_out_chain, self), prompt, times, generator)
 
     def redraw(self, rollout: Rollout, draw: Draw) -> tuple[Rollout, dict[str, float]]:
         """The rollout with the groups drawn again that say nothing, where they are compared in groups."""
         return self.redrawn(rollout, draw) if self.config.baseline == "group" else (rollout, {})
 
     def updates(self, rollout: Rollout, generator: torch.Generator) -> Updates:
-        """Passes over all steps in shuffled minibatches; nothing where all advantages are 0."""
+        """Passes over the steps of the window in shuffled minibatches; nothing where all advantages are 0."""
         config, rewards = self.config, self.world.gather(rollout.rewards)
+        self.windows.record(rollout, rewards)
         paths = None if rollout.weight is None else self.world.gather(rollout.weight[-1])
         advantage = self.advantages(rewards, self.world.gather(rollout.prompt), paths)
         if bool((advantage == 0).all()):
@@ -176,6 +203,8 @@ class DDPOLearner(Learner):
                 advantage = standardised_groups(rewards, prompt, weight)
             case "group":
                 advantage = standardised(rewards, prompt)
+            case "branch":
+                advantage = sibling_advantages(rewards, self.branches)
             case "prompt":
                 # with a KL all prompts share one std, so that beta is worth the same on each
                 spread = float(rewards.std(correction=0)) if self.beta > 0 else None

@@ -9,7 +9,8 @@ from pydantic import Field
 from scoreaction.algorithms._ineffective import Ineffective
 from scoreaction.algorithms._learner import Regularised, Setting
 from scoreaction.algorithms._likelihood_ratio import refuse_without_density
-from scoreaction.algorithms.ddpo import DDPO, Baseline, DDPOLearner, refuse_groups
+from scoreaction.algorithms._windows import Window, check_windows, refuse_signal_of_tokens
+from scoreaction.algorithms.ddpo import DDPO, Baseline, DDPOLearner, check_baseline, refuse_groups
 
 
 class DPOK(Regularised):
@@ -29,15 +30,20 @@ class DPOK(Regularised):
     epochs: int = Field(1, ge=1)
     minibatches: int = Field(4, ge=1)
     ineffective: Ineffective = Field(Ineffective(), description="groups whose rewards are all equal")
+    window: Window = Field(Window(), description="the steps that an iteration trains: kind, size, start, every")
+    branches: int = Field(1, ge=1, description="trajectories that go on from one state where the window begins")
 
     def build(self, setting: Setting) -> DDPOLearner:
         refuse_without_density(setting, self.name)
+        check_windows(setting, self.window, self.branches)
+        check_baseline(self.baseline, self.branches)
         ppo = DDPO(estimator="ppo", **self.model_dump(exclude={"name", "beta", "kl_target"}))
         refuse_groups(setting, self.baseline)
         self.ineffective.check(setting, self.baseline)
         return DDPOLearner(ppo, setting, beta=self.beta, kl_target=self.kl_target)
 
     def build_on_tokens(self, setting: Setting) -> DDPOLearner:
+        refuse_signal_of_tokens(self.window)
         return self.build(setting)
 
 

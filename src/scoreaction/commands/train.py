@@ -75,7 +75,7 @@ class Stopper:
     since: int = 0
 
     def __call__(self, metrics: Values) -> bool:
-        if self.rule is None or self.rule.metric not in metrics:  # diversity lacks where no prompt was drawn twice
+        if self.rule is None or self.rule.metric not in metrics:  # diversity where no prompt came twice, late rewards at first
             return False
         if metrics[self.rule.metric] > self.best:
             self.best, self.since = metrics[self.rule.metric], 0

@@ -70,4 +70,6 @@ def _takes(field: dict[str, Any], schema: dict[str, Any]) -> str:
 
 
 def _text(default: Any) -> str:
+    if isinstance(default, BaseModel):
+        return "{" + ", ".join(f"{key}: {value}" for key, value in default.model_dump().items()) + "}"
     return default if isinstance(default, str) and default else json.dumps(default, ensure_ascii=False, default=str)

@@ -106,7 +106,7 @@ class Http:
         """Queries in the background; calling the result waits for the answers. RewardError where there are none."""
         if self._pool is None:
             self._pool = ThreadPoolExecutor(self.config.in_flight * len(self.servers), thread_name_prefix="reward")
-        step, stop = self.config.batch, threading.Event()
+        step, stop, device = self.config.batch, threading.Event(), samples.device
         futures: list[Future[Tensor]] = [
             self._pool.submit(self._query, part, prompts and prompts[i * step : (i + 1) * step], stop)
             for i, part in enumerate(samples.detach().cpu().split(step))
@@ -114,7 +114,7 @@ class Http:
 
         def scores() -> Tensor:
             try:
-                return torch.cat([future.result() for future in futures]).to(samples.device)
+                return torch.cat([future.result() for future in futures]).to(device)
             finally:
                 stop.set()
                 for future in futures:

@@ -20,6 +20,8 @@ from scoreaction.networks.model import Model
 from scoreaction.settings import Settings
 from scoreaction.types import Conditions, Predict, Prediction
 
+ALL = slice(None)
+
 
 class Sampler(Settings, frozen=True, extra="forbid"):
     """Settings of sampling: solver, number of steps, noise level eta, time grid, guidance.
@@ -194,7 +196,8 @@ class Rollout:
     steps, those that the policy acted in, at the states that are `compared`, None before it was evaluated; reward_gradient
     (batch, *shape), by x0 before decoding, None where the algorithm does not need it. off_below is the sampler's: at times
     before it `old` is the pretrained model. noise (batch, *shape): what the policy moved to x[0], where it moves the noise.
-    weight (N, batch): what each step of each path counts for, None where all count alike.
+    weight (N, batch): what each step of each path counts for, None where all count alike. step_weight (N,) float64: what each
+    step counts for beside that, 0 outside the window of steps that are learned from; None is 1 for all.
     """
 
     times: Tensor
@@ -208,6 +211,7 @@ class Rollout:
     off_below: float = 0.0
     noise: Tensor | None = None
     weight: Tensor | None = None
+    step_weight: Tensor | None = None
 
     @property
     def x0(self) -> Tensor:
@@ -337,21 +341,21 @@ def with_rows(rollout: Rollout, rows: Tensor, new: Rollout) -> Rollout:
     return replace(rollout, rewards=rollout.rewards.index_copy(0, rows.to(rollout.rewards.device), new.rewards))
 
 
-def joined(rollouts: list[Rollout]) -> Rollout:
-    """Rollouts of the same times as one, their trajectories side by side."""
+def joined(rollouts: list[Rollout], order: Tensor | slice = ALL) -> Rollout:
+    """Rollouts of the same times as one, their trajectories side by side in this order."""
     first = rollouts[0]
     if len(rollouts) == 1:
         return first
 
-    def side_by_side(predictions: list[Prediction]) -> Prediction:
-        return mapped(lambda *parts: torch.cat(parts, 1), *predictions)
+    def side_by_side(*parts: Tensor) -> Tensor:
+        return torch.cat(parts, 1)[:, order]
 
-    old = side_by_side([rollout.old for rollout in rollouts])
+    old = mapped(side_by_side, *(rollout.old for rollout in rollouts))
     explored = any(rollout.action is not rollout.old for rollout in rollouts)
-    action = side_by_side([rollout.action for rollout in rollouts]) if explored else old
-    x, prompt = torch.cat([rollout.x for rollout in rollouts], 1), torch.cat([rollout.prompt for rollout in rollouts])
+    action = mapped(side_by_side, *(rollout.action for rollout in rollouts)) if explored else old
+    x, prompt = side_by_side(*(rollout.x for rollout in rollouts)), torch.cat([rollout.prompt for rollout in rollouts])[order]
     noise = None if first.noise is None else torch.cat([n for n in (rollout.noise for rollout in rollouts) if n is not None])
-    return Rollout(first.times, x, old, action, prompt, off_below=first.off_below, noise=noise)
+    return replace(first, x=x, old=old, action=action, prompt=prompt, noise=noise)
 
 
 def followed(start: Rollout, end: Rollout) -> Rollout:

@@ -19,7 +19,7 @@ from scoreaction.networks.model import Model
 from scoreaction.rewards import CountedReward
 from scoreaction.rewards._reward import check_graph
 from scoreaction.rewards._weighted import WeightedSum, settle
-from scoreaction.sampling.rollout import Rollout, Sampler, joined, roll_out
+from scoreaction.sampling.rollout import ALL, Rollout, Sampler, joined, roll_out
 from scoreaction.training.online import Rounds
 from scoreaction.training.optimizer import Train, TrainingError
 from scoreaction.types import Prompt
@@ -97,16 +97,36 @@ class Collector:
 
     def rollout(self, learner: Learner, generator: torch.Generator, iteration: int) -> Rollout:
         """This process's trajectories of a batch with their rewards. TrainingError where samples are not finite."""
-        batch, each = self.train.batch, self.train.samples_per_prompt
-        prompt = drawn(self.prompts, math.ceil(batch / each), generator).repeat_interleave(each)[:batch]
-        times, seed = learner.times(generator), drawn_seed(generator)
-        explored = partial(self._explored, learner, prompt, times, seed, iteration)
-        rollout, scores = self.world.together(explored, sends=self.model.sharded)
-        settle(self.reward.reward, self.world, batch)
+        rollout, scores = self.begin(learner, generator, iteration)
         return self.world.together(lambda: self._scored(learner, rollout, scores))
 
+    def begin(
+        self, learner: Learner, generator: torch.Generator, iteration: int, *, score: bool = True
+    ) -> tuple[Rollout, Callable[[], Tensor]]:
+        """This process's trajectories of a batch; calling the second waits for their scores, which have begun if `score`."""
+        prompt = self._drawn(learner.branches, generator)
+        times, seed = learner.times(generator), drawn_seed(generator)
+        explored = partial(self._explored, learner, prompt, times, seed, iteration, score)
+        rollout, scores = self.world.together(explored, sends=self.model.sharded)
+        if score:
+            settle(self.reward.reward, self.world, len(prompt))
+        return rollout, scores
+
+    def ask_again(self, rollout: Rollout, *, counted: bool) -> Callable[[], Tensor]:
+        """Begins to score trajectories, not as queries again where they are `counted`; the result waits for the scores."""
+        queries, texts = self.reward.queries, self.texts(rollout.prompt)
+        with torch.no_grad():
+            scores = self.objective.begin_decoded(rollout.x0.to(self.model.device), self.model.decode, texts)
+        self.reward.queries = queries if counted else self.reward.queries
+        return scores
+
+    def _drawn(self, branches: int, generator: torch.Generator) -> Tensor:
+        """The numbers of a batch's prompts, (batch,): those of the stems, as often as each goes on."""
+        stems, each = self.train.batch // branches, max(1, self.train.samples_per_prompt // branches)
+        return drawn(self.prompts, math.ceil(stems / each), generator).repeat_interleave(each)[:stems].repeat(branches)
+
     def _explored(
-        self, learner: Learner, prompt: Tensor, times: Tensor, seed: int, iteration: int
+        self, learner: Learner, prompt: Tensor, times: Tensor, seed: int, iteration: int, score: bool
     ) -> tuple[Rollout, Callable[[], Tensor]]:
         """The trajectories, and their scores, which have begun."""
         own = self.world.stripe(len(prompt))
@@ -116,14 +136,17 @@ class Collector:
         rollouts: list[Rollout] = []
         waiting: list[Callable[[], Tensor]] = []
         unsettled = self.unsettled
-        for part in own.split(size):
+        families = own.view(learner.branches, -1)  # siblings in one part, which makes another order of it
+        parts = [part.flatten() for part in families.split(max(1, size // learner.branches), 1)]
+        order = torch.cat(parts).argsort() if learner.branches > 1 else ALL
+        for part in parts:
             rollouts.append(learner.explore(prompt[part], times, RowNoise(seed, part)))
             check_finite("samples", rollouts[-1].x0, iteration)
-            if not learner.reward_gradient or unsettled:
+            if score and (not learner.reward_gradient or unsettled):
                 begin = partial(self.objective.begin_decoded, rollouts[-1].x0, self.model.decode, self.texts(prompt[part]))
                 with torch.no_grad():
                     waiting.append(_begun(begin) if self.model.sharded else begin())
-        return joined(rollouts), lambda: torch.cat([scores() for scores in waiting])
+        return joined(rollouts, order), lambda: torch.cat([scores() for scores in waiting])[order]
 
     def again(
         self,

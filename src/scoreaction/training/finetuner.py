@@ -85,6 +85,8 @@ class Finetuner(Run):
 
     def _iterate(self) -> dict[str, Any]:
         rollout, measured = self._collect()
+        if rollout is None:
+            return {"skipped": 1.0, **measured}
         if self.half and self.learner.state.kl_floor is None:
             self.learner.state.kl_floor = rounding_floor(
                 self.model,
@@ -112,8 +114,8 @@ class Finetuner(Run):
             self.model.select_weights()
         return metrics
 
-    def _collect(self) -> tuple[Rollout, dict[str, float]]:
-        """Trajectories complete for learning, and the metrics of their samples.
+    def _collect(self) -> tuple[Rollout | None, dict[str, float]]:
+        """Trajectories complete for learning, None while no rewards are due, and the metrics of the new samples.
 
         Where it fails nothing is learned yet: the iteration is taken back, and what was learned before is saved, but that of a
         policy that diverged.
@@ -123,25 +125,34 @@ class Finetuner(Run):
         def now() -> tuple[Tensor, Evaluations, int]:
             return self.generator.get_state(), replace(evaluations), self.reward.queries
 
-        (before, counted, queries), collected = now(), False
+        (before, counted, queries), collected, waiting = now(), False, [*self.late.waiting]
         try:
             if self.rounds is not None and self.rounds.due(self.iteration):
                 self.world.together(self.before_asking)
                 self.rounds.query(partial(self.collector.samples, self.learner), self.train.batch, self.generator)
                 before, counted, queries = now()  # a round is not taken back
-            rollout = self.collector.rollout(self.learner, self.generator, self.iteration)
-            measured = self._measure(rollout)
-            again = partial(self.collector.again, rollout, self.generator, self.iteration)
-            rollout, figures = self.learner.redraw(rollout, again)
-            measured |= figures
+            rollout: Rollout | None
+            if self.late.delay:
+                fresh = self.late.add(self.learner, self.generator, self.iteration)
+                rollout = self.late.due()
+            else:
+                fresh = rollout = self.collector.rollout(self.learner, self.generator, self.iteration)
+            measured = self._measure(fresh)
+            if rollout is not None:
+                every = self.world.gather(rollout.rewards)
+                measured = {"reward_mean": float(every.mean()), "reward_std": float(every.std()), **measured}
+                again = partial(self.collector.again, rollout, self.generator, self.iteration)
+                rollout, figures = self.learner.redraw(rollout, again)
+                measured |= figures
             collected = True
-            return self.learner.prepare(rollout, self.generator), measured
+            return None if rollout is None else self.learner.prepare(rollout, self.generator), measured
         except Exception as error:
             kinds = error.kinds if isinstance(error, OtherProcess) else [kind.__name__ for kind in type(error).__mro__]
             # until all is collected a failure is that of every process; later that of a reward is
             if isinstance(error, Stranded) or "TrainingError" in kinds or (collected and "RewardError" not in kinds):
                 raise
             self.generator.set_state(before)
+            self.late.waiting = waiting
             evaluations.forward, evaluations.backward, self.reward.queries = counted.forward, counted.backward, queries
             self.between = True
             if self.iteration > 0:
@@ -156,8 +167,7 @@ class Finetuner(Run):
 
     @torch.no_grad()
     def _measure(self, rollout: Rollout) -> dict[str, float]:
-        """Mean and spread of the rewards; diversity and held-out rewards of some of this iteration's samples."""
-        every = self.world.gather(rollout.rewards)
+        """Diversity and held-out rewards of some of this iteration's samples."""
         n, world = min(self.train.held_out_rows, self.train.batch), self.world
         own = len(world.stripe(n))
 
@@ -169,8 +179,7 @@ class Finetuner(Run):
         groups = world.gather(rollout.prompt)[:n]
         rewards = [float(world.gather(values, n).mean()) for values in scores]
         names = [f"held_out.{name}" for name in self.held_out]
-        spread = {"reward_mean": float(every.mean()), "reward_std": float(every.std())}
-        return {**spread, **diversity(self.model, samples, groups, world=world), **dict(zip(names, rewards, strict=True))}
+        return {**diversity(self.model, samples, groups, world=world), **dict(zip(names, rewards, strict=True))}
 
     def checkpoint(self) -> bool:
         """Saves the state, keeping the newest two; False in the middle of an iteration, whose state is of no use."""

@@ -48,7 +48,8 @@ class Train(Settings, frozen=True, extra="forbid", allow_inf_nan=False):
     is reported, sampled and saved. show_every: after how many iterations the command `train` draws samples of the same noise
     into samples/, and where they are pictures to the trackers too. trackers: what shows the metrics beside the run's own files,
     `tensorboard`, `wandb`, `trackio`; null is TensorBoard where it is installed. schedule: of the learning rate over the run.
-    samples_per_prompt: that many trajectories in a row have one prompt. shard: the processes of a node share the networks, of
+    samples_per_prompt: that many trajectories have one prompt. reward_delay: iterations after which the rewards of a batch are
+    there; the policy goes on meanwhile, and learns from the batch then. shard: the processes of a node share the networks, of
     which each holds a part (FSDP).
     """
 
@@ -66,6 +67,7 @@ class Train(Settings, frozen=True, extra="forbid", allow_inf_nan=False):
     max_grad_norm: float = Field(1.0, gt=0)
     max_rows: int | None = Field(None, ge=1)
     samples_per_prompt: int = Field(1, ge=1)
+    reward_delay: int = Field(0, ge=0, description="iterations that rewards come late")
     checkpoint_every: int = Field(50, ge=1)
     held_out_rows: int = Field(64, ge=2)
     show_every: int | None = Field(None, ge=1)
