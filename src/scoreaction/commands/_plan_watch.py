@@ -111,6 +111,7 @@ def watch_iteration(recipe: Recipe, model: Model, *, gradient: bool) -> Watch:
         )
     except ValueError as error:
         raise UserError(named(str(error), "recipe")) from error
+    watch.calls.clear()  # what was tried when it was built is no part of an iteration
     metrics = next(iter(tuner))
     watch.iteration = {key: metrics[key] for key in ("model_evaluations", "model_backward_rows", "reward_queries")}
     return watch
