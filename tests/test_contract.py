@@ -3,7 +3,7 @@
 import pytest
 import torch
 from parameters import with_slow
-from test_every_algorithm import OF_TOKENS
+from test_every_algorithm import OF_TOKENS, SAMPLED
 from torch import nn
 from twins import accepts, close
 
@@ -46,9 +46,9 @@ def tuner_of(name, sign, *, differentiable, settings=None, sampler=None, **train
         sa.Model(Net(), process=sa.VP(), predicts="v", shape=(1,), encode=lambda prompts: f32([[SLOPES[p]] for p in prompts])),
         reward=sa.Reward(reward, differentiable=differentiable),
         algorithm=Config(**({"beta": BETA} if "beta" in Config.model_fields else {}) | (settings or {})),
-        sampler=sampler or sa.Sampler(steps=8),
+        sampler=sampler or sa.Sampler(steps=8, **SAMPLED.get(name, {})),
         train=sa.Train(**{"iterations": 6, "batch": 96, "lr": 1e-2, "device": "cpu"} | train),
-        evaluation=sa.Evaluation(n=1024, steps=8),
+        evaluation=sa.Evaluation(n=1024, steps=8, **SAMPLED.get(name, {})),
         prompts=list(SLOPES),
     )
 

@@ -17,7 +17,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from parameters import with_slow
+from parameters import with_long
 from servers import IMAGES, remote, serving
 from test_serve_reward import GOOD, post, question
 from twins import accepts, same
@@ -171,7 +171,7 @@ ENDLESS = {
 }
 
 
-@pytest.mark.parametrize("how", with_slow(ENDLESS, *(how for how in ENDLESS if how != "body")))
+@pytest.mark.parametrize("how", with_long(ENDLESS, "body", "continue"))
 def test_an_answer_without_end_is_cut_off(how: str) -> None:
     """Within the timeout of an answer; twin: the same server with as much time as it takes."""
 
@@ -234,7 +234,7 @@ def test_a_recipe_names_no_other_secret() -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP])
+@pytest.mark.parametrize("number", [signal.SIGTERM, pytest.param(signal.SIGHUP, marks=pytest.mark.long)])
 def test_a_signal_ends_a_server_whose_scorer_hangs(
     number: signal.Signals, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from typing import TYPE_CHECKING, Any, get_args
 
 from pydantic import BaseModel, ValidationError
@@ -57,10 +57,19 @@ def fault_line(error: ValidationError, config: type[BaseModel], values: Values, 
     same = [fault for fault in faults if _place(fault["loc"], values) == key]
     problems = ", or ".join(dict.fromkeys(plain(fault["msg"]) for fault in same))
     value = "" if not key or faults[0]["type"] in ("value_error", "assertion_error") else f" (got {_short(faults[0]['input'])})"
+    value += _hint(faults[0])
     setting = problems.partition(":")[0]
     if not key and setting in config.model_fields:  # a check of several settings names the one that is wrong
         return f"{dotted(at)}.{problems}"
     return f"{dotted((*at, *key))}: {problems}{value}"
+
+
+def _hint(fault: Mapping[str, Any]) -> str:
+    """The name that a misspelt one is near to, of those that may be chosen; nothing where it is near none."""
+    if fault["type"] != "literal_error" or not isinstance(fault["input"], str):
+        return ""
+    hint = nearest(fault["input"], re.findall(r"'([^']*)'", fault["ctx"]["expected"]))
+    return f"; {hint}" if hint.startswith("did you mean") else ""
 
 
 def _unknown(config: type[BaseModel], loc: Key, at: Key) -> str:

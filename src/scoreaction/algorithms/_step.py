@@ -144,3 +144,16 @@ def step_term(learner: Learner, steps: Steps, rows: Rows, grad_value: GradValue,
 def known(gradient: Tensor) -> GradValue:
     """A `GradValue` of gradients that are known already, one for each row of the update."""
     return lambda steps, prediction, numbers: take(gradient, numbers)
+
+
+def learnable(learner: Learner, times: Tensor, *, chain: bool) -> Tensor:
+    """The numbers of the steps that the policy is learned at; times are those of the steps that it acted in.
+
+    On the chain a step without noise is the pretrained model's; on the path the score says nothing of x0 at pure noise.
+    """
+    t, s = times[:-1], times[1:]
+    moves = noise_std(learner.process, t, s, learner.sampler.eta) if chain else learner.process.alpha(t)
+    numbers = (moves > 0).nonzero().flatten()
+    if len(numbers) == 0:
+        raise ValueError("sampler.steps: one step from pure noise to data has nothing to learn from; use at least 2")
+    return numbers

@@ -27,24 +27,27 @@ from scoreaction.world import Rows
 LookAhead = Literal["auto", "reward", "surrogate", "zeroth_order", "none"]
 
 
-def running_cost(process: Process, eta: float, rollout: Rollout) -> Tensor:
+def running_cost(process: Process, eta: float, rollout: Rollout, squares: Tensor | None = None) -> Tensor:
     """`(c/eta)^2/2 integral of g^2 ||s - s_pre||^2` over each step of the policy, in nats at eta > 0: (n, batch).
+
+    squares (n, batch): the squared score difference at each state, by default that of the rollout's predictions.
 
     Trapezoid in the squared score difference, with the integral of g^2 over the step; the last step, at whose end no score
     is evaluated, takes its beginning. On coarse grids it is above the path KL, by most on VE; with the path KL itself in
     its place a policy that was trained on a coarse grid overshoots further.
     """
     t, s = rollout.acted[:-1], rollout.acted[1:]
-    squares = torch.stack([sum_event(step**2) for step in rollout.difference().eps])
-    squares = squares / process.sigma2(t).to(squares)[:, None]
+    if squares is None:
+        squares = torch.stack([sum_event(step**2) for step in rollout.difference().eps])
+        squares = squares / process.sigma2(t).to(squares)[:, None]
     ends = torch.cat([squares[1:], squares[-1:]])
     weight = kl_rate(eta) / 2 * g2_integral(process, t, s)
     return weight.to(squares)[:, None] * (squares + ends) / 2
 
 
-def kl_to_go(process: Process, eta: float, rollout: Rollout) -> Tensor:
+def kl_to_go(process: Process, eta: float, rollout: Rollout, squares: Tensor | None = None) -> Tensor:
     """The running cost from each state that the policy acted in to the end: (n, batch)."""
-    return running_cost(process, eta, rollout).flip(0).cumsum(0).flip(0)
+    return running_cost(process, eta, rollout, squares).flip(0).cumsum(0).flip(0)
 
 
 def critic_updates(
@@ -73,6 +76,22 @@ def critic_updates(
     for _ in range(updates):
         drawn = rows.redrawn(size, generator)
         yield Update(network, [Term(drawn, partial(loss, drawn), calls=0)])
+
+
+def visited_updates(
+    learner: Learner, critic: Critic, rollout: Rollout, cost: Tensor | None, *, updates: int, generator: torch.Generator
+) -> Updates:
+    """The regression of V on the reward less the cost to go, at the states of the policy's steps and at the end of the last.
+
+    cost (n, batch) in units of reward, None without one.
+    """
+    n, batch = rollout.size
+    states = States(rollout.x[: n + 1].flatten(0, 1), rollout.acted.repeat_interleave(batch), rollout.prompt.repeat(n + 1))
+    target = rollout.rewards.expand(n + 1, batch)
+    if cost is not None:
+        target = target - torch.cat([cost, torch.zeros_like(cost[:1])])
+    rows = learner.world.rows((n + 1) * batch * learner.world.size)
+    yield from critic_updates(critic, states, rows, None, target.flatten(), updates=updates, generator=generator)
 
 
 @dataclass(frozen=True)

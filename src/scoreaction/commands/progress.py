@@ -63,6 +63,13 @@ class Reporter:
         )
         self.task: TaskID = self.progress.add_task(title, total=total, completed=done, figures="")
 
+    def note(self, text: str) -> None:
+        """Shows the step that goes on within an iteration."""
+        self.progress.update(self.task, figures=text)
+        if not self.live and time.monotonic() - self.last >= SECONDS:
+            self.last = time.monotonic()
+            say(self.title, text)
+
     def __call__(self, metrics: Values) -> None:
         figures, iteration, now = figures_of(metrics), metrics["iteration"], time.monotonic()
         self.progress.update(self.task, completed=iteration, figures=figures)

@@ -134,6 +134,8 @@ def learned_nothing(folder: Path) -> bool:
 
 
 def _iterate(tuner: Finetuner, stopper: Stopper, signals: Signals, reporter: Reporter) -> None:
+    if tuner.rounds is not None:
+        tuner.rounds.progress = reporter.note
     with reporter.progress:
         iterations = iter(tuner)
         while True:

@@ -7,6 +7,7 @@ overrides. Whatever is wrong is a `UserError`: one line that names the dotted ke
 from __future__ import annotations
 
 import copy
+import os
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -31,6 +32,7 @@ from scoreaction.training.distillation import Distill
 from scoreaction.training.evaluation import Evaluation
 from scoreaction.training.online import Online
 from scoreaction.training.optimizer import Train
+from scoreaction.training.pretraining import Pretrain
 from scoreaction.types import Values
 from scoreaction.yaml_text import dump_yaml
 
@@ -90,6 +92,7 @@ class Recipe(BaseModel):
     distill: Distill | None = None
     steer: Steering | None = None
     critic: Block | None = None
+    pretrain: Pretrain | None = None
 
     @property
     def rewards(self) -> tuple[Block, ...]:
@@ -112,12 +115,13 @@ class Recipe(BaseModel):
             "online": None if self.online is None else self.online.model_dump(mode="json"),
             "distill": None if self.distill is None else self.distill.model_dump(mode="json"),
             "steer": None if self.steer is None else self.steer.model_dump(mode="json"),
+            "pretrain": None if self.pretrain is None else self.pretrain.model_dump(mode="json"),
         }
 
 
 SECTIONS: dict[str, type[BaseModel]] = {
     "sampler": Sampler, "train": Train, "evaluation": Evaluation, "early_stop": EarlyStop, "online": Online, "distill": Distill,
-    "steer": Steering,
+    "steer": Steering, "pretrain": Pretrain,
 }  # fmt: skip
 """The sections of a recipe beside the blocks with a name."""
 
@@ -199,7 +203,29 @@ def resolve(values: Values, *, folder: Path = Path()) -> Recipe:
         distill=None if values.get("distill") is None else distill_settings(model, values["distill"]),
         steer=None if values.get("steer") is None else check(Steering, values["steer"], ("steer",)),
         critic=None if values.get("critic") is None else block_of("critic", values["critic"], ("critic",)),
+        pretrain=None if values.get("pretrain") is None else _pretrain(values["pretrain"]),
     )
+
+
+def pretraining(name_or_path: str, overrides: Sequence[str] = ()) -> tuple[Pretrain, Path | None]:
+    """The settings of a recipe's `pretrain:` section, and the folder that its `model.path` names; other keys may be missing.
+
+    UserError, one line that names the key or the file, for whatever is wrong.
+    """
+    values, _ = read_recipe(name_or_path)
+    for key, value in map(parse_override, overrides):
+        assign(values, key, value)
+    refuse_unknown(values, KEYS, sections=SECTIONS)
+    if values.get("pretrain") is None:
+        raise UserError("pretrain: is required, for example pretrain: {data: table.csv}")
+    model = values.get("model")
+    own = model if isinstance(model, dict) and model.get("name") == "pretrained" else {}
+    return _pretrain(values["pretrain"]), None if own.get("path") is None else Path(own["path"])
+
+
+def _pretrain(values: Any) -> Pretrain:
+    settings = check(Pretrain, values, ("pretrain",))
+    return settings if not settings.data.exists() else settings.model_copy(update={"data": settings.data.absolute()})
 
 
 def distill_settings(model: Block, changes: Any = None) -> Distill:
@@ -226,7 +252,7 @@ def block_of(kind: Kind, values: Any, at: Key, *, weighted: bool = False) -> Blo
     traits = traits_of(module, key=dotted((*at, "name")))
     share = check(Share, {key: settings.pop(key) for key in Share.model_fields if key in settings}, at) if weighted else None
     config = check(module.Config, settings, at, name=name)
-    here = {key: type(path)(Path(path).absolute()) for key, path in relative_paths(config).items() if Path(path).exists()}
+    here = {key: type(path)(Path(path).absolute()) for key, path in relative_paths(config).items() if os.path.exists(path)}
     return Block(name, module, traits, config.model_copy(update=here), share)
 
 

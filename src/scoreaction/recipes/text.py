@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import Any, get_args
 
@@ -14,18 +15,14 @@ from scoreaction.yaml_text import parse_yaml, read_text
 
 KEYS = [
     "model", "reward", "algorithm", "critic", "sampler", "train", "prompts", "evaluation", "early_stop", "online", "distill",
-    "steer",
+    "steer", "pretrain",
 ]  # fmt: skip
 
 
 def read_recipe(name_or_path: str) -> tuple[Values, Path]:
     """The unchecked values of a shipped recipe or a YAML file, and the file."""
     path = catalog.recipes().get(name_or_path, Path(name_or_path))
-    try:
-        there = path.is_file()
-    except OSError:  # a name that no file can have
-        there = False
-    if not there:
+    if not os.path.isfile(path):
         looks_like_path = path.suffix in (".yaml", ".yml") or len(path.parts) > 1
         hint = "give a shipped name or a YAML file" if looks_like_path else nearest(name_or_path, catalog.recipes())
         raise UserError(f"{name_or_path}: no such recipe; {hint}")

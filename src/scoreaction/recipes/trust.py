@@ -9,7 +9,7 @@ from typing import Any
 from urllib.parse import urlsplit
 
 from scoreaction import catalog
-from scoreaction.errors import UserError
+from scoreaction.errors import UserError, one_line
 from scoreaction.types import Values
 
 ALLOW = "--trust, or trust=True in Python, allows it"
@@ -66,10 +66,12 @@ def refuse_far_prompts(values: Values, path: Path) -> None:
     named = values.get("prompts")
     if not isinstance(named, str) or named in catalog.prompt_sets():
         return
-    base = next((folder for folder in (Path.cwd(), path.parent) if (folder / named).is_file()), Path.cwd())
-    if not Path(named).is_absolute() and (base / named).resolve().is_relative_to(base.resolve()):
+    base = next((folder for folder in (Path.cwd(), path.parent) if os.path.isfile(folder / named)), Path.cwd())
+    below = os.path.isfile(base / named) and (base / named).resolve().is_relative_to(base.resolve())
+    if below or not os.path.isfile(base / named):  # of a name that is no file's, those who read it say so
         return
-    raise UserError(f"prompts: {path} may name a file below its own or the working folder, not {named}; {ALLOW}")
+    where = one_line(named, most=100)
+    raise UserError(f"prompts: {path} may name a file below its own or the working folder, not {where}; {ALLOW}")
 
 
 def _is_here(url: str) -> bool:

@@ -100,6 +100,8 @@ class CountedReward:
     def __init__(self, reward: RewardFunction | Callable[[Tensor, Any], Tensor], *, name: str = "reward") -> None:
         self.reward = as_reward(reward)
         self.name, self.queries = name, 0
+        self.spend: Callable[[int], None] | None = None
+        """Asked for leave before each question, with its rows: it counts them, or raises RewardError."""
         self.differentiable = self.reward.differentiable
 
     def __call__(self, samples: Tensor, prompts: Prompts) -> Tensor:
@@ -122,6 +124,8 @@ class CountedReward:
                 check_range(samples, where=self.name)
             except ValueError as error:
                 raise RewardError(f"{error}, in the model's decode=") from error
+        if self.spend is not None:
+            self.spend(len(samples))
         before = _fingerprint(samples)
         scores = self._guarded(partial(begin_scores, self.reward, samples, prompts))
         if _fingerprint(samples) != before:

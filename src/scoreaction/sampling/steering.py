@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any, Literal, get_args
 
 from pydantic import Field
@@ -90,6 +91,16 @@ class Steering(Settings, frozen=True, extra="forbid", allow_inf_nan=False):
         if chosen["beta"] is None and chosen.get("select") != "argmax":
             raise ValueError(f"steer.beta: {method} needs it and the algorithm has none; set it, in reward units per nat")
         return self.model_copy(update=chosen)
+
+    def sample_count(self, trajectories: int) -> int:
+        """Samples of a measurement that has so many trajectories, of which each group takes as many as it has particles."""
+        return max(16, trajectories // (1 if self.returns == "all" else self.particles or 1))
+
+    def group_count(self, n: int, prompts: int) -> int:
+        """Groups for n samples of so many prompts: one each, or for `all` whole ones, equally many of each prompt."""
+        if self.returns != "all":
+            return n
+        return math.ceil(math.ceil(n / (self.particles or 1)) / prompts) * prompts
 
     def _best(self, differentiable: bool, eta: float) -> str:
         if self.target == "reference":

@@ -20,7 +20,7 @@ from scoreaction.errors import Failed
 from scoreaction.networks.conditions import take
 from scoreaction.networks.memory import fitting
 from scoreaction.networks.model import Model
-from scoreaction.sampling.look_ahead import look_ahead
+from scoreaction.sampling.look_ahead import look_ahead, twisted
 from scoreaction.sampling.particles import Particles, categorical, uniform
 from scoreaction.sampling.rollout import Chosen, Sampler, act, trajectory
 from scoreaction.sampling.steering import BY_SVDD, BY_WEIGHTS, Steering
@@ -74,6 +74,7 @@ class Walk:
         pretrained = partial(model.reference, guidance=sampler.guidance)
         policy = pretrained if reference else partial(act, model, sampler)
         self.policy, self.pretrained = (partial(predict, conditions=conditions) for predict in (policy, pretrained))
+        self.moved = (lambda x, prompt: x) if reference else partial(model.moved, conditions=conditions)
         noisy = (noise_std(self.process, self.times[:-1], self.times[1:], sampler.eta) > 0).nonzero().flatten()
         self.last_noisy = int(noisy[-1]) if len(noisy) else -1
         self.queries = 0
@@ -89,7 +90,8 @@ class Walk:
 
     def start(self, each: int) -> Tensor:
         """x at t = 1, (groups * each, *shape)."""
-        return (self.process.prior_std * self.normal(each)).to(self.model.device)
+        x = (self.process.prior_std * self.normal(each)).to(self.model.device)
+        return self.moved(x, prompt=self.prompt.repeat_interleave(each))
 
     def normal(self, each: int, dtype: torch.dtype = torch.float32) -> Tensor:
         """Noise of `each` rows of every group, (groups * each, *shape)."""
@@ -284,8 +286,7 @@ class _Weighted:
             predict = partial(walk.pretrained, prompt=walk.every_prompt)
             target = walk.solver.step(walk.process, predict, self.known, self.x, t, s, walk.sampler.eta, None)
         elif self.grad is not None:
-            shift = expand(transition.std**2 / walk.beta, self.grad) * self.grad
-            proposal = Transition(transition.mean + shift, transition.std)
+            proposal = twisted(transition, self.grad, walk.beta)
         if float(transition.std) == 0:  # no density: the law that is tilted acts
             self.x = target.mean
         else:

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from scoreaction.algorithms._learner import Learner
 from scoreaction.diffusion.noise import RowNoise, drawn_seed
+from scoreaction.networks.conditions import take
 from scoreaction.networks.memory import fitting
 from scoreaction.networks.model import Model
 from scoreaction.rewards import CountedReward
@@ -91,7 +92,8 @@ class Collector:
         policy, times = partial(learner.policy, prompt=prompt), self.sampler.times(self.model.process)
         with torch.no_grad():
             source = learner.noise(noise, prompt)
-            return self.model.decode(roll_out(self.model, self.sampler, policy, prompt, source, times=times).x0)
+            x = self.model.moved(self.model.start(len(prompt), source), learner.conditions, prompt=prompt)
+            return self.model.decode(roll_out(self.model, self.sampler, policy, prompt, source, times=times, x=x).x0)
 
     def rollout(self, learner: Learner, generator: torch.Generator, iteration: int) -> Rollout:
         """This process's trajectories of a batch with their rewards. TrainingError where samples are not finite."""
@@ -109,12 +111,11 @@ class Collector:
         """The trajectories, and their scores, which have begun."""
         own = self.world.stripe(len(prompt))
         # a reward that works in the background begins with the first trajectories while the next are drawn
-        rows = self.objective.rows
+        rows = None if learner.reward_gradient else self.objective.rows
         size = len(own) if rows is None else min(self.rows, max(rows, math.ceil(len(own) / PIECES)))
         rollouts: list[Rollout] = []
         waiting: list[Callable[[], Tensor]] = []
-        reward = self.reward.reward  # a weighted sum takes its scale from all of the first batch
-        unsettled = self.objective is self.reward and isinstance(reward, WeightedSum) and reward.unsettled
+        unsettled = self.unsettled
         for part in own.split(size):
             rollouts.append(learner.explore(prompt[part], times, RowNoise(seed, part)))
             check_finite("samples", rollouts[-1].x0, iteration)
@@ -124,13 +125,53 @@ class Collector:
                     waiting.append(_begun(begin) if self.model.sharded else begin())
         return joined(rollouts), lambda: torch.cat([scores() for scores in waiting])
 
+    def again(
+        self,
+        rollout: Rollout,
+        generator: torch.Generator,
+        iteration: int,
+        explore: Callable[[Tensor, RowNoise], Rollout],
+        rows: Tensor,
+    ) -> Rollout | None:
+        """This process's trajectories of these rows of all, drawn again by `explore(prompt, noise)` and scored."""
+        seed = drawn_seed(generator)
+        own = rows[rows % self.world.size == self.world.rank]
+
+        def work() -> Rollout | None:
+            rollouts, waiting = [], []
+            for part in own.split(self.rows) if len(own) else ():
+                rollouts.append(explore(take(rollout.prompt, part // self.world.size), RowNoise(seed, part)))
+                check_finite("samples", rollouts[-1].x0, iteration)
+                texts = self.texts(rollouts[-1].prompt)
+                waiting.append(self.objective.begin_decoded(rollouts[-1].x0, self.model.decode, texts))
+            return replace(joined(rollouts), rewards=torch.cat([scores() for scores in waiting])) if rollouts else None
+
+        with torch.no_grad():
+            return self.world.together(work)
+
     def _scored(self, learner: Learner, rollout: Rollout, scores: Callable[[], Tensor]) -> Rollout:
         """The rollout with its rewards, and with their gradient where the learner takes it from here."""
+        if len(rollout.rewards):  # the learner has asked for them
+            return rollout
         if not learner.reward_gradient:
             return replace(rollout, rewards=scores())
         work = partial(self._gradients, rollout.x0, rollout.prompt)
         rewards, gradients = fitting(self.model, len(rollout.x0), work)
         return replace(rollout, rewards=rewards, reward_gradient=gradients)
+
+    @property
+    def unsettled(self) -> bool:
+        """True before a weighted sum has its scale, which is that of all of the first batch."""
+        reward = self.reward.reward
+        return self.objective is self.reward and isinstance(reward, WeightedSum) and reward.unsettled
+
+    def at_once(self) -> bool:
+        """True where a learner may score and differentiate a part of a batch by itself, as soon as it is drawn.
+
+        Not where all processes make each call, the scale of the reward waits for the whole batch, or that of gradients for the
+        loop (fp16).
+        """
+        return not (self.model.sharded or self.unsettled or self.train.precision == "fp16")
 
     @property
     def rows(self) -> int:

@@ -95,10 +95,8 @@ class Finetuner(Run):
                 rows=min(4, self.train.batch),
                 world=self.world,
             )
-        rewards = self.world.gather(rollout.rewards)
-        metrics = {"reward_mean": float(rewards.mean()), "reward_std": float(rewards.std())}
-        metrics |= self._kl(rollout)
-        equal = spread_is_rounding(rewards)
+        metrics = {name: measured[name] for name in ("reward_mean", "reward_std")} | self._kl(rollout)
+        equal = spread_is_rounding(self.world.gather(rollout.rewards))
         updates, floor = self.learner.updates(rollout, self.generator), self.learner.kl_floor
         metrics |= self.optimisation.learn(updates, self.iteration, equal=equal, kl_floor=floor, learner=self.learner)
         self.learner.adapt_beta(metrics["kl_nats"])
@@ -128,11 +126,14 @@ class Finetuner(Run):
         (before, counted, queries), collected = now(), False
         try:
             if self.rounds is not None and self.rounds.due(self.iteration):
-                self.world.together(self.write_recipe)  # so that the answers are known to be this run's
+                self.world.together(self.before_asking)
                 self.rounds.query(partial(self.collector.samples, self.learner), self.train.batch, self.generator)
                 before, counted, queries = now()  # a round is not taken back
             rollout = self.collector.rollout(self.learner, self.generator, self.iteration)
             measured = self._measure(rollout)
+            again = partial(self.collector.again, rollout, self.generator, self.iteration)
+            rollout, figures = self.learner.redraw(rollout, again)
+            measured |= figures
             collected = True
             return self.learner.prepare(rollout, self.generator), measured
         except Exception as error:
@@ -148,15 +149,15 @@ class Finetuner(Run):
             raise
 
     def _kl(self, rollout: Rollout) -> dict[str, float]:
-        eta = self.sampler.eta or 1.0  # a deterministic sampler has no path KL: that of the same scores at eta 1
-        both = self.model.kls(self.sampler.find(), rollout.acted, *rollout.compared(), eta)
-        nats = {name: self.world.gather(own).mean() for name, own in zip(("kl_nats", "kl_chain_nats"), both, strict=True)}
+        both = zip(("kl_nats", "kl_chain_nats"), self.learner.kls(rollout), strict=True)
+        nats = {name: self.world.gather(own).mean() for name, own in both}
         check_finite("KLs", torch.stack([*nats.values()]), self.iteration)
         return {name: float(value) for name, value in nats.items()}
 
     @torch.no_grad()
     def _measure(self, rollout: Rollout) -> dict[str, float]:
-        """Diversity and held-out rewards of some of this iteration's samples."""
+        """Mean and spread of the rewards; diversity and held-out rewards of some of this iteration's samples."""
+        every = self.world.gather(rollout.rewards)
         n, world = min(self.train.held_out_rows, self.train.batch), self.world
         own = len(world.stripe(n))
 
@@ -168,7 +169,8 @@ class Finetuner(Run):
         groups = world.gather(rollout.prompt)[:n]
         rewards = [float(world.gather(values, n).mean()) for values in scores]
         names = [f"held_out.{name}" for name in self.held_out]
-        return {**diversity(self.model, samples, groups, world=world), **dict(zip(names, rewards, strict=True))}
+        spread = {"reward_mean": float(every.mean()), "reward_std": float(every.std())}
+        return {**spread, **diversity(self.model, samples, groups, world=world), **dict(zip(names, rewards, strict=True))}
 
     def checkpoint(self) -> bool:
         """Saves the state, keeping the newest two; False in the middle of an iteration, whose state is of no use."""

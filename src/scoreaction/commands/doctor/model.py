@@ -46,7 +46,8 @@ def model_findings(tuner: Finetuner, places: Places, generator: torch.Generator)
     if tuner.prompts and len(tuner.prompts) > 1:
         yield _prompts(tuner, places, policy)
     yield from denoising_findings(tuner, generator)
-    yield _forgets(tuner, places)
+    if not tuner.model.moves_noise:  # which is what its policy lives by
+        yield _forgets(tuner, places)
 
 
 def _predict(tuner: Finetuner, states: States) -> Prediction:
