@@ -68,8 +68,8 @@ def parse_yaml(text: str, *, where: str) -> Any:
     except UserError:
         raise
     except yaml.reader.ReaderError as error:
-        line = text[: error.position].count("\n") + 1
-        raise UserError(f"{where} line {line}: not valid YAML: the control character {chr(error.character)!r}") from error
+        number = text[: error.position].count("\n") + 1
+        raise UserError(f"{where} line {number}: not valid YAML: the control character {chr(error.character)!r}") from error
     except (yaml.YAMLError, RecursionError, TypeError) as error:  # the last for a list where a key should be
         raise UserError(f"{where}: not valid YAML") from error
     except (ValueError, OverflowError, AttributeError, LookupError) as error:  # of a date, or a number, that is none

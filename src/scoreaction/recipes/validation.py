@@ -18,8 +18,12 @@ Key = tuple[str | int, ...]
 
 
 def dotted(key: Iterable[str | int]) -> str:
-    """`('reward', 0, 'scale')` as `reward.0.scale`."""
-    return ".".join(str(part) for part in key)
+    """A key's parts with dots between them, blank ones in quotes.
+
+    >>> dotted(("reward", 0, "scale")), dotted(("train", " "))
+    ('reward.0.scale', "train.' '")
+    """
+    return ".".join(str(part) if str(part).strip() else repr(part) for part in key)
 
 
 def check(config: type[C], values: Any, at: Key, *, name: str | None = None) -> C:
@@ -62,7 +66,7 @@ def refuse_unknown(values: Values, known: Sequence[str], *, sections: Mapping[st
         home = next((section for section, config in sections.items() if key in config.model_fields), None)
         if key == "beta":
             home = "algorithm"
-        raise UserError(f"{key}: unknown key; {f'did you mean {home}.{key}?' if home else nearest(key, known)}")
+        raise UserError(f"{dotted([key])}: unknown key; {f'did you mean {home}.{key}?' if home else nearest(key, known)}")
 
 
 def fault_line(error: ValidationError, config: type[BaseModel], values: Values, at: Key) -> str:
