@@ -67,6 +67,19 @@ def show_endpoint_errors(errors: Values) -> None:
     _console().print(table)
 
 
+def show_pretrained(figures: Values) -> None:
+    """Quality of a pretrained network on data that it was never trained on."""
+    table = _table("on data that was left out", "", "pretrained")
+    table.add_row("error of v, as a share of its mean square", number(figures["held_out_loss"], 4))
+    if "held_out_loss_density" in figures:
+        table.add_row("the same by a kernel density (model from_data)", number(figures["held_out_loss_density"], 4))
+    table.add_row("lowest at batch", f"{figures['batch']:,}")
+    if "distance" in figures:
+        floor = number(figures["distance_floor"], 3)
+        table.add_row(f"distance of samples to these rows (of rows trained on {floor})", number(figures["distance"], 3))
+    _console().print(table)
+
+
 TEXTS = ("model", "solver", "prompts")
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any, Literal
 
-from pydantic import BaseModel, Field
+from pydantic import Field
 
 from scoreaction.models._records import Card, Skeleton
 from scoreaction.models.pipelines.assemble import LORA_FILE, ROWS, Adaptation, build_from_pipeline, family_of
@@ -15,6 +15,7 @@ from scoreaction.models.pipelines.skeleton import pipeline_skeleton
 from scoreaction.models.pipelines.tiny import load_tiny
 from scoreaction.networks.consistency import load_consistency
 from scoreaction.networks.model import Model
+from scoreaction.settings import Settings
 from scoreaction.types import DTYPES
 
 DEFAULTS: dict[str, Any] = {
@@ -27,7 +28,7 @@ DEFAULTS: dict[str, Any] = {
 EXAMPLE = {"path": "stable-diffusion-v1-5/stable-diffusion-v1-5"}
 
 
-class Config(BaseModel, frozen=True, extra="forbid", allow_inf_nan=False):
+class Config(Settings, frozen=True, extra="forbid", allow_inf_nan=False):
     """path: a folder in diffusers format, or a hub id; lora_rank null trains all of the network's weights.
 
     lora_alpha: scale of the LoRA times its rank (the rank by default); lora_targets: the layers it changes (attention by

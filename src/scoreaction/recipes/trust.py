@@ -28,7 +28,7 @@ def blocks_of(values: Values) -> list[tuple[str, Values]]:
         "reward": values.get("reward"),
         "evaluation.held_out": isinstance(evaluation, dict) and evaluation.get("held_out"),
     }
-    blocks: list[tuple[str, Any]] = [(key, values.get(key)) for key in ("model", "algorithm")]
+    blocks: list[tuple[str, Any]] = [(key, values.get(key)) for key in ("model", "algorithm", "critic")]
     for key, inner in several.items():
         blocks += [(f"{key}.{i}", block) for i, block in enumerate(inner)] if isinstance(inner, list) else [(key, inner)]
     named = [(key, {"name": block} if isinstance(block, str) else block) for key, block in blocks]

@@ -281,7 +281,7 @@ def _frontier(comparison: Values, records: dict[str, list[list[Values]]]) -> Fig
     figure, (axis,) = new_figure()
     for colour, group in zip(COLOURS * 9, comparison["groups"], strict=False):
         for run in records[group["label"]]:
-            kl, reward = (np.array([record[key] for record in run], dtype=float) for key in ("kl_nats", "reward_mean"))
+            kl, reward = _series(run, "kl_nats", "reward_mean")
             axis.plot(kl, reward, color=colour, alpha=0.25, linewidth=0.8)
         end = group["mean"]
         axis.plot(end["kl_nats"], end["reward_tuned"], "o", color=colour, label=group["label"])

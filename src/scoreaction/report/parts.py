@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 
 from scoreaction import catalog
 from scoreaction.diffusion.mixtures import Mixture
+from scoreaction.diffusion.rescaling import Rescale
 from scoreaction.errors import UserError
 from scoreaction.recipes.build import build_block
 from scoreaction.recipes.recipe import block_of, numbered
@@ -123,7 +124,7 @@ def prompts_of(folder: Path, kind: str = "base") -> list[str] | None:
 
 
 def exact_laws(values: Values, summary: Values) -> tuple[Mixture | None, Mixture | None]:
-    """The data law and the optimum's, where they are known and of parts that ship: a report imports nothing else."""
+    """The data law of samples and the optimum's, where known and of parts that ship: a report imports nothing else."""
     if "distance_to_optimum" not in summary or named_modules(values):
         return None, None
     kinds: list[catalog.Kind] = ["model", "reward"]
@@ -132,4 +133,7 @@ def exact_laws(values: Values, summary: Values) -> tuple[Mixture | None, Mixture
     except UserError:
         return None, None
     task = ExactTask.of(model, reward, summary.get("beta"))
-    return (None, None) if task is None else (task.law, task.optimum.law)
+    if task is None:
+        return None, None
+    laws = task.law, task.optimum.law
+    return laws if not isinstance(model.decode, Rescale) else (model.decode.law(laws[0]), model.decode.law(laws[1]))

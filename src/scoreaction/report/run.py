@@ -78,10 +78,11 @@ def run_headline(values: Values, records: list[Values], summary: Values | None) 
     name = display_name(values["algorithm"]["name"])
     parts = [text for text in [about(values)] if text]
     if summary is None:
-        last = records[-1]
+        means = [record["reward_mean"] for record in records if "reward_mean" in record]  # late rewards lack at first
+        so_far = f", mean reward {change(means[0], means[-1])} so far" if means else ""
         return [
-            f"{name} is fine-tuning the model {model} on the reward {reward}: iteration {last['iteration']} of"
-            f" {values['train']['iterations']}, mean reward {change(records[0]['reward_mean'], last['reward_mean'])} so far."
+            f"{name} is fine-tuning the model {model} on the reward {reward}: iteration {records[-1]['iteration']} of"
+            f" {values['train']['iterations']}{so_far}."
             " The run is not finished, so nothing is measured yet.",
             *parts,
         ]

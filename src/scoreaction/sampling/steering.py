@@ -5,9 +5,10 @@ from __future__ import annotations
 import math
 from typing import Any, Literal, get_args
 
-from pydantic import BaseModel, Field
+from pydantic import Field
 
 from scoreaction.sampling.rollout import Sampler
+from scoreaction.settings import Settings
 
 Method = Literal["auto", "best_of", "svdd", "svdd_published", "smc", "twisted", "guidance"]
 Returns = Literal["one", "weighted", "all"]
@@ -25,7 +26,7 @@ TAKEN_BY: dict[str, tuple[str, ...]] = {
 """The methods that take a setting; the others refuse any value of it but the default."""
 
 
-class Steering(BaseModel, frozen=True, extra="forbid", allow_inf_nan=False):
+class Steering(Settings, frozen=True, extra="forbid", allow_inf_nan=False):
     """Settings of steering, which draws from `p(x0) exp(r(x0)/beta)/Z`, p the model's law, without training.
 
     The model's own sampling is led by the reward of the clean sample x0_hat that it predicts on the way, the look-ahead

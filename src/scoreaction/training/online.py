@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 import torch
-from pydantic import BaseModel, Field, ValidationInfo, field_validator
+from pydantic import Field, ValidationInfo, field_validator
 from torch import Tensor
 
 from scoreaction.diffusion.noise import RowNoise, drawn_seed
@@ -19,11 +19,12 @@ from scoreaction.networks.model import Model
 from scoreaction.networks.proxy import Kind, Proxy
 from scoreaction.rewards import CountedReward
 from scoreaction.rewards._weighted import WeightedSum, settle
+from scoreaction.settings import Settings
 from scoreaction.types import Values
 from scoreaction.world import ALONE, World
 
 
-class Online(BaseModel, frozen=True, extra="forbid", allow_inf_nan=False):
+class Online(Settings, frozen=True, extra="forbid", allow_inf_nan=False):
     """The reward is an expensive oracle, asked in `rounds`; training follows a proxy that is refitted after each.
 
     A round draws samples of the policy as it is, asks the oracle `rounds[i]` of them, refits the proxy on every answer so

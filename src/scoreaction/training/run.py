@@ -27,9 +27,10 @@ from scoreaction.training.best_weights import Selection, check_metric
 from scoreaction.training.budget import Budget
 from scoreaction.training.checks import check_precision, check_shard
 from scoreaction.training.collector import Collector
-from scoreaction.training.evaluation import Evaluation
+from scoreaction.training.evaluation import Evaluation, check_certificate
 from scoreaction.training.export import described, save_model
 from scoreaction.training.identity import identity
+from scoreaction.training.late import Late, check_delay, check_late_room
 from scoreaction.training.online import Online, Rounds
 from scoreaction.training.optimizer import ROWS, Optimisation, Train
 from scoreaction.training.rehearsal import Demand, measuring_demand
@@ -47,6 +48,17 @@ def _listed(prompts: Sequence[Any] | None) -> list[Any] | None:
     if listed == []:
         raise ValueError("prompts: the list is empty; give at least one prompt, or null for none")
     return listed
+
+
+def check_siblings(train: Train, learner: Learner) -> None:
+    """ValueError where the trajectories with one prompt are no whole families of siblings."""
+    each, branches = train.samples_per_prompt, learner.branches
+    if each > 1 and each % branches:
+        whole = -(-each // branches) * branches
+        raise ValueError(
+            f"train.samples_per_prompt: {each} are no whole families of algorithm.branches {branches}, which have one prompt;"
+            f" set it to {whole}"
+        )
 
 
 class Run:
@@ -68,6 +80,11 @@ class Run:
         online: Online | None = None,
         steer: Steering | None = None,
     ) -> None:
+        if model.moves_noise and not algorithm.moves_noise:
+            raise ValueError(
+                "algorithm.name: this model's policy moves the noise, which only hypernoise trains; build it again"
+            )
+        model.moves_noise = algorithm.moves_noise
         self.sampler, self.train = sampler or Sampler(**model.sampling), train or Train()
         self.evaluation = evaluation or Evaluation.of(model)
         if self.evaluation.held_out:
@@ -116,13 +133,19 @@ class Run:
                 model.lead_away_from(self.sampler.negative_prompt, guidance=self.sampler.guidance)
             self.conditions = model.conditions(self.prompts)
             self.collector = Collector(self.model, self.sampler, self.train, self.reward, self.rounds, self.prompts, self.world)
-            objective = Objective(self.collector.score, self.collector.objective.differentiable)
+            objective = Objective(self.collector.score, self.collector.objective.differentiable, self.collector.at_once)
             batch = self.train.batch
             group = min(batch, max(self.train.samples_per_prompt, batch / len(self.prompts or [None])))
-            setting = Setting(model, self.sampler, objective, batch, self.conditions, group, self.world)
+            delay = self.train.reward_delay
+            setting = Setting(model, self.sampler, objective, batch, self.conditions, group, self.world, delay, self.prompts)
             self.learner: Learner = model.learner(algorithm, setting)
+            check_siblings(self.train, self.learner)
+            name = getattr(algorithm, "name", type(algorithm).__name__)
+            check_delay(self.train, self.learner, algorithm=name, online=online is not None)
+            check_late_room(self.train, self.sampler, model, self.world)
+            self.late = Late(self.train, self.collector, self.world)
         if self.evaluation.certificate:
-            model.refuse_tokens("evaluation.certificate")
+            check_certificate(model)
         self.steering = None if steer is None else self._settled(steer)
         self._check_budget()
         self.learner.networks.to(self.model.device)
@@ -238,6 +261,8 @@ class Run:
             "moments": self.reward.reward.moments if isinstance(self.reward.reward, WeightedSum) else None,
             "evaluations": [counts["model_evaluations"], counts["model_backward_rows"]],
         }
+        if self.late.delay:
+            state["late"] = self.late.state()
         if self.rounds is not None:
             state["rounds"] = self.rounds.state()
         if self.selection is not None:
@@ -272,6 +297,8 @@ class Run:
         if isinstance(self.reward.reward, WeightedSum):
             self.reward.reward.moments = state["moments"]
         self.model.evaluations.forward, self.model.evaluations.backward = (leads * count for count in state["evaluations"])
+        if self.late.delay:
+            self.late.load_state(state["late"])
         if self.rounds is not None:
             self.rounds.load_state(state["rounds"])
         if self.selection is not None:

@@ -21,7 +21,7 @@ from scoreaction.sampling.rollout import Sampler, act, trajectory
 from scoreaction.sampling.steer import Steered, steer_x0
 from scoreaction.sampling.steering import Method, Returns, Steering
 from scoreaction.sampling.walks import Score
-from scoreaction.training.evaluation import ExactTask, measure, refuse_diverged, standard_error
+from scoreaction.training.evaluation import ExactTask, check_certificate, measure, refuse_diverged, standard_error
 from scoreaction.training.rehearsal import certified
 from scoreaction.training.run import Run
 from scoreaction.types import RewardFunction
@@ -87,6 +87,8 @@ def steer(
         solver=solver, steps=steps, eta=eta, off_below=model.off_below,
         guidance=model.guidance if guidance is None else guidance, grid=grid or model.grid,
     )  # fmt: skip
+    model.refuse_tokens("steering")
+    sampler.check(model)
     chosen: dict[str, Any] = {"method": method, "particles": particles, "beta": beta, "select": select, "target": target}
     counted = CountedReward(reward)
     steering = Steering(**chosen, every=every, ess=ess, returns=returns)
@@ -173,7 +175,7 @@ def certificate(
     optimum is known or not. With prompts the mean over them. Where the sampler is deterministic (or looks back) the chain is
     that of DDIM on the same grid, at eta 1 where eta is 0. ValueError without beta.
     """
-    model.refuse_tokens("evaluation.certificate")
+    check_certificate(model)
     if not beta:
         raise ValueError(
             "evaluation.certificate: the algorithm has no beta, and without one there is no optimum; set evaluation.beta"
@@ -209,10 +211,11 @@ def _ends(
     model: Model, sampler: Sampler, policy: Any, conditions: Any, prompt: Tensor, noise: RowNoise
 ) -> tuple[Tensor, Tensor]:
     """x0 of the policy's chain, and its chain KL (rows,); in a step without noise, which has no density, the reference acts."""
-    x, kl = model.start(len(prompt), noise), torch.zeros(len(prompt), dtype=torch.float64)
+    source = model.noise(noise, conditions, prompt)
+    x, kl = model.start(len(prompt), source), torch.zeros(len(prompt), dtype=torch.float64)
     predict = partial(policy, conditions=conditions, prompt=prompt)
     visits = trajectory(
-        predict, model.process, x, sampler.times(model.process), solver=sampler.find(), eta=sampler.eta, generator=noise
+        predict, model.process, x, sampler.times(model.process), solver=sampler.find(), eta=sampler.eta, generator=source
     )
     for visit in visits:
         pretrained = model.reference(visit.x, visit.t, conditions, prompt=prompt, guidance=sampler.guidance)

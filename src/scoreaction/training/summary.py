@@ -53,7 +53,7 @@ def summarise(run: Run, progress: Callable[[str], None] = lambda done: None) -> 
     if task is not None:
         progress("distance to the optimum")
         exact = task.figures(run.model, sampler, chosen.n, chosen.seed, run.world)
-        figures |= exact if all(map(math.isfinite, exact.values())) else {}
+        figures |= exact if all(math.isfinite(value) for value in exact.values() if isinstance(value, float)) else {}
     if run.steering is not None:
         progress("steering")
         figures |= steered_figures(run, sampler, run.steering, n=None, prompts=run.prompts, seed=chosen.seed)[0]
