@@ -392,6 +392,21 @@ def tokens(results: Results) -> Table:
     return table
 
 
+def q_learning(results: Results) -> Table:
+    """Each trainer on each task, mean over seeds, the optimum first."""
+    table = Table("task", "trainer", "seeds", "reward", "KL (nats)", "distance", "floor, oracle", "queries", "evaluations")
+    for task, runs in results.groups("task").items():
+        best = [number(runs[0][key], 3) for key in ("optimum_reward", "optimum_kl_nats")]
+        table.add([], task, "*optimum*", "", *best, "0", "", "", "")
+        for trainer in dict.fromkeys(run["trainer"] for run in runs):
+            own = [run for run in runs if run["trainer"] == trainer]
+            figures = [of(own, key) for key in ("reward_tuned", "kl_nats", "distance_to_optimum")]
+            bounds = ", ".join(of(own, f"distance_{key}").partition(" ")[0] for key in ("floor", "oracle"))
+            spent = [of(own, key, 0) for key in ("reward_queries", "model_evaluations")]
+            table.add(own, task, trainer, str(len(own)), *figures, bounds, *spent)
+    return table
+
+
 TABLES: dict[str, tuple[str, Callable[[Results], Table]]] = {
     "readme": ("exact", readme),
     "exact_score_action": ("exact", partial(exact, plan=_at("mixture", EXACT[:1]) + _at("mixture16", EXACT[:1]))),
@@ -408,6 +423,7 @@ TABLES: dict[str, tuple[str, Callable[[Results], Table]]] = {
     "off_below": ("off_below", off_below),
     "adjoints": ("adjoints", adjoints),
     "steering": ("steering", steering),
+    "q_learning": ("q_learning", q_learning),
     "digits": ("digits", partial(digits_end, trainers=DIGITS)),
     "digits_13": ("digits", partial(digits_reached, level=13)),
     "digits_14": ("digits", partial(digits_reached, level=14)),

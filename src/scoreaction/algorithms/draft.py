@@ -84,12 +84,12 @@ class DRaFTLearner(Learner):
         self.slope = None
         if not self.reward.at_once():
             return super().explore(prompt, times, generator)
-        first = self._first(times)
+        first, source = self._first(times), self.noise(generator, prompt)
         if not first:
-            return self._explored_end(self.model.start(len(prompt), generator), prompt, times, generator)
+            return self._explored_end(self.model.start(len(prompt), source), prompt, times, source)
         policy = partial(self.policy, prompt=prompt)
-        start = roll_out(self.model, self.sampler, policy, prompt, generator, times=times[: first + 1])
-        return followed(start, self._explored_end(start.x0, prompt, times[first:], generator))
+        start = roll_out(self.model, self.sampler, policy, prompt, source, times=times[: first + 1])
+        return followed(start, self._explored_end(start.x0, prompt, times[first:], source))
 
     def updates(self, rollout: Rollout, generator: torch.Generator) -> Updates:
         """One update: the reward through the last steps, and where there is a KL its part at the steps before."""
@@ -98,14 +98,14 @@ class DRaFTLearner(Learner):
         if self.beta and first:
             rows = self.world.dealt(first, batch, self.config.rows, generator)
             terms.append(visited_kl(self, rollout, rows, first / n))
-        source = RowNoise.drawn(generator, self.world.stripe(batch * self.world.size))
+        source = self.noise(RowNoise.drawn(generator, self.world.stripe(batch * self.world.size)), rollout.prompt)
         if self.slope is None:
             terms.append(Term(batch, partial(self._again, rollout, first), calls=self._calls(rollout.times[first:])))
         else:
             terms.append(Term(batch, partial(_known, self.slope), calls=0))
             self.slope = None
         for _ in range(self.config.low_variance):
-            terms.append(Term(batch, partial(self._renoised, rollout, source.normal(rollout.x0.shape, torch.float32))))
+            terms.append(Term(batch, partial(self._renoised, rollout, normal(rollout.x0.shape, source))))
         yield Update("policy", terms)
 
     def _first(self, times: Tensor) -> int:
