@@ -372,8 +372,9 @@ _memory = {"10 steps": ("mib_10", 1), "200 steps": ("mib_200", 1), "states and p
 _pipelines = {"evaluations": ("model_evaluations", 0), "rows backward": ("model_backward_rows", 0), "seconds": ("seconds", 0),
               "over networks": ("over_networks", 3), "peak GiB": ("peak_gib", 1)}  # fmt: skip
 _processes = {"CPU s of one": ("alone", 1), "of each of two": ("each", 1), "efficiency": ("efficiency", 2)}
-_work = {"evaluations needed": ("needed", 0), "done": ("done", 0), "with a graph needed": ("needed_backward", 0),
-         "done ": ("done_backward", 0), "CPU s": ("cpu_seconds", 1), "over bare": ("cpu_over_bare", 2),
+_counts = {"evaluations needed": ("needed", 0), "done": ("done", 0), "with a graph needed": ("needed_backward", 0),
+           "done ": ("done_backward", 0)}  # fmt: skip
+_work = {**_counts, "CPU s": ("cpu_seconds", 1), "over bare": ("cpu_over_bare", 2),
          "without critics": ("without_critics", 2), "MiB": ("mib", 0), "bare ": ("bare_mib", 0)}  # fmt: skip
 
 
@@ -449,6 +450,7 @@ TABLES: dict[str, tuple[str, Callable[[Results], Table]]] = {
     "processes": ("processes", partial(plain, columns=_processes, by="name")),
     "tokens": ("tokens", tokens),
     "work": ("work", partial(plain, columns=_work)),
+    "work_counts": ("work_counts", partial(plain, columns=_counts)),
     "pipelines": ("pipelines", partial(plain, columns=_pipelines)),
 }
 """Each table by its name: the benchmark whose files it is from, and what makes it of them."""
