@@ -94,7 +94,6 @@ def steer_run(recipe: Recipe, tuner: Finetuner, folder: Path, steering: Steering
     """
     world, chosen = tuner.world, tuner.evaluation
     sampler = chosen.sampler(tuner.sampler)
-    tuner.model.refuse_tokens("steering")
     try:
         steering = settled(steering, tuner.reward, sampler, tuner.beta, tuned=not base)
     except ValueError as error:

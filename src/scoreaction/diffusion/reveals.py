@@ -23,6 +23,17 @@ def chosen(weights: Tensor, uniform: Tensor) -> Tensor:
     return (sums <= uniform[..., None] * sums[..., -1:]).sum(-1).clamp(max=last)
 
 
+def product_draws(log_prob: Tensor, uniform: Tensor) -> Tensor:
+    """Sequences drawn from the product of these probabilities, (rows, draws, length), by uniform numbers of that shape.
+
+    log_prob (rows, length, vocabulary); token by token as `chosen`.
+    """
+    sums = log_prob.exp().double().cumsum(-1)
+    points = uniform.transpose(1, 2).to(sums) * sums[..., -1:]
+    tokens = torch.searchsorted(sums, points.contiguous(), right=True)
+    return tokens.clamp(max=log_prob.shape[-1] - 1).transpose(1, 2)
+
+
 @dataclass(frozen=True)
 class Reveal:
     """A step in which masked positions of x are shown, each with its `chance`, with tokens drawn by `log_prob`.

@@ -9,11 +9,14 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from scoreaction.diffusion.noise import Source, normal
 from scoreaction.diffusion.processes import Clock, Masking, Process
+from scoreaction.diffusion.reveals import product_draws
 from scoreaction.diffusion.solvers import Solver
 from scoreaction.diffusion.unmasking import path_kl_of_tokens
 from scoreaction.errors import UserError
-from scoreaction.networks.model import Model
+from scoreaction.networks.conditions import take
+from scoreaction.networks.model import Guesses, Model
 from scoreaction.types import Conditions, Prediction, Tokens
 
 
@@ -97,6 +100,19 @@ class MaskedModel(Model):
 
     def refuse_tokens(self, what: str) -> None:
         raise UserError(f"model: {what} is for models of Gaussian states, and this one's are tokens; leave it out")
+
+    def guesses(self, n: int, draws: int | None, source: Source) -> Guesses:
+        """Sequences drawn from the product of the predicted laws, the most probable one without `draws`."""
+        uniform = torch.special.ndtr(normal((n, draws or 1, *self.shape), source).double()) if draws else None
+
+        def guesses(rows: Tensor, x: Tensor, prediction: Any) -> Tensor:
+            log_prob = prediction.log_prob
+            tokens = (
+                log_prob.argmax(-1)[:, None] if uniform is None else product_draws(log_prob, take(uniform, rows).to(x.device))
+            )
+            return torch.where((x == self.process.mask)[:, None], tokens, x[:, None])
+
+        return guesses
 
     def learner(self, algorithm: Any, setting: Any) -> Any:
         return algorithm.build_on_tokens(setting)

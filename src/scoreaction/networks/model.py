@@ -30,6 +30,9 @@ from scoreaction.types import Conditions, Prediction
 if TYPE_CHECKING:
     from scoreaction.diffusion.mixtures import Mixture
 
+Guesses = Callable[[Tensor, Tensor, Prediction], Tensor]
+"""Clean samples `guesses(rows, x, prediction) -> (rows, draws, *shape)` that states x lead to; rows are their numbers."""
+
 
 @dataclass
 class Evaluations:
@@ -174,6 +177,10 @@ class Model:
 
     def refuse_tokens(self, what: str) -> None:
         """UserError for `what`, which needs Gaussian states, where the model's are tokens."""
+
+    def guesses(self, n: int, draws: int | None, source: Source) -> Guesses:
+        """The clean samples by which look-aheads judge n states: x0 of the prediction."""
+        return lambda rows, x, prediction: prediction.x0[:, None]
 
     def learner(self, algorithm: Any, setting: Any) -> Any:
         """The learner that an algorithm builds for this kind of model."""

@@ -141,8 +141,22 @@ def sample(
     torch.Size([3, 2])
     """
     check_asked(n, prompts)
+    sampler = sampler_of(model, steps=steps, eta=eta, solver=solver, guidance=guidance, grid=grid)
+    return draw(model, sampler, n, spread_prompts(prompts or model.prompts, n), seed, reference=reference)
+
+
+def sampler_of(
+    model: Model,
+    *,
+    steps: int | None,
+    eta: float,
+    solver: SolverName | None,
+    guidance: float | None,
+    grid: GridName | None,
+) -> Sampler:
+    """The sampler of these settings, and of those that suit the model where they are None; ValueError where it cannot step."""
     own = {"guidance": model.guidance if guidance is None else guidance, "grid": grid or model.grid, "eta": eta}
     chosen = {name: value for name, value in {"solver": solver, "steps": steps}.items() if value is not None}
     sampler = Sampler(**model.sampling | own | chosen, off_below=model.off_below)
     sampler.check(model)
-    return draw(model, sampler, n, spread_prompts(prompts or model.prompts, n), seed, reference=reference)
+    return sampler

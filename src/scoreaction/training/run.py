@@ -146,8 +146,6 @@ class Run:
             group = min(batch, max(self.train.samples_per_prompt, batch / len(self.prompts or [None])))
             setting = Setting(model, self.sampler, objective, batch, self.conditions, group, self.world)
             self.learner: Learner = model.learner(algorithm, setting)
-        if self.evaluation.certificate:
-            model.refuse_tokens("evaluation.certificate")
         self.steering = None if steer is None else self._settled(steer)
         self.learner.networks.to(self.model.device)
         self._share([net for net in self.learner.networks.values() if not isinstance(net, Replay)])
@@ -160,7 +158,6 @@ class Run:
         model.off_below = self.sampler.off_below
 
     def _settled(self, steer: Steering) -> Steering:
-        self.model.refuse_tokens("steering")
         sampler = self.evaluation.sampler(self.sampler)
         try:
             return steer.settled(differentiable=self.reward.differentiable, sampler=sampler, beta=self.beta)

@@ -11,12 +11,13 @@ import torch
 from torch import Tensor
 
 from scoreaction.diffusion.noise import RowNoise
-from scoreaction.diffusion.solvers import GridName, SolverName, ddim_step
+from scoreaction.diffusion.solvers import GridName, SolverName
+from scoreaction.errors import UserError
 from scoreaction.networks.model import Model
 from scoreaction.rewards import CountedReward
 from scoreaction.rewards._reward import check_graph
 from scoreaction.rewards._weighted import WeightedSum
-from scoreaction.sampling.draw import check_asked, distinct_prompts, spread_prompts
+from scoreaction.sampling.draw import check_asked, distinct_prompts, sampler_of, spread_prompts
 from scoreaction.sampling.rollout import Sampler, act, trajectory
 from scoreaction.sampling.steer import Steered, steer_x0
 from scoreaction.sampling.steering import Method, Returns, Steering
@@ -38,8 +39,11 @@ def scoring(model: Model, reward: CountedReward) -> Score:
 
 
 def settled(steering: Steering, reward: CountedReward, sampler: Sampler, beta: float, *, tuned: bool = True) -> Steering:
-    """The settings with every default in its place; ValueError where reward or sampler cannot give what they need."""
-    return steering.settled(differentiable=reward.differentiable, sampler=sampler, beta=beta, tuned=tuned)
+    """The settings with every default in its place; UserError where reward or sampler cannot give what they need."""
+    try:
+        return steering.settled(differentiable=reward.differentiable, sampler=sampler, beta=beta, tuned=tuned)
+    except ValueError as error:
+        raise UserError(str(error)) from error
 
 
 def chunk_of(model: Model) -> int:
@@ -57,12 +61,13 @@ def steer(
     beta: float | None = None,
     select: str | None = None,
     target: str = "model",
+    draws: int | None = None,
     every: int = 1,
     ess: float = 0.5,
     returns: Returns = "one",
-    steps: int = 50,
+    steps: int | None = None,
     eta: float = 1.0,
-    solver: SolverName = "ddim",
+    solver: SolverName | None = None,
     seed: int = 0,
     guidance: float | None = None,
     grid: GridName | None = None,
@@ -82,13 +87,10 @@ def steer(
     (torch.Size([3, 2]), 24.0)
     """
     check_asked(n, prompts)
-    sampler = Sampler(
-        solver=solver, steps=steps, eta=eta, off_below=model.off_below,
-        guidance=model.guidance if guidance is None else guidance, grid=grid or model.grid,
-    )  # fmt: skip
+    sampler = sampler_of(model, steps=steps, eta=eta, solver=solver, guidance=guidance, grid=grid)
     chosen: dict[str, Any] = {"method": method, "particles": particles, "beta": beta, "select": select, "target": target}
     counted = CountedReward(reward)
-    steering = Steering(**chosen, every=every, ess=ess, returns=returns)
+    steering = Steering(**chosen, draws=draws, every=every, ess=ess, returns=returns)
     return steer_x0(
         model, sampler, settled(steering, counted, sampler, 0.0, tuned=not reference), scoring(model, counted),
         n=n, prompts=prompts or model.prompts, seed=seed, reference=reference, chunk=chunk_of(model),
@@ -177,7 +179,6 @@ def certificate(
     optimum is known or not. With prompts the mean over them. Where the sampler is deterministic (or looks back) the chain is
     that of DDIM on the same grid, at eta 1 where eta is 0. ValueError without beta.
     """
-    model.refuse_tokens("evaluation.certificate")
     if not beta:
         raise ValueError(
             "evaluation.certificate: the algorithm has no beta, and without one there is no optimum; set evaluation.beta"
@@ -217,16 +218,17 @@ def _ends(
 ) -> tuple[Tensor, Tensor]:
     """x0 of the policy's chain, and its chain KL (rows,); in a step without noise, which has no density, the reference acts."""
     x, kl = model.start(len(prompt), noise), torch.zeros(len(prompt), dtype=torch.float64)
+    solver = sampler.find()
     predict = partial(policy, conditions=conditions, prompt=prompt)
     visits = trajectory(
-        predict, model.process, x, sampler.times(model.process), solver=sampler.find(), eta=sampler.eta, generator=noise
+        predict, model.process, x, sampler.times(model.process), solver=solver, eta=sampler.eta, generator=noise
     )
     for visit in visits:
         pretrained = model.reference(visit.x, visit.t, conditions, prompt=prompt, guidance=sampler.guidance)
-        step = ddim_step(model.process, pretrained, visit.t, visit.s, sampler.eta)
+        step = solver.step(model.process, predict, pretrained, visit.x, visit.t, visit.s, sampler.eta, None)
         x = visit.x_next
-        if float(step.std) > 0:
+        if bool(model.process.has_density(visit.s)):
             kl += visit.transition.kl(step).double().cpu()
         else:
-            x = step.mean
+            x = step.sample()
     return x, kl
