@@ -12,12 +12,11 @@ from twins import accepts, close, same
 import scoreaction as sa
 from scoreaction.cli import main
 from scoreaction.diffusion.noise import RowNoise
-from scoreaction.diffusion.reveals import Reveal, chosen, product_draws
+from scoreaction.diffusion.reveals import Reveal, chosen, product_draws, tokens_of
 from scoreaction.rewards import CountedReward
 from scoreaction.sampling.steering import Steering
 from scoreaction.training.steering import certificate
 from scoreaction.training.token_task import exact_task
-from scoreaction.types import Tokens
 
 BETA, LENGTH, VOCABULARY = 0.5, 4, 3
 LAW, REWARDS = first()
@@ -148,9 +147,9 @@ def test_guesses_are_draws_of_the_product_or_its_most_probable_sequence():
     exact[1] = torch.nn.functional.one_hot(torch.tensor(1), VOCABULARY)
     shares = torch.nn.functional.one_hot(drawn, VOCABULARY).double().mean((0, 1))
     close(shares, exact, atol=0.02, shown_one_drawn=prediction.log_prob[0].exp())
-    part = every(rows[7:9], x[7:9], Tokens(prediction.log_prob[7:9]))
+    part = every(rows[7:9], x[7:9], tokens_of(prediction.log_prob[7:9]))
     same(part, drawn[7:9], other_rows=drawn[:2])
-    best = model.guesses(1, None, RowNoise(0, rows[:1]))(rows[:1], x[:1], Tokens(prediction.log_prob[:1]))
+    best = model.guesses(1, None, RowNoise(0, rows[:1]))(rows[:1], x[:1], tokens_of(prediction.log_prob[:1]))
     truth = torch.where(x[:1] == VOCABULARY, prediction.log_prob[0].argmax(-1), x[:1])[:, None]
     same(best, truth, least=torch.where(x[:1] == VOCABULARY, prediction.log_prob[0].argmin(-1), x[:1])[:, None])
     uniform = torch.rand(4000, 3, LENGTH, generator=torch.Generator().manual_seed(0), dtype=torch.float64)

@@ -10,8 +10,9 @@ import torch
 from torch import Tensor, nn
 
 from scoreaction.diffusion.noise import Source, normal
+from scoreaction.diffusion.predictions import mapped
 from scoreaction.diffusion.processes import Clock, Masking, Process
-from scoreaction.diffusion.reveals import product_draws
+from scoreaction.diffusion.reveals import product_draws, tokens_of
 from scoreaction.diffusion.solvers import Solver
 from scoreaction.diffusion.unmasking import path_kl_of_tokens
 from scoreaction.errors import UserError
@@ -121,7 +122,7 @@ class MaskedModel(Model):
         """Path and chain KL in nats, (batch,) each: where one position is shown a step, they are one."""
 
         def step(prediction: Tokens, i: int) -> Any:
-            one = Tokens(prediction.log_prob[i])
+            one = mapped(lambda part: part[i], prediction)
             return solver.step(self.process, _never, one, x[i], times[i], times[i + 1], eta, None)
 
         chain = torch.stack([step(policy, i).kl(step(reference, i)) for i in range(len(x))]).sum(0)
@@ -136,11 +137,11 @@ class MaskedModel(Model):
         return nn.functional.one_hot(tokens, self.process.vocabulary).flatten(1).float()
 
     def _nothing(self, x: Tensor) -> Prediction:
-        return Tokens(torch.zeros(0, *self.shape, self.process.vocabulary, device=x.device))  # type: ignore[return-value]
+        return tokens_of(torch.zeros(0, *self.shape, self.process.vocabulary, device=x.device))  # type: ignore[return-value]
 
     def _prediction(self, x: Tensor, t: Tensor, y: Tensor) -> Prediction:
         wide = torch.promote_types(y.dtype, torch.float32)
-        return Tokens(torch.log_softmax(y.to(wide), -1))  # type: ignore[return-value]
+        return tokens_of(torch.log_softmax(y.to(wide), -1))  # type: ignore[return-value]
 
     def _check_output(self, x: Tensor, y: Tensor) -> None:
         vocabulary = self.process.vocabulary

@@ -83,8 +83,15 @@ def act(
         ]
         order = torch.cat([off.nonzero().flatten(), (~off).nonzero().flatten()]).argsort()
         return take(mapped(lambda *both: torch.cat(both), *parts), order)
-    predict = model.reference if bool(off.any()) else model.predict
-    return predict(x, t, conditions, prompt=prompt, guidance=sampler.guidance)
+    asked = {"conditions": conditions, "prompt": prompt, "guidance": sampler.guidance}
+    if bool(off.any()):
+        return model.reference(x, t, **asked)
+    prediction: Any = model.predict(x, t, **asked)
+    if sampler.find().by_reference:
+        with torch.no_grad():
+            reference: Any = model.reference(x, t, **asked)
+        prediction = prediction._replace(confidence=reference.confidence)
+    return prediction
 
 
 @dataclass(frozen=True)
