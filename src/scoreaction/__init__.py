@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from scoreaction.commands.doctor.checkup import examine
     from scoreaction.diffusion.processes import VE, VP, CosineVP, Flow, Masking, TableVP
     from scoreaction.models import gaussian_mixture
+    from scoreaction.networks.causal import CausalTransformer
     from scoreaction.networks.consistency import load_consistency
     from scoreaction.networks.masked import MaskedModel
     from scoreaction.networks.model import Model
@@ -44,6 +45,7 @@ if TYPE_CHECKING:
 _HOMES = {
     "AWM": "algorithms.awm",
     "AdjointMatching": "algorithms.adjoint_matching",
+    "CausalTransformer": "networks.causal",
     "CosineVP": "diffusion.processes",
     "DDPO": "algorithms.ddpo",
     "DDPP": "algorithms.ddpp",

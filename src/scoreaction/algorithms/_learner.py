@@ -19,7 +19,7 @@ from scoreaction.networks.conditions import take
 from scoreaction.networks.lockstep import equal_parts
 from scoreaction.networks.memory import fitting
 from scoreaction.networks.model import Model
-from scoreaction.sampling.rollout import Rollout, Sampler, act, compared, roll_out, unflattened
+from scoreaction.sampling.rollout import Rollout, Sampler, act, compared, follow, roll_out, unflattened
 from scoreaction.types import Conditions, Prediction
 from scoreaction.world import ALONE, Rows, World
 
@@ -216,9 +216,7 @@ class Learner:
             std = self.exploration if float(t) >= self.sampler.off_below else 0.0
             return perturbed(self.process, x, t, prediction, std, generator)
 
-        def policy(x: Tensor, t: Tensor) -> Prediction:
-            return self.policy(x, t, prompt)
-
+        policy = follow(self.model, self.sampler, self.conditions, prompt)
         noise = explore if self.exploration > 0 else None
         return roll_out(self.model, self.sampler, policy, prompt, generator, times=times, explore=noise)
 

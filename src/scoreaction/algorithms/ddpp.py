@@ -50,6 +50,11 @@ class DDPP(Regularised):
         )
 
     def build_on_tokens(self, setting: Setting) -> DDPPLearner:
+        if setting.model.causal:
+            raise ValueError(
+                "algorithm.name: ddpp masks tokens anywhere, and a causal network ignores what is to the right of a mask; use"
+                " score_action or dpok"
+            )
         if self.loss == "weighted" and not setting.sampler.find().single:
             raise ValueError(
                 f"sampler.solver: loss: weighted needs the probability of a path and {setting.sampler.solver} shows several"

@@ -25,7 +25,7 @@ from scoreaction.networks.conditions import concatenate, map_conditions, take
 from scoreaction.networks.layers import CriticNetwork
 from scoreaction.networks.lockstep import equal_parts, without_rows
 from scoreaction.networks.memory import fitting
-from scoreaction.types import Conditions, Prediction
+from scoreaction.types import Conditions, Predict, Prediction
 
 if TYPE_CHECKING:
     from scoreaction.diffusion.mixtures import Mixture
@@ -68,6 +68,9 @@ class Model:
     >>> model.predict(torch.zeros(4, 2), torch.tensor(0.5)).x0.shape
     torch.Size([4, 2])
     """
+
+    causal = False
+    """True of tokens each of which is predicted from those before it."""
 
     def __init__(
         self,
@@ -170,6 +173,13 @@ class Model:
     def start(self, n: int, source: Source) -> Tensor:
         """n states at t = 1, (n, *shape)."""
         return self.process.start((n, *self.shape), source).to(self.device)
+
+    def refuse_solver(self, name: str) -> None:
+        """UserError for a solver of its kind of states that this network cannot follow."""
+
+    def stream(self, role: Role, conditions: Conditions, prompt: Tensor, guidance: float) -> Predict | None:
+        """Predictions along paths from left to right, as `MaskedModel.stream`; None where nothing is kept between them."""
+        return None
 
     def example(self, n: int, generator: torch.Generator) -> Tensor:
         """n clean samples of any values, (n, *shape), to try rewards on."""

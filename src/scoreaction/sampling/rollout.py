@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any, NamedTuple
 
 import torch
@@ -51,6 +52,7 @@ class Sampler(BaseModel, frozen=True, extra="forbid"):
                 f"sampler.solver: {self.solver} steps {solver.process.states} states and this model's are {process.states};"
                 f" use {others}"
             )
+        model.refuse_solver(self.solver)
         positions = model.shape[0]
         if solver.single and self.steps != positions:
             raise ValueError(
@@ -83,15 +85,28 @@ def act(
         ]
         order = torch.cat([off.nonzero().flatten(), (~off).nonzero().flatten()]).argsort()
         return take(mapped(lambda *both: torch.cat(both), *parts), order)
-    asked = {"conditions": conditions, "prompt": prompt, "guidance": sampler.guidance}
+    options = {"conditions": conditions, "prompt": prompt, "guidance": sampler.guidance}
     if bool(off.any()):
-        return model.reference(x, t, **asked)
-    prediction: Any = model.predict(x, t, **asked)
+        return model.reference(x, t, **options)
+    prediction: Any = model.predict(x, t, **options)
     if sampler.find().by_reference:
         with torch.no_grad():
-            reference: Any = model.reference(x, t, **asked)
+            reference: Any = model.reference(x, t, **options)
         prediction = prediction._replace(confidence=reference.confidence)
     return prediction
+
+
+def follow(model: Model, sampler: Sampler, conditions: Conditions, prompt: Tensor, *, reference: bool = False) -> Predict:
+    """The prediction function of paths from t = 1, one for each of prompt (rows,): `act`, or the pretrained model's.
+
+    Where the model keeps what it computed of earlier positions, it is used; such a function serves one batch of paths.
+    """
+    if sampler.solver == "left_to_right" and not sampler.off_below:
+        stream = model.stream("reference" if reference else "policy", conditions, prompt, sampler.guidance)
+        if stream is not None:
+            return stream
+    predict = partial(model.reference, guidance=sampler.guidance) if reference else partial(act, model, sampler)
+    return partial(predict, conditions=conditions, prompt=prompt)
 
 
 @dataclass(frozen=True)

@@ -22,7 +22,7 @@ from scoreaction.rewards import CountedReward
 from scoreaction.rewards._closed_form import QuadraticReward
 from scoreaction.rewards._weighted import settle
 from scoreaction.sampling.draw import distinct_prompts, draw_x0, run, spread_prompts, x0_in_parts
-from scoreaction.sampling.rollout import Rollout, Sampler, act, roll_out, unflattened
+from scoreaction.sampling.rollout import Rollout, Sampler, follow, roll_out, unflattened
 from scoreaction.training.optimizer import TrainingError
 from scoreaction.types import Conditions
 from scoreaction.world import ALONE, World
@@ -115,7 +115,7 @@ def measure_kl(
     distinct, prompt = distinct_prompts(spread_prompts(prompts, n), n)
     conditions, own = model.conditions(distinct), world.stripe(n)
     with model.averaged(), model.uncounted():
-        policy = partial(act, model, noisy, conditions=conditions, prompt=prompt[own])
+        policy = follow(model, noisy, conditions, prompt[own])
         rollout = roll_out(model, noisy, policy, prompt[own], RowNoise(seed, own), times=noisy.times(model.process))
         states = rollout.steps().states
         flat = model.reference(states.x, states.t, conditions, prompt=states.prompt, guidance=noisy.guidance)
