@@ -1,5 +1,6 @@
 """Truth: the autoregressive law by enumeration; masks, weights and threshold decoding by sums over what they are defined by."""
 
+from contextlib import ExitStack
 from functools import cache, partial
 from unittest.mock import patch
 
@@ -16,7 +17,8 @@ from scoreaction.diffusion.sequences import total_variation
 from scoreaction.diffusion.tails import causal_loss, context_weights, soft_tail_masking
 from scoreaction.networks.causal import CausalTransformer
 from scoreaction.sampling.draw import run
-from scoreaction.sampling.rollout import act, follow
+from scoreaction.sampling.rollout import act, follow, once
+from scoreaction.training.optimizer import TrainingError
 from scoreaction.training.token_task import exact_task
 
 LAW, REWARDS = first()
@@ -174,6 +176,46 @@ def test_a_causal_model_is_tuned_from_left_to_right(tmp_path):
     loaded = sa.load(tmp_path / "model")
     assert loaded.causal
     same(sa.sample(loaded, n=4), sa.sample(trained.model, n=4), reference=sa.sample(loaded, n=4, seed=1))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "algorithm",
+    [sa.DPOK(minibatches=2), sa.DDPO(minibatches=1, clip=0.1), sa.ScoreAction(rows=64, updates=2, critic_updates=2)],
+    ids=["dpok", "ddpo", "score_action"],
+)
+def test_an_update_asks_once_for_the_steps_of_a_path(algorithm):
+    """Metrics of two iterations are those of a row a step, by fewer evaluations. Twin: the first step for the latest."""
+
+    def metrics():
+        tuner = sa.Finetuner(
+            causal(), reward=lambda x, p: x.sum(1), algorithm=algorithm, train=sa.Train(iterations=2, batch=12, lr=0.01)
+        )
+        figures = list(tuner)[-1]
+        kept = [figures[name] for name in ("reward_mean", "kl_nats", "log_ratio") if name in figures]
+        return torch.tensor(kept), tuner.model.evaluations
+
+    def earliest(model, predict, steps):
+        return once(model, predict, steps._replace(step=LENGTH - steps.step))
+
+    homes = ("_learner", "_likelihood_ratio", "_tokens")
+    found, cost = metrics()
+    with ExitStack() as stack:
+        for home in homes:
+            stack.enter_context(
+                patch(f"scoreaction.algorithms.{home}.once", lambda model, predict, steps: predict(*steps.states))
+            )
+        truth, whole = metrics()
+    with ExitStack() as stack:
+        for home in homes:
+            stack.enter_context(patch(f"scoreaction.algorithms.{home}.once", earliest))
+        try:
+            wrong, _ = metrics()
+        except TrainingError:  # a first log-ratio beyond rounding
+            wrong = torch.full_like(truth, torch.nan)
+    close(found, truth, atol=1e-4, earliest=wrong)
+    assert cost.forward < whole.forward
+    assert cost.backward < 0.6 * whole.backward
 
 
 @pytest.mark.parametrize(("spread", "t"), [(1.0, 0.5), (1.5, 0.25), (1.5, 0.5), (1.5, 0.8)])

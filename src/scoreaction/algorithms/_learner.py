@@ -19,7 +19,7 @@ from scoreaction.networks.conditions import take
 from scoreaction.networks.lockstep import equal_parts
 from scoreaction.networks.memory import fitting
 from scoreaction.networks.model import Model
-from scoreaction.sampling.rollout import Rollout, Sampler, act, compared, follow, roll_out, unflattened
+from scoreaction.sampling.rollout import Rollout, Sampler, act, compared, follow, once, roll_out, unflattened
 from scoreaction.types import Conditions, Prediction
 from scoreaction.world import ALONE, Rows, World
 
@@ -225,7 +225,7 @@ class Learner:
         n, batch = rollout.size
         rows = compared(n, batch, min(-(-(self.reference_rows or self.batch) // self.world.size), batch))
         with torch.no_grad():
-            flat = self.pretrained(*take(rollout.steps().states, rows))
+            flat = once(self.model, self.pretrained, take(rollout.steps(), rows))
         return replace(rollout, pretrained=unflattened(flat, n))
 
     @abstractmethod
@@ -236,6 +236,9 @@ class Learner:
 def roll_out_chain(learner: Learner, prompt: Tensor, times: Tensor, generator: Source) -> Rollout:
     """Trajectories in which the pretrained model acts in the steps without noise, which have no density."""
     noiseless = {float(t) for t in times[:-1][~learner.process.has_density(times[1:])]}
+    if not noiseless:
+        policy = follow(learner.model, learner.sampler, learner.conditions, prompt)
+        return roll_out(learner.model, learner.sampler, policy, prompt, generator, times=times)
 
     def predict(x: Tensor, t: Tensor) -> Prediction:
         return learner.pretrained(x, t, prompt) if float(t) in noiseless else learner.policy(x, t, prompt)

@@ -10,7 +10,7 @@ from torch import Tensor
 from scoreaction.algorithms._learner import Largest, Learner, Loss, Setting, Term
 from scoreaction.diffusion.transitions import Kernel
 from scoreaction.networks.conditions import take
-from scoreaction.sampling.rollout import Rollout, Steps
+from scoreaction.sampling.rollout import Rollout, Steps, once
 from scoreaction.types import Prediction
 from scoreaction.world import Rows, World
 
@@ -126,7 +126,7 @@ def ratio_term(
     def loss(numbers: Tensor) -> Loss:
         here = rows.own[numbers]
         part = take(steps, here)
-        prediction = learner.policy(*part.states)
+        prediction = once(learner.model, learner.policy, part)
         log_ratio = law(prediction, part).log_ratio(law(part.old, part), take(outcome, here))
         value, size = clipped_surrogate(log_ratio, take(advantage, here), clip), log_ratio.detach().abs()
         figures: dict[str, Tensor | Largest] = {"log_ratio": Largest(size)}

@@ -200,6 +200,20 @@ class Steps(NamedTuple):
         return States(self.x, self.t, self.prompt)
 
 
+def once(model: Model, predict: Callable[[Tensor, Tensor, Tensor], Prediction], steps: Steps) -> Prediction:
+    """`predict(x, t, prompt)` at these steps; of a causal model by one row a path, its latest step.
+
+    The tokens that the earlier steps have shown are among those of the latest, and what comes after a position does not change
+    its prediction, so that the first masked position of every step has its own; later ones are not read.
+    """
+    if not model.causal:
+        return predict(*steps.states)
+    paths, path = steps.path.unique(return_inverse=True)
+    rows = max(1, len(path))
+    latest = torch.zeros_like(paths).scatter_reduce(0, path, steps.step * rows + torch.arange(len(path)), "amax") % rows
+    return take(predict(*take(steps.states, latest)), path)
+
+
 @dataclass(frozen=True)
 class Rollout:
     """A batch of trajectories, and once they were scored their rewards: what one iteration learns from.
