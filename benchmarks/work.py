@@ -130,6 +130,7 @@ def measured(algorithm: str) -> Figures:
     needs = NEEDS[algorithm]
     reward = "shapes_scorer" if needs.sloped else "shapes"
     sizes = [f"train.batch={BATCH}", f"train.max_rows={ROWS}", f"train.iterations={1 + COUNTED}", "evaluation.held_out=[]"]
+    sizes += ["sampler.off_below=0"]  # as `NEEDS` has it: the policy acts in every step
     name, settings = algorithm.partition(",")[0].partition("-")[0], SETTINGS.get(algorithm, "")
     tuner = built("shapes", f"reward={{name: {reward}}}", f"algorithm={{name: {name}, {settings}}}", *sizes)
     steps, evaluations = iter(tuner), tuner.model.evaluations

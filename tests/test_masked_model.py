@@ -112,7 +112,7 @@ def test_bad_input_is_one_line_with_the_remedy():
         )
 
 
-LEARNS = {"ddpo", "ddpp", "dpok", "score_action", "vard"}
+LEARNS = {"ddpo", "ddpp", "dpok", "hrf", "score_action", "vard"}
 
 
 @pytest.mark.parametrize("name", sorted(files("algorithm")))

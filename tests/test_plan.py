@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 import torch
 import yaml
+from parameters import with_long
 from twins import accepts, close, same
 
 import scoreaction as sa
@@ -65,7 +66,7 @@ def within(truth: float, share: float):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("checkpointing", [False, True])
+@pytest.mark.parametrize("checkpointing", [False, pytest.param(True, marks=pytest.mark.long)])
 def test_the_planned_peak_of_an_update_is_the_profilers(tmp_path, checkpointing):
     """Pictures of 128 pixels, so that activations outweigh the odd tensor: within 10 % of what the allocator gave out."""
     model = {"height": 128, "width": 128, "gradient_checkpointing": checkpointing}
@@ -116,10 +117,7 @@ GRAPHS = {"draft_through_all": 3, "draft_with_kl": 3}
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(
-    "algorithm",
-    ALGORITHMS,
-)
+@pytest.mark.parametrize("algorithm", with_long(ALGORITHMS, "score_action", "ddpo", "sqdf", "draft_checkpointed"))
 def test_the_planned_memory_and_operations_are_those_of_an_iteration(tmp_path, algorithm):
     """Within 15 % of what a real one holds beyond what was there before; operations within 5 %: the critic's are left out."""
     model, prompts = {"height": 64, "width": 64, "gradient_checkpointing": False}, ["a cat", "a dog"]

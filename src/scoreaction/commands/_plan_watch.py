@@ -84,7 +84,10 @@ def doubled(recipe: Recipe, model: Model) -> int:
 
 
 def watch_iteration(recipe: Recipe, model: Model, *, gradient: bool) -> Watch:
-    """Calls of networks, decoder and reward in one iteration, counted by running it with a network that does nothing."""
+    """Calls of networks, decoder and reward in one iteration, counted by running it with a network that does nothing.
+
+    An online run trains against its proxy, which has a gradient and asks nobody.
+    """
     watch, small, each = Watch(), tuple(min(side, 8) for side in model.shape), doubled(recipe, model)
     stub = Model(
         _Stub(lambda kind, y: watch(kind, y, len(y) // each)),  # a function: the reference's copy shares it
@@ -98,11 +101,12 @@ def watch_iteration(recipe: Recipe, model: Model, *, gradient: bool) -> Watch:
     )
     if stub.true_cfg is not None:
         stub.encode, stub.null = (lambda prompts: {"text": torch.zeros(len(prompts), 1)}), {"text": torch.zeros(1, 1)}
-    changes = {"iterations": 1, "device": "cpu", "precision": "fp32", "optimizer": "adam"}
+    online = recipe.online is not None
+    changes = {"iterations": 1, "reward_delay": 0, "device": "cpu", "precision": "fp32", "optimizer": "adam"}
     try:
         tuner = Finetuner(
             stub,
-            reward=Reward(lambda samples, prompts: samples.flatten(1).mean(1), differentiable=gradient),
+            reward=Reward(lambda samples, prompts: samples.flatten(1).mean(1), differentiable=gradient or online),
             algorithm=algorithm_of(recipe),
             sampler=recipe.sampler,
             train=recipe.train.model_copy(update=changes),
@@ -112,5 +116,7 @@ def watch_iteration(recipe: Recipe, model: Model, *, gradient: bool) -> Watch:
     except ValueError as error:
         raise UserError(named(str(error), "recipe")) from error
     metrics = next(iter(tuner))
+    if online:
+        metrics["reward_queries"] = 0
     watch.iteration = {key: metrics[key] for key in ("model_evaluations", "model_backward_rows", "reward_queries")}
     return watch

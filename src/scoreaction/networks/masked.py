@@ -20,7 +20,8 @@ from scoreaction.errors import UserError
 from scoreaction.networks.adapters import Role
 from scoreaction.networks.causal import Streaming
 from scoreaction.networks.conditions import concatenate, map_conditions, take
-from scoreaction.networks.model import Guesses, Model
+from scoreaction.networks.gaussian import Guesses
+from scoreaction.networks.model import Model
 from scoreaction.types import Conditions, Predict, Prediction, Tokens
 
 
@@ -211,7 +212,7 @@ class MaskedModel(Model):
     def _nothing(self, x: Tensor) -> Prediction:
         return tokens_of(torch.zeros(0, *self.shape, self.process.vocabulary, device=x.device))  # type: ignore[return-value]
 
-    def _prediction(self, x: Tensor, t: Tensor, y: Tensor) -> Prediction:
+    def _prediction(self, x: Tensor, t: Tensor, y: Tensor, inside: Tensor | None) -> Prediction:
         wide = torch.promote_types(y.dtype, torch.float32)
         return tokens_of(torch.log_softmax(y.to(wide), -1))  # type: ignore[return-value]
 

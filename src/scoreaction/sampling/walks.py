@@ -13,13 +13,13 @@ from torch import Tensor
 
 from scoreaction.diffusion.kl import drift_rate, path_kl
 from scoreaction.diffusion.noise import GroupNoise, RowNoise
-from scoreaction.diffusion.predictions import expand, mapped, projected
+from scoreaction.diffusion.predictions import expand, mapped
 from scoreaction.diffusion.transitions import Kernel, Transition, sum_event
 from scoreaction.errors import Failed
 from scoreaction.networks.conditions import take
 from scoreaction.networks.memory import fitting
 from scoreaction.networks.model import Model
-from scoreaction.sampling.look_ahead import look_ahead, soft_mean
+from scoreaction.sampling.look_ahead import look_ahead, soft_mean, twisted
 from scoreaction.sampling.particles import Particles, categorical, uniform
 from scoreaction.sampling.rollout import Chosen, Sampler, act, trajectory
 from scoreaction.sampling.steering import BY_SVDD, BY_WEIGHTS, Steering
@@ -69,12 +69,14 @@ class Walk:
         self.groups, self.m, self.prompt = len(prompt), steering.particles or 1, prompt
         self.every_prompt, self.texts, self.begin = prompt.repeat_interleave(self.m), texts, score
         self.beta = steering.beta or math.inf
+        self.inside = take(model.inside(conditions), prompt)  # None stays None
         pretrained = partial(model.reference, guidance=sampler.guidance)
         policy = pretrained if reference else partial(act, model, sampler)
         self.policy, self.pretrained = (partial(predict, conditions=conditions) for predict in (policy, pretrained))
+        self.moved = (lambda x, prompt: x) if reference else partial(model.moved, conditions=conditions)
         noisy = self.process.has_density(self.times[1:]).nonzero().flatten()
         self.last_noisy = int(noisy[-1]) if len(noisy) and sampler.eta else -1
-        self.every_noise = GroupNoise(noise)
+        self.conditions, self.every_noise = conditions, GroupNoise(noise)
         self.queries = 0
 
     def walk(self) -> Walked:
@@ -88,11 +90,13 @@ class Walk:
 
     def start(self, each: int) -> Tensor:
         """x at t = 1, (groups * each, *shape)."""
-        return self.model.start(self.groups * each, self.every_noise)
+        prompt = self.prompt.repeat_interleave(each)
+        x = self.model.start(len(prompt), self.model.noise(self.every_noise, self.conditions, prompt))
+        return self.moved(x, prompt=prompt)
 
     def drawn(self, transition: Kernel) -> Tensor:
         """The states that a transition leads to, (groups * M, *shape)."""
-        return transition.sample(self.every_noise)
+        return transition.sample(self.model.noise(self.every_noise, self.conditions, self.every_prompt))
 
     def follow(self, predict: Callable[[Tensor, Tensor], Prediction], x: Tensor, choose: Any) -> Tensor:
         """The end of a trajectory whose next states are chosen by `choose(step, transition, t, s)`."""
@@ -280,8 +284,7 @@ class _Weighted:
             predict = partial(walk.pretrained, prompt=walk.every_prompt)
             target = walk.solver.step(walk.process, predict, self.known, self.x, t, s, walk.sampler.eta, None)
         elif self.grad is not None:
-            shift = expand(transition.std**2 / walk.beta, self.grad) * self.grad
-            proposal = Transition(transition.mean + shift, transition.std)
+            proposal = twisted(transition, self.grad, walk.beta)
         density = bool(walk.process.has_density(s))
         self.x = walk.drawn(proposal if density else target)  # without density the law that is tilted acts
         if density and proposal is not target:
@@ -333,7 +336,7 @@ class _Guided:
         by = Prediction(expand(sigma**2 / alpha, move) * move, expand(-sigma, move) * move)
         self.remember(t, by)
         guided = Prediction(*(part + change for part, change in zip(prediction, by, strict=True)))
-        return guided if walk.model.project is None else projected(process, t, guided, walk.model.project)
+        return walk.model.projected(t, guided, walk.inside)
 
     def remember(self, t: Tensor, by: Prediction) -> None:
         self.moved[float(t)] = Prediction(*(sum_event(part**2).sqrt()[:, None].double().cpu() for part in by))

@@ -37,7 +37,7 @@ def save_model(model: Model, sampler: Sampler, prompts: list[Any] | None, path: 
         raise ValueError(f"{path}: is a file; give the name of a folder")
     prompts = prompts if all(isinstance(prompt, str | int | float) for prompt in prompts or []) else None
     description = described(model) | {"sampler": sampler.model_dump(), "prompts": prompts, "functions": model.functions}
-    description["net"] = None
+    description["moves_noise"], description["net"] = model.moves_noise, None
     leads = World.current().leads
     with model.averaged(), gathered(model, keep=leads):
         if leads:
@@ -48,7 +48,7 @@ def save_model(model: Model, sampler: Sampler, prompts: list[Any] | None, path: 
 def _write(model: Model, path: Path, description: dict[str, Any], recipe: str | None) -> None:
     with staged(path, last=DESCRIPTION) as part:
         save_file(_plain_tensors(dict(model.parameters.items())), part / WEIGHTS)
-        if model.export is not None:
+        if model.export is not None and not model.moves_noise:  # other libraries know no moved noise
             model.export(part)
         if recipe is not None:
             (part / "recipe.yaml").write_text(recipe, encoding="utf-8")
@@ -108,7 +108,7 @@ def load_described(path: Path, net: nn.Module | Model | None = None) -> Model:
     load_weights(model, path)
     model.net.eval()  # as it was trained: dropout and batch statistics off
     model.guidance, model.grid, model.prompts = sampler["guidance"], sampler["grid"], description["prompts"] or model.prompts
-    model.off_below = sampler["off_below"]
+    model.off_below, model.moves_noise = sampler["off_below"], description.get("moves_noise", False)
     if sampler["negative_prompt"] is not None:
         model.lead_away_from(sampler["negative_prompt"], guidance=model.guidance)
     return model
