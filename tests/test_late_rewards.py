@@ -11,6 +11,7 @@ import torch
 from affine import LAW, NEW, OLD, model, none, setting
 from commanding import TINY, train
 from driving import each
+from servers import remote, serving
 from test_windows import mixture, trained
 from twins import accepts, close, f64, same
 
@@ -207,6 +208,20 @@ def test_what_failed_is_asked_again_and_the_run_is_the_uninterrupted_one(tmp_pat
     list(first)  # the run itself can go on too
     weights = torch.cat([p.detach().flatten() for p in first.model.parameters.values()])
     same(weights, whole[1], other=whole[1] + 1e-6)
+
+
+@pytest.mark.slow
+def test_a_server_that_is_asked_over_http_answers_late_with_the_same_scores():
+    """Truth: the same reward in process. Twin: answers that do not come late."""
+
+    def rows(reward, delay):
+        return trained(mixture(DPOK, iterations=4, reward=reward, reward_delay=delay))[0]
+
+    with serving(linear) as server:
+        found = rows(remote(server.url, batch=8), 2)
+    means = [[row.get("reward_mean") for row in run] for run in (found, rows(linear, 2), rows(linear, 0))]
+    assert means[0][:2] == [None, None]
+    close(means[0][2:], means[1][2:], atol=1e-5, at_once=means[2][2:])
 
 
 @pytest.mark.slow
