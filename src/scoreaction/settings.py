@@ -41,8 +41,12 @@ class Settings(BaseModel, metaclass=_OneLine):
 
 
 def dotted(key: Iterable[str | int]) -> str:
-    """`('reward', 0, 'scale')` as `reward.0.scale`."""
-    return ".".join(str(part) for part in key)
+    """A key's parts with dots between them, blank ones in quotes.
+
+    >>> dotted(("reward", 0, "scale")), dotted(("train", " "))
+    ('reward.0.scale', "train.' '")
+    """
+    return ".".join(str(part) if str(part).strip() else repr(part) for part in key)
 
 
 def fault_line(error: ValidationError, config: type[BaseModel], values: Values, at: Key) -> str:

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
-from torch import Tensor
 
-from scoreaction.commands._live_memory import LiveMemory
+from scoreaction.commands._plan_watch import THROUGH, Cost, cost_of, peaks, watch_iteration
 from scoreaction.models import Skeleton
 from scoreaction.models.pipelines.decoding import Decoder
 from scoreaction.models.pipelines.quantise import frozen_bytes
@@ -18,30 +17,7 @@ from scoreaction.recipes.recipe import Block, Recipe
 
 CARD = 24 * 2**30
 """Bytes of the card that a plan is held against."""
-THROUGH = "the reward's gradient"
-"""The pass in which the gradient of a reward goes through the decoder."""
 SCORERS = "scorers: "
-
-
-@dataclass(frozen=True)
-class Cost:
-    """Cost of a pass at `rows` points: bytes that its graph keeps and at the peak, operations forward and backward."""
-
-    rows: int
-    kept: int
-    peak: int
-    forward: int
-    backward: int
-
-
-def cost_of(mode: Any, rows: int, forward: Callable[[], Tensor], backward: Callable[[Tensor], Any] = lambda out: None) -> Cost:
-    """The cost of a forward pass and, where there is one, of its backward."""
-    memory = LiveMemory()
-    with mode, memory:
-        out = forward()
-        kept, operations = memory.live, memory.flops
-        backward(out)
-    return Cost(rows, kept, memory.peak, operations, memory.flops - operations)
 
 
 @dataclass(frozen=True)
@@ -103,7 +79,10 @@ def _no_gradient(recipe: Recipe, skeleton: Skeleton, needs: Needs, costs: dict[s
     if max(needs.passes, key=lambda name: needs.passes[name]) != THROUGH or "decoder" not in costs:
         return
     if recipe.algorithm.config.model_dump().get("look_ahead") in ("auto", "reward"):
-        yield ["algorithm.look_ahead=surrogate"], needs.but(passes={THROUGH: 0})
+        config = recipe.algorithm.config.model_copy(update={"look_ahead": "surrogate"})
+        changed = recipe.model_copy(update={"algorithm": replace(recipe.algorithm, config=config)})
+        passes = peaks(watch_iteration(changed, skeleton.model, gradient=True), costs)
+        yield ["algorithm.look_ahead=surrogate"], needs.but(passes={THROUGH: 0} | passes)
     elif skeleton.tiny_decoder is not None and recipe.model.config.model_dump().get("tiny_decoder") is None:
         with skeleton.mode:
             tiny = empty_tiny(skeleton.tiny_decoder).eval().requires_grad_(False)

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import math
-from collections import Counter
 from functools import partial
 
 import torch
 from torch import Tensor
 
-from scoreaction.commands._plan_watch import Watch, doubled, watch_iteration
-from scoreaction.commands._way_out import CARD, THROUGH, Cost, Needs, cost_of, way_out
+from scoreaction.commands._plan_watch import THROUGH, Cost, Watch, cost_of, doubled, peaks, watch_iteration
+from scoreaction.commands._way_out import CARD, Needs, way_out
 from scoreaction.errors import UserError
 from scoreaction.models import Skeleton
 from scoreaction.networks.conditions import map_conditions
@@ -30,10 +29,11 @@ SUSTAINED = 50e12
 """Floating-point operations a second that times are given at."""
 
 
-def plan(recipe: Recipe, processes: int = 1) -> Values:
+def plan(recipe: Recipe, processes: int = 1, *, card: int = CARD) -> Values:
     """The figures of `scoreaction plan`; bytes, counts and floating-point operations. UserError as for `build`.
 
-    Bytes are those of one process of so many, counts and operations those of all; processes share the batch evenly.
+    Bytes are those of one process of so many, counts and operations those of all; processes share the batch evenly. card:
+    bytes of the card that the way out is for.
     """
     if recipe.train.batch % processes:
         raise UserError(f"--processes: {processes} do not share train.batch, which is {recipe.train.batch}, evenly")
@@ -57,9 +57,8 @@ def plan(recipe: Recipe, processes: int = 1) -> Values:
     point, picture = costs["sampling"].forward / (recipe.train.max_rows or ROWS), costs["a picture"].forward
     flops = watch.iteration["model_evaluations"] / each * point + watch.calls["decoder"] * picture
     flops += sum(count * costs[kind].backward / costs[kind].rows for kind, count in watch.gradients.items())
-    asked = rounds + measured
-    once = (asked.points + 2 * asked.gradients) * point  # backwards, which are few, as two forwards
-    once += (asked.samples + asked.queries) * picture
+    extra = rounds + measured
+    once = (extra.points + 2 * extra.gradients) * point + extra.queries * picture  # backwards, which are few, as two forwards
     trained = sum(p.numel() for p in skeleton.model.parameters.values())
     speed = SUSTAINED * processes
     total = sum(resident.values()) + passes[worst] + RESERVE
@@ -74,7 +73,7 @@ def plan(recipe: Recipe, processes: int = 1) -> Values:
         "prompt_bytes": prompt_bytes(skeleton),
         "passes": passes,
         "total": total,
-        "way_out": None if total <= CARD else way_out(recipe, skeleton, Needs(resident, passes, RESERVE), costs),
+        "way_out": None if total <= card else way_out(recipe, skeleton, Needs(resident, passes, RESERVE), costs, card=card),
         "worst": worst,
         "iteration": watch.iteration,
         "iterations": recipe.train.iterations,
@@ -184,25 +183,6 @@ def measure_costs(recipe: Recipe, skeleton: Skeleton, watch: Watch) -> dict[str,
         costs["sampling"] = cost_of(mode, len(x), lambda: model.predict(x, t, conditions, guidance=guidance).eps)
         costs["a picture"] = cost_of(mode, 1, lambda: model.decode(x[:1]))
     return costs
-
-
-def peaks(watch: Watch, costs: dict[str, Cost]) -> dict[str, int]:
-    """The peak of everything that is done one after the other, by name.
-
-    That of graphs which are alive together is what all of them keep, and what the backward of one adds to it.
-    """
-    passes = {"sampling": costs["sampling"].peak, "a picture": costs["a picture"].peak}
-    alive = {graphs: Counter(graphs) for graphs in watch.moments}
-    for graphs, counts in alive.items():
-        if any(counts < more for more in alive.values()):
-            continue  # on the way to more
-        kinds = {kind for kind, _ in graphs}
-        learns, judged = "policy" in kinds, "decoder" in kinds
-        name = "an update" if learns else THROUGH if judged else "the reference's gradient"
-        shares = [(costs[kind], rows / costs[kind].rows) for kind, rows in graphs]
-        kept, adds = sum(c.kept * share for c, share in shares), max((c.peak - c.kept) * share for c, share in shares)
-        passes[name] = max(passes.get(name, 0), round(kept + adds))
-    return passes
 
 
 def prompt_bytes(skeleton: Skeleton) -> int:

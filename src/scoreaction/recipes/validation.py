@@ -56,4 +56,4 @@ def refuse_unknown(values: Values, known: Sequence[str], *, sections: Mapping[st
         home = next((section for section, config in sections.items() if key in config.model_fields), None)
         if key == "beta":
             home = "algorithm"
-        raise UserError(f"{key}: unknown key; {f'did you mean {home}.{key}?' if home else nearest(key, known)}")
+        raise UserError(f"{dotted([key])}: unknown key; {f'did you mean {home}.{key}?' if home else nearest(key, known)}")

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any, cast
 
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
@@ -83,12 +84,26 @@ def _plain_tensors(tensors: dict[str, Any]) -> dict[str, Tensor]:
     return {name: value.detach().cpu().contiguous().clone() for name, value in tensors.items()}
 
 
+def read_weights(file: Path) -> dict[str, Tensor]:
+    """The tensors of a safetensors file; ValueError with the file for one that is damaged."""
+    try:
+        weights = load_file(file)
+    except (OSError, SafetensorError, ValueError, KeyError, TypeError, UnicodeError) as error:
+        raise ValueError(
+            f"{file}: damaged or cut short ({str(error).partition(chr(10))[0][:80]}); fetch or save it again"
+        ) from error
+    return weights
+
+
 def load_weights(model: Model, path: Path) -> None:
-    """Puts saved weights into a model that was built alike; ValueError names what does not fit."""
+    """Puts saved weights into a model that was built alike; ValueError names what does not fit or is not finite."""
     file = path / WEIGHTS
     if not file.exists():
         raise ValueError(f"{path}: no {WEIGHTS} there; give the folder that save wrote")
-    weights = load_file(file)
+    weights = read_weights(file)
+    odd = [name for name, value in weights.items() if value.is_floating_point() and not bool(torch.isfinite(value).all())]
+    if odd:
+        raise ValueError(f"{file}: {odd[0]} holds numbers that are not finite: a model that diverged; load another one")
     refuse_different(model.parameters, weights, f"{file}:")
     copy_into(model.parameters, weights)
     model.average, model.selected = {name: value.to(model.device) for name, value in weights.items()}, None
@@ -126,12 +141,12 @@ def _built(path: Path, description: dict[str, Any], net: nn.Module | None) -> Mo
         net = rebuild(description["net"])
     if (path / REFERENCE).is_file():
         try:
-            net.load_state_dict(load_file(path / REFERENCE))
+            net.load_state_dict(read_weights(path / REFERENCE))
         except RuntimeError as error:
             raise ValueError(f"{path / REFERENCE}: belongs to another network: {' '.join(str(error).split())}") from error
     lora = description["lora"]
     if lora is None:  # what was frozen stays frozen
-        trained = load_file(path / WEIGHTS)
+        trained = read_weights(path / WEIGHTS)
         for name, parameter in net.named_parameters():
             parameter.requires_grad_(name in trained)
     process = _process(description["process"])

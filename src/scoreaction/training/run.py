@@ -132,6 +132,8 @@ class Run:
                     raise ValueError("sampler.negative_prompt: there are no prompts to set it against; give prompts, or null")
                 model.lead_away_from(self.sampler.negative_prompt, guidance=self.sampler.guidance)
             self.conditions = model.conditions(self.prompts)
+            if model.encode is not None:  # one without was tried when it was built
+                model.try_net(self.conditions)
             self.collector = Collector(self.model, self.sampler, self.train, self.reward, self.rounds, self.prompts, self.world)
             objective = Objective(self.collector.score, self.collector.objective.differentiable, self.collector.at_once)
             batch = self.train.batch
