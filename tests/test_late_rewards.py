@@ -84,6 +84,21 @@ def test_the_last_batches_are_not_scored():
     same(last["reward_queries"], 2 * 32, of_all=4 * 32)
 
 
+def test_a_longer_run_scores_what_a_finished_one_left_unscored(tmp_path):
+    """It learns in every iteration, of all n - d batches. Twin: a queue that is lost, which waits again."""
+    list(mixture(DPOK, iterations=2, reward_delay=1, output=tmp_path))
+
+    def rest(forgets):
+        tuner = mixture(DPOK, iterations=4, reward_delay=1, output=tmp_path, checkpoint_every=100)
+        assert tuner.resume()
+        if forgets:
+            tuner.late.waiting = []
+        row = next(iter(tuner))
+        return "reward_mean" in row, row["reward_queries"]
+
+    same(rest(False), (True, 3 * 32), forgets=rest(True))
+
+
 def test_the_loop_does_not_wait_for_answers():
     """An answer is read once `delay` more batches are begun. Twin: one iteration less."""
 
