@@ -32,6 +32,7 @@ if TYPE_CHECKING:
     from scoreaction.recipes.build import load
     from scoreaction.rewards import Reward
     from scoreaction.sampling.draw import sample
+    from scoreaction.sampling.known import Known
     from scoreaction.sampling.rollout import Sampler
     from scoreaction.sampling.steering import Steering
     from scoreaction.training.distillation import Distill, Distiller
@@ -56,6 +57,7 @@ _HOMES = {
     "Evaluation": "training.evaluation",
     "Finetuner": "training.finetuner",
     "Flow": "diffusion.processes",
+    "Known": "sampling.known",
     "MaskedModel": "networks.masked",
     "Masking": "diffusion.processes",
     "Model": "networks.model",

@@ -20,6 +20,7 @@ from scoreaction.errors import Failed
 from scoreaction.networks.conditions import take
 from scoreaction.networks.memory import fitting
 from scoreaction.networks.model import Model
+from scoreaction.sampling.known import Likelihood
 from scoreaction.sampling.look_ahead import look_ahead
 from scoreaction.sampling.particles import Particles, categorical, uniform
 from scoreaction.sampling.rollout import Chosen, Sampler, act, trajectory
@@ -76,6 +77,7 @@ class Walk:
         noisy = (noise_std(self.process, self.times[:-1], self.times[1:], sampler.eta) > 0).nonzero().flatten()
         self.last_noisy = int(noisy[-1]) if len(noisy) else -1
         self.queries = 0
+        self.known = None if steering.known is None else Likelihood.of(model, steering.known)
 
     def walk(self) -> Walked:
         """The groups' ends by the method of the settings."""
@@ -131,6 +133,8 @@ class Walk:
     ) -> tuple[Tensor, Tensor, Prediction | None]:
         """The value `r(x0_hat(x))` (rows,), its gradient in x (zero unless asked for) and the prediction, as memory holds it.
 
+        Where a part of the sample is known the value is its log likelihood, and no reward is asked.
+
         At the end of the grid it is the reward of x itself, and there is no prediction. Without gradient a reward that works
         in the background scores one part while the next is predicted.
         """
@@ -139,7 +143,11 @@ class Walk:
         def value(part: Tensor, x: Tensor) -> tuple[Callable[[], Tensor], Prediction | None]:
             prompt = take(self.every_prompt, part)
             prediction = None if whole else predict(x, t, prompt=prompt)
-            return self.score(x if prediction is None else prediction.x0, prompt), prediction
+            x0 = x if prediction is None else prediction.x0
+            if self.known is not None:
+                values = self.known(self.model.decode(x0), self.process, t, end=whole)
+                return lambda: values, prediction
+            return self.score(x0, prompt), prediction
 
         def now(part: Tensor, x: Tensor) -> tuple[Tensor, Prediction | None]:
             scores, prediction = value(part, x)
