@@ -45,7 +45,7 @@ def lq(process="vp", **settings):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("process", ["vp", "flow"])
+@pytest.mark.parametrize("process", ["vp", pytest.param("flow", marks=pytest.mark.long)])
 def test_a_distilled_gaussian_is_the_ode_in_closed_form(process):
     """Tolerance 0.06 (the data's spread is 0.89). Twins: the mean of x0 given x_t, which it began as, and too few steps."""
     torch.manual_seed(0)

@@ -43,7 +43,7 @@ def tune(
         model or own_model(prompts is not None),
         reward=reward,
         algorithm=algorithm,
-        sampler=sampler or sa.Sampler(steps=4),
+        sampler=sampler or sa.Sampler(steps=4, eta=0.0 if algorithm.moves_noise else 1.0),
         train=sa.Train(**options),
         prompts=prompts,
         output=output,
@@ -73,6 +73,7 @@ ALGORITHMS = {
     "ram": (sa.RAM(each=2, kl_target=0.1), ["0", "1"]),
     "nft": (sa.NFT(lag=0.2), ["0", "1"]),
     "awm": (sa.AWM(each=2), None),
+    "hypernoise": (sa.Hypernoise(kl_target=0.1), ["0", "1"]),
 }
 
 SMOOTH = sa.Reward(

@@ -15,6 +15,8 @@ if TYPE_CHECKING:
     from scoreaction.algorithms.ddpp import DDPP
     from scoreaction.algorithms.dpok import DPOK
     from scoreaction.algorithms.draft import DRaFT
+    from scoreaction.algorithms.hrf import HRF
+    from scoreaction.algorithms.hypernoise import Hypernoise
     from scoreaction.algorithms.nft import NFT
     from scoreaction.algorithms.pi_ft import PIFT
     from scoreaction.algorithms.q_learning import QLearning
@@ -27,6 +29,7 @@ if TYPE_CHECKING:
     from scoreaction.diffusion.processes import VE, VP, CosineVP, Flow, Masking, TableVP
     from scoreaction.models import gaussian_mixture
     from scoreaction.networks.consistency import load_consistency
+    from scoreaction.networks.labels import LabelAdapter
     from scoreaction.networks.masked import MaskedModel
     from scoreaction.networks.model import Model
     from scoreaction.recipes.build import load
@@ -57,10 +60,13 @@ _HOMES = {
     "Evaluation": "training.evaluation",
     "Finetuner": "training.finetuner",
     "Flow": "diffusion.processes",
+    "Hypernoise": "algorithms.hypernoise",
     "Known": "sampling.known",
+    "LabelAdapter": "networks.labels",
     "MaskedModel": "networks.masked",
     "Masking": "diffusion.processes",
     "Model": "networks.model",
+    "HRF": "algorithms.hrf",
     "NFT": "algorithms.nft",
     "Online": "training.online",
     "PIFT": "algorithms.pi_ft",

@@ -81,6 +81,7 @@ def train(
     from scoreaction.recipes.recipe import load_recipe
     from scoreaction.recipes.trust import named_modules
     from scoreaction.report.model_card import write_card
+    from scoreaction.report.verdict import run_verdict
     from scoreaction.world import World
 
     chosen = load_recipe(recipe, overrides or [], trust=trust or None)
@@ -100,6 +101,7 @@ def train(
         return 0
     write_card(folder, chosen, figures)
     show_summary(figures)
+    print(f"verdict: {run_verdict(figures)}")
     print(f"run: {folder}")
     if learned_nothing(folder):
         raise Failed(f"{folder}: no iteration learned anything: {NOTHING}")
@@ -240,7 +242,9 @@ def evaluate(
     run: RunPath,
     steps: Annotated[str, typer.Option(help="Step counts, for example 10,25,50.")] = "10,25,50",
     solver: Annotated[str, typer.Option(help="Solvers, for example ddim,heun.")] = "ddim",
-    eta: Annotated[str, typer.Option(help="Noise levels, for example 0,1.")] = "1",
+    eta: Annotated[
+        str | None, typer.Option(help="Noise levels, for example 0,1. [default: 1; of a policy that moves the noise 0]")
+    ] = None,
     n: Annotated[int | None, typer.Option("--n", min=2, help="Samples each; default the recipe's.")] = None,
     seed: Annotated[int | None, typer.Option(min=0, max=2**32 - 1, help="Seed of the noise; default the recipe's.")] = None,
     prompts: Annotated[
@@ -259,11 +263,14 @@ def evaluate(
     from scoreaction.commands.steer import steering_of
     from scoreaction.commands.tables import show_grid
 
-    grid = [numbers(steps, int, "--steps"), names(solver, "--solver"), numbers(eta, float, "--eta")]
+    counts, solvers, etas = numbers(steps, int, "--steps"), names(solver, "--solver"), numbers(eta or "1", float, "--eta")
     opened = open_run(run, tuned=True, trust=trust)
+    if eta is None and opened.tuner.model.moves_noise:
+        etas = [0.0]
     steering = steering_of(opened.recipe, steer, particles, beta, target)
     sets = prompts or [OWN]
-    show_grid(evaluate_grid(opened, *grid, n=n, seed=seed, prompts=sets, base=base, steering=steering, certified=certificate))
+    options: Any = {"n": n, "seed": seed, "prompts": sets, "base": base, "steering": steering, "certified": certificate}
+    show_grid(evaluate_grid(opened, counts, solvers, etas, **options))
     print(f"evaluation: {run / 'evaluation.json'}")
 
 
@@ -282,6 +289,7 @@ def compare(
     from scoreaction.commands.compare import fault_of
     from scoreaction.commands.tables import show_comparison
     from scoreaction.report.page import write_report
+    from scoreaction.report.verdict import comparison_verdict
     from scoreaction.world import World
 
     chosen = names(algorithms, "--algorithms")
@@ -289,6 +297,7 @@ def compare(
     several = numbers(seeds, int, "--seeds")
     comparison = run_all(recipe, overrides or [], chosen, several, sweep, folder, trust=trust or None)
     show_comparison(comparison)
+    print(f"verdict: {comparison_verdict(comparison)}")
     print(f"comparison: {folder}")
     if World.current().leads:
         print(f"report: {write_report(folder)}")

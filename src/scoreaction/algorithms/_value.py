@@ -112,7 +112,8 @@ class StateValue:
     """The value of Score as Action, `V = c_skip r(x0_hat) + c_out F`: its critic, and the look-ahead in its skip.
 
     x0_hat is the pretrained model's. `look_ahead` is the reward's own value and gradient, a fitted `surrogate` of a black-box
-    reward, its `zeroth_order` gradient, or nothing; `auto` takes `reward` where it is differentiable and `surrogate` where not.
+    reward, its `zeroth_order` gradient, or nothing; `auto` takes `reward` where it is differentiable, and `surrogate` where it
+    is not or rewards come late.
     """
 
     def __init__(self, learner: Learner, *, look_ahead: LookAhead, skip: Skip, lr: float, std: float) -> None:
@@ -121,7 +122,12 @@ class StateValue:
                 "algorithm.look_ahead: this reward has no gradient; use surrogate, zeroth_order or none, or wrap it in"
                 " Reward(fn, differentiable=True)"
             )
-        auto: LookAhead = "reward" if learner.reward.differentiable else "surrogate"
+        if look_ahead in ("reward", "zeroth_order") and learner.delay:
+            raise ValueError(
+                f"algorithm.look_ahead: {look_ahead} takes answers of the reward at once, and with train.reward_delay they come"
+                " late; set it to surrogate or none"
+            )
+        auto: LookAhead = "reward" if learner.reward.differentiable and not learner.delay else "surrogate"
         self.learner, self.std = learner, std
         self.look_ahead = auto if look_ahead == "auto" else look_ahead
         process, shape = learner.process, learner.model.shape
@@ -183,7 +189,8 @@ class StateValue:
             return self.surrogate(x0, prompt)
         if self.look_ahead == "reward":
             return self.learner.reward(x0, prompt)
-        return zeroth_order(lambda x0: self.learner.reward(x0, prompt), x0, self.std, generator)
+        noise = self.learner.noise(generator, prompt)
+        return zeroth_order(lambda x0: self.learner.reward(x0, prompt), x0, self.std, noise)
 
     def gradient(self, states: States, grad_look: Tensor) -> Tensor:
         """grad V at these states: `c_skip grad r(x0_hat) + c_out grad F`, (rows, *shape)."""

@@ -51,6 +51,7 @@ class VARD(Regularised):
 class VARDLearner(Learner):
     """VARD at work: the value network and the trust region."""
 
+    late_rewards = True
     state: TrustState
 
     def __init__(self, config: VARD, setting: Setting) -> None:

@@ -69,6 +69,7 @@ def open_run(folder: Path, *, tuned: bool, rewards: bool = True, trust: bool = F
     if World.joined(recipe.train.device).size == 1:  # which reads what several trained
         recipe = recipe.model_copy(update={"train": recipe.train.model_copy(update={"shard": False})})
     tuner = build(recipe, rewards=rewards)
+    tuner.count_questions(place)
     newest = load_newest(place.saved_checkpoints(), tuner.identity())
     if newest is not None:
         path, state = newest

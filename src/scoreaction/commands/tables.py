@@ -12,6 +12,7 @@ from rich.text import Text
 
 if TYPE_CHECKING:
     from scoreaction.commands.doctor.finding import Finding
+from scoreaction.commands._way_out import CARD
 from scoreaction.report.numbers import before_and_after, comparison_rows, number, steered_rows, with_error
 from scoreaction.types import Values
 
@@ -131,8 +132,12 @@ def show_plan(figures: Values) -> None:
     table.add_section()
     table.add_row("in all, the largest only of what is done one after the other", f"{figures['total'] / gib:.1f}")
     _console().print(table)
-    fits = figures["total"] <= 24 * gib
-    print(f"fits 24 GiB: {'yes' if fits else f'no; {_remedies(figures)}'}")
+    fits = figures["total"] <= CARD
+    if fits or figures["way_out"] is None:
+        print(f"fits 24 GiB: {'yes' if fits else f'no; {_remedies(figures)}'}")
+    else:
+        settings, total = figures["way_out"]
+        print(f"fits 24 GiB: no; with these settings it does, in {total / gib:.1f} GiB: {' '.join(settings)}")
     if figures["prompts"]:
         size = figures["prompts"] * figures["prompt_bytes"]
         fewer = "" if size < 8 * gib else "; take fewer prompts where it has less"
@@ -148,8 +153,14 @@ def show_plan(figures: Values) -> None:
     )
     print(
         f"in all: {whole} iterations, {number(rows * whole)} network evaluations, {number(queries * whole)} rewards;"
-        f" measuring at the end {number(figures['measuring'])} evaluations more"
+        f" measuring at the end {number(figures['measuring'])} evaluations, {number(figures['measuring_queries'])} rewards more"
     )
+    if figures["rounds"]:
+        print(
+            f"online: training follows a proxy; the rounds ask the reward {number(figures['rounds'])} times and take"
+            f" {number(figures['rounds_evaluations'])} evaluations: {number(figures['rounds'] + figures['measuring_queries'])}"
+            " questions with measuring, the least online.budget"
+        )
     print(
         f"time: {figures['flops'] / 1e15:.3g} PFLOP an iteration, {figures['measuring_flops'] / 1e15:.3g} for measuring;"
         f" {figures['hours']:.2g} hours in all at 50 TFLOP/s{' a process' if processes > 1 else ''}, without the scorers' own"

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from scoreaction.algorithms._learner import Algorithm
 from scoreaction.errors import UserError, missing
 from scoreaction.models.pretrained import is_pretrained
+from scoreaction.networks.critic import Critic
 from scoreaction.networks.model import Model
 from scoreaction.recipes.prompts import prompt_list
 from scoreaction.recipes.recipe import Block, Recipe, block_of, dump, load_recipe, numbered, relative_paths
@@ -94,6 +95,8 @@ def build_model(recipe: Recipe) -> Model:
     with torch.random.fork_rng(devices=[]):  # a run's networks begin the same whatever was drawn before
         torch.manual_seed(recipe.train.seed)
         model: Model = build_block(recipe.model, "model")
+    if recipe.critic is not None:
+        model.critic = build_block(recipe.critic, "critic")
     if recipe.prompts is not None and model.encode is None:
         raise UserError(f"prompts: the model {recipe.model.name} takes no prompts; leave them out (prompts: null)")
     if recipe.train.device != "auto":
@@ -143,8 +146,12 @@ def build(recipe: Recipe, output: str | Path | None = None, *, rewards: bool = T
         )
     except ValueError as error:
         raise UserError(named(str(error), "recipe")) from error
-    online = recipe.online is not None
-    free = [s for s in trained if _free(s.block, oracle=online)] + [s for s in only_measured if _free(s.block, oracle=False)]
+    if recipe.critic is not None and not any(isinstance(net, Critic) for net in tuner.learner.networks.values()):
+        raise UserError(f"critic: {recipe.algorithm.name} has none here; leave it out, or take score_action, vard or pi_ft")
+    oracle = recipe.online is not None
+    free = [s for s in only_measured if _free(s.block, oracle=False)]
+    if tuner.budget is None:
+        free = [s for s in trained if _free(s.block, oracle=oracle)] + free
     _probe(tuner, recipe, free)
     return tuner
 

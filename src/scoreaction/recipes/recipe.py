@@ -7,6 +7,7 @@ overrides. Whatever is wrong is a `UserError`: one line that names the dotted ke
 from __future__ import annotations
 
 import copy
+import os
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,9 +23,10 @@ from scoreaction.recipes.prompts import PromptValue, read_prompts
 from scoreaction.recipes.text import KEYS, assign, parse_override, read_recipe, suits
 from scoreaction.recipes.traits import Traits, traits_of
 from scoreaction.recipes.trust import is_own, refuse_far_prompts, refuse_untrusted
-from scoreaction.recipes.validation import Key, check, check_finite, dotted, refuse_unknown
+from scoreaction.recipes.validation import check, check_finite, refuse_unknown
 from scoreaction.sampling.rollout import Sampler
 from scoreaction.sampling.steering import Steering
+from scoreaction.settings import Key, dotted
 from scoreaction.training.best_weights import check_metric
 from scoreaction.training.distillation import Distill
 from scoreaction.training.evaluation import Evaluation
@@ -89,6 +91,7 @@ class Recipe(BaseModel):
     online: Online | None
     distill: Distill | None = None
     steer: Steering | None = None
+    critic: Block | None = None
     pretrain: Pretrain | None = None
 
     @property
@@ -103,6 +106,7 @@ class Recipe(BaseModel):
             "model": self.model.dump(),
             "reward": reward,
             "algorithm": self.algorithm.dump(),
+            "critic": None if self.critic is None else self.critic.dump(),
             "sampler": self.sampler.model_dump(mode="json"),
             "train": self.train.model_dump(mode="json"),
             "prompts": self.prompts,
@@ -198,6 +202,7 @@ def resolve(values: Values, *, folder: Path = Path()) -> Recipe:
         online=None if online is None else check(Online, online, ("online",)),
         distill=None if values.get("distill") is None else distill_settings(model, values["distill"]),
         steer=None if values.get("steer") is None else _steer(values["steer"]),
+        critic=None if values.get("critic") is None else block_of("critic", values["critic"], ("critic",)),
         pretrain=None if values.get("pretrain") is None else _pretrain(values["pretrain"]),
     )
 
@@ -248,13 +253,14 @@ def block_of(kind: Kind, values: Any, at: Key, *, weighted: bool = False) -> Blo
     if isinstance(values, str):
         values = {"name": values}
     if not isinstance(values, dict) or "name" not in values:
-        raise UserError(f"{dotted(at)}: must be a mapping with a name, for example {{name: {next(iter(catalog.files(kind)))}}}")
+        example = next(iter(catalog.files(kind)), f"my_package.{kind}s")
+        raise UserError(f"{dotted(at)}: must be a mapping with a name, for example {{name: {example}}}")
     name, settings = values["name"], {key: value for key, value in values.items() if key != "name"}
     module = catalog.find(kind, name, key=dotted((*at, "name")))
     traits = traits_of(module, key=dotted((*at, "name")))
     share = check(Share, {key: settings.pop(key) for key in Share.model_fields if key in settings}, at) if weighted else None
     config = check(module.Config, settings, at, name=name)
-    here = {key: type(path)(Path(path).absolute()) for key, path in relative_paths(config).items() if Path(path).exists()}
+    here = {key: type(path)(Path(path).absolute()) for key, path in relative_paths(config).items() if os.path.exists(path)}
     return Block(name, module, traits, config.model_copy(update=here), share)
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import base64
-import io
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -18,6 +17,8 @@ from scoreaction.errors import UserError
 from scoreaction.recipes.build import build_block
 from scoreaction.recipes.recipe import block_of, numbered
 from scoreaction.recipes.trust import named_modules
+from scoreaction.report.axes import panels_of
+from scoreaction.report.tiles import Tiles
 from scoreaction.training.evaluation import ExactTask
 from scoreaction.training.run_folder import RunFolder
 
@@ -28,11 +29,11 @@ from scoreaction.types import Values
 
 @dataclass(frozen=True)
 class Picture:
-    """A figure as a data URI, with what it shows in words."""
+    """A figure, a data URI for each of its panels, with what it shows in words."""
 
     title: str
     caption: str
-    source: str
+    sources: list[str]
     wide: bool
 
 
@@ -53,17 +54,21 @@ class Part:
     title: str
     headline: list[str]
     cards: list[tuple[str, str, str]] = field(default_factory=list)
+    tiles: list[Tiles] = field(default_factory=list)
     pictures: list[Picture] = field(default_factory=list)
     tables: list[Grid] = field(default_factory=list)
     recipe: str = ""
     recipe_of: str = "this run"
 
 
+DPI = 130
+"""Pixels of an inch of a figure."""
+
+
 def picture(title: str, caption: str, figure: Figure, *, wide: bool = True) -> Picture:
-    """A figure embedded as PNG."""
-    buffer = io.BytesIO()
-    figure.savefig(buffer, format="png", dpi=110)
-    return Picture(title, caption, "data:image/png;base64," + base64.b64encode(buffer.getvalue()).decode(), wide)
+    """A figure embedded as PNG, panel by panel."""
+    sources = ["data:image/png;base64," + base64.b64encode(panel).decode() for panel in panels_of(figure, dpi=DPI)]
+    return Picture(title, caption, sources, wide)
 
 
 def rewards_of(values: Values) -> list[Values]:
@@ -110,6 +115,12 @@ def samples_of(folder: Path, kind: str) -> NDArray[Any] | None:
     with np.load(path, allow_pickle=False) as arrays:
         samples = np.asarray(arrays["samples"])
         return samples if np.issubdtype(samples.dtype, np.integer) else samples.astype(np.float32)
+
+
+def prompts_of(folder: Path, kind: str = "base") -> list[str] | None:
+    """The prompts of the samples that a run left, None without."""
+    with np.load(RunFolder(folder).samples / f"{kind}.npz", allow_pickle=False) as arrays:
+        return arrays["prompts"].tolist() if "prompts" in arrays else None
 
 
 def exact_laws(values: Values, summary: Values) -> tuple[Mixture | None, Mixture | None]:

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from pydantic import BaseModel, Field
+from pydantic import Field
 from torch import Tensor, nn
 
 from scoreaction.diffusion.noise import RowNoise
@@ -19,6 +19,7 @@ from scoreaction.networks.conditions import take
 from scoreaction.networks.consistency import belongs, save_consistency
 from scoreaction.networks.model import Model
 from scoreaction.sampling.rollout import States, trajectory
+from scoreaction.settings import Settings
 from scoreaction.types import Conditions
 from scoreaction.world import ALONE, World
 
@@ -26,7 +27,7 @@ HUBER = 0.03
 """Errors below this, in a coordinate, count squared; those above by their size (pseudo-Huber)."""
 
 
-class Distill(BaseModel, frozen=True, extra="forbid", allow_inf_nan=False):
+class Distill(Settings, frozen=True, extra="forbid", allow_inf_nan=False):
     """Settings of distillation: its length, the size of the consistency model, and the ODE paths that it learns from.
 
     rank: that of the adapter; null gives it a copy of the network with weights of its own. targets: the modules that the
@@ -153,7 +154,7 @@ class Distiller:
         times = jittered(time_grid(self.model.process, steps, name="log_snr"), self.generator)
         own = RowNoise.drawn(self.generator, self.world.stripe(paths))
         prompt, paths = self.world.own(prompt), paths // self.world.size
-        noise = self.model.start(paths, own)
+        noise = self.model.start(paths, self.model.noise(own, self.conditions, prompt))
         x = follow(self.model, noise, times, take(self.conditions, prompt), self.guidance)
         leap = self.settings.leap or steps
         ends = (torch.arange(steps) + leap).clamp(max=steps)
@@ -193,7 +194,7 @@ def endpoint_errors(
     with model.uncounted():
         conditions = model.conditions(listed)
         times = time_grid(model.process, steps, name="log_snr")
-        states = follow(model, model.start(n, generator), times, conditions, guidance)
+        states = follow(model, model.start(n, model.noise(generator, conditions)), times, conditions, guidance)
         errors: dict[str, list[float]] = {"t": [], "consistency": [], "tweedie": []}
         for at in (1.0, 0.8, 0.6, 0.4, 0.2, 0.1):
             i = int((times - at).abs().argmin())

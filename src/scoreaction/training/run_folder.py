@@ -33,6 +33,7 @@ class RunFolder:
         self.settings_path = self.path / "settings.yaml"
         self.metrics_path = self.path / "metrics.jsonl"
         self.queries_path = self.path / "queries.jsonl"
+        self.asked_path = self.path / "asked.json"
         self.summary_path = self.path / "summary.json"
         self.checkpoints = self.path / "checkpoints"
         self.samples = self.path / "samples"
