@@ -81,6 +81,7 @@ class Likelihood:
 def check_known(model: Model, known: Known | None) -> None:
     """ValueError where what is known is no part of a sample of the model."""
     if known is not None:
+        model.refuse_tokens("steer.known")
         Likelihood.of(model, known)
 
 
