@@ -374,7 +374,7 @@ _pipelines = {"evaluations": ("model_evaluations", 0), "rows backward": ("model_
               "over networks": ("over_networks", 3), "peak GiB": ("peak_gib", 1)}  # fmt: skip
 _processes = {"CPU s of one": ("alone", 1), "of each of two": ("each", 1), "efficiency": ("efficiency", 2)}
 _counts = {"evaluations needed": ("needed", 0), "done": ("done", 0), "with a graph needed": ("needed_backward", 0),
-           "done ": ("done_backward", 0)}  # fmt: skip
+           "done ": ("done_backward", 0), "all done over needed": ("done_over_needed", 2)}  # fmt: skip
 _work = {**_counts, "CPU s": ("cpu_seconds", 1), "over bare": ("cpu_over_bare", 2),
          "without critics": ("without_critics", 2), "MiB": ("mib", 0), "bare ": ("bare_mib", 0)}  # fmt: skip
 

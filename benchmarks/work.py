@@ -141,6 +141,7 @@ def beside_needs(algorithm: str, forward: int, backward: int) -> Figures:
         "done": forward,
         "needed_backward": needs.learned + needs.differentiated,
         "done_backward": backward,
+        "done_over_needed": forward / sum(needs[:4]),
     }
 
 
