@@ -36,6 +36,7 @@ if TYPE_CHECKING:
     from scoreaction.recipes.build import load
     from scoreaction.rewards import Reward
     from scoreaction.sampling.draw import sample
+    from scoreaction.sampling.known import Known
     from scoreaction.sampling.rollout import Sampler
     from scoreaction.sampling.steering import Steering
     from scoreaction.training.distillation import Distill, Distiller
@@ -62,6 +63,7 @@ _HOMES = {
     "Finetuner": "training.finetuner",
     "Flow": "diffusion.processes",
     "Hypernoise": "algorithms.hypernoise",
+    "Known": "sampling.known",
     "LabelAdapter": "networks.labels",
     "MaskedModel": "networks.masked",
     "Masking": "diffusion.processes",

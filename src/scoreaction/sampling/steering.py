@@ -8,6 +8,7 @@ from typing import Any, Literal, get_args
 from pydantic import Field
 
 from scoreaction.diffusion.processes import Masking
+from scoreaction.sampling.known import Known
 from scoreaction.sampling.rollout import Sampler
 from scoreaction.settings import Settings
 
@@ -54,6 +55,8 @@ class Steering(Settings, frozen=True, extra="forbid", allow_inf_nan=False):
     reference's: then the tuned model proposes and the weights correct it. Li et al. 2024 (arXiv 2408.08252), Singhal et al.
     2025 (arXiv 2501.06848), Wu et al. 2023 (arXiv 2306.17775).
 
+    known: a part of the sample that is known; then the reward is not asked, and the law is that of the rest given this part.
+
     >>> Steering(method="svdd").settled(differentiable=False, sampler=Sampler(), beta=0.5).particles
     16
     """
@@ -67,6 +70,7 @@ class Steering(Settings, frozen=True, extra="forbid", allow_inf_nan=False):
     every: int = Field(1, ge=1)
     ess: float = Field(0.5, gt=0, le=1)
     returns: Returns = "one"
+    known: Known | None = None
 
     def settled(self, *, differentiable: bool, sampler: Sampler, beta: float | None, tuned: bool = True) -> Steering:
         """The settings with every default in its place. ValueError, with the remedy, for what does not go together.
@@ -74,6 +78,10 @@ class Steering(Settings, frozen=True, extra="forbid", allow_inf_nan=False):
         beta: the algorithm's, None or 0 where it has none. tuned: whether a tuned model is steered.
         """
         tokens = issubclass(sampler.find().process, Masking)
+        if self.known is not None:
+            if self.beta not in (None, 1.0):  # which it is once settled
+                raise ValueError("steer.beta: what is known has a scale of its own, steer.known.std; leave beta out")
+            differentiable, beta = True, 1.0
         method = self.method if self.method != "auto" else self._best(differentiable and not tokens, sampler.eta)
         self._refuse_unused(method)
         if method in BY_GRADIENT and tokens:

@@ -19,6 +19,7 @@ from scoreaction.errors import Failed
 from scoreaction.networks.conditions import take
 from scoreaction.networks.memory import fitting
 from scoreaction.networks.model import Model
+from scoreaction.sampling.known import Likelihood
 from scoreaction.sampling.look_ahead import look_ahead, soft_mean, twisted
 from scoreaction.sampling.particles import Particles, categorical, uniform
 from scoreaction.sampling.rollout import Chosen, Sampler, act, trajectory
@@ -78,6 +79,7 @@ class Walk:
         self.last_noisy = int(noisy[-1]) if len(noisy) and sampler.eta else -1
         self.conditions, self.every_noise = conditions, GroupNoise(noise)
         self.queries = 0
+        self.known = None if steering.known is None else Likelihood.of(model, steering.known)
 
     def walk(self) -> Walked:
         """The groups' ends by the method of the settings."""
@@ -129,17 +131,21 @@ class Walk:
         """The value of x (rows,), its gradient in x (zero unless asked for) and the prediction, as memory holds it.
 
         It is `soft_mean` of the rewards of the clean samples that the model guesses; at the end of the grid the reward of x
-        itself, and there is no prediction. Without gradient a reward that works in the background scores one part while the
-        next is predicted.
+        itself, and there is no prediction. Where a part of the sample is known it is the part's log likelihood, and no reward
+        is asked. Without gradient a reward that works in the background scores one part while the next is predicted.
         """
         rows = torch.arange(len(x))
         guesses = None if self.is_end(t) else self.model.guesses(len(x), self.steering.draws, self.every_noise)
 
         def value(part: Tensor, x: Tensor) -> tuple[Callable[[], Tensor], Prediction | None]:
             prompt = take(self.every_prompt, part)
-            if guesses is None:
+            prediction = None if guesses is None else predict(x, t, prompt=prompt)
+            if self.known is not None:
+                x0 = x if prediction is None else prediction.x0
+                values = self.known(self.model.decode(x0), self.process, t, end=prediction is None)
+                return lambda: values, prediction
+            if guesses is None or prediction is None:
                 return self.score(x, prompt), None
-            prediction = predict(x, t, prompt=prompt)
             every = guesses(part, x, prediction)
             scores = self.score(every.flatten(0, 1), prompt.repeat_interleave(every.shape[1]))
             return lambda: soft_mean(scores().unflatten(0, (len(x), -1)), self.beta), prediction

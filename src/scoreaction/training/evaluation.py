@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any
 
@@ -12,6 +12,7 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
+from scoreaction.diffusion.kernel_density import KernelDensity
 from scoreaction.diffusion.mixtures import Mixture, Optimum
 from scoreaction.diffusion.noise import RowNoise
 from scoreaction.diffusion.rescaling import Rescale
@@ -205,6 +206,8 @@ class ExactTask:
 
     law: Mixture
     optimum: Optimum
+    rows: dict[str, float] = field(default_factory=dict)
+    """Of a density of data: how many rows the optimum rests on in effect, and the standard error of its reward by them."""
 
     @classmethod
     def of(cls, model: Model, reward: object, beta: float | None) -> ExactTask | None:
@@ -212,8 +215,12 @@ class ExactTask:
         if not isinstance(model.law, Mixture) or not isinstance(reward, QuadraticReward) or not beta:
             return None
         if isinstance(model.decode, Rescale):
-            return cls(model.law, model.decode.optimum(model.law, reward.quadratic, beta))
-        return cls(model.law, model.law.optimum(reward.quadratic, beta))
+            best = model.decode.optimum(model.law, reward.quadratic, beta)
+        else:
+            best = model.law.optimum(reward.quadratic, beta)
+        if not isinstance(best.law, KernelDensity):
+            return cls(model.law, best)
+        return cls(model.law, best, rows_behind(best.law.weights, reward.quadratic(model.decode(best.law.means))))
 
     def distance(self, draws: Callable[[int], Tensor], n: int, seed: int, *, repeats: int = 5) -> float:
         """Sliced W2 of n samples to the optimum, mean over draws with different seeds."""
@@ -246,9 +253,21 @@ class ExactTask:
         return {
             "optimum_reward": self.optimum.reward,
             "optimum_kl_nats": self.optimum.kl_nats,
+            **self.rows,
             **self.distances(model, sampler, n, seed, world),
             "distance_oracle": self.oracle(model, sampler, n, seed, world),
         }
+
+
+def rows_behind(weights: Tensor, rewards: Tensor) -> dict[str, float]:
+    """`1/sum w^2` rows in effect, and `sqrt(sum w^2 (r - E r)^2)`, the standard error of a mean by weighted rows.
+
+    >>> rows_behind(torch.tensor([0.5, 0.5, 0.0]), torch.tensor([0.0, 2.0, 9.0]))
+    {'optimum_rows': 2.0, 'optimum_reward_se': 0.7071...}
+    """
+    weights, rewards = weights.double(), rewards.double()
+    error = weights * (rewards - weights @ rewards)
+    return {"optimum_rows": float(1 / (weights**2).sum()), "optimum_reward_se": float(error.square().sum().sqrt())}
 
 
 def measure(
