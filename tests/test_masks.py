@@ -11,6 +11,8 @@ from twins import accepts, close, same
 
 import scoreaction as sa
 from scoreaction.algorithms._forward import renoised
+from scoreaction.algorithms.hypernoise import Hypernoise
+from scoreaction.algorithms.q_learning import QLearning
 from scoreaction.networks.layers import PromptEmbedding
 from scoreaction.training.evaluation import diversity, measure_kl
 
@@ -32,6 +34,8 @@ ALGORITHMS: dict[str, Any] = {
     "ram": sa.RAM(each=2),
     "nft": sa.NFT(),
     "awm": sa.AWM(each=2),
+    "q_learning": QLearning(updates=2, rows=8, critic_updates=2),
+    "hypernoise": Hypernoise(),
 }
 BLACK_BOXES = ("ratio", "ddpo")
 
@@ -62,7 +66,7 @@ def tuner(name: str, junk: float, *, mask: bool = True) -> sa.Finetuner:
     smooth = sa.Reward(lambda x, _: x.sum((1, 2)) - x.square().sum((1, 2)), differentiable=name not in BLACK_BOXES)
     return sa.Finetuner(
         model_of(Points(junk), mask=mask), reward=smooth, algorithm=ALGORITHMS[name], prompts=PROMPTS,
-        sampler=sa.Sampler(steps=3), train=sa.Train(iterations=1, batch=6, device="cpu"),
+        sampler=sa.Sampler(steps=3, eta=float(name != "hypernoise")), train=sa.Train(iterations=1, batch=6, device="cpu"),
     )  # fmt: skip
 
 

@@ -89,7 +89,7 @@ def test_each_row_has_its_prompts_condition():
         def forward(self, x, t, cond):
             return self.w * cond.expand_as(x)
 
-    made = sa.Model(Own(), process=VP, predicts="x0", shape=(1,))
+    made = sa.Model(Own(), process=VP, predicts="x0", shape=(1,), encode=lambda names: torch.ones(len(names), 1))
     with torch.no_grad():
         made.parameters["w"].fill_(2.0)
     sampler, t, conditions = sa.Sampler(off_below=OFF), f64([0.9, 0.1, 0.5]), torch.tensor([[3.0], [5.0], [7.0]])

@@ -8,7 +8,7 @@ from functools import partial
 from typing import Any, Literal
 
 import torch
-from pydantic import BaseModel, Field
+from pydantic import Field
 from torch import Tensor, nn
 
 from scoreaction.algorithms._groups import dead
@@ -17,6 +17,7 @@ from scoreaction.diffusion.noise import Source
 from scoreaction.networks.conditions import take
 from scoreaction.sampling.hints import Hint, Hinted, predicted, steered
 from scoreaction.sampling.rollout import Rollout, with_rows
+from scoreaction.settings import Settings
 from scoreaction.types import Conditions, Prompt
 
 KEY = "algorithm.ineffective"
@@ -33,7 +34,7 @@ TAKEN_BY: dict[str, tuple[str, ...]] = {
 """The hints that a setting is of; others refuse any value of it but the default."""
 
 
-class Ineffective(BaseModel, frozen=True, extra="forbid", allow_inf_nan=False):
+class Ineffective(Settings, frozen=True, extra="forbid", allow_inf_nan=False):
     """Settings for the groups of samples of one prompt whose rewards are all equal: they say nothing.
 
     do: `skip` them, their advantage is 0; `resample`, draw the group again; or draw it again with a `hint`. At most `tries`

@@ -117,6 +117,7 @@ def watch_iteration(recipe: Recipe, model: Model, *, gradient: bool) -> Watch:
         )
     except ValueError as error:
         raise UserError(named(str(error), "recipe")) from error
+    watch.calls.clear()  # what was tried when it was built is no part of an iteration
     metrics = next(iter(tuner))
     if online:
         metrics["reward_queries"] = 0

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 import torch
-from pydantic import BaseModel, Field
+from pydantic import Field
 
 from scoreaction.diffusion.kernel_density import PIECE, KernelDensity, bandwidth
 from scoreaction.diffusion.processes import PROCESSES, ProcessName
@@ -14,6 +14,7 @@ from scoreaction.diffusion.rescaling import Rescale
 from scoreaction.models.gaussian_mixture import ExactPlusNet
 from scoreaction.networks.consistency import load_consistency
 from scoreaction.networks.model import Model
+from scoreaction.settings import Settings
 from scoreaction.tasks.data_files import read_table
 
 DEFAULTS: dict[str, Any] = {
@@ -26,7 +27,7 @@ LARGEST = 2_000_000
 """Numbers in a table, at most: each evaluation looks at all of them."""
 
 
-class Config(BaseModel, frozen=True, extra="forbid", allow_inf_nan=False):
+class Config(Settings, frozen=True, extra="forbid", allow_inf_nan=False):
     """data: a table as .csv or .npz, rows are samples, or one that ships: moons. array: which one of an .npz.
 
     bandwidth: std of the kernels, in standard deviations of the columns; `auto` is the likeliest by leaving one out. Columns

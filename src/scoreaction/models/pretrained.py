@@ -17,6 +17,7 @@ from scoreaction.models._denoiser import Denoiser
 from scoreaction.models.pipelines.decoding import to_unit
 from scoreaction.networks.consistency import load_consistency
 from scoreaction.networks.model import Model
+from scoreaction.settings import Settings
 
 DEFAULTS: dict[str, Any] = {
     "sampler": {"steps": 25, "eta": 1.0},
@@ -26,7 +27,7 @@ DEFAULTS: dict[str, Any] = {
 DESCRIPTION, WEIGHTS = "pretrained.json", "weights.safetensors"
 
 
-class Config(BaseModel, frozen=True, extra="forbid"):
+class Config(Settings, frozen=True, extra="forbid"):
     """path: a folder that `scoreaction pretrain` wrote; null is that of the moons, which ships. lora_rank null trains all.
 
     consistency: the folder of a consistency model that `scoreaction distill` made of this model.

@@ -22,7 +22,7 @@ from scoreaction.networks.gaussian import GaussianStates
 from scoreaction.networks.labels import LabelTable
 from scoreaction.networks.layers import CriticNetwork
 from scoreaction.networks.lockstep import equal_parts, without_rows
-from scoreaction.networks.memory import fitting
+from scoreaction.networks.memory import fitting, is_out_of_memory
 from scoreaction.types import Conditions, Prediction
 
 if TYPE_CHECKING:
@@ -55,8 +55,8 @@ class Model(GaussianStates):
     there no noise is drawn, x, x0 and eps are 0, and `project` is called as `project(x0, inside)`, inside 1 or 0 and of the
     dimensions of x0. `critic(width)` builds the network of a critic, where the
     small one does not suit the samples: `net(x, t, condition) -> (batch,)`, condition (batch, width), None at width 0, without
-    prompts. ValueError for an unknown `predicts`, a bad LoRA target, and a net that is called otherwise, cannot be copied, has
-    adapters of its own, or is the policy of another model.
+    prompts. ValueError for an unknown `predicts`, a bad LoRA target, and a net that is called otherwise, fails at
+    two states (tried where there is no `encode`), cannot be copied, has adapters of its own, or is the policy of another model.
 
     >>> net = lambda x, t, cond: x
     >>> class Identity(nn.Module):
@@ -109,6 +109,9 @@ class Model(GaussianStates):
         self.double = {p.dtype for p in net.parameters()} == {torch.float64}
         self.adapters = Adapters(self.reference_net)
         check_net(net)
+        self.autocast: Callable[[], AbstractContextManager[None]] = nullcontext
+        if encode is None and mask is None and {p.dtype for p in net.parameters()} <= {torch.float32, torch.float64}:
+            self.try_net(null)  # others need prompts, or the precision of a run
         self.lora: LoraShape | None = None
         functions = {"encode": encode, "decode": decode, "project": project, "mask": mask}
         self.functions = [name for name, function in functions.items() if function is not None]
@@ -134,7 +137,6 @@ class Model(GaussianStates):
         self.sharded = False
         """True if processes share the network: then all of them must make the same calls."""
         self.evaluations = Evaluations()
-        self.autocast: Callable[[], AbstractContextManager[None]] = nullcontext
         self.max_rows: int | None = None
         """The most rows of one network call; None is all."""
         self.guidance, self.grid, self.off_below = 1.0, "power", 0.0
@@ -146,6 +148,25 @@ class Model(GaussianStates):
     def restored(cls, net: nn.Module, **description: Any) -> Model:
         """The model of its kind around this network, by the arguments that a file holds."""
         return cls(net, **description)
+
+    @torch.no_grad()
+    def try_net(self, conditions: Conditions) -> None:
+        """Calls the network at two states, of the first row of the conditions; ValueError, with the shapes, where it fails."""
+        if self.device.type == "meta":
+            return
+        x, t = self.example(2, torch.Generator().manual_seed(0)), torch.full((2,), 0.5, device=self.device)
+        some = map_conditions(lambda c: c[[0, 0]].to(self.device), conditions)
+        try:
+            with self.autocast(), torch.random.fork_rng(devices=[]):
+                self._evaluate(self.net, x, t, self._with_guidance(some, x, 1.0))
+        except (RuntimeError, TypeError, IndexError, KeyError, AttributeError) as error:
+            if is_out_of_memory(error):
+                raise
+            shapes = map_conditions(lambda c: tuple(c.shape), some)  # type: ignore[arg-type, return-value]
+            inputs = f"x {tuple(x.shape)}, t {tuple(t.shape)} and cond {shapes}"
+            remedy = "" if self.encode is not None else "; conditions come from encode= and prompts"
+            cause = f"{type(error).__name__}: {error}"
+            raise ValueError(f"net: {type(self.net).__name__} fails on {inputs}: {cause}{remedy}") from error
 
     def to(self, device: torch.device | str) -> Model:
         """Moves network, reference and averages; returns itself."""
@@ -301,7 +322,10 @@ class Model(GaussianStates):
 
         with self.autocast():
             y = self.adapters.call(role, output, x) if net is self.adapters.net else output(x)
-        return Prediction(y.to(x.dtype), y.to(x.dtype)) if raw else self._prediction(x, t, y, inside)
+        if raw:
+            y = kept(y.to(x.dtype), inside)
+            return Prediction(y, y)
+        return self._prediction(x, t, y, inside)
 
     def _with_guidance(self, conditions: Conditions, x: Tensor, guidance: float) -> Conditions:
         return conditions if self.true_cfg is None else {**(conditions or {}), "guidance": x.new_full((len(x),), guidance)}

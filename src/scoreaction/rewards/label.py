@@ -6,19 +6,20 @@ from pathlib import Path
 from typing import Any, Literal
 
 import torch
-from pydantic import BaseModel, Field
+from pydantic import Field
 from torch import Tensor
 
 from scoreaction.networks.labels import Labels
 from scoreaction.rewards import Reward
 from scoreaction.rewards._images import texts_of
+from scoreaction.settings import Settings
 from scoreaction.tasks.labelled import LabelledData, fitted
 from scoreaction.types import Prompts
 
 EXAMPLE: dict[str, Any] = {"data": "labelled.npz"}
 
 
-class Config(BaseModel, frozen=True, extra="forbid"):
+class Config(Settings, frozen=True, extra="forbid"):
     """`r(x, y) = log p(y|x)` in nats, at most 0, y the label that the prompt names: `"a red circle | large"` or `"large"`.
 
     At beta 1 fine-tuning on it draws from `p(x|y)` (Zhao et al. 2024, arXiv 2406.12120); a classifier that is too sure of

@@ -6,19 +6,20 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 import torch
-from pydantic import BaseModel, Field, FiniteFloat
+from pydantic import Field, FiniteFloat
 from torch import Tensor
 
 from scoreaction.diffusion.labels import Labelled
 from scoreaction.diffusion.mixtures import Mixture
 from scoreaction.networks.labels import Labels
 from scoreaction.rewards._images import texts_of
+from scoreaction.settings import Settings
 from scoreaction.types import Prompts
 
 EXAMPLE: dict[str, Any] = {"means": [[2.0, 0.0], [-2.0, 0.0], [0.0, 2.0], [0.0, -2.0]], "std": 0.3, "labels": [0, 1, 0, 2]}
 
 
-class Config(BaseModel, frozen=True, extra="forbid"):
+class Config(Settings, frozen=True, extra="forbid"):
     """`r(x, y) = log p(y|x)` in nats, at most 0, of the mixture with these means, weights and std; y is the prompt.
 
     means, weights, std and labels as those of the model `gaussian_mixture`. Differentiable. Trained on it at beta 1 a model of

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 import torch
-from pydantic import BaseModel, Field
+from pydantic import Field
 from safetensors.torch import save_file
 from torch import Tensor
 
@@ -23,6 +23,7 @@ from scoreaction.models.pretrained import DESCRIPTION, WEIGHTS, Description
 from scoreaction.networks.model import Model
 from scoreaction.sampling.draw import draw_x0
 from scoreaction.sampling.rollout import Sampler
+from scoreaction.settings import Settings
 from scoreaction.tasks.data_files import read_data
 from scoreaction.tasks.fitting import DenoiserFunction, Fit, denoised_share, noisy
 from scoreaction.training.evaluation import sliced_w2
@@ -36,7 +37,7 @@ JUDGED = 1024
 """Noised held-out samples that the loss is measured on, always the same; a quarter of them for pictures."""
 
 
-class Pretrain(BaseModel, frozen=True, extra="forbid", allow_inf_nan=False):
+class Pretrain(Settings, frozen=True, extra="forbid", allow_inf_nan=False):
     """Settings of pretraining: the data, the size of the network, and how long it is trained.
 
     data: a table as .csv or .npz whose rows are samples, pictures in an .npz or a folder, or a table that ships (moons).

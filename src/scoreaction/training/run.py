@@ -20,6 +20,7 @@ from scoreaction.networks.model import Model
 from scoreaction.networks.sharding import class_of, distributed_as, networks, on_host, shard
 from scoreaction.rewards import CountedReward, Reward
 from scoreaction.rewards._weighted import WeightedSum
+from scoreaction.sampling.known import check_known
 from scoreaction.sampling.replay import Replay
 from scoreaction.sampling.rollout import Sampler
 from scoreaction.sampling.steering import Steering
@@ -132,6 +133,8 @@ class Run:
                     raise ValueError("sampler.negative_prompt: there are no prompts to set it against; give prompts, or null")
                 model.lead_away_from(self.sampler.negative_prompt, guidance=self.sampler.guidance)
             self.conditions = model.conditions(self.prompts)
+            if model.encode is not None:  # one without was tried when it was built
+                model.try_net(self.conditions)
             self.collector = Collector(self.model, self.sampler, self.train, self.reward, self.rounds, self.prompts, self.world)
             objective = Objective(self.collector.score, self.collector.objective.differentiable, self.collector.at_once)
             batch = self.train.batch
@@ -185,9 +188,9 @@ class Run:
             self.budget.check_plan(sum(self.online.rounds), queries, self.evaluation.n)
 
     def _settled(self, steer: Steering) -> Steering:
-        self.model.refuse_tokens("steering")
         sampler = self.evaluation.sampler(self.sampler)
         try:
+            check_known(self.model, steer.known)
             return steer.settled(differentiable=self.reward.differentiable, sampler=sampler, beta=self.beta)
         except ValueError as error:
             raise ValueError(str(error).replace("sampler.", "evaluation.")) from error
