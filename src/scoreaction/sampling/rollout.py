@@ -390,7 +390,8 @@ def joined(rollouts: list[Rollout], order: Tensor | slice = ALL) -> Rollout:
     explored = any(rollout.action is not rollout.old for rollout in rollouts)
     action = mapped(side_by_side, *(rollout.action for rollout in rollouts)) if explored else old
     x, prompt = side_by_side(*(rollout.x for rollout in rollouts)), torch.cat([rollout.prompt for rollout in rollouts])[order]
-    noise = None if first.noise is None else torch.cat([n for n in (rollout.noise for rollout in rollouts) if n is not None])
+    noises = [rollout.noise for rollout in rollouts if rollout.noise is not None]
+    noise = torch.cat(noises)[order] if noises else None
     return replace(first, x=x, old=old, action=action, prompt=prompt, noise=noise)
 
 
