@@ -26,7 +26,7 @@ from scoreaction.sampling.rollout import Sampler
 from scoreaction.sampling.steering import Steering
 from scoreaction.training.best_weights import Selection, check_metric
 from scoreaction.training.budget import Budget
-from scoreaction.training.checks import check_precision, check_shard
+from scoreaction.training.checks import check_precision, check_shard, check_whole
 from scoreaction.training.collector import Collector
 from scoreaction.training.evaluation import Evaluation, check_certificate
 from scoreaction.training.export import described, save_model
@@ -201,6 +201,7 @@ class Run:
         device = Accelerator().device if self.train.device == "auto" else torch.device(self.train.device)
         if self.train.shard:  # from the host, block by block: no device ever holds a whole network
             check_shard(self.train, self.world)
+            check_whole(model)
             self._share(networks(model))
             shard(model, self.world, device)
         model.to(device)
