@@ -19,7 +19,8 @@ BLOCK = re.compile(r"(<!-- table: (\S+) -->\n).*?(<!-- end -->)", re.S)
 # exact tasks
 
 EXACT = ("score_action", "sqdf", "sqdf, corrected", "sqdf, chain", "vard", "pi_ft", "adjoint_matching", "dpok",
-         "draft, K = N, KL", "draft, K = N", "draft-1", "refl, KL", "ddpo")  # fmt: skip
+         "draft, K = N, KL", "draft, K = N", "draft-1", "refl, KL", "ddpo", "score_action, surrogate", "score_action, ratio",
+         "score_action, forward", "ram", "nft", "awm")  # fmt: skip
 QUOTED = ("score_action", "sqdf, corrected", "sqdf", "vard", "adjoint_matching", "dpok", "ddpo")
 TASKS = ("mixture", "mixture16", "linear_quadratic")
 Plan = list[tuple[str, str, int]]
