@@ -407,6 +407,19 @@ def tokens(results: Results) -> Table:
     return table
 
 
+def causal(results: Results) -> Table:
+    """Sampling of a causal network with and without what it keeps."""
+    table = Table("length", "CPU s, kept", "CPU s, whole passes", "ratio")
+    for run in sorted(results.runs, key=lambda run: run["length"]):
+        table.add(
+            [run],
+            str(run["length"]),
+            *(number(run[key], 2) for key in ("kept_seconds", "whole_seconds")),
+            number(run["ratio"], 1),
+        )
+    return table
+
+
 def q_learning(results: Results) -> Table:
     """Each trainer on each task, mean over seeds, the optimum first."""
     table = Table("task", "trainer", "seeds", "reward", "KL (nats)", "distance", "floor, oracle", "queries", "evaluations")
@@ -466,6 +479,7 @@ TABLES: dict[str, tuple[str, Callable[[Results], Table]]] = {
     "memory": ("memory", partial(plain, columns=_memory)),
     "processes": ("processes", partial(plain, columns=_processes, by="name")),
     "tokens": ("tokens", tokens),
+    "causal": ("causal", causal),
     "work": ("work", partial(plain, columns=_work)),
     "work_counts": ("work_counts", partial(plain, columns=_counts)),
     "pipelines": ("pipelines", partial(plain, columns=_pipelines)),
