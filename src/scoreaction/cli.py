@@ -1,4 +1,4 @@
-"""The command `scoreaction`: train, plan, doctor, distill, sample, steer, evaluate, compare, report, watch, list and others.
+"""The command `scoreaction`: train, plan, doctor, distill, pairs, sample, steer, evaluate, report and others.
 
 Exit codes: 0 done; 2 the input is wrong; 1 it failed; 130 interrupted. Whatever goes wrong is one line on stderr; `--debug`
 shows the traceback.
@@ -122,6 +122,28 @@ def distill(
     folder = output or default_folder(recipe, "consistency")
     show_endpoint_errors(distill_recipe(chosen, folder))
     print(f"consistency: {folder}")
+
+
+@app.command()
+def pairs(
+    recipe: RecipeName,
+    overrides: Overrides = None,
+    n: Annotated[int, typer.Option("--n", min=1, help="Number of pairs: twice as many rewards.")] = 1000,
+    temperature: Annotated[
+        float, typer.Option(help="T of the chance sigmoid((r1 - r2)/T) that a sample wins; 0: the better always does.")
+    ] = 1.0,
+    seed: Annotated[int, typer.Option(min=0, max=2**32 - 1, help="Seed of noise and labels.")] = 0,
+    output: Annotated[Path | None, typer.Option(metavar="FILE", help="An .npz; default runs/RECIPE-pairs-TIME.npz.")] = None,
+    trust: Trust = False,
+) -> None:
+    """Draw pairs of a recipe's pretrained model and label them by its reward: data for dpo."""
+    from scoreaction.commands.pairs import lines_of, make_pairs
+    from scoreaction.recipes.recipe import load_recipe
+
+    chosen = load_recipe(recipe, overrides or [], trust=trust or None)
+    path = output or default_folder(recipe, "pairs").with_suffix(".npz")
+    print(lines_of(make_pairs(chosen, path, n=n, temperature=temperature, seed=seed), temperature))
+    print(f"pairs: {path}")
 
 
 @app.command()

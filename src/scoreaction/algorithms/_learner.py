@@ -6,7 +6,7 @@ import math
 from abc import abstractmethod
 from collections.abc import Callable, Generator
 from dataclasses import dataclass, replace
-from typing import NamedTuple, TypeAlias
+from typing import ClassVar, Literal, NamedTuple, TypeAlias
 
 import torch
 from pydantic import BaseModel, ConfigDict, Field
@@ -75,6 +75,19 @@ class Objective(NamedTuple):
         return self.score(x0, prompt)
 
 
+class Examples(NamedTuple):
+    """The run's data, one a row, whole in every process: x0 (n, *shape) before decoding, prompt (n,) the numbers of prompts.
+
+    worse (n, *shape): of pairs, the samples that x0 is preferred to, else None. Of prompts with one text the first's number
+    stands; `first` (prompts,) has it for each of the run's.
+    """
+
+    x0: Tensor
+    worse: Tensor | None
+    prompt: Tensor
+    first: Tensor
+
+
 class Setting(NamedTuple):
     """The parts that a run gives its learner; `conditions` are those of all prompts, `batch` is trajectories an iteration.
 
@@ -89,11 +102,16 @@ class Setting(NamedTuple):
     group: float = math.inf
     """Trajectories an iteration with one prompt, on average."""
     world: World = ALONE
+    data: Examples | None = None
 
 
 class Algorithm(BaseModel):
-    """Base of the algorithms' settings: validated, frozen, no unknown keys."""
+    """Base of the algorithms' settings: validated, frozen, no unknown keys.
 
+    learns_from: what an update is made of, the rewards of trajectories or the run's data.
+    """
+
+    learns_from: ClassVar[Literal["rewards", "pairs", "samples"]] = "rewards"
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
     @abstractmethod
@@ -148,7 +166,7 @@ class Learner:
     exploration = 0.0
 
     def __init__(self, setting: Setting, *, beta: float = 0.0, kl_target: float | None = None) -> None:
-        self.model, self.sampler, self.reward, self.batch, self.conditions, _, self.world = setting
+        self.model, self.sampler, self.reward, self.batch, self.conditions, _, self.world, self.data = setting
         self.process, self.kl_target = self.model.process, kl_target
         self.networks = nn.ModuleDict()
         self.lr: dict[str, float] = {}

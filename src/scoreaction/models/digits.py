@@ -8,7 +8,7 @@ from typing import Any, Literal
 import torch
 from pydantic import BaseModel, Field
 
-from scoreaction.models.pipelines.decoding import to_unit
+from scoreaction.models.pipelines.decoding import from_unit, to_unit
 from scoreaction.networks.consistency import load_consistency
 from scoreaction.networks.model import Model
 from scoreaction.tasks.digits.networks import NO_CLASS, judge, load_net, parse_digit_prompt, shipped
@@ -52,6 +52,7 @@ def build(config: Config) -> Model:
         encode=lambda prompts: torch.tensor([parse_digit_prompt(str(prompt)) for prompt in prompts]),
         null=torch.tensor([NO_CLASS]),
         decode=to_unit,
+        invert=from_unit,
         features=judge().features,
     )
     if config.consistency is None:

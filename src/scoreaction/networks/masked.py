@@ -24,8 +24,8 @@ class MaskedModel(Model):
     [0, 1] with 0 data and 1 all masks (a network may ignore it), logits (batch, length, vocabulary) finite, without the mask.
     Logits of shown positions are not read. The samples that rewards see are tokens (batch, length), or what `decode(tokens)`
     makes of them. Diversity is measured in the tokens themselves. Guidance w is `log p_null + w (log p_cond - log p_null)`,
-    normalised at every position. lora_*, encode, null, features and export as in `Model`. ValueError for a length below 1, a
-    process of Gaussian states, and whatever `Model` refuses.
+    normalised at every position. lora_*, encode, null, invert, features and export as in `Model`. ValueError for a length
+    below 1, a process of Gaussian states, and whatever `Model` refuses.
 
     >>> class Even(nn.Module):
     ...     def __init__(self):
@@ -52,6 +52,7 @@ class MaskedModel(Model):
         encode: Callable[[list[Any]], Conditions] | None = None,
         null: Conditions = None,
         decode: Callable[[Tensor], Tensor] | None = None,
+        invert: Callable[[Tensor], Tensor] | None = None,
         features: Callable[[Tensor], Tensor] | None = None,
         law: Any = None,
         export: Callable[[Path], None] | None = None,
@@ -69,6 +70,7 @@ class MaskedModel(Model):
             encode=encode,
             null=null,
             decode=decode,
+            invert=invert,
             features=features or (self._one_hot if decode is None else None),
             law=law,
             export=export,
@@ -94,6 +96,12 @@ class MaskedModel(Model):
     def example(self, n: int, generator: torch.Generator) -> Tensor:
         order = torch.randperm(n * self.shape[0], generator=generator)  # all tokens, where there is room for them
         return (order % self.process.vocabulary).reshape(n, *self.shape).to(self.device)
+
+    def _checked_data(self, samples: Tensor) -> Tensor:
+        tokens, vocabulary = samples.long(), self.process.vocabulary
+        if not bool(((tokens == samples) & (tokens >= 0) & (tokens < vocabulary)).all()):
+            raise ValueError(f"its samples must be tokens, whole numbers from 0 to {vocabulary - 1}")
+        return tokens
 
     def refuse_tokens(self, what: str) -> None:
         raise UserError(f"model: {what} is for models of Gaussian states, and this one's are tokens; leave it out")

@@ -47,15 +47,15 @@ class Model:
     train and the reference is a frozen copy; with it LoRA layers train and the reference is the net with them off. The net is
     put in evaluation mode, now and for training: no dropout, and batch norm by its running statistics.
 
-    `encode(prompts) -> conditions`; `null` one row of the unconditional condition, for guidance; `decode(x0) ->
-    samples` maps to what rewards see (images in [0, 1]); `features(samples) -> (batch, F)` is what diversity is measured
-    in; `law` is the exact data law where it is known; `export(folder)` writes what other libraries load. A network that
-    takes guidance as an input (distilled) is given `true_cfg`: `guidance` then reaches it as conditions["guidance"], and
-    true_cfg weighs both halves. `project(x0)` maps x0 of every prediction into the space of the data: `x0.clamp(-1, 1)` of
-    pixels, `x0 - x0.mean(1, keepdim=True)` where centres are 0. `critic(width)` builds the network of a critic, where the
-    small one does not suit the samples: `net(x, t, condition) -> (batch,)`, condition (batch, width), None at width 0, without
-    prompts. ValueError for an unknown `predicts`, a bad LoRA target, and a net that is called otherwise, cannot be copied, has
-    adapters of its own, or is the policy of another model.
+    `encode(prompts) -> conditions`; `null` one row of the unconditional condition, for guidance; `decode(x0) -> samples` maps
+    to what rewards see (images in [0, 1]), `invert(samples) -> x0` back, for data; `features(samples) -> (batch, F)` is what
+    diversity is measured in; `law` is the exact data law where it is known; `export(folder)` writes what other libraries load.
+    A network that takes guidance as an input (distilled) is given `true_cfg`: `guidance` then reaches it as
+    conditions["guidance"], and true_cfg weighs both halves. `project(x0)` maps x0 of every prediction into the space of the
+    data: `x0.clamp(-1, 1)` of pixels, `x0 - x0.mean(1, keepdim=True)` where centres are 0. `critic(width)` builds the network
+    of a critic, where the small one does not suit the samples: `net(x, t, condition) -> (batch,)`, condition (batch, width),
+    None at width 0, without prompts. ValueError for an unknown `predicts`, a bad LoRA target, and a net that is called
+    otherwise, cannot be copied, has adapters of its own, or is the policy of another model.
 
     >>> net = lambda x, t, cond: x
     >>> class Identity(nn.Module):
@@ -79,6 +79,7 @@ class Model:
         encode: Callable[[list[Any]], Conditions] | None = None,
         null: Conditions = None,
         decode: Callable[[Tensor], Tensor] | None = None,
+        invert: Callable[[Tensor], Tensor] | None = None,
         features: Callable[[Tensor], Tensor] | None = None,
         law: Mixture | None = None,
         true_cfg: float | None = None,
@@ -102,6 +103,7 @@ class Model:
         )
         self.critic = critic
         self.decode = decode or (lambda x0: x0)
+        self.invert = invert or (_no_way_back if decode else lambda samples: samples)
         self.features = features or (lambda samples: samples.flatten(1))
         self.reference_net = frozen(net) if lora_rank is None else net
         self.double = {p.dtype for p in net.parameters()} == {torch.float64}
@@ -171,6 +173,22 @@ class Model:
     def example(self, n: int, generator: torch.Generator) -> Tensor:
         """n clean samples of any values, (n, *shape), to try rewards on."""
         return torch.randn(n, *self.shape, generator=generator).to(self.device)
+
+    @torch.no_grad()
+    def clean(self, samples: Tensor) -> Tensor:
+        """Samples of data, as rewards see them, before decoding: (n, *shape) on the CPU. ValueError where they do not fit."""
+        x0 = self.invert(self._checked_data(samples).to(self.device)).cpu()
+        if x0.shape[1:] != self.shape:
+            raise ValueError(
+                f"samples of shape {tuple(samples.shape[1:])} become {tuple(x0.shape[1:])}, and the model's are {self.shape}"
+            )
+        return x0
+
+    def _checked_data(self, samples: Tensor) -> Tensor:
+        """Samples in the model's own type; ValueError for values that it cannot have."""
+        if not bool(torch.isfinite(samples).all()):
+            raise ValueError("its samples must be finite numbers")
+        return samples.to(torch.float64 if self.double else torch.float32)
 
     def refuse_tokens(self, what: str) -> None:
         """UserError for `what`, which needs Gaussian states, where the model's are tokens."""
@@ -406,3 +424,8 @@ class Model:
             yield
         finally:
             self.evaluations = kept
+
+
+def _no_way_back(samples: Tensor) -> Tensor:
+    """ValueError: of a `decode` alone no x0 can be had."""
+    raise ValueError("the model decodes its samples and cannot go back; give Model(invert=...), the inverse of decode")

@@ -12,7 +12,20 @@ from scoreaction.recipes.validation import dotted
 from scoreaction.types import Values
 from scoreaction.yaml_text import parse_yaml, read_text
 
-KEYS = ["model", "reward", "algorithm", "sampler", "train", "prompts", "evaluation", "early_stop", "online", "distill", "steer"]
+KEYS = [
+    "model",
+    "reward",
+    "algorithm",
+    "sampler",
+    "train",
+    "prompts",
+    "evaluation",
+    "early_stop",
+    "online",
+    "distill",
+    "steer",
+    "data",
+]
 
 
 def read_recipe(name_or_path: str) -> tuple[Values, Path]:

@@ -27,13 +27,14 @@ from scoreaction.sampling.steering import Steering
 from scoreaction.training.best_weights import Selection, check_metric
 from scoreaction.training.collector import Collector
 from scoreaction.training.evaluation import Evaluation
+from scoreaction.training.examples import Unread, settled
 from scoreaction.training.export import described, save_model
 from scoreaction.training.identity import identity
 from scoreaction.training.online import Online, Rounds
 from scoreaction.training.optimizer import ROWS, Optimisation, Train
 from scoreaction.training.run_folder import Journal, RunFolder
 from scoreaction.training.trackers import check_trackers
-from scoreaction.types import DTYPES, RewardFunction, Values
+from scoreaction.types import DTYPES, Pairs, RewardFunction, Samples, Values
 from scoreaction.world import World
 from scoreaction.yaml_text import dump_yaml, parse_yaml
 
@@ -93,6 +94,7 @@ class Run:
         recipe: str | None = None,
         online: Online | None = None,
         steer: Steering | None = None,
+        data: Pairs | Samples | Unread | None = None,
     ) -> None:
         self.sampler, self.train = sampler or Sampler(**model.sampling), train or Train()
         self.evaluation = evaluation or Evaluation.of(model)
@@ -144,7 +146,8 @@ class Run:
             objective = Objective(self.collector.score, self.collector.objective.differentiable)
             batch = self.train.batch
             group = min(batch, max(self.train.samples_per_prompt, batch / len(self.prompts or [None])))
-            setting = Setting(model, self.sampler, objective, batch, self.conditions, group, self.world)
+            examples = settled(data, algorithm, model, self.prompts)
+            setting = Setting(model, self.sampler, objective, batch, self.conditions, group, self.world, examples)
             self.learner: Learner = model.learner(algorithm, setting)
         if self.evaluation.certificate:
             model.refuse_tokens("evaluation.certificate")

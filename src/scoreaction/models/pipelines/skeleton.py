@@ -12,7 +12,7 @@ import torch
 
 from scoreaction.models._records import Skeleton
 from scoreaction.models.pipelines.assemble import Adaptation, assemble, family_of
-from scoreaction.models.pipelines.decoding import Decoder, to_unit
+from scoreaction.models.pipelines.decoding import Decoder
 from scoreaction.models.pipelines.families import geometry, text_shapes
 from scoreaction.models.pipelines.folders import check_named, quiet, read_index
 
@@ -49,7 +49,7 @@ def pipeline_skeleton(path: str, options: Adaptation, *, dtype: torch.dtype, hei
     core, vae = parts[family.component], parts.get("vae")
     form = geometry(kind, core.config, None if vae is None else vae.config, height, width)
     counts = {name: sum(p.numel() for p in part.parameters()) for name, part in parts.items()}
-    model = assemble(kind, core, scheduler, form, options, decode=to_unit if vae is None else Decoder(vae))
+    model = assemble(kind, core, scheduler, form, options, decoder=None if vae is None else Decoder(vae))
     with mode:
         conditions = {name: torch.zeros(1, *shape, dtype=dtype) for name, shape in text_shapes(kind, core.config).items()}
     model.null = conditions or None
