@@ -40,6 +40,7 @@ if TYPE_CHECKING:
     from scoreaction.training.finetuner import Finetuner
     from scoreaction.training.online import Online
     from scoreaction.training.optimizer import Train
+    from scoreaction.training.runge_kutta import RungeKutta
     from scoreaction.training.steering import steer
     from scoreaction.types import Pairs, Prompt, Samples
 
@@ -68,6 +69,7 @@ _HOMES = {
     "RAM": "algorithms.ram",
     "ReFL": "algorithms.refl",
     "Reward": "rewards",
+    "RungeKutta": "training.runge_kutta",
     "SPIN": "algorithms.spin",
     "SQDF": "algorithms.sqdf",
     "Sampler": "sampling.rollout",
