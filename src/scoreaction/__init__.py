@@ -42,6 +42,7 @@ if TYPE_CHECKING:
     from scoreaction.training.optimizer import Train
     from scoreaction.training.runge_kutta import RungeKutta
     from scoreaction.training.steering import steer
+    from scoreaction.training.students import Student, StudentDistiller
     from scoreaction.types import Pairs, Prompt, Samples
 
 _HOMES = {
@@ -76,6 +77,8 @@ _HOMES = {
     "Samples": "types",
     "ScoreAction": "algorithms.score_action",
     "Steering": "sampling.steering",
+    "Student": "training.students",
+    "StudentDistiller": "training.students",
     "TableVP": "diffusion.processes",
     "Train": "training.optimizer",
     "VARD": "algorithms.vard",

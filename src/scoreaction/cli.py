@@ -108,12 +108,23 @@ def train(
 
 @app.command()
 def distill(
-    recipe: RecipeName,
+    recipe: Annotated[str, typer.Argument(metavar="RECIPE_OR_RUN", help="A recipe, or the folder of a run.")],
     overrides: Overrides = None,
-    output: Annotated[Path | None, output_option("Folder; default runs/RECIPE-consistency-TIME.")] = None,
+    steps: Annotated[int | None, typer.Option(min=1, help="Of a run: evaluations of its student a sample; default 4.")] = None,
+    output: Annotated[Path | None, output_option("Folder; default runs/RECIPE-consistency-TIME, of a run RUN-student.")] = None,
     trust: Trust = False,
 ) -> None:
-    """Make a consistency model of a recipe's model: the clean sample in one evaluation."""
+    """Make a consistency model of a recipe's model, or a few-step student of a run's tuned one."""
+    if Path(recipe).is_dir():
+        from scoreaction.commands.students import distill_run
+        from scoreaction.commands.tables import show_student
+
+        place = output or Path(recipe).with_name(f"{Path(recipe).resolve().name}-student")
+        show_student(distill_run(Path(recipe), place, steps=steps, overrides=overrides or [], trust=trust))
+        print(f"student: {place}")
+        return
+    if steps is not None:
+        raise UserError("--steps: is of students, which are made of a run; give its folder")
     from scoreaction.commands.distill import distill_recipe
     from scoreaction.commands.tables import show_endpoint_errors
     from scoreaction.recipes.recipe import load_recipe

@@ -136,6 +136,8 @@ class Model:
         self.max_rows: int | None = None
         """The most rows of one network call; None is all."""
         self.guidance, self.grid, self.off_below = 1.0, "power", 0.0
+        self.student: dict[str, Any] = {}
+        """The sampler of a student, which is made for that one alone; empty of any other model."""
         self.prompts: list[Any] | None = None
         """Guidance, grid, `off_below` and prompts of its training, which `sample` takes."""
         register(self)
@@ -158,8 +160,8 @@ class Model:
 
     @property
     def sampling(self) -> dict[str, Any]:
-        """Settings of a sampler that suit its kind, over those of `Sampler`."""
-        return {}
+        """Settings of a sampler that suit its kind, over those of `Sampler`: of a student its own."""
+        return self.student
 
     @property
     def size(self) -> int:

@@ -150,6 +150,8 @@ def build(recipe: Recipe, output: str | Path | None = None, *, rewards: bool = T
         )
     except ValueError as error:
         raise UserError(named(str(error), "recipe")) from error
+    if recipe.student is not None and recipe.student.of is not None:
+        model.student = recipe.student.sampling
     online = recipe.online is not None
     free = [s for s in trained if _free(s.block, oracle=online)] + [s for s in only_measured if _free(s.block, oracle=False)]
     _probe(tuner, recipe, free)

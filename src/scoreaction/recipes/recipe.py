@@ -31,6 +31,7 @@ from scoreaction.training.distillation import Distill
 from scoreaction.training.evaluation import Evaluation
 from scoreaction.training.online import Online
 from scoreaction.training.optimizer import Train
+from scoreaction.training.students import Student
 from scoreaction.types import Values
 from scoreaction.yaml_text import dump_yaml
 
@@ -90,6 +91,7 @@ class Recipe(BaseModel):
     distill: Distill | None = None
     steer: Steering | None = None
     data: DataFile | None = None
+    student: Student | None = None
 
     @property
     def rewards(self) -> tuple[Block, ...]:
@@ -112,12 +114,13 @@ class Recipe(BaseModel):
             "distill": None if self.distill is None else self.distill.model_dump(mode="json"),
             "steer": None if self.steer is None else self.steer.model_dump(mode="json"),
             "data": None if self.data is None else self.data.model_dump(mode="json"),
+            "student": None if self.student is None else self.student.model_dump(mode="json"),
         }
 
 
 SECTIONS: dict[str, type[BaseModel]] = {
     "sampler": Sampler, "train": Train, "evaluation": Evaluation, "early_stop": EarlyStop, "online": Online, "distill": Distill,
-    "steer": Steering, "data": DataFile,
+    "steer": Steering, "data": DataFile, "student": Student,
 }  # fmt: skip
 """The sections of a recipe beside the blocks with a name."""
 
@@ -198,6 +201,7 @@ def resolve(values: Values, *, folder: Path = Path()) -> Recipe:
         online=None if online is None else check(Online, online, ("online",)),
         distill=None if values.get("distill") is None else distill_settings(model, values["distill"]),
         steer=None if values.get("steer") is None else check(Steering, values["steer"], ("steer",)),
+        student=None if values.get("student") is None else check(Student, values["student"], ("student",)),
         data=None if values.get("data") is None else _absolute(check(DataFile, values["data"], ("data",))),
     )
 

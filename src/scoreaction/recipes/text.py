@@ -13,19 +13,9 @@ from scoreaction.types import Values
 from scoreaction.yaml_text import parse_yaml, read_text
 
 KEYS = [
-    "model",
-    "reward",
-    "algorithm",
-    "sampler",
-    "train",
-    "prompts",
-    "evaluation",
-    "early_stop",
-    "online",
-    "distill",
-    "steer",
-    "data",
-]
+    "model", "reward", "algorithm", "sampler", "train", "prompts", "evaluation", "early_stop", "online", "distill", "steer",
+    "data", "student",
+]  # fmt: skip
 
 
 def read_recipe(name_or_path: str) -> tuple[Values, Path]:

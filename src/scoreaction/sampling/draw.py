@@ -121,7 +121,7 @@ def sample(
     *,
     n: int,
     steps: int | None = None,
-    eta: float = 1.0,
+    eta: float | None = None,
     solver: SolverName | None = None,
     seed: int = 0,
     guidance: float | None = None,
@@ -131,7 +131,8 @@ def sample(
 ) -> Tensor:
     """n samples of the tuned model (its averaged weights), or with `reference` of the base; same seed, same noise.
 
-    steps and solver are by default 50 of ddim, of tokens as many as there are positions of one_by_one; guidance, grid and
+    steps, solver and eta are by default 50 of ddim at 1, of tokens as many as there are positions of one_by_one, and of a
+    student its own; guidance, grid and
     prompts are those of the training, of a model that was not trained 1, power and none. The base acts below the `off_below` of
     the training. Prompts are repeated over the n samples. Returns (n, *shape), decoded where the model decodes.
 
@@ -141,8 +142,9 @@ def sample(
     torch.Size([3, 2])
     """
     check_asked(n, prompts)
-    own = {"guidance": model.guidance if guidance is None else guidance, "grid": grid or model.grid, "eta": eta}
-    chosen = {name: value for name, value in {"solver": solver, "steps": steps}.items() if value is not None}
+    own = {"guidance": model.guidance if guidance is None else guidance, "grid": grid or model.grid}
+    given = {"solver": solver, "steps": steps, "eta": eta}
+    chosen = {name: value for name, value in given.items() if value is not None}
     sampler = Sampler(**model.sampling | own | chosen, off_below=model.off_below)
     sampler.check(model)
     return draw(model, sampler, n, spread_prompts(prompts or model.prompts, n), seed, reference=reference)

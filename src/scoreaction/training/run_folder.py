@@ -24,6 +24,10 @@ MODEL_DESCRIPTION = "model.json"
 """File of a saved model that is written last."""
 
 
+STUDENT = "student.json"
+"""What a student kept of its teacher."""
+
+
 class RunFolder:
     """The folder of a run and the names in it."""
 

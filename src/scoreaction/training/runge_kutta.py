@@ -31,11 +31,11 @@ class RungeKutta:
     penalised field; there it is in the first only.
 
     players: the parameters of each by name. lr: the step size h, of all or by name; it may be changed between steps. penalty:
-    by name, what a player pays for the squared norm of the others' gradients, `lambda sum_q ||grad_q L_q||^2`, as a discriminator
-    may for its generator's. max_norm: the largest norm of the whole direction. modules: whose buffers (running statistics)
-    change once a step, by its first stage. It has no state. ValueError for a parameter of two players or in fp16, whose
-    gradients vanish without a scaler, and at a step for losses of other names, a loss that does not depend on its player, and
-    one that is not finite.
+    by name, what a player pays for the squared norm of the others' gradients, `lambda sum_q ||grad_q L_q||^2`, as a
+    discriminator may for its generator's. max_norm: the largest norm of the whole direction. modules: whose buffers (running
+    statistics) change once a step, by its first stage. It has no state. ValueError for a parameter of two players or in
+    fp16, whose gradients vanish without a scaler, and at a step for losses of other names, a loss that does not depend on its
+    player, and one that is not finite.
 
     >>> x, y = (nn.Parameter(torch.tensor([value])) for value in (1.0, 0.0))
     >>> game = RungeKutta({"x": [x], "y": [y]}, lr=0.5, order=4)
@@ -72,7 +72,7 @@ class RungeKutta:
                 raise ValueError(f"players: {name} needs parameters, in float32, bfloat16 or float64")
 
     def step(self, losses: Losses) -> dict[str, float]:
-        """One step of all players; `losses()` gives each one's loss, at the parameters of now. Returns those before the step."""
+        """One step of all players; `losses()` gives each loss at the parameters of now. Gives those before the step."""
         places, weights = TABLES[self.order]
         start = {name: [p.detach().clone() for p in parameters] for name, parameters in self.players.items()}
         try:
