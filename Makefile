@@ -34,11 +34,12 @@ demo: $(STAMP)
 	tail -n +1 $(DEMO)/digits.log
 	@$(PY) -m scoreaction report $(DEMO)
 
-test: $(STAMP) $(APART)/open_clip $(APART)/image_reward $(APART)/bitsandbytes
+test: $(STAMP)
 	$(PY) -m pytest -n 2 --dist worksteal -m "not long"
 
-# beside make test: four processes, faults between processes, networks that processes share, and the lines that tests reach
-long: $(STAMP)
+# beside make test: four processes, faults between processes, networks that processes share, whatever else takes long, rewards
+# whose packages the environment cannot hold, and the lines that tests reach
+long: $(STAMP) $(APART)/open_clip $(APART)/image_reward $(APART)/bitsandbytes
 	$(PY) -m pytest -n 2 --dist worksteal --cov --cov-report=term:skip-covered
 
 check: $(STAMP)

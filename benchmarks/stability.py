@@ -20,7 +20,7 @@ import torch
 from _harness import Figures, arguments, built, run_jobs, summary
 from torch import Tensor
 
-TASKS, ITERATIONS = 100, 60
+TASKS, ITERATIONS = 200, 60
 TRAINERS = ("score_action", "sqdf")
 LEAST_NATS, MOST_NATS = 0.02, 6.0
 MOST_STATES = 8192

@@ -320,6 +320,19 @@ def parametrisations(results: Results) -> Table:
     return table
 
 
+def off_below(results: Results) -> Table:
+    """Distance of the gated optimal policy over that of the larger of floor and oracle, its reward and its KL, by task."""
+    times = [point["off_below"] for point in results.curves["mixture"]]
+    table = Table("task", "", "optimum", *(f"{t:g}" for t in times))
+    for task in TASKS:
+        (run,), curve = results.where(task=task), results.curves[task]
+        bar = max(run["floor"], curve[0]["distance"])
+        table.add([run], task, "ratio", "", *(number(point["distance"] / bar, 2) for point in curve))
+        for name, key in (("reward", "reward"), ("KL (nats)", "kl_nats")):
+            table.add([run], "", name, number(run[f"optimum_{key}"], 2), *(number(point[key], 2) for point in curve))
+    return table
+
+
 def adjoints(results: Results) -> Table:
     """Mean of the lean adjoint along the gradient of the value, and its second moment, at three times."""
     table = Table("task", "steps", *(f"{when}: {what}" for when in ("t = 1", "halfway", "last") for what in ("mean", "moment")))
@@ -378,6 +391,21 @@ def tokens(results: Results) -> Table:
     return table
 
 
+def q_learning(results: Results) -> Table:
+    """Each trainer on each task, mean over seeds, the optimum first."""
+    table = Table("task", "trainer", "seeds", "reward", "KL (nats)", "distance", "floor, oracle", "queries", "evaluations")
+    for task, runs in results.groups("task").items():
+        best = [number(runs[0][key], 3) for key in ("optimum_reward", "optimum_kl_nats")]
+        table.add([], task, "*optimum*", "", *best, "0", "", "", "")
+        for trainer in dict.fromkeys(run["trainer"] for run in runs):
+            own = [run for run in runs if run["trainer"] == trainer]
+            figures = [of(own, key) for key in ("reward_tuned", "kl_nats", "distance_to_optimum")]
+            bounds = ", ".join(of(own, f"distance_{key}").partition(" ")[0] for key in ("floor", "oracle"))
+            spent = [of(own, key, 0) for key in ("reward_queries", "model_evaluations")]
+            table.add(own, task, trainer, str(len(own)), *figures, bounds, *spent)
+    return table
+
+
 TABLES: dict[str, tuple[str, Callable[[Results], Table]]] = {
     "readme": ("exact", readme),
     "exact_score_action": ("exact", partial(exact, plan=_at("mixture", EXACT[:1]) + _at("mixture16", EXACT[:1]))),
@@ -391,8 +419,10 @@ TABLES: dict[str, tuple[str, Callable[[Results], Table]]] = {
     "soft_q_mixture": ("soft_q", partial(soft_q, task="mixture")),
     "soft_q_linear_quadratic": ("soft_q", partial(soft_q, task="linear_quadratic")),
     "parametrisations": ("parametrisations", parametrisations),
+    "off_below": ("off_below", off_below),
     "adjoints": ("adjoints", adjoints),
     "steering": ("steering", steering),
+    "q_learning": ("q_learning", q_learning),
     "digits": ("digits", partial(digits_end, trainers=DIGITS)),
     "digits_13": ("digits", partial(digits_reached, level=13)),
     "digits_14": ("digits", partial(digits_reached, level=14)),

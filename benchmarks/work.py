@@ -1,6 +1,7 @@
 """Work of a training iteration on the shapes beside what its mathematics needs: evaluations, CPU time, peak memory.
 
-    python -m benchmarks.work         # results/work.csv and a table; some minutes on one core
+    python -m benchmarks.work                    # results/work.csv and a table; some minutes on one core
+    python -m benchmarks.work --stage counts     # results/work_counts.csv and a table: evaluations alone, a minute
 
 `NEEDS` has the evaluations that a trainer's equations ask for, a network call being of 32 rows everywhere. *Done* is what the
 run's counters say. *Bare* are exactly the needed calls with nothing around them: sampling steps without a graph, policy and
@@ -16,7 +17,7 @@ from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import torch
-from _harness import Figures, arguments, built, run_jobs
+from _harness import Figures, arguments, built, in_stage, run_jobs
 from torch import Tensor
 
 COUNTED = 2
@@ -123,15 +124,38 @@ def critics_watched(tuner: Any) -> list[float]:
     return seconds
 
 
+def run_of(algorithm: str, iterations: int) -> Any:
+    """The run whose iterations are counted and timed."""
+    reward = "shapes_scorer" if NEEDS[algorithm].sloped else "shapes"
+    sizes = [f"train.batch={BATCH}", f"train.max_rows={ROWS}", f"train.iterations={iterations}", "evaluation.held_out=[]"]
+    sizes += ["sampler.off_below=0"]  # as `NEEDS` has it: the policy acts in every step
+    name, settings = algorithm.partition(",")[0].partition("-")[0], SETTINGS.get(algorithm, "")
+    return built("shapes", f"reward={{name: {reward}}}", f"algorithm={{name: {name}, {settings}}}", *sizes)
+
+
+def beside_needs(algorithm: str, forward: int, backward: int) -> Figures:
+    """Evaluations that were made, all and with a graph, beside those that are needed."""
+    needs = NEEDS[algorithm]
+    return {
+        "needed": sum(needs[:4]),
+        "done": forward,
+        "needed_backward": needs.learned + needs.differentiated,
+        "done_backward": backward,
+    }
+
+
+def counted(algorithm: str) -> Figures:
+    """Evaluations of an iteration."""
+    tuner = run_of(algorithm, 1)
+    next(iter(tuner))
+    return beside_needs(algorithm, tuner.model.evaluations.forward, tuner.model.evaluations.backward)
+
+
 def measured(algorithm: str) -> Figures:
     """Evaluations and CPU seconds of an iteration, the median of a few, and the peak memory of the first."""
     from scoreaction.commands._live_memory import LiveMemory
 
-    needs = NEEDS[algorithm]
-    reward = "shapes_scorer" if needs.sloped else "shapes"
-    sizes = [f"train.batch={BATCH}", f"train.max_rows={ROWS}", f"train.iterations={1 + COUNTED}", "evaluation.held_out=[]"]
-    name, settings = algorithm.partition(",")[0].partition("-")[0], SETTINGS.get(algorithm, "")
-    tuner = built("shapes", f"reward={{name: {reward}}}", f"algorithm={{name: {name}, {settings}}}", *sizes)
+    needs, tuner = NEEDS[algorithm], run_of(algorithm, 1 + COUNTED)
     steps, evaluations = iter(tuner), tuner.model.evaluations
     x, prompt = torch.randn(ROWS, *tuner.model.shape), torch.arange(ROWS) % len(tuner.prompts)
     peaks = []
@@ -149,11 +173,7 @@ def measured(algorithm: str) -> Figures:
         learned.append(sum(critics))
     ratios = [a / b for a, b in zip(whole, calls, strict=True)]
     without = [(a - c) / b for a, b, c in zip(whole, calls, learned, strict=True)]
-    return {
-        "needed": sum(needs[:4]),
-        "done": done[0],
-        "needed_backward": needs.learned + needs.differentiated,
-        "done_backward": done[1],
+    return beside_needs(algorithm, *done) | {
         "cpu_seconds": statistics.median(whole),
         "bare_seconds": statistics.median(calls),
         "cpu_over_bare": statistics.median(ratios),
@@ -166,4 +186,8 @@ def measured(algorithm: str) -> Figures:
 if __name__ == "__main__":
     parser = arguments(__doc__ or "", "work")
     parser.set_defaults(processes=1)
-    run_jobs(measured, {name: {"algorithm": name} for name in NEEDS}, parser.parse_args())
+    parser.add_argument("--stage", choices=["counts", "main"], default="main")
+    options = parser.parse_args()
+    if options.stage == "counts":
+        in_stage(options)
+    run_jobs(counted if options.stage == "counts" else measured, {name: {"algorithm": name} for name in NEEDS}, options)

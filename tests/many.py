@@ -57,6 +57,10 @@ def prompted(x, prompts):
     return scale * x[:, 0] - 0.1 * (x**2).sum(1)
 
 
+def rare(x, prompts):
+    return (x[:, 0] > 1.2).float()
+
+
 SMOOTH = sa.Reward(linear, differentiable=True)
 
 
@@ -69,8 +73,21 @@ def case(
         mixture() if prompts is None else conditional(lora),
         reward=other or reward, algorithm=algorithm, sampler=sa.Sampler(steps=steps, **sampler),
         train=sa.Train(**settings | more), prompts=prompts, held_out=held_out, online=online,
-        output=output, evaluation=sa.Evaluation(n=33, steps=5), data=data,
+        output=output, evaluation=sa.Evaluation(n=33, steps=5, eta=0.0 if algorithm.moves_noise else 1.0), data=data,
     )  # fmt: skip
+
+
+def table(algorithm):
+    def tuner(output=None, other=None, **more):
+        torch.manual_seed(5 + World.current().rank)
+        model = sa.models.from_data.build(sa.models.from_data.Config(data="moons"))
+        settings = {"iterations": ITERATIONS, "batch": 64, "lr": 2e-3, "device": "cpu"}
+        return sa.Finetuner(
+            model, reward=other or linear, algorithm=algorithm, sampler=sa.Sampler(steps=6), train=sa.Train(**settings | more),
+            output=output,
+        )  # fmt: skip
+
+    return tuner
 
 
 def asked(**more):
@@ -132,12 +149,27 @@ CASES = {
     "ddpo, prompts": case(sa.DDPO(baseline="prompt"), **asked(held_out={"linear": linear})),
     "ddpo, groups and lora": case(sa.DDPO(baseline="group"), **asked(lora=2, train={"samples_per_prompt": 8})),
     "dpok": case(sa.DPOK(beta=0.1), **asked()),
+    "hrf": case(sa.HRF(branches=8), **asked(train={"samples_per_prompt": 16})),
+    "hrf, signal": case(sa.HRF(branches=4, window={"kind": "signal"})),
+    "score_action, windows": case(
+        sa.ScoreAction(beta=0.5, estimator="likelihood_ratio", look_ahead="none", branches=4, window={"kind": "random"})
+    ),
+    "ddpo, hinted": case(
+        sa.DDPO(baseline="group", ineffective={"do": "hint", "guidance": 6.0, "tries": 2}),
+        **asked(reward=rare, train={"samples_per_prompt": 8}),
+    ),
+    "dpok, branched": case(
+        sa.DPOK(baseline="group", ineffective={"do": "hint", "hint": "branch"}),
+        **asked(reward=rare, train={"samples_per_prompt": 8, "iterations": 5}),
+    ),
     "sqdf": case(sa.SQDF(beta=0.5), reward=SMOOTH),
     "sqdf, corrected": case(sa.SQDF(beta=0.5, correction=True, critic_rows=320), reward=SMOOTH),
     "sqdf, replay": case(
         sa.SQDF(beta=0.5, weights="chain", gamma=0.95, buffer=192, max_age=2, priority=0.6, importance=0.5), reward=SMOOTH
     ),
     "vard": case(sa.VARD(beta=0.5, critic_updates=16)),
+    "q_learning": case(sa.QLearning(beta=0.5, critic_updates=16)),
+    "q_learning, points": table(sa.QLearning(beta=0.5, critic_updates=16, points=64)),
     "pi_ft": case(sa.PIFT(beta=0.5), reward=SMOOTH),
     # at a larger rate it is chaotic: one process whose weights begin 1e-7 elsewhere is far away after ten iterations
     "adjoint_matching": case(sa.AdjointMatching(beta=0.5), reward=SMOOTH, train={"lr": 2e-4}),
@@ -153,11 +185,18 @@ CASES = {
     "dpo, tokens": of_tokens(sa.DPO(rows=33), data=drawn_pairs((4,), None)),
     "spin": case(sa.SPIN(round=1, times=2, updates=4), **asked(data=drawn_pairs((2,), PROMPTS, "samples"))),
     "spin, tokens": of_tokens(sa.SPIN(round=1, updates=2), data=drawn_pairs((4,), None, "samples")),
+    "hypernoise": case(sa.Hypernoise(), **asked(eta=0.0) | {"reward": sa.Reward(prompted, differentiable=True)}),
+    "hypernoise, frobenius and lora": case(
+        sa.Hypernoise(penalty="frobenius"),
+        **asked(eta=0.0, lora=2, guidance=2.0, train={"max_rows": 7}) | {"reward": sa.Reward(prompted, differentiable=True)},
+    ),
     "ddpp": of_tokens(sa.DDPP(rows=64)),
     "ddpp, weighted": of_tokens(sa.DDPP(rows=64, loss="weighted")),
     "ddpp, kl": of_tokens(sa.DDPP(rows=64, loss="kl")),
     "score_action, tokens": of_tokens(sa.ScoreAction()),
     "score_action, tokens by ratios": of_tokens(sa.ScoreAction(estimator="likelihood_ratio")),
+    "dpok, late rewards": case(sa.DPOK(beta=0.1), **asked(train={"reward_delay": 1, "iterations": 3})),
+    "hrf, tokens": of_tokens(sa.HRF(branches=4)),
     "dpok, tokens": of_tokens(sa.DPOK(), solver="ancestral", steps=3),
     "online": case(sa.ScoreAction(beta=0.5), **asked(online=ONLINE)),
     "online, a weighted sum": case(sa.ScoreAction(beta=0.5), reward=WeightedSum(SUM.parts), online=ONLINE),

@@ -30,8 +30,8 @@ def failing(left, rank=1):
     return reward
 
 
-def ended(name, folder, until, fails=None, measured=False):
-    """Goes on with a run, whatever is in its folder, to this iteration of six; returns the error that ended it.
+def ended(name, folder, until, fails=None, measured=False, iterations=6):
+    """Goes on with a run, whatever is in its folder, to this one of its iterations; returns the error that ended it.
 
     fails: after how many iterations the reward of process 1 fails, and after how many calls in the one that follows.
     """
@@ -39,7 +39,7 @@ def ended(name, folder, until, fails=None, measured=False):
     if fails is not None:
         left, every = dict(zip(("iterations", "calls"), fails, strict=True)), 100
         other = sa.Reward(failing(left), differentiable=not name.startswith("ddpo"))
-    tuner = CASES[name](folder, other, iterations=6, checkpoint_every=every)
+    tuner = CASES[name](folder, other, iterations=iterations, checkpoint_every=every)
     tuner.resume()
     try:
         for metrics in tuner:

@@ -12,9 +12,15 @@ import pytest
 HERE = Path(__file__).parent
 
 
-@pytest.mark.slow
+@pytest.mark.long
 @pytest.mark.parametrize(
-    ("file", "packages"), [("hpsv2", "open_clip"), ("imagereward", "image_reward"), ("adam8bit", "bitsandbytes")]
+    ("file", "packages"),
+    [
+        ("hpsv2", "open_clip"),
+        ("imagereward", "image_reward"),
+        ("adam8bit", "bitsandbytes"),
+        ("quantised", "bitsandbytes"),
+    ],
 )
 def test_with_packages_of_its_own(file: str, packages: str) -> None:
     folder = Path(sys.prefix) / "apart" / packages

@@ -1,15 +1,17 @@
 """DRaFT and ReFL. Truth: the chain's exact moments, autograd through the chain written by hand, counting what is kept."""
 
 import math
+from dataclasses import replace
 
 import pytest
 import torch
-from affine import BETA, LAW, OLD, REWARD, exactly, gradient, model, setting
+from affine import BETA, LAW, OLD, REWARD, exactly, gradient, model, none, setting
 from driving import count, each, total
-from twins import accepts, close, f64
+from twins import accepts, close, f64, same
 
 import scoreaction as sa
 from scoreaction.algorithms._learner import Objective
+from scoreaction.diffusion.noise import RowNoise
 from scoreaction.networks.conditions import take
 from scoreaction.training.optimizer import Optimisation, Train
 from scoreaction.world import ALONE
@@ -191,6 +193,50 @@ def test_a_term_has_as_many_calls_as_its_loss_evaluates_with_a_graph(options, ri
     accepts(
         same, [term.calls for term in update.terms], steps_alone=[*right[:-1], (options["last"] or 6) + 1], one_more=[0, *right]
     )
+
+
+@pytest.mark.parametrize("options", [{"last": 1}, {"last": None}, {"last": 2, "beta": BETA}, {"low_variance": 2}])
+@pytest.mark.parametrize("off_below", [0.0, 0.3])
+def test_the_last_steps_are_evaluated_once(options, off_below):
+    """At once or again from the stored states: one trajectory, one gradient; N evaluations a sample, and K more for again."""
+    steps, batch, found = 6, 40, []
+    for at_once in (True, False):
+        made = model(VP)
+        where = setting(made, steps=steps, batch=batch, max_rows=7, off_below=off_below)
+        learner = sa.DRaFT(**options).build(
+            where._replace(reward=where.reward._replace(at_once=lambda at_once=at_once: at_once))
+        )
+        times = sa.Sampler(steps=steps).times(VP)
+        rollout = learner.explore(none(batch), times, RowNoise(3, torch.arange(batch)))
+        assert len(rollout.rewards) == batch * at_once
+        score, slope = learner._scored(rollout.x0, rollout.prompt)
+        rollout = replace(rollout, rewards=score, reward_gradient=slope)
+        assert rollout.x.shape == (steps + 1, batch, 1)
+        rollout = learner.prepare(rollout, torch.Generator())
+        (update,) = learner.updates(rollout, torch.Generator().manual_seed(1))
+        found.append((rollout, in_parts(learner, update), made.evaluations.forward, steps - learner._first(times)))
+    (once, slope, count, last), (again, truth, more, _) = found
+    same(once.x, again.x, other=again.x.flip(1))
+    same(once.old.eps, again.old.eps, other=again.old.eps.flip(1))
+    close(slope, truth, rtol=1e-5, atol=1e-9, twice=2 * slope, sign=-slope)
+    close(more - count, batch * last, atol=0, none=0)
+
+
+def test_a_policy_that_diverged_is_not_scored():
+    """Its samples are the loop's to judge; of a reward that scored them nothing could be said."""
+    asked = []
+
+    def score(x0, prompt):
+        asked.append(bool(torch.isfinite(x0).all()))
+        return REWARD(x0)
+
+    for parameters in ([math.inf, 0.0], [0.1, 0.2]):
+        made = model(VP)
+        with torch.no_grad():
+            made.parameters["th"].copy_(torch.tensor(parameters))
+        learner = sa.DRaFT().build(setting(made, steps=3, batch=4)._replace(reward=Objective(score, True)))
+        learner.explore(none(4), sa.Sampler(steps=3).times(VP), RowNoise(0, torch.arange(4)))
+    same(asked, [True], scored=[False, True])
 
 
 def test_memory_grows_with_the_differentiated_steps_only():

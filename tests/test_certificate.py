@@ -9,7 +9,10 @@ from twins import accepts, close, same
 
 import scoreaction as sa
 from scoreaction.cli import main
+from scoreaction.commands.steer import chosen_steering, steering_of
 from scoreaction.diffusion.mixtures import Quadratic
+from scoreaction.errors import UserError
+from scoreaction.recipes.recipe import load_recipe
 from scoreaction.rewards import CountedReward
 from scoreaction.rewards._closed_form import QuadraticReward
 from scoreaction.training.steering import certificate
@@ -109,7 +112,8 @@ def test_the_pretrained_model_of_a_recipe_is_steered_into_a_folder(tmp_path, ref
 
 
 REFUSED = {
-    "unknown method": (["--method", "svd"], "--steer: must be"),
+    "unknown method": (["--method", "svd"], "--method: must be"),
+    "near a method": (["--method", "svd"], "(got 'svd'); did you mean svdd?"),
     "one particle": (["--particles", "1"], "--particles: must be greater than or equal to 2"),
     "no noise": (["--method", "svdd", "evaluation.eta=0"], "evaluation.eta: svdd has nothing to choose from"),
     "nothing to correct": (["--method", "smc", "--target", "reference"], "steer.target: the pretrained model is steered"),
@@ -118,6 +122,21 @@ REFUSED = {
     "left of another method": (["steer.method=twisted", "steer.every=2", "--method", "best_of"], "steer.every: best_of has no"),
     "all of svdd": (["--method", "svdd", "steer.returns=all"], "steer.returns: "),
 }
+
+
+def test_a_method_that_is_none_is_named_by_the_option_it_was_given_with():
+    """Twins: the other command's option, and a name that is near none, for which there is no guess."""
+    recipe = load_recipe("mixture")
+
+    def line(name, command="evaluate"):
+        options = {"particles": None, "beta": None, "target": None}
+        ask = steering_of if command == "evaluate" else chosen_steering
+        with pytest.raises(UserError) as caught:
+            ask(recipe if command == "evaluate" else None, method=name, **options)
+        return str(caught.value)
+
+    same(line("svd").partition(":")[0], "--steer", of_the_other_command=line("svd", command="steer").partition(":")[0])
+    same(line("svd").endswith("did you mean svdd?"), True, far=line("xyz").endswith("?"))
 
 
 @pytest.mark.parametrize("case", REFUSED)

@@ -70,8 +70,8 @@ class Conditional(torch.nn.Module):
 def test_a_row_is_evaluated_with_its_prompts_condition():
     """In one call or in parts: conditions of all prompts and their numbers say the same as a condition for each row."""
     net, prompt = Conditional(), torch.tensor([2, 0, 0, 1, 2, 1, 0])
-    model = sa.Model(net, process=sa.VP(), predicts="x0", shape=(1,))
     conditions, x, t = {"ids": IDS, "features": FEATURES}, torch.randn(7, 1), torch.tensor(0.5)
+    model = sa.Model(net, process=sa.VP(), predicts="x0", shape=(1,), encode=lambda prompts: conditions)
     truth = (IDS + FEATURES.sum((1, 2)))[prompt].tolist()
     for limit, calls in ((None, [7]), (3, [3, 3, 1])):
         model.max_rows = limit

@@ -105,7 +105,8 @@ LATENT, TEXT = torch.randn(2, 4, 8, 8, generator=torch.Generator().manual_seed(2
 
 
 def sd(**options):
-    return Model(Wrapped(), process=PROCESSES["stable_diffusion"](), predicts="eps", shape=(4, 8, 8), **options)
+    own = {"predicts": "eps", "shape": (4, 8, 8), "encode": lambda texts: TEXT[: len(texts)]}
+    return Model(Wrapped(), process=PROCESSES["stable_diffusion"](), **own, **options)
 
 
 @pytest.fixture(scope="module")

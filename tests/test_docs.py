@@ -23,7 +23,7 @@ from scoreaction.recipes.recipe import load_recipe
 ROOT = Path(__file__).parents[1]
 PAGES = sorted([ROOT / "README.md", ROOT / "CONTRIBUTING.md", *(ROOT / "docs").glob("*.md")])
 FENCE = re.compile(r"^```([^\n]*)\n(.*?)^```", re.M | re.S)
-RECIPES = {"train": 1, "plan": 1, "distill": 1, "compare": 1, "doctor": 1, "steer": 1}
+RECIPES = {"train": 1, "plan": 1, "pretrain": 1, "distill": 1, "compare": 1, "doctor": 1, "steer": 1}
 
 
 def snippets(page: Path, language: str) -> list[tuple[str, str]]:

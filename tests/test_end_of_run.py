@@ -50,7 +50,7 @@ def killed(arguments: list[str], call: int, function: str) -> bool:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("function", ["replace", "fsync"])
+@pytest.mark.parametrize("function", ["replace", pytest.param("fsync", marks=pytest.mark.long)])
 def test_a_kill_at_the_end_leaves_a_run_that_resuming_completes(function: str, run: Path, tmp_path: Path) -> None:
     """At each rename, and at each flush of a file, of measuring, exporting and the card; twin: what the kill left."""
     truth, calls = results(run), 0

@@ -216,3 +216,30 @@ def test_prompts_that_are_numbers_and_a_negative_one_come_back(tmp_path: Path) -
     found = drawn(again)
     again.null = torch.zeros(1)
     same(found, drawn(tuner.model), without_the_negative_one=drawn(again))
+
+
+@pytest.mark.parametrize(
+    ("data", "says"),
+    [(b"", "damaged or cut short"), (b"\xff" * 64, "damaged or cut short"), (None, "holds numbers that are not finite")],
+    ids=["empty", "noise", "not_finite"],
+)
+def test_damaged_weights_are_refused_in_a_line(data: bytes | None, says: str, tmp_path: Path) -> None:
+    """Twin: the weights as they were saved."""
+    from safetensors.torch import load_file, save_file
+
+    train = sa.Train(iterations=1, batch=4)
+    tuner = sa.Finetuner(
+        sa.Model(Own(8), process=sa.VP(), predicts="v", shape=(2,)),
+        reward=lambda x, c: x[:, 0],
+        algorithm=sa.DDPO(),
+        train=train,
+    )
+    tuner.save(tmp_path)
+    assert sa.load(tmp_path).shape == (2,)
+    file = tmp_path / "weights.safetensors"
+    if data is None:
+        save_file({name: value * float("nan") for name, value in load_file(file).items()}, file)
+    else:
+        file.write_bytes(data)
+    with pytest.raises(ValueError, match=says):
+        sa.load(tmp_path)

@@ -95,6 +95,7 @@ def test_one_process_may_hold_runs_of_any_precision(precision):
 
     model = sa.Model(Watched(), process=sa.VP(), predicts="eps", shape=(2,))
     tuner = tune(sa.DDPO(), iterations=2, model=model, precision=precision)
+    seen.clear()  # of what was tried when the model was built
     if precision == "fp16":
         tuner.optimisation.scaler = torch.amp.GradScaler("cpu", init_scale=128.0)  # small enough not to overflow at once
     metrics = list(tuner)

@@ -16,7 +16,7 @@ HEAVY = {"diffusers", "transformers", "peft", "sklearn", "matplotlib", "torchvis
 ROOT = Path(__file__).parents[1] / "src" / "scoreaction"
 FLOORS = [
     {"types", "errors", "world"},
-    {"catalog", "disk", "yaml_text"},
+    {"catalog", "disk", "settings", "yaml_text"},
     {"diffusion"},
     {"networks", "tasks"},
     {"models", "rewards", "sampling"},

@@ -104,7 +104,7 @@ def test_ram_rests_at_its_fixed_point():
     accepts(rests, errors("ram_batch"), **wrong)
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_the_rams_equation_rests_at_the_known_law_with_the_exact_baseline():
     """Truth: N(.7686, .3541) where the baseline is `E[r | x_t]`; with the mean reward in its place it does not rest there."""
 

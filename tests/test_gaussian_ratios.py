@@ -46,7 +46,6 @@ def first_step():
 
 def figures(**algorithm):
     """Of one iteration of two steps, of which the first alone has a density."""
-    Shift.times.clear()
     tuner = sa.Finetuner(
         sa.Model(Shift(), process=VP, predicts="v", shape=(1,)),
         reward=lambda x, c: x[:, 0],
@@ -54,6 +53,7 @@ def figures(**algorithm):
         sampler=sa.Sampler(steps=2),
         train=sa.Train(iterations=1, batch=BATCH, lr=LR, device="cpu", max_rows=BATCH),
     )
+    Shift.times.clear()  # that at which it was tried
     return next(iter(tuner))
 
 

@@ -56,8 +56,9 @@ def test_a_negative_prompt_without_guidance_is_refused():
 def test_guidance_of_1_and_below_is_off(options):
     """Diffusers' guidance_scale: the prediction is the prompt's, 2. Twin: the equation, which leads to the null's 0."""
     made = sa.Model(
-        Told(), process=sa.VP(), predicts="v", shape=(2,), null=torch.tensor([0.0]), true_cfg=options.get("true_cfg")
-    )
+        Told(), process=sa.VP(), predicts="v", shape=(2,), null=torch.tensor([0.0]), true_cfg=options.get("true_cfg"),
+        encode=lambda texts: torch.tensor([float(text) for text in texts]),
+    )  # fmt: skip
     if made.true_cfg is not None:
         made.net.forward = lambda x, t, cond: made.net.scale * cond["text"][:, None].to(x).expand_as(x)
         made.null = {"text": torch.tensor([0.0])}

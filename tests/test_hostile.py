@@ -17,13 +17,13 @@ from pathlib import Path
 
 import pytest
 import torch
-from parameters import with_slow
-from pydantic import ValidationError
+from parameters import with_long
 from servers import IMAGES, remote, serving
 from test_serve_reward import GOOD, post, question
 from twins import accepts, same
 
 from scoreaction.commands import serve_reward
+from scoreaction.errors import UserError
 from scoreaction.rewards import RewardError, ink
 from scoreaction.rewards.http import Config
 
@@ -171,7 +171,7 @@ ENDLESS = {
 }
 
 
-@pytest.mark.parametrize("how", with_slow(ENDLESS, *(how for how in ENDLESS if how != "body")))
+@pytest.mark.parametrize("how", with_long(ENDLESS, "body", "continue"))
 def test_an_answer_without_end_is_cut_off(how: str) -> None:
     """Within the timeout of an answer; twin: the same server with as much time as it takes."""
 
@@ -229,12 +229,12 @@ def test_rubbish_is_a_short_line() -> None:
 def test_a_recipe_names_no_other_secret() -> None:
     assert Config(token_variable="SCOREACTION_TOKEN_2").token_variable == "SCOREACTION_TOKEN_2"
     for name in ("AWS_SECRET_ACCESS_KEY", "HF_TOKEN", "scoreaction_token", "SCOREACTION_", "X_SCOREACTION_TOKEN"):
-        with pytest.raises(ValidationError):
+        with pytest.raises(UserError, match="^Config.token_variable: "):
             Config(token_variable=name)
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP])
+@pytest.mark.parametrize("number", [signal.SIGTERM, pytest.param(signal.SIGHUP, marks=pytest.mark.long)])
 def test_a_signal_ends_a_server_whose_scorer_hangs(
     number: signal.Signals, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -65,7 +65,7 @@ def test_path_kl_is_girsanovs_and_does_not_depend_on_the_grid(process, eta, grid
     accepts(steady, found, chain=chains)
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_path_kl_of_the_recipes_mixture():
     """The exact policy of the tilted law pays 1.2286 nats for leaving the four modes; the chain that is run pays more."""
     four = Mixture.isotropic([[2, 0], [-2, 0], [0, 2], [0, -2]], std=0.3)

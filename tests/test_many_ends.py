@@ -57,25 +57,22 @@ def like(truth):
     return check
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("name", ["score_action", pytest.param("sqdf, replay", marks=pytest.mark.long)])
-def test_a_run_goes_on_with_another_number_of_processes(name, tmp_path):
-    """Two iterations of one process, two of two, two of one: those of one, with its moments, its buffer and its counts."""
-    whole, parts = tmp_path / "whole", tmp_path / "parts"
-    ended(name, whole, 6)
-    ended(name, parts, 2)
-    assert [seen["errors"] for seen in together(2, tmp_path, (name, parts, 4))] == [[None]] * 2
-    accepts(like(state(whole, 4)), state(parts, 4), an_iteration_later=state(whole, 6))
-    ended(name, parts, 6)
-    afresh = tmp_path / "afresh"
-    ended(name, afresh, 2)
-    accepts(like(state(whole, 6)), state(parts, 6), begun_again=state(afresh, 2), before=state(parts, 4))
-    accepts(
-        like(numbers(lines(whole))),
-        numbers(lines(parts)),
-        a_line_less=numbers(lines(parts)[:-1]),
-        twice=numbers(lines(parts) * 2),
-    )
+@pytest.mark.long
+@pytest.mark.parametrize("name", ["score_action", "sqdf, replay"])
+def test_a_run_goes_on_with_two_processes_with_four_and_with_one(name, tmp_path):
+    """Two iterations by each in turn: the state and every line are those of one process that went through."""
+    whole, parts, settings = tmp_path / "whole", tmp_path / "parts", (None, False, 8)
+    ended(name, whole, 8, *settings)
+    ended(name, parts, 2, *settings)
+    for count, until in ((2, 4), (4, 6)):
+        assert [seen["errors"] for seen in together(count, tmp_path, (name, parts, until, *settings))] == [[None]] * count
+        assert max(path.name for path in (parts / "checkpoints").iterdir()) == f"{until:06}"
+    before, afresh = state(parts, 6), tmp_path / "afresh"
+    ended(name, parts, 8, *settings)
+    ended(name, afresh, 2, *settings)
+    accepts(like(state(whole, 8)), state(parts, 8), before=before, begun_again=state(afresh, 2))
+    found, truth = numbers(lines(parts)), numbers(lines(whole))
+    accepts(like(truth), found, a_line_less=numbers(lines(parts)[:-1]), twice=numbers(lines(parts) * 2))
 
 
 @pytest.mark.slow

@@ -83,6 +83,9 @@ def refused(match, **changes):
 
 
 def test_bad_input_is_one_line_with_the_remedy():
+    net = Net()
+    with torch.no_grad():
+        net.body.bias.copy_(torch.zeros(12).index_fill(0, torch.tensor([7]), -torch.inf))
     for match, make in {
         "vocabulary: must be at least 2": lambda: sa.Masking(1),
         "schedule: must be linear": lambda: sa.Masking(4, "sine"),
@@ -90,14 +93,11 @@ def test_bad_input_is_one_line_with_the_remedy():
         "process: must be sa.Masking": lambda: sa.MaskedModel(Net(), process=sa.VP(), length=3),
         "process: must be one such as sa.VP": lambda: sa.Model(Net(), process=sa.Masking(4), predicts="x0", shape=(3,)),
         "a consistency model is for models of Gaussian states": lambda: model().add_consistency(),
+        r"returned shape \(2, 3, 5\) and the vocabulary is 4": lambda: model(Net(5)),
+        "-inf for token 3 at position 1": lambda: model(net),
     }.items():
         with pytest.raises(ValueError, match=match):
             make()
-    refused(r"returned shape \(4, 3, 5\) and the vocabulary is 4", model=model(Net(5)))
-    net = Net()
-    with torch.no_grad():
-        net.body.bias.copy_(torch.zeros(12).index_fill(0, torch.tensor([7]), -torch.inf))
-    refused("-inf for token 3 at position 1", model=model(net))
     refused("sampler.solver: ddim steps Gaussian states and this model's are tokens; use one_by_one", sampler=sa.Sampler())
     refused("sampler.eta to 1", sampler=sa.Sampler(solver="one_by_one", steps=3, eta=0.5))
     refused("sampler.steps: one_by_one shows one position a step and there are 3", sampler=sa.Sampler(solver="one_by_one"))
@@ -112,7 +112,7 @@ def test_bad_input_is_one_line_with_the_remedy():
         )
 
 
-LEARNS = {"ddpo", "ddpp", "dpok", "score_action", "vard"}
+LEARNS = {"ddpo", "ddpp", "dpok", "hrf", "score_action", "vard"}
 
 
 @pytest.mark.parametrize("name", sorted(files("algorithm")))

@@ -217,8 +217,8 @@ def test_refusals():
         def forward(self, x, t, cond):
             return x.sum(1)
 
-    with pytest.raises(ValueError, match=r"shape \(5,\) for x of shape \(5, 2\)"):
-        sa.Model(Flat(), process=sa.VP(), predicts="eps", shape=(2,)).predict(X, T)
+    with pytest.raises(ValueError, match=r"shape \(2,\) for x of shape \(2, 2\)"):
+        sa.Model(Flat(), process=sa.VP(), predicts="eps", shape=(2,))
 
 
 @pytest.mark.parametrize(
@@ -399,3 +399,65 @@ def test_two_models_do_not_train_one_network(rank):
     first.itself = first  # as a closure may hold a model
     del first
     assert layered(net, lora_rank=rank).predict(X, T).eps.shape == X.shape
+
+
+class Odd(nn.Module):
+    """A network that does not fit, in one way."""
+
+    def __init__(self, how):
+        super().__init__()
+        self.line, self.how = nn.Linear(3 if how == "size" else 2, 2), how
+
+    def forward(self, x, t, cond=None):
+        y = self.line(x)
+        match self.how:
+            case "tuple":
+                return (y,)
+            case "output":
+                return SimpleNamespace(sample=y)
+            case "shape":
+                return y[:, :1]
+            case "cond":
+                return y + cond[:, None]
+            case "name":
+                return y + self.missing
+        return y
+
+
+ODD = {
+    "tuple": "net: Odd returned a tuple, not a tensor of x's shape; wrap it in a module whose forward",
+    "output": "net: Odd returned a SimpleNamespace, not a tensor of x's shape; wrap it",
+    "shape": r"the network returned shape \(2, 1\) for x of shape \(2, 2\)",
+    "size": r"net: Odd fails on x \(2, 2\), t \(2,\) and cond None: RuntimeError: mat1 and mat2",
+    "cond": r"net: Odd fails on .* cond None: TypeError: .*; conditions come from encode= and prompts",
+    "name": "net: Odd fails on .*: AttributeError: 'Odd' object has no attribute 'missing'",
+}
+
+
+@pytest.mark.parametrize("how", ODD)
+def test_a_network_that_does_not_fit_is_refused_when_a_model_is_made_of_it(how):
+    """And is left as it was, without adapters. Twin: one that fits."""
+
+    def refused(how):
+        net = Odd(how)
+        with pytest.raises(ValueError, match=f"^{ODD.get(how, '')}"):
+            sa.Model(net, process=sa.VP(), predicts="eps", shape=(2,), lora_rank=1)
+        assert all(p.requires_grad for p in net.parameters())
+
+    refused(how)
+    sa.Model(Odd("fine"), process=sa.VP(), predicts="eps", shape=(2,), lora_rank=1)
+
+
+def test_a_network_with_conditions_is_tried_on_those_of_a_run():
+    """Twin: conditions of the network's own size."""
+
+    def made(width):
+        encode = lambda names: torch.zeros(len(names), width)  # noqa: E731
+        net = Odd("cond")
+        net.forward = lambda x, t, cond: net.line(x) + cond @ torch.ones(2, 2)
+        model = sa.Model(net, process=sa.VP(), predicts="eps", shape=(2,), encode=encode)
+        return sa.Finetuner(model, reward=lambda x, _: x[:, 0], algorithm=sa.DDPO(), prompts=["a"], train=sa.Train(batch=4))
+
+    assert made(2).reward.queries == 0
+    with pytest.raises(ValueError, match=r"^net: Odd fails on x \(2, 2\), t \(2,\) and cond \(2, 3\): RuntimeError: mat1"):
+        made(3)

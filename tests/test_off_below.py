@@ -89,7 +89,7 @@ def test_each_row_has_its_prompts_condition():
         def forward(self, x, t, cond):
             return self.w * cond.expand_as(x)
 
-    made = sa.Model(Own(), process=VP, predicts="x0", shape=(1,))
+    made = sa.Model(Own(), process=VP, predicts="x0", shape=(1,), encode=lambda names: torch.ones(len(names), 1))
     with torch.no_grad():
         made.parameters["w"].fill_(2.0)
     sampler, t, conditions = sa.Sampler(off_below=OFF), f64([0.9, 0.1, 0.5]), torch.tensor([[3.0], [5.0], [7.0]])
@@ -131,7 +131,7 @@ def test_exploration_ends_where_the_policy_does():
     same(moved.tolist(), (rollout.times[:-1] >= OFF).tolist(), everywhere=[True] * 8, nowhere=[False] * 8)
 
 
-@pytest.mark.parametrize("name", SMALL)
+@pytest.mark.parametrize("name", [name for name in SMALL if name != "hypernoise"])  # which acts at pure noise alone
 def test_no_algorithm_asks_the_policy_below_the_time(name):
     """It learns, in every iteration, from what the policy does above. Twin: without the setting the policy is asked there."""
 

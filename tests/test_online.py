@@ -8,12 +8,13 @@ import sys
 
 import pytest
 import torch
-from commanding import train
+from commanding import TINY, train
 from test_recipe import fault
 from tuning import SCORE_ACTION, Net, flat, lines, own_model
 from twins import accepts, close, same
 
 import scoreaction as sa
+from scoreaction.cli import main
 from scoreaction.commands.evaluate import open_run
 from scoreaction.networks.proxy import Proxy
 from scoreaction.recipes.build import build
@@ -22,6 +23,7 @@ from scoreaction.report.figures import run_figure
 from scoreaction.report.page import write_report
 from scoreaction.rewards import RewardError
 from scoreaction.rewards._weighted import Part, WeightedSum
+from scoreaction.sampling.steering import Steering
 from scoreaction.training.online import Online, QueryLog
 from scoreaction.training.run import Run
 from scoreaction.training.run_folder import read_json_lines
@@ -49,15 +51,17 @@ class Oracle:
 
 
 def tuner_with(
-    oracle, *, output=None, algorithm=SCORE_ACTION, prompts=None, iterations=6, seed=0, every=100, model=None, **online
-):
+    oracle, *, output=None, algorithm=SCORE_ACTION, prompts=None, iterations=6, seed=0, every=100, model=None, n=16, steer=None,
+    evaluation=None, **online
+):  # fmt: skip
     return sa.Finetuner(
         model or own_model(prompts is not None),
         reward=oracle,
         algorithm=algorithm,
         sampler=sa.Sampler(steps=3),
         train=sa.Train(iterations=iterations, batch=16, device="cpu", seed=seed, checkpoint_every=every),
-        evaluation=sa.Evaluation(n=16, steps=3),
+        evaluation=sa.Evaluation(n=n, steps=3, **(evaluation or {})),
+        steer=steer,
         prompts=prompts,
         output=output,
         online=Online(**{"rounds": ROUNDS, "noise_std": 0.3, "members": 2, "hidden": 0} | online),
@@ -249,6 +253,93 @@ def test_what_is_asked_is_logged_and_counted(tmp_path):
     summary = tuner.summary()
     assert summary["reward_queries"] == sum(ROUNDS), "measuring is not training"
     assert len(oracle.asked) == sum(ROUNDS) + 2 * 16
+
+
+class Guarded(Oracle):
+    """Answers so many questions, and fails the test at one more, whoever asks."""
+
+    def __init__(self, most):
+        super().__init__()
+        self.most = most
+
+    def __call__(self, samples, conditions):
+        assert len(self.asked) + len(samples) <= self.most
+        return super().__call__(samples, conditions)
+
+
+def budgeted(oracle, budget, folder, n=16, **more):
+    return tuner_with(oracle, output=folder, iterations=3, rounds=(20, 24, 30), budget=budget, n=n, **more)
+
+
+def test_a_budget_pays_for_the_rounds_and_the_measurement(tmp_path):
+    """Truth: 74 in the rounds, 2 x 16 at the end. Twins: one question less is refused before any is asked, and a larger n."""
+    oracle = Guarded(74 + 32)
+    tuner = budgeted(oracle, 74 + 32, tmp_path / "run")
+    list(tuner)
+    tuner.summary()
+    same(len(oracle.asked), 106, rounds_alone=74)
+    same(json.loads((tmp_path / "run" / "asked.json").read_text())["asked"], 106, uncounted=74)
+    for budget, n in ((105, 16), (106, 17)):
+        with pytest.raises(ValueError, match=r"^online\.budget: 10\d questions do not pay for the 74 of all rounds and"):
+            budgeted(oracle, budget, tmp_path / "refused", n=n)
+    assert not (tmp_path / "refused").exists()
+    with pytest.raises(RewardError, match=r"budget: 16 more questions would pass it, 106 of 106 are asked; raise it to 122"):
+        tuner.reward(torch.zeros(16, 2), None)
+    same(len(oracle.asked), 106, asked_all_the_same=122)
+
+
+@pytest.mark.slow
+def test_what_is_asked_twice_counts_twice(tmp_path, monkeypatch):
+    """A kill while the run is measured: 32 questions more, which the budget does not pay for until it is raised."""
+    oracle = Guarded(74 + 32 + 20)
+    tuner = budgeted(oracle, 74 + 32 + 20, tmp_path)
+    list(tuner)
+    with monkeypatch.context() as patch:
+        patch.setattr("scoreaction.training.summary.measure_kl", lambda *_: (_ for _ in ()).throw(Killed))
+        with pytest.raises(Killed):
+            tuner.summary()
+    again = budgeted(oracle, 74 + 32 + 20, tmp_path)
+    assert again.resume()
+    with pytest.raises(RewardError, match=r"budget: 32 more questions would pass it, 106 of 126 are asked; raise it to 138"):
+        again.summary()
+    same(len(oracle.asked), 106, half_of_it=122)
+    oracle.most = 138
+    raised = budgeted(oracle, 138, tmp_path)
+    assert raised.resume()
+    raised.summary()
+    same(len(oracle.asked), 138, first_time_only=106)
+    lost = budgeted(oracle, 138, tmp_path)
+    (tmp_path / "asked.json").unlink()
+    lost.resume()
+    lost.before_asking()
+    same(lost.budget.count, 74, of_nothing=0)  # the answers in the log, where the count is gone
+    (tmp_path / "asked.json").write_text("{")
+    with pytest.raises(RewardError, match=r"asked\.json cannot be read"):
+        lost.reward(torch.zeros(1, 2), None)
+
+
+def test_what_a_measurement_asks_is_what_it_was_said_to(tmp_path):
+    """Truth: the oracle's own count, steered and certified; twin: without either."""
+    options = {
+        "evaluation": {"certificate": True},
+        "steer": Steering(method="smc", particles=4),
+        "rounds": (8,),
+        "budget": 10**6,
+    }
+    oracle = Oracle()
+    tuner = tuner_with(oracle, output=tmp_path, iterations=1, **options)
+    list(tuner)
+    tuner.summary()
+    said = {name: part.queries for name, part in tuner.measuring().items()}
+    same(len(oracle.asked), 8 + sum(said.values()), of_base_and_tuned=8 + said["base and tuned"])
+
+
+def test_a_question_without_a_run_to_count_it_is_refused(tmp_path, refused):
+    options = [*TINY, "online.rounds=[8]", "online.budget=40", "train.iterations=1"]
+    assert refused("doctor", "mixture", *options).startswith("online.budget: doctor asks the oracle too")
+    line = refused("steer", "mixture", *options, "--output", tmp_path / "x")
+    assert line.startswith("online.budget: steer asks the oracle too")
+    assert main(["doctor", "mixture", *options, "online.budget=null"]) in (0, 1)
 
 
 def test_answers_are_as_noisy_as_asked_for(tmp_path):

@@ -43,3 +43,21 @@ def test_the_promised_pythons_are_those_of_the_workflow() -> None:
         assert versions == tested
 
     accepts(same, promised, one_less=promised[1:])
+
+
+def test_printed_remedies_work_from_a_clone() -> None:
+    """Names that pip is told anywhere in the code are of packages that an index has; pages name extras in a clone alone."""
+    said = {
+        path: path.read_text(encoding="utf-8") for path in [*PACKAGE.rglob("*.py"), ROOT / "README.md", *ROOT.glob("docs/*.md")]
+    }
+
+    def there(texts: dict[Path, str]) -> None:
+        for path, text in texts.items():
+            for name in re.findall(r"pip install (?:-e )?\"?(scoreaction|\.\[[\w,]+\])", text):
+                assert name != "scoreaction", f"{path}: {name} is on no index"
+                assert path.suffix == ".md", f"{path}: {name} is a clone's"
+                extras = set(name[2:-1].split(","))
+                assert extras <= PYPROJECT["project"]["optional-dependencies"].keys(), f"{path}: {extras}"
+
+    twin = {ROOT / "README.md": 'pip install "scoreaction[all]"'}
+    accepts(there, said, on_an_index=twin, no_such_extra={ROOT / "README.md": 'pip install -e ".[everything]"'})

@@ -15,7 +15,7 @@ sys.path.append(str(Path(__file__).parents[1] / "benchmarks"))
 from parametrisations import run_of  # noqa: E402
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_nft_learns_from_eps_networks_as_from_v_networks(monkeypatch: pytest.MonkeyPatch) -> None:
     """DDPM's betas, alpha 0.006 at the end. Twin: rows near pure noise as they are, which are then all that is learned."""
 

@@ -52,7 +52,7 @@ class Inner:
         eps = torch.where(self.pure[:, None], self.eps, (self.x - alpha * x0) / sigma)
         prediction, zero = Prediction(x0, eps), none(49)
         steps = Steps(self.x, self.t, self.s, self.x, prediction, None, zero, zero, zero, torch.ones(49))
-        ahead = next_states(self.learner, steps, prediction, noise_of(steps, ALONE.rows(49), 1))
+        ahead = next_states(self.learner, steps, prediction, noise_of(self.learner, steps, ALONE.rows(49), 1))
         return -self.Pi[:, None] * ahead.x + self.h[:, None]
 
     def __call__(self, x0, trust=0.0):

@@ -9,17 +9,19 @@ from typing import Any
 import pytest
 import torch
 import yaml
+from parameters import with_long
 from twins import accepts, close, same
 
 import scoreaction as sa
 from scoreaction.cli import main
 from scoreaction.commands._live_memory import LiveMemory
+from scoreaction.commands._way_out import CARD
 from scoreaction.commands.plan import RESERVE, plan, scorer_bytes
 from scoreaction.commands.tables import show_plan
 from scoreaction.errors import UserError
 from scoreaction.recipes.build import build
 from scoreaction.recipes.recipe import Recipe, load_recipe
-from scoreaction.rewards import aesthetic, clip, hpsv2, imagereward, pickscore
+from scoreaction.rewards import CountedReward, aesthetic, clip, hpsv2, imagereward, pickscore
 from scoreaction.training.summary import summarise
 
 pytest.importorskip("diffusers")
@@ -29,6 +31,7 @@ pytest.importorskip("peft")
 import tiny_pipelines  # noqa: E402
 
 from scoreaction.models.diffusers import Config, skeleton  # noqa: E402
+from scoreaction.models.pipelines import tiny  # noqa: E402
 from scoreaction.models.pipelines.assemble import build_from_pipeline  # noqa: E402
 from scoreaction.models.pipelines.skeleton import SHIPPED  # noqa: E402
 
@@ -65,7 +68,7 @@ def within(truth: float, share: float):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("checkpointing", [False, True])
+@pytest.mark.parametrize("checkpointing", [False, pytest.param(True, marks=pytest.mark.long)])
 def test_the_planned_peak_of_an_update_is_the_profilers(tmp_path, checkpointing):
     """Pictures of 128 pixels, so that activations outweigh the odd tensor: within 10 % of what the allocator gave out."""
     model = {"height": 128, "width": 128, "gradient_checkpointing": checkpointing}
@@ -116,10 +119,7 @@ GRAPHS = {"draft_through_all": 3, "draft_with_kl": 3}
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(
-    "algorithm",
-    ALGORITHMS,
-)
+@pytest.mark.parametrize("algorithm", with_long(ALGORITHMS, "score_action", "ddpo", "sqdf", "draft_checkpointed"))
 def test_the_planned_memory_and_operations_are_those_of_an_iteration(tmp_path, algorithm):
     """Within 15 % of what a real one holds beyond what was there before; operations within 5 %: the critic's are left out."""
     model, prompts = {"height": 64, "width": 64, "gradient_checkpointing": False}, ["a cat", "a dog"]
@@ -239,6 +239,63 @@ def test_the_planned_counts_are_those_of_a_run(tmp_path, algorithm, gradient):
         assert found == {key: metrics[key] for key in found}
 
     accepts(check, counted, unguided={**counted, "model_evaluations": counted["model_evaluations"] // 2})
+
+
+def test_rounds_and_questions_of_an_online_run_are_planned():
+    """Truth: the oracle's own count, and the counters of a run that happens. Twin: the same recipe without its rounds."""
+    small = ["train.batch=8", "train.iterations=3", "sampler.steps=3", "evaluation.n=16", "evaluation.steps=3"]
+    small += ["algorithm.updates=1", "algorithm.rows=16", "algorithm.critic_updates=1"]
+    online = [
+        "online.rounds=[8,12,8]",
+        "online.hidden=4",
+        "online.members=2",
+        "evaluation.certificate=true",
+        "steer.particles=4",
+    ]
+    recipe = load_recipe("mixture", [*small, *online])
+    planned, without = plan(recipe), plan(load_recipe("mixture", small))
+    tuner = build(recipe)
+    evaluations = [metrics["model_evaluations"] for metrics in tuner]
+    close(planned["rounds"], tuner.reward.queries, atol=0, without=without["rounds"])
+    whole = 3 * planned["iteration"]["model_evaluations"] + planned["rounds_evaluations"]
+    close(whole, evaluations[-1], atol=0, of_iterations=3 * planned["iteration"]["model_evaluations"])
+    close(planned["iteration"]["reward_queries"], 0, atol=0, asked=without["iteration"]["reward_queries"])
+    asked = []
+    with pytest.MonkeyPatch.context() as patch:
+        begin = CountedReward.begin
+        patch.setattr(CountedReward, "begin", lambda self, x, prompts: asked.append(len(x)) or begin(self, x, prompts))
+        tuner.summary()
+    close(planned["measuring_queries"], sum(asked), atol=0, of_base_and_tuned=without["measuring_queries"])
+
+
+@pytest.mark.slow
+def test_the_way_out_is_what_those_settings_need(tmp_path, monkeypatch, capsys):
+    """Truth: the plan of the recipe with the settings. Twin: that of the recipe as it was."""
+    from diffusers import AutoencoderTiny
+
+    two = {"encoder_block_out_channels": (8, 8), "decoder_block_out_channels": (8, 8)}
+    small = AutoencoderTiny(**two, num_encoder_blocks=(1, 1), num_decoder_blocks=(1, 1), latent_channels=4)
+    small.save_pretrained(tmp_path / "tiny")
+    monkeypatch.setitem(tiny.BY_PIPELINE, "StableDiffusionPipeline", str(tmp_path / "tiny"))
+    settings = {"model": {"height": 128, "width": 128}, "prompts": ["a cat"], "train": {"batch": 2}, "reward": {"name": "ink"}}
+    path = str(tmp_path / "recipe.yaml")
+    for algorithm, first in (("score_action", "algorithm.look_ahead=surrogate"), ("draft", "model.tiny_decoder=")):
+        recipe_for(tmp_path, "sd", sampler={"steps": 2}, algorithm={"name": algorithm}, **settings)
+        before, card = plan(load_recipe(path)), CARD
+        chosen, seen = [], []
+        while (found := plan(load_recipe(path), card=min(card, before["total"] - 1))["way_out"]) is not None:
+            chosen, total = found
+            after = plan(load_recipe(path, chosen))["total"] - RESERVE
+            accepts(within(total - RESERVE, 0.02), after, as_it_was=before["total"] - RESERVE)
+            seen.append(chosen)
+            card = total - 1
+        same(seen[0][0].startswith(first), True, another=seen[0][0].startswith("train."))
+        same("model.quantize=4bit" in chosen, True, whole="model.quantize=4bit" in seen[0])
+    show_plan({**before, "total": 2 * CARD, "way_out": (["model.quantize=4bit"], 2**34)})
+    line = "fits 24 GiB: no; with these settings it does, in 16.0 GiB: model.quantize=4bit"
+    said = capsys.readouterr().out
+    show_plan({**before, "total": 2 * CARD, "way_out": None})
+    same(line in said, True, where_none_does=line in capsys.readouterr().out)
 
 
 @pytest.mark.slow

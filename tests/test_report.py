@@ -70,7 +70,7 @@ def test_a_runs_page_holds_everything_it_shows(run: Path) -> None:
     def whole(text: str) -> None:
         found = Page(text)
         assert found.open == []
-        assert len(found.fetched) == 2
+        assert len(found.fetched) == 2 + 3, "samples before and after, and three curves"
         for source in found.fetched:
             kind, _, data = source.partition("base64,")
             assert kind == "data:image/png;"
@@ -177,7 +177,7 @@ def test_a_folder_of_several_is_one_page(tmp_path: Path) -> None:
     def both(folder: Path) -> None:
         found = page(folder)
         assert found.words.count("DDPO on gaussian_mixture") == 2
-        assert len(found.fetched) == 4, "two pictures of each"
+        assert len(found.fetched) == 10, "two pictures and three curves of each"
 
     accepts(both, tmp_path, of_one=tmp_path / "run0")
 
@@ -231,7 +231,7 @@ def test_a_comparison_page_shows_every_way(tmp_path: Path) -> None:
         assert all(re.search(rf"{label}: reward from", found.words) for label in labels)
 
     accepts(all_shown, json.loads((folder / "comparison.json").read_text())["algorithms"], another=["ddpo", "sqdf"])
-    assert len(found.fetched) == 6
+    assert len(found.fetched) == 3 + 5, "samples of three models, and five figures"
 
 
 def test_bands_are_standard_errors() -> None:

@@ -12,6 +12,7 @@ from PIL import Image
 from pydantic import ValidationError
 from twins import accepts, close, f64
 
+from scoreaction.errors import UserError
 from scoreaction.rewards import CountedReward, RewardError, classifier, ink, jpeg, legibility, linear, quadratic
 from scoreaction.tasks.digits.networks import judge, reward_classifier
 
@@ -193,15 +194,15 @@ def test_configurations_that_cannot_be_meant_are_refused() -> None:
         config()
         with pytest.raises(ValidationError, match="extra"):
             config.model_validate({"prefers": "small"})
-    with pytest.raises(ValidationError):
+    with pytest.raises(UserError, match="^Config.quality: must be less than or equal to 95"):
         jpeg.Config(quality=101)
     with pytest.raises(ValueError, match="^unit: must not be 0"):
         ink.build(ink.Config(unit=0.0))
     quadratic.Config(center=[0.0, 0.0], curvature=[[1.0, 0.5], [0.5, 1.0]], linear=[1.0, 2.0])
     for wrong, key in ({"curvature": [[1.0, 0.5], [0.0, 1.0]]}, "symmetric"), ({"curvature": [[1.0]]}, "2 x 2"):
-        with pytest.raises(ValidationError, match=f"curvature: .*{key}"):
+        with pytest.raises(UserError, match=f"curvature: .*{key}"):
             quadratic.Config(center=[0.0, 0.0], **wrong)
-    with pytest.raises(ValidationError, match="linear: must have 2 numbers"):
+    with pytest.raises(UserError, match="linear: must have 2 numbers"):
         quadratic.Config(center=[0.0, 0.0], linear=[1.0])
 
 

@@ -119,7 +119,9 @@ def ascent(found, made, experience, generator):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("estimator", ["pathwise", "likelihood_ratio"])
-@pytest.mark.parametrize(("process", "eta", "name"), [(VP, 1.0, "VP-1"), (VP, 0.5, "VP-.5")])
+@pytest.mark.parametrize(
+    ("process", "eta", "name"), [(VP, 1.0, "VP-1"), pytest.param(VP, 0.5, "VP-.5", marks=pytest.mark.long)]
+)
 def test_both_estimators_of_a_run_give_the_policy_gradient(process, eta, name, estimator):
     """Rollout, reference, running cost, advantage, weights and clip as in training; only V is given."""
     exact = ExactValue(process, eta, OLD)

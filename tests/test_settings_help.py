@@ -33,7 +33,7 @@ def lines(config: type[BaseModel]) -> dict[str, list[str]]:
 
 def test_odd_fields_have_their_line() -> None:
     found = lines(Odd)
-    same(list(found), ["renamed", "made", "inner", "kids", "whatever"], of_another=list(lines(Nested)))
+    same(list(found), ["renamed", "made", "inner.depth", "kids", "whatever"], of_another=list(lines(Nested)))
     assert found["renamed"] == ["3", "whole number"]
     assert settings_table(Odd).splitlines()[2].split(maxsplit=3)[1:] == ["[1,", "2]", "list of whole numbers"]
     assert found["whatever"] == ["null", "anything"]

@@ -17,8 +17,8 @@ import scoreaction as sa
 from scoreaction.cli import main
 from scoreaction.networks.sharding import blocks, mesh_of
 from scoreaction.training.checkpoints import load_tree
+from scoreaction.training.checks import check_shard
 from scoreaction.training.collector import _begun
-from scoreaction.training.run import check_shard
 from scoreaction.world import Stranded, World
 
 

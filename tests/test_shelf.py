@@ -7,6 +7,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from twins import accepts, close
@@ -42,12 +43,24 @@ REMOTE = has("reward", lambda traits: traits.probe is False)
 LIGHT = [name for name in files("reward") if name not in SCORERS + REMOTE]
 
 
+LABELLED = "a mixture whose prompts are labels"
+
+
+@pytest.fixture(autouse=True)
+def labelled(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The file that the example of `label` names, in the working folder."""
+    monkeypatch.chdir(tmp_path)
+    np.savez("labelled.npz", samples=np.random.default_rng(0).normal(size=(60, 2)), labels=np.arange(60) % 3)
+
+
 @cache
 def drawn(name: str) -> tuple[sa.Model, torch.Tensor, list[str] | None]:
     """A model of the shelf, samples of any values, and a prompt for each sample."""
-    block = example("model", name)
-    model = build_block(block, "model")
-    prompts = prompt_list(block.traits.defaults.get("prompts"))
+    if name == LABELLED:
+        model, prompts = sa.gaussian_mixture.build(sa.gaussian_mixture.Config(labels=[0, 1, 0, 2])), ["0", "1", "2"]
+    else:
+        block = example("model", name)
+        model, prompts = build_block(block, "model"), prompt_list(block.traits.defaults.get("prompts"))
     values = model.example(BATCH, torch.Generator().manual_seed(1))
     with torch.no_grad():
         return model, model.decode(values), None if prompts is None else (prompts * BATCH)[:BATCH]
@@ -86,7 +99,7 @@ def in_one_range(reward: RewardFunction, samples: torch.Tensor, prompts: list[st
 def test_a_reward_keeps_the_contract(name: str) -> None:
     """On every model of the shelf that it fits, of which there is one. Twins: scores by rank, a gradient cut off, no check."""
     reward, fits = build_block(example("reward", name), "reward"), 0
-    for model_name in WHOLE:
+    for model_name in [*WHOLE, LABELLED]:
         _, samples, prompts = drawn(model_name)
         try:
             CountedReward(reward).probe(samples[:2], None if prompts is None else prompts[:2])

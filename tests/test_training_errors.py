@@ -11,8 +11,8 @@ from twins import accepts
 import scoreaction as sa
 from scoreaction.errors import UserError
 from scoreaction.rewards import RewardError
+from scoreaction.training.checks import check_precision
 from scoreaction.training.optimizer import TrainingError
-from scoreaction.training.run import check_precision
 from scoreaction.types import DTYPES
 
 

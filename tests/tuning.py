@@ -43,7 +43,7 @@ def tune(
         model or own_model(prompts is not None),
         reward=reward,
         algorithm=algorithm,
-        sampler=sampler or sa.Sampler(steps=4),
+        sampler=sampler or sa.Sampler(steps=4, eta=0.0 if algorithm.moves_noise else 1.0),
         train=sa.Train(**options),
         prompts=prompts,
         output=output,
@@ -64,6 +64,7 @@ ALGORITHMS = {
     "sqdf_published": (sa.SQDF(updates=2, rows=16, buffer=24, weights="chain", gamma=0.9), None),
     "sqdf_corrected": (sa.SQDF(updates=2, rows=16, correction=True, critic_updates=2, critic_rows=32, kl_target=0.1), None),
     "vard": (sa.VARD(updates=2, rows=16, critic_updates=2), ["0", "1"]),
+    "q_learning": (sa.QLearning(updates=2, rows=16, critic_updates=2), ["0", "1"]),
     "pi_ft": (sa.PIFT(stages=2, rows=16, critic_updates=2), ["0", "1"]),
     "adjoint_matching": (sa.AdjointMatching(updates=2, rows=16), ["0", "1"]),
     "draft": (sa.DRaFT(last=2, beta=0.1, rows=16), ["0", "1"]),
@@ -72,6 +73,7 @@ ALGORITHMS = {
     "ram": (sa.RAM(each=2, kl_target=0.1), ["0", "1"]),
     "nft": (sa.NFT(lag=0.2), ["0", "1"]),
     "awm": (sa.AWM(each=2), None),
+    "hypernoise": (sa.Hypernoise(kl_target=0.1), ["0", "1"]),
 }
 
 SMOOTH = sa.Reward(
@@ -81,7 +83,9 @@ SMOOTH = sa.Reward(
 
 def reward_of(name):
     """A black box where one will do."""
-    return black_box if name in ("score_action", "score_action_prompts", "ratio", "ddpo", "dpok", "vard") else SMOOTH
+    return (
+        black_box if name in ("score_action", "score_action_prompts", "ratio", "ddpo", "dpok", "vard", "q_learning") else SMOOTH
+    )
 
 
 def flat(value, name=""):

@@ -16,8 +16,11 @@ if TYPE_CHECKING:
     from scoreaction.algorithms.dpo import DPO
     from scoreaction.algorithms.dpok import DPOK
     from scoreaction.algorithms.draft import DRaFT
+    from scoreaction.algorithms.hrf import HRF
+    from scoreaction.algorithms.hypernoise import Hypernoise
     from scoreaction.algorithms.nft import NFT
     from scoreaction.algorithms.pi_ft import PIFT
+    from scoreaction.algorithms.q_learning import QLearning
     from scoreaction.algorithms.ram import RAM
     from scoreaction.algorithms.refl import ReFL
     from scoreaction.algorithms.score_action import ScoreAction
@@ -28,6 +31,7 @@ if TYPE_CHECKING:
     from scoreaction.diffusion.processes import VE, VP, CosineVP, Flow, Masking, TableVP
     from scoreaction.models import gaussian_mixture
     from scoreaction.networks.consistency import load_consistency
+    from scoreaction.networks.labels import LabelAdapter
     from scoreaction.networks.masked import MaskedModel
     from scoreaction.networks.model import Model
     from scoreaction.recipes.build import load
@@ -40,6 +44,7 @@ if TYPE_CHECKING:
     from scoreaction.training.finetuner import Finetuner
     from scoreaction.training.online import Online
     from scoreaction.training.optimizer import Train
+    from scoreaction.training.pretraining import Pretrain, Pretrainer
     from scoreaction.training.runge_kutta import RungeKutta
     from scoreaction.training.steering import steer
     from scoreaction.training.students import Student, StudentDistiller
@@ -59,14 +64,20 @@ _HOMES = {
     "Evaluation": "training.evaluation",
     "Finetuner": "training.finetuner",
     "Flow": "diffusion.processes",
+    "Hypernoise": "algorithms.hypernoise",
+    "LabelAdapter": "networks.labels",
     "MaskedModel": "networks.masked",
     "Masking": "diffusion.processes",
     "Model": "networks.model",
+    "HRF": "algorithms.hrf",
     "NFT": "algorithms.nft",
     "Online": "training.online",
     "PIFT": "algorithms.pi_ft",
     "Pairs": "types",
+    "Pretrain": "training.pretraining",
+    "Pretrainer": "training.pretraining",
     "Prompt": "types",
+    "QLearning": "algorithms.q_learning",
     "RAM": "algorithms.ram",
     "ReFL": "algorithms.refl",
     "Reward": "rewards",

@@ -1,4 +1,4 @@
-"""Lookup of models, rewards and algorithms: the name is the file's name, or a dotted path to a file of the user's."""
+"""Lookup of models, rewards, algorithms and critics: the name is the file's name, or a dotted path to a file of the user's."""
 
 from __future__ import annotations
 
@@ -13,18 +13,19 @@ from typing import Literal
 
 from scoreaction.errors import UserError, missing, nearest
 
-Kind = Literal["model", "reward", "algorithm"]
+Kind = Literal["model", "reward", "algorithm", "critic"]
 
 PACKAGE = Path(__file__).parent
 TOKEN_VARIABLE = "SCOREACTION_TOKEN"
 """Environment variable with the token that a reward server shares with its clients."""
 SHELVES: dict[Kind, str] = {"model": "models", "reward": "rewards", "algorithm": "algorithms"}
-"""Folder of each kind."""
+"""Folder of each kind; critics are all of users' own."""
 
 
 def files(kind: Kind) -> dict[str, Path]:
     """Files of a kind's folder by name, without those that begin with _."""
-    return {path.stem: path for path in sorted((PACKAGE / SHELVES[kind]).glob("*.py")) if not path.stem.startswith("_")}
+    shelf = (PACKAGE / SHELVES[kind]).glob("*.py") if kind in SHELVES else []
+    return {path.stem: path for path in sorted(shelf) if not path.stem.startswith("_")}
 
 
 def summary(path: Path) -> str:
@@ -46,12 +47,19 @@ def find(kind: Kind, name: object, *, key: str) -> ModuleType:
     elif name in files(kind):
         module = _import_shipped(kind, name, key)
     else:
-        raise UserError(f"{key}: unknown {kind} {name!r}; {nearest(name, files(kind))}")
+        known = f"{nearest(name, files(kind))} " if files(kind) else ""
+        raise UserError(f"{key}: unknown {kind} {name!r}; {known}({_own(name)})")
     needed = ["Config"] if kind == "algorithm" else ["Config", "build"]
     missing = [part for part in needed if not hasattr(module, part)]
     if missing:
         raise UserError(f"{key}: {name} has no {missing[0]}; a {kind} file defines {' and '.join(needed)}")
     return module
+
+
+def _own(name: str) -> str:
+    """Hint for a name without a dot: how a file of the user's own is named."""
+    file = name if name.isidentifier() else "mine"
+    return f"one of your own goes by its file: my_package.{file} is my_package/{file}.py"
 
 
 def _import_shipped(kind: Kind, name: str, key: str) -> ModuleType:

@@ -1,4 +1,4 @@
-"""The command `scoreaction`: train, plan, doctor, distill, pairs, sample, steer, evaluate, report and others.
+"""The command `scoreaction`: train, plan, doctor, pretrain, distill, pairs, sample, steer, evaluate, list and others.
 
 Exit codes: 0 done; 2 the input is wrong; 1 it failed; 130 interrupted. Whatever goes wrong is one line on stderr; `--debug`
 shows the traceback.
@@ -81,6 +81,7 @@ def train(
     from scoreaction.recipes.recipe import load_recipe
     from scoreaction.recipes.trust import named_modules
     from scoreaction.report.model_card import write_card
+    from scoreaction.report.verdict import run_verdict
     from scoreaction.world import World
 
     chosen = load_recipe(recipe, overrides or [], trust=trust or None)
@@ -100,6 +101,7 @@ def train(
         return 0
     write_card(folder, chosen, figures)
     show_summary(figures)
+    print(f"verdict: {run_verdict(figures)}")
     print(f"run: {folder}")
     if learned_nothing(folder):
         raise Failed(f"{folder}: no iteration learned anything: {NOTHING}")
@@ -155,6 +157,34 @@ def pairs(
     path = output or default_folder(recipe, "pairs").with_suffix(".npz")
     print(lines_of(make_pairs(chosen, path, n=n, temperature=temperature, seed=seed), temperature))
     print(f"pairs: {path}")
+
+
+@app.command()
+def pretrain(
+    recipe: RecipeName,
+    overrides: Overrides = None,
+    output: Annotated[
+        Path | None, output_option("Folder; default the recipe's model.path, else runs/RECIPE-pretrained-TIME.")
+    ] = None,
+    resume: Annotated[bool, typer.Option("--resume", help="Go on from the newest checkpoint in the folder.")] = False,
+) -> None:
+    """Make a small diffusion model of your own table or pictures, by a recipe's section pretrain."""
+    print(f"{Path(recipe).stem}  loading", flush=True)
+    from scoreaction.commands.pretrain import pretrain as run_pretrain
+    from scoreaction.commands.tables import show_pretrained
+    from scoreaction.recipes.recipe import pretraining
+
+    settings, place = pretraining(recipe, overrides or [])
+    folder = output or place
+    if resume and folder is None:
+        raise UserError("--resume: say which folder with --output DIR")
+    folder = folder or default_folder(recipe, "pretrained")
+    try:
+        show_pretrained(run_pretrain(settings, folder, resume=resume))
+    except Interrupted as stop:
+        again = shlex.join(["scoreaction", "pretrain", recipe, *(overrides or []), "--output", str(folder), "--resume"])
+        raise Interrupted(f"{stop}; go on with: {again}") from stop
+    print(f"pretrained: {folder} (model: {{name: pretrained, path: {folder}}})")
 
 
 @app.command()
@@ -245,7 +275,9 @@ def evaluate(
     run: RunPath,
     steps: Annotated[str, typer.Option(help="Step counts, for example 10,25,50.")] = "10,25,50",
     solver: Annotated[str, typer.Option(help="Solvers, for example ddim,heun.")] = "ddim",
-    eta: Annotated[str, typer.Option(help="Noise levels, for example 0,1.")] = "1",
+    eta: Annotated[
+        str | None, typer.Option(help="Noise levels, for example 0,1. [default: 1; of a policy that moves the noise 0]")
+    ] = None,
     n: Annotated[int | None, typer.Option("--n", min=2, help="Samples each; default the recipe's.")] = None,
     seed: Annotated[int | None, typer.Option(min=0, max=2**32 - 1, help="Seed of the noise; default the recipe's.")] = None,
     prompts: Annotated[
@@ -264,11 +296,14 @@ def evaluate(
     from scoreaction.commands.steer import steering_of
     from scoreaction.commands.tables import show_grid
 
-    grid = [numbers(steps, int, "--steps"), names(solver, "--solver"), numbers(eta, float, "--eta")]
+    counts, solvers, etas = numbers(steps, int, "--steps"), names(solver, "--solver"), numbers(eta or "1", float, "--eta")
     opened = open_run(run, tuned=True, trust=trust)
+    if eta is None and opened.tuner.model.moves_noise:
+        etas = [0.0]
     steering = steering_of(opened.recipe, steer, particles, beta, target)
     sets = prompts or [OWN]
-    show_grid(evaluate_grid(opened, *grid, n=n, seed=seed, prompts=sets, base=base, steering=steering, certified=certificate))
+    options: Any = {"n": n, "seed": seed, "prompts": sets, "base": base, "steering": steering, "certified": certificate}
+    show_grid(evaluate_grid(opened, counts, solvers, etas, **options))
     print(f"evaluation: {run / 'evaluation.json'}")
 
 
@@ -287,6 +322,7 @@ def compare(
     from scoreaction.commands.compare import fault_of
     from scoreaction.commands.tables import show_comparison
     from scoreaction.report.page import write_report
+    from scoreaction.report.verdict import comparison_verdict
     from scoreaction.world import World
 
     chosen = names(algorithms, "--algorithms")
@@ -294,6 +330,7 @@ def compare(
     several = numbers(seeds, int, "--seeds")
     comparison = run_all(recipe, overrides or [], chosen, several, sweep, folder, trust=trust or None)
     show_comparison(comparison)
+    print(f"verdict: {comparison_verdict(comparison)}")
     print(f"comparison: {folder}")
     if World.current().leads:
         print(f"report: {write_report(folder)}")

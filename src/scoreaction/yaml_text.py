@@ -60,7 +60,23 @@ def parse_yaml(text: str, *, where: str) -> Any:
     >>> parse_yaml("1e-3", where="here")
     0.001
     """
-    loader = _Loader(text)
+    try:
+        return _document(_Loader(text), where)  # which refuses control characters at once
+    except yaml.MarkedYAMLError as error:
+        line = f" line {error.problem_mark.line + 1}" if error.problem_mark else ""
+        raise UserError(f"{where}{line}: not valid YAML: {error.problem}") from error
+    except UserError:
+        raise
+    except yaml.reader.ReaderError as error:
+        number = text[: error.position].count("\n") + 1
+        raise UserError(f"{where} line {number}: not valid YAML: the control character {chr(error.character)!r}") from error
+    except (yaml.YAMLError, RecursionError, TypeError) as error:  # the last for a list where a key should be
+        raise UserError(f"{where}: not valid YAML") from error
+    except (ValueError, OverflowError, AttributeError, LookupError) as error:  # of a date, or a number, that is none
+        raise UserError(f"{where}: not valid YAML: {error}; put a text in quotes") from error
+
+
+def _document(loader: _Loader, where: str) -> Any:
     try:
         node = loader.get_single_node()
         if node is None:
@@ -68,15 +84,6 @@ def parse_yaml(text: str, *, where: str) -> Any:
         if _unfolded(node, {}) > MOST:
             raise UserError(f"{where}: its aliases unfold to more than {MOST:,} values; write them out")
         return loader.construct_document(node)
-    except yaml.MarkedYAMLError as error:
-        line = f" line {error.problem_mark.line + 1}" if error.problem_mark else ""
-        raise UserError(f"{where}{line}: not valid YAML: {error.problem}") from error
-    except UserError:
-        raise
-    except (yaml.YAMLError, RecursionError, TypeError) as error:  # the last for a list where a key should be
-        raise UserError(f"{where}: not valid YAML") from error
-    except (ValueError, OverflowError, AttributeError, LookupError) as error:  # of a date, or a number, that is none
-        raise UserError(f"{where}: not valid YAML: {error}; put a text in quotes") from error
     finally:
         loader.dispose()
 

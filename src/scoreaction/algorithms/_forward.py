@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from scoreaction.algorithms._learner import Learner
 from scoreaction.algorithms._likelihood_ratio import standardised
 from scoreaction.algorithms.ddpo import Baseline, prompt_advantages
-from scoreaction.diffusion.noise import RowNoise
+from scoreaction.diffusion.noise import RowNoise, normal
 from scoreaction.diffusion.predictions import expand
 from scoreaction.diffusion.processes import Process
 from scoreaction.networks.adapters import replaced
@@ -50,8 +50,9 @@ def renoised(learner: Learner, rollout: Rollout, times: Tensor, generator: torch
     """The samples of a rollout at these times (each, batch): row `i * batch + path`."""
     each, batch = times.shape
     path, t = torch.arange(batch).repeat(each), times.flatten()
-    x0, source = take(rollout.x0, path), RowNoise.drawn(generator, learner.world.stripe(batch * learner.world.size))
-    eps = torch.cat([source.normal(rollout.x0.shape, torch.float32) for _ in range(each)]).to(x0)
+    source = learner.noise(RowNoise.drawn(generator, learner.world.stripe(batch * learner.world.size)), rollout.prompt)
+    eps = torch.cat([normal(rollout.x0.shape, source) for _ in range(each)]).to(rollout.x0)
+    x0 = take(rollout.x0, path)
     x = expand(learner.process.alpha(t), x0) * x0 + expand(learner.process.sigma(t), x0) * eps
     return Noised(x0, eps, x, t, path, take(rollout.prompt, path))
 

@@ -6,10 +6,10 @@ import math
 from abc import abstractmethod
 from collections.abc import Callable, Generator
 from dataclasses import dataclass, replace
-from typing import ClassVar, Literal, NamedTuple, TypeAlias
+from typing import Any, ClassVar, Literal, NamedTuple, TypeAlias
 
 import torch
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import ConfigDict, Field
 from torch import Tensor, nn
 
 from scoreaction.diffusion.noise import Source
@@ -19,7 +19,8 @@ from scoreaction.networks.conditions import take
 from scoreaction.networks.lockstep import equal_parts
 from scoreaction.networks.memory import fitting
 from scoreaction.networks.model import Model
-from scoreaction.sampling.rollout import Rollout, Sampler, act, compared, roll_out, unflattened
+from scoreaction.sampling.rollout import Choose, Rollout, Sampler, act, compared, roll_out, unflattened
+from scoreaction.settings import Settings
 from scoreaction.types import Conditions, Prediction
 from scoreaction.world import ALONE, Rows, World
 
@@ -61,15 +62,23 @@ Updates: TypeAlias = Generator[Update, dict[str, float], None]
 """Updates, one after another: `figures = yield Update(...)` steps the optimiser and gives the update's averaged figures."""
 
 
+Draw: TypeAlias = Callable[[Callable[[Tensor, Source], Rollout], Tensor], "Rollout | None"]
+"""Draws trajectories of an iteration again: `draw(explore, rows)`, rows the numbers of those of all processes.
+
+`explore(prompt, noise)` draws some of them. It gives this process's, scored, None where it has none.
+"""
+
+
 class Objective(NamedTuple):
     """The run's reward: `reward(x0, prompt) -> (batch,)`, every row is counted as a query.
 
     x0 (batch, *shape) before decoding, prompt (batch,) the numbers of the prompts. Gradients flow to x0 where
-    `differentiable`.
+    `differentiable`. at_once: True while a learner may differentiate, and score, a part of the batch as soon as it is drawn.
     """
 
     score: Callable[[Tensor, Tensor], Tensor]
     differentiable: bool
+    at_once: Callable[[], bool] = lambda: True
 
     def __call__(self, x0: Tensor, prompt: Tensor) -> Tensor:
         return self.score(x0, prompt)
@@ -102,10 +111,13 @@ class Setting(NamedTuple):
     group: float = math.inf
     """Trajectories an iteration with one prompt, on average."""
     world: World = ALONE
+    delay: int = 0
+    """Iterations that rewards come late."""
+    prompts: list[Any] | None = None
     data: Examples | None = None
 
 
-class Algorithm(BaseModel):
+class Algorithm(Settings):
     """Base of the algorithms' settings: validated, frozen, no unknown keys.
 
     learns_from: what an update is made of, the rewards of trajectories or the run's data.
@@ -113,6 +125,8 @@ class Algorithm(BaseModel):
 
     learns_from: ClassVar[Literal["rewards", "pairs", "samples"]] = "rewards"
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
+    moves_noise: ClassVar[bool] = False
+    """True of one whose policy moves the noise that samples start from, and keeps the pretrained model's steps."""
 
     @abstractmethod
     def build(self, setting: Setting) -> Learner:
@@ -122,8 +136,8 @@ class Algorithm(BaseModel):
         """The learner of a model of tokens; ValueError where the algorithm has none."""
         name = getattr(self, "name", type(self).__name__)
         raise ValueError(
-            f"algorithm.name: {name} is for Gaussian states and this model's are tokens; use score_action, ddpp, vard, dpok"
-            " or ddpo"
+            f"algorithm.name: {name} is for Gaussian states and this model's are tokens; use score_action, ddpp, vard, dpok,"
+            " hrf or ddpo"
         )
 
 
@@ -156,17 +170,21 @@ class Learner:
     trained; state: plain values that change, kept too. reward_gradient: the loop brings the gradient of the rewards along
     with them, for the same queries. reference_rows: at how many states of each step the pretrained model is evaluated, None
     is all; the KL in the log is the sum over steps of the mean over these. exploration: std of the noise on eps with which
-    the policy acts. trust_region: path KL in nats that an iteration may move, where the policy's updates measure it as
-    `kl_to_old` and the state is a `TrustState`: an iteration that moves a multiple of it is taken back.
+    the policy acts. branches: how many trajectories, siblings, go on from one stem; their number is that of the rows modulo
+    batch/branches, and they have one prompt. late_rewards: it learns from trajectories of an older policy too, whose rewards
+    come `delay` iterations late. trust_region: path KL in nats that an iteration may move, where the policy's
+    updates measure it as `kl_to_old` and the state is a `TrustState`: an iteration that moves a multiple of it is taken back.
     """
 
     reward_gradient = False
     reference_rows: int | None = None
     trust_region: float | None = None
     exploration = 0.0
+    branches = 1
+    late_rewards = False
 
     def __init__(self, setting: Setting, *, beta: float = 0.0, kl_target: float | None = None) -> None:
-        self.model, self.sampler, self.reward, self.batch, self.conditions, _, self.world, self.data = setting
+        self.model, self.sampler, self.reward, self.batch, self.conditions, _, self.world, self.delay, _, self.data = setting
         self.process, self.kl_target = self.model.process, kl_target
         self.networks = nn.ModuleDict()
         self.lr: dict[str, float] = {}
@@ -209,6 +227,14 @@ class Learner:
             return equal_parts(rows, size)
         return rows.split(size) if len(rows) else ()
 
+    def inside(self, prompt: Tensor) -> Tensor | None:
+        """True at the numbers of samples of these prompts and False in padding, (rows, ...); None without a mask."""
+        return take(self.model.inside(self.conditions), prompt)
+
+    def noise(self, source: Source, prompt: Tensor) -> Source:
+        """The source of the noise of samples of these prompts: 0 in the padding, where the model has a mask."""
+        return self.model.noise(source, self.conditions, prompt)
+
     def in_parts(self, rows: Tensor, work: Callable[[Tensor], None]) -> None:
         """Calls `work` with these row numbers in parts of one network call each, smaller ones where memory runs out."""
 
@@ -227,18 +253,17 @@ class Learner:
         """The grid of an iteration: the sampler's, jittered each time, so that nearly all times are trained."""
         return jittered(self.sampler.times(self.process), generator)
 
+    def exploration_at(self, t: Tensor) -> float:
+        """The std of the noise on eps at a time t (), where there is any."""
+        return self.exploration
+
     def explore(self, prompt: Tensor, times: Tensor, generator: Source) -> Rollout:
-        """A trajectory for each prompt; where the policy acts, its eps is perturbed by noise of std `exploration`."""
+        """A trajectory for each prompt; where the policy acts, its eps is perturbed by noise of std `exploration_at`."""
+        return roll_out_policy(self, prompt, times, generator)
 
-        def explore(x: Tensor, t: Tensor, prediction: Prediction) -> Prediction:
-            std = self.exploration if float(t) >= self.sampler.off_below else 0.0
-            return perturbed(self.process, x, t, prediction, std, generator)
-
-        def policy(x: Tensor, t: Tensor) -> Prediction:
-            return self.policy(x, t, prompt)
-
-        noise = explore if self.exploration > 0 else None
-        return roll_out(self.model, self.sampler, policy, prompt, generator, times=times, explore=noise)
+    def redraw(self, rollout: Rollout, draw: Draw) -> tuple[Rollout, dict[str, float]]:
+        """The rollout with those trajectories drawn again that there is nothing to learn from, and figures for the log."""
+        return rollout, {}
 
     def prepare(self, rollout: Rollout, generator: torch.Generator) -> Rollout:
         """The rollout with the pretrained predictions where the policy acted, `reference_rows` a step, without a graph."""
@@ -248,19 +273,47 @@ class Learner:
             flat = self.pretrained(*take(rollout.steps().states, rows))
         return replace(rollout, pretrained=unflattened(flat, n))
 
+    def kls(self, rollout: Rollout) -> tuple[Tensor, Tensor]:
+        """Path and chain KL of the policy that sampled to the pretrained model, in nats, (batch,) each, on average.
+
+        A deterministic sampler has no path KL: that of the same scores at eta 1.
+        """
+        return self.model.kls(self.sampler.find(), rollout.acted, *rollout.compared(), self.sampler.eta or 1.0)
+
     @abstractmethod
     def updates(self, rollout: Rollout, generator: torch.Generator) -> Updates:
         """The updates of one iteration; the loop has stepped before it takes the next."""
 
 
-def roll_out_chain(learner: Learner, prompt: Tensor, times: Tensor, generator: Source) -> Rollout:
-    """Trajectories in which the pretrained model acts in the steps without noise, which have no density."""
+def roll_out_policy(learner: Learner, prompt: Tensor, times: Tensor, generator: Source, *, x: Tensor | None = None) -> Rollout:
+    """Trajectories, from noise or from x (batch, *shape) at times[0], of the policy with its exploration."""
+    source = learner.noise(generator, prompt)
+
+    def explore(x: Tensor, t: Tensor, prediction: Prediction) -> Prediction:
+        std = learner.exploration_at(t) if float(t) >= learner.sampler.off_below else 0.0
+        return perturbed(learner.process, x, t, prediction, std, source)
+
+    def policy(x: Tensor, t: Tensor) -> Prediction:
+        return learner.policy(x, t, prompt)
+
+    noise = explore if learner.exploration > 0 else None
+    return roll_out(learner.model, learner.sampler, policy, prompt, source, times=times, x=x, explore=noise)
+
+
+def roll_out_chain(
+    learner: Learner, prompt: Tensor, times: Tensor, generator: Source, *, x: Tensor | None = None, choose: Choose | None = None
+) -> Rollout:
+    """Trajectories in which the pretrained model acts in the steps without noise, which have no density.
+
+    x: the states at times[0], by default noise; `choose` as in `trajectory`.
+    """
     noiseless = {float(t) for t in times[:-1][~learner.process.has_density(times[1:])]}
 
     def predict(x: Tensor, t: Tensor) -> Prediction:
         return learner.pretrained(x, t, prompt) if float(t) in noiseless else learner.policy(x, t, prompt)
 
-    return roll_out(learner.model, learner.sampler, predict, prompt, generator, times=times)
+    source = learner.noise(generator, prompt)
+    return roll_out(learner.model, learner.sampler, predict, prompt, source, times=times, x=x, choose=choose)
 
 
 def refuse_black_box(setting: Setting, algorithm: str) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator
 
 import torch
@@ -28,19 +29,30 @@ def refuse_without_density(setting: Setting, algorithm: str) -> None:
         raise ValueError(f"sampler.steps: no step has a density, which {algorithm} needs; use more of them, at least 2")
 
 
-def steps_with_density(learner: Learner, rollout: Rollout, *, exploration: float = 0.0) -> Steps:
-    """The policy's steps that have a density: not the last where its std is 0, not pure noise when exploring.
+def with_density(learner: Learner, times: Tensor, *, exploration: float = 0.0) -> Tensor:
+    """The numbers of the policy's steps on this grid that have a density: one stretch, only the ends of a path lack it.
 
-    Each counts for all of them.
+    Not the last step where its std is 0, not pure noise when exploring.
     """
-    times, process = rollout.acted, learner.process
+    process = learner.process
     has_density = process.alpha(times[:-1]) > 0 if exploration > 0 else process.has_density(times[1:])
-    numbers = has_density.nonzero().flatten()
+    return (has_density & (times[:-1] >= learner.sampler.off_below)).nonzero().flatten()
+
+
+def steps_with_density(learner: Learner, rollout: Rollout, *, exploration: float = 0.0) -> Steps:
+    """The policy's steps that have a density, those of the rollout's window where it has one: views of it, no copies.
+
+    Each counts for all of them, times the rollout's `step_weight`.
+    """
+    numbers, weight = with_density(learner, rollout.times, exploration=exploration), rollout.step_weight
+    if weight is not None:
+        numbers = numbers[weight[numbers] > 0]
     if len(numbers) == 0:
         raise ValueError("sampler.steps: no step has a density to learn from; use more of them, at least 2")
-    _, batch = rollout.size  # only the ends of a path lack a density: what is left are views of the rollout, no copies
+    _, batch = rollout.size
     steps = take(rollout.steps(), slice(int(numbers[0]) * batch, (int(numbers[-1]) + 1) * batch))
-    return steps._replace(weight=torch.full_like(steps.weight, float(len(numbers))))
+    each = torch.full_like(steps.weight, float(len(numbers)))
+    return steps._replace(weight=each if weight is None else each * weight[steps.step])
 
 
 def transition(learner: Learner, prediction: Prediction, steps: Steps) -> Kernel:
@@ -65,6 +77,23 @@ def clipped_surrogate(log_ratio: Tensor, advantage: Tensor, clip: float | None) 
     if clip is None:
         return -ratio * advantage
     return -torch.minimum(ratio * advantage, ratio.clamp(1 - clip, 1 + clip) * advantage)
+
+
+MOST_WEIGHT = 3.0
+"""The weight of a step of an older policy at most. On r = x^2 of N(0, 1) it leaves all of the gradient at a shift of 0.3."""
+
+
+def truncated_surrogate(log_ratio: Tensor, advantage: Tensor, most: float = MOST_WEIGHT) -> Tensor:
+    """`-rho A` up to rho = most and its tangent in log rho beyond, (rows,): the gradient is `-min(rho, most) A grad log p`.
+
+    Truncated importance weights (Espeholt et al. 2018, arXiv 1802.01561, section 4.1), for steps that an older policy took. A
+    clip would cut just those samples that carry the gradient.
+
+    >>> truncated_surrogate(torch.tensor([0.0, 2.0]).requires_grad_(), torch.tensor([1.0, 1.0])).detach()
+    tensor([-1.0000, -5.7042])
+    """
+    bound = math.log(most)
+    return -advantage * (log_ratio.clamp(max=bound).exp() + most * (log_ratio - bound).clamp(min=0))
 
 
 def spread_is_rounding(rewards: Tensor) -> bool:
@@ -120,20 +149,25 @@ def ratio_term(
     """`weight (clipped surrogate + penalty)` at these rows of steps, `log rho = log p_theta(outcome) - log p_old(outcome)`.
 
     advantage and outcome have a row for each step: (steps,), (steps, *shape). first: the policy is still the one that sampled,
-    so that the largest absolute log-ratio (`log_ratio_first` in the log) must be rounding.
+    so that the largest absolute log-ratio (`log_ratio_first` in the log) must be rounding. Where rewards come late an older one
+    sampled: ratios begin elsewhere (`log_ratio_stale`), and the weights are truncated in the place of the clip.
     """
+    stale = learner.delay > 0
 
     def loss(numbers: Tensor) -> Loss:
         here = rows.own[numbers]
         part = take(steps, here)
         prediction = learner.policy(*part.states)
         log_ratio = law(prediction, part).log_ratio(law(part.old, part), take(outcome, here))
-        value, size = clipped_surrogate(log_ratio, take(advantage, here), clip), log_ratio.detach().abs()
+        gain, size = take(advantage, here), log_ratio.detach().abs()
+        value = truncated_surrogate(log_ratio, gain) if stale else clipped_surrogate(log_ratio, gain, clip)
         figures: dict[str, Tensor | Largest] = {"log_ratio": Largest(size)}
-        if clip is not None:
+        if stale:
+            figures["truncated_fraction"] = log_ratio.detach().gt(math.log(MOST_WEIGHT)).float()
+        elif clip is not None:
             figures["clip_fraction"] = (log_ratio.detach().exp() - 1).abs().gt(clip).float()
         if first:
-            figures["log_ratio_first"] = Largest(size)
+            figures["log_ratio_stale" if stale else "log_ratio_first"] = Largest(size)
         if penalty is not None:
             cost, more = penalty(prediction, part)
             value, figures = value + cost, figures | more

@@ -18,7 +18,7 @@ from torch.nn.functional import softplus
 from scoreaction.algorithms._forward import stratified
 from scoreaction.algorithms._learner import Learner, Loss, Setting, Term, Update
 from scoreaction.algorithms._tokens import log_prob_of
-from scoreaction.diffusion.noise import RowNoise
+from scoreaction.diffusion.noise import RowNoise, normal
 from scoreaction.diffusion.predictions import expand
 from scoreaction.diffusion.processes import Process
 from scoreaction.diffusion.reveals import token_log_prob
@@ -94,7 +94,7 @@ TIMES = {"elbo": elbo_times, "published": uniform_times}
 
 
 @dataclass(frozen=True)
-class NoisedRatio:
+class NoisedRatio(LogRatio):
     """The log ratio of Gaussian states: errors of both networks' noise at samples noised anew, at stratified `times`."""
 
     times: int
@@ -107,8 +107,9 @@ class NoisedRatio:
         process, (sides, own) = learner.process, x0.shape[:2]
         uniform = stratified(learner.world, total, self.times, generator)
         t, weight = TIMES[self.weighting](process, uniform, learner.model.shape, learner.sampler.off_below)
-        source = RowNoise.drawn(generator, learner.world.stripe(total))
-        eps = torch.stack([source.normal(x0.shape[1:], torch.float32) for _ in range(self.times)]).to(x0)
+        rows = RowNoise.drawn(generator, learner.world.stripe(total))
+        source = learner.model.noise(rows, learner.conditions, prompt)
+        eps = torch.stack([normal(x0.shape[1:], source) for _ in range(self.times)]).to(x0)
         t, weight = t.flatten().repeat(sides), weight.flatten().repeat(sides) / self.times
         eps = eps.flatten(0, 1).repeat(sides, *[1] * (eps.ndim - 2))
         clean = x0.repeat_interleave(self.times, 0).flatten(0, 1) if own else eps
@@ -123,7 +124,7 @@ class NoisedRatio:
 
 
 @dataclass(frozen=True)
-class PathRatio:
+class PathRatio(LogRatio):
     """The log ratio of tokens along one order in which positions are shown, random or `left_to_right`: exact for its path."""
 
     left_to_right: bool

@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from functools import partial
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
-from scoreaction.algorithms._learner import Learner, Loss, Setting, Term, Update, Updates
-from scoreaction.algorithms._likelihood_ratio import Law, minibatches, ratio_term, steps_with_density, transition
+from scoreaction.algorithms._learner import Learner, Loss, Setting, Term, Update, Updates, roll_out_policy
+from scoreaction.algorithms._likelihood_ratio import Law, minibatches, ratio_term, steps_with_density, transition, with_density
 from scoreaction.algorithms._trust import TrustState, adapt_trust
 from scoreaction.algorithms._value import LookAhead, StateValue, ValuedRollout, running_cost
+from scoreaction.algorithms._windows import Window, Windows, WindowState, check_windows
 from scoreaction.diffusion.kl import g2_integral, kl_rate
+from scoreaction.diffusion.noise import Source
 from scoreaction.diffusion.predictions import score
 from scoreaction.diffusion.transitions import Transition, sum_event
 from scoreaction.networks.conditions import take
@@ -39,21 +42,41 @@ class RatioSettings(NamedTuple):
     clip: float
     gae_lambda: float
     zeroth_order_std: float
+    window: Window
+    branches: int
+
+
+@dataclass
+class RatioState(TrustState, WindowState):
+    """The trust region and the window."""
 
 
 class RatioLearner(Learner):
     """`-min(rho A, clip(rho) A) + beta KL + trust KL to the old policy`, A the lambda-averaged advantage of the critic."""
 
-    state: TrustState
+    late_rewards = True
+    state: RatioState
 
     def __init__(self, config: RatioSettings, setting: Setting) -> None:
         super().__init__(setting, kl_target=config.kl_target)
         self.config, self.exploration = config, config.exploration
         self.trust_region = config.trust_region
-        self.state = TrustState(config.beta, trust=config.trust)
+        self.state = RatioState(config.beta, trust=config.trust)
         self.value = StateValue(
             self, look_ahead=config.look_ahead, skip=config.skip, lr=config.critic_lr, std=config.zeroth_order_std
         )
+        check_windows(setting, config.window, config.branches)
+        self.windows = Windows(self, config.window, config.branches, exploration=config.exploration)
+
+    def times(self, generator: torch.Generator) -> Tensor:
+        """The grid, jittered, and the iteration's window."""
+        times = super().times(generator)
+        self.windows.draw(generator, times)
+        return times
+
+    def explore(self, prompt: Tensor, times: Tensor, generator: Source) -> Rollout:
+        """Trajectories of the policy, of which siblings part where the window begins."""
+        return self.windows.explore(partial(roll_out_policy, self), prompt, times, generator)
 
     def prepare(self, rollout: Rollout, generator: torch.Generator) -> ValuedRollout:
         """The pretrained model and the look-ahead at every state."""
@@ -67,12 +90,14 @@ class RatioLearner(Learner):
         """The surrogate, the critic, and the policy over all steps in shuffled minibatches."""
         assert isinstance(rollout, ValuedRollout)
         config, figures = self.config, {}
+        self.windows.record(rollout, self.world.gather(rollout.rewards))
         yield from self.value.surrogate_updates(config.surrogate_updates, generator)
         advantage = self.advantages(rollout)  # before the critic has seen what it is a baseline of
         yield from self.value.updates(rollout, critic=config.critic_updates, generator=generator)
         steps = steps_with_density(self, rollout, exploration=config.exploration)
         every, batch = rollout.steps(), rollout.size[1]
-        others = (~torch.isin(every.step, steps.step.unique())).nonzero().flatten()  # where only the KL is learned
+        dense = with_density(self, rollout.times, exploration=config.exploration)
+        others = (~torch.isin(every.step, dense)).nonzero().flatten()  # where only the KL is learned
         count = len(steps.t) // batch
         batches = list(minibatches(self.world, count, batch, epochs=1, count=config.updates, generator=generator))
         left = len(others) // batch

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from scoreaction.algorithms._learner import Learner
 from scoreaction.algorithms._value import put
+from scoreaction.diffusion.noise import kept
 from scoreaction.diffusion.predictions import expand
 from scoreaction.diffusion.processes import Process
 from scoreaction.diffusion.solvers import ddim_step
@@ -61,20 +62,23 @@ class Belief(nn.Module):
         self.register_buffer("variance", torch.ones(()))
         self.register_buffer("taken", torch.zeros((), dtype=torch.bool))
 
-    def calibrate(self, x0: Tensor) -> None:
-        """Takes mean and variance from samples (batch, *shape); later calls change nothing."""
+    def calibrate(self, x0: Tensor, inside: Tensor | None = None) -> None:
+        """Takes mean and variance from samples (batch, *shape), 0 where not `inside`; later calls change nothing."""
         if not bool(self.taken):
-            self.mean.copy_(x0.mean(0))
-            self.variance.copy_((x0 - x0.mean(0)).square().mean())
+            numbers = kept(torch.ones_like(x0), inside)
+            mean = x0.sum(0) / numbers.sum(0).clamp(min=1)
+            self.mean.copy_(mean)
+            self.variance.copy_((numbers * (x0 - mean).square()).sum() / numbers.sum())
             self.taken.fill_(True)
 
-    def forward(self, x0_hat: Tensor, x: Tensor, t: Tensor) -> Tensor:
+    def forward(self, x0_hat: Tensor, x: Tensor, t: Tensor, inside: Tensor | None = None) -> Tensor:
         """The x0_hat that is believed at (x, t): x0_hat, x (rows, *shape), t (rows,), differentiable in both."""
         alpha, sigma2, v = self.process.alpha(t), self.process.sigma2(t), self.variance.double()
         total = alpha**2 * v + sigma2
-        line = self.mean + expand(alpha * v / total, x) * (x - expand(alpha, x) * self.mean)
+        line = kept(self.mean + expand(alpha * v / total, x) * (x - expand(alpha, x) * self.mean), inside)
         away = x0_hat - line
-        reach = 3 * torch.sqrt(x[0].numel() * v * sigma2 / total)
+        numbers = sum_event(kept(torch.ones_like(x), inside)).double()
+        reach = 3 * torch.sqrt(numbers * v * sigma2 / total)
         share = (reach / sum_event(away.detach() ** 2).sqrt().clamp(min=1e-30)).clamp(max=1)
         weight = alpha**2 * v / (alpha**2 * v + EPS_ERROR * sigma2)
         return line + expand(weight * share, x) * away
@@ -109,7 +113,7 @@ def soft_q(
 
             def value(x: Tensor) -> tuple[Tensor, Tensor]:
                 x0 = x if clean else clean_sample(learner, here._replace(x=x), consistency=consistency, steps=steps)
-                believed = x0 if clean or belief is None else belief(x0, x, here.t)
+                believed = x0 if clean or belief is None else belief(x0, x, here.t, learner.inside(here.prompt))
                 return learner.reward(believed, here.prompt), x0
 
             values, grad, x0 = look_ahead(here.x, value, gradient=gradient)

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from scoreaction.algorithms._learner import Learner, Loss, Term
 from scoreaction.diffusion.kl import drift_rate, g2_integral, kl_rate
-from scoreaction.diffusion.noise import RowNoise
+from scoreaction.diffusion.noise import RowNoise, normal
 from scoreaction.diffusion.predictions import expand
 from scoreaction.diffusion.processes import Process
 from scoreaction.diffusion.solvers import ddim_step, noise_std
@@ -103,9 +103,9 @@ def next_states(learner: Learner, steps: Steps, prediction: Prediction, z: Tenso
     return States(step.mean + expand(step.std, step.mean) * z, steps.s, steps.prompt)
 
 
-def noise_of(steps: Steps, rows: Rows, seed: int) -> Tensor:
+def noise_of(learner: Learner, steps: Steps, rows: Rows, seed: int) -> Tensor:
     """Standard normal noise for each row, by its place in the list of all: (rows, *shape)."""
-    return RowNoise(seed, rows.place).normal(steps.x.shape, steps.x.dtype).to(steps.x.device)
+    return normal(steps.x.shape, learner.noise(RowNoise(seed, rows.place), steps.prompt), steps.x.dtype).to(steps.x.device)
 
 
 GradValue = Callable[[Steps, Prediction, Tensor], Tensor]
@@ -144,3 +144,16 @@ def step_term(learner: Learner, steps: Steps, rows: Rows, grad_value: GradValue,
 def known(gradient: Tensor) -> GradValue:
     """A `GradValue` of gradients that are known already, one for each row of the update."""
     return lambda steps, prediction, numbers: take(gradient, numbers)
+
+
+def learnable(learner: Learner, times: Tensor, *, chain: bool) -> Tensor:
+    """The numbers of the steps that the policy is learned at; times are those of the steps that it acted in.
+
+    On the chain a step without noise is the pretrained model's; on the path the score says nothing of x0 at pure noise.
+    """
+    t, s = times[:-1], times[1:]
+    moves = noise_std(learner.process, t, s, learner.sampler.eta) if chain else learner.process.alpha(t)
+    numbers = (moves > 0).nonzero().flatten()
+    if len(numbers) == 0:
+        raise ValueError("sampler.steps: one step from pure noise to data has nothing to learn from; use at least 2")
+    return numbers

@@ -80,6 +80,7 @@ def to_go(costs: Tensor) -> Tensor:
 class TokenLearner(Learner):
     """A scalar critic V of all visited states, and a policy that follows its values at neighbours within a trust region."""
 
+    late_rewards = True
     state: TrustState
 
     def __init__(self, config: TokenSettings, setting: Setting) -> None:

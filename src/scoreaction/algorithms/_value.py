@@ -27,24 +27,27 @@ from scoreaction.world import Rows
 LookAhead = Literal["auto", "reward", "surrogate", "zeroth_order", "none"]
 
 
-def running_cost(process: Process, eta: float, rollout: Rollout) -> Tensor:
+def running_cost(process: Process, eta: float, rollout: Rollout, squares: Tensor | None = None) -> Tensor:
     """`(c/eta)^2/2 integral of g^2 ||s - s_pre||^2` over each step of the policy, in nats at eta > 0: (n, batch).
+
+    squares (n, batch): the squared score difference at each state, by default that of the rollout's predictions.
 
     Trapezoid in the squared score difference, with the integral of g^2 over the step; the last step, at whose end no score
     is evaluated, takes its beginning. On coarse grids it is above the path KL, by most on VE; with the path KL itself in
     its place a policy that was trained on a coarse grid overshoots further.
     """
     t, s = rollout.acted[:-1], rollout.acted[1:]
-    squares = torch.stack([sum_event(step**2) for step in rollout.difference().eps])
-    squares = squares / process.sigma2(t).to(squares)[:, None]
+    if squares is None:
+        squares = torch.stack([sum_event(step**2) for step in rollout.difference().eps])
+        squares = squares / process.sigma2(t).to(squares)[:, None]
     ends = torch.cat([squares[1:], squares[-1:]])
     weight = kl_rate(eta) / 2 * g2_integral(process, t, s)
     return weight.to(squares)[:, None] * (squares + ends) / 2
 
 
-def kl_to_go(process: Process, eta: float, rollout: Rollout) -> Tensor:
+def kl_to_go(process: Process, eta: float, rollout: Rollout, squares: Tensor | None = None) -> Tensor:
     """The running cost from each state that the policy acted in to the end: (n, batch)."""
-    return running_cost(process, eta, rollout).flip(0).cumsum(0).flip(0)
+    return running_cost(process, eta, rollout, squares).flip(0).cumsum(0).flip(0)
 
 
 def critic_updates(
@@ -75,6 +78,22 @@ def critic_updates(
         yield Update(network, [Term(drawn, partial(loss, drawn), calls=0)])
 
 
+def visited_updates(
+    learner: Learner, critic: Critic, rollout: Rollout, cost: Tensor | None, *, updates: int, generator: torch.Generator
+) -> Updates:
+    """The regression of V on the reward less the cost to go, at the states of the policy's steps and at the end of the last.
+
+    cost (n, batch) in units of reward, None without one.
+    """
+    n, batch = rollout.size
+    states = States(rollout.x[: n + 1].flatten(0, 1), rollout.acted.repeat_interleave(batch), rollout.prompt.repeat(n + 1))
+    target = rollout.rewards.expand(n + 1, batch)
+    if cost is not None:
+        target = target - torch.cat([cost, torch.zeros_like(cost[:1])])
+    rows = learner.world.rows((n + 1) * batch * learner.world.size)
+    yield from critic_updates(critic, states, rows, None, target.flatten(), updates=updates, generator=generator)
+
+
 @dataclass(frozen=True)
 class ValuedRollout(Rollout):
     """A rollout with what its critic learns from, at the `chosen` rows of its steps.
@@ -93,7 +112,8 @@ class StateValue:
     """The value of Score as Action, `V = c_skip r(x0_hat) + c_out F`: its critic, and the look-ahead in its skip.
 
     x0_hat is the pretrained model's. `look_ahead` is the reward's own value and gradient, a fitted `surrogate` of a black-box
-    reward, its `zeroth_order` gradient, or nothing; `auto` takes `reward` where it is differentiable and `surrogate` where not.
+    reward, its `zeroth_order` gradient, or nothing; `auto` takes `reward` where it is differentiable, and `surrogate` where it
+    is not or rewards come late.
     """
 
     def __init__(self, learner: Learner, *, look_ahead: LookAhead, skip: Skip, lr: float, std: float) -> None:
@@ -102,7 +122,12 @@ class StateValue:
                 "algorithm.look_ahead: this reward has no gradient; use surrogate, zeroth_order or none, or wrap it in"
                 " Reward(fn, differentiable=True)"
             )
-        auto: LookAhead = "reward" if learner.reward.differentiable else "surrogate"
+        if look_ahead in ("reward", "zeroth_order") and learner.delay:
+            raise ValueError(
+                f"algorithm.look_ahead: {look_ahead} takes answers of the reward at once, and with train.reward_delay they come"
+                " late; set it to surrogate or none"
+            )
+        auto: LookAhead = "reward" if learner.reward.differentiable and not learner.delay else "surrogate"
         self.learner, self.std = learner, std
         self.look_ahead = auto if look_ahead == "auto" else look_ahead
         process, shape = learner.process, learner.model.shape
@@ -164,7 +189,8 @@ class StateValue:
             return self.surrogate(x0, prompt)
         if self.look_ahead == "reward":
             return self.learner.reward(x0, prompt)
-        return zeroth_order(lambda x0: self.learner.reward(x0, prompt), x0, self.std, generator)
+        noise = self.learner.noise(generator, prompt)
+        return zeroth_order(lambda x0: self.learner.reward(x0, prompt), x0, self.std, noise)
 
     def gradient(self, states: States, grad_look: Tensor) -> Tensor:
         """grad V at these states: `c_skip grad r(x0_hat) + c_out grad F`, (rows, *shape)."""

@@ -10,7 +10,19 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
-from scoreaction.algorithms._learner import LOGGED, Algorithm, Learner, Loss, Setting, State, Update, Updates, roll_out_chain
+from scoreaction.algorithms._groups import group_advantages, standardised_groups
+from scoreaction.algorithms._ineffective import Ineffective, Redrawn
+from scoreaction.algorithms._learner import (
+    LOGGED,
+    Algorithm,
+    Draw,
+    Learner,
+    Loss,
+    Setting,
+    Update,
+    Updates,
+    roll_out_chain,
+)
 from scoreaction.algorithms._likelihood_ratio import (
     minibatches,
     ratio_term,
@@ -21,20 +33,30 @@ from scoreaction.algorithms._likelihood_ratio import (
     steps_with_density,
     transition,
 )
+from scoreaction.algorithms._windows import (
+    Window,
+    Windows,
+    WindowState,
+    check_windows,
+    refuse_signal_of_tokens,
+    sibling_advantages,
+)
 from scoreaction.diffusion.noise import Source
 from scoreaction.networks.conditions import take
 from scoreaction.sampling.rollout import Rollout, Steps
 from scoreaction.types import Prediction
 
-Baseline = Literal["batch", "prompt", "group"]
+Baseline = Literal["batch", "prompt", "group", "branch"]
 
 
 class DDPO(Algorithm):
     """`-E sum_steps min(rho A, clip(rho) A)`, `rho = p_theta(x_s|x_t)/p_old(x_s|x_t)`, A the standardised reward.
 
     estimator: `ppo` clips the ratio of summed densities at 1 +- clip; `reinforce` does not and takes one update an
-    iteration. baseline: `batch` statistics, running statistics of each `prompt` (DDPO's), or of the prompt's `group` in the
-    batch (GRPO; DeepSeekMath, arXiv 2402.03300, eq. 4). It has no KL: `dpok` is the same with one.
+    iteration. baseline: `batch` statistics, running statistics of each `prompt` (DDPO's), of the prompt's `group` in the
+    batch (GRPO; DeepSeekMath, arXiv 2402.03300, eq. 4), or the siblings of a `branch`. ineffective: what becomes of groups
+    whose rewards are all equal (HINT, arXiv 2510.09388). window, branches: which steps an iteration trains, and how many
+    trajectories go on from where it begins; `hrf` is DDPO with both. It has no KL: `dpok` is the same with one.
     Needs densities: eta > 0 and a solver that does not look back.
 
     >>> DDPO(clip=0.1).estimator
@@ -48,16 +70,36 @@ class DDPO(Algorithm):
     advantage_clip: float = Field(5.0, gt=0)
     epochs: int = Field(1, ge=1)
     minibatches: int = Field(4, ge=1)
+    ineffective: Ineffective = Field(Ineffective(), description="groups whose rewards are all equal")
+    window: Window = Field(Window(), description="the steps that an iteration trains: kind, size, start, every")
+    branches: int = Field(1, ge=1, description="trajectories that go on from one state where the window begins")
 
     def build(self, setting: Setting) -> DDPOLearner:
         refuse_without_density(setting, self.name)
-        if self.baseline == "group" and setting.group < 2:
-            why = f"algorithm.baseline group compares samples of one prompt, of which a batch has {setting.group:g}"
-            raise ValueError(f"train.samples_per_prompt: {why}; set it to 2 or more, or algorithm.baseline to prompt")
+        check_windows(setting, self.window, self.branches)
+        check_baseline(self.baseline, self.branches)
+        refuse_groups(setting, self.baseline)
+        self.ineffective.check(setting, self.baseline)
         return DDPOLearner(self, setting)
 
     def build_on_tokens(self, setting: Setting) -> DDPOLearner:
+        refuse_signal_of_tokens(self.window)
         return self.build(setting)
+
+
+def check_baseline(baseline: str, branches: int) -> None:
+    """ValueError, with the remedy, where siblings are not compared with one another, or there are none."""
+    if baseline == "branch" and branches == 1:
+        raise ValueError("algorithm.branches: baseline branch compares siblings and 1 has none; set it to 2 or more")
+    if baseline != "branch" and branches > 1:
+        raise ValueError(f"algorithm.baseline: with branches the siblings are the baseline; set it to branch (got {baseline})")
+
+
+def refuse_groups(setting: Setting, baseline: Baseline) -> None:
+    """ValueError where groups are to be compared and a batch has none."""
+    if baseline == "group" and setting.group < 2:
+        why = f"algorithm.baseline group compares samples of one prompt, of which a batch has {setting.group:g}"
+        raise ValueError(f"train.samples_per_prompt: {why}; set it to 2 or more, or algorithm.baseline to prompt")
 
 
 def prompt_advantages(
@@ -80,7 +122,7 @@ def prompt_advantages(
 
 
 @dataclass
-class PromptState(State):
+class PromptState(WindowState):
     """The last rewards of each prompt, by its number."""
 
     prompt_rewards: dict[str, list[float]] = field(default_factory=dict)
@@ -89,34 +131,49 @@ class PromptState(State):
 class DDPOLearner(Learner):
     """DDPO at work; with beta > 0 it is DPOK."""
 
+    late_rewards = True
+
     state: PromptState
 
     def __init__(self, config: DDPO, setting: Setting, *, beta: float = 0.0, kl_target: float | None = None) -> None:
         super().__init__(setting, kl_target=kl_target)
         self.config, self.state = config, PromptState(beta)
         self.reference_rows = None if beta > 0 else LOGGED  # without a KL it is only logged
+        self.windows = Windows(self, config.window, config.branches)
+        self.redrawn = Redrawn(self, config.ineffective, setting)
 
     def times(self, generator: torch.Generator) -> Tensor:
-        """The sampler's grid as it is: the chain of its steps is what has densities."""
-        return self.sampler.times(self.process)
+        """The sampler's grid as it is: the chain of its steps is what has densities. The iteration's window is drawn."""
+        times = self.sampler.times(self.process)
+        self.windows.draw(generator, times)
+        return times
 
     def explore(self, prompt: Tensor, times: Tensor, generator: Source) -> Rollout:
-        """Trajectories of the policy; the pretrained model acts in steps without noise."""
-        return roll_out_chain(self, prompt, times, generator)
+        """Trajectories of the policy; the pretrained model acts in steps without noise. Siblings part at the window."""
+        return self.windows.explore(partial(roll_out_chain, self), prompt, times, generator)
+
+    def redraw(self, rollout: Rollout, draw: Draw) -> tuple[Rollout, dict[str, float]]:
+        """The rollout with the groups drawn again that say nothing, where they are compared in groups."""
+        return self.redrawn(rollout, draw) if self.config.baseline == "group" else (rollout, {})
 
     def updates(self, rollout: Rollout, generator: torch.Generator) -> Updates:
-        """Passes over all steps in shuffled minibatches; nothing where all advantages are 0."""
+        """Passes over the steps of the window in shuffled minibatches; nothing where all advantages are 0."""
         config, rewards = self.config, self.world.gather(rollout.rewards)
-        advantage = self.advantages(rewards, self.world.gather(rollout.prompt))
+        self.windows.record(rollout, rewards)
+        paths = None if rollout.weight is None else self.world.gather(rollout.weight[-1])
+        advantage = self.advantages(rewards, self.world.gather(rollout.prompt), paths)
         if bool((advantage == 0).all()):
             return
         advantage = self.world.own(advantage)
         steps, once = steps_with_density(self, rollout), config.estimator == "reinforce"
+        if rollout.weight is not None:
+            steps = steps._replace(weight=steps.weight * rollout.weight[steps.step, steps.path])
         # rewards were divided by their std, so beta is too: it stays in reward units per nat
         weight = self.beta / float(rewards.std(correction=0)) if self.beta > 0 else 0.0
         batch, passes = rollout.size[1], {"epochs": 1 if once else config.epochs, "count": 1 if once else config.minibatches}
         batches = minibatches(self.world, len(steps.t) // batch, batch, **passes, generator=generator)
-        for i, rows in enumerate(batches):
+        for i, every in enumerate(batches):
+            rows = every.part(steps.weight[every.own] > 0)  # what counts for nothing is not evaluated
             term = ratio_term(
                 self,
                 steps,
@@ -133,13 +190,21 @@ class DDPOLearner(Learner):
     def _kl(self, weight: float, prediction: Prediction, steps: Steps) -> Loss:
         return weight * step_kl(self, prediction, steps), {}
 
-    def advantages(self, rewards: Tensor, prompt: Tensor) -> Tensor:
-        """Standardised rewards of the whole batch by the chosen baseline, clipped, (batch,)."""
+    def advantages(self, rewards: Tensor, prompt: Tensor, weight: Tensor | None = None) -> Tensor:
+        """Standardised rewards of the whole batch by the chosen baseline, clipped, (batch,); weight: that of each path."""
         match self.config.baseline:
             case "batch":
                 advantage = standardised(rewards)
+            case "group" if self.beta > 0:  # with a KL all share one std, so that beta is worth the same everywhere
+                advantage = group_advantages(rewards, prompt, torch.ones_like(rewards) if weight is None else weight)
+                flat = spread_is_rounding(rewards)
+                advantage = torch.zeros_like(rewards) if flat else advantage / rewards.std(correction=0)
+            case "group" if weight is not None:
+                advantage = standardised_groups(rewards, prompt, weight)
             case "group":
                 advantage = standardised(rewards, prompt)
+            case "branch":
+                advantage = sibling_advantages(rewards, self.branches)
             case "prompt":
                 # with a KL all prompts share one std, so that beta is worth the same on each
                 spread = float(rewards.std(correction=0)) if self.beta > 0 else None

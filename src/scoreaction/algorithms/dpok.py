@@ -6,33 +6,44 @@ from typing import Literal
 
 from pydantic import Field
 
+from scoreaction.algorithms._ineffective import Ineffective
 from scoreaction.algorithms._learner import Regularised, Setting
 from scoreaction.algorithms._likelihood_ratio import refuse_without_density
-from scoreaction.algorithms.ddpo import DDPO, DDPOLearner
+from scoreaction.algorithms._windows import Window, check_windows, refuse_signal_of_tokens
+from scoreaction.algorithms.ddpo import DDPO, Baseline, DDPOLearner, check_baseline, refuse_groups
 
 
 class DPOK(Regularised):
     """DDPO's clipped policy gradient plus `beta E sum_steps KL(p_theta(x_s|x_t) || p_pre(x_s|x_t))` (its eq. 8).
 
-    The KL's gradient is taken at the visited states only, as published; beta is in reward units per nat.
+    The KL's gradient is taken at the visited states only, as published; beta is in reward units per nat. Of the baseline
+    `group` all groups share one std, that of the batch, so that beta is worth the same for each. ineffective as in `DDPO`.
 
     >>> DPOK(beta=0.5).beta
     0.5
     """
 
     name: Literal["dpok"] = "dpok"
-    baseline: Literal["batch", "prompt"] = "prompt"
+    baseline: Baseline = "prompt"
     clip: float = Field(0.2, gt=0)
     advantage_clip: float = Field(5.0, gt=0)
     epochs: int = Field(1, ge=1)
     minibatches: int = Field(4, ge=1)
+    ineffective: Ineffective = Field(Ineffective(), description="groups whose rewards are all equal")
+    window: Window = Field(Window(), description="the steps that an iteration trains: kind, size, start, every")
+    branches: int = Field(1, ge=1, description="trajectories that go on from one state where the window begins")
 
     def build(self, setting: Setting) -> DDPOLearner:
         refuse_without_density(setting, self.name)
+        check_windows(setting, self.window, self.branches)
+        check_baseline(self.baseline, self.branches)
         ppo = DDPO(estimator="ppo", **self.model_dump(exclude={"name", "beta", "kl_target"}))
+        refuse_groups(setting, self.baseline)
+        self.ineffective.check(setting, self.baseline)
         return DDPOLearner(ppo, setting, beta=self.beta, kl_target=self.kl_target)
 
     def build_on_tokens(self, setting: Setting) -> DDPOLearner:
+        refuse_signal_of_tokens(self.window)
         return self.build(setting)
 
 

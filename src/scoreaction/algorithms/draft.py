@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from functools import partial
-from typing import Literal
+from typing import Literal, NamedTuple
 
 import torch
 from pydantic import Field
@@ -14,12 +14,13 @@ from torch.utils.checkpoint import checkpoint
 from scoreaction.algorithms._backprop import refuse_unfit, visited_kl
 from scoreaction.algorithms._learner import LOGGED, Algorithm, Learner, Loss, Setting, Term, Update, Updates
 from scoreaction.algorithms._step import StepWeights
-from scoreaction.diffusion.noise import RowNoise
-from scoreaction.diffusion.predictions import expand
+from scoreaction.diffusion.noise import RowNoise, Source, normal
+from scoreaction.diffusion.predictions import expand, mapped
 from scoreaction.diffusion.solvers import ddim_step
-from scoreaction.diffusion.transitions import sum_event
+from scoreaction.diffusion.transitions import Transition, sum_event
 from scoreaction.networks.conditions import take
-from scoreaction.sampling.rollout import Rollout
+from scoreaction.networks.memory import fitting
+from scoreaction.sampling.rollout import Rollout, followed, roll_out
 from scoreaction.types import Prediction
 
 
@@ -52,10 +53,25 @@ class DRaFT(Algorithm):
         return DRaFTLearner(self, setting)
 
 
+class _End(NamedTuple):
+    """The last steps of trajectories: x0 and the path KL (rows,) with their graph, the states and predictions without."""
+
+    x0: Tensor
+    cost: Tensor
+    states: list[Tensor]
+    predictions: list[Prediction]
+
+
 class DRaFTLearner(Learner):
-    """DRaFT at work."""
+    """DRaFT at work: the last steps are differentiated as they are drawn, one part of the batch after another.
+
+    Their gradient waits for the update, which evaluates them no more. Where the reward cannot be asked `at_once` they are drawn
+    without a graph, and the update runs them again.
+    """
 
     reward_gradient = True
+    slope: list[tuple[Tensor, Tensor]] | None = None
+    """Each parameter and its gradient, of the trajectories that were explored; None where the update is to find it."""
 
     def __init__(self, config: DRaFT, setting: Setting) -> None:
         super().__init__(setting, beta=config.beta)
@@ -63,39 +79,112 @@ class DRaFTLearner(Learner):
         self.last = config.last or setting.sampler.steps
         self.reference_rows = None if config.beta else LOGGED  # without a KL it is only logged
 
+    def explore(self, prompt: Tensor, times: Tensor, generator: Source) -> Rollout:
+        """A trajectory for each prompt; at once with the rewards, and their gradient as `slope`."""
+        self.slope = None
+        if not self.reward.at_once():
+            return super().explore(prompt, times, generator)
+        first, source = self._first(times), self.noise(generator, prompt)
+        if not first:
+            return self._explored_end(self.model.start(len(prompt), source), prompt, times, source)
+        policy = partial(self.policy, prompt=prompt)
+        start = roll_out(self.model, self.sampler, policy, prompt, source, times=times[: first + 1])
+        return followed(start, self._explored_end(start.x0, prompt, times[first:], source))
+
     def updates(self, rollout: Rollout, generator: torch.Generator) -> Updates:
         """One update: the reward through the last steps, and where there is a KL its part at the steps before."""
         n, batch = rollout.size
-        first, terms = max(0, n - self.last), []
+        first, terms = self._first(rollout.times), []
         if self.beta and first:
             rows = self.world.dealt(first, batch, self.config.rows, generator)
             terms.append(visited_kl(self, rollout, rows, first / n))
-        source = RowNoise.drawn(generator, self.world.stripe(batch * self.world.size))
-        steps = len(rollout.times) - 1 - first
-        # with a KL the reference's evaluations are in the graph too, but for the first of these steps
-        calls = steps + (min(self.last, n) - 1 if self.beta else 0)
-        terms.append(Term(batch, lambda rows: (self._through(rollout, first, rows), {}), calls=calls))
+        source = self.noise(RowNoise.drawn(generator, self.world.stripe(batch * self.world.size)), rollout.prompt)
+        if self.slope is None:
+            terms.append(Term(batch, partial(self._again, rollout, first), calls=self._calls(rollout.times[first:])))
+        else:
+            terms.append(Term(batch, partial(_known, self.slope), calls=0))
+            self.slope = None
         for _ in range(self.config.low_variance):
-            terms.append(Term(batch, partial(self._renoised, rollout, source.normal(rollout.x0.shape, torch.float32))))
+            terms.append(Term(batch, partial(self._renoised, rollout, normal(rollout.x0.shape, source))))
         yield Update("policy", terms)
 
-    def _through(self, rollout: Rollout, first: int, rows: Tensor) -> Tensor:
+    def _first(self, times: Tensor) -> int:
+        """The number of the first step that is differentiated."""
+        return max(0, self._acted(times) - self.last)
+
+    def _acted(self, times: Tensor) -> int:
+        return int((times[:-1] >= self.sampler.off_below).sum())
+
+    def _calls(self, times: Tensor) -> int:
+        """Evaluations with a graph on these times: with a KL the reference's are in it too, but for the first of the steps."""
+        return len(times) - 1 + (self._acted(times) - 1 if self.beta else 0)
+
+    def _explored_end(self, x: Tensor, prompt: Tensor, times: Tensor, generator: Source) -> Rollout:
+        """The last steps from x with their rewards, in parts that memory holds."""
+        noise = [normal(x.shape, generator, x.dtype).to(x) for _ in times[1:]]
+        calls = self._calls(times) + 1  # decoder and reward: their graph is there beside that of the steps
+        work = partial(self._differentiated, x, prompt, times, noise, calls)
+        return fitting(self.model, len(x) * calls, work)
+
+    def _differentiated(self, x: Tensor, prompt: Tensor, times: Tensor, noise: list[Tensor], calls: int, limit: int) -> Rollout:
+        """The last steps from x, with at most `limit` rows in graphs, `calls` a row; the gradient of their mean is `slope`."""
+        parameters, ends, rewards = [*self.model.parameters.values()], [], []
+        for p in parameters:
+            p.grad = None
+        for rows in torch.arange(len(x)).split(max(1, limit // calls)):
+            follow = partial(_drawn, [take(z, rows) for z in noise])
+            with torch.enable_grad():
+                end = self._end(take(x, rows), times, take(prompt, rows), follow)
+                scores, gradient = self._scored(end.x0, take(prompt, rows))
+                loss = (self.beta * end.cost - sum_event(gradient * end.x0)).sum() / len(x)
+                if loss.requires_grad:
+                    loss.backward()
+            ends.append((end.states, end.predictions))
+            rewards.append(scores)
+        self.slope = [(p, p.grad) for p in parameters if p.grad is not None]
+        for p in parameters:
+            p.grad = None
+        states, old = (
+            torch.cat([torch.stack(part) for part, _ in ends], 1),
+            mapped(lambda *parts: torch.cat(parts, 1), *(mapped(_stack, *part) for _, part in ends)),
+        )
+        x = torch.cat([x[None], states])
+        return Rollout(times, x, old, old, prompt, torch.cat(rewards), off_below=self.sampler.off_below)
+
+    def _scored(self, x0: Tensor, prompt: Tensor) -> tuple[Tensor, Tensor]:
+        """Rewards and their gradient by x0; both 0 where samples are not finite, which nobody can score."""
+        if not bool(torch.isfinite(x0).all()):
+            return x0.new_zeros(len(x0)), torch.zeros_like(x0)
+        leaf = x0.detach().requires_grad_(True)
+        scores = self.reward(leaf, prompt)
+        return scores.detach(), torch.autograd.grad(scores.sum(), leaf)[0]
+
+    def _again(self, rollout: Rollout, first: int, rows: Tensor) -> Loss:
         """`-r(x0) + beta KL` of these trajectories as its gradient: the stored states, with the graph from step `first` on."""
-        process, eta, prompt = self.process, self.sampler.eta, take(rollout.prompt, rows)
         assert rollout.reward_gradient is not None
-        x = take(rollout.x[first], rows)
-        cost = x.new_zeros(len(rows))
-        for i in range(first, len(rollout.times) - 1):
-            t, s = rollout.times[i], rollout.times[i + 1]
+        stored = take(rollout.x[first:].transpose(0, 1), rows).transpose(0, 1)
+
+        def follow(i: int, step: Transition) -> Tensor:
+            return stored[i + 1]
+
+        end = self._end(stored[0], rollout.times[first:], take(rollout.prompt, rows), follow)
+        return self.beta * end.cost - sum_event(take(rollout.reward_gradient, rows) * end.x0), {}
+
+    def _end(self, x: Tensor, times: Tensor, prompt: Tensor, follow: Callable[[int, Transition], Tensor]) -> _End:
+        """The steps on these times from x, with their graph, noise held fixed; `follow` has the states that they lead to."""
+        cost, states, predictions = x.new_zeros(len(x)), [], []
+        for i, (t, s) in enumerate(zip(times[:-1], times[1:], strict=True)):
             prediction = self._checkpointed(self.policy, x, t, prompt)
-            if self.beta and i < rollout.size[0]:
+            if self.beta and t >= self.sampler.off_below:
                 with torch.set_grad_enabled(x.requires_grad):  # at the first of the steps it needs none
                     pretrained = self._checkpointed(self.pretrained, x, t, prompt)
-                difference = prediction.x0 - pretrained.x0
-                cost = cost + StepWeights.of_step(process, t, s, eta).cost.to(x) / 2 * sum_event(difference**2)
-            mean = ddim_step(process, prediction, t, s, eta).mean
-            x = mean + (take(rollout.x[i + 1], rows) - mean).detach()
-        return self.beta * cost - sum_event(take(rollout.reward_gradient, rows) * x)
+                weight = StepWeights.of_step(self.process, t, s, self.sampler.eta).cost.to(x) / 2
+                cost = cost + weight * sum_event((prediction.x0 - pretrained.x0) ** 2)
+            step = ddim_step(self.process, prediction, t, s, self.sampler.eta)
+            states.append(follow(i, step))
+            predictions.append(mapped(torch.detach, prediction))
+            x = states[-1] + (step.mean - step.mean.detach())
+        return _End(x, cost, states, predictions)
 
     def _checkpointed(
         self, predict: Callable[[Tensor, Tensor, Tensor], Prediction], x: Tensor, t: Tensor, prompt: Tensor
@@ -111,6 +200,21 @@ class DRaFTLearner(Learner):
         alpha, sigma = (expand(part, x0) for part in (self.process.alpha(t), self.process.sigma(t)))
         x = alpha * x0 + sigma * take(z, rows).to(x0)
         return -self.reward(self.policy(x, t, prompt).x0, prompt), {}
+
+
+def _known(slope: list[tuple[Tensor, Tensor]], rows: Tensor) -> Loss:
+    """A loss with this gradient, the same for each of the rows."""
+    parts = [(p * gradient).sum().to(torch.float32) for p, gradient in slope]
+    return (torch.stack(parts).sum() if parts else torch.zeros(())).expand(len(rows)), {}
+
+
+def _drawn(noise: list[Tensor], i: int, step: Transition) -> Tensor:
+    """The state that step i draws with this noise."""
+    return step.mean.detach() + expand(step.std, step.mean) * noise[i]
+
+
+def _stack(*parts: Tensor) -> Tensor:
+    return torch.stack(parts)
 
 
 Config = DRaFT

@@ -99,7 +99,7 @@ class PIFTLearner(Learner):
         seed = drawn_seed(generator)
         before: tuple[Tensor, Tensor] | None = None
         for _ in range(self.config.inner):
-            prediction, ahead = self._ahead(steps, noise_of(steps, rows, seed))  # the same noise, to compare
+            prediction, ahead = self._ahead(steps, noise_of(self, steps, rows, seed))  # the same noise, to compare
             gradient = self.gradient(ahead)
             if before is not None:
                 weights, moved, turned = self._weights(steps), prediction.x0 - before[0], gradient - before[1]
@@ -133,7 +133,7 @@ class PIFTLearner(Learner):
 
     def _evaluate(self, steps: Steps, rows: Rows, generator: torch.Generator) -> Updates:
         """V at this stage's states, under the policy as it is now."""
-        prediction, ahead = self._ahead(steps, noise_of(steps, rows, drawn_seed(generator)))
+        prediction, ahead = self._ahead(steps, noise_of(self, steps, rows, drawn_seed(generator)))
         assert steps.pretrained is not None
         cost = self._weights(steps).cost.to(prediction.x0) / 2 * sum_event((prediction.x0 - steps.pretrained.x0) ** 2)
         target = self.value(ahead) - self.beta * cost

@@ -17,6 +17,7 @@ from scoreaction.algorithms._score_action_ratio import RatioLearner, RatioSettin
 from scoreaction.algorithms._tokens import TokenLearner, TokenRatioLearner, TokenSettings, refuse_large_vocabulary
 from scoreaction.algorithms._trust import TrustState, adapt_trust
 from scoreaction.algorithms._value import LookAhead, StateValue, ValuedRollout
+from scoreaction.algorithms._windows import Window
 from scoreaction.diffusion.kl import drift_rate, g2_integral, kl_rate
 from scoreaction.diffusion.predictions import score
 from scoreaction.diffusion.transitions import sum_event
@@ -64,9 +65,13 @@ class ScoreAction(Regularised):
     exploration: float = Field(0.0, ge=0, description="std of eps around the policy's")
     clip: float = Field(0.2, gt=0, description="of the likelihood ratio")
     gae_lambda: float = Field(0.95, ge=0, le=1)
+    window: Window = Field(Window(), description="of likelihood_ratio: the steps that an iteration trains")
+    branches: int = Field(1, ge=1, description="of likelihood_ratio: trajectories that go on from where it begins")
     zeroth_order_std: float = Field(0.05, gt=0)
 
     def build(self, setting: Setting) -> Learner:
+        if self.estimator != "likelihood_ratio":
+            self._refuse_windows(f"the {self.estimator} estimator has none; set algorithm.estimator to likelihood_ratio")
         if self.estimator == "forward":
             if setting.sampler.eta != 1 or self.exploration:
                 raise ValueError(
@@ -83,9 +88,16 @@ class ScoreAction(Regularised):
             return ScoreActionLearner(self, setting)
         if self.exploration == 0:
             refuse_without_density(setting, "the likelihood_ratio estimator")
-        return RatioLearner(RatioSettings(**self.model_dump(include=set(RatioSettings._fields))), setting)
+        return RatioLearner(RatioSettings(**{name: getattr(self, name) for name in RatioSettings._fields}), setting)
+
+    def _refuse_windows(self, why: str) -> None:
+        """ValueError where there is a window, or branches."""
+        for key, there in (("window", self.window.kind != "full"), ("branches", self.branches > 1)):
+            if there:
+                raise ValueError(f"algorithm.{key}: windows are of densities, and {why}, or leave it out")
 
     def build_on_tokens(self, setting: Setting) -> Learner:
+        self._refuse_windows("of tokens dpok, ddpo and hrf have them; take one of these")
         if self.look_ahead not in ("auto", "none"):
             raise ValueError(
                 f"algorithm.look_ahead: {self.look_ahead} is a gradient of the reward, and tokens have none; leave it at auto"
@@ -105,6 +117,7 @@ class ScoreAction(Regularised):
 class ScoreActionLearner(Learner):
     """The pathwise estimator: the policy follows the gradient of the critic within a trust region."""
 
+    late_rewards = True
     state: TrustState
 
     def __init__(self, config: ScoreAction, setting: Setting) -> None:

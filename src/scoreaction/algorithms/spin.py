@@ -77,7 +77,7 @@ class SPINLearner(Learner):
             x0 = torch.stack([self._winners(prompt, generator).to(rollout.x0), rollout.x0])
             yield pair_update(
                 self, self.ratio, x0, rollout.prompt,
-                total=len(prompt), scale=self.config.scale, reference=self._asked, generator=generator,
+                total=len(prompt), scale=self.config.scale, reference=self._answer, generator=generator,
             )  # fmt: skip
         self.state.fought += 1
         if self.state.fought == self.config.round:
@@ -90,11 +90,11 @@ class SPINLearner(Learner):
         uniform, rows = torch.rand(len(prompt), generator=generator), torch.empty_like(prompt)
         wanted = take(self.data.first, prompt)
         for number in wanted.unique():
-            known, mine = (self.data.prompt == number).nonzero().flatten(), wanted == number
-            rows[mine] = known[(uniform[mine] * len(known)).long()]
+            known, same = (self.data.prompt == number).nonzero().flatten(), wanted == number
+            rows[same] = known[(uniform[same] * len(known)).long()]
         return take(self.data.x0, self.world.own(rows))
 
-    def _asked(self, x: Tensor, t: Tensor, prompt: Tensor) -> Prediction:
+    def _answer(self, x: Tensor, t: Tensor, prompt: Tensor) -> Prediction:
         """The opponent's prediction."""
         with self.opponent.acting():
             return self.policy(x, t, prompt)

@@ -21,12 +21,11 @@ from scoreaction.algorithms._learner import (
     roll_out_chain,
 )
 from scoreaction.algorithms._soft_q import Belief, SoftQ, soft_q
-from scoreaction.algorithms._step import GradValue, StepWeights, known, next_states, noise_of, step_gap, step_term
+from scoreaction.algorithms._step import GradValue, StepWeights, known, learnable, next_states, noise_of, step_gap, step_term
 from scoreaction.algorithms._trust import TrustState, adapt_trust
 from scoreaction.algorithms._value import critic_updates, kl_to_go
 from scoreaction.diffusion.noise import Source, drawn_seed
 from scoreaction.diffusion.predictions import expand, to_prediction
-from scoreaction.diffusion.solvers import noise_std
 from scoreaction.networks.conditions import take
 from scoreaction.networks.critic import Critic
 from scoreaction.sampling.replay import Replay
@@ -119,10 +118,9 @@ class SQDFLearner(Learner):
             batch=self.batch, world=self.world,
         )  # fmt: skip
         self.networks["replay"] = self.replay
-        believes = self.model.predicts in ("eps", "score") and config.x0_hat == "reference"
-        self.belief = Belief(self.process, shape) if believes else None
-        if self.belief is not None:
-            self.networks["belief"] = self.belief
+        self.belief: Belief | None = None
+        if self.model.predicts in ("eps", "score") and config.x0_hat == "reference":
+            self.networks["belief"] = self.belief = Belief(self.process, shape)
         self.critic: Critic | None = None
         if config.correction:
             self.critic = Critic(self.process, shape, skip="whole", conditions=self.conditions, network=self.model.critic)
@@ -142,9 +140,9 @@ class SQDFLearner(Learner):
         config, figures = self.config, {}
         self.replay.add(rollout)
         if self.belief is not None and not self.belief.taken:
-            self.belief.calibrate(self.world.gather(rollout.x0))
+            self.belief.calibrate(self.world.gather(rollout.x0), self.inside(self.world.gather(rollout.prompt)))
         yield from self._critic_updates(rollout, generator)
-        numbers = self._learnable(rollout.acted)
+        numbers = learnable(self, rollout.acted, chain=self.chain)
         self.state.replay_pairs = float(self.replay.known() * len(numbers))
         for _ in range(config.updates):
             steps, rows = self.replay.draw(self.model, config.rows, numbers, generator)
@@ -153,22 +151,10 @@ class SQDFLearner(Learner):
             figures = yield Update("policy", [term])
         adapt_trust(self.state, figures["kl_to_old"], least=self.least_trust, region=config.trust_region)
 
-    def _learnable(self, times: Tensor) -> Tensor:
-        """The numbers of the steps that the policy is learned at; times are those of the steps that it acted in.
-
-        On the chain a step without noise is the pretrained model's; on the path the score says nothing of x0 at pure noise.
-        """
-        t, s = times[:-1], times[1:]
-        moves = noise_std(self.process, t, s, self.sampler.eta) if self.chain else self.process.alpha(t)
-        numbers = (moves > 0).nonzero().flatten()
-        if len(numbers) == 0:
-            raise ValueError("sampler.steps: one step from pure noise to data has nothing to learn from; use at least 2")
-        return numbers
-
     def _complete(self, steps: Steps, rows: Rows, generator: torch.Generator) -> tuple[Steps, GradValue]:
         """The steps with the pretrained predictions, and where the soft Q is evaluated for them."""
         if self.chain:
-            grad_value: GradValue = partial(self._gradient_ahead, noise_of(steps, rows, drawn_seed(generator)))
+            grad_value: GradValue = partial(self._gradient_ahead, noise_of(self, steps, rows, drawn_seed(generator)))
         else:
             gradient, x0 = self.gradient(steps.states, self.sampler.steps - steps.step)
             grad_value = known(gradient)

@@ -11,10 +11,10 @@ from torch import Tensor
 from scoreaction.algorithms._learner import Learner, Regularised, Setting, Updates
 from scoreaction.algorithms._tokens import TokenLearner, TokenSettings, refuse_large_vocabulary
 from scoreaction.algorithms._trust import TrustState, adapt_trust
-from scoreaction.algorithms._value import critic_updates, kl_to_go
+from scoreaction.algorithms._value import kl_to_go, visited_updates
 from scoreaction.algorithms.score_action import score_action_update
 from scoreaction.networks.critic import Critic
-from scoreaction.sampling.rollout import Rollout, States, Steps
+from scoreaction.sampling.rollout import Rollout, Steps
 
 
 class VARD(Regularised):
@@ -51,6 +51,7 @@ class VARD(Regularised):
 class VARDLearner(Learner):
     """VARD at work: the value network and the trust region."""
 
+    late_rewards = True
     state: TrustState
 
     def __init__(self, config: VARD, setting: Setting) -> None:
@@ -74,15 +75,9 @@ class VARDLearner(Learner):
         return self.critic.gradient(*steps.states)
 
     def _critic_updates(self, rollout: Rollout, generator: torch.Generator) -> Updates:
-        """V at the states of the policy's steps and at the end of the last."""
-        n, batch = rollout.size
-        states = States(rollout.x[: n + 1].flatten(0, 1), rollout.acted.repeat_interleave(batch), rollout.prompt.repeat(n + 1))
-        target = rollout.rewards.expand(n + 1, batch)
-        if self.config.kl_to_go:
-            to_go = kl_to_go(self.process, self.sampler.eta, rollout)
-            target = target - self.beta * torch.cat([to_go, torch.zeros_like(to_go[:1])])
-        rows, count = self.world.rows((n + 1) * batch * self.world.size), self.config.critic_updates
-        yield from critic_updates(self.critic, states, rows, None, target.flatten(), updates=count, generator=generator)
+        to_go = self.beta * kl_to_go(self.process, self.sampler.eta, rollout) if self.config.kl_to_go else None
+        count = self.config.critic_updates
+        yield from visited_updates(self, self.critic, rollout, to_go, updates=count, generator=generator)
 
 
 Config = VARD

@@ -5,11 +5,13 @@ from __future__ import annotations
 import weakref
 from collections import Counter
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from scoreaction.commands._live_memory import LiveMemory
 from scoreaction.errors import UserError
 from scoreaction.networks.model import Model
 from scoreaction.recipes.build import algorithm_of, named
@@ -92,7 +94,10 @@ def _examples(recipe: Recipe, shape: tuple[int, ...]) -> Pairs | Samples | None:
 
 
 def watch_iteration(recipe: Recipe, model: Model, *, gradient: bool) -> Watch:
-    """Calls of networks, decoder and reward in one iteration, counted by running it with a network that does nothing."""
+    """Calls of networks, decoder and reward in one iteration, counted by running it with a network that does nothing.
+
+    An online run trains against its proxy, which has a gradient and asks nobody.
+    """
     watch, small, each = Watch(), tuple(min(side, 8) for side in model.shape), doubled(recipe, model)
     stub = Model(
         _Stub(lambda kind, y: watch(kind, y, len(y) // each)),  # a function: the reference's copy shares it
@@ -107,11 +112,12 @@ def watch_iteration(recipe: Recipe, model: Model, *, gradient: bool) -> Watch:
     )
     if stub.true_cfg is not None:
         stub.encode, stub.null = (lambda prompts: {"text": torch.zeros(len(prompts), 1)}), {"text": torch.zeros(1, 1)}
-    changes = {"iterations": 1, "device": "cpu", "precision": "fp32", "optimizer": "adam"}
+    online = recipe.online is not None
+    changes = {"iterations": 1, "reward_delay": 0, "device": "cpu", "precision": "fp32", "optimizer": "adam"}
     try:
         tuner = Finetuner(
             stub,
-            reward=Reward(lambda samples, prompts: samples.flatten(1).mean(1), differentiable=gradient),
+            reward=Reward(lambda samples, prompts: samples.flatten(1).mean(1), differentiable=gradient or online),
             algorithm=algorithm_of(recipe),
             sampler=recipe.sampler,
             train=recipe.train.model_copy(update=changes),
@@ -121,6 +127,53 @@ def watch_iteration(recipe: Recipe, model: Model, *, gradient: bool) -> Watch:
         )
     except ValueError as error:
         raise UserError(named(str(error), "recipe")) from error
+    watch.calls.clear()  # what was tried when it was built is no part of an iteration
     metrics = next(iter(tuner))
+    if online:
+        metrics["reward_queries"] = 0
     watch.iteration = {key: metrics[key] for key in ("model_evaluations", "model_backward_rows", "reward_queries")}
     return watch
+
+
+THROUGH = "the reward's gradient"
+"""The pass in which the gradient of a reward goes through the decoder."""
+
+
+@dataclass(frozen=True)
+class Cost:
+    """Cost of a pass at `rows` points: bytes that its graph keeps and at the peak, operations forward and backward."""
+
+    rows: int
+    kept: int
+    peak: int
+    forward: int
+    backward: int
+
+
+def cost_of(mode: Any, rows: int, forward: Callable[[], Tensor], backward: Callable[[Tensor], Any] = lambda out: None) -> Cost:
+    """The cost of a forward pass and, where there is one, of its backward."""
+    memory = LiveMemory()
+    with mode, memory:
+        out = forward()
+        kept, operations = memory.live, memory.flops
+        backward(out)
+    return Cost(rows, kept, memory.peak, operations, memory.flops - operations)
+
+
+def peaks(watch: Watch, costs: dict[str, Cost]) -> dict[str, int]:
+    """The peak of everything that is done one after the other, by name.
+
+    That of graphs which are alive together is what all of them keep, and what the backward of one adds to it.
+    """
+    passes = {"sampling": costs["sampling"].peak, "a picture": costs["a picture"].peak}
+    alive = {graphs: Counter(graphs) for graphs in watch.moments}
+    for graphs, counts in alive.items():
+        if any(counts < more for more in alive.values()):
+            continue  # on the way to more
+        kinds = {kind for kind, _ in graphs}
+        learns, judged = "policy" in kinds, "decoder" in kinds
+        name = "an update" if learns else THROUGH if judged else "the reference's gradient"
+        shares = [(costs[kind], rows / costs[kind].rows) for kind, rows in graphs]
+        kept, adds = sum(c.kept * share for c, share in shares), max((c.peak - c.kept) * share for c, share in shares)
+        passes[name] = max(passes.get(name, 0), round(kept + adds))
+    return passes

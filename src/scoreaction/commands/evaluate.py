@@ -16,9 +16,10 @@ from scoreaction.commands.steer import steered_cell
 from scoreaction.diffusion.solvers import SOLVERS
 from scoreaction.disk import check_writable, whole, write_whole
 from scoreaction.errors import UserError, nearest
+from scoreaction.models.pretrained import is_pretrained
 from scoreaction.recipes.build import build
 from scoreaction.recipes.prompts import prompt_list, read_prompts
-from scoreaction.recipes.recipe import Recipe, load_recipe
+from scoreaction.recipes.recipe import Recipe, load_recipe, resolve
 from scoreaction.sampling.draw import draw, spread_prompts
 from scoreaction.sampling.rollout import Sampler
 from scoreaction.sampling.steering import Steering
@@ -57,12 +58,18 @@ def open_run(folder: Path, *, tuned: bool, rewards: bool = True, trust: bool = F
             f"{folder}: was started from Python, where its network is; there summary() measures it, then sa.load reads"
             " it and sa.sample draws"
         )
+    if is_pretrained(folder) and not rewards:
+        recipe = bare_recipe(folder)
+        return Opened(folder, recipe, build(recipe, rewards=False))
+    if is_pretrained(folder):
+        raise UserError(f"{folder}: holds a pretrained model; name it in a recipe, model: {{name: pretrained, path: {folder}}}")
     if not place.recipe_path.is_file():
         raise UserError(f"{folder}: not a run folder (no recipe.yaml in it); give what train printed after run:")
     recipe = load_recipe(str(place.recipe_path), overrides, trust=trust)
     if World.joined(recipe.train.device).size == 1:  # which reads what several trained
         recipe = recipe.model_copy(update={"train": recipe.train.model_copy(update={"shard": False})})
     tuner = build(recipe, rewards=rewards, learns=False)
+    tuner.count_questions(place)
     newest = load_newest(place.saved_checkpoints(), tuner.identity())
     if newest is not None:
         path, state = newest
@@ -73,6 +80,12 @@ def open_run(folder: Path, *, tuned: bool, rewards: bool = True, trust: bool = F
     elif tuned:
         raise UserError(f"{folder}: no checkpoint yet; train it first, or take --base where there is that option")
     return Opened(folder, recipe, tuner)
+
+
+def bare_recipe(folder: Path) -> Recipe:
+    """A recipe to draw from a pretrained model with, whose reward and algorithm are not used."""
+    unused: Values = {"reward": {"name": "linear", "direction": [1.0]}, "algorithm": {"name": "ddpo"}}
+    return resolve({"model": {"name": "pretrained", "path": str(folder)}, **unused})
 
 
 def sampler_with(opened: Opened, *, steps: int | None, solver: str | None, eta: float | None) -> Sampler:

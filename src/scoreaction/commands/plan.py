@@ -3,28 +3,24 @@
 from __future__ import annotations
 
 import math
-from collections import Counter
-from collections.abc import Callable
-from dataclasses import dataclass
 from functools import partial
-from typing import Any
 
 import torch
 from torch import Tensor
 
-from scoreaction.commands._live_memory import LiveMemory
-from scoreaction.commands._plan_watch import Watch, doubled, watch_iteration
+from scoreaction.commands._plan_watch import THROUGH, Cost, Watch, cost_of, doubled, peaks, watch_iteration
+from scoreaction.commands._way_out import CARD, Needs, way_out
 from scoreaction.errors import UserError
 from scoreaction.models import Skeleton
 from scoreaction.networks.conditions import map_conditions
 from scoreaction.networks.model import Model
 from scoreaction.recipes.build import build_block, keyed
 from scoreaction.recipes.prompts import prompt_list
-from scoreaction.recipes.recipe import Recipe, numbered
+from scoreaction.recipes.recipe import Recipe, numbered, optimum_beta
 from scoreaction.rewards import as_reward
-from scoreaction.training.evaluation import kl_samples
+from scoreaction.training.checks import check_precision
 from scoreaction.training.optimizer import ROWS
-from scoreaction.training.run import check_precision
+from scoreaction.training.rehearsal import Demand, measuring_demand
 from scoreaction.types import DTYPES, Conditions, Values
 
 RESERVE = 2 * 2**30
@@ -33,10 +29,11 @@ SUSTAINED = 50e12
 """Floating-point operations a second that times are given at."""
 
 
-def plan(recipe: Recipe, processes: int = 1) -> Values:
+def plan(recipe: Recipe, processes: int = 1, *, card: int = CARD) -> Values:
     """The figures of `scoreaction plan`; bytes, counts and floating-point operations. UserError as for `build`.
 
-    Bytes are those of one process of so many, counts and operations those of all; processes share the batch evenly.
+    Bytes are those of one process of so many, counts and operations those of all; processes share the batch evenly. card:
+    bytes of the card that the way out is for.
     """
     if recipe.train.batch % processes:
         raise UserError(f"--processes: {processes} do not share train.batch, which is {recipe.train.batch}, evenly")
@@ -45,10 +42,14 @@ def plan(recipe: Recipe, processes: int = 1) -> Values:
     check_precision(skeleton.model, recipe.train.precision)
     gradient = differentiable(recipe)
     watch = watch_iteration(recipe, skeleton.model, gradient=gradient)
+    rounds, measured = online_demand(recipe), measured_demand(recipe, skeleton.model, gradient)
+    if measured.gradients:  # steering that looks ahead: a part's graphs of network and decoder are alive together
+        rows = recipe.train.max_rows or ROWS
+        watch.moments.add((("decoder", rows), ("reference", rows)))
     costs = measure_costs(recipe, skeleton, watch)
     resident = resident_bytes(recipe, skeleton, processes)
     later = resident["trajectories"] + sum(scorer_bytes(recipe).values())  # neither is on the device while texts are encoded
-    passes = peaks(watch, costs) | {
+    passes = with_offloaded(peaks(watch, costs), skeleton, recipe) | {
         "encoding the prompts, beyond trajectories and scorers": max(skeleton.encoder_bytes - later, 0)
     }
     worst = max(passes, key=lambda name: passes[name])
@@ -56,11 +57,11 @@ def plan(recipe: Recipe, processes: int = 1) -> Values:
     point, picture = costs["sampling"].forward / (recipe.train.max_rows or ROWS), costs["a picture"].forward
     flops = watch.iteration["model_evaluations"] / each * point + watch.calls["decoder"] * picture
     flops += sum(count * costs[kind].backward / costs[kind].rows for kind, count in watch.gradients.items())
-    n, steps = recipe.evaluation.n, recipe.evaluation.steps
-    points = 2 * steps * (n + kl_samples(n, steps, skeleton.model.size))  # of base and tuned model, and the KL between them
-    measuring = points * point + 2 * n * picture
+    asked = rounds + measured
+    once = (asked.points + 2 * asked.gradients) * point + asked.queries * picture  # backwards, which are few, as two forwards
     trained = sum(p.numel() for p in skeleton.model.parameters.values())
     speed = SUSTAINED * processes
+    total = sum(resident.values()) + passes[worst] + RESERVE
     return {
         "processes": processes,
         "gradient_bytes": 4 * trained,
@@ -71,18 +72,51 @@ def plan(recipe: Recipe, processes: int = 1) -> Values:
         "prompts": len(prompt_list(recipe.prompts) or []),
         "prompt_bytes": prompt_bytes(skeleton),
         "passes": passes,
-        "total": sum(resident.values()) + passes[worst] + RESERVE,
+        "total": total,
+        "way_out": None if total <= card else way_out(recipe, skeleton, Needs(resident, passes, RESERVE), costs, card=card),
         "worst": worst,
         "iteration": watch.iteration,
         "iterations": recipe.train.iterations,
         "pictures": watch.calls["decoder"],
         "picture_flops": picture,
-        "measuring": points * each,
+        "rounds": rounds.queries,
+        "rounds_evaluations": rounds.points * each,
+        "measuring": measured.points * each,
+        "measuring_queries": measured.queries,
         "flops": flops,
-        "measuring_flops": measuring,
-        "hours": (flops * recipe.train.iterations + measuring) / speed / 3600,
+        "measuring_flops": once,
+        "hours": (flops * recipe.train.iterations + once) / speed / 3600,
         "rows": (recipe.train.max_rows or ROWS) * each,
     }
+
+
+def online_demand(recipe: Recipe) -> Demand:
+    """The demand of the rounds of an online run: samples that are drawn of the policy, and answers."""
+    n = sum(recipe.online.rounds) if recipe.online is not None else 0
+    return Demand(n, n, n * recipe.sampler.steps)
+
+
+def measured_demand(recipe: Recipe, model: Model, gradient: bool) -> Demand:
+    """The demand of measuring at the end: base and tuned, the KL between them, steering and a certificate where they are."""
+    sampler, steering = recipe.evaluation.sampler(recipe.sampler), recipe.steer
+    try:
+        if steering is not None:
+            steering = steering.settled(differentiable=gradient, sampler=sampler, beta=optimum_beta(recipe))
+    except ValueError as error:
+        raise UserError(str(error).replace("sampler.", "evaluation.")) from error
+    parts = measuring_demand(
+        model.process, recipe.evaluation, sampler, steering=steering, prompts=prompt_list(recipe.prompts),
+        differentiable=gradient, size=model.size,
+    )  # fmt: skip
+    return sum(parts.values(), Demand())
+
+
+def with_offloaded(passes: dict[str, int], skeleton: Skeleton, recipe: Recipe) -> dict[str, int]:
+    """The peaks, those that decode with the bytes of an autoencoder that is there only then."""
+    decoding = ["a picture"]
+    if recipe.model.config.model_dump().get("tiny_decoder") is None:
+        decoding.append(THROUGH)
+    return {name: size + (skeleton.offloaded_bytes if name in decoding else 0) for name, size in passes.items()}
 
 
 def skeleton_of(recipe: Recipe) -> Skeleton:
@@ -115,26 +149,6 @@ def scorer_bytes(recipe: Recipe) -> dict[str, int]:
     }
 
 
-@dataclass(frozen=True)
-class Cost:
-    """Cost of a pass at `rows` points: bytes that its graph keeps and at the peak, operations forward and backward."""
-
-    rows: int
-    kept: int
-    peak: int
-    forward: int
-    backward: int
-
-
-def _cost(mode: Any, rows: int, forward: Callable[[], Tensor], backward: Callable[[Tensor], Any] = lambda out: None) -> Cost:
-    memory = LiveMemory()
-    with mode, memory:
-        out = forward()
-        kept, operations = memory.live, memory.flops
-        backward(out)
-    return Cost(rows, kept, memory.peak, operations, memory.flops - operations)
-
-
 def measure_costs(recipe: Recipe, skeleton: Skeleton, watch: Watch) -> dict[str, Cost]:
     """One pass of each kind, with fake tensors: those with a graph at the most points at which the algorithm has one."""
     model, mode, guidance = skeleton.model, skeleton.mode, recipe.sampler.guidance
@@ -149,12 +163,12 @@ def measure_costs(recipe: Recipe, skeleton: Skeleton, watch: Watch) -> dict[str,
     def with_graph(kind: str, rows: int) -> Cost:
         x, t, conditions = inputs(rows)
         if kind == "policy":
-            return _cost(mode, rows, lambda: model.predict(x, t, conditions, guidance=guidance).eps, learn)
+            return cost_of(mode, rows, lambda: model.predict(x, t, conditions, guidance=guidance).eps, learn)
         x.requires_grad_(True)
         ask = (
             (lambda: model.decode(x)) if kind == "decoder" else lambda: model.reference(x, t, conditions, guidance=guidance).x0
         )
-        return _cost(mode, rows, ask, lambda out: torch.autograd.grad(out.sum(), x))
+        return cost_of(mode, rows, ask, lambda out: torch.autograd.grad(out.sum(), x))
 
     def learn(out: Tensor) -> None:
         out.square().sum().backward()
@@ -166,28 +180,9 @@ def measure_costs(recipe: Recipe, skeleton: Skeleton, watch: Watch) -> dict[str,
     costs = {kind: with_graph(kind, rows) for kind, rows in largest.items()}
     with torch.no_grad():
         x, t, conditions = inputs(recipe.train.max_rows or ROWS)
-        costs["sampling"] = _cost(mode, len(x), lambda: model.predict(x, t, conditions, guidance=guidance).eps)
-        costs["a picture"] = _cost(mode, 1, lambda: model.decode(x[:1]))
+        costs["sampling"] = cost_of(mode, len(x), lambda: model.predict(x, t, conditions, guidance=guidance).eps)
+        costs["a picture"] = cost_of(mode, 1, lambda: model.decode(x[:1]))
     return costs
-
-
-def peaks(watch: Watch, costs: dict[str, Cost]) -> dict[str, int]:
-    """The peak of everything that is done one after the other, by name.
-
-    That of graphs which are alive together is what all of them keep, and what the backward of one adds to it.
-    """
-    passes = {"sampling": costs["sampling"].peak, "a picture": costs["a picture"].peak}
-    alive = {graphs: Counter(graphs) for graphs in watch.moments}
-    for graphs, counts in alive.items():
-        if any(counts < more for more in alive.values()):
-            continue  # on the way to more
-        kinds = {kind for kind, _ in graphs}
-        learns, judged = "policy" in kinds, "decoder" in kinds
-        name = "an update" if learns else "the reward's gradient" if judged else "the reference's gradient"
-        shares = [(costs[kind], rows / costs[kind].rows) for kind, rows in graphs]
-        kept, adds = sum(c.kept * share for c, share in shares), max((c.peak - c.kept) * share for c, share in shares)
-        passes[name] = max(passes.get(name, 0), round(kept + adds))
-    return passes
 
 
 def prompt_bytes(skeleton: Skeleton) -> int:
@@ -200,7 +195,9 @@ def resident_bytes(recipe: Recipe, skeleton: Skeleton, processes: int = 1) -> di
     """Bytes that stay on the device of one process throughout."""
     model = skeleton.model
     trained = sum(p.numel() * p.element_size() for p in model.parameters.values())
-    frozen = sum(p.numel() * p.element_size() for p in model.net.parameters() if not p.requires_grad)
+    frozen = skeleton.frozen_bytes
+    if frozen is None:
+        frozen = sum(p.numel() * p.element_size() for p in model.net.parameters() if not p.requires_grad)
     if model.reference_net is not model.net:
         frozen += sum(p.numel() * p.element_size() for p in model.reference_net.parameters())
     moments = {"adam": 2.0, "adam8bit": 0.5}[recipe.train.optimizer]

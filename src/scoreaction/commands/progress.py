@@ -30,7 +30,7 @@ def figures_of(metrics: Values) -> str:
     >>> figures_of({"reward_mean": 1.0, "kl_nats": None, "round": 2.0, "oracle_mean": 0.5, "reward_queries": 640})
     'proxy 1.000  KL ? nats  round 2: oracle 0.500, 640 answers used'
     """
-    reward, kl = (_known(metrics[key]) for key in ("reward_mean", "kl_nats"))
+    reward, kl = (_known(metrics.get(key)) for key in ("reward_mean", "kl_nats"))
     if "oracle_mean" not in metrics:
         return f"reward {reward}  KL {kl} nats"
     rounds = (
@@ -62,6 +62,13 @@ class Reporter:
             disable=not self.live,
         )
         self.task: TaskID = self.progress.add_task(title, total=total, completed=done, figures="")
+
+    def note(self, text: str) -> None:
+        """Shows the step that goes on within an iteration."""
+        self.progress.update(self.task, figures=text)
+        if not self.live and time.monotonic() - self.last >= SECONDS:
+            self.last = time.monotonic()
+            say(self.title, text)
 
     def __call__(self, metrics: Values) -> None:
         figures, iteration, now = figures_of(metrics), metrics["iteration"], time.monotonic()

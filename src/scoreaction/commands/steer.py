@@ -18,6 +18,7 @@ from scoreaction.recipes.validation import check
 from scoreaction.sampling.draw import spread_prompts
 from scoreaction.sampling.rollout import Sampler
 from scoreaction.sampling.steering import Steering
+from scoreaction.training.checks import refuse_uncounted
 from scoreaction.training.evaluation import measure
 from scoreaction.training.finetuner import Finetuner
 from scoreaction.training.run_folder import RunFolder
@@ -31,9 +32,15 @@ FREE = ("steer", "evaluation")
 
 
 def chosen_steering(
-    block: Steering | None, *, method: str | None, particles: int | None, beta: float | None, target: str | None
+    block: Steering | None,
+    *,
+    method: str | None,
+    particles: int | None,
+    beta: float | None,
+    target: str | None,
+    named: str = "--method",
 ) -> Steering:
-    """The settings of the recipe's block with those of the options."""
+    """The settings of the recipe's block with those of the options; `named` is the one that names the method."""
     own = {} if block is None else block.model_dump(exclude_defaults=True)
     options = {"method": method, "particles": particles, "beta": beta, "target": target}
     changes = {key: value for key, value in options.items() if value is not None}
@@ -41,7 +48,7 @@ def chosen_steering(
         return check(Steering, own | changes, ("steer",))
     except UserError as error:
         key = str(error).partition(":")[0].removeprefix("steer.")
-        option = "--steer" if key == "method" else f"--{key}"
+        option = named if key == "method" else f"--{key}"
         raise UserError(f"{option}{str(error).removeprefix(f'steer.{key}')}" if key in changes else str(error)) from error
 
 
@@ -60,7 +67,7 @@ def steering_of(
     block = recipe.steer
     if block is not None and method not in (block.method, "auto") and block.method != "auto":
         block = Steering(beta=block.beta)
-    return chosen_steering(block, method=method, particles=particles, beta=beta, target=target)
+    return chosen_steering(block, method=method, particles=particles, beta=beta, target=target, named="--steer")
 
 
 def check_overrides(overrides: Sequence[str]) -> None:
@@ -95,6 +102,8 @@ def steer_run(recipe: Recipe, tuner: Finetuner, folder: Path, steering: Steering
     world, chosen = tuner.world, tuner.evaluation
     sampler = chosen.sampler(tuner.sampler)
     tuner.model.refuse_tokens("steering")
+    if base:
+        refuse_uncounted(tuner.budget, "steer")
     try:
         steering = settled(steering, tuner.reward, sampler, tuner.beta, tuned=not base)
     except ValueError as error:
@@ -104,8 +113,7 @@ def steer_run(recipe: Recipe, tuner: Finetuner, folder: Path, steering: Steering
         raise UserError(f"--output: {folder} already holds a run or is a file; name another folder")
     check_writable(folder, "--output")
     kind = "base" if base else "tuned"
-    m = 1 if steering.returns == "all" else steering.particles or 1
-    n = n or max(16, chosen.n // m)
+    n = n or steering.sample_count(chosen.n)
     plain, samples = measure(
         tuner.model, sampler, tuner.reward, tuner.held_out, n=chosen.n, prompts=tuner.prompts, seed=chosen.seed,
         reference=base, chunk=chunk_of(tuner.model), world=world,

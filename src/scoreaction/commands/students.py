@@ -129,7 +129,7 @@ def _measured(name: str, tuner: Finetuner, sampler: Sampler, *, reference: bool 
 
 
 def _ends(tuner: Finetuner, rows: list[Values]) -> Tensor:
-    """Where the teacher's samples end; beside each few-step row its distance to them."""
+    """The ends of the teacher's samples; beside each few-step row its distance to them."""
 
     def sampler(row: Values) -> Sampler:
         return tuner.sampler.model_copy(update={"eta": 0.0, "solver": row["solver"], "steps": row["steps"]})

@@ -12,6 +12,7 @@ from rich.text import Text
 
 if TYPE_CHECKING:
     from scoreaction.commands.doctor.finding import Finding
+from scoreaction.commands._way_out import CARD
 from scoreaction.report.numbers import before_and_after, comparison_rows, number, steered_rows, with_error
 from scoreaction.types import Values
 
@@ -82,6 +83,19 @@ def show_student(figures: Values) -> None:
     print(f"of the teacher's gain in reward kept: {number(figures['reward_kept'], 3)}")
 
 
+def show_pretrained(figures: Values) -> None:
+    """Quality of a pretrained network on data that it was never trained on."""
+    table = _table("on data that was left out", "", "pretrained")
+    table.add_row("error of v, as a share of its mean square", number(figures["held_out_loss"], 4))
+    if "held_out_loss_density" in figures:
+        table.add_row("the same by a kernel density (model from_data)", number(figures["held_out_loss_density"], 4))
+    table.add_row("lowest at batch", f"{figures['batch']:,}")
+    if "distance" in figures:
+        floor = number(figures["distance_floor"], 3)
+        table.add_row(f"distance of samples to these rows (of rows trained on {floor})", number(figures["distance"], 3))
+    _console().print(table)
+
+
 TEXTS = ("model", "solver", "prompts")
 
 
@@ -134,8 +148,12 @@ def show_plan(figures: Values) -> None:
     table.add_section()
     table.add_row("in all, the largest only of what is done one after the other", f"{figures['total'] / gib:.1f}")
     _console().print(table)
-    fits = figures["total"] <= 24 * gib
-    print(f"fits 24 GiB: {'yes' if fits else f'no; {_remedies(figures)}'}")
+    fits = figures["total"] <= CARD
+    if fits or figures["way_out"] is None:
+        print(f"fits 24 GiB: {'yes' if fits else f'no; {_remedies(figures)}'}")
+    else:
+        settings, total = figures["way_out"]
+        print(f"fits 24 GiB: no; with these settings it does, in {total / gib:.1f} GiB: {' '.join(settings)}")
     if figures["prompts"]:
         size = figures["prompts"] * figures["prompt_bytes"]
         fewer = "" if size < 8 * gib else "; take fewer prompts where it has less"
@@ -151,8 +169,14 @@ def show_plan(figures: Values) -> None:
     )
     print(
         f"in all: {whole} iterations, {number(rows * whole)} network evaluations, {number(queries * whole)} rewards;"
-        f" measuring at the end {number(figures['measuring'])} evaluations more"
+        f" measuring at the end {number(figures['measuring'])} evaluations, {number(figures['measuring_queries'])} rewards more"
     )
+    if figures["rounds"]:
+        print(
+            f"online: training follows a proxy; the rounds ask the reward {number(figures['rounds'])} times and take"
+            f" {number(figures['rounds_evaluations'])} evaluations: {number(figures['rounds'] + figures['measuring_queries'])}"
+            " questions with measuring, the least online.budget"
+        )
     print(
         f"time: {figures['flops'] / 1e15:.3g} PFLOP an iteration, {figures['measuring_flops'] / 1e15:.3g} for measuring;"
         f" {figures['hours']:.2g} hours in all at 50 TFLOP/s{' a process' if processes > 1 else ''}, without the scorers' own"

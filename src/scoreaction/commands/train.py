@@ -17,7 +17,6 @@ from scoreaction.recipes.build import build
 from scoreaction.recipes.prompts import prompt_list
 from scoreaction.recipes.recipe import EarlyStop, Recipe, load_recipe
 from scoreaction.recipes.trust import named_modules
-from scoreaction.rewards import RewardError
 from scoreaction.sampling.draw import draw, spread_prompts
 from scoreaction.training.checkpoints import DAMAGED
 from scoreaction.training.finetuner import Finetuner
@@ -76,7 +75,7 @@ class Stopper:
     since: int = 0
 
     def __call__(self, metrics: Values) -> bool:
-        if self.rule is None or self.rule.metric not in metrics:  # diversity lacks where no prompt was drawn twice
+        if self.rule is None or self.rule.metric not in metrics:  # diversity where no prompt came twice, late rewards at first
             return False
         if metrics[self.rule.metric] > self.best:
             self.best, self.since = metrics[self.rule.metric], 0
@@ -135,6 +134,8 @@ def learned_nothing(folder: Path) -> bool:
 
 
 def _iterate(tuner: Finetuner, stopper: Stopper, signals: Signals, reporter: Reporter) -> None:
+    if tuner.rounds is not None:
+        tuner.rounds.progress = reporter.note
     with reporter.progress:
         iterations = iter(tuner)
         while True:
@@ -162,7 +163,7 @@ def _iterate(tuner: Finetuner, stopper: Stopper, signals: Signals, reporter: Rep
 
 def _cause(error: BaseException) -> str:
     """The line of an error, with the remedy where memory ran out."""
-    if isinstance(error, TrainingError | RewardError | OtherProcess):
+    if isinstance(error, Failed | OtherProcess):
         return str(error)
     if is_out_of_memory(error) and OUT_OF_MEMORY not in str(error):
         return f"{error}; lower train.max_rows or train.batch, or set train.precision to bf16 (scoreaction plan says what fits)"

@@ -8,8 +8,9 @@ summary. Coefficients are float64; samples may have any floating dtype.
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
+from typing import ClassVar
 
 import torch
 from torch import Tensor
@@ -83,12 +84,14 @@ class Mixture:
     weights: Tensor
     means: Tensor
     covariances: Tensor
+    shared: ClassVar[bool] = False
+    """True of a class whose components share one covariance, (1, d, d)."""
 
     def __post_init__(self) -> None:
         for name in ("weights", "means", "covariances"):
             object.__setattr__(self, name, torch.as_tensor(getattr(self, name)).detach().double())
         k, d = self.means.shape if self.means.ndim == 2 else (0, 0)
-        if k == 0 or self.weights.shape != (k,) or self.covariances.shape != (k, d, d):
+        if k == 0 or self.weights.shape != (k,) or self.covariances.shape != (1 if self.shared else k, d, d):
             shapes = ", ".join(str(tuple(part.shape)) for part in (self.weights, self.means, self.covariances))
             raise ValueError(f"mixture: weights, means, covariances must be (K,), (K, d), (K, d, d), got {shapes}")
         if not bool((self.weights > 0).all()):
@@ -172,12 +175,14 @@ class Mixture:
         noise = torch.randn(n, self.dimension, dtype=torch.float64, generator=generator)
         variances, axes = self._eigen
         root = axes * torch.sqrt(variances)[:, None, :]
-        return self.means[component] + torch.einsum("nij,nj->ni", root[component], noise)
+        each = root.expand(len(self.means), -1, -1)[component]
+        return self.means[component] + torch.einsum("nij,nj->ni", each, noise)
 
     def noised(self, process: Process, t: Tensor) -> Mixture:
         """Law p_t of `x_t = alpha x0 + sigma eps`: components `N(alpha m_k, alpha^2 C_k + sigma^2 I)`; t () float64."""
         alpha, eye = process.alpha(t), torch.eye(self.dimension, dtype=torch.float64)
-        return Mixture(self.weights, alpha * self.means, alpha**2 * self.covariances + process.sigma2(t) * eye)
+        covariances = alpha**2 * self.covariances + process.sigma2(t) * eye
+        return replace(self, means=alpha * self.means, covariances=covariances)
 
     def score(self, process: Process, x: Tensor, t: Tensor) -> Tensor:
         """Score `grad log p_t(x)`, (batch, d); x (batch, d), t () or (batch,) float64.
@@ -240,7 +245,8 @@ class Mixture:
             - log_det / 2
         )
         log_z = torch.logsumexp(log_weights, 0)
-        return Mixture((log_weights - log_z).exp().clamp(min=1e-300), means, (GC + GC.mT) / 2), float(log_z)
+        weights = (log_weights - log_z).exp().clamp(min=1e-300)
+        return replace(self, weights=weights, means=means, covariances=(GC + GC.mT) / 2), float(log_z)
 
     def tilted(self, reward: Quadratic, beta: float) -> Mixture:
         """Tilted law `p*(x) = p(x) exp(r(x)/beta)/Z`, the goal of every KL-regularised method; a mixture again."""

@@ -45,8 +45,51 @@ class RowNoise:
         return waiting.pop(0)
 
 
-Source: TypeAlias = torch.Generator | RowNoise
+class Leading:
+    """The noise of the first rows of `rows`: that of all is drawn, so that all have come as far when they go on.
+
+    >>> whole, part = RowNoise(7, torch.arange(4)), Leading(RowNoise(7, torch.arange(4)), 4)
+    >>> torch.equal(whole.normal((4, 2), torch.float32)[:2], part.normal((2, 2), torch.float32))
+    True
+    """
+
+    def __init__(self, source: Source, rows: int) -> None:
+        self.source, self.rows = source, rows
+
+    def normal(self, shape: Sequence[int], dtype: torch.dtype) -> Tensor:
+        """The next noise of the first rows, (shape[0], *shape)."""
+        return normal((self.rows, *shape[1:]), self.source, dtype)[: shape[0]]
+
+
+class PaddedNoise:
+    """The noise of a source where samples have numbers, and 0 in their padding: `inside` (rows, ...) is True at numbers.
+
+    inside broadcasts to whatever shape is asked for.
+
+    >>> inside = torch.tensor([[True], [False]])
+    >>> PaddedNoise(RowNoise(7, torch.arange(2)), inside).normal((2, 3), torch.float32).ne(0).tolist()
+    [[True, True, True], [False, False, False]]
+    """
+
+    def __init__(self, source: Source, inside: Tensor) -> None:
+        self.source, self.inside = source, inside
+
+    def normal(self, shape: Sequence[int], dtype: torch.dtype) -> Tensor:
+        """The source's next noise, (rows, *shape), 0 in padding."""
+        return kept(normal(shape, self.source, dtype), self.inside)
+
+
+Source: TypeAlias = torch.Generator | RowNoise | Leading | PaddedNoise
 """A source of noise."""
+
+
+def kept(x: Tensor, inside: Tensor | None) -> Tensor:
+    """x where `inside` is True, 0 in padding; all of x where there is no mask (None).
+
+    >>> kept(torch.tensor([[1.0, 2.0]]), torch.tensor([[True, False]]))
+    tensor([[1., 0.]])
+    """
+    return x if inside is None else torch.where(inside.to(x.device), x, 0)
 
 
 def drawn_seed(generator: torch.Generator) -> int:
@@ -56,7 +99,7 @@ def drawn_seed(generator: torch.Generator) -> int:
 
 def normal(shape: Sequence[int], source: Source | None, dtype: torch.dtype = torch.float32) -> Tensor:
     """Standard normal noise of this shape, whose first dimension is rows, on the CPU so that seeds travel."""
-    if isinstance(source, RowNoise):
+    if isinstance(source, RowNoise | Leading | PaddedNoise):
         return source.normal(shape, dtype)
     return torch.randn(*shape, generator=source, dtype=dtype)
 

@@ -14,7 +14,9 @@ from scoreaction.types import Conditions
 class Skeleton:
     """A model to plan with: `mode` makes more tensors of its kind, fake ones of a model without weights.
 
-    conditions: those of one prompt; parameters: their number, by component; sizes in bytes.
+    conditions: those of one prompt; parameters: their number, by component; sizes in bytes: vae_bytes of what decodes and stays
+    on the device, offloaded_bytes of what is there only while it decodes, frozen_bytes of frozen weights where they are others
+    than their tensors say. tiny_decoder: the small autoencoder that would suit it.
     """
 
     model: Model
@@ -23,6 +25,9 @@ class Skeleton:
     mode: AbstractContextManager[Any] = field(default_factory=nullcontext)
     vae_bytes: int = 0
     encoder_bytes: int = 0
+    offloaded_bytes: int = 0
+    frozen_bytes: int | None = None
+    tiny_decoder: str | None = None
 
 
 @dataclass(frozen=True)

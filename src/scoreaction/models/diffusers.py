@@ -5,14 +5,17 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any, Literal
 
-from pydantic import BaseModel, Field
+from pydantic import Field
 
 from scoreaction.models._records import Card, Skeleton
 from scoreaction.models.pipelines.assemble import LORA_FILE, ROWS, Adaptation, build_from_pipeline, family_of
 from scoreaction.models.pipelines.folders import OPTIONAL, check_components, quiet, read_index, variant_of
+from scoreaction.models.pipelines.quantise import check_quantise, load_quantised
 from scoreaction.models.pipelines.skeleton import pipeline_skeleton
+from scoreaction.models.pipelines.tiny import load_tiny
 from scoreaction.networks.consistency import load_consistency
 from scoreaction.networks.model import Model
+from scoreaction.settings import Settings
 from scoreaction.types import DTYPES
 
 DEFAULTS: dict[str, Any] = {
@@ -25,13 +28,17 @@ DEFAULTS: dict[str, Any] = {
 EXAMPLE = {"path": "stable-diffusion-v1-5/stable-diffusion-v1-5"}
 
 
-class Config(BaseModel, frozen=True, extra="forbid", allow_inf_nan=False):
+class Config(Settings, frozen=True, extra="forbid", allow_inf_nan=False):
     """path: a folder in diffusers format, or a hub id; lora_rank null trains all of the network's weights.
 
     lora_alpha: scale of the LoRA times its rank (the rank by default); lora_targets: the layers it changes (attention by
     default); dtype: of frozen weights and text encoders, what is trained is fp32; height, width: of pictures, in pixels;
     true_cfg: guidance by both halves for a network that takes `sampler.guidance` as an input (FLUX.1 dev); consistency: an
     LCM-LoRA (a safetensors file, or its folder), or the folder of a consistency model made with `scoreaction distill`.
+
+    To save memory. quantize: the frozen network's linear layers in 4 or 8 bits, by bitsandbytes, on a GPU and under a LoRA;
+    tiny_decoder: a small autoencoder of TAESD's kind (a folder or hub id) that decodes where a reward's gradient goes through
+    the pictures; offload_vae: the pipeline's own autoencoder is on the device only while it works.
     """
 
     name: Literal["diffusers"] = "diffusers"
@@ -46,12 +53,17 @@ class Config(BaseModel, frozen=True, extra="forbid", allow_inf_nan=False):
     width: int | None = Field(None, ge=8)
     true_cfg: float = Field(1.0, ge=0)
     consistency: Path | None = None
+    quantize: Literal["4bit", "8bit"] | None = None
+    tiny_decoder: str | None = None
+    offload_vae: bool = False
 
 
 def build(config: Config) -> Model:
     """Loads the pipeline (safetensors only) and builds its model."""
-    options = config.model_dump(exclude={"name", "path", "dtype", "consistency"})
-    model = build_from_pipeline(load_pipeline(config), **options)
+    options = config.model_dump(exclude={"name", "path", "dtype", "consistency", "quantize", "tiny_decoder"})
+    pipeline = load_pipeline(config)
+    tiny = None if config.tiny_decoder is None else load_tiny(config.tiny_decoder)
+    model = build_from_pipeline(pipeline, tiny_decoder=tiny, **options)
     return model if config.consistency is None else load_consistency(model, config.consistency)
 
 
@@ -59,8 +71,10 @@ def skeleton(config: Config) -> Skeleton:
     """The model without its weights, from config.json files alone."""
     lora = config.lora_rank, config.lora_alpha, config.lora_targets
     options = Adaptation(*lora, config.gradient_checkpointing, config.true_cfg)
-    dtype = DTYPES[config.dtype]
-    return pipeline_skeleton(config.path, options, dtype=dtype, height=config.height, width=config.width)
+    return pipeline_skeleton(
+        config.path, options, dtype=DTYPES[config.dtype], height=config.height, width=config.width, quantize=config.quantize,
+        tiny_decoder=config.tiny_decoder, offload_vae=config.offload_vae,
+    )  # fmt: skip
 
 
 def card(config: Config, folder: Path, off_below: float) -> Card:
@@ -103,12 +117,19 @@ def load_pipeline(config: Config) -> Any:
     unused: dict[str, Any] = {name: None for name in OPTIONAL if name in index}
     if kind == "StableDiffusionPipeline":
         unused["requires_safety_checker"] = False
+    if config.quantize is not None:
+        check_quantise(family, config.lora_rank)
+        widths.pop(family.component, None)
     try:
         with quiet():
+            if config.quantize is not None:
+                unused[family.component] = load_quantised(config, index[family.component][1], family.component, variant)
             return getattr(diffusers, kind).from_pretrained(
                 config.path, torch_dtype=widths, use_safetensors=True, variant=variant, **unused
             )
     except (OSError, ValueError, RuntimeError, TypeError, KeyError, AttributeError, SafetensorError) as error:
         line = str(error).strip().partition("\n")[0][:160]
+        if line.startswith("quantize: "):
+            raise
         lacks = "it lacks " if isinstance(error, KeyError) else ""
         raise ValueError(f"model.path: {config.path} cannot be loaded: {lacks}{line}") from error

@@ -6,15 +6,18 @@ from pathlib import Path
 from typing import Any, Literal
 
 import torch
-from pydantic import BaseModel, Field, model_validator
+from pydantic import Field, model_validator
 from torch import Tensor, nn
 
+from scoreaction.diffusion.labels import Labelled
 from scoreaction.diffusion.mixtures import Mixture
 from scoreaction.diffusion.predictions import expand, from_prediction
 from scoreaction.diffusion.processes import PROCESSES, Process, ProcessName
 from scoreaction.networks.consistency import load_consistency
+from scoreaction.networks.labels import LabelAdapter
 from scoreaction.networks.layers import VectorNet
 from scoreaction.networks.model import Model
+from scoreaction.settings import Settings
 
 DEFAULTS: dict[str, Any] = {
     "sampler": {"steps": 50, "eta": 1.0},
@@ -24,8 +27,10 @@ DEFAULTS: dict[str, Any] = {
 }
 
 
-class Config(BaseModel, frozen=True, extra="forbid", allow_inf_nan=False):
+class Config(Settings, frozen=True, extra="forbid", allow_inf_nan=False):
     """means (K, d), weights (K,) (equal by default), one std for all or one for each; process vp, cosine, ve or flow.
+
+    labels (K,): a label from 0 on for each of the means; prompts then are labels, "0" and so on, and train a control.
 
     consistency: the folder of a consistency model that `scoreaction distill` made of this model.
     """
@@ -34,6 +39,7 @@ class Config(BaseModel, frozen=True, extra="forbid", allow_inf_nan=False):
     means: list[list[float]] = [[2.0, 0.0], [-2.0, 0.0], [0.0, 2.0], [0.0, -2.0]]
     weights: list[float] | None = None
     std: float | list[float] = 0.3
+    labels: list[int] | None = None
     process: ProcessName = "vp"
     hidden: int = Field(128, ge=1, le=2**14)
     depth: int = Field(3, ge=1, le=100)
@@ -49,6 +55,8 @@ class Config(BaseModel, frozen=True, extra="forbid", allow_inf_nan=False):
         stds = self.std if isinstance(self.std, list) else [self.std]
         if min(stds, default=0) <= 0 or (isinstance(self.std, list) and len(stds) != k):
             raise ValueError(f"std: must be positive, one number or {k} of them")
+        if self.labels is not None:
+            Labelled(self.law(), torch.tensor(self.labels))
         return self
 
     def law(self) -> Mixture:
@@ -83,12 +91,18 @@ class ExactPlusNet(nn.Module):
 
 def build(config: Config) -> Model:
     """The model, with its law for measuring distances."""
-    return exact_model(config.law(), config.process, config.hidden, config.depth, config.consistency)
+    return exact_model(config.law(), config.process, config.hidden, config.depth, config.consistency, config.labels)
 
 
-def exact_model(law: Mixture, name: ProcessName, hidden: int, depth: int, consistency: Path | None) -> Model:
-    """The model of a law whose score is exact."""
+def exact_model(
+    law: Mixture, name: ProcessName, hidden: int, depth: int, consistency: Path | None, labels: list[int] | None = None
+) -> Model:
+    """The model of a law whose score is exact, told one of these labels if there are any."""
     process = PROCESSES[name]()
-    net = ExactPlusNet(law, process, hidden, depth)
-    model = Model(net, process=process, predicts="v", shape=(law.dimension,), law=law)
+    net: nn.Module = ExactPlusNet(law, process, hidden, depth)
+    more: dict[str, Any] = {}
+    if labels is not None:
+        net = LabelAdapter(net, at="change.body.0", labels=[str(label) for label in sorted(set(labels))])
+        more = {"encode": net.encode(), "null": net.null()}
+    model = Model(net, process=process, predicts="v", shape=(law.dimension,), law=law, **more)
     return model if consistency is None else load_consistency(model, consistency)

@@ -6,17 +6,18 @@ from pathlib import Path
 from typing import Any, Literal
 
 import torch
-from pydantic import BaseModel, Field, model_validator
+from pydantic import Field, model_validator
 
 from scoreaction.diffusion.mixtures import Mixture
 from scoreaction.diffusion.processes import ProcessName
 from scoreaction.models import gaussian_mixture
 from scoreaction.networks.model import Model
+from scoreaction.settings import Settings
 
 DEFAULTS: dict[str, Any] = gaussian_mixture.DEFAULTS
 
 
-class Config(BaseModel, frozen=True, extra="forbid", allow_inf_nan=False):
+class Config(Settings, frozen=True, extra="forbid", allow_inf_nan=False):
     """mean (d,) and variance, one for all directions or (d,) of them; process vp, cosine, stable_diffusion, ve or flow.
 
     consistency: the folder of a consistency model that `scoreaction distill` made of this model.

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any, Literal
 
 import torch
-from pydantic import BaseModel, Field, model_validator
+from pydantic import Field, model_validator
 from torch import Tensor, nn
 
 from scoreaction.diffusion.processes import Masking
@@ -13,6 +13,7 @@ from scoreaction.diffusion.processes.masking import ScheduleName
 from scoreaction.diffusion.sequences import Chain
 from scoreaction.networks.masked import MaskedModel
 from scoreaction.networks.token_layers import TokenNet
+from scoreaction.settings import Settings
 
 DEFAULTS: dict[str, Any] = {
     "train": {"iterations": 200, "batch": 64, "lr": 5e-3},
@@ -21,7 +22,7 @@ DEFAULTS: dict[str, Any] = {
 }
 
 
-class Config(BaseModel, frozen=True, extra="forbid", allow_inf_nan=False):
+class Config(Settings, frozen=True, extra="forbid", allow_inf_nan=False):
     """A chain of `length` tokens 0 .. vocabulary - 1; initial (V,) and transition (V, V) are drawn from `seed` where left out.
 
     Drawn: softmax of normal numbers, in the transition of std 1.2. schedule: of the masking.

@@ -5,12 +5,13 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any, Literal
 
-from pydantic import BaseModel, Field
+from pydantic import Field
 
 from scoreaction.models import diffusers
 from scoreaction.models.pipelines.assemble import build_from_pipeline
 from scoreaction.networks.consistency import load_consistency
 from scoreaction.networks.model import Model
+from scoreaction.settings import Settings
 from scoreaction.tasks.shapes.scorer import shipped
 
 DEFAULTS: dict[str, Any] = {
@@ -22,7 +23,7 @@ DEFAULTS: dict[str, Any] = {
 }
 
 
-class Config(BaseModel, frozen=True, extra="forbid"):
+class Config(Settings, frozen=True, extra="forbid"):
     """path: a folder written by the retraining command, None for the shipped pipeline; lora_rank None trains all weights.
 
     consistency: the folder of a consistency model that `scoreaction distill` made of this model.

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
 
 from scoreaction.errors import nearest
+from scoreaction.networks.labels import LabelTable
 
 Role = Literal["policy", "reference", "consistency"]
 NAMES: dict[Role, str] = {"policy": "default", "consistency": "consistency"}
@@ -46,7 +47,7 @@ class Adapters:
     def __init__(self, net: nn.Module) -> None:
         refuse_adapters(net)
         self.net = net
-        self.layers: list[Any] = []
+        self.layers: list[Any] = [module for module in net.modules() if isinstance(module, LabelTable)]
 
     def add(self, role: Role, shape: LoraShape) -> dict[str, nn.Parameter]:
         """Adds an adapter with B = 0, which changes nothing yet, and returns its parameters by name, in float32.
@@ -68,9 +69,10 @@ class Adapters:
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", message="Already found a `peft_config`")  # a second adapter is meant
             inject_adapter_in_model(config, self.net, adapter_name=NAMES[role])
-        self.layers = [m for m in self.net.modules() if isinstance(m, BaseTunerLayer)]
+        self.layers = [m for m in self.net.modules() if isinstance(m, BaseTunerLayer | LabelTable)]
         for layer in self.layers:
-            layer.__class__ = _with_whole_weight(layer.__class__)
+            if isinstance(layer, BaseTunerLayer):
+                layer.__class__ = _with_whole_weight(layer.__class__)
         for p in self.net.parameters():
             p.requires_grad_(trains.get(id(p), True))
         for p in self.parameters(role).values():

@@ -169,6 +169,7 @@ class PromptEmbedding(nn.Module):
         self.parts = nn.ModuleList()
         for i, name in enumerate(sorted(named)):
             value = named[name].detach()
+            value = value.float() if value.dtype == torch.bool else value  # a mask: where two prompts differ
             features = value.is_floating_point()
             value = standardised_features(value) if features else value
             # it follows from the prompts and is no weight: checkpoints do not hold it

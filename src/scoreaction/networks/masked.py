@@ -130,7 +130,7 @@ class MaskedModel(Model):
     def _nothing(self, x: Tensor) -> Prediction:
         return Tokens(torch.zeros(0, *self.shape, self.process.vocabulary, device=x.device))  # type: ignore[return-value]
 
-    def _prediction(self, x: Tensor, t: Tensor, y: Tensor) -> Prediction:
+    def _prediction(self, x: Tensor, t: Tensor, y: Tensor, inside: Tensor | None) -> Prediction:
         wide = torch.promote_types(y.dtype, torch.float32)
         return Tokens(torch.log_softmax(y.to(wide), -1))  # type: ignore[return-value]
 

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import math
-import re
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
@@ -14,17 +12,17 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
-from scoreaction.diffusion.kl import chain_kl, path_kl
-from scoreaction.diffusion.noise import Source
-from scoreaction.diffusion.predictions import PredictionBuffer, Predicts, expand, mapped, projected, to_prediction
+from scoreaction.diffusion.noise import kept
+from scoreaction.diffusion.predictions import PredictionBuffer, Predicts, expand
 from scoreaction.diffusion.processes import Process
-from scoreaction.diffusion.solvers import Solver
 from scoreaction.networks.adapters import Adapters, LoraShape, Role, base_modules, frozen, replaced, without_adapters
 from scoreaction.networks.checks import check_net, register
 from scoreaction.networks.conditions import concatenate, map_conditions, take
+from scoreaction.networks.gaussian import GaussianStates
+from scoreaction.networks.labels import LabelTable
 from scoreaction.networks.layers import CriticNetwork
 from scoreaction.networks.lockstep import equal_parts, without_rows
-from scoreaction.networks.memory import fitting
+from scoreaction.networks.memory import fitting, is_out_of_memory
 from scoreaction.types import Conditions, Prediction
 
 if TYPE_CHECKING:
@@ -39,7 +37,7 @@ class Evaluations:
     backward: int = 0
 
 
-class Model:
+class Model(GaussianStates):
     """A pretrained network with its process, as a policy and its frozen reference.
 
     `net(x, t, cond) -> tensor`: x (batch, *shape), t (batch,) in [0, 1] with 0 data and 1 noise, cond None or what
@@ -52,10 +50,13 @@ class Model:
     diversity is measured in; `law` is the exact data law where it is known; `export(folder)` writes what other libraries load.
     A network that takes guidance as an input (distilled) is given `true_cfg`: `guidance` then reaches it as
     conditions["guidance"], and true_cfg weighs both halves. `project(x0)` maps x0 of every prediction into the space of the
-    data: `x0.clamp(-1, 1)` of pixels, `x0 - x0.mean(1, keepdim=True)` where centres are 0. `critic(width)` builds the network
-    of a critic, where the small one does not suit the samples: `net(x, t, condition) -> (batch,)`, condition (batch, width),
-    None at width 0, without prompts. ValueError for an unknown `predicts`, a bad LoRA target, and a net that is called
-    otherwise, cannot be copied, has adapters of its own, or is the policy of another model.
+    data: `x0.clamp(-1, 1)` of pixels, `x0 - x0.mean(1, keepdim=True)` where centres are 0. `mask(conditions) -> (batch, ...)`
+    is True at the numbers that a sample has and False in its padding, of the first dimensions of a sample, as (batch, points)
+    for points (points, F): there no noise is drawn, x, x0 and eps are 0, and `project` is called as `project(x0, inside)`,
+    inside 1 or 0 and of the dimensions of x0. `critic(width)` builds the network of a critic, where the small one does not
+    suit the samples: `net(x, t, condition) -> (batch,)`, condition (batch, width), None at width 0, without prompts.
+    ValueError for an unknown `predicts`, a bad LoRA target, and a net that is called otherwise, fails at two states (tried
+    where there is no `encode`), cannot be copied, has adapters of its own, or is the policy of another model.
 
     >>> net = lambda x, t, cond: x
     >>> class Identity(nn.Module):
@@ -83,7 +84,8 @@ class Model:
         features: Callable[[Tensor], Tensor] | None = None,
         law: Mixture | None = None,
         true_cfg: float | None = None,
-        project: Callable[[Tensor], Tensor] | None = None,
+        project: Callable[..., Tensor] | None = None,
+        mask: Callable[[Conditions], Tensor] | None = None,
         critic: CriticNetwork | None = None,
         export: Callable[[Path], None] | None = None,
     ) -> None:
@@ -101,7 +103,7 @@ class Model:
             project,
             export,
         )
-        self.critic = critic
+        self.critic, self.mask = critic, mask
         self.decode = decode or (lambda x0: x0)
         self.invert = invert or (_no_way_back if decode else lambda samples: samples)
         self.features = features or (lambda samples: samples.flatten(1))
@@ -109,8 +111,11 @@ class Model:
         self.double = {p.dtype for p in net.parameters()} == {torch.float64}
         self.adapters = Adapters(self.reference_net)
         check_net(net)
+        self.autocast: Callable[[], AbstractContextManager[None]] = nullcontext
+        if encode is None and mask is None and {p.dtype for p in net.parameters()} <= {torch.float32, torch.float64}:
+            self.try_net(null)  # others need prompts, or the precision of a run
         self.lora: LoraShape | None = None
-        functions = {"encode": encode, "decode": decode, "project": project}
+        functions = {"encode": encode, "decode": decode, "project": project, "mask": mask}
         self.functions = [name for name, function in functions.items() if function is not None]
         """Functions that it was built with, which no file can hold, by the names of their arguments."""
         if lora_rank is not None:
@@ -118,6 +123,8 @@ class Model:
             if not chosen:
                 raise ValueError("lora_targets: the network has no linear layer; name the modules that LoRA should change")
             net.requires_grad_(False)
+            for table in (module for module in net.modules() if isinstance(module, LabelTable)):
+                table.requires_grad_(True)
             self.lora = LoraShape(lora_rank, lora_alpha or lora_rank, chosen)
             self.adapters.add("policy", self.lora)
         self.consistency_net: nn.Module | None = None
@@ -132,12 +139,10 @@ class Model:
         self.sharded = False
         """True if processes share the network: then all of them must make the same calls."""
         self.evaluations = Evaluations()
-        self.autocast: Callable[[], AbstractContextManager[None]] = nullcontext
         self.max_rows: int | None = None
         """The most rows of one network call; None is all."""
         self.guidance, self.grid, self.off_below = 1.0, "power", 0.0
         self.student: dict[str, Any] = {}
-        """The sampler of a student, which is made for that one alone; empty of any other model."""
         self.prompts: list[Any] | None = None
         """Guidance, grid, `off_below` and prompts of its training, which `sample` takes."""
         register(self)
@@ -147,73 +152,24 @@ class Model:
         """The model of its kind around this network, by the arguments that a file holds."""
         return cls(net, **description)
 
-    def _check_kind(self, process: Process, predicts: Predicts) -> None:
-        """ValueError unless process and output are of this kind of model, and go together."""
-        if not isinstance(process, Process):
-            raise ValueError(f"process: must be one such as sa.VP() (got {process!r})")
-        to_prediction(process, predicts, torch.zeros(1), torch.full((), 0.5, dtype=torch.float64), torch.zeros(1))
-        if predicts in ("eps", "score") and float(process.alpha(torch.ones((), dtype=torch.float64))) == 0:
-            raise ValueError(
-                f"predicts: {predicts} says nothing of the sample at t = 1, where alpha of {type(process).__name__} is 0;"
-                " use a network that predicts velocity, v or x0"
-            )
-
-    @property
-    def sampling(self) -> dict[str, Any]:
-        """Settings of a sampler that suit its kind, over those of `Sampler`: of a student its own."""
-        return self.student
-
-    @property
-    def size(self) -> int:
-        """Numbers in one tensor of the prediction at one state."""
-        return math.prod(self.shape)
-
-    def start(self, n: int, source: Source) -> Tensor:
-        """n states at t = 1, (n, *shape)."""
-        return self.process.start((n, *self.shape), source).to(self.device)
-
-    def example(self, n: int, generator: torch.Generator) -> Tensor:
-        """n clean samples of any values, (n, *shape), to try rewards on."""
-        return torch.randn(n, *self.shape, generator=generator).to(self.device)
-
     @torch.no_grad()
-    def clean(self, samples: Tensor) -> Tensor:
-        """Samples of data, as rewards see them, before decoding: (n, *shape) on the CPU. ValueError where they do not fit."""
-        x0 = self.invert(self._checked_data(samples).to(self.device)).cpu()
-        if x0.shape[1:] != self.shape:
-            raise ValueError(
-                f"samples of shape {tuple(samples.shape[1:])} become {tuple(x0.shape[1:])}, and the model's are {self.shape}"
-            )
-        return x0
-
-    def _checked_data(self, samples: Tensor) -> Tensor:
-        """Samples in the model's own type; ValueError for values that it cannot have."""
-        if not bool(torch.isfinite(samples).all()):
-            raise ValueError("its samples must be finite numbers")
-        return samples.to(torch.float64 if self.double else torch.float32)
-
-    def refuse_tokens(self, what: str) -> None:
-        """UserError for `what`, which needs Gaussian states, where the model's are tokens."""
-
-    def learner(self, algorithm: Any, setting: Any) -> Any:
-        """The learner that an algorithm builds for this kind of model."""
-        return algorithm.build(setting)
-
-    def kls(
-        self, solver: Solver, times: Tensor, x: Tensor, policy: Prediction, reference: Prediction, eta: float
-    ) -> tuple[Tensor, Tensor]:
-        """Path and chain KL of a policy to a reference on a solver's grid, in nats, (batch,) each.
-
-        times (N+1,); x (N, batch, *shape) are the states; both predictions are at those.
-        """
-        difference = mapped(torch.sub, policy, reference)
-        return path_kl(self.process, times, difference, eta), chain_kl(self.process, times, difference, eta)
-
-    @property
-    def device(self) -> torch.device:
-        """Device of the network."""
-        tensors = [*self.net.parameters(), *self.net.buffers()]
-        return tensors[0].device if tensors else torch.device("cpu")
+    def try_net(self, conditions: Conditions) -> None:
+        """Calls the network at two states, of the first row of the conditions; ValueError, with the shapes, where it fails."""
+        if self.device.type == "meta":
+            return
+        x, t = self.example(2, torch.Generator().manual_seed(0)), torch.full((2,), 0.5, device=self.device)
+        some = map_conditions(lambda c: c[[0, 0]].to(self.device), conditions)
+        try:
+            with self.autocast(), torch.random.fork_rng(devices=[]):
+                self._evaluate(self.net, x, t, self._with_guidance(some, x, 1.0))
+        except (RuntimeError, TypeError, IndexError, KeyError, AttributeError) as error:
+            if is_out_of_memory(error):
+                raise
+            shapes = map_conditions(lambda c: tuple(c.shape), some)  # type: ignore[arg-type, return-value]
+            inputs = f"x {tuple(x.shape)}, t {tuple(t.shape)} and cond {shapes}"
+            remedy = "" if self.encode is not None else "; conditions come from encode= and prompts"
+            cause = f"{type(error).__name__}: {error}"
+            raise ValueError(f"net: {type(self.net).__name__} fails on {inputs}: {cause}{remedy}") from error
 
     def to(self, device: torch.device | str) -> Model:
         """Moves network, reference and averages; returns itself."""
@@ -221,9 +177,9 @@ class Model:
         self.reference_net.to(device)
         if self.consistency_net is not None:
             self.consistency_net.to(device)
-        for kept in (self.average, self.selected):
-            for name, value in (kept or {}).items():
-                kept[name] = value.to(device)  # type: ignore[index]
+        for weights in (self.average, self.selected):
+            for name, value in (weights or {}).items():
+                weights[name] = value.to(device)  # type: ignore[index]
         return self
 
     def predict(
@@ -236,13 +192,31 @@ class Model:
         With guidance w > 1 the output is `y_null + w (y_cond - y_null)` (Ho and Salimans 2022, arXiv 2207.12598), both
         halves in one batch; at 1 and below, as in diffusers, it is y_cond. The guided prediction is the policy.
         """
-        return self._predict("policy", x, t, conditions, prompt, guidance)
+        return self._predict("reference" if self.moves_noise else "policy", x, t, conditions, prompt, guidance)
 
     def reference(
         self, x: Tensor, t: Tensor, conditions: Conditions = None, *, prompt: Tensor | None = None, guidance: float = 1.0
     ) -> Prediction:
         """The pretrained model's (x0, eps) at (x, t), as `predict`: gradients reach x, never a parameter."""
         return self._predict("reference", x, t, conditions, prompt, guidance)
+
+    def noise_move(self, z: Tensor, conditions: Conditions = None, *, prompt: Tensor | None = None) -> Tensor:
+        """`f(z) = y_policy(z, 1) - y_reference(z, 1)`, y the network's output without guidance, (batch, *shape); 0 at first.
+
+        z (batch, *shape) is noise of std 1; conditions and prompt as in `predict`. Gradients reach z and the policy's
+        parameters. Two evaluations a row.
+        """
+        x, t = self.process.prior_std * z, torch.ones((), dtype=torch.float64)
+        roles: tuple[Role, Role] = ("policy", "reference")
+        policy, reference = (self._predict(role, x, t, conditions, prompt, 1.0, raw=True).x0 for role in roles)
+        return policy - reference
+
+    def moved(self, x: Tensor, conditions: Conditions = None, *, prompt: Tensor | None = None) -> Tensor:
+        """The states at t = 1 that the policy starts from, of noise x (batch, *shape): `x + std f(x/std)` where it moves it."""
+        if not self.moves_noise:
+            return x
+        std = self.process.prior_std
+        return x + std * self.noise_move(x / std, conditions, prompt=prompt)
 
     @property
     def has_consistency(self) -> bool:
@@ -284,11 +258,20 @@ class Model:
         return self.consistency_parameters
 
     def _predict(
-        self, role: Role, x: Tensor, t: Tensor, conditions: Conditions, prompt: Tensor | None, guidance: float
+        self,
+        role: Role,
+        x: Tensor,
+        t: Tensor,
+        conditions: Conditions,
+        prompt: Tensor | None,
+        guidance: float,
+        *,
+        raw: bool = False,
     ) -> Prediction:
+        """The prediction of a role; `raw`: the network's own output in the place of both of its parts, without guidance."""
         t = torch.as_tensor(t, dtype=torch.float64, device=x.device).expand(x.shape[0])
         weight = self.guidance_weight(guidance)
-        guided = weight != 1.0 and conditions is not None and role != "consistency"
+        guided = weight != 1.0 and conditions is not None and role != "consistency" and not raw
         if guided and self.null is None:
             raise ValueError("sampler.guidance: this model has no unconditional condition; set guidance to 1 or pass null=")
         if len(x) == 0 and not self.sharded:  # of a process without rows
@@ -299,7 +282,7 @@ class Model:
         split = self.sharded and not graph
         if graph:
             self.evaluations.backward += rows
-        one_call = partial(self._call, role, guidance=guidance, weight=weight if guided else 1.0)
+        one_call = partial(self._call, role, guidance=guidance, weight=weight if guided else 1.0, raw=raw)
 
         def call(x: Tensor, t: Tensor, conditions: Conditions) -> Prediction:
             return one_call(x, t, conditions) if len(x) else without_rows(one_call, x, t, conditions)
@@ -320,9 +303,13 @@ class Model:
         """The weight w of `y_null + w (y_cond - y_null)` in one network call; 1 and below is 1: no unconditional half."""
         return max(1.0, guidance if self.true_cfg is None else self.true_cfg)
 
-    def _call(self, role: Role, x: Tensor, t: Tensor, conditions: Conditions, *, guidance: float, weight: float) -> Prediction:
+    def _call(
+        self, role: Role, x: Tensor, t: Tensor, conditions: Conditions, *, guidance: float, weight: float, raw: bool
+    ) -> Prediction:
         """The guided prediction of one network call; the conditions come to its device here."""
         conditions = map_conditions(lambda c: c.to(x.device), conditions)
+        inside = self.inside(conditions)
+        x = kept(x, inside)
         net = {"policy": self.net, "reference": self.reference_net, "consistency": self.consistency_net}[role]
         assert net is not None
         complete = self._with_guidance(conditions, x, guidance)
@@ -331,49 +318,17 @@ class Model:
             if weight == 1.0:
                 return self._evaluate(net, x, t, complete)
             null = map_conditions(lambda n, c: n.to(c).expand_as(c), self.null, conditions)
+            null = {**conditions, **null} if isinstance(null, dict) else null  # a mask is the sample's own
             everything = concatenate(self._with_guidance(null, x, guidance), complete)
             unconditional, conditional = self._evaluate(net, torch.cat([x, x]), torch.cat([t, t]), everything).chunk(2)
             return unconditional + weight * (conditional - unconditional)
 
         with self.autocast():
             y = self.adapters.call(role, output, x) if net is self.adapters.net else output(x)
-        return self._prediction(x, t, y)
-
-    def _nothing(self, x: Tensor) -> Prediction:
-        """The prediction for no rows."""
-        return Prediction(x, x)
-
-    def _prediction(self, x: Tensor, t: Tensor, y: Tensor) -> Prediction:
-        """The prediction that an output of the network means at (x, t)."""
-        prediction = to_prediction(self.process, self.predicts, x, t, y.to(x.dtype))
-        return prediction if self.project is None else projected(self.process, t, prediction, self.project)
-
-    def _check_output(self, x: Tensor, y: Tensor) -> None:
-        """ValueError where the network's output at x has another shape than it must."""
-        if y.shape != x.shape:
-            raise ValueError(f"the network returned shape {tuple(y.shape)} for x of shape {tuple(x.shape)}; they must be equal")
-
-    def _evaluate(self, net: nn.Module, x: Tensor, t: Tensor, conditions: Conditions) -> Tensor:
-        """The output of a network at (x, t); one in float64 gets all in float64, any other x and t in the dtype of x."""
-        width = torch.float64 if self.double else x.dtype if x.is_floating_point() else torch.float32
-        cond = map_conditions(lambda c: c.to(width) if self.double and c.is_floating_point() else c, conditions)
-        try:
-            y = net(x.to(width) if x.is_floating_point() else x, t.to(width), cond)
-        except RuntimeError as error:
-            kinds = ", ".join(sorted({str(p.dtype) for p in net.parameters()} - {str(width)}))
-            if not kinds or not re.search(r"\bd?type\b", str(error)):
-                raise
-            raise ValueError(
-                f"net: its weights are in {kinds}, and x and t come in {width} ({error}); convert them in its forward, or call"
-                " net.float() before the model is built (train.precision sets half precision)"
-            ) from error
-        if not isinstance(y, Tensor):
-            raise ValueError(
-                f"net: {type(net).__name__} returned a {type(y).__name__}, not a tensor of x's shape; wrap it in a module whose"
-                " forward(x, t, cond) returns its output[0], or .sample, at its own time (t is 0 at data and 1 at noise)"
-            )
-        self._check_output(x, y)
-        return y
+        if raw:
+            y = kept(y.to(x.dtype), inside)
+            return Prediction(y, y)
+        return self._prediction(x, t, y, inside)
 
     def _with_guidance(self, conditions: Conditions, x: Tensor, guidance: float) -> Conditions:
         return conditions if self.true_cfg is None else {**(conditions or {}), "guidance": x.new_full((len(x),), guidance)}

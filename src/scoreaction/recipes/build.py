@@ -15,6 +15,8 @@ from torch import Tensor, nn
 
 from scoreaction.algorithms._learner import Algorithm
 from scoreaction.errors import UserError, missing
+from scoreaction.models.pretrained import is_pretrained
+from scoreaction.networks.critic import Critic
 from scoreaction.networks.model import Model
 from scoreaction.recipes.data_files import read_data
 from scoreaction.recipes.prompts import prompt_list
@@ -95,6 +97,8 @@ def build_model(recipe: Recipe) -> Model:
     with torch.random.fork_rng(devices=[]):  # a run's networks begin the same whatever was drawn before
         torch.manual_seed(recipe.train.seed)
         model: Model = build_block(recipe.model, "model")
+    if recipe.critic is not None:
+        model.critic = build_block(recipe.critic, "critic")
     if recipe.prompts is not None and model.encode is None:
         raise UserError(f"prompts: the model {recipe.model.name} takes no prompts; leave them out (prompts: null)")
     if recipe.train.device != "auto":
@@ -152,8 +156,12 @@ def build(recipe: Recipe, output: str | Path | None = None, *, rewards: bool = T
         raise UserError(named(str(error), "recipe")) from error
     if recipe.student is not None and recipe.student.of is not None:
         model.student = recipe.student.sampling
-    online = recipe.online is not None
-    free = [s for s in trained if _free(s.block, oracle=online)] + [s for s in only_measured if _free(s.block, oracle=False)]
+    if recipe.critic is not None and not any(isinstance(net, Critic) for net in tuner.learner.networks.values()):
+        raise UserError(f"critic: {recipe.algorithm.name} has none here; leave it out, or take score_action, vard or pi_ft")
+    oracle = recipe.online is not None
+    free = [s for s in only_measured if _free(s.block, oracle=False)]
+    if tuner.budget is None:
+        free = [s for s in trained if _free(s.block, oracle=oracle)] + free
     _probe(tuner, recipe, free)
     return tuner
 
@@ -202,13 +210,16 @@ def _misfit(error: RewardError, scorer: Scorer, model: str) -> str:
 def load(path: str | Path, *, net: nn.Module | Model | None = None, trust: bool = False) -> Model:
     """The tuned model that `Finetuner.save` or a run folder holds, with its reference: the inverse of `save`.
 
-    A run of a recipe is rebuilt from it. A network of your own is rebuilt where its class is imported and its attributes
-    are plain values; where only the class is not, pass one of its kind as `net`, else one with its pretrained weights. Where
-    the model encodes or decodes by functions of yours, pass the whole `Model` as it was before training: it is filled.
+    Of a folder that `scoreaction pretrain` wrote it is the pretrained model. A run of a recipe is rebuilt from it. A network
+    of your own is rebuilt where its class is imported and its attributes are plain values; where only the class is not, pass
+    one of its kind as `net`, else one with its pretrained weights. Where the model encodes or decodes by functions of yours,
+    pass the whole `Model` as it was before training: it is filled.
     trust: whether modules that the run's recipe names are imported: their code runs, so only of folders from people you trust.
     ValueError says what is missing.
     """
     folder = Path(path)
+    if is_pretrained(folder):
+        return build_block(block_of("model", {"name": "pretrained", "path": str(folder)}, ("model",)), "model")
     if (folder / "model").is_dir():
         folder = folder / "model"
     recipe = folder / "recipe.yaml"

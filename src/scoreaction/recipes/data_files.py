@@ -10,10 +10,11 @@ from typing import Any, Literal
 
 import numpy as np
 import torch
-from pydantic import BaseModel, Field
+from pydantic import Field
 from torch import Tensor
 
 from scoreaction.errors import UserError
+from scoreaction.settings import Settings
 from scoreaction.types import Pairs, Samples
 from scoreaction.yaml_text import read_text
 
@@ -21,7 +22,7 @@ PICTURES = (".png", ".jpg", ".jpeg", ".webp")
 FORMS = "winner and loser, or samples"
 
 
-class DataFile(BaseModel, frozen=True, extra="forbid"):
+class DataFile(Settings, frozen=True, extra="forbid"):
     """Data that an algorithm learns from, dpo from pairs and spin from good samples.
 
     path: an .npz with the arrays winner and loser, or samples, and perhaps prompts; a .jsonl with an object a line, of winner

@@ -6,6 +6,7 @@ import csv
 import io
 import json
 import math
+import os
 from collections.abc import Callable
 from contextlib import suppress
 from functools import partial
@@ -13,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from scoreaction import catalog
-from scoreaction.errors import UserError, missing, nearest
+from scoreaction.errors import UserError, missing, nearest, one_line
 from scoreaction.types import Prompt
 from scoreaction.yaml_text import read_text
 
@@ -30,11 +31,10 @@ def read_prompts(value: Any, folder: Path) -> str | list[PromptValue] | None:
     if value is None or (isinstance(value, str) and value in catalog.prompt_sets()):
         return value
     if isinstance(value, str):
-        path = next((p for p in (Path(value), folder / value) if p.is_file()), None)
+        path = next((p for p in (Path(value), folder / value) if os.path.isfile(p)), None)
         if path is None:
-            raise UserError(
-                f"prompts: {value!r} is neither a shipped set nor a text file; {nearest(value, catalog.prompt_sets())}"
-            )
+            name, hint = one_line(repr(value), most=100), nearest(value, catalog.prompt_sets())
+            raise UserError(f"prompts: {name} is neither a shipped set nor a text file; {hint}")
         return _file(path)
     if not isinstance(value, list) or not value:
         raise UserError(f"prompts: must be null, the name of a shipped set, a file or a list of texts (got {value!r})")

@@ -7,6 +7,7 @@ overrides. Whatever is wrong is a `UserError`: one line that names the dotted ke
 from __future__ import annotations
 
 import copy
+import os
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,14 +24,16 @@ from scoreaction.recipes.prompts import PromptValue, read_prompts
 from scoreaction.recipes.text import KEYS, assign, parse_override, read_recipe, suits
 from scoreaction.recipes.traits import Traits, traits_of
 from scoreaction.recipes.trust import is_own, refuse_far_prompts, refuse_untrusted
-from scoreaction.recipes.validation import C, Key, check, check_finite, dotted, refuse_unknown
+from scoreaction.recipes.validation import C, check, check_finite, refuse_unknown
 from scoreaction.sampling.rollout import Sampler
 from scoreaction.sampling.steering import Steering
+from scoreaction.settings import Key, dotted
 from scoreaction.training.best_weights import check_metric
 from scoreaction.training.distillation import Distill
 from scoreaction.training.evaluation import Evaluation
 from scoreaction.training.online import Online
 from scoreaction.training.optimizer import Train
+from scoreaction.training.pretraining import Pretrain
 from scoreaction.training.students import Student
 from scoreaction.types import Values
 from scoreaction.yaml_text import dump_yaml
@@ -92,6 +95,8 @@ class Recipe(BaseModel):
     steer: Steering | None = None
     data: DataFile | None = None
     student: Student | None = None
+    critic: Block | None = None
+    pretrain: Pretrain | None = None
 
     @property
     def rewards(self) -> tuple[Block, ...]:
@@ -105,6 +110,7 @@ class Recipe(BaseModel):
             "model": self.model.dump(),
             "reward": reward,
             "algorithm": self.algorithm.dump(),
+            "critic": None if self.critic is None else self.critic.dump(),
             "sampler": self.sampler.model_dump(mode="json"),
             "train": self.train.model_dump(mode="json"),
             "prompts": self.prompts,
@@ -115,12 +121,13 @@ class Recipe(BaseModel):
             "steer": None if self.steer is None else self.steer.model_dump(mode="json"),
             "data": None if self.data is None else self.data.model_dump(mode="json"),
             "student": None if self.student is None else self.student.model_dump(mode="json"),
+            "pretrain": None if self.pretrain is None else self.pretrain.model_dump(mode="json"),
         }
 
 
 SECTIONS: dict[str, type[BaseModel]] = {
     "sampler": Sampler, "train": Train, "evaluation": Evaluation, "early_stop": EarlyStop, "online": Online, "distill": Distill,
-    "steer": Steering, "data": DataFile, "student": Student,
+    "steer": Steering, "data": DataFile, "student": Student, "pretrain": Pretrain,
 }  # fmt: skip
 """The sections of a recipe beside the blocks with a name."""
 
@@ -203,7 +210,30 @@ def resolve(values: Values, *, folder: Path = Path()) -> Recipe:
         steer=None if values.get("steer") is None else check(Steering, values["steer"], ("steer",)),
         student=None if values.get("student") is None else check(Student, values["student"], ("student",)),
         data=None if values.get("data") is None else _absolute(check(DataFile, values["data"], ("data",))),
+        critic=None if values.get("critic") is None else block_of("critic", values["critic"], ("critic",)),
+        pretrain=None if values.get("pretrain") is None else _pretrain(values["pretrain"]),
     )
+
+
+def pretraining(name_or_path: str, overrides: Sequence[str] = ()) -> tuple[Pretrain, Path | None]:
+    """The settings of a recipe's `pretrain:` section, and the folder that its `model.path` names; other keys may be missing.
+
+    UserError, one line that names the key or the file, for whatever is wrong.
+    """
+    values, _ = read_recipe(name_or_path)
+    for key, value in map(parse_override, overrides):
+        assign(values, key, value)
+    refuse_unknown(values, KEYS, sections=SECTIONS)
+    if values.get("pretrain") is None:
+        raise UserError("pretrain: is required, for example pretrain: {data: table.csv}")
+    model = values.get("model")
+    own = model if isinstance(model, dict) and model.get("name") == "pretrained" else {}
+    return _pretrain(values["pretrain"]), None if own.get("path") is None else Path(own["path"])
+
+
+def _pretrain(values: Any) -> Pretrain:
+    settings = check(Pretrain, values, ("pretrain",))
+    return settings if not settings.data.exists() else settings.model_copy(update={"data": settings.data.absolute()})
 
 
 def distill_settings(model: Block, changes: Any = None) -> Distill:
@@ -223,7 +253,8 @@ def block_of(kind: Kind, values: Any, at: Key, *, weighted: bool = False) -> Blo
     if isinstance(values, str):
         values = {"name": values}
     if not isinstance(values, dict) or "name" not in values:
-        raise UserError(f"{dotted(at)}: must be a mapping with a name, for example {{name: {next(iter(catalog.files(kind)))}}}")
+        example = next(iter(catalog.files(kind)), f"my_package.{kind}s")
+        raise UserError(f"{dotted(at)}: must be a mapping with a name, for example {{name: {example}}}")
     name, settings = values["name"], {key: value for key, value in values.items() if key != "name"}
     module = catalog.find(kind, name, key=dotted((*at, "name")))
     traits = traits_of(module, key=dotted((*at, "name")))
@@ -233,7 +264,7 @@ def block_of(kind: Kind, values: Any, at: Key, *, weighted: bool = False) -> Blo
 
 def _absolute(config: C) -> C:
     """The settings with relative paths that are here made absolute."""
-    here = {key: type(path)(Path(path).absolute()) for key, path in relative_paths(config).items() if Path(path).exists()}
+    here = {key: type(path)(Path(path).absolute()) for key, path in relative_paths(config).items() if os.path.exists(path)}
     return config.model_copy(update=here)
 
 

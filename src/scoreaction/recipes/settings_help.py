@@ -22,21 +22,32 @@ def settings_table(config: type[BaseModel]) -> str:
     key    default  takes
     scale  1.0      number
     """
+    rows = [("key", "default", "takes"), *_rows(config)]
+    widths = [max(len(row[i]) for row in rows) for i in (0, 1)]
+    table = [f"{key:<{widths[0]}}  {default:<{widths[1]}}  {takes}".rstrip() for key, default, takes in rows]
+    prose = inspect.cleandoc(config.__doc__ or "").partition(">>>")[0].strip()
+    return "\n".join([*([prose, ""] if prose else []), *(table if len(rows) > 1 else ["no settings"])])
+
+
+def _rows(config: type[BaseModel]) -> list[tuple[str, str, str]]:
+    """Key, default and values of each setting; of one that is a block of settings those of the block, with dotted keys."""
     try:
         schema = config.model_json_schema(mode="validation", by_alias=False)
     except PydanticInvalidForJsonSchema:  # a field of a kind that JSON does not have
         schema = {}
     top = schema.get("$defs", {}).get(schema["$ref"].rpartition("/")[2], {}) if "$ref" in schema else schema
-    fields = {name: field for name, field in config.model_fields.items() if name != "name"}
-    rows = [("key", "default", "takes")]
-    for name, field in fields.items():
+    rows = []
+    for name, field in config.model_fields.items():
+        if name == "name":
+            continue
+        block = field.annotation
+        if isinstance(block, type) and issubclass(block, BaseModel):
+            rows += [(f"{name}.{key}", default, takes) for key, default, takes in _rows(block)]
+            continue
         default = "required" if field.is_required() else _text(field.get_default(call_default_factory=True))
         takes = _takes(top["properties"][name], schema) if top else str(field.annotation)
         rows.append((name, default, takes + (f"; {field.description}" if field.description else "")))
-    widths = [max(len(row[i]) for row in rows) for i in (0, 1)]
-    table = [f"{key:<{widths[0]}}  {default:<{widths[1]}}  {takes}".rstrip() for key, default, takes in rows]
-    prose = inspect.cleandoc(config.__doc__ or "").partition(">>>")[0].strip()
-    return "\n".join([*([prose, ""] if prose else []), *(table if fields else ["no settings"])])
+    return rows
 
 
 def _takes(field: dict[str, Any], schema: dict[str, Any]) -> str:
@@ -59,4 +70,6 @@ def _takes(field: dict[str, Any], schema: dict[str, Any]) -> str:
 
 
 def _text(default: Any) -> str:
+    if isinstance(default, BaseModel):
+        return "{" + ", ".join(f"{key}: {value}" for key, value in default.model_dump().items()) + "}"
     return default if isinstance(default, str) and default else json.dumps(default, ensure_ascii=False, default=str)

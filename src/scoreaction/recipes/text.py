@@ -2,30 +2,27 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 from scoreaction import catalog
 from scoreaction.catalog import Kind
 from scoreaction.errors import UserError, nearest
-from scoreaction.recipes.validation import dotted
+from scoreaction.settings import dotted
 from scoreaction.types import Values
 from scoreaction.yaml_text import parse_yaml, read_text
 
 KEYS = [
-    "model", "reward", "algorithm", "sampler", "train", "prompts", "evaluation", "early_stop", "online", "distill", "steer",
-    "data", "student",
+    "model", "reward", "algorithm", "critic", "sampler", "train", "prompts", "evaluation", "early_stop", "online", "distill",
+    "steer", "data", "student", "pretrain",
 ]  # fmt: skip
 
 
 def read_recipe(name_or_path: str) -> tuple[Values, Path]:
     """The unchecked values of a shipped recipe or a YAML file, and the file."""
     path = catalog.recipes().get(name_or_path, Path(name_or_path))
-    try:
-        there = path.is_file()
-    except OSError:  # a name that no file can have
-        there = False
-    if not there:
+    if not os.path.isfile(path):
         looks_like_path = path.suffix in (".yaml", ".yml") or len(path.parts) > 1
         hint = "give a shipped name or a YAML file" if looks_like_path else nearest(name_or_path, catalog.recipes())
         raise UserError(f"{name_or_path}: no such recipe; {hint}")
@@ -72,7 +69,7 @@ def assign(values: Values, key: list[str], value: Any) -> None:
 
 
 def _rename(block: Values, key: list[str], name: Any) -> None:
-    kinds: dict[str, Kind] = {"model": "model", "reward": "reward", "algorithm": "algorithm", "evaluation": "reward"}
+    kinds: dict[str, Kind] = {kind: kind for kind in get_args(Kind)} | {"evaluation": "reward"}
     kind = kinds.get(key[0])
     if kind is None or block.get("name") in (None, name):
         return

@@ -9,7 +9,7 @@ from typing import Any
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from scoreaction.errors import UserError
-from scoreaction.recipes.validation import plain
+from scoreaction.settings import plain
 
 
 class Traits(BaseModel):

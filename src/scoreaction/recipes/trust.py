@@ -9,7 +9,7 @@ from typing import Any
 from urllib.parse import urlsplit
 
 from scoreaction import catalog
-from scoreaction.errors import UserError
+from scoreaction.errors import UserError, one_line
 from scoreaction.types import Values
 
 ALLOW = "--trust, or trust=True in Python, allows it"
@@ -28,7 +28,7 @@ def blocks_of(values: Values) -> list[tuple[str, Values]]:
         "reward": values.get("reward"),
         "evaluation.held_out": isinstance(evaluation, dict) and evaluation.get("held_out"),
     }
-    blocks: list[tuple[str, Any]] = [(key, values.get(key)) for key in ("model", "algorithm")]
+    blocks: list[tuple[str, Any]] = [(key, values.get(key)) for key in ("model", "algorithm", "critic")]
     for key, inner in several.items():
         blocks += [(f"{key}.{i}", block) for i, block in enumerate(inner)] if isinstance(inner, list) else [(key, inner)]
     named = [(key, {"name": block} if isinstance(block, str) else block) for key, block in blocks]
@@ -66,10 +66,12 @@ def refuse_far_prompts(values: Values, path: Path) -> None:
     named = values.get("prompts")
     if not isinstance(named, str) or named in catalog.prompt_sets():
         return
-    base = next((folder for folder in (Path.cwd(), path.parent) if (folder / named).is_file()), Path.cwd())
-    if not Path(named).is_absolute() and (base / named).resolve().is_relative_to(base.resolve()):
+    base = next((folder for folder in (Path.cwd(), path.parent) if os.path.isfile(folder / named)), Path.cwd())
+    below = os.path.isfile(base / named) and (base / named).resolve().is_relative_to(base.resolve())
+    if below or not os.path.isfile(base / named):  # of a name that is no file's, those who read it say so
         return
-    raise UserError(f"prompts: {path} may name a file below its own or the working folder, not {named}; {ALLOW}")
+    where = one_line(named, most=100)
+    raise UserError(f"prompts: {path} may name a file below its own or the working folder, not {where}; {ALLOW}")
 
 
 def _is_here(url: str) -> bool:

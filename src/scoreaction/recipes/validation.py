@@ -1,25 +1,19 @@
-"""Checks of values against a pydantic class; every fault is one line that names the dotted key."""
+"""Checks of a recipe's values against a pydantic class; every fault is one line that names the dotted key."""
 
 from __future__ import annotations
 
 import json
 import math
-import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, TypeVar, get_args
 
 from pydantic import BaseModel, ValidationError
 
 from scoreaction.errors import UserError, nearest
+from scoreaction.settings import Key, dotted, fault_line
 from scoreaction.types import Values
 
 C = TypeVar("C", bound=BaseModel)
-Key = tuple[str | int, ...]
-
-
-def dotted(key: Iterable[str | int]) -> str:
-    """`('reward', 0, 'scale')` as `reward.0.scale`."""
-    return ".".join(str(part) for part in key)
 
 
 def check(config: type[C], values: Any, at: Key, *, name: str | None = None) -> C:
@@ -62,61 +56,4 @@ def refuse_unknown(values: Values, known: Sequence[str], *, sections: Mapping[st
         home = next((section for section, config in sections.items() if key in config.model_fields), None)
         if key == "beta":
             home = "algorithm"
-        raise UserError(f"{key}: unknown key; {f'did you mean {home}.{key}?' if home else nearest(key, known)}")
-
-
-def fault_line(error: ValidationError, config: type[BaseModel], values: Values, at: Key) -> str:
-    """The first fault in one line, unknown keys before others."""
-    faults = error.errors(include_url=False)
-    unknown = next((fault for fault in faults if fault["type"] == "extra_forbidden"), None)
-    if unknown is not None:
-        return _unknown(config, unknown["loc"], at)
-    key = _place(faults[0]["loc"], values, missing=faults[0]["type"] == "missing")
-    if faults[0]["type"] == "missing":
-        return f"{dotted((*at, *key))}: is required"
-    same = [fault for fault in faults if _place(fault["loc"], values) == key]
-    problems = ", or ".join(dict.fromkeys(plain(fault["msg"]) for fault in same))
-    value = "" if not key or faults[0]["type"] in ("value_error", "assertion_error") else f" (got {_short(faults[0]['input'])})"
-    setting = problems.partition(":")[0]
-    if not key and setting in config.model_fields:  # a check of several settings names the one that is wrong
-        return f"{dotted(at)}.{problems}"
-    return f"{dotted((*at, *key))}: {problems}{value}"
-
-
-def _unknown(config: type[BaseModel], loc: Key, at: Key) -> str:
-    for part in loc[:-1]:
-        inner = config.model_fields[str(part)].annotation if str(part) in config.model_fields else None
-        nested = [kind for kind in (inner, *get_args(inner)) if isinstance(kind, type) and issubclass(kind, BaseModel)]
-        if nested:
-            config = nested[0]
-    known = [key for key in config.model_fields if key != "name"]
-    return f"{dotted((*at, *loc))}: unknown key; {nearest(str(loc[-1]), known)}"
-
-
-def _place(loc: Key, values: Any, *, missing: bool = False) -> Key:
-    """The part of a location that is in the values: pydantic adds names of types to it."""
-    place: list[str | int] = []
-    for part in loc:
-        inside = (isinstance(values, dict) and part in values) or (
-            isinstance(values, list) and isinstance(part, int) and part < len(values)
-        )
-        if not inside:
-            return (*place, part) if missing else tuple(place)
-        place.append(part)
-        values = values[part]
-    return tuple(place)
-
-
-def plain(message: str) -> str:
-    """A message of pydantic in our words.
-
-    >>> plain("List should have at least 1 item after validation, not 0")
-    'must have at least 1 item'
-    """
-    message = message.removeprefix("Value error, ").removeprefix("Assertion failed, ")
-    return re.sub(r"^[A-Z]\w+ should ", "must ", message).partition(" after validation, not ")[0]
-
-
-def _short(value: Any) -> str:
-    text = repr(value)
-    return text if len(text) <= 60 else text[:57] + "..."
+        raise UserError(f"{dotted([key])}: unknown key; {f'did you mean {home}.{key}?' if home else nearest(key, known)}")

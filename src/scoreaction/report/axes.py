@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import io
 from typing import TYPE_CHECKING, Any
+
+import numpy as np
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -30,6 +33,42 @@ def entitle(axis: Axes, text: str, **style: Any) -> None:
     """Sets a title that is shown letter by letter: a prompt with a $ is no formula."""
     printable = "".join(c if c.isprintable() or c == "\n" else " " for c in text)
     axis.set_title(printable, parse_math=False, **style)
+
+
+def few_ticks(axis: Axes, which: str = "x") -> None:
+    """At most five numbers along a linear axis, short ones (50 k, 2 M), so that they stand apart; of others only short."""
+    from matplotlib.ticker import EngFormatter, MaxNLocator
+
+    chosen = axis.xaxis if which == "x" else axis.yaxis
+    if chosen.get_scale() == "linear":
+        chosen.set_major_locator(MaxNLocator(nbins=5))
+    chosen.set_major_formatter(EngFormatter(sep=" "))
+
+
+def panels_of(figure: Figure, *, dpi: int) -> list[bytes]:
+    """Each panel of a figure as a PNG of its own, which a page can put side by side or one below the other."""
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from PIL import Image
+
+    figure.set_dpi(dpi)
+    canvas, parts = FigureCanvasAgg(figure), []
+    canvas.draw()
+    figure.set_layout_engine("none")  # the places that panels have together
+    for axis in figure.axes:
+        for other in figure.axes:
+            other.set_visible(other is axis)
+        canvas.draw()
+        box, pixels = axis.get_tightbbox(canvas.get_renderer()), np.asarray(canvas.buffer_rgba())
+        assert box is not None
+        rows = slice(max(len(pixels) - int(box.y1) - PAD, 0), len(pixels) - int(box.y0) + PAD)
+        buffer = io.BytesIO()
+        Image.fromarray(pixels[rows, max(int(box.x0) - PAD, 0) : int(box.x1) + PAD]).convert("RGB").save(buffer, "PNG")
+        parts.append(buffer.getvalue())
+    return parts
+
+
+PAD = 10
+"""Pixels around a panel."""
 
 
 def plain_legend(axis: Axes, *entries: Any, **style: Any) -> None:

@@ -10,7 +10,9 @@ from numpy.typing import NDArray
 
 from scoreaction.diffusion.mixtures import Mixture
 from scoreaction.report.numbers import change, comparison_rows, held_out_figures, number, objectives, with_error
-from scoreaction.report.parts import Grid, Part, Picture, about, exact_laws, picture, reward_name, samples_of
+from scoreaction.report.parts import Grid, Part, Picture, about, exact_laws, picture, prompts_of, reward_name, samples_of
+from scoreaction.report.tiles import tiles_of
+from scoreaction.report.verdict import comparison_verdict
 from scoreaction.training.run_folder import read_description
 from scoreaction.types import Values
 
@@ -30,7 +32,7 @@ def comparison_part(folder: Path) -> Part:
         recipe_of="its first run",
     )
     part.tables.append(_comparison_table(comparison))
-    part.pictures.append(_panels(folder, comparison))
+    _show_samples(part, folder, comparison)
     band = " Bands: one standard error over seeds." if several else " One seed each, so there is no band."
     captions = {
         "reward": "Higher is better; further left is cheaper." + band,
@@ -70,6 +72,7 @@ def comparison_headline(comparison: Values, values: Values) -> list[str]:
     sentences = [
         f"{len(comparison['groups'])} methods fine-tune the model {values['model']['name']} on the reward"
         f" {reward_name(values)}, with the same number of iterations and samples each, {seeds} seed{'s' if seeds > 1 else ''}.",
+        f"Verdict: {comparison_verdict(comparison)}.",
         *(text for text in [about(values)] if text),
     ]
     exact = all("distance_to_optimum" in group["mean"] for group in comparison["groups"])
@@ -96,12 +99,7 @@ def _sentence(group: Values) -> str:
         sentence += f", distance to the optimum {with_error(mean['distance_to_optimum'], error.get('distance_to_optimum'), 3)}"
     for name, before, after in held_out_figures(mean):
         sentence += f", held-out {name} {change(before, after)}"
-    sentence += f", in {mean['seconds']:.0f} seconds."
-    if mean["kl_nats"] > 4 * mean.get("optimum_kl_nats", float("inf")):
-        sentence += (
-            " Its KL is far above the optimum's: it has left the data behind, and its reward is exploited rather than met."
-        )
-    return sentence
+    return f"{sentence}, in {mean['seconds']:.0f} seconds."
 
 
 def _comparison_table(comparison: Values) -> Grid:
@@ -114,9 +112,9 @@ def _comparison_table(comparison: Values) -> Grid:
     return Grid("Results", caption, ["", *(group["label"] for group in groups)], rows)
 
 
-def _panels(folder: Path, comparison: Values) -> Picture:
-    """The base model's samples and those of each tuned model, first seed."""
-    from scoreaction.report.figures import samples_figure
+def _show_samples(part: Part, folder: Path, comparison: Values) -> None:
+    """Adds the base model's samples and those of each tuned model, first seed."""
+    from scoreaction.report.figures import is_pictures, samples_figure
 
     first = {
         group["label"]: next(r for r in comparison["runs"] if r["label"] == group["label"]) for group in comparison["groups"]
@@ -132,6 +130,9 @@ def _panels(folder: Path, comparison: Values) -> Picture:
             laws.setdefault("before", data)
             panels[label], laws[label] = tuned, optimum
     caption = "The same noise turned into samples by the base model and by each tuned model (first seed)."
+    if is_pictures(next(iter(panels.values()))):
+        part.tiles.append(tiles_of("Samples", caption, panels, prompts_of(folder / comparison["runs"][0]["folder"])))
+        return
     if any(law is not None and law.dimension == 2 for law in laws.values()):
         caption += " Red contours: the data law (before) and the optimum (after)."
-    return picture("Samples", caption, samples_figure(panels, laws))
+    part.pictures.append(picture("Samples", caption, samples_figure(panels, laws)))

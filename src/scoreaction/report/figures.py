@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from scoreaction.disk import whole
-from scoreaction.report.axes import COLOURS, entitle, new_figure, plain_legend
+from scoreaction.report.axes import COLOURS, entitle, few_ticks, new_figure, plain_legend
 from scoreaction.report.token_figures import is_tokens, tokens_figure
 from scoreaction.training.run_folder import read_json_lines
 
@@ -32,6 +32,8 @@ TITLES = {
     "diversity": "diversity",
 }
 EVALUATIONS = "model evaluations"
+OPTIMA = {"reward_mean": "reward", "kl_nats": "kl_nats"}
+"""The metrics whose value at the optimum a summary may have, and its name there."""
 
 
 def is_pictures(samples: Array) -> bool:
@@ -199,7 +201,6 @@ def run_figure(records: Sequence[Values], summary: Values | None) -> Figure:
     keys = curve_keys(records)
     columns = 3 if len(keys) == 3 else min(2, len(keys))
     figure, axes = new_figure(len(keys), columns, width=9.2 / columns)
-    known = {"reward_mean": "optimum_reward", "kl_nats": "optimum_kl_nats"}
     for axis, key in zip(axes, keys, strict=True):
         online = key == "reward_mean" and "oracle_mean" in records[0]
         label = "by the proxy" if online else None
@@ -210,13 +211,13 @@ def run_figure(records: Sequence[Values], summary: Values | None) -> Figure:
                 *_series(rounds, "model_evaluations", "oracle_mean"), "o", color=COLOURS[3], label="by the oracle, a round"
             )
             plain_legend(axis)
-        optimum = (summary or {}).get(known.get(key, ""))
+        optimum = (summary or {}).get(f"optimum_{OPTIMA.get(key)}")
         if optimum is not None:
             axis.axhline(optimum, color="#d1495b", linestyle="--", linewidth=1.2, label="optimum")
             plain_legend(axis)
         entitle(axis, title_of(key))
         axis.set(xlabel=EVALUATIONS)
-        axis.locator_params(axis="x", nbins=5)
+        few_ticks(axis)
     return figure
 
 
@@ -245,16 +246,18 @@ def comparison_figures(comparison: Values, folder: Path) -> dict[str, Figure]:
         for group in comparison["groups"]
     }
     first = next(iter(records.values()))[0]
+    means = [group["mean"] for group in comparison["groups"] if "optimum_reward" in group["mean"]]
+    known = {key: [mean[f"optimum_{name}"] for mean in means] for key, name in OPTIMA.items()}
     figures = {}
     for key in curve_keys(first):
         name = {"reward_mean": "reward", "kl_nats": "kl"}.get(key, key.removeprefix("held_out."))
-        figures[name] = _bands(records, "model_evaluations", key, EVALUATIONS)
-    figures["reward_seconds"] = _bands(records, "seconds", "reward_mean", "seconds of training")
+        figures[name] = _bands(records, "model_evaluations", key, EVALUATIONS, optima=known.get(key, []))
+    figures["reward_seconds"] = _bands(records, "seconds", "reward_mean", "seconds of training", optima=known["reward_mean"])
     figures["reward_kl"] = _frontier(comparison, records)
     return figures
 
 
-def _bands(records: dict[str, list[list[Values]]], x: str, y: str, xlabel: str) -> Figure:
+def _bands(records: dict[str, list[list[Values]]], x: str, y: str, xlabel: str, *, optima: Sequence[float] = ()) -> Figure:
     figure, (axis,) = new_figure()
     for colour, (label, runs) in zip(COLOURS * 9, records.items(), strict=False):
         curves = [curve for curve in (_series(run, x, y) for run in runs) if len(curve[0])]
@@ -266,7 +269,10 @@ def _bands(records: dict[str, list[list[Values]]], x: str, y: str, xlabel: str) 
     if y == "kl_nats":
         ends = [run[-1].get(y) for runs in records.values() for run in runs if run]
         squeeze(axis, "y", [end for end in ends if end is not None])
-    plain_legend(axis)
+    for optimum in sorted(set(optima)):
+        axis.axhline(optimum, color="black", linestyle="--", linewidth=1.0, label="optimum")
+    few_ticks(axis)
+    legend_once(axis)
     return figure
 
 
@@ -275,22 +281,37 @@ def _frontier(comparison: Values, records: dict[str, list[list[Values]]]) -> Fig
     figure, (axis,) = new_figure()
     for colour, group in zip(COLOURS * 9, comparison["groups"], strict=False):
         for run in records[group["label"]]:
-            kl, reward = (np.array([record[key] for record in run], dtype=float) for key in ("kl_nats", "reward_mean"))
+            kl, reward = _series(run, "kl_nats", "reward_mean")
             axis.plot(kl, reward, color=colour, alpha=0.25, linewidth=0.8)
         end = group["mean"]
         axis.plot(end["kl_nats"], end["reward_tuned"], "o", color=colour, label=group["label"])
     ends = [group["mean"] for group in comparison["groups"] if "optimum_reward" in group["mean"]]
     for kl, reward in sorted({(end["optimum_kl_nats"], end["optimum_reward"]) for end in ends}):
-        axis.plot(kl, reward, "*", color="black", markersize=12, label="optimum", zorder=5)
+        axis.plot(
+            kl,
+            reward,
+            "*",
+            color="black",
+            markersize=15,
+            markerfacecolor="none",
+            markeredgewidth=1.4,
+            label="optimum",
+            zorder=5,
+        )
     axis.set(xlabel="KL to the pretrained model (nats)", ylabel="reward")
     squeeze(axis, "x", [group["mean"]["kl_nats"] for group in comparison["groups"]])
-    handles = dict(zip(*reversed(axis.get_legend_handles_labels()), strict=True))  # one entry a label
-    plain_legend(axis, handles.values(), handles.keys())
+    legend_once(axis)
     return figure
+
+
+def legend_once(axis: Axes) -> None:
+    """A legend with one entry a label."""
+    handles = dict(zip(*reversed(axis.get_legend_handles_labels()), strict=True))
+    plain_legend(axis, handles.values(), handles.keys())
 
 
 def squeeze(axis: Axes, which: str, ends: Sequence[float]) -> None:
     """A logarithmic axis (linear below 1) where the ends are too far apart to be seen on one scale."""
     if ends and max(ends) > 20 * max(min(ends), 0.05):
         (axis.set_xscale if which == "x" else axis.set_yscale)("symlog", linthresh=1.0)
-        (axis.xaxis if which == "x" else axis.yaxis).set_major_formatter("{x:g}")
+        few_ticks(axis, which)

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import yaml
 
+from scoreaction.algorithms._learner import Algorithm
 from scoreaction.disk import write_whole
 from scoreaction.models import Card
 from scoreaction.recipes.recipe import Recipe, dump
@@ -35,7 +36,9 @@ def write_card(folder: Path, recipe: Recipe, figures: dict[str, Any]) -> Path:
             save_samples(place.model / "samples.png", samples, prompts)
             picture = "\n![samples of the tuned model](samples.png)\n"
     card = Card({}, [], ["import scoreaction as sa", 'model = sa.load("this folder")'])
-    if recipe.model.traits.card is not None:
+    config = recipe.algorithm.config
+    moves_noise = isinstance(config, Algorithm) and config.moves_noise  # other libraries know no such weights
+    if recipe.model.traits.card is not None and not moves_noise:
         card = recipe.model.traits.card(recipe.model.config, place.model, recipe.sampler.off_below)
     tags = {"tags": ["scoreaction", recipe.algorithm.name, *card.tags]}
     settings = dump(recipe)

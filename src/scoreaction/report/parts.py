@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import base64
-import io
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -13,10 +12,13 @@ from numpy.typing import NDArray
 
 from scoreaction import catalog
 from scoreaction.diffusion.mixtures import Mixture
+from scoreaction.diffusion.rescaling import Rescale
 from scoreaction.errors import UserError
 from scoreaction.recipes.build import build_block
 from scoreaction.recipes.recipe import block_of, numbered
 from scoreaction.recipes.trust import named_modules
+from scoreaction.report.axes import panels_of
+from scoreaction.report.tiles import Tiles
 from scoreaction.training.evaluation import ExactTask
 from scoreaction.training.run_folder import RunFolder
 
@@ -27,11 +29,11 @@ from scoreaction.types import Values
 
 @dataclass(frozen=True)
 class Picture:
-    """A figure as a data URI, with what it shows in words."""
+    """A figure, a data URI for each of its panels, with what it shows in words."""
 
     title: str
     caption: str
-    source: str
+    sources: list[str]
     wide: bool
 
 
@@ -52,17 +54,21 @@ class Part:
     title: str
     headline: list[str]
     cards: list[tuple[str, str, str]] = field(default_factory=list)
+    tiles: list[Tiles] = field(default_factory=list)
     pictures: list[Picture] = field(default_factory=list)
     tables: list[Grid] = field(default_factory=list)
     recipe: str = ""
     recipe_of: str = "this run"
 
 
+DPI = 130
+"""Pixels of an inch of a figure."""
+
+
 def picture(title: str, caption: str, figure: Figure, *, wide: bool = True) -> Picture:
-    """A figure embedded as PNG."""
-    buffer = io.BytesIO()
-    figure.savefig(buffer, format="png", dpi=110)
-    return Picture(title, caption, "data:image/png;base64," + base64.b64encode(buffer.getvalue()).decode(), wide)
+    """A figure embedded as PNG, panel by panel."""
+    sources = ["data:image/png;base64," + base64.b64encode(panel).decode() for panel in panels_of(figure, dpi=DPI)]
+    return Picture(title, caption, sources, wide)
 
 
 def rewards_of(values: Values) -> list[Values]:
@@ -111,8 +117,14 @@ def samples_of(folder: Path, kind: str) -> NDArray[Any] | None:
         return samples if np.issubdtype(samples.dtype, np.integer) else samples.astype(np.float32)
 
 
+def prompts_of(folder: Path, kind: str = "base") -> list[str] | None:
+    """The prompts of the samples that a run left, None without."""
+    with np.load(RunFolder(folder).samples / f"{kind}.npz", allow_pickle=False) as arrays:
+        return arrays["prompts"].tolist() if "prompts" in arrays else None
+
+
 def exact_laws(values: Values, summary: Values) -> tuple[Mixture | None, Mixture | None]:
-    """The data law and the optimum's, where they are known and of parts that ship: a report imports nothing else."""
+    """The data law of samples and the optimum's, where known and of parts that ship: a report imports nothing else."""
     if "distance_to_optimum" not in summary or named_modules(values):
         return None, None
     kinds: list[catalog.Kind] = ["model", "reward"]
@@ -121,4 +133,7 @@ def exact_laws(values: Values, summary: Values) -> tuple[Mixture | None, Mixture
     except UserError:
         return None, None
     task = ExactTask.of(model, reward, summary.get("beta"))
-    return (None, None) if task is None else (task.law, task.optimum.law)
+    if task is None:
+        return None, None
+    laws = task.law, task.optimum.law
+    return laws if not isinstance(model.decode, Rescale) else (model.decode.law(laws[0]), model.decode.law(laws[1]))

@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 from scoreaction import catalog
 from scoreaction.errors import UserError
 from scoreaction.recipes.prompts import prompt_list
+from scoreaction.report.figures import SHEET
 from scoreaction.report.numbers import (
     before_and_after,
     change,
@@ -19,7 +20,20 @@ from scoreaction.report.numbers import (
     steered_rows,
     with_error,
 )
-from scoreaction.report.parts import Grid, Part, Picture, about, exact_laws, held_out_title, picture, reward_name, samples_of
+from scoreaction.report.parts import (
+    Grid,
+    Part,
+    Picture,
+    about,
+    exact_laws,
+    held_out_title,
+    picture,
+    prompts_of,
+    reward_name,
+    samples_of,
+)  # fmt: skip
+from scoreaction.report.tiles import tiles_of
+from scoreaction.report.verdict import run_verdict
 from scoreaction.training.run_folder import RunFolder, read_description, read_json_lines, read_summary
 from scoreaction.types import Values
 
@@ -41,8 +55,9 @@ def run_part(folder: Path) -> Part:
         recipe=text,
     )
     panels = {title: samples_of(folder, kind) for title, kind in (("before", "base"), ("after", "tuned"))}
-    if summary is not None and all(value is not None for value in panels.values()):
-        part.pictures.append(_samples_picture(values, summary, {k: v for k, v in panels.items() if v is not None}))
+    there = {title: samples for title, samples in panels.items() if samples is not None}
+    if summary is not None and len(there) == len(panels):
+        show_samples(part, folder, values, summary, there)
     caption = "Each iteration's own samples, against the number of network evaluations. Reward should rise, KL stay moderate."
     part.pictures.append(picture("How training went", caption, run_figure(records, summary)))
     if summary is not None:
@@ -63,16 +78,18 @@ def run_headline(values: Values, records: list[Values], summary: Values | None) 
     name = display_name(values["algorithm"]["name"])
     parts = [text for text in [about(values)] if text]
     if summary is None:
-        last = records[-1]
+        means = [record["reward_mean"] for record in records if "reward_mean" in record]  # late rewards lack at first
+        so_far = f", mean reward {change(means[0], means[-1])} so far" if means else ""
         return [
-            f"{name} is fine-tuning the model {model} on the reward {reward}: iteration {last['iteration']} of"
-            f" {values['train']['iterations']}, mean reward {change(records[0]['reward_mean'], last['reward_mean'])} so far."
+            f"{name} is fine-tuning the model {model} on the reward {reward}: iteration {records[-1]['iteration']} of"
+            f" {values['train']['iterations']}{so_far}."
             " The run is not finished, so nothing is measured yet.",
             *parts,
         ]
     sentences = [
         f"{name} fine-tuned the model {model} on the reward {reward}. Its mean reward went"
         f" {change(summary['reward_base'], summary['reward_tuned'])}.",
+        f"Verdict: {run_verdict(summary)}.",
         *parts,
     ]
     base, tuned = summary["diversity_base"], summary["diversity_tuned"]
@@ -90,15 +107,25 @@ def run_headline(values: Values, records: list[Values], summary: Values | None) 
         goal, best = (number(value, 3) for value in objectives(summary))
         sentences.append(f"What it maximises, reward - {summary['beta']:g} x KL, came to {goal}; the best possible is {best}.")
         away, oracle, floor = (number(summary[f"distance_{name}"], 3) for name in ("to_optimum", "oracle", "floor"))
-        sentences.append(
-            f"Its samples are at distance {away} from the known optimum; the exact optimal policy reaches {oracle} with the"
-            f" same sampler, and {floor} is the smallest that this many samples can show."
-        )
+        if is_total_variation(summary):
+            sentences.append(
+                f"Its law is at a total variation of {away} from the known optimum's: 0 is equal, 1 has nothing in common."
+            )
+        else:
+            sentences.append(
+                f"Its samples are at distance {away} from the known optimum; the exact optimal policy reaches {oracle} with the"
+                f" same sampler, and {floor} is the smallest that this many samples can show."
+            )
     sentences.append(
         f"It took {summary['seconds']:.0f} seconds, {summary['reward_queries']:,} questions to the reward and"
         f" {summary['model_evaluations']:,} evaluations of the network."
     )
     return sentences
+
+
+def is_total_variation(summary: Values) -> bool:
+    """True for tokens, whose laws are enumerated: no two samples are compared, so there is neither floor nor oracle."""
+    return "objective_gap" in summary
 
 
 def run_cards(values: Values, summary: Values) -> list[tuple[str, str, str]]:
@@ -115,6 +142,8 @@ def run_cards(values: Values, summary: Values) -> list[tuple[str, str, str]]:
         cards.append((held_out_title(values, key), both, "held out: only measured"))
     if "distance_to_optimum" in summary:
         small = f"floor {number(summary['distance_floor'], 3)}, oracle {number(summary['distance_oracle'], 3)}"
+        if is_total_variation(summary):
+            small = "total variation: 0 is equal, 1 has nothing in common"
         cards.append(("distance to the optimum", number(summary["distance_to_optimum"], 3), small))
     if "objective_gap" in summary:
         small = f"of reward - {summary['beta']:g} x KL; 0 is the best possible"
@@ -172,8 +201,24 @@ def prompts_table(prompts: list[Values]) -> Grid:
     return Grid("By prompt", caption, ["", "base", "tuned", "gained"], rows)
 
 
+def show_samples(part: Part, folder: Path, values: Values, summary: Values, panels: dict[str, NDArray[Any]]) -> None:
+    """Adds the samples of a run to its section: pictures large, with their prompts, and whatever else as a figure."""
+    from scoreaction.report.figures import is_pictures, samples_figure
+
+    first = next(iter(panels.values()))
+    if not is_pictures(first):
+        part.pictures.append(_samples_picture(values, summary, panels))
+        return
+    caption = "The same random noise turned into pictures by the base model (left) and by the tuned model (right)."
+    part.tiles.append(tiles_of("Before and after", caption, panels, prompts_of(folder)))
+    if len(first) > len(part.tiles[0].tiles):
+        n = min(len(first), SHEET)
+        caption = f"The first {n} of the {len(first)} pictures that the run kept (samples/), small, to see how alike they are."
+        part.pictures.append(picture("More of them", caption, samples_figure(panels)))
+
+
 def _samples_picture(values: Values, summary: Values, panels: dict[str, NDArray[Any]]) -> Picture:
-    from scoreaction.report.figures import is_pictures, pairs_figure, samples_figure
+    from scoreaction.report.figures import samples_figure
     from scoreaction.report.token_figures import is_tokens
 
     data, optimum = exact_laws(values, summary)
@@ -187,15 +232,9 @@ def _samples_picture(values: Values, summary: Values, panels: dict[str, NDArray[
             "The same random numbers turned into sequences by the base model (left) and by the tuned model (middle), a row a"
             " sequence and a colour a token. Frames: tokens that tuning changed. Right: how often each token comes."
         )
-    elif not is_pictures(first) and first[0].size > 2:
+    elif first[0].size > 2:
         caption += f" Shown are the first two of {first[0].size} coordinates."
     prompts = prompt_list(values["prompts"])
-    if prompts and len(prompts) > 10 and is_pictures(first):  # too many for rows of ten: each picture says its own
-        n = min(len(first), len(prompts))
-        shown = [i * n // min(n, 24) for i in range(min(n, 24))]
-        caption = "The same random noise turned into pictures by the base model (left) and by the tuned model (right)."
-        pairs = pairs_figure(panels["before"][shown], panels["after"][shown], [prompts[i] for i in shown])
-        return picture("Before and after", caption, pairs)
     if prompts:
         texts = "; ".join(dict.fromkeys(prompts[:10]))
         caption += f" Prompts, in this order and again from the start: {texts}{' ...' if len(prompts) > 10 else ''}."

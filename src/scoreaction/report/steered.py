@@ -6,7 +6,8 @@ from pathlib import Path
 
 from scoreaction.errors import UserError
 from scoreaction.report.numbers import change, number, steered_rows
-from scoreaction.report.parts import Grid, Part, about, picture, reward_name, samples_of
+from scoreaction.report.parts import Grid, Part, about, picture, prompts_of, reward_name, samples_of
+from scoreaction.report.tiles import tiles_of
 from scoreaction.training.run_folder import RunFolder, read_description, read_summary
 
 
@@ -20,7 +21,7 @@ def is_steered(folder: Path) -> bool:
 
 def steered_part(folder: Path) -> Part:
     """The section about the samples of a model, as it is and steered."""
-    from scoreaction.report.figures import samples_figure
+    from scoreaction.report.figures import is_pictures, samples_figure
 
     (values, text), summary = read_description(folder), read_summary(folder)
     if summary is None:
@@ -39,7 +40,10 @@ def steered_part(folder: Path) -> Part:
     there = {title: samples for title, samples in panels.items() if samples is not None}
     if len(there) == 2:
         caption = "Samples of the model as it is (left) and steered (right)."
-        part.pictures.append(picture("Samples", caption, samples_figure(there, dict.fromkeys(there))))
+        if is_pictures(there["steered"]):
+            part.tiles.append(tiles_of("Samples", caption, there, prompts_of(folder, kind)))
+        else:
+            part.pictures.append(picture("Samples", caption, samples_figure(there, dict.fromkeys(there))))
     caption = "Means with their standard errors over samples."
     part.tables = [Grid("As it is and steered", caption, ["", kind, "steered"], steered_rows(summary))]
     return part

@@ -64,5 +64,8 @@ def tokens_figure(panels: dict[str, Array]) -> Figure:
         places = np.arange(vocabulary) + (i - (len(panels) - 1) / 2) * width
         axes[-1].bar(places, shares(samples, vocabulary), width, color=COLOURS[i % len(COLOURS)], label=title)
     axes[-1].set(xlabel="token", ylabel="share of positions")
+    if vocabulary <= WRITTEN:
+        axes[-1].set_xticks(range(vocabulary))
+    axes[-1].margins(y=0.2)  # for the legend
     plain_legend(axes[-1])
     return figure

@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from scoreaction.networks.labels import plain
 from scoreaction.rewards._images import check_images, texts_of
 from scoreaction.tasks.digits.networks import parse_digit_prompt
 from scoreaction.tasks.shapes.scenes import SIZE, Scene, parse_caption
@@ -14,11 +15,12 @@ from scoreaction.types import Prompts
 def class_ids(samples: Tensor, prompts: Prompts, *, name: str) -> Tensor:
     """The digit of each picture's prompt, (batch,) on its device; ValueError for other pictures, or prompts that name none.
 
-    >>> class_ids(torch.zeros(2, 1, 16, 16), ["a handwritten seven", "2"], name="classifier").tolist()
+    >>> class_ids(torch.zeros(2, 1, 16, 16), ["a handwritten seven | bold", "2"], name="classifier").tolist()
     [7, 2]
     """
     check_images(samples, name=name, channels=(1,))
-    return torch.tensor([parse_digit_prompt(text) for text in texts_of(samples, prompts, name=name)], device=samples.device)
+    texts = [plain(text) for text in texts_of(samples, prompts, name=name)]
+    return torch.tensor([parse_digit_prompt(text) for text in texts], device=samples.device)
 
 
 def scenes_of(samples: Tensor, prompts: Prompts, *, name: str) -> list[Scene]:
@@ -30,4 +32,4 @@ def scenes_of(samples: Tensor, prompts: Prompts, *, name: str) -> list[Scene]:
     check_images(samples, name=name, channels=(3,))
     if samples.shape[2:] != (SIZE, SIZE):
         raise ValueError(f"reward {name}: reads pictures of {SIZE}x{SIZE}, got {samples.shape[2]}x{samples.shape[3]}")
-    return [parse_caption(text) for text in texts_of(samples, prompts, name=name)]
+    return [parse_caption(plain(text)) for text in texts_of(samples, prompts, name=name)]

@@ -11,12 +11,12 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from scoreaction.errors import one_line
+from scoreaction.errors import Failed, one_line
 from scoreaction.rewards._images import check_range, is_images
 from scoreaction.types import EVERY, Background, Prompts, RewardFunction
 
 
-class RewardError(RuntimeError):
+class RewardError(Failed):
     """A reward that raised, or returned anything but one finite number a sample."""
 
 
@@ -100,6 +100,8 @@ class CountedReward:
     def __init__(self, reward: RewardFunction | Callable[[Tensor, Any], Tensor], *, name: str = "reward") -> None:
         self.reward = as_reward(reward)
         self.name, self.queries = name, 0
+        self.spend: Callable[[int], None] | None = None
+        """Asked for leave before each question, with its rows: it counts them, or raises RewardError."""
         self.differentiable = self.reward.differentiable
 
     def __call__(self, samples: Tensor, prompts: Prompts) -> Tensor:
@@ -108,13 +110,13 @@ class CountedReward:
     def begin(self, samples: Tensor, prompts: Prompts) -> Callable[[], Tensor]:
         """Begins to score; calling the result waits for the checked scores. Only a `Background` reward works meanwhile."""
         self.queries += len(samples)
-        scores = self._begin(samples, prompts)
-        return lambda: self._finite(self._one_each(self._guarded(scores), samples))
+        scores, count, device = self._begin(samples, prompts), len(samples), samples.device  # not the samples: scores may wait
+        return lambda: self._finite(self._one_each(self._guarded(scores), count, device))
 
     def probe(self, samples: Tensor, prompts: Prompts) -> None:
         """Scores without counting; RewardError where the reward does not fit such samples. Any numbers will do."""
         with torch.no_grad():
-            self._one_each(self._guarded(self._begin(samples, prompts)), samples)
+            self._one_each(self._guarded(self._begin(samples, prompts)), len(samples), samples.device)
 
     def _begin(self, samples: Tensor, prompts: Prompts) -> Callable[[], Any]:
         if is_images(samples):
@@ -122,6 +124,8 @@ class CountedReward:
                 check_range(samples, where=self.name)
             except ValueError as error:
                 raise RewardError(f"{error}, in the model's decode=") from error
+        if self.spend is not None:
+            self.spend(len(samples))
         before = _fingerprint(samples)
         scores = self._guarded(partial(begin_scores, self.reward, samples, prompts))
         if _fingerprint(samples) != before:
@@ -154,19 +158,19 @@ class CountedReward:
         except BaseException as error:
             raise RewardError(f"{self.name}: raised {type(error).__name__}: {one_line(error, most=LONGEST)}") from error
 
-    def _one_each(self, scores: Any, samples: Tensor) -> Tensor:
+    def _one_each(self, scores: Any, count: int, device: torch.device) -> Tensor:
         if isinstance(scores, np.ndarray) and scores.dtype == object:
             scores = scores.tolist()
         if not isinstance(scores, Tensor):
             try:
-                scores = torch.as_tensor(scores, dtype=torch.float32, device=samples.device)
+                scores = torch.as_tensor(scores, dtype=torch.float32, device=device)
             except (TypeError, ValueError, RuntimeError) as error:
                 raise RewardError(f"{self.name}: must return one number a sample, got {type(scores).__name__}") from error
-        if scores.shape != (len(samples),):
-            wanted, got = f"({len(samples)},)", tuple(scores.shape)
+        if scores.shape != (count,):
+            wanted, got = f"({count},)", tuple(scores.shape)
             raise RewardError(f"{self.name}: must return one number a sample, shape {wanted}, got shape {got}")
         odd = {"complex": scores.is_complex(), "quantized": scores.is_quantized, "sparse": scores.layout != torch.strided}
-        odd["meta"] = scores.is_meta and not samples.is_meta
+        odd["meta"] = scores.is_meta and device.type != "meta"
         for kind, there in odd.items():
             if there:
                 raise RewardError(
@@ -174,7 +178,7 @@ class CountedReward:
                 )
         if not (self.differentiable and torch.is_grad_enabled()):
             scores = scores.detach()
-        return scores.to(samples.device, torch.float32)
+        return scores.to(device, torch.float32)
 
     def _finite(self, scores: Tensor) -> Tensor:
         if not bool(torch.isfinite(scores).all()):

@@ -67,8 +67,8 @@ class WeightedSum:
 
     def begin(self, samples: Tensor, prompts: Prompts) -> Callable[[], Tensor]:
         """Begins to score with every part. The first batch is everything begun before the first scores are read."""
-        begun = [begin_scores(part.reward, samples, prompts) for part in self.parts]
-        raw = cache(lambda: torch.stack([torch.as_tensor(scores(), device=samples.device) for scores in begun]))
+        begun, device = [begin_scores(part.reward, samples, prompts) for part in self.parts], samples.device
+        raw = cache(lambda: torch.stack([torch.as_tensor(scores(), device=device) for scores in begun]))
         if self.moments is None:
             self._first.append(raw)
         return lambda: self._sum(raw())

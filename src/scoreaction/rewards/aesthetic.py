@@ -7,11 +7,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from pydantic import BaseModel, Field
+from pydantic import Field
 from torch import Tensor, nn
 
 from scoreaction.rewards._clip import VIT_L_14, Clip, Precision, load_clip
 from scoreaction.rewards._images import check_images
+from scoreaction.settings import Settings
 from scoreaction.types import DTYPES, Prompts
 
 PARAMETERS = VIT_L_14
@@ -22,7 +23,7 @@ CONVERT = (
 )
 
 
-class Config(BaseModel, frozen=True, extra="forbid"):
+class Config(Settings, frozen=True, extra="forbid"):
     """`r(x) = head(f/|f|)`, f the picture's CLIP features; about 1 to 10, photographs near 5.
 
     Images (batch, 1 or 3, H, W) in [0, 1]. Differentiable. The head is a chain of linear layers: LAION's first one is a

@@ -4,16 +4,16 @@ from __future__ import annotations
 
 from typing import Literal
 
-from pydantic import BaseModel
 from torch import Tensor
 
 from scoreaction.rewards import Reward
 from scoreaction.rewards._prompts import class_ids
+from scoreaction.settings import Settings
 from scoreaction.tasks.digits.networks import reward_classifier
 from scoreaction.types import Prompts
 
 
-class Config(BaseModel, frozen=True, extra="forbid"):
+class Config(Settings, frozen=True, extra="forbid"):
     """`r(x, c) = log p(c | x)` in nats, at most 0.
 
     Images (batch, 1, 16, 16) in [0, 1], prompts such as "7". Differentiable. A high

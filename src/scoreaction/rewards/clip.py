@@ -5,18 +5,19 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
-from pydantic import BaseModel, Field
+from pydantic import Field
 from torch import Tensor
 
 from scoreaction.rewards._clip import VIT_L_14, Clip, Precision, load_clip
 from scoreaction.rewards._images import check_images, texts_of
+from scoreaction.settings import Settings
 from scoreaction.types import Prompts
 
 PARAMETERS = VIT_L_14
 """Weights of openai/clip-vit-large-patch14."""
 
 
-class Config(BaseModel, frozen=True, extra="forbid"):
+class Config(Settings, frozen=True, extra="forbid"):
     """`r(x, c) = 100 cos(image features, prompt features)`, -100 to 100; good pictures have 25 to 35.
 
     Images (batch, 1 or 3, H, W) in [0, 1]. Differentiable. The published score is cut off at 0 and 2.5 cos; here the slope

@@ -6,12 +6,13 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Literal
 
-from pydantic import BaseModel, Field
+from pydantic import Field
 from torch import Tensor
 
 from scoreaction.rewards import Reward
 from scoreaction.rewards._clip import VIT_H_14, Precision, TextMemory, fitted, unit
 from scoreaction.rewards._images import check_images, texts_of
+from scoreaction.settings import Settings
 from scoreaction.types import DTYPES, Prompts
 
 PARAMETERS = VIT_H_14
@@ -23,7 +24,7 @@ FETCH = (
 )
 
 
-class Config(BaseModel, frozen=True, extra="forbid"):
+class Config(Settings, frozen=True, extra="forbid"):
     """`r(x, c) = cos(image features, prompt features)` of a fine-tuned CLIP ViT-H/14; about 0.2 to 0.35.
 
     Images (batch, 1 or 3, H, W) in [0, 1]; one that is not square gets black edges. Differentiable. Needs open_clip:

@@ -18,13 +18,14 @@ from typing import Annotated, Literal
 from urllib.parse import SplitResult, urlsplit
 
 import torch
-from pydantic import BaseModel, Field
+from pydantic import Field
 from torch import Tensor
 
 from scoreaction.catalog import TOKEN_VARIABLE
 from scoreaction.errors import one_line
 from scoreaction.rewards import RewardError
 from scoreaction.rewards._wire import LARGEST_QUESTION, Format, WireError, question, read_answer, read_report, sendable
+from scoreaction.settings import Settings
 from scoreaction.types import Prompts
 
 BUSY = (429, 502, 503, 504)
@@ -37,7 +38,7 @@ PROBE = False
 """A server's answers may cost money or time."""
 
 
-class Config(BaseModel, frozen=True, extra="forbid"):
+class Config(Settings, frozen=True, extra="forbid"):
     """`r(x, c)` is what the server at `url` answers, or one of several; a black box. docs/rewards.md has the protocol.
 
     Samples go in parts of `batch`, or smaller ones if the server takes less, `in_flight` of them at a time, while later ones
@@ -105,7 +106,7 @@ class Http:
         """Queries in the background; calling the result waits for the answers. RewardError where there are none."""
         if self._pool is None:
             self._pool = ThreadPoolExecutor(self.config.in_flight * len(self.servers), thread_name_prefix="reward")
-        step, stop = self.config.batch, threading.Event()
+        step, stop, device = self.config.batch, threading.Event(), samples.device
         futures: list[Future[Tensor]] = [
             self._pool.submit(self._query, part, prompts and prompts[i * step : (i + 1) * step], stop)
             for i, part in enumerate(samples.detach().cpu().split(step))
@@ -113,7 +114,7 @@ class Http:
 
         def scores() -> Tensor:
             try:
-                return torch.cat([future.result() for future in futures]).to(samples.device)
+                return torch.cat([future.result() for future in futures]).to(device)
             finally:
                 stop.set()
                 for future in futures:

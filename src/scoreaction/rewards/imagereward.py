@@ -5,12 +5,13 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any, Literal
 
-from pydantic import BaseModel, Field
+from pydantic import Field
 from torch import Tensor
 
 from scoreaction.rewards import Reward
 from scoreaction.rewards._clip import cropped
 from scoreaction.rewards._images import check_images, texts_of
+from scoreaction.settings import Settings
 from scoreaction.types import Prompts
 
 SIZE, WORDS = 224, 35
@@ -33,7 +34,7 @@ TOKENIZER = (
 )
 
 
-class Config(BaseModel, frozen=True, extra="forbid"):
+class Config(Settings, frozen=True, extra="forbid"):
     """`r(x, c)` is the package's score: mean 0 and standard deviation 1 over its test pictures, about -2 to 2.
 
     Images (batch, 1 or 3, H, W) in [0, 1]. Differentiable. Runs where the package image-reward can be imported, which is

@@ -5,15 +5,16 @@ from __future__ import annotations
 from typing import Literal
 
 import torch
-from pydantic import BaseModel, Field, FiniteFloat
+from pydantic import Field, FiniteFloat
 from torch import Tensor
 
 from scoreaction.rewards import Reward
 from scoreaction.rewards._images import check_images
+from scoreaction.settings import Settings
 from scoreaction.types import Prompts
 
 
-class Config(BaseModel, frozen=True, extra="forbid"):
+class Config(Settings, frozen=True, extra="forbid"):
     """`r(x) = mean(x)/unit` over channels and pixels, images (batch, C, H, W) in [0, 1]; strokes are bright.
 
     Unit: 0.03 of the full brightness, the standard deviation among the shipped digits, whose mean is 0.30 (10 units).

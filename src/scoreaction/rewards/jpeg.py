@@ -5,15 +5,16 @@ from __future__ import annotations
 from typing import Literal
 
 import torch
-from pydantic import BaseModel, Field
+from pydantic import Field
 from torch import Tensor
 
 from scoreaction.rewards import Reward
 from scoreaction.rewards._images import check_images, picture_files
+from scoreaction.settings import Settings
 from scoreaction.types import Prompts
 
 
-class Config(BaseModel, frozen=True, extra="forbid"):
+class Config(Settings, frozen=True, extra="forbid"):
     """`r(x) = -size` for `prefer: small`, `+size` for `large`; size in kilobytes (1000 bytes) of the JPEG file.
 
     Images (batch, 1 or 3, H, W) in [0, 1], rounded to 8 bits. A black box. Needs pillow.

@@ -5,16 +5,17 @@ from __future__ import annotations
 from typing import Literal
 
 import torch
-from pydantic import BaseModel, Field
+from pydantic import Field
 from torch import Tensor
 
 from scoreaction.rewards import Reward
 from scoreaction.rewards._prompts import class_ids
+from scoreaction.settings import Settings
 from scoreaction.tasks.digits.networks import judge
 from scoreaction.types import Prompts
 
 
-class Config(BaseModel, frozen=True, extra="forbid"):
+class Config(Settings, frozen=True, extra="forbid"):
     """`r(x, c) = p(c | x)` by the judge, which also knows "not a digit"; or 1 where it reads c, else 0.
 
     Images (batch, 1, 16, 16) in [0, 1], prompts such as "7". It shows no gradient, so that no

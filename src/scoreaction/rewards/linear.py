@@ -5,15 +5,16 @@ from __future__ import annotations
 from typing import Literal
 
 import torch
-from pydantic import BaseModel, Field, FiniteFloat
+from pydantic import Field, FiniteFloat
 
 from scoreaction.diffusion.mixtures import Quadratic
 from scoreaction.rewards._closed_form import QuadraticReward
+from scoreaction.settings import Settings
 
 EXAMPLE = {"direction": [1.0, 0.5]}
 
 
-class Config(BaseModel, frozen=True, extra="forbid"):
+class Config(Settings, frozen=True, extra="forbid"):
     """`r(x) = scale <direction, x>`, x (batch, d). Differentiable; the optimum is known where the data is a mixture.
 
     >>> float(build(Config(direction=[1.0, 0.5], scale=2.0))(torch.tensor([[1.0, 2.0]]), None))

@@ -4,16 +4,17 @@ from __future__ import annotations
 
 from typing import Literal
 
-from pydantic import BaseModel, Field
+from pydantic import Field
 
 from scoreaction.rewards._clip import VIT_H_14, Precision, load_clip
 from scoreaction.rewards.clip import ClipScore
+from scoreaction.settings import Settings
 
 PARAMETERS = VIT_H_14
 """Weights of yuvalkirstain/PickScore_v1."""
 
 
-class Config(BaseModel, frozen=True, extra="forbid"):
+class Config(Settings, frozen=True, extra="forbid"):
     """`r(x, c) = s cos(image features, prompt features)`, s the scale that the network learned (100); about 18 to 24.
 
     Images (batch, 1 or 3, H, W) in [0, 1]. Differentiable. A difference of 1 is odds of e that people pick the better

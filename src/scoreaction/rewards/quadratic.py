@@ -5,15 +5,16 @@ from __future__ import annotations
 from typing import Literal
 
 import torch
-from pydantic import BaseModel, Field, FiniteFloat, model_validator
+from pydantic import Field, FiniteFloat, model_validator
 
 from scoreaction.diffusion.mixtures import Quadratic
 from scoreaction.rewards._closed_form import QuadraticReward
+from scoreaction.settings import Settings
 
 EXAMPLE = {"center": [1.0, 0.0]}
 
 
-class Config(BaseModel, frozen=True, extra="forbid"):
+class Config(Settings, frozen=True, extra="forbid"):
     """`r(x) = -1/2 (x - center)^T Q (x - center) + l^T x`, x (batch, d). Differentiable, with a known optimum.
 
     >>> float(build(Config(center=[0.0, 1.0], curvature=2.0))(torch.tensor([[1.0, 3.0]]), None))

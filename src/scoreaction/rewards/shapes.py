@@ -5,16 +5,17 @@ from __future__ import annotations
 from typing import Literal
 
 import torch
-from pydantic import BaseModel, Field
+from pydantic import Field
 from torch import Tensor
 
 from scoreaction.rewards import Reward
 from scoreaction.rewards._prompts import scenes_of
+from scoreaction.settings import Settings
 from scoreaction.tasks.shapes.reader import judge
 from scoreaction.types import Prompts
 
 
-class Config(BaseModel, frozen=True, extra="forbid"):
+class Config(Settings, frozen=True, extra="forbid"):
     """`r(x, c)` in [0, 1]: 1 where picture x is the scene of prompt c, in part where it is in part.
 
     Each thing asked for counts 1/2 for its colour and 1/2 for its shape; the sum is divided by the number of things asked

@@ -4,17 +4,17 @@ from __future__ import annotations
 
 from typing import Literal
 
-from pydantic import BaseModel
 from torch import Tensor
 from torch.nn import functional as F
 
 from scoreaction.rewards import Reward
 from scoreaction.rewards._prompts import scenes_of
+from scoreaction.settings import Settings
 from scoreaction.tasks.shapes.scorer import load_scorer, scene_ids
 from scoreaction.types import Prompts
 
 
-class Config(BaseModel, frozen=True, extra="forbid"):
+class Config(Settings, frozen=True, extra="forbid"):
     """`r(x, c) = log p(x shows c)` in nats, at most 0.
 
     Pictures (batch, 3, 32, 32) in [0, 1], prompts such as "two green triangles". Differentiable. A high value is not a right

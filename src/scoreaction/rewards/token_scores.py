@@ -6,16 +6,17 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 import torch
-from pydantic import BaseModel, Field, FiniteFloat, model_validator
+from pydantic import Field, FiniteFloat, model_validator
 from torch import Tensor
 
 from scoreaction.diffusion.sequences import Scores
+from scoreaction.settings import Settings
 from scoreaction.types import Prompts
 
 EXAMPLE: dict[str, Any] = {"tokens": [0.0, 0.1, 0.2, -0.1]}
 
 
-class Config(BaseModel, frozen=True, extra="forbid"):
+class Config(Settings, frozen=True, extra="forbid"):
     """`r(x) = sum_i tokens[x_i] + sum_i pairs[x_i][x_{i+1}]`, x (batch, length) tokens; without pairs only the first sum.
 
     >>> float(build(Config(tokens=[0.0, 1.0], pairs=[[0.0, 0.5], [0.0, 0.0]]))(torch.tensor([[0, 1, 1]])))

@@ -77,15 +77,18 @@ def x0_in_parts(
     predict = partial(model.reference, guidance=sampler.guidance) if reference else partial(act, model, sampler)
     for part in equal_parts(rows, chunk) if model.sharded else rows.split(chunk):
         policy = partial(predict, conditions=conditions, prompt=prompt[part])
+        noise = model.noise(RowNoise(seed, part), conditions, prompt[part])
         with model.averaged(), model.uncounted():
-            x0 = run(model, sampler, policy, len(part), RowNoise(seed, part))
+            x = model.start(len(part), noise)
+            x = x if reference else model.moved(x, conditions, prompt=prompt[part])
+            x0 = run(model, sampler, policy, len(part), noise, x=x)
         if len(part):
             yield part, x0
 
 
-def run(model: Model, sampler: Sampler, predict: Predict, n: int, generator: Source) -> Tensor:
-    """n samples before decoding of the policy `predict`."""
-    x = model.start(n, generator)
+def run(model: Model, sampler: Sampler, predict: Predict, n: int, generator: Source, *, x: Tensor | None = None) -> Tensor:
+    """n samples before decoding of the policy `predict`, from the states x at t = 1, by default noise."""
+    x = model.start(n, generator) if x is None else x
     times = sampler.times(model.process)
     for visit in trajectory(predict, model.process, x, times, solver=sampler.find(), eta=sampler.eta, generator=generator):
         x = visit.x_next
@@ -131,8 +134,8 @@ def sample(
 ) -> Tensor:
     """n samples of the tuned model (its averaged weights), or with `reference` of the base; same seed, same noise.
 
-    steps, solver and eta are by default 50 of ddim at 1, of tokens as many as there are positions of one_by_one, and of a
-    student its own; guidance, grid and
+    steps, solver and eta are by default 50 of ddim at 1, of tokens as many as there are positions of one_by_one, of a student
+    its own, and of a model whose policy moves the noise eta is 0; guidance, grid and
     prompts are those of the training, of a model that was not trained 1, power and none. The base acts below the `off_below` of
     the training. Prompts are repeated over the n samples. Returns (n, *shape), decoded where the model decodes.
 
@@ -143,8 +146,8 @@ def sample(
     """
     check_asked(n, prompts)
     own = {"guidance": model.guidance if guidance is None else guidance, "grid": grid or model.grid}
-    given = {"solver": solver, "steps": steps, "eta": eta}
-    chosen = {name: value for name, value in given.items() if value is not None}
+    options = {"solver": solver, "steps": steps, "eta": eta}
+    chosen = {name: value for name, value in options.items() if value is not None}
     sampler = Sampler(**model.sampling | own | chosen, off_below=model.off_below)
     sampler.check(model)
     return draw(model, sampler, n, spread_prompts(prompts or model.prompts, n), seed, reference=reference)

@@ -8,7 +8,15 @@ from typing import TypeVar
 import torch
 from torch import Tensor
 
+from scoreaction.diffusion.predictions import expand
+from scoreaction.diffusion.transitions import Transition
+
 R = TypeVar("R")
+
+
+def twisted(transition: Transition, grad: Tensor, beta: float) -> Transition:
+    """The transition with its mean moved by `k^2 grad v/beta`: the proposal of twisted sequential Monte Carlo."""
+    return Transition(transition.mean + expand(transition.std**2 / beta, grad) * grad, transition.std)
 
 
 def look_ahead(x: Tensor, value: Callable[[Tensor], tuple[Tensor, R]], *, gradient: bool) -> tuple[Tensor, Tensor, R]:

@@ -65,9 +65,9 @@ class Replay(nn.Module):
             )
         slots = capacity // world.size
         shapes = [(slots, states, *shape) for states in (steps + 1, steps)]
-        together = 4 * sum(math.prod(each) for each in shapes)
+        check_room([4 * math.prod(each) for each in shapes], f"algorithm.buffer: {slots} trajectories", "algorithm.buffer")
         for name, each in zip(("x", "old"), shapes, strict=True):
-            self.register_buffer(name, _states(each, together))
+            self.register_buffer(name, stored(each))
         self.register_buffer("times", torch.zeros(slots, steps + 1, dtype=torch.float64))
         self.register_buffer("prompts", torch.zeros(slots, dtype=torch.long))
         self.register_buffer("born", torch.zeros(slots, dtype=torch.long))
@@ -145,19 +145,23 @@ class Replay(nn.Module):
         self.weights[path, step] = priority.to(self.weights).clamp(min=1e-12)
 
 
-def _states(shape: Sequence[int], together: int) -> Tensor:
+def check_room(sizes: Sequence[int], what: str, key: str) -> None:
+    """ValueError, which says what needs the room, where the temporary folder has too little for tensors of so many bytes."""
+    together, room = sum(sizes), shutil.disk_usage(tempfile.gettempdir()).free
+    if max(sizes) > ON_DISK and together > 0.9 * room:
+        raise ValueError(
+            f"{what} need {together / 2**30:.1f} GiB, more than memory or the {room / 2**30:.0f} GiB free in the temporary"
+            f" folder hold; lower {key} or sampler.steps"
+        )
+
+
+def stored(shape: Sequence[int], dtype: torch.dtype = torch.float32) -> Tensor:
     """Storage of states, all 0: in memory or, where they are many, in an unnamed file that ends with the process.
 
-    together: the bytes of all such files, for which there must be room; an empty one takes none yet.
+    There must be room for it, see `check_room`; an empty file takes none yet.
     """
-    size = 4 * math.prod(shape)
+    size = dtype.itemsize * math.prod(shape)
     if size <= ON_DISK:
-        return torch.zeros(*shape)
-    room = shutil.disk_usage(tempfile.gettempdir()).free
-    if together > 0.9 * room:
-        raise ValueError(
-            f"algorithm.buffer: {shape[0]} trajectories need {together / 2**30:.1f} GiB, more than memory or the"
-            f" {room / 2**30:.0f} GiB free in the temporary folder hold; lower algorithm.buffer or sampler.steps"
-        )
+        return torch.zeros(*shape, dtype=dtype)
     with tempfile.NamedTemporaryFile(suffix=".replay") as file:  # its bytes live on, mapped, without its name
-        return torch.from_file(file.name, shared=True, size=math.prod(shape)).view(*shape)
+        return torch.from_file(file.name, shared=True, size=math.prod(shape), dtype=dtype).view(*shape)

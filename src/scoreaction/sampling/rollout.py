@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, NamedTuple
 
 import torch
-from pydantic import BaseModel, Field
+from pydantic import Field
 from torch import Tensor
 
 from scoreaction.diffusion.noise import Source
@@ -17,10 +17,13 @@ from scoreaction.diffusion.solvers import SOLVERS, GridName, Past, Solver, Solve
 from scoreaction.diffusion.transitions import Kernel
 from scoreaction.networks.conditions import take
 from scoreaction.networks.model import Model
+from scoreaction.settings import Settings
 from scoreaction.types import Conditions, Predict, Prediction
 
+ALL = slice(None)
 
-class Sampler(BaseModel, frozen=True, extra="forbid"):
+
+class Sampler(Settings, frozen=True, extra="forbid"):
     """Settings of sampling: solver, number of steps, noise level eta, time grid, guidance.
 
     negative_prompt: what guidance leads away from, instead of the unconditional prediction. off_below: a time; at earlier ones,
@@ -50,6 +53,11 @@ class Sampler(BaseModel, frozen=True, extra="forbid"):
             raise ValueError(
                 f"sampler.solver: {self.solver} steps {solver.process.states} states and this model's are {process.states};"
                 f" use {others}"
+            )
+        if model.moves_noise and isinstance(process, Process) and self.eta > 0:
+            raise ValueError(
+                f"sampler.eta: the policy moves the noise that samples start from, and noise on the way forgets it (got"
+                f" {self.eta:g}); set it to 0"
             )
         positions = model.shape[0]
         if solver.single and self.steps != positions:
@@ -187,7 +195,9 @@ class Rollout:
     (batch,), empty before they are known; pretrained (n, rows, *shape), the predictions of the pretrained model in the first n
     steps, those that the policy acted in, at the states that are `compared`, None before it was evaluated; reward_gradient
     (batch, *shape), by x0 before decoding, None where the algorithm does not need it. off_below is the sampler's: at times
-    before it `old` is the pretrained model.
+    before it `old` is the pretrained model. noise (batch, *shape): what the policy moved to x[0], where it moves the noise.
+    weight (N, batch): what each step of each path counts for, None where all count alike. step_weight (N,) float64: what each
+    step counts for beside that, 0 outside the window of steps that are learned from; None is 1 for all.
     """
 
     times: Tensor
@@ -199,6 +209,9 @@ class Rollout:
     pretrained: Prediction | None = None
     reward_gradient: Tensor | None = None
     off_below: float = 0.0
+    noise: Tensor | None = None
+    weight: Tensor | None = None
+    step_weight: Tensor | None = None
 
     @property
     def x0(self) -> Tensor:
@@ -283,13 +296,16 @@ def roll_out(
     generator: Source,
     *,
     times: Tensor,
+    x: Tensor | None = None,
     explore: Callable[[Tensor, Tensor, Prediction], Prediction] | None = None,
+    choose: Choose | None = None,
 ) -> Rollout:
     """A trajectory under `predict` for each prompt (batch,), on the grid `times`, without a graph.
 
-    `explore(x, t, prediction)` gives the prediction that is followed in place of the policy's own.
+    x (batch, *shape): the states at times[0], by default noise. `explore(x, t, prediction)` gives the prediction that is
+    followed in place of the policy's own; `choose` as in `trajectory`.
     """
-    x, steps = model.start(len(prompt), generator), len(times) - 1
+    x, steps = model.start(len(prompt), generator) if x is None else x, len(times) - 1
     states, old, action = x.new_empty(steps + 1, *x.shape), PredictionBuffer(steps), PredictionBuffer(steps)
     states[0] = x
     own: list[Prediction] = []
@@ -298,7 +314,9 @@ def roll_out(
         own.append(predict(x, t))
         return own[-1] if explore is None else explore(x, t, own[-1])
 
-    visits = trajectory(act, model.process, x, times, solver=sampler.find(), eta=sampler.eta, generator=generator)
+    visits = trajectory(
+        act, model.process, x, times, solver=sampler.find(), eta=sampler.eta, generator=generator, choose=choose
+    )
     for i, visit in enumerate(visits):
         states[i + 1] = visit.x_next
         action.add(mapped(lambda part: part[None], visit.prediction))
@@ -310,17 +328,38 @@ def roll_out(
     return Rollout(times, states, own_actions, followed, prompt, off_below=sampler.off_below)
 
 
-def joined(rollouts: list[Rollout]) -> Rollout:
-    """Rollouts of the same times as one, their trajectories side by side."""
+def with_rows(rollout: Rollout, rows: Tensor, new: Rollout) -> Rollout:
+    """The rollout with other trajectories in these rows, and their rewards; new may begin later on the grid.
+
+    States and predictions are overwritten in place.
+    """
+    first = len(rollout.times) - len(new.times)
+    rollout.x[first:, rows] = new.x
+    for own, other in ((rollout.old, new.old), (rollout.action, new.action)):
+        for part, values in zip(own, other, strict=True):
+            part[first:, rows] = values
+    return replace(rollout, rewards=rollout.rewards.index_copy(0, rows.to(rollout.rewards.device), new.rewards))
+
+
+def joined(rollouts: list[Rollout], order: Tensor | slice = ALL) -> Rollout:
+    """Rollouts of the same times as one, their trajectories side by side in this order."""
     first = rollouts[0]
     if len(rollouts) == 1:
         return first
 
-    def side_by_side(predictions: list[Prediction]) -> Prediction:
-        return mapped(lambda *parts: torch.cat(parts, 1), *predictions)
+    def side_by_side(*parts: Tensor) -> Tensor:
+        return torch.cat(parts, 1)[:, order]
 
-    old = side_by_side([rollout.old for rollout in rollouts])
+    old = mapped(side_by_side, *(rollout.old for rollout in rollouts))
     explored = any(rollout.action is not rollout.old for rollout in rollouts)
-    action = side_by_side([rollout.action for rollout in rollouts]) if explored else old
-    x, prompt = torch.cat([rollout.x for rollout in rollouts], 1), torch.cat([rollout.prompt for rollout in rollouts])
-    return Rollout(first.times, x, old, action, prompt, off_below=first.off_below)
+    action = mapped(side_by_side, *(rollout.action for rollout in rollouts)) if explored else old
+    x, prompt = side_by_side(*(rollout.x for rollout in rollouts)), torch.cat([rollout.prompt for rollout in rollouts])[order]
+    noise = None if first.noise is None else torch.cat([n for n in (rollout.noise for rollout in rollouts) if n is not None])
+    return replace(first, x=x, old=old, action=action, prompt=prompt, noise=noise)
+
+
+def followed(start: Rollout, end: Rollout) -> Rollout:
+    """A rollout and the one that goes on from its x0, as one, with the rewards of the latter; both without exploration."""
+    old = mapped(lambda *parts: torch.cat(parts), start.old, end.old)
+    times, x = torch.cat([start.times, end.times[1:]]), torch.cat([start.x, end.x[1:]])
+    return replace(end, times=times, x=x, old=old, action=old)

@@ -59,10 +59,7 @@ def steer_x0(
     if model.sharded:
         raise ValueError("train.shard: steering does not share a network; set it to false, and the processes share the groups")
     m, everything = steering.particles or 1, steering.returns == "all"
-    groups = n
-    if everything:
-        each = len(prompts or [None])
-        groups = math.ceil(math.ceil(n / m) / each) * each
+    groups = steering.group_count(n, len(prompts or [None]))
     texts, prompt = distinct_prompts(spread_prompts(prompts, groups), groups)
     own = world.stripe(groups)
     counts = [0, 0, 0]

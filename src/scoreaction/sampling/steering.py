@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any, Literal, get_args
 
-from pydantic import BaseModel, Field
+from pydantic import Field
 
 from scoreaction.sampling.rollout import Sampler
+from scoreaction.settings import Settings
 
 Method = Literal["auto", "best_of", "svdd", "svdd_published", "smc", "twisted", "guidance"]
 Returns = Literal["one", "weighted", "all"]
@@ -24,7 +26,7 @@ TAKEN_BY: dict[str, tuple[str, ...]] = {
 """The methods that take a setting; the others refuse any value of it but the default."""
 
 
-class Steering(BaseModel, frozen=True, extra="forbid", allow_inf_nan=False):
+class Steering(Settings, frozen=True, extra="forbid", allow_inf_nan=False):
     """Settings of steering, which draws from `p(x0) exp(r(x0)/beta)/Z`, p the model's law, without training.
 
     The model's own sampling is led by the reward of the clean sample x0_hat that it predicts on the way, the look-ahead
@@ -89,6 +91,16 @@ class Steering(BaseModel, frozen=True, extra="forbid", allow_inf_nan=False):
         if chosen["beta"] is None and chosen.get("select") != "argmax":
             raise ValueError(f"steer.beta: {method} needs it and the algorithm has none; set it, in reward units per nat")
         return self.model_copy(update=chosen)
+
+    def sample_count(self, trajectories: int) -> int:
+        """Samples of a measurement that has so many trajectories, of which each group takes as many as it has particles."""
+        return max(16, trajectories // (1 if self.returns == "all" else self.particles or 1))
+
+    def group_count(self, n: int, prompts: int) -> int:
+        """Groups for n samples of so many prompts: one each, or for `all` whole ones, equally many of each prompt."""
+        if self.returns != "all":
+            return n
+        return math.ceil(math.ceil(n / (self.particles or 1)) / prompts) * prompts
 
     def _best(self, differentiable: bool, eta: float) -> str:
         if self.target == "reference":

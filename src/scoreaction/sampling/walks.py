@@ -12,15 +12,15 @@ import torch
 from torch import Tensor
 
 from scoreaction.diffusion.kl import drift_rate, path_kl
-from scoreaction.diffusion.noise import RowNoise, normal
-from scoreaction.diffusion.predictions import expand, projected
+from scoreaction.diffusion.noise import RowNoise, kept, normal
+from scoreaction.diffusion.predictions import expand
 from scoreaction.diffusion.solvers import noise_std
 from scoreaction.diffusion.transitions import Transition, sum_event
 from scoreaction.errors import Failed
 from scoreaction.networks.conditions import take
 from scoreaction.networks.memory import fitting
 from scoreaction.networks.model import Model
-from scoreaction.sampling.look_ahead import look_ahead
+from scoreaction.sampling.look_ahead import look_ahead, twisted
 from scoreaction.sampling.particles import Particles, categorical, uniform
 from scoreaction.sampling.rollout import Chosen, Sampler, act, trajectory
 from scoreaction.sampling.steering import BY_SVDD, BY_WEIGHTS, Steering
@@ -70,9 +70,11 @@ class Walk:
         self.groups, self.m, self.prompt = len(prompt), steering.particles or 1, prompt
         self.every_prompt, self.texts, self.begin = prompt.repeat_interleave(self.m), texts, score
         self.beta = steering.beta or math.inf
+        self.inside = take(model.inside(conditions), prompt)  # None stays None
         pretrained = partial(model.reference, guidance=sampler.guidance)
         policy = pretrained if reference else partial(act, model, sampler)
         self.policy, self.pretrained = (partial(predict, conditions=conditions) for predict in (policy, pretrained))
+        self.moved = (lambda x, prompt: x) if reference else partial(model.moved, conditions=conditions)
         noisy = (noise_std(self.process, self.times[:-1], self.times[1:], sampler.eta) > 0).nonzero().flatten()
         self.last_noisy = int(noisy[-1]) if len(noisy) else -1
         self.queries = 0
@@ -88,11 +90,13 @@ class Walk:
 
     def start(self, each: int) -> Tensor:
         """x at t = 1, (groups * each, *shape)."""
-        return (self.process.prior_std * self.normal(each)).to(self.model.device)
+        x = (self.process.prior_std * self.normal(each)).to(self.model.device)
+        return self.moved(x, prompt=self.prompt.repeat_interleave(each))
 
     def normal(self, each: int, dtype: torch.dtype = torch.float32) -> Tensor:
         """Noise of `each` rows of every group, (groups * each, *shape)."""
-        return normal((self.groups, each, *self.model.shape), self.noise, dtype).flatten(0, 1)
+        noise = normal((self.groups, each, *self.model.shape), self.noise, dtype)
+        return (noise if self.inside is None else kept(noise, self.inside[:, None])).flatten(0, 1)
 
     def drawn(self, transition: Transition) -> Tensor:
         """The states that a transition leads to, (groups * M, *shape)."""
@@ -282,8 +286,7 @@ class _Weighted:
             predict = partial(walk.pretrained, prompt=walk.every_prompt)
             target = walk.solver.step(walk.process, predict, self.known, self.x, t, s, walk.sampler.eta, None)
         elif self.grad is not None:
-            shift = expand(transition.std**2 / walk.beta, self.grad) * self.grad
-            proposal = Transition(transition.mean + shift, transition.std)
+            proposal = twisted(transition, self.grad, walk.beta)
         if float(transition.std) == 0:  # no density: the law that is tilted acts
             self.x = target.mean
         else:
@@ -337,7 +340,7 @@ class _Guided:
         by = Prediction(expand(sigma**2 / alpha, move) * move, expand(-sigma, move) * move)
         self.remember(t, by)
         guided = Prediction(*(part + change for part, change in zip(prediction, by, strict=True)))
-        return guided if walk.model.project is None else projected(process, t, guided, walk.model.project)
+        return walk.model.projected(t, guided, walk.inside)
 
     def remember(self, t: Tensor, by: Prediction) -> None:
         self.moved[float(t)] = Prediction(*(sum_event(part**2).sqrt()[:, None].double().cpu() for part in by))

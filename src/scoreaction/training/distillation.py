@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from pydantic import BaseModel, Field
+from pydantic import Field
 from torch import Tensor, nn
 
 from scoreaction.diffusion.noise import RowNoise
@@ -20,6 +20,7 @@ from scoreaction.networks.conditions import take
 from scoreaction.networks.consistency import belongs, save_consistency
 from scoreaction.networks.model import Model
 from scoreaction.sampling.rollout import States, trajectory
+from scoreaction.settings import Settings
 from scoreaction.types import Predict
 from scoreaction.world import ALONE, World
 
@@ -27,7 +28,7 @@ HUBER = 0.03
 """Errors below this, in a coordinate, count squared; those above by their size (pseudo-Huber)."""
 
 
-class Distill(BaseModel, frozen=True, extra="forbid", allow_inf_nan=False):
+class Distill(Settings, frozen=True, extra="forbid", allow_inf_nan=False):
     """Settings of distillation: its length, the size of the consistency model, and the ODE paths that it learns from.
 
     rank: that of the adapter; null gives it a copy of the network with weights of its own. targets: the modules that the
@@ -132,7 +133,7 @@ class Distiller:
         times = jittered(time_grid(self.model.process, steps, name="log_snr"), self.generator)
         own = RowNoise.drawn(self.generator, self.world.stripe(paths))
         prompt, paths = self.world.own(prompt), paths // self.world.size
-        noise = self.model.start(paths, own)
+        noise = self.model.start(paths, self.model.noise(own, self.conditions, prompt))
         predict = partial(self.model.reference, conditions=take(self.conditions, prompt), guidance=self.guidance)
         x = follow(predict, self.model.process, noise, times)
         leap = self.settings.leap or steps
@@ -176,7 +177,7 @@ def fitted(
         for i in range(iterations):
             share = 0.01 + 0.99 * 0.5 * (1 + math.cos(math.pi * i / iterations))
             own.requires_grad_(True)  # which may be frozen elsewhere
-            metrics = {"loss": game(share)} if game is not None else _stepped(own, optimiser, learned, share * lr, world, key)
+            metrics = {"loss": game(share)} if game is not None else _adam_step(own, optimiser, learned, share * lr, world, key)
             own.requires_grad_(False)
             keep = min(ema, (1 + i) / (10 + i))
             with torch.no_grad():
@@ -189,7 +190,7 @@ def fitted(
             p.data = average[name]
 
 
-def _stepped(
+def _adam_step(
     own: nn.ParameterList, optimiser: torch.optim.Adam, learned: Callable[[], float], lr: float, world: World, key: str
 ) -> dict[str, Any]:
     for group in optimiser.param_groups:
@@ -231,7 +232,7 @@ def endpoint_errors(
         conditions = model.conditions(listed)
         times = time_grid(model.process, steps, name="log_snr")
         predict = partial(model.reference, conditions=conditions, guidance=guidance)
-        states = follow(predict, model.process, model.start(n, generator), times)
+        states = follow(predict, model.process, model.start(n, model.noise(generator, conditions)), times)
         errors: dict[str, list[float]] = {"t": [], "consistency": [], "tweedie": []}
         for at in (1.0, 0.8, 0.6, 0.4, 0.2, 0.1):
             i = int((times - at).abs().argmin())

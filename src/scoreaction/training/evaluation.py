@@ -9,26 +9,29 @@ from functools import partial
 from typing import Any
 
 import torch
-from pydantic import BaseModel, Field
+from pydantic import Field
 from torch import Tensor
 
 from scoreaction.diffusion.mixtures import Mixture, Optimum
 from scoreaction.diffusion.noise import RowNoise
+from scoreaction.diffusion.rescaling import Rescale
 from scoreaction.diffusion.solvers import SolverName
 from scoreaction.networks.adapters import replaced
 from scoreaction.networks.model import Model
+from scoreaction.networks.noise_map import noise_kl
 from scoreaction.networks.sharding import distributed_as, whole
 from scoreaction.rewards import CountedReward
 from scoreaction.rewards._closed_form import QuadraticReward
 from scoreaction.rewards._weighted import settle
 from scoreaction.sampling.draw import distinct_prompts, draw_x0, run, spread_prompts, x0_in_parts
 from scoreaction.sampling.rollout import Rollout, Sampler, act, roll_out, unflattened
+from scoreaction.settings import Settings
 from scoreaction.training.optimizer import TrainingError
 from scoreaction.types import Conditions
 from scoreaction.world import ALONE, World
 
 
-class Evaluation(BaseModel, frozen=True, extra="forbid", allow_inf_nan=False):
+class Evaluation(Settings, frozen=True, extra="forbid", allow_inf_nan=False):
     """Settings of the measurement of a run: n samples, their sampler and seed; rewards that are only reported.
 
     beta: that of the optimum to which distances are measured, by default the algorithm's. certificate: also measure
@@ -69,6 +72,13 @@ def kl_samples(n: int, steps: int, size: int) -> int:
     return max(2, min(n, 2**23 // (steps * size)))
 
 
+def check_certificate(model: Model) -> None:
+    """ValueError where a model's policy has no stochastic chain that the optimal one's can be compared with."""
+    model.refuse_tokens("evaluation.certificate")
+    if model.moves_noise:
+        raise ValueError("evaluation.certificate: is of a stochastic chain, which forgets moved noise; set it to false")
+
+
 def refuse_diverged(model: str, what: str, values: Tensor) -> None:
     """TrainingError where something of a model is not finite: no figure of it means anything."""
     if not bool(torch.isfinite(values).all()):
@@ -84,22 +94,33 @@ def rounding_floor(
 
     Two predictions in half precision round apart as soon as a weight differs, by an amount that grows with the dimensions
     and with guidance. Smaller figures than this one say nothing. rows: the first trajectories of all, on which it is measured.
+    Of a policy that moves the noise it is the KL of the noise, before it has learned to move any.
     """
     n, own = rollout.size[0], len(world.stripe(rows))
-    generator = torch.Generator().manual_seed(seed)
+    if rollout.noise is not None:
+        z, noise = rollout.noise[:own] / model.process.prior_std, RowNoise(seed, world.stripe(rows))
+        v = noise.normal(z.shape, torch.float32).to(z)
+        with model.uncounted(), replaced(model.parameters, _nearby(model, seed)):
+            return float(world.gather(noise_kl(model, z, v, conditions, rollout.prompt[:own]), rows).mean())
     x, t = rollout.x[:n, :own].flatten(0, 1), rollout.times[:n].repeat_interleave(own)
     predict = partial(model.predict, x, t, conditions, prompt=rollout.prompt[:own].repeat(n), guidance=sampler.guidance)
     with model.uncounted():
-        plain, others = predict(), {}
-        for name, p in model.parameters.items():
-            size = float(whole(p.square().mean()).sqrt())
-            noise = distributed_as(torch.randn(p.shape, generator=generator).to(p.device, p.dtype), p)
-            others[name] = p + noise * (1e-4 * size or 1e-5)
-        with replaced(model.parameters, others):
+        plain = predict()
+        with replaced(model.parameters, _nearby(model, seed)):
             moved = predict()
     moved, plain = unflattened(moved, n), unflattened(plain, n)
     path, _ = model.kls(sampler.find(), rollout.acted, rollout.x[:n, :own], moved, plain, sampler.eta or 1.0)
     return float(world.gather(path, rows).mean())
+
+
+def _nearby(model: Model, seed: int) -> dict[str, Tensor]:
+    """The trained weights changed by a relative 1e-4."""
+    generator, others = torch.Generator().manual_seed(seed), {}
+    for name, p in model.parameters.items():
+        size = float(whole(p.square().mean()).sqrt())
+        noise = distributed_as(torch.randn(p.shape, generator=generator).to(p.device, p.dtype), p)
+        others[name] = p + noise * (1e-4 * size or 1e-5)
+    return others
 
 
 @torch.no_grad()
@@ -108,22 +129,35 @@ def measure_kl(
 ) -> dict[str, float]:
     """Path and chain KL of the averaged policy to its reference on this sampler's grid, with standard errors.
 
-    Where the sampler is deterministic (or looks back) the KL is that of DDIM on the same grid, at eta 1 where eta is 0.
+    Where the sampler is deterministic (or looks back) the KL is that of DDIM on the same grid, at eta 1 where eta is 0. Of a
+    policy that moves the noise it is that of the noise, which is that of the paths.
     """
-    noisy = sampler.noisy()
-    n = kl_samples(n, sampler.steps, model.size)
+    n = kl_samples(n, 1 if model.moves_noise else sampler.steps, model.size)
     distinct, prompt = distinct_prompts(spread_prompts(prompts, n), n)
     conditions, own = model.conditions(distinct), world.stripe(n)
     with model.averaged(), model.uncounted():
-        policy = partial(act, model, noisy, conditions=conditions, prompt=prompt[own])
-        rollout = roll_out(model, noisy, policy, prompt[own], RowNoise(seed, own), times=noisy.times(model.process))
-        states = rollout.steps().states
-        flat = model.reference(states.x, states.t, conditions, prompt=states.prompt, guidance=noisy.guidance)
-    compared = replace(rollout, pretrained=unflattened(flat, rollout.size[0])).compared()
-    both = model.kls(noisy.find(), rollout.acted, *compared, noisy.eta)
-    path, chain = (world.gather(own, n) for own in both)
+        if model.moves_noise:
+            noise = RowNoise(seed, own)
+            z, v = (noise.normal((len(own), *model.shape), torch.float32).to(model.device) for _ in range(2))
+            path = chain = world.gather(noise_kl(model, z, v, conditions, prompt[own]), n)
+        else:
+            path, chain = _path_kls(model, sampler.noisy(), conditions, prompt[own], RowNoise(seed, own), world, n)
     refuse_diverged("tuned", "KLs", path)
     return {"kl_nats": float(path.mean()), "kl_nats_se": standard_error(path), "kl_chain_nats": float(chain.mean())}
+
+
+def _path_kls(
+    model: Model, noisy: Sampler, conditions: Conditions, prompt: Tensor, source: RowNoise, world: World, n: int
+) -> tuple[Tensor, Tensor]:
+    """Path and chain KL of the policy on this sampler's paths, (n,) each; prompt: the own ones."""
+    policy = partial(act, model, noisy, conditions=conditions, prompt=prompt)
+    noise = model.noise(source, conditions, prompt)
+    rollout = roll_out(model, noisy, policy, prompt, noise, times=noisy.times(model.process))
+    states = rollout.steps().states
+    flat = model.reference(states.x, states.t, conditions, prompt=states.prompt, guidance=noisy.guidance)
+    compared = replace(rollout, pretrained=unflattened(flat, rollout.size[0])).compared()
+    path, chain = model.kls(noisy.find(), rollout.acted, *compared, noisy.eta)
+    return world.gather(path, n), world.gather(chain, n)
 
 
 def by_prompt(prompts: list[Any] | None, values: Tensor) -> dict[str, float]:
@@ -165,7 +199,10 @@ def diversity(model: Model, samples: Tensor, groups: Tensor, *, at_most: int = 2
 
 @dataclass(frozen=True)
 class ExactTask:
-    """A data law and a reward whose tilted law is known exactly: the optimum, to which distances are measured."""
+    """A data law and a reward whose tilted law is known exactly: the optimum, to which distances are measured.
+
+    Both are laws of x0, before decoding.
+    """
 
     law: Mixture
     optimum: Optimum
@@ -175,6 +212,8 @@ class ExactTask:
         """The task, where model, reward and beta make one."""
         if not isinstance(model.law, Mixture) or not isinstance(reward, QuadraticReward) or not beta:
             return None
+        if isinstance(model.decode, Rescale):
+            return cls(model.law, model.decode.optimum(model.law, reward.quadratic, beta))
         return cls(model.law, model.law.optimum(reward.quadratic, beta))
 
     def distance(self, draws: Callable[[int], Tensor], n: int, seed: int, *, repeats: int = 5) -> float:

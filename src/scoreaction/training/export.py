@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any, cast
 
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
@@ -37,7 +38,7 @@ def save_model(model: Model, sampler: Sampler, prompts: list[Any] | None, path: 
         raise ValueError(f"{path}: is a file; give the name of a folder")
     prompts = prompts if all(isinstance(prompt, str | int | float) for prompt in prompts or []) else None
     description = described(model) | {"sampler": sampler.model_dump(), "prompts": prompts, "functions": model.functions}
-    description["net"] = None
+    description["moves_noise"], description["net"] = model.moves_noise, None
     leads = World.current().leads
     with model.averaged(), gathered(model, keep=leads):
         if leads:
@@ -48,7 +49,7 @@ def save_model(model: Model, sampler: Sampler, prompts: list[Any] | None, path: 
 def _write(model: Model, path: Path, description: dict[str, Any], recipe: str | None) -> None:
     with staged(path, last=DESCRIPTION) as part:
         save_file(_plain_tensors(dict(model.parameters.items())), part / WEIGHTS)
-        if model.export is not None:
+        if model.export is not None and not model.moves_noise:  # other libraries know no moved noise
             model.export(part)
         if recipe is not None:
             (part / "recipe.yaml").write_text(recipe, encoding="utf-8")
@@ -83,12 +84,26 @@ def _plain_tensors(tensors: dict[str, Any]) -> dict[str, Tensor]:
     return {name: value.detach().cpu().contiguous().clone() for name, value in tensors.items()}
 
 
+def read_weights(file: Path) -> dict[str, Tensor]:
+    """The tensors of a safetensors file; ValueError with the file for one that is damaged."""
+    try:
+        weights = load_file(file)
+    except (OSError, SafetensorError, ValueError, KeyError, TypeError, UnicodeError) as error:
+        raise ValueError(
+            f"{file}: damaged or cut short ({str(error).partition(chr(10))[0][:80]}); fetch or save it again"
+        ) from error
+    return weights
+
+
 def load_weights(model: Model, path: Path) -> None:
-    """Puts saved weights into a model that was built alike; ValueError names what does not fit."""
+    """Puts saved weights into a model that was built alike; ValueError names what does not fit or is not finite."""
     file = path / WEIGHTS
     if not file.exists():
         raise ValueError(f"{path}: no {WEIGHTS} there; give the folder that save wrote")
-    weights = load_file(file)
+    weights = read_weights(file)
+    odd = [name for name, value in weights.items() if value.is_floating_point() and not bool(torch.isfinite(value).all())]
+    if odd:
+        raise ValueError(f"{file}: {odd[0]} holds numbers that are not finite: a model that diverged; load another one")
     refuse_different(model.parameters, weights, f"{file}:")
     copy_into(model.parameters, weights)
     model.average, model.selected = {name: value.to(model.device) for name, value in weights.items()}, None
@@ -108,7 +123,7 @@ def load_described(path: Path, net: nn.Module | Model | None = None) -> Model:
     load_weights(model, path)
     model.net.eval()  # as it was trained: dropout and batch statistics off
     model.guidance, model.grid, model.prompts = sampler["guidance"], sampler["grid"], description["prompts"] or model.prompts
-    model.off_below = sampler["off_below"]
+    model.off_below, model.moves_noise = sampler["off_below"], description.get("moves_noise", False)
     if sampler["negative_prompt"] is not None:
         model.lead_away_from(sampler["negative_prompt"], guidance=model.guidance)
     return model
@@ -126,12 +141,12 @@ def _built(path: Path, description: dict[str, Any], net: nn.Module | None) -> Mo
         net = rebuild(description["net"])
     if (path / REFERENCE).is_file():
         try:
-            net.load_state_dict(load_file(path / REFERENCE))
+            net.load_state_dict(read_weights(path / REFERENCE))
         except RuntimeError as error:
             raise ValueError(f"{path / REFERENCE}: belongs to another network: {' '.join(str(error).split())}") from error
     lora = description["lora"]
     if lora is None:  # what was frozen stays frozen
-        trained = load_file(path / WEIGHTS)
+        trained = read_weights(path / WEIGHTS)
         for name, parameter in net.named_parameters():
             parameter.requires_grad_(name in trained)
     process = _process(description["process"])

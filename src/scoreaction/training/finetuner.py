@@ -86,6 +86,8 @@ class Finetuner(Run):
 
     def _iterate(self) -> dict[str, Any]:
         rollout, measured = self._collect()
+        if rollout is None:
+            return {"skipped": 1.0, **measured}
         if self.half and self.learner.state.kl_floor is None:
             self.learner.state.kl_floor = rounding_floor(
                 self.model,
@@ -96,11 +98,9 @@ class Finetuner(Run):
                 rows=min(4, self.train.batch),
                 world=self.world,
             )
-        rewards = self.world.gather(rollout.rewards)
-        metrics = {"reward_mean": float(rewards.mean()), "reward_std": float(rewards.std())}
-        metrics |= self._kl(rollout)
+        metrics = {name: measured[name] for name in ("reward_mean", "reward_std")} | self._kl(rollout)
         # without a spread there is nothing to learn; of data there is not once every pair is told apart
-        equal = self.learner.data is not None or spread_is_rounding(rewards)
+        equal = self.learner.data is not None or spread_is_rounding(self.world.gather(rollout.rewards))
         updates, floor = self.learner.updates(rollout, self.generator), self.learner.kl_floor
         metrics |= self.optimisation.learn(updates, self.iteration, equal=equal, kl_floor=floor, learner=self.learner)
         self.learner.adapt_beta(metrics["kl_nats"])
@@ -116,8 +116,8 @@ class Finetuner(Run):
             self.model.select_weights()
         return metrics
 
-    def _collect(self) -> tuple[Rollout, dict[str, float]]:
-        """Trajectories complete for learning, and the metrics of their samples.
+    def _collect(self) -> tuple[Rollout | None, dict[str, float]]:
+        """Trajectories complete for learning, None while no rewards are due, and the metrics of the new samples.
 
         Where it fails nothing is learned yet: the iteration is taken back, and what was learned before is saved, but that of a
         policy that diverged.
@@ -127,22 +127,34 @@ class Finetuner(Run):
         def now() -> tuple[Tensor, Evaluations, int]:
             return self.generator.get_state(), replace(evaluations), self.reward.queries
 
-        (before, counted, queries), collected = now(), False
+        (before, counted, queries), collected, waiting = now(), False, [*self.late.waiting]
         try:
             if self.rounds is not None and self.rounds.due(self.iteration):
-                self.world.together(self.write_recipe)  # so that the answers are known to be this run's
+                self.world.together(self.before_asking)
                 self.rounds.query(partial(self.collector.samples, self.learner), self.train.batch, self.generator)
                 before, counted, queries = now()  # a round is not taken back
-            rollout = self.collector.rollout(self.learner, self.generator, self.iteration)
-            measured = self._measure(rollout)
+            rollout: Rollout | None
+            if self.late.delay:
+                fresh = self.late.add(self.learner, self.generator, self.iteration)
+                rollout = self.late.due()
+            else:
+                fresh = rollout = self.collector.rollout(self.learner, self.generator, self.iteration)
+            measured = self._measure(fresh)
+            if rollout is not None:
+                every = self.world.gather(rollout.rewards)
+                measured = {"reward_mean": float(every.mean()), "reward_std": float(every.std()), **measured}
+                again = partial(self.collector.again, rollout, self.generator, self.iteration)
+                rollout, figures = self.learner.redraw(rollout, again)
+                measured |= figures
             collected = True
-            return self.learner.prepare(rollout, self.generator), measured
+            return None if rollout is None else self.learner.prepare(rollout, self.generator), measured
         except Exception as error:
             kinds = error.kinds if isinstance(error, OtherProcess) else [kind.__name__ for kind in type(error).__mro__]
             # until all is collected a failure is that of every process; later that of a reward is
             if isinstance(error, Stranded) or "TrainingError" in kinds or (collected and "RewardError" not in kinds):
                 raise
             self.generator.set_state(before)
+            self.late.waiting = waiting
             evaluations.forward, evaluations.backward, self.reward.queries = counted.forward, counted.backward, queries
             self.between = True
             if self.iteration > 0:
@@ -150,9 +162,8 @@ class Finetuner(Run):
             raise
 
     def _kl(self, rollout: Rollout) -> dict[str, float]:
-        eta = self.sampler.eta or 1.0  # a deterministic sampler has no path KL: that of the same scores at eta 1
-        both = self.model.kls(self.sampler.find(), rollout.acted, *rollout.compared(), eta)
-        nats = {name: self.world.gather(own).mean() for name, own in zip(("kl_nats", "kl_chain_nats"), both, strict=True)}
+        both = zip(("kl_nats", "kl_chain_nats"), self.learner.kls(rollout), strict=True)
+        nats = {name: self.world.gather(own).mean() for name, own in both}
         check_finite("KLs", torch.stack([*nats.values()]), self.iteration)
         return {name: float(value) for name, value in nats.items()}
 

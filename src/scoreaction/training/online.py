@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 import torch
-from pydantic import BaseModel, Field, ValidationInfo, field_validator
+from pydantic import Field, ValidationInfo, field_validator
 from torch import Tensor
 
 from scoreaction.diffusion.noise import RowNoise, drawn_seed
@@ -19,11 +19,12 @@ from scoreaction.networks.model import Model
 from scoreaction.networks.proxy import Kind, Proxy
 from scoreaction.rewards import CountedReward
 from scoreaction.rewards._weighted import WeightedSum, settle
+from scoreaction.settings import Settings
 from scoreaction.types import Values
 from scoreaction.world import ALONE, World
 
 
-class Online(BaseModel, frozen=True, extra="forbid", allow_inf_nan=False):
+class Online(Settings, frozen=True, extra="forbid", allow_inf_nan=False):
     """The reward is an expensive oracle, asked in `rounds`; training follows a proxy that is refitted after each.
 
     A round draws samples of the policy as it is, asks the oracle `rounds[i]` of them, refits the proxy on every answer so
@@ -34,8 +35,11 @@ class Online(BaseModel, frozen=True, extra="forbid", allow_inf_nan=False):
 
     optimism: how many standard deviations of the proxy's own doubt are added to its mean, below 0 taken off it; by default 1
     for `ucb`, which has its name from that, and 0 for `ensemble`.
-    noise_std: Gaussian noise put on each answer, to try a loop out on a known reward. budget: refused where it does not pay
-    for the rounds. features: what the proxy sees, `model.features` or the samples themselves.
+    noise_std: Gaussian noise put on each answer, to try a loop out on a known reward. features: what the proxy sees,
+    `model.features` or the samples themselves.
+
+    budget: the most questions of a run, whoever asks: the rounds, the measurement at the end, a call that is repeated after an
+    interruption. A run that it does not pay for is refused before it begins, and a question before it is asked.
 
     >>> sum(Online().rounds)
     1536
@@ -159,6 +163,8 @@ class Rounds:
         self.log = QueryLog(queries)
         self.round = 0
         self.figures: dict[str, float] = {}
+        self.progress: Callable[[str], None] = lambda done: None
+        """Told what is asked, as it goes."""
         # a prompt given twice is one to the proxy
         self.slots = torch.tensor([0] if prompts is None else [prompts.index(prompt) for prompt in prompts])
         clean = model.example(1, torch.Generator().manual_seed(0))
@@ -227,6 +233,7 @@ class Rounds:
                 values, features = (world.merged(answer, own[new] - fresh[0], len(fresh)) for answer in answers)
                 values, moments = values + noise[piece >= known], getattr(reward, "moments", None)
                 world.together(partial(self.log.add, number, self._prompts(groups[fresh]), values, features, moments))
+            self.progress(f"round {number} of {len(self.config.rounds)}: {int(piece[-1]) + 1:,} of {n:,} answers")
         self._refit(number, before, generator)
         world.share(self.proxy.state_dict().values())
         self.round = number

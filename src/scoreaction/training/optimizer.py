@@ -9,15 +9,16 @@ from functools import partial
 from typing import Any, Literal
 
 import torch
-from pydantic import BaseModel, Field
+from pydantic import Field
 from torch import Tensor, nn
 
 from scoreaction.algorithms._learner import Largest, Learner, Term, Update, Updates
-from scoreaction.errors import missing
+from scoreaction.errors import Failed, missing
 from scoreaction.networks.lockstep import equal_parts
 from scoreaction.networks.memory import fitting
 from scoreaction.networks.model import Model
 from scoreaction.networks.sharding import distributed_as, whole
+from scoreaction.settings import Settings
 from scoreaction.training.take_back import TakeBack
 from scoreaction.training.trackers import Names
 from scoreaction.world import ALONE, Rows, World
@@ -25,7 +26,7 @@ from scoreaction.world import ALONE, Rows, World
 NO_GRADIENT = "check that the network's output depends on them, and that nothing detaches it"
 
 
-class TrainingError(RuntimeError):
+class TrainingError(Failed):
     """Training cannot go on: no gradient reaches the trained parameters, or a number is not finite."""
 
     shared = True
@@ -38,7 +39,7 @@ ROWS = 4096
 """The largest batch of one network call where neither run nor model sets one."""
 
 
-class Train(BaseModel, frozen=True, extra="forbid", allow_inf_nan=False):
+class Train(Settings, frozen=True, extra="forbid", allow_inf_nan=False):
     """Settings of training: iterations, trajectories an iteration, learning rate, seed, device, averages, checkpoints.
 
     max_rows is the largest batch of one network call (guidance doubles it), null the model's own, else 4096; optimizer
@@ -47,7 +48,8 @@ class Train(BaseModel, frozen=True, extra="forbid", allow_inf_nan=False):
     is reported, sampled and saved. show_every: after how many iterations the command `train` draws samples of the same noise
     into samples/, and where they are pictures to the trackers too. trackers: what shows the metrics beside the run's own files,
     `tensorboard`, `wandb`, `trackio`; null is TensorBoard where it is installed. schedule: of the learning rate over the run.
-    samples_per_prompt: that many trajectories in a row have one prompt. shard: the processes of a node share the networks, of
+    samples_per_prompt: that many trajectories have one prompt. reward_delay: iterations after which the rewards of a batch are
+    there; the policy goes on meanwhile, and learns from the batch then. shard: the processes of a node share the networks, of
     which each holds a part (FSDP).
     """
 
@@ -65,6 +67,7 @@ class Train(BaseModel, frozen=True, extra="forbid", allow_inf_nan=False):
     max_grad_norm: float = Field(1.0, gt=0)
     max_rows: int | None = Field(None, ge=1)
     samples_per_prompt: int = Field(1, ge=1)
+    reward_delay: int = Field(0, ge=0, description="iterations that rewards come late")
     checkpoint_every: int = Field(50, ge=1)
     held_out_rows: int = Field(64, ge=2)
     show_every: int | None = Field(None, ge=1)

@@ -16,7 +16,6 @@ from accelerate import Accelerator
 from torch import Tensor, nn
 
 from scoreaction.algorithms._learner import Algorithm, Learner, Objective, Setting
-from scoreaction.errors import UserError
 from scoreaction.networks.model import Model
 from scoreaction.networks.sharding import class_of, distributed_as, networks, on_host, shard
 from scoreaction.rewards import CountedReward, Reward
@@ -25,13 +24,17 @@ from scoreaction.sampling.replay import Replay
 from scoreaction.sampling.rollout import Sampler
 from scoreaction.sampling.steering import Steering
 from scoreaction.training.best_weights import Selection, check_metric
+from scoreaction.training.budget import Budget
+from scoreaction.training.checks import check_precision, check_shard
 from scoreaction.training.collector import Collector
-from scoreaction.training.evaluation import Evaluation
+from scoreaction.training.evaluation import Evaluation, check_certificate
 from scoreaction.training.examples import Unread, settled
 from scoreaction.training.export import described, save_model
 from scoreaction.training.identity import identity
+from scoreaction.training.late import Late, check_delay, check_late_room
 from scoreaction.training.online import Online, Rounds
 from scoreaction.training.optimizer import ROWS, Optimisation, Train
+from scoreaction.training.rehearsal import Demand, measuring_demand
 from scoreaction.training.run_folder import Journal, RunFolder
 from scoreaction.training.trackers import check_trackers
 from scoreaction.types import DTYPES, Pairs, RewardFunction, Samples, Values
@@ -48,32 +51,15 @@ def _listed(prompts: Sequence[Any] | None) -> list[Any] | None:
     return listed
 
 
-def check_precision(model: Model, precision: str) -> None:
-    """UserError, which names both keys, where weights and calls of the network are of widths that do not go together."""
-    widths = {p.dtype for p in model.net.parameters()}
-    if precision != "fp16" and torch.float16 in widths:
-        why = (
-            "gradients through fp16 weights vanish unless they are scaled; set it to fp16, or the weights' model.dtype to bf16"
-        )
-        raise UserError(f"train.precision: {why}")
-    if precision == "fp16" and torch.bfloat16 in widths:
-        raise UserError("train.precision: fp16 takes no bf16 weights; set it to bf16, or the weights' model.dtype to fp16")
-
-
-def check_shard(train: Train, world: World) -> None:
-    """ValueError, with the remedy, where processes cannot share networks."""
-    if world.size == 1:
+def check_siblings(train: Train, learner: Learner) -> None:
+    """ValueError where the trajectories with one prompt are no whole families of siblings."""
+    each, branches = train.samples_per_prompt, learner.branches
+    if each > 1 and each % branches:
+        whole = -(-each // branches) * branches
         raise ValueError(
-            "train.shard: there is one process, and nobody to share with; start it with --processes N or torchrun, or set it"
-            " to false"
+            f"train.samples_per_prompt: {each} are no whole families of algorithm.branches {branches}, which have one prompt;"
+            f" set it to {whole}"
         )
-    if train.optimizer == "adam8bit":
-        raise ValueError(
-            "train.optimizer: adam8bit does not know parts of tensors; take adam, whose state train.shard divides among the"
-            " processes"
-        )
-    if train.precision == "fp16":
-        raise ValueError("train.precision: fp16 scales gradients by what one process sees of them; with train.shard take bf16")
 
 
 class Run:
@@ -96,6 +82,11 @@ class Run:
         steer: Steering | None = None,
         data: Pairs | Samples | Unread | None = None,
     ) -> None:
+        if model.moves_noise and not algorithm.moves_noise:
+            raise ValueError(
+                "algorithm.name: this model's policy moves the noise, which only hypernoise trains; build it again"
+            )
+        model.moves_noise = algorithm.moves_noise
         self.sampler, self.train = sampler or Sampler(**model.sampling), train or Train()
         self.evaluation = evaluation or Evaluation.of(model)
         if self.evaluation.held_out:
@@ -126,6 +117,7 @@ class Run:
         if online is not None:
             queries = None if self.folder is None else self.folder.queries_path
             self.rounds = Rounds(online, self.train.iterations, self.model, self.reward, self.prompts, queries, self.world)
+        self.count_questions(None if output is None else RunFolder(output))
         check_metric(self.train.select, self.held_out, key="train.select")
         self.selection = None if self.train.select is None else Selection(self.train.select)
         self.iteration, self.seconds = 0, 0.0
@@ -142,16 +134,25 @@ class Run:
                     raise ValueError("sampler.negative_prompt: there are no prompts to set it against; give prompts, or null")
                 model.lead_away_from(self.sampler.negative_prompt, guidance=self.sampler.guidance)
             self.conditions = model.conditions(self.prompts)
+            if model.encode is not None:  # one without was tried when it was built
+                model.try_net(self.conditions)
             self.collector = Collector(self.model, self.sampler, self.train, self.reward, self.rounds, self.prompts, self.world)
-            objective = Objective(self.collector.score, self.collector.objective.differentiable)
+            objective = Objective(self.collector.score, self.collector.objective.differentiable, self.collector.at_once)
             batch = self.train.batch
             group = min(batch, max(self.train.samples_per_prompt, batch / len(self.prompts or [None])))
             examples = settled(data, algorithm, model, self.prompts)
-            setting = Setting(model, self.sampler, objective, batch, self.conditions, group, self.world, examples)
+            parts = (model, self.sampler, objective, batch, self.conditions, group, self.world)
+            setting = Setting(*parts, self.train.reward_delay, self.prompts, examples)
             self.learner: Learner = model.learner(algorithm, setting)
+            check_siblings(self.train, self.learner)
+            name = getattr(algorithm, "name", type(algorithm).__name__)
+            check_delay(self.train, self.learner, algorithm=name, online=online is not None)
+            check_late_room(self.train, self.sampler, model, self.world)
+            self.late = Late(self.train, self.collector, self.world)
         if self.evaluation.certificate:
-            model.refuse_tokens("evaluation.certificate")
+            check_certificate(model)
         self.steering = None if steer is None else self._settled(steer)
+        self._check_budget()
         self.learner.networks.to(self.model.device)
         self._share([net for net in self.learner.networks.values() if not isinstance(net, Replay)])
         networks = {name: self.learner.networks[name] for name in self.learner.lr}
@@ -161,6 +162,32 @@ class Run:
         self.settings = settings_text(self) if recipe is None and self.kept else ""
         model.guidance, model.grid, model.prompts = self.sampler.guidance, self.sampler.grid, self.prompts
         model.off_below = self.sampler.off_below
+
+    def count_questions(self, folder: RunFolder | None) -> None:
+        """Counts every question to the oracle of a run with a budget, in that folder or in memory."""
+        self.budget: Budget | None = None
+        if self.online is not None and self.online.budget is not None:
+            path = None if folder is None else folder.asked_path
+            self.budget = Budget(self.online.budget, path, shared=self.world.size > 1)
+            self.reward.spend = self.budget.spend
+
+    def before_asking(self) -> None:
+        """Puts on the disk what must be there when the oracle is asked: whose the answers are, and the count of questions."""
+        self.write_recipe()
+        if self.budget is not None and self.rounds is not None and self.world.leads:
+            self.budget.begin(len(self.rounds.log.records))
+
+    def measuring(self) -> dict[str, Demand]:
+        """The demand of the measurement at the end, by part."""
+        return measuring_demand(
+            self.model.process, self.evaluation, self.evaluation.sampler(self.sampler), steering=self.steering,
+            prompts=self.prompts, differentiable=self.reward.differentiable, size=self.model.size,
+        )  # fmt: skip
+
+    def _check_budget(self) -> None:
+        if self.budget is not None and self.online is not None:
+            queries = {name: part.queries for name, part in self.measuring().items() if part.queries}
+            self.budget.check_plan(sum(self.online.rounds), queries, self.evaluation.n)
 
     def _settled(self, steer: Steering) -> Steering:
         self.model.refuse_tokens("steering")
@@ -239,6 +266,8 @@ class Run:
             "moments": self.reward.reward.moments if isinstance(self.reward.reward, WeightedSum) else None,
             "evaluations": [counts["model_evaluations"], counts["model_backward_rows"]],
         }
+        if self.late.delay:
+            state["late"] = self.late.state()
         if self.rounds is not None:
             state["rounds"] = self.rounds.state()
         if self.selection is not None:
@@ -273,6 +302,8 @@ class Run:
         if isinstance(self.reward.reward, WeightedSum):
             self.reward.reward.moments = state["moments"]
         self.model.evaluations.forward, self.model.evaluations.backward = (leads * count for count in state["evaluations"])
+        if self.late.delay:
+            self.late.load_state(state["late"])
         if self.rounds is not None:
             self.rounds.load_state(state["rounds"])
         if self.selection is not None:

@@ -25,7 +25,7 @@ MODEL_DESCRIPTION = "model.json"
 
 
 STUDENT = "student.json"
-"""What a student kept of its teacher."""
+"""The file with the figures of a student, beside its teacher."""
 
 
 class RunFolder:
@@ -37,6 +37,7 @@ class RunFolder:
         self.settings_path = self.path / "settings.yaml"
         self.metrics_path = self.path / "metrics.jsonl"
         self.queries_path = self.path / "queries.jsonl"
+        self.asked_path = self.path / "asked.json"
         self.summary_path = self.path / "summary.json"
         self.checkpoints = self.path / "checkpoints"
         self.samples = self.path / "samples"

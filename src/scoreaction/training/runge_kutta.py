@@ -113,12 +113,12 @@ class RungeKutta:
 
     @staticmethod
     def _gradient(name: str, loss: Tensor, parameters: Sequence[nn.Parameter], *, graph: bool) -> list[Tensor]:
-        found: Sequence[Tensor | None] = [None]
+        gradients: Sequence[Tensor | None] = [None]
         if loss.requires_grad:
-            found = torch.autograd.grad(loss.sum(), parameters, retain_graph=True, create_graph=graph, allow_unused=True)
-        if all(g is None for g in found):
+            gradients = torch.autograd.grad(loss.sum(), parameters, retain_graph=True, create_graph=graph, allow_unused=True)
+        if all(g is None for g in gradients):
             raise ValueError(f"losses: that of {name} does not depend on its parameters; check that nothing detaches them")
-        return [torch.zeros_like(p) if g is None else g for g, p in zip(found, parameters, strict=True)]
+        return [torch.zeros_like(p) if g is None else g for g, p in zip(gradients, parameters, strict=True)]
 
     @torch.no_grad()
     def _move(self, start: Direction, slope: Direction | None, share: float) -> None:

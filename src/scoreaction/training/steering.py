@@ -21,7 +21,8 @@ from scoreaction.sampling.rollout import Sampler, act, trajectory
 from scoreaction.sampling.steer import Steered, steer_x0
 from scoreaction.sampling.steering import Method, Returns, Steering
 from scoreaction.sampling.walks import Score
-from scoreaction.training.evaluation import ExactTask, measure, refuse_diverged, standard_error
+from scoreaction.training.evaluation import ExactTask, check_certificate, measure, refuse_diverged, standard_error
+from scoreaction.training.rehearsal import certified
 from scoreaction.training.run import Run
 from scoreaction.types import RewardFunction
 from scoreaction.world import ALONE, World
@@ -86,6 +87,8 @@ def steer(
         solver=solver, steps=steps, eta=eta, off_below=model.off_below,
         guidance=model.guidance if guidance is None else guidance, grid=grid or model.grid,
     )  # fmt: skip
+    model.refuse_tokens("steering")
+    sampler.check(model)
     chosen: dict[str, Any] = {"method": method, "particles": particles, "beta": beta, "select": select, "target": target}
     counted = CountedReward(reward)
     steering = Steering(**chosen, every=every, ess=ess, returns=returns)
@@ -133,10 +136,9 @@ def steered_figures(
     n None is as many as one measurement draws trajectories for. Keys end in `_steered` where those of a summary end in
     `_tuned`. The samples are this process's, decoded.
     """
-    m = 1 if steering.returns == "all" else steering.particles or 1
     result = steered(
-        run, sampler, steering, n=n or max(16, run.evaluation.n // m), prompts=prompts, seed=seed, reference=reference,
-        progress=progress,
+        run, sampler, steering, n=n or steering.sample_count(run.evaluation.n), prompts=prompts, seed=seed,
+        reference=reference, progress=progress,
     )  # fmt: skip
     n = len(result.x0)
     measured, samples = measure(
@@ -152,10 +154,6 @@ def steered_figures(
         figures["distance_steered"] = task.distance(lambda _: result.x0, n, seed, repeats=1)
         figures["distance_steered_floor"] = task.floor(n, seed)
     return figures | result.figures, samples
-
-
-CERTIFIED = 4096
-"""Trajectories of the policy at most, and of the pretrained model's particles, that a certificate is measured on."""
 
 
 @torch.no_grad()
@@ -177,14 +175,13 @@ def certificate(
     optimum is known or not. With prompts the mean over them. Where the sampler is deterministic (or looks back) the chain is
     that of DDIM on the same grid, at eta 1 where eta is 0. ValueError without beta.
     """
-    model.refuse_tokens("evaluation.certificate")
+    check_certificate(model)
     if not beta:
         raise ValueError(
             "evaluation.certificate: the algorithm has no beta, and without one there is no optimum; set evaluation.beta"
         )
     noisy = sampler.noisy()
-    each = len(prompts or [None])
-    n = math.ceil(min(n, CERTIFIED) / each) * each
+    n, m, groups = certified(n, len(prompts or [None]))
     spread = spread_prompts(prompts, n)
     texts, prompt = distinct_prompts(spread, n)
     conditions, own = model.conditions(texts), world.stripe(n)
@@ -201,9 +198,7 @@ def certificate(
         return torch.cat(parts)
 
     gain = world.gather(world.together(gains), n)
-    m = min(64, max(16, n // (8 * each)))
     steering = settled(Steering(particles=m), reward, noisy, beta, tuned=False)
-    groups = each * max(2, round(n / (m * each)))
     pretrained = steer_x0(
         model, noisy, steering, begin, n=groups, prompts=prompts, seed=seed, reference=True, chunk=chunk_of(model), world=world
     )
@@ -216,10 +211,11 @@ def _ends(
     model: Model, sampler: Sampler, policy: Any, conditions: Any, prompt: Tensor, noise: RowNoise
 ) -> tuple[Tensor, Tensor]:
     """x0 of the policy's chain, and its chain KL (rows,); in a step without noise, which has no density, the reference acts."""
-    x, kl = model.start(len(prompt), noise), torch.zeros(len(prompt), dtype=torch.float64)
+    source = model.noise(noise, conditions, prompt)
+    x, kl = model.start(len(prompt), source), torch.zeros(len(prompt), dtype=torch.float64)
     predict = partial(policy, conditions=conditions, prompt=prompt)
     visits = trajectory(
-        predict, model.process, x, sampler.times(model.process), solver=sampler.find(), eta=sampler.eta, generator=noise
+        predict, model.process, x, sampler.times(model.process), solver=sampler.find(), eta=sampler.eta, generator=source
     )
     for visit in visits:
         pretrained = model.reference(visit.x, visit.t, conditions, prompt=prompt, guidance=sampler.guidance)

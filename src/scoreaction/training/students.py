@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 import torch
-from pydantic import BaseModel, Field, model_validator
+from pydantic import Field, model_validator
 from torch import Tensor, nn
 from torch.nn.functional import softplus
 
@@ -19,6 +19,7 @@ from scoreaction.networks.conditions import take
 from scoreaction.networks.critic import Critic
 from scoreaction.networks.model import Model
 from scoreaction.sampling.rollout import Sampler, act
+from scoreaction.settings import Settings
 from scoreaction.training.distillation import fitted, follow
 from scoreaction.training.runge_kutta import RungeKutta
 from scoreaction.types import Prediction
@@ -30,7 +31,7 @@ OWN_FROM = 2 / 3
 """Share of the training after which the student starts each step where its last one ended."""
 
 
-class Student(BaseModel, frozen=True, extra="forbid", allow_inf_nan=False):
+class Student(Settings, frozen=True, extra="forbid", allow_inf_nan=False):
     """Settings of a student: its steps, its training, and the teacher's ODE paths that it learns from.
 
     steps: evaluations a sample. paths: of the teacher an iteration, each of about `teacher_steps` steps. adversarial: weight of
@@ -95,6 +96,8 @@ class StudentDistiller:
         world: World = ALONE,
     ) -> None:
         model.refuse_tokens("a student, whose teacher is an ODE,")
+        if model.moves_noise:
+            raise ValueError("student: this policy moves the noise, and its steps are the pretrained model's; distill that")
         if settings.paths % world.size:
             raise ValueError(f"student.paths: {settings.paths} are not shared evenly by {world.size} processes")
         if settings.optimizer != "adam" and world.size > 1:
@@ -135,7 +138,7 @@ class StudentDistiller:
     def paths(self, n: int, source: RowNoise, prompt: Tensor) -> list[Tensor]:
         """The teacher's states at the student's times from n starts, (n, *shape) each."""
         fine = time_grid(self.model.process, self.inner * self.settings.steps, name="power")
-        start = self.model.start(n, source)
+        start = self.model.start(n, self.model.noise(source, self.conditions, prompt))
         return list(follow(partial(self.teach, prompt=prompt), self.model.process, start, fine)[:: self.inner])
 
     def step(self, x: Tensor, k: int, prompt: Tensor) -> Tensor:
@@ -158,7 +161,7 @@ class StudentDistiller:
         return states, prompt
 
     def _starts(self, states: list[Tensor], prompt: Tensor) -> list[Tensor]:
-        """Where each step starts: on the teacher's path, in the last third where the student's last step ended."""
+        """The start of each step: on the teacher's path, in the last third where the student's last step ended."""
         if self.iteration <= OWN_FROM * self.settings.iterations:
             return states[:-1]
         starts = states[:1]
@@ -230,8 +233,8 @@ class StudentDistiller:
                 steps = [(k, starts[k], states[k + 1], prompt) for k in range(self.settings.steps)]
                 known = {"student": torch.stack([self._loss(*step) for step in steps]).sum()}
                 if self.settings.adversarial:
-                    told = [self.critic_loss(k, x, self.step(x, k, p).detach(), y, p) for k, x, y, p in steps]
-                    known["critic"] = torch.stack(told).sum()
+                    opinions = [self.critic_loss(k, x, self.step(x, k, p).detach(), y, p) for k, x, y, p in steps]
+                    known["critic"] = torch.stack(opinions).sum()
                 return known
 
             solver.lr = {name: share * rate for name, rate in rates.items()}

@@ -27,6 +27,7 @@ def summarise(run: Run, progress: Callable[[str], None] = lambda done: None) -> 
     chunk = max(16, min(8192, 2**21 // math.prod(run.model.shape)))  # samples at a time: as many as fit a modest memory
     sampler = chosen.sampler(run.sampler)
     counts, queries = run.counts(), run.reward.queries
+    run.world.together(lambda: _afford(run))
     figures: dict[str, Any] = {"iterations": run.iteration}
     if run.selection is not None and run.model.selected is not None:
         figures["selected_iteration"] = run.selection.iteration
@@ -52,7 +53,7 @@ def summarise(run: Run, progress: Callable[[str], None] = lambda done: None) -> 
     if task is not None:
         progress("distance to the optimum")
         exact = task.figures(run.model, sampler, chosen.n, chosen.seed, run.world)
-        figures |= exact if all(map(math.isfinite, exact.values())) else {}
+        figures |= exact if all(math.isfinite(value) for value in exact.values() if isinstance(value, float)) else {}
     if run.steering is not None:
         progress("steering")
         figures |= steered_figures(run, sampler, run.steering, n=None, prompts=run.prompts, seed=chosen.seed)[0]
@@ -73,6 +74,13 @@ def summarise(run: Run, progress: Callable[[str], None] = lambda done: None) -> 
     if run.folder is not None:
         write_whole(run.folder.summary_path, json.dumps(figures, indent=2, allow_nan=False) + "\n")  # last: where it is, all is
     return figures
+
+
+def _afford(run: Run) -> None:
+    """RewardError where a run's budget does not pay for all of its measurement: none of it is asked then."""
+    if run.budget is not None and run.world.leads:
+        run.before_asking()
+        run.budget.check(sum(part.queries for part in run.measuring().values()))
 
 
 def _drawn(progress: Callable[[str], None], kind: str, n: int, drawn: int) -> None:

@@ -14,6 +14,7 @@ from scoreaction.diffusion.sequences import PolicyLaw, SequenceLaw, TokenOptimum
 from scoreaction.networks.model import Model
 from scoreaction.sampling.rollout import Sampler, act, roll_out
 from scoreaction.training.evaluation import ExactTask, standard_error
+from scoreaction.training.label_task import LabelTask
 from scoreaction.types import Tokens
 from scoreaction.world import ALONE, World
 
@@ -100,6 +101,6 @@ class TokenTask:
         return optimum | self.distances(model, sampler, n, seed, world)
 
 
-def exact_task(model: Model, reward: Any, beta: float | None) -> ExactTask | TokenTask | None:
+def exact_task(model: Model, reward: Any, beta: float | None) -> ExactTask | TokenTask | LabelTask | None:
     """The task of model, reward and beta whose optimum is known; None where it is not."""
-    return ExactTask.of(model, reward, beta) or TokenTask.of(model, reward, beta)
+    return ExactTask.of(model, reward, beta) or TokenTask.of(model, reward, beta) or LabelTask.of(model, reward, beta)

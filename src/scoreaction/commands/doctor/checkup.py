@@ -11,6 +11,7 @@ from scoreaction.commands.doctor.model import model_findings, sample_points
 from scoreaction.commands.doctor.reward import reward_findings
 from scoreaction.commands.doctor.training import training_findings
 from scoreaction.rewards import RewardError
+from scoreaction.training.checks import refuse_uncounted
 from scoreaction.training.finetuner import Finetuner
 
 ROWS = 64
@@ -37,6 +38,7 @@ def examine(tuner: Finetuner, iterations: int = 3) -> Iterator[Finding]:
         why = f"all {tuner.iteration} of them are done; examine a tuner that is built anew, or raise it"
         raise ValueError(f"train.iterations: {why}")
     tuner.model.refuse_tokens("doctor")
+    refuse_uncounted(tuner.budget, "doctor")
     generator = torch.Generator().manual_seed(tuner.train.seed)
     with tuner.model.uncounted(), torch.no_grad():
         places = sample_points(tuner, min(tuner.train.batch, ROWS), generator)

@@ -11,7 +11,9 @@ import torch
 from torch import Tensor
 
 from scoreaction.commands.doctor.finding import Finding
+from scoreaction.diffusion.noise import kept
 from scoreaction.diffusion.predictions import expand
+from scoreaction.networks.conditions import take
 from scoreaction.sampling.draw import run
 from scoreaction.sampling.rollout import Sampler
 from scoreaction.training.finetuner import Finetuner
@@ -53,16 +55,20 @@ def denoising_findings(tuner: Finetuner, generator: torch.Generator) -> Iterator
     n = max(min(tuner.train.batch, 64), math.ceil(NUMBERS / math.prod(model.shape)))
     prompt = torch.arange(n) % (len(tuner.prompts) if tuner.prompts else 1)
     policy = partial(model.reference, conditions=tuner.conditions, prompt=prompt)
-    x0 = run(model, Sampler(**EXACT), policy, n, generator)  # type: ignore[arg-type]
-    variance = float((x0 - x0.mean(0)).square().mean()) * n / (n - 1)
+    inside = take(model.inside(tuner.conditions), prompt)
+    numbers = kept(torch.ones(n, *model.shape), inside).flatten(1)
+    x0 = run(model, Sampler(**EXACT), policy, n, model.noise(generator, tuner.conditions, prompt))  # type: ignore[arg-type]
+    variance = _variance(x0.flatten(1).double().cpu(), numbers)
     levels = []
     for snr in SNRS:
         t = _time_of(tuner, snr / max(variance, 1e-12))
         eps = torch.randn(x0.shape, generator=generator).to(x0)
         eps_hat = policy(expand(model.process.alpha(t), x0) * x0 + expand(model.process.sigma(t), x0) * eps, t).eps
-        levels.append(_level(eps.flatten(1).double(), eps_hat.flatten(1).double(), snr))
+        noise, noise_hat = (kept(part, inside).flatten(1).double().cpu() for part in (eps, eps_hat))
+        levels.append(_level(noise, noise_hat, snr, float(numbers.mean())))
     yield _judge(levels)
     if eps_hat[0].numel() <= WIDEST and n >= 2 * eps_hat[0].numel():
+        eps_hat = eps_hat if inside is None else torch.where(inside.to(eps_hat.device), eps_hat, eps)
         yield _directions(eps_hat.flatten(1).double())
 
 
@@ -72,11 +78,20 @@ def _time_of(tuner: Finetuner, snr: float) -> Tensor:
     return times[(process.log_snr(times) - math.log(snr)).abs().argmin()]
 
 
-def _level(eps: Tensor, eps_hat: Tensor, snr: float) -> Level:
+def _variance(x0: Tensor, numbers: Tensor) -> float:
+    """Variance of the numbers around their means over samples; numbers (n, d) is 1 at them and 0 in padding."""
+    count = numbers.sum(0)
+    away = numbers * (x0 - x0.sum(0) / count.clamp(min=1))
+    return float(away.square().sum() / (count - 1).clamp(min=0).sum().clamp(min=1))
+
+
+def _level(eps: Tensor, eps_hat: Tensor, snr: float, share: float) -> Level:
+    """share: the part of a sample that is numbers, where the rest, 0 here, is padding."""
     products, squares = (eps * eps_hat).sum(1), eps_hat.square().sum(1)
     ratio = float(products.sum() / squares.sum())
     deviation = float((products - ratio * squares).std() / squares.mean()) / math.sqrt(len(eps))
-    return Level(ratio, deviation, float(eps_hat.square().mean()), float((eps_hat - eps).square().mean()), snr / (1 + snr))
+    square, error = (float(part.square().mean()) / share for part in (eps_hat, eps_hat - eps))
+    return Level(ratio, deviation, square, error, snr / (1 + snr))
 
 
 def _judge(levels: list[Level]) -> Finding:

@@ -30,7 +30,8 @@ def sample_points(tuner: Finetuner, n: int, generator: torch.Generator) -> Place
     prompt = torch.arange(n) % (len(tuner.prompts) if tuner.prompts else 1)
     model, sampler = tuner.model, tuner.sampler
     predict = partial(model.reference, conditions=tuner.conditions, prompt=prompt, guidance=sampler.guidance)
-    rollout = roll_out(model, sampler, predict, prompt, generator, times=sampler.times(model.process))
+    noise = model.noise(generator, tuner.conditions, prompt)
+    rollout = roll_out(model, sampler, predict, prompt, noise, times=sampler.times(model.process))
     step = torch.arange(n) % rollout.size[0]
     return Places(rollout, take(rollout.steps().states, step * n + torch.arange(n)))
 
@@ -45,7 +46,8 @@ def model_findings(tuner: Finetuner, places: Places, generator: torch.Generator)
     if tuner.prompts and len(tuner.prompts) > 1:
         yield _prompts(tuner, places, policy)
     yield from denoising_findings(tuner, generator)
-    yield _forgets(tuner, places)
+    if not tuner.model.moves_noise:  # which is what its policy lives by
+        yield _forgets(tuner, places)
 
 
 def _predict(tuner: Finetuner, states: States) -> Prediction:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from contextlib import contextmanager
 from itertools import islice
@@ -26,7 +27,8 @@ def training_findings(tuner: Finetuner, places: Places, iterations: int) -> Iter
     frozen, reference = _fingerprints(tuner), _reference(tuner, places)
     try:
         with _largest_gradients(model.parameters) as gradients:
-            records = list(islice(tuner, iterations))
+            records = list(islice(tuner, iterations + tuner.train.reward_delay))
+            records = [record for record in records if "kl_nats" in record]  # late rewards are not there at first
     except (TrainingError, RewardError) as error:
         yield Finding("training runs", "wrong", str(error))
         return
@@ -44,6 +46,8 @@ def training_findings(tuner: Finetuner, places: Places, iterations: int) -> Iter
     )
     if fresh:
         yield _begins(records[0]["kl_nats"], half=tuner.half)
+    if tuner.train.reward_delay:
+        yield _late(tuner.train.reward_delay)
     if tuner.half:
         yield _floor(tuner.learner.kl_floor, ratios="log_ratio" in records[0])
     if any("log_ratio_first" in record for record in records):
@@ -68,6 +72,13 @@ def _pace(tuner: Finetuner, records: list[Values]) -> Iterator[Finding]:
     if skipped:
         seen = f"{skipped} of {len(records)} did not: all rewards equal, or fp16 overflowed"
         yield Finding("every iteration learns", "note", seen)
+
+
+def _late(delay: int) -> Finding:
+    """Gradients d steps old converge below a step times curvature of `2 sin(pi/(2 (2 d + 1)))`, which is 2 at d = 0."""
+    share = math.sin(math.pi / (2 * (2 * delay + 1)))
+    seen = f"{delay} iterations: steps are stable up to {number(share, 2)} of what they are without delay"
+    return Finding("rewards come late", "note", seen, "lower train.lr as much where the run oscillates")
 
 
 def _froze(before: dict[str, tuple[float, float]], after: dict[str, tuple[float, float]]) -> Finding:

@@ -45,6 +45,8 @@ def build_from_pipeline(
     height: int | None = None,
     width: int | None = None,
     true_cfg: float = 1.0,
+    tiny_decoder: Any = None,
+    offload_vae: bool = False,
 ) -> Model:
     """The model of a pipeline that is in memory; its network is changed in place.
 
@@ -63,8 +65,12 @@ def build_from_pipeline(
         form,
         Adaptation(lora_rank, lora_alpha, lora_targets, gradient_checkpointing, true_cfg, compile),
         encode=_encoding(pipeline, kind, core),
-        decoder=None if vae is None else Decoder(vae),
+        decoder=None if vae is None else Decoder(vae, tiny=tiny_decoder, offload=offload_vae),
     )
+    if vae is None and (tiny_decoder is not None or offload_vae):
+        raise ValueError(
+            "model.path: the pipeline has no autoencoder to replace or to move; leave tiny_decoder and offload_vae out"
+        )
     if model.project is not None and type(pipeline.scheduler).__name__.startswith("DDIM"):
         warnings.warn(
             "model.path: clip_sample clips x0, and eps goes with it: as DDPM does, and DDIM with use_clipped_model_output=True,"

@@ -39,9 +39,12 @@ class Decoder:
     A call takes as many pictures as have `PIXELS` in all, and at least one. With a gradient all calls but the last are computed
     again in the backward, which begins with the last: the graph of one is in memory at a time. A picture of more than `PIXELS`
     (512 x 512: 5.6 GiB) has the decoder's own checkpoints where it can, one a block: 3.1 GiB for a third more work.
+
+    tiny: a small autoencoder of the same latents, which decodes instead where there is a gradient. offload: the vae is moved to
+    the samples' device for a call without gradient and back to the CPU after it.
     """
 
-    def __init__(self, vae: Any) -> None:
+    def __init__(self, vae: Any, *, tiny: Any = None, offload: bool = False) -> None:
         self.vae = (vae if vae.dtype == torch.float32 else vae.float()).eval().requires_grad_(False)
         config = vae.config
         self.size = 2 ** (len(config.block_out_channels) - 1)
@@ -49,9 +52,18 @@ class Decoder:
         per_channel = config.get("latents_mean") is not None and config.get("latents_std") is not None
         mean = torch.tensor(config.latents_mean if per_channel else [config.get("shift_factor") or 0.0])
         std = torch.tensor(config.latents_std if per_channel else [1.0])
+        self.offload, self.tiny = offload, None if tiny is None else Decoder(tiny)
+        if self.tiny is not None and (self.tiny.size, tiny.config.latent_channels) != (self.size, config.latent_channels):
+            raise ValueError(
+                f"model.tiny_decoder: decodes {tiny.config.latent_channels} channels by {self.tiny.size}, and the pipeline has"
+                f" {config.latent_channels} by {self.size}; take the one that was made for its latents"
+            )
         self.mean, self.scale = mean.view(1, -1, 1, 1), std.view(1, -1, 1, 1) / config.scaling_factor
 
     def __call__(self, x0: Tensor) -> Tensor:
+        learns = torch.is_grad_enabled() and x0.requires_grad
+        if learns and self.tiny is not None:
+            return self.tiny(x0)
         if self.vae.device != x0.device:
             self.vae.to(x0.device)
         pixels = x0.shape[-2] * x0.shape[-1] * self.size**2
@@ -59,9 +71,12 @@ class Decoder:
             self.vae.enable_gradient_checkpointing()
         latents = x0.float() * self.scale.to(x0.device) + self.mean.to(x0.device)
         *first, last = latents.split(max(1, PIXELS // pixels))
-        if torch.is_grad_enabled() and x0.requires_grad:
+        if learns:
             return torch.cat([*(checkpoint(self._decode, part, use_reentrant=False) for part in first), self._decode(last)])
-        return torch.cat([self._decode(part) for part in (*first, last)])
+        pictures = torch.cat([self._decode(part) for part in (*first, last)])
+        if self.offload:
+            self.vae.cpu()
+        return pictures
 
     @torch.no_grad()
     def invert(self, pictures: Tensor) -> Tensor:

@@ -24,7 +24,8 @@ class PipelineNet(nn.Module):
         self.null: Conditions = None
 
     def forward(self, x: Tensor, t: Tensor, cond: Conditions) -> Tensor:
-        width = next(self.core.parameters()).dtype
+        whole = (p.dtype for name, p in self.core.named_parameters() if p.is_floating_point() and ".lora_" not in name)
+        width = next(whole)  # the pretrained weights', but those that are quantised
         if self.null is not None and (cond is None or set(cond) == {"guidance"}):
             nobody = map_conditions(lambda n: n.to(x.device).expand(len(x), *n.shape[1:]), self.null)
             cond = {**nobody, **(cond or {})}

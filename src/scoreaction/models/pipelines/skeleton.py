@@ -15,6 +15,8 @@ from scoreaction.models.pipelines.assemble import Adaptation, assemble, family_o
 from scoreaction.models.pipelines.decoding import Decoder
 from scoreaction.models.pipelines.families import geometry, text_shapes
 from scoreaction.models.pipelines.folders import check_named, quiet, read_index
+from scoreaction.models.pipelines.quantise import Bits, check_quantise, frozen_bytes
+from scoreaction.models.pipelines.tiny import BY_PIPELINE, empty_tiny
 
 SHIPPED = {
     "stable-diffusion-v1-5/stable-diffusion-v1-5": "sd15",
@@ -25,8 +27,18 @@ SHIPPED = {
 """Hub ids whose sizes are known here, so that the shipped recipes can be planned offline."""
 
 
-def pipeline_skeleton(path: str, options: Adaptation, *, dtype: torch.dtype, height: int | None, width: int | None) -> Skeleton:
-    """The skeleton of a pipeline; ValueError, naming model.path, where a config.json is missing."""
+def pipeline_skeleton(
+    path: str,
+    options: Adaptation,
+    *,
+    dtype: torch.dtype,
+    height: int | None,
+    width: int | None,
+    quantize: Bits | None = None,
+    tiny_decoder: str | None = None,
+    offload_vae: bool = False,
+) -> Skeleton:
+    """The skeleton of a pipeline; ValueError, naming the setting, where a config.json is missing or parts do not fit."""
     import diffusers
     from torch._subclasses.fake_tensor import FakeTensorMode
 
@@ -35,6 +47,8 @@ def pipeline_skeleton(path: str, options: Adaptation, *, dtype: torch.dtype, hei
     kind = index["_class_name"]
     family = family_of(kind)
     check_named(path, index)
+    if quantize is not None:
+        check_quantise(family, options.lora_rank)
     mode = FakeTensorMode(allow_non_fake_inputs=True)
     named = {name for name, entry in index.items() if isinstance(entry, list) and entry and entry[0] is not None}
     names = [name for name in (family.component, "vae", *family.encoders) if name in named]
@@ -46,16 +60,22 @@ def pipeline_skeleton(path: str, options: Adaptation, *, dtype: torch.dtype, hei
                 wide = name == "vae" or (name == family.component and options.lora_rank is None)
                 with _default_dtype(torch.float32 if wide else dtype):
                     parts[name] = _empty(path, name, *index[name]).eval().requires_grad_(False)
+            tiny = None if tiny_decoder is None else empty_tiny(tiny_decoder).eval().requires_grad_(False)
     core, vae = parts[family.component], parts.get("vae")
     form = geometry(kind, core.config, None if vae is None else vae.config, height, width)
     counts = {name: sum(p.numel() for p in part.parameters()) for name, part in parts.items()}
-    model = assemble(kind, core, scheduler, form, options, decoder=None if vae is None else Decoder(vae))
+    model = assemble(kind, core, scheduler, form, options, decoder=None if vae is None else Decoder(vae, tiny=tiny))
+    if tiny is not None:
+        counts["tiny_decoder"] = sum(p.numel() for p in tiny.parameters())
     with mode:
         conditions = {name: torch.zeros(1, *shape, dtype=dtype) for name, shape in text_shapes(kind, core.config).items()}
     model.null = conditions or None
     encoders = [parts[name] for name in family.encoders if name in parts]
     encoder_bytes = sum(size_of(encoder) for encoder in encoders)
-    return Skeleton(model, conditions or None, counts, mode, size_of(vae), encoder_bytes)
+    frozen = None if quantize is None else frozen_bytes(model.net, quantize)
+    stays, moves = size_of(tiny) + (0 if offload_vae else size_of(vae)), size_of(vae) if offload_vae else 0
+    suits = BY_PIPELINE.get(kind)
+    return Skeleton(model, conditions or None, counts, mode, stays, encoder_bytes, moves, frozen, suits)
 
 
 def shipped(path: str) -> str:

@@ -13,7 +13,6 @@ from typing import Annotated, Any
 
 import torch
 import typer
-from diffusers import UNet2DModel
 from rich.console import Console
 from sklearn.datasets import load_digits
 from torch import Generator, Tensor, nn
@@ -21,7 +20,7 @@ from torch.nn import functional as F
 
 from scoreaction.tasks.digits import corruptions
 from scoreaction.tasks.digits.networks import NO_CLASS, DigitsNet, Judge, RewardClassifier
-from scoreaction.tasks.fitting import fit, new_scheduler, noisy, save_half
+from scoreaction.tasks.fitting import fit, new_scheduler, noisy, save_half, small_unet
 
 EMA_DECAY = 0.998
 CLASS_DROPOUT = 0.12
@@ -41,22 +40,6 @@ def halves() -> tuple[Tensor, Tensor]:
     return order[:898], order[898:]
 
 
-def new_unet() -> Any:
-    """Makes the untrained UNet: 0.7 million parameters, attention at 4x4 only."""
-    return UNet2DModel(
-        sample_size=16,
-        in_channels=1,
-        out_channels=1,
-        layers_per_block=1,
-        block_out_channels=(16, 32, 64),
-        down_block_types=("DownBlock2D", "DownBlock2D", "AttnDownBlock2D"),
-        up_block_types=("AttnUpBlock2D", "UpBlock2D", "UpBlock2D"),
-        norm_num_groups=8,
-        attention_head_dim=16,
-        num_class_embeds=NO_CLASS + 1,
-    )
-
-
 def train_unet(seed: int, batches: int, console: Console) -> Any:
     """Trains the UNet on `E ||v - net(alpha x0 + sigma eps, t, c)||^2`, v = alpha eps - sigma x0, t stratified in (0, 1].
 
@@ -65,7 +48,7 @@ def train_unet(seed: int, batches: int, console: Console) -> Any:
     """
     generator = Generator().manual_seed(seed)
     torch.manual_seed(seed)
-    net = DigitsNet(new_unet(), new_scheduler().alphas_cumprod)
+    net = DigitsNet(small_unet((16, 16), 1, width=16, classes=NO_CLASS + 1), new_scheduler().alphas_cumprod)
     images, labels = images_and_labels()
     size = 64
 

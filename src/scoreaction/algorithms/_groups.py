@@ -1,0 +1,51 @@
+"""Groups of samples of one prompt: those that say nothing, and advantages within each."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from scoreaction.algorithms._likelihood_ratio import spread_is_rounding
+
+
+def dead(rewards: Tensor, groups: Tensor) -> Tensor:
+    """True for samples of a group whose rewards differ by rounding only, max - min against a relative 1e-6; (batch,).
+
+    >>> dead(torch.tensor([1.0, 1.0, 0.0, 1.0]), torch.tensor([7, 7, 3, 3])).tolist()
+    [True, True, False, False]
+    """
+    _, number = groups.unique(return_inverse=True)
+    number = number.to(rewards.device)
+    zeros = rewards.new_zeros(int(number.max()) + 1)
+    high, low, size = (
+        zeros.scatter_reduce(0, number, values, how, include_self=False)[number]
+        for values, how in ((rewards, "amax"), (rewards, "amin"), (rewards.abs(), "amax"))
+    )
+    return high - low <= 1e-6 * size
+
+
+def group_advantages(rewards: Tensor, groups: Tensor, weight: Tensor) -> Tensor:
+    """`(1 - 1/B) (r_i - sum_{j != i} w_j r_j/(B - 1))` of each group of B samples, (batch,); with equal weights `r - mean`.
+
+    weight (batch,): dP_policy/dP_behaviour of each path. Times w_i and the path's score its mean is the policy's gradient
+    times (1 - 1/B), whatever behaviour drew the group: the baseline of a path holds nothing of its own.
+
+    >>> group_advantages(torch.tensor([1.0, 3.0]), torch.zeros(2), torch.ones(2)).tolist()
+    [-1.0, 1.0]
+    """
+    _, number, counts = groups.unique(return_inverse=True, return_counts=True)
+    number, counts = number.to(rewards.device), counts.to(rewards.device)
+    weighted = weight.to(rewards) * rewards
+    total = torch.zeros(len(counts), dtype=rewards.dtype, device=rewards.device).index_add(0, number, weighted)[number]
+    size = counts[number].to(rewards)
+    return (1 - 1 / size) * (rewards - (total - weighted) / (size - 1).clamp(min=1))
+
+
+def standardised_groups(rewards: Tensor, groups: Tensor, weight: Tensor) -> Tensor:
+    """`group_advantages` over the std of the rewards in each group, 0 where they differ by rounding only."""
+    advantage = group_advantages(rewards, groups, weight)
+    for group in groups.unique():
+        rows = (groups == group).to(rewards.device)
+        flat = spread_is_rounding(rewards[rows])
+        advantage[rows] = 0.0 if flat else advantage[rows] / rewards[rows].std(correction=0)
+    return advantage

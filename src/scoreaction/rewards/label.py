@@ -1,0 +1,56 @@
+"""Log probability of the prompt's label by a classifier fitted on labelled samples of one's own: a new control (CTRL)."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from pydantic import Field
+from torch import Tensor
+
+from scoreaction.networks.labels import Labels
+from scoreaction.rewards import Reward
+from scoreaction.rewards._images import texts_of
+from scoreaction.settings import Settings
+from scoreaction.tasks.labelled import LabelledData, fitted
+from scoreaction.types import Prompts
+
+EXAMPLE: dict[str, Any] = {"data": "labelled.npz"}
+
+
+class Config(Settings, frozen=True, extra="forbid"):
+    """`r(x, y) = log p(y|x)` in nats, at most 0, y the label that the prompt names: `"a red circle | large"` or `"large"`.
+
+    At beta 1 fine-tuning on it draws from `p(x|y)` (Zhao et al. 2024, arXiv 2406.12120); a classifier that is too sure of
+    itself is as a lower beta, so its temperature is fitted on the half of the data that it was not fitted on. Differentiable.
+    data: an .npz with arrays `samples` (N, ...), as rewards see them (pictures in [0, 1]), and `labels` (N,), names or numbers;
+    or a folder of pictures with a labels.csv of the columns file and label.
+    """
+
+    name: Literal["label"] = "label"
+    data: Path
+    judge: bool = Field(False, description="fit on the other half: a judge to report, which the reward's halves do not know")
+    correct: bool = Field(False, description="1 where the prompt's label is the likeliest, else 0: accuracy; without gradient")
+
+
+def build(config: Config) -> Reward:
+    """The reward; fits the classifier, in seconds. ValueError where the data cannot be used."""
+    data = LabelledData.read(config.data)
+    halves = data.halves()
+    net = fitted(*(reversed(halves) if config.judge else halves))
+    labels, shape = Labels(data.names), tuple(data.samples.shape[1:])
+
+    def label(samples: Tensor, prompts: Prompts) -> Tensor:
+        if tuple(samples.shape[1:]) != shape:
+            raise ValueError(f"data: has samples of shape {shape}, the model's are {tuple(samples.shape[1:])}; label such ones")
+        texts_of(samples, prompts, name="label")
+        numbers = torch.tensor([labels.split(prompt)[1] for prompt in prompts or []], device=samples.device)
+        if bool((numbers == labels.none).any()):
+            raise ValueError(f"prompts: each must name a label, such as '{labels.names[0]}' after ' | '")
+        log_prob = net.to(samples.device)(samples.float())
+        if config.correct:
+            return (log_prob.argmax(1) == numbers).to(samples)
+        return log_prob.gather(1, numbers[:, None])[:, 0].to(samples)
+
+    return Reward(label, differentiable=not config.correct)

@@ -1,0 +1,182 @@
+"""Labelled samples of a user's own, and a calibrated classifier that is fitted on half of them."""
+
+from __future__ import annotations
+
+import csv
+import math
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from scoreaction.tasks.fitting import convolutions
+
+LEAST = 20
+"""Samples that a label must have: ten to fit it on and ten to measure."""
+BATCHES, ROWS, EVERY = 600, 256, 25
+
+
+@dataclass(frozen=True, eq=False)
+class LabelledData:
+    """Samples (N, *shape) as rewards see them, the number of each one's label (N,), and the labels' names."""
+
+    samples: Tensor
+    labels: Tensor
+    names: tuple[str, ...]
+
+    @classmethod
+    def read(cls, path: Path) -> LabelledData:
+        """Reads `samples` (N, *shape) and `labels` (N,) of an .npz, or the pictures of a folder with a labels.csv.
+
+        labels are names, or integers from 0 on. labels.csv has the columns file and label. ValueError for whatever is wrong.
+        """
+        if path.is_dir():
+            samples, labels = _pictures(path)
+        else:
+            samples, labels = _arrays(path)
+        if labels.dtype.kind in "iu":
+            names = [str(number) for number in range(int(labels.max(initial=-1)) + 1)]
+            labels = labels.astype(str)
+        else:
+            names = sorted(set(labels.tolist()))
+        number = {name: i for i, name in enumerate(names)}
+        if unknown := sorted(set(labels.tolist()) - set(names)):
+            raise ValueError(f"data: {path}: labels must be names, or integers from 0 on (got {unknown[0]})")
+        data = cls(torch.from_numpy(samples).float(), torch.tensor([number[label] for label in labels.tolist()]), tuple(names))
+        data.check()
+        return data
+
+    def check(self) -> None:
+        """ValueError for fewer than two labels, and for a label with fewer than 20 samples."""
+        if len(self.names) < 2:
+            raise ValueError(f"data: must have two labels or more (got {list(self.names)})")
+        for name, count in zip(self.names, torch.bincount(self.labels, minlength=len(self.names)).tolist(), strict=True):
+            if count < LEAST:
+                raise ValueError(f"data: label {name!r} has {count} samples; a label needs at least {LEAST}")
+
+    def halves(self) -> tuple[LabelledData, LabelledData]:
+        """Two halves with the same shares of the labels, always the same ones."""
+        order = torch.randperm(len(self.labels), generator=torch.Generator().manual_seed(0))
+        order = order[self.labels[order].argsort(stable=True)]
+        return self._rows(order[::2]), self._rows(order[1::2])
+
+    def _rows(self, rows: Tensor) -> LabelledData:
+        return LabelledData(self.samples[rows], self.labels[rows], self.names)
+
+
+def _arrays(path: Path) -> tuple[np.ndarray, np.ndarray]:
+    try:
+        with np.load(path, allow_pickle=False) as file:
+            samples, labels = file["samples"], file["labels"]
+    except (OSError, ValueError, KeyError, EOFError) as error:
+        raise ValueError(
+            f"data: {path} is no .npz with arrays samples (N, ...) and labels (N,) ({error}); write it with"
+            " numpy.savez(path, samples=..., labels=...)"
+        ) from error
+    if samples.ndim < 2 or labels.shape != samples.shape[:1] or samples.dtype.kind not in "fiu":
+        raise ValueError(f"data: {path}: samples {samples.shape} and labels {labels.shape} must have the same N")
+    if not np.isfinite(samples).all():
+        raise ValueError(f"data: {path}: samples must be finite")
+    return samples, labels
+
+
+def _pictures(path: Path) -> tuple[np.ndarray, np.ndarray]:
+    from PIL import Image
+
+    table = path / "labels.csv"
+    if not table.is_file():
+        raise ValueError(f"data: {path} has no labels.csv; write one with the columns file and label")
+    with table.open(newline="", encoding="utf-8-sig") as file:
+        rows = list(csv.DictReader(file))
+    if not rows or not {"file", "label"} <= set(rows[0]):
+        raise ValueError(f"data: {table}: must have the columns file and label, and a line a picture")
+    pictures = []
+    for row in rows:
+        try:
+            with Image.open(path / row["file"]) as picture:
+                pixels = np.asarray(picture if picture.mode == "L" else picture.convert("RGB"), dtype=np.float32) / 255
+        except OSError as error:
+            raise ValueError(f"data: {table}: {row['file']} is no picture that can be read ({error})") from error
+        pictures.append(pixels[None] if pixels.ndim == 2 else pixels.transpose(2, 0, 1))
+        if pictures[-1].shape != pictures[0].shape:
+            raise ValueError(
+                f"data: {table}: {row['file']} is {pictures[-1].shape}, the first {pictures[0].shape}; make them alike"
+            )
+    return np.stack(pictures), np.array([row["label"] for row in rows])
+
+
+class LabelClassifier(nn.Module):
+    """`p(y|x)` of samples (batch, *shape), vectors or pictures: a small network, and a temperature fitted apart from it."""
+
+    mean: Tensor
+    spread: Tensor
+    temperature: Tensor
+
+    def __init__(self, samples: Tensor, labels: int) -> None:
+        super().__init__()
+        axes = [0] if samples.ndim == 2 else [0, *range(2, samples.ndim)]
+        self.register_buffer("mean", samples.mean(axes, keepdim=True))
+        self.register_buffer("spread", samples.std(axes, keepdim=True).clamp(min=1e-6))
+        self.register_buffer("temperature", torch.ones(()))
+        if samples.ndim == 4:
+            layers = [*convolutions([samples.shape[1], 32, 64, 64], [1, 2, 2]), nn.AdaptiveAvgPool2d(4), nn.Flatten()]
+            width = 64 * 16
+        else:
+            width = samples[0].numel()
+            layers = [nn.Flatten()]
+        self.net = nn.Sequential(*layers, nn.Linear(width, 64), nn.SiLU(), nn.Linear(64, 64), nn.SiLU(), nn.Linear(64, labels))
+
+    def forward(self, samples: Tensor) -> Tensor:
+        """`log p(y|x)`, (batch, labels), differentiable."""
+        return (self.net((samples - self.mean) / self.spread) / self.temperature).log_softmax(1)
+
+
+def fitted(data: LabelledData, other: LabelledData) -> LabelClassifier:
+    """A classifier fitted on `data`, stopped where the other half's log loss was least, and calibrated on that half.
+
+    The temperature T divides the logits and minimises that loss (Guo et al. 2017, arXiv 1706.04599). Always the same one.
+    """
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        net = LabelClassifier(data.samples, len(data.names))
+    optimizer = torch.optim.AdamW(net.parameters(), lr=2e-3, weight_decay=0.05)
+    generator, best = torch.Generator().manual_seed(0), (math.inf, net.state_dict())
+    for batch in range(1, BATCHES + 1):
+        rows = torch.randint(len(data.labels), (min(ROWS, len(data.labels)),), generator=generator)
+        loss = nn.functional.nll_loss(net(data.samples[rows]), data.labels[rows])
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        if batch % EVERY == 0:
+            value = log_loss(net, other)
+            if value < best[0]:
+                best = value, {name: value.clone() for name, value in net.state_dict().items()}
+    net.load_state_dict(best[1])
+    net.temperature.copy_(temperature(net, other))
+    return net.requires_grad_(False).eval()
+
+
+@torch.no_grad()
+def log_loss(net: LabelClassifier, data: LabelledData) -> float:
+    """`-mean log p(y|x)` in nats."""
+    every = torch.cat([net(part) for part in data.samples.split(1024)])
+    return float(nn.functional.nll_loss(every, data.labels))
+
+
+def temperature(net: LabelClassifier, data: LabelledData) -> Tensor:
+    """The T > 0 that minimises the log loss of logits divided by it."""
+    with torch.no_grad():
+        logits = torch.cat([net(part) for part in data.samples.split(1024)]).double()
+    log_t = torch.zeros((), dtype=torch.float64, requires_grad=True)
+    optimizer = torch.optim.LBFGS([log_t], max_iter=50, line_search_fn="strong_wolfe")
+
+    def closure() -> Tensor:
+        optimizer.zero_grad()
+        loss = nn.functional.cross_entropy(logits / log_t.exp(), data.labels)
+        loss.backward()
+        return loss
+
+    optimizer.step(closure)
+    return log_t.detach().exp().float()
