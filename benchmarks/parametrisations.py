@@ -61,6 +61,8 @@ def process_of(name: str) -> Process:
     return {"vp": sa.VP(), "ddpm": table, "sd": sa.TableVP.scaled_linear(), "ve": sa.VE(), "flow": sa.Flow()}[name]
 
 
+SEEDS = {("nft", "flow"): 3}
+"""Seeds where one says too little: the distance on the x0 network was more than twice that on the v network."""
 SCHEDULES = ("vp", "ddpm", "sd", "cosine", "ve", "flow")
 
 
@@ -124,9 +126,9 @@ def jobs() -> dict[str, Figures]:
         f"{trainer}/{schedule}{', crooked' if error else ''}/seed{seed}": {
             "trainer": trainer, "schedule": schedule, "error": error, "seed": seed, "iterations": ITERATIONS,
         }
-        for seed in range(1)
         for trainer in TRAINERS
         for schedule, error in cases
+        for seed in range(SEEDS.get((trainer, schedule), 1))
     }  # fmt: skip
 
 

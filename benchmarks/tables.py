@@ -299,24 +299,23 @@ def steering(results: Results) -> Table:
 
 
 def parametrisations(results: Results) -> Table:
-    """Distance on the v network, and that of the same trainer on other kinds over it; in brackets the largest KL on the way."""
-    table = Table("schedule", "trainer", "optimal policy", "v", *(f"{kind} / v" for kind in ("eps", "x0", "velocity")))
+    """Mean distance on the v network, and the same trainer's on other kinds over it; in brackets the largest KL on the way."""
+    kinds = ("eps", "x0", "velocity")
+    table = Table("schedule", "trainer", "seeds", "optimal policy", "v", *(f"{kind} / v" for kind in kinds))
     order = ("ddpm", "sd", "vp", "cosine", "ve", "flow")
-    for run in sorted(results.runs, key=lambda run: (order.index(run["schedule"]), run["error"])):
-        own, cells = run["v.distance"], []
-        for kind in ("eps", "x0", "velocity"):
-            there = run.get(f"{kind}.distance")
-            ratio = "" if there is None else f"{number(there / own, 2)} ({number(run[f'{kind}.kl_most'], 1)})"
-            cells.append(ratio)
-        schedule = f"{run['schedule']}, crooked" if run["error"] else run["schedule"]
-        table.add(
-            [run],
-            schedule,
-            run["trainer"],
-            number(run["oracle"], 2),
-            f"{number(own, 2)} ({number(run['v.kl_most'], 1)})",
-            *cells,
-        )
+    for schedule, error in sorted(
+        {(run["schedule"], run["error"]) for run in results.runs}, key=lambda at: (order.index(at[0]), at)
+    ):
+        for trainer in dict.fromkeys(run["trainer"] for run in results.where(schedule=schedule, error=error)):
+            runs = results.where(schedule=schedule, error=error, trainer=trainer)
+            own, cells = statistics.fmean(run["v.distance"] for run in runs), []
+            for kind in ("v", *kinds):
+                there = [run[f"{kind}.distance"] for run in runs if run.get(f"{kind}.distance") is not None]
+                scale = 1.0 if kind == "v" else own
+                most = max((run[f"{kind}.kl_most"] for run in runs if there), default=None)
+                cells.append(f"{number(statistics.fmean(there) / scale, 2)} ({number(most, 1)})" if there else "")
+            oracle = number(statistics.fmean(run["oracle"] for run in runs), 2)
+            table.add(runs, f"{schedule}, crooked" if error else schedule, trainer, str(len(runs)), oracle, *cells)
     return table
 
 
@@ -373,8 +372,9 @@ _memory = {"10 steps": ("mib_10", 1), "200 steps": ("mib_200", 1), "states and p
 _pipelines = {"evaluations": ("model_evaluations", 0), "rows backward": ("model_backward_rows", 0), "seconds": ("seconds", 0),
               "over networks": ("over_networks", 3), "peak GiB": ("peak_gib", 1)}  # fmt: skip
 _processes = {"CPU s of one": ("alone", 1), "of each of two": ("each", 1), "efficiency": ("efficiency", 2)}
-_work = {"evaluations needed": ("needed", 0), "done": ("done", 0), "with a graph needed": ("needed_backward", 0),
-         "done ": ("done_backward", 0), "CPU s": ("cpu_seconds", 1), "over bare": ("cpu_over_bare", 2),
+_counts = {"evaluations needed": ("needed", 0), "done": ("done", 0), "with a graph needed": ("needed_backward", 0),
+           "done ": ("done_backward", 0)}  # fmt: skip
+_work = {**_counts, "CPU s": ("cpu_seconds", 1), "over bare": ("cpu_over_bare", 2),
          "without critics": ("without_critics", 2), "MiB": ("mib", 0), "bare ": ("bare_mib", 0)}  # fmt: skip
 
 
@@ -388,6 +388,19 @@ def tokens(results: Results) -> Table:
         figures = [of(own, key) for key in ("objective_gap", "distance_to_optimum", "reward_tuned", "kl_nats")]
         spent = [of(own, key, 0) for key in ("reward_queries", "model_evaluations", "seconds")]
         table.add(own, trainer, str(len(own)), *figures, *spent)
+    return table
+
+
+def causal(results: Results) -> Table:
+    """Sampling of a causal network with and without what it keeps."""
+    table = Table("length", "CPU s, kept", "CPU s, whole passes", "ratio")
+    for run in sorted(results.runs, key=lambda run: run["length"]):
+        table.add(
+            [run],
+            str(run["length"]),
+            *(number(run[key], 2) for key in ("kept_seconds", "whole_seconds")),
+            number(run["ratio"], 1),
+        )
     return table
 
 
@@ -449,7 +462,9 @@ TABLES: dict[str, tuple[str, Callable[[Results], Table]]] = {
     "memory": ("memory", partial(plain, columns=_memory)),
     "processes": ("processes", partial(plain, columns=_processes, by="name")),
     "tokens": ("tokens", tokens),
+    "causal": ("causal", causal),
     "work": ("work", partial(plain, columns=_work)),
+    "work_counts": ("work_counts", partial(plain, columns=_counts)),
     "pipelines": ("pipelines", partial(plain, columns=_pipelines)),
 }
 """Each table by its name: the benchmark whose files it is from, and what makes it of them."""

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 from pydantic import BaseModel, ValidationError
-from twins import accepts
+from twins import accepts, same
 
 import scoreaction as sa
 from scoreaction.errors import UserError
@@ -57,6 +57,6 @@ def test_right_settings_are_taken_and_copied() -> None:
     class Own(Settings, extra="forbid", frozen=True):
         x: int = 1
 
-    assert Own(x=2).model_copy(update={"x": 3}).x == 3
-    assert Own.model_validate({"x": 4}).x == 4
-    assert sa.Sampler(steps=3).steps == 3
+    same(Own(x=2).model_copy(update={"x": 3}).x, 3, not_updated=2)
+    same(Own.model_validate({"x": 4}).x, 4, default=1)
+    same(sa.Sampler(steps=3).steps, 3, default=sa.Sampler().steps)

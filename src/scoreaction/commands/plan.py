@@ -57,8 +57,8 @@ def plan(recipe: Recipe, processes: int = 1, *, card: int = CARD) -> Values:
     point, picture = costs["sampling"].forward / (recipe.train.max_rows or ROWS), costs["a picture"].forward
     flops = watch.iteration["model_evaluations"] / each * point + watch.calls["decoder"] * picture
     flops += sum(count * costs[kind].backward / costs[kind].rows for kind, count in watch.gradients.items())
-    asked = rounds + measured
-    once = (asked.points + 2 * asked.gradients) * point + asked.queries * picture  # backwards, which are few, as two forwards
+    extra = rounds + measured
+    once = (extra.points + 2 * extra.gradients) * point + extra.queries * picture  # backwards, which are few, as two forwards
     trained = sum(p.numel() for p in skeleton.model.parameters.values())
     speed = SUSTAINED * processes
     total = sum(resident.values()) + passes[worst] + RESERVE

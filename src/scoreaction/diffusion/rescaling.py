@@ -16,6 +16,7 @@ M = TypeVar("M", bound=Mixture)
 class Rescale:
     """Decoding of vectors, `samples = shift + scale x0`, with scale and shift (d,) float64.
 
+    >>> import torch
     >>> own = Rescale.of(torch.tensor([[10.0, 0.0], [30.0, 1.0]]))
     >>> own(torch.tensor([[1.0, -1.0]])).tolist(), own.inverse(torch.tensor([[30.0, 0.0]])).tolist()
     ([[30.0, 0.0]], [[1.0, -1.0]])

@@ -207,7 +207,7 @@ def resolve(values: Values, *, folder: Path = Path()) -> Recipe:
         early_stop=early_stop,
         online=None if online is None else check(Online, online, ("online",)),
         distill=None if values.get("distill") is None else distill_settings(model, values["distill"]),
-        steer=None if values.get("steer") is None else check(Steering, values["steer"], ("steer",)),
+        steer=None if values.get("steer") is None else _steer(values["steer"]),
         student=None if values.get("student") is None else check(Student, values["student"], ("student",)),
         data=None if values.get("data") is None else _absolute(check(DataFile, values["data"], ("data",))),
         critic=None if values.get("critic") is None else block_of("critic", values["critic"], ("critic",)),
@@ -229,6 +229,14 @@ def pretraining(name_or_path: str, overrides: Sequence[str] = ()) -> tuple[Pretr
     model = values.get("model")
     own = model if isinstance(model, dict) and model.get("name") == "pretrained" else {}
     return _pretrain(values["pretrain"]), None if own.get("path") is None else Path(own["path"])
+
+
+def _steer(values: Any) -> Steering:
+    settings = check(Steering, values, ("steer",))
+    known = settings.known
+    if known is None or not isinstance(known.values, Path) or not known.values.exists():
+        return settings
+    return settings.model_copy(update={"known": known.model_copy(update={"values": known.values.absolute()})})
 
 
 def _pretrain(values: Any) -> Pretrain:

@@ -20,6 +20,7 @@ from scoreaction.networks.model import Model
 from scoreaction.networks.sharding import class_of, distributed_as, networks, on_host, shard
 from scoreaction.rewards import CountedReward, Reward
 from scoreaction.rewards._weighted import WeightedSum
+from scoreaction.sampling.known import check_known
 from scoreaction.sampling.replay import Replay
 from scoreaction.sampling.rollout import Sampler
 from scoreaction.sampling.steering import Steering
@@ -190,9 +191,9 @@ class Run:
             self.budget.check_plan(sum(self.online.rounds), queries, self.evaluation.n)
 
     def _settled(self, steer: Steering) -> Steering:
-        self.model.refuse_tokens("steering")
         sampler = self.evaluation.sampler(self.sampler)
         try:
+            check_known(self.model, steer.known)
             return steer.settled(differentiable=self.reward.differentiable, sampler=sampler, beta=self.beta)
         except ValueError as error:
             raise ValueError(str(error).replace("sampler.", "evaluation.")) from error
