@@ -12,7 +12,7 @@ import torch
 
 from scoreaction.models._records import Skeleton
 from scoreaction.models.pipelines.assemble import Adaptation, assemble, family_of
-from scoreaction.models.pipelines.decoding import Decoder, to_unit
+from scoreaction.models.pipelines.decoding import Decoder
 from scoreaction.models.pipelines.families import geometry, text_shapes
 from scoreaction.models.pipelines.folders import check_named, quiet, read_index
 from scoreaction.models.pipelines.quantise import Bits, check_quantise, frozen_bytes
@@ -66,8 +66,8 @@ def pipeline_skeleton(
     form = geometry(kind, core.config, None if vae is None else vae.config, height, width)
     counts = {name: sum(p.numel() for p in part.parameters()) for name, part in parts.items()}
     encode = None if family.encode is None else _no_texts  # it has prompts: without conditions it is not tried
-    decode = to_unit if vae is None else Decoder(vae, tiny=tiny)
-    model = assemble(kind, core, scheduler, form, options, encode=encode, decode=decode)
+    decoder = None if vae is None else Decoder(vae, tiny=tiny)
+    model = assemble(kind, core, scheduler, form, options, encode=encode, decoder=decoder)
     if tiny is not None:
         counts["tiny_decoder"] = sum(p.numel() for p in tiny.parameters())
     with mode:
