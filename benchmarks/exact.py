@@ -34,6 +34,13 @@ TRAINERS: dict[str, list[str]] = {  # what a trainer's name in the tables means
     "draft-1": ["algorithm.name=draft", "algorithm.beta=0"],
     "refl, KL": ["algorithm.name=refl", "algorithm.beta=BETA"],
     "ddpo": ["algorithm.name=ddpo"],
+    # of these, as of dpok and ddpo, nobody sees the reward's gradient
+    "score_action, surrogate": ["algorithm={name: score_action, look_ahead: surrogate, beta: BETA}"],
+    "score_action, ratio": ["algorithm={name: score_action, estimator: likelihood_ratio, look_ahead: surrogate, beta: BETA}"],
+    "score_action, forward": ["algorithm={name: score_action, estimator: forward, errors: eps, beta: BETA}", "train.lr=3e-3"],
+    "ram": ["algorithm={name: ram, beta: BETA}"],
+    "nft": ["algorithm={name: nft}"],
+    "awm": ["algorithm={name: awm}"],
 }
 MAIN = ("score_action", "sqdf", "sqdf, corrected", "sqdf, chain")
 PLAN = [  # task, trainer, training steps

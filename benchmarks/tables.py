@@ -19,7 +19,8 @@ BLOCK = re.compile(r"(<!-- table: (\S+) -->\n).*?(<!-- end -->)", re.S)
 # exact tasks
 
 EXACT = ("score_action", "sqdf", "sqdf, corrected", "sqdf, chain", "vard", "pi_ft", "adjoint_matching", "dpok",
-         "draft, K = N, KL", "draft, K = N", "draft-1", "refl, KL", "ddpo")  # fmt: skip
+         "draft, K = N, KL", "draft, K = N", "draft-1", "refl, KL", "ddpo", "score_action, surrogate", "score_action, ratio",
+         "score_action, forward", "ram", "nft", "awm")  # fmt: skip
 QUOTED = ("score_action", "sqdf, corrected", "sqdf", "vard", "adjoint_matching", "dpok", "ddpo")
 TASKS = ("mixture", "mixture16", "linear_quadratic")
 Plan = list[tuple[str, str, int]]
@@ -298,6 +299,22 @@ def steering(results: Results) -> Table:
     return table
 
 
+def hint(results: Results) -> Table:
+    """The share of samples with the rare reward, and the KL, at equal queries and at equal evaluations."""
+    table = Table("dead groups", "seeds", "share at 1,920 rewards", "KL", "share at 40,000 evaluations", "KL", "hint's KL")
+    points = [point for curve in results.curves.values() for point in curve]
+    for form in dict.fromkeys(point["form"] for point in points):
+        own = [
+            [p for p in points if p["form"] == form and (p["budget"] or b) == b]
+            for b in ("reward_queries", "model_evaluations")
+        ]
+        figures = (of(seeds, key, digits) for seeds in own for key, digits in (("success", 3), ("kl_nats", 2)))
+        table.add(
+            results.runs, f"*{form}*" if form == "base" else form, str(len(own[0])), *figures, of(own[1], "hint_kl_nats", 2)
+        )
+    return table
+
+
 def parametrisations(results: Results) -> Table:
     """Mean distance on the v network, and the same trainer's on other kinds over it; in brackets the largest KL on the way."""
     kinds = ("eps", "x0", "velocity")
@@ -391,6 +408,19 @@ def tokens(results: Results) -> Table:
     return table
 
 
+def causal(results: Results) -> Table:
+    """Sampling of a causal network with and without what it keeps."""
+    table = Table("length", "CPU s, kept", "CPU s, whole passes", "ratio")
+    for run in sorted(results.runs, key=lambda run: run["length"]):
+        table.add(
+            [run],
+            str(run["length"]),
+            *(number(run[key], 2) for key in ("kept_seconds", "whole_seconds")),
+            number(run["ratio"], 1),
+        )
+    return table
+
+
 def q_learning(results: Results) -> Table:
     """Each trainer on each task, mean over seeds, the optimum first."""
     table = Table("task", "trainer", "seeds", "reward", "KL (nats)", "distance", "floor, oracle", "queries", "evaluations")
@@ -422,6 +452,7 @@ TABLES: dict[str, tuple[str, Callable[[Results], Table]]] = {
     "off_below": ("off_below", off_below),
     "adjoints": ("adjoints", adjoints),
     "steering": ("steering", steering),
+    "hint": ("hint", hint),
     "q_learning": ("q_learning", q_learning),
     "digits": ("digits", partial(digits_end, trainers=DIGITS)),
     "digits_13": ("digits", partial(digits_reached, level=13)),
@@ -449,6 +480,7 @@ TABLES: dict[str, tuple[str, Callable[[Results], Table]]] = {
     "memory": ("memory", partial(plain, columns=_memory)),
     "processes": ("processes", partial(plain, columns=_processes, by="name")),
     "tokens": ("tokens", tokens),
+    "causal": ("causal", causal),
     "work": ("work", partial(plain, columns=_work)),
     "work_counts": ("work_counts", partial(plain, columns=_counts)),
     "pipelines": ("pipelines", partial(plain, columns=_pipelines)),

@@ -10,13 +10,14 @@ from twins import F64, accepts, close, f64
 
 import scoreaction as sa
 from scoreaction.cli import main
-from scoreaction.diffusion.kernel_density import KernelDensity, bandwidth
+from scoreaction.diffusion.kernel_density import KernelDensity, bandwidth, rows_behind
 from scoreaction.diffusion.mixtures import Mixture, Quadratic
 from scoreaction.diffusion.rescaling import Rescale
 from scoreaction.errors import UserError
 from scoreaction.models import from_data
 from scoreaction.recipes.build import build
 from scoreaction.recipes.recipe import load_recipe
+from scoreaction.report.page import write_report
 from scoreaction.report.parts import exact_laws
 from scoreaction.rewards._closed_form import QuadraticReward
 from scoreaction.training.evaluation import ExactTask
@@ -106,6 +107,23 @@ def test_the_optimum_of_the_data_is_that_of_its_rows_and_copies_are_weights(tmp_
     close(own.optimum.kl_nats, own.optimum.reward / 5 - log_z, atol=1e-3, of_half=own.optimum.reward / 10 - log_z)
 
 
+def test_the_error_of_an_optimum_by_its_rows_is_the_spread_over_other_rows():
+    """Of 30 samples of 400 rows. Twins: an error of independent rows, all of one weight."""
+    rewards, errors, rows = [], [], []
+    for seed in range(30):
+        law = KernelDensity.at(FOUR.sample(400, torch.Generator().manual_seed(seed)), std=0.15)
+        best = law.optimum(REWARD, 0.5)
+        behind = rows_behind(best.law.weights, REWARD(best.law.means))
+        rewards.append(best.reward)
+        errors.append(behind["optimum_reward_se"])
+        rows.append(behind["optimum_rows"])
+    spread = float(np.std(rewards))
+    close(np.mean(errors), spread, rtol=0.4, atol=0.0, of_400=float(np.std(rewards)) * 85**0.5 / 20 / 2)
+    close(np.mean(rows), 83.0, rtol=0.2, atol=0.0, all_rows=400.0)
+    # what the width of the kernels adds: they have it as variance beside the rows' own, l^2 h^2/beta
+    close(np.mean(rewards) - 2.0984, 0.15**2 * 1.25 / 0.5, atol=0.04, none=0.0)
+
+
 def test_samples_have_the_units_of_the_table_and_laws_of_a_report_too(tmp_path):
     table = points(200) * f64([100.0, 0.01]) + f64([1e4, 7.0])
     (tmp_path / "t.csv").write_text("a,b\n" + "".join(f"{a},{b}\n" for a, b in table.tolist()))
@@ -131,6 +149,9 @@ def test_a_run_on_a_table_comes_close_to_its_optimum(tmp_path):
         assert abs(reward - found["optimum_reward"]) < 0.25 * (found["optimum_reward"] - found["reward_base"])
 
     accepts(near, found["reward_tuned"], base=found["reward_base"])
+    assert 1 < found["optimum_rows"] < 300
+    page = write_report(tmp_path / "run").read_text()
+    assert "rests on" in page
     assert main(["sample", str(tmp_path / "run"), "--n", "5"]) == 0
     assert sa.load(tmp_path / "run").law is not None
 

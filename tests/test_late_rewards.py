@@ -11,6 +11,7 @@ import torch
 from affine import LAW, NEW, OLD, model, none, setting
 from commanding import TINY, train
 from driving import each
+from servers import remote, serving
 from test_windows import mixture, trained
 from twins import accepts, close, f64, same
 
@@ -81,6 +82,21 @@ def test_the_last_batches_are_not_scored():
     """Queries of n - d batches. Twin: of all."""
     last = list(mixture(DPOK, iterations=4, reward_delay=2))[-1]
     same(last["reward_queries"], 2 * 32, of_all=4 * 32)
+
+
+def test_a_longer_run_scores_what_a_finished_one_left_unscored(tmp_path):
+    """It learns in every iteration, of all n - d batches. Twin: a queue that is lost, which waits again."""
+    list(mixture(DPOK, iterations=2, reward_delay=1, output=tmp_path))
+
+    def rest(forgets):
+        tuner = mixture(DPOK, iterations=4, reward_delay=1, output=tmp_path, checkpoint_every=100)
+        assert tuner.resume()
+        if forgets:
+            tuner.late.waiting = []
+        row = next(iter(tuner))
+        return "reward_mean" in row, row["reward_queries"]
+
+    same(rest(False), (True, 3 * 32), forgets=rest(True))
 
 
 def test_the_loop_does_not_wait_for_answers():
@@ -207,6 +223,20 @@ def test_what_failed_is_asked_again_and_the_run_is_the_uninterrupted_one(tmp_pat
     list(first)  # the run itself can go on too
     weights = torch.cat([p.detach().flatten() for p in first.model.parameters.values()])
     same(weights, whole[1], other=whole[1] + 1e-6)
+
+
+@pytest.mark.slow
+def test_a_server_that_is_asked_over_http_answers_late_with_the_same_scores():
+    """Truth: the same reward in process. Twin: answers that do not come late."""
+
+    def rows(reward, delay):
+        return trained(mixture(DPOK, iterations=4, reward=reward, reward_delay=delay))[0]
+
+    with serving(linear) as server:
+        found = rows(remote(server.url, batch=8), 2)
+    means = [[row.get("reward_mean") for row in run] for run in (found, rows(linear, 2), rows(linear, 0))]
+    assert means[0][:2] == [None, None]
+    close(means[0][2:], means[1][2:], atol=1e-5, at_once=means[2][2:])
 
 
 @pytest.mark.slow

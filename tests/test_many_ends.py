@@ -58,7 +58,7 @@ def like(truth):
 
 
 @pytest.mark.long
-@pytest.mark.parametrize("name", ["score_action", "sqdf, replay"])
+@pytest.mark.parametrize("name", ["score_action", "sqdf, replay", "dpok, late rewards"])
 def test_a_run_goes_on_with_two_processes_with_four_and_with_one(name, tmp_path):
     """Two iterations by each in turn: the state and every line are those of one process that went through."""
     whole, parts, settings = tmp_path / "whole", tmp_path / "parts", (None, False, 8)

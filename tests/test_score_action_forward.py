@@ -165,6 +165,10 @@ def test_errors_count_as_those_of_the_clean_sample_over_their_mean_size():
     close(
         found, by_hand.flatten(), atol=0, rtol=1e-9, of_eps=torch.ones_like(found), not_over_size=ratio**2, unbounded=unbounded
     )
+    learner.config = learner.config._replace(errors="eps")
+    size = (points.eps - old.eps).abs().reshape(3, 500).mean(1, keepdim=True)
+    truth = (torch.ones(3, 500, dtype=F64) / size).flatten()
+    close(learner.weights(points, old.eps, 500), truth, atol=0, rtol=1e-9, of_x0=found, not_over_size=torch.ones_like(found))
 
 
 def test_a_prompts_own_mean_is_the_baseline():

@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import tiny_lm
 import torch
 from twins import accepts, close
 
@@ -28,8 +29,11 @@ BATCH = 6
 
 
 def example(kind: Any, name: str) -> Any:
-    """The block of a file with its `EXAMPLE`."""
-    return block_of(kind, {"name": name, **traits_of(find(kind, name, key=kind), key=kind).example}, (kind,))
+    """The block of a file with its `EXAMPLE`; weights of the hub are replaced by a folder's."""
+    settings = traits_of(find(kind, name, key=kind), key=kind).example
+    if name == "masked_lm":
+        settings = settings | {"path": str(tiny_lm.folder("esm"))}
+    return block_of(kind, {"name": name, **settings}, (kind,))
 
 
 def has(kind: Any, trait: Callable[[Traits], bool]) -> list[str]:

@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     from scoreaction.commands.doctor.checkup import examine
     from scoreaction.diffusion.processes import VE, VP, CosineVP, Flow, Masking, TableVP
     from scoreaction.models import gaussian_mixture
+    from scoreaction.networks.causal import CausalTransformer
     from scoreaction.networks.consistency import load_consistency
     from scoreaction.networks.labels import LabelAdapter
     from scoreaction.networks.masked import MaskedModel
@@ -35,6 +36,7 @@ if TYPE_CHECKING:
     from scoreaction.recipes.build import load
     from scoreaction.rewards import Reward
     from scoreaction.sampling.draw import sample
+    from scoreaction.sampling.known import Known
     from scoreaction.sampling.rollout import Sampler
     from scoreaction.sampling.steering import Steering
     from scoreaction.training.distillation import Distill, Distiller
@@ -49,6 +51,7 @@ if TYPE_CHECKING:
 _HOMES = {
     "AWM": "algorithms.awm",
     "AdjointMatching": "algorithms.adjoint_matching",
+    "CausalTransformer": "networks.causal",
     "CosineVP": "diffusion.processes",
     "DDPO": "algorithms.ddpo",
     "DDPP": "algorithms.ddpp",
@@ -60,6 +63,7 @@ _HOMES = {
     "Finetuner": "training.finetuner",
     "Flow": "diffusion.processes",
     "Hypernoise": "algorithms.hypernoise",
+    "Known": "sampling.known",
     "LabelAdapter": "networks.labels",
     "MaskedModel": "networks.masked",
     "Masking": "diffusion.processes",

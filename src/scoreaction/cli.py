@@ -139,7 +139,7 @@ def pretrain(
     print(f"{Path(recipe).stem}  loading", flush=True)
     from scoreaction.commands.pretrain import pretrain as run_pretrain
     from scoreaction.commands.tables import show_pretrained
-    from scoreaction.recipes.recipe import pretraining
+    from scoreaction.recipes.pretraining import pretraining
 
     settings, place = pretraining(recipe, overrides or [])
     folder = output or place

@@ -29,10 +29,12 @@ class Prediction(NamedTuple):
 class Tokens(NamedTuple):
     """Prediction of the clean tokens at (x, t): log_prob (batch, length, vocabulary), normalised at every position.
 
-    It is read at masked positions; those that are shown are what they are.
+    It is read at masked positions; those that are shown are what they are. confidence (batch, length): the largest log
+    probability at each position, the pretrained model's where the order in which positions are shown goes by it.
     """
 
     log_prob: Tensor
+    confidence: Tensor
 
 
 Predict = Callable[[Tensor, Tensor], Prediction]

@@ -19,9 +19,9 @@ from scoreaction.networks.conditions import take
 from scoreaction.networks.lockstep import equal_parts
 from scoreaction.networks.memory import fitting
 from scoreaction.networks.model import Model
-from scoreaction.sampling.rollout import Choose, Rollout, Sampler, act, compared, roll_out, unflattened
+from scoreaction.sampling.rollout import Choose, Rollout, Sampler, act, compared, follow, once, roll_out, unflattened
 from scoreaction.settings import Settings
-from scoreaction.types import Conditions, Prediction
+from scoreaction.types import Conditions, Predict, Prediction
 from scoreaction.world import ALONE, Rows, World
 
 
@@ -252,7 +252,7 @@ class Learner:
         n, batch = rollout.size
         rows = compared(n, batch, min(-(-(self.reference_rows or self.batch) // self.world.size), batch))
         with torch.no_grad():
-            flat = self.pretrained(*take(rollout.steps().states, rows))
+            flat = once(self.model, self.pretrained, take(rollout.steps(), rows))
         return replace(rollout, pretrained=unflattened(flat, n))
 
     def kls(self, rollout: Rollout) -> tuple[Tensor, Tensor]:
@@ -275,11 +275,15 @@ def roll_out_policy(learner: Learner, prompt: Tensor, times: Tensor, generator: 
         std = learner.exploration_at(t) if float(t) >= learner.sampler.off_below else 0.0
         return perturbed(learner.process, x, t, prediction, std, source)
 
-    def policy(x: Tensor, t: Tensor) -> Prediction:
-        return learner.policy(x, t, prompt)
-
-    noise = explore if learner.exploration > 0 else None
+    noise, policy = explore if learner.exploration > 0 else None, _policy_along(learner, prompt, whole=x is None)
     return roll_out(learner.model, learner.sampler, policy, prompt, source, times=times, x=x, explore=noise)
+
+
+def _policy_along(learner: Learner, prompt: Tensor, *, whole: bool) -> Predict:
+    """The policy along trajectories, by what the model keeps between their steps where they are whole ones."""
+    if whole:
+        return follow(learner.model, learner.sampler, learner.conditions, prompt)
+    return lambda x, t: learner.policy(x, t, prompt)
 
 
 def roll_out_chain(
@@ -290,9 +294,10 @@ def roll_out_chain(
     x: the states at times[0], by default noise; `choose` as in `trajectory`.
     """
     noiseless = {float(t) for t in times[:-1][~learner.process.has_density(times[1:])]}
+    policy = _policy_along(learner, prompt, whole=x is None and choose is None)
 
     def predict(x: Tensor, t: Tensor) -> Prediction:
-        return learner.pretrained(x, t, prompt) if float(t) in noiseless else learner.policy(x, t, prompt)
+        return learner.pretrained(x, t, prompt) if float(t) in noiseless else policy(x, t)
 
     source = learner.noise(generator, prompt)
     return roll_out(learner.model, learner.sampler, predict, prompt, source, times=times, x=x, choose=choose)

@@ -11,7 +11,7 @@ from torch import Tensor
 from scoreaction.algorithms._learner import Largest, Learner, Loss, Setting, Term
 from scoreaction.diffusion.transitions import Kernel
 from scoreaction.networks.conditions import take
-from scoreaction.sampling.rollout import Rollout, Steps
+from scoreaction.sampling.rollout import Rollout, Steps, once
 from scoreaction.types import Prediction
 from scoreaction.world import Rows, World
 
@@ -157,7 +157,7 @@ def ratio_term(
     def loss(numbers: Tensor) -> Loss:
         here = rows.own[numbers]
         part = take(steps, here)
-        prediction = learner.policy(*part.states)
+        prediction = once(learner.model, learner.policy, part)
         log_ratio = law(prediction, part).log_ratio(law(part.old, part), take(outcome, here))
         gain, size = take(advantage, here), log_ratio.detach().abs()
         value = truncated_surrogate(log_ratio, gain) if stale else clipped_surrogate(log_ratio, gain, clip)

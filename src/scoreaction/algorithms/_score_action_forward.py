@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from functools import partial
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import torch
 from torch import Tensor
@@ -38,6 +38,7 @@ class ForwardSettings(NamedTuple):
     kl_target: float | None
     updates: int
     each: int
+    errors: Literal["x0", "eps"]
     critic_updates: int
     critic_lr: float
     trust: float
@@ -64,8 +65,8 @@ class ForwardState(TrustState, PromptState):
 class ForwardLearner(Learner):
     """The forward estimator: clean samples noised again, a value of the reward as baseline, and one of the KL to go.
 
-    Errors count as those of the clean sample x0, over their mean size at such times, so that what is undecided there weighs
-    most. The time has the density of RAM.
+    Errors count over their mean size at such times: as those of the clean sample x0, so that what is undecided there weighs
+    most, or as those of eps, so that all times are learned alike. The time has the density of RAM.
     """
 
     state: ForwardState
@@ -130,11 +131,12 @@ class ForwardLearner(Learner):
         return _Fixed(old, pretrained, push, advantage, self.weights(points, old.eps, len(rewards)))
 
     def weights(self, points: Noised, old: Tensor, batch: int) -> Tensor:
-        """`c^2` over the mean of `c |eps - eps_old|` at times of the same stratum, (rows,), c at most that of `LEAST_SNR`.
+        """`c^2` over the mean of `c |eps - eps_old|` at times of the same stratum, (rows,); c = 1 for errors of eps.
 
-        With `c = sigma/alpha` that is the error of x0, squared in the loss and over its mean size here.
+        With `c = sigma/alpha`, at most that of `LEAST_SNR`, that is the error of x0, squared, over its mean size.
         """
         c = torch.exp(-self.process.log_snr(points.t) / 2).clamp(max=LEAST_SNR**-0.5).to(old)
+        c = torch.ones_like(c) if self.config.errors == "eps" else c
         error = c * (points.eps - old).flatten(1).abs().mean(1)
         mean = self.world.gather(error.reshape(-1, batch).T).mean(0)
         return c.square() / mean.repeat_interleave(batch).clamp(min=1e-12)

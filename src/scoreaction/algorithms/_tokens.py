@@ -16,7 +16,7 @@ from scoreaction.diffusion.noise import RowNoise, drawn_seed
 from scoreaction.diffusion.reveals import Reveal, chosen, position_kl
 from scoreaction.networks.conditions import take
 from scoreaction.networks.token_layers import ONE_HOT, TokenCritic
-from scoreaction.sampling.rollout import Rollout, States, Steps
+from scoreaction.sampling.rollout import Rollout, States, Steps, once
 from scoreaction.types import Prediction, Tokens
 from scoreaction.world import Rows
 
@@ -126,10 +126,8 @@ class TokenLearner(Learner):
             assert part.pretrained is not None
             chance = cast(Reveal, transition(self, part.old, part)).chance
             position = chosen(chance[:, None], take(uniform, numbers).to(chance.device))
-            gain = self._gain(part, position)
-            policy, pretrained, old = (
-                _at(log_prob_of(prediction), position) for prediction in (self.policy(*part.states), part.pretrained, part.old)
-            )
+            gain, prediction = self._gain(part, position), once(self.model, self.policy, part)
+            policy, pretrained, old = (_at(log_prob_of(law), position) for law in (prediction, part.pretrained, part.old))
             weight = part.weight.to(policy) * chance.sum(1).to(policy)
             kl_to_old = position_kl(policy, old).mean(1)
             value = token_advantage(policy, gain=gain, pretrained=pretrained, beta=self.beta).mean(1)

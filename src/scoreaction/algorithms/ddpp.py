@@ -13,7 +13,7 @@ from scoreaction.algorithms._likelihood_ratio import transition
 from scoreaction.algorithms._tokens import log_prob_of
 from scoreaction.diffusion.noise import RowNoise, Source, drawn_seed, normal
 from scoreaction.diffusion.processes import Masking
-from scoreaction.diffusion.reveals import chosen, position_kl, token_log_prob
+from scoreaction.diffusion.reveals import chosen, position_kl, product_draws, token_log_prob
 from scoreaction.networks.conditions import take
 from scoreaction.networks.token_layers import TokenCritic
 from scoreaction.sampling.rollout import Rollout
@@ -50,6 +50,11 @@ class DDPP(Regularised):
         )
 
     def build_on_tokens(self, setting: Setting) -> DDPPLearner:
+        if setting.model.causal:
+            raise ValueError(
+                "algorithm.name: ddpp masks tokens anywhere, and a causal network ignores what is to the right of a mask; use"
+                " score_action or dpok"
+            )
         if self.loss == "weighted" and not setting.sampler.find().single:
             raise ValueError(
                 f"sampler.solver: loss: weighted needs the probability of a path and {setting.sampler.solver} shows several"
@@ -248,8 +253,7 @@ class _Masked:
 
     def _drawn(self, log_prob: Tensor, numbers: Tensor) -> Tensor:
         """Sequences drawn from the product of these probabilities, (rows, draws, length)."""
-        uniform = take(self.uniform, numbers).to(log_prob.device)
-        return chosen(log_prob.exp()[:, None].expand(-1, uniform.shape[1], -1, -1), uniform)
+        return product_draws(log_prob, take(self.uniform, numbers).to(log_prob.device))
 
     @torch.no_grad()
     def _scores(self, x0: Tensor, prompt: Tensor) -> Tensor:

@@ -57,6 +57,7 @@ class ScoreAction(Regularised):
     updates: int = Field(16, ge=1, description="policy updates an iteration")
     rows: int = Field(160, ge=1, description="random (path, time) points in an update")
     each: int = Field(8, ge=1, description="times that forward noises a sample")
+    errors: Literal["x0", "eps"] = Field("x0", description="what forward's errors count as: x0 for pictures, eps for vectors")
     critic_updates: int = Field(32, ge=1)
     surrogate_updates: int = Field(48, ge=1)
     critic_lr: float = Field(2e-3, gt=0)

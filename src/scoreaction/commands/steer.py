@@ -57,7 +57,8 @@ def steering_of(
 ) -> Steering | None:
     """The steering that the options of `sample` and `evaluate` ask for, None without `--steer`, which the others need.
 
-    Of the recipe's block, when it names another method, beta alone counts: these commands cannot change its other keys.
+    Of the recipe's block, when it names another method, beta and what is known alone count: these commands cannot change its
+    other keys.
     """
     if method is None:
         for option, value in (("--particles", particles), ("--beta", beta), ("--target", target)):
@@ -66,7 +67,7 @@ def steering_of(
         return None
     block = recipe.steer
     if block is not None and method not in (block.method, "auto") and block.method != "auto":
-        block = Steering(beta=block.beta)
+        block = Steering(beta=block.beta, known=block.known)
     return chosen_steering(block, method=method, particles=particles, beta=beta, target=target, named="--steer")
 
 
@@ -101,11 +102,10 @@ def steer_run(recipe: Recipe, tuner: Finetuner, folder: Path, steering: Steering
     """
     world, chosen = tuner.world, tuner.evaluation
     sampler = chosen.sampler(tuner.sampler)
-    tuner.model.refuse_tokens("steering")
     if base:
         refuse_uncounted(tuner.budget, "steer")
     try:
-        steering = settled(steering, tuner.reward, sampler, tuner.beta, tuned=not base)
+        steering = settled(tuner.model, steering, tuner.reward, sampler, tuner.beta, tuned=not base)
     except ValueError as error:
         raise UserError(str(error).replace("sampler.eta", "evaluation.eta")) from error
     place = RunFolder(folder)

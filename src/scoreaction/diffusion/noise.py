@@ -45,6 +45,23 @@ class RowNoise:
         return waiting.pop(0)
 
 
+class GroupNoise:
+    """Noise of rows in groups of equal size, each group's from its own stream of a `RowNoise`.
+
+    >>> noise = GroupNoise(RowNoise(7, torch.arange(2)))
+    >>> noise.normal((6, 3), torch.float32).shape
+    torch.Size([6, 3])
+    """
+
+    def __init__(self, noise: RowNoise) -> None:
+        self.noise, self.groups = noise, len(noise.streams)
+
+    def normal(self, shape: Sequence[int], dtype: torch.dtype) -> Tensor:
+        """The next noise of every group, (groups * each, *shape)."""
+        each = shape[0] // max(1, self.groups)
+        return self.noise.normal((self.groups, each, *shape[1:]), dtype).flatten(0, 1)
+
+
 class Leading:
     """The noise of the first rows of `rows`: that of all is drawn, so that all have come as far when they go on.
 
@@ -79,7 +96,7 @@ class PaddedNoise:
         return kept(normal(shape, self.source, dtype), self.inside)
 
 
-Source: TypeAlias = torch.Generator | RowNoise | Leading | PaddedNoise
+Source: TypeAlias = torch.Generator | RowNoise | GroupNoise | Leading | PaddedNoise
 """A source of noise."""
 
 
@@ -99,9 +116,9 @@ def drawn_seed(generator: torch.Generator) -> int:
 
 def normal(shape: Sequence[int], source: Source | None, dtype: torch.dtype = torch.float32) -> Tensor:
     """Standard normal noise of this shape, whose first dimension is rows, on the CPU so that seeds travel."""
-    if isinstance(source, RowNoise | Leading | PaddedNoise):
-        return source.normal(shape, dtype)
-    return torch.randn(*shape, generator=source, dtype=dtype)
+    if source is None or isinstance(source, torch.Generator):
+        return torch.randn(*shape, generator=source, dtype=dtype)
+    return source.normal(shape, dtype)
 
 
 def _mixed(seed: int, row: int) -> int:

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from scoreaction.diffusion.noise import Source, normal
+from scoreaction.types import Tokens
 
 
 def chosen(weights: Tensor, uniform: Tensor) -> Tensor:
@@ -21,6 +22,26 @@ def chosen(weights: Tensor, uniform: Tensor) -> Tensor:
     sums = weights.double().cumsum(-1)
     last = weights.shape[-1] - 1
     return (sums <= uniform[..., None] * sums[..., -1:]).sum(-1).clamp(max=last)
+
+
+def tokens_of(log_prob: Tensor) -> Tokens:
+    """The prediction with these log probabilities, (batch, length, vocabulary), and its own confidence.
+
+    >>> tokens_of(torch.tensor([[[0.25, 0.75]]]).log()).confidence.exp()
+    tensor([[0.7500]])
+    """
+    return Tokens(log_prob, log_prob.detach().amax(-1))
+
+
+def product_draws(log_prob: Tensor, uniform: Tensor) -> Tensor:
+    """Sequences drawn from the product of these probabilities, (rows, draws, length), by uniform numbers of that shape.
+
+    log_prob (rows, length, vocabulary); token by token as `chosen`.
+    """
+    sums = log_prob.exp().double().cumsum(-1)
+    points = uniform.transpose(1, 2).to(sums) * sums[..., -1:]
+    tokens = torch.searchsorted(sums, points.contiguous(), right=True)
+    return tokens.clamp(max=log_prob.shape[-1] - 1).transpose(1, 2)
 
 
 @dataclass(frozen=True)

@@ -17,10 +17,12 @@ from torch import Tensor
 from scoreaction.diffusion.predictions import expand, score
 from scoreaction.diffusion.processes import Clock, Masking, Process
 from scoreaction.diffusion.transitions import Kernel, Transition
-from scoreaction.diffusion.unmasking import ancestral, left_to_right, one_by_one
+from scoreaction.diffusion.unmasking import ancestral, confident, left_to_right, one_by_one
 from scoreaction.types import Predict, Prediction
 
-SolverName = Literal["ddim", "euler_maruyama", "heun", "dpmpp_2m", "sde_dpmpp", "one_by_one", "ancestral", "left_to_right"]
+SolverName = Literal[
+    "ddim", "euler_maruyama", "heun", "dpmpp_2m", "sde_dpmpp", "one_by_one", "ancestral", "left_to_right", "confident"
+]
 GridName = Literal["uniform", "power", "log_snr", "karras", "scheduler"]
 
 
@@ -43,7 +45,7 @@ class Solver:
     eta = 1, or 0 if it needs eta = 0. markov: the transition depends on x_t alone, so an update can compute its density
     again. evaluations: of the network, a step. summary: one line for `scoreaction list solvers`. process: the kind of process
     that it steps. kl: the solver on whose chain KLs are measured in its place. single: it shows one position a step, and takes
-    as many as there are.
+    as many as there are. by_reference: the pretrained model's prediction says which one.
     """
 
     step: StepFunction
@@ -55,6 +57,7 @@ class Solver:
     process: type[Clock] = Process
     kl: str = "ddim"
     single: bool = False
+    by_reference: bool = False
 
     @property
     def noises(self) -> str:
@@ -166,6 +169,18 @@ SOLVERS: dict[str, Solver] = {
     "ancestral": Solver(ancestral, 0, 1, True, 1, "tokens: several positions a step, first order in law", Masking, "ancestral"),
     "left_to_right": Solver(
         left_to_right, 0, 0, True, 1, "tokens: the first masked position a step", Masking, "left_to_right", single=True
+    ),
+    "confident": Solver(
+        confident,
+        0,
+        0,
+        True,
+        2,
+        "tokens: the position a step of which the pretrained model is surest",
+        Masking,
+        "confident",
+        single=True,
+        by_reference=True,
     ),
 }
 

@@ -34,6 +34,19 @@ def left_to_right(
     return Reveal(prediction.log_prob, x, process.mask, (masked & (masked.cumsum(1) == 1)).double(), single=True)
 
 
+def confident(
+    process: Masking, predict: Predict, prediction: Tokens, x: Tensor, t: Tensor, s: Tensor, eta: float, past: object
+) -> Reveal:
+    """The masked position of the highest confidence, the pretrained model's: no choice of the policy, and no cost in KL.
+
+    By its own confidence a policy would take paths that the pretrained model cannot, and its KL would be infinite.
+    """
+    masked = x == process.mask
+    best = torch.where(masked, prediction.confidence, -torch.inf).argmax(1, keepdim=True)
+    chance = torch.zeros_like(x, dtype=torch.float64).scatter(1, best, 1.0) * masked
+    return Reveal(prediction.log_prob, x, process.mask, chance, single=True)
+
+
 def path_kl_of_tokens(process: Masking, times: Tensor, x: Tensor, policy: Tokens, reference: Tokens) -> Tensor:
     """Path KL in nats along states that several positions a step lead to, (batch,).
 

@@ -15,8 +15,12 @@ from scoreaction.diffusion.noise import PaddedNoise, Source, kept
 from scoreaction.diffusion.predictions import Predicts, mapped, projected, to_prediction
 from scoreaction.diffusion.processes import Process
 from scoreaction.diffusion.solvers import Solver
+from scoreaction.networks.adapters import Role
 from scoreaction.networks.conditions import map_conditions, take
-from scoreaction.types import Conditions, Prediction
+from scoreaction.types import Conditions, Predict, Prediction
+
+Guesses = Callable[[Tensor, Tensor, Prediction], Tensor]
+"""Clean samples `guesses(rows, x, prediction) -> (rows, draws, *shape)` that states x lead to; rows are their numbers."""
 
 
 class GaussianStates:
@@ -30,6 +34,8 @@ class GaussianStates:
     double: bool
     """True if the network's weights are in float64."""
     net: nn.Module
+    causal = False
+    """True of tokens each of which is predicted from those before it."""
     moves_noise = False
     """True if the policy moves the noise that samples start from, and its steps are the pretrained model's."""
 
@@ -63,6 +69,17 @@ class GaussianStates:
     def start(self, n: int, source: Source) -> Tensor:
         """n states at t = 1, (n, *shape)."""
         return self.process.start((n, *self.shape), source).to(self.device)
+
+    def refuse_solver(self, name: str) -> None:
+        """UserError for a solver of its kind of states that this network cannot follow."""
+
+    def stream(self, role: Role, conditions: Conditions, prompt: Tensor, guidance: float) -> Predict | None:
+        """Predictions along paths from left to right, as `MaskedModel.stream`; None where nothing is kept between them."""
+        return None
+
+    def guesses(self, n: int, draws: int | None, source: Source) -> Guesses:
+        """The clean samples by which look-aheads judge n states: x0 of the prediction."""
+        return lambda rows, x, prediction: prediction.x0[:, None]
 
     def example(self, n: int, generator: torch.Generator) -> Tensor:
         """n clean samples of any values, (n, *shape), to try rewards on."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -9,12 +10,19 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from scoreaction.diffusion.noise import Source, normal
+from scoreaction.diffusion.predictions import mapped
 from scoreaction.diffusion.processes import Clock, Masking, Process
+from scoreaction.diffusion.reveals import product_draws, token_log_prob, tokens_of
 from scoreaction.diffusion.solvers import Solver
 from scoreaction.diffusion.unmasking import path_kl_of_tokens
 from scoreaction.errors import UserError
+from scoreaction.networks.adapters import Role
+from scoreaction.networks.causal import Streaming
+from scoreaction.networks.conditions import concatenate, map_conditions, take
+from scoreaction.networks.gaussian import Guesses
 from scoreaction.networks.model import Model
-from scoreaction.types import Conditions, Prediction, Tokens
+from scoreaction.types import Conditions, Predict, Prediction, Tokens
 
 
 class MaskedModel(Model):
@@ -24,8 +32,10 @@ class MaskedModel(Model):
     [0, 1] with 0 data and 1 all masks (a network may ignore it), logits (batch, length, vocabulary) finite, without the mask.
     Logits of shown positions are not read. The samples that rewards see are tokens (batch, length), or what `decode(tokens)`
     makes of them. Diversity is measured in the tokens themselves. Guidance w is `log p_null + w (log p_cond - log p_null)`,
-    normalised at every position. lora_*, encode, null, features and export as in `Model`. ValueError for a length below 1, a
-    process of Gaussian states, and whatever `Model` refuses.
+    normalised at every position. causal: the network predicts each position from the tokens before it, whatever is shown to
+    the right; it is then sampled from left to right, and a `Streaming` one reads each position once. lora_*, encode, null,
+    features and export as in `Model`. ValueError for a length below 1, a process of Gaussian states, and whatever `Model`
+    refuses.
 
     >>> class Even(nn.Module):
     ...     def __init__(self):
@@ -54,8 +64,10 @@ class MaskedModel(Model):
         decode: Callable[[Tensor], Tensor] | None = None,
         features: Callable[[Tensor], Tensor] | None = None,
         law: Any = None,
+        causal: bool = False,
         export: Callable[[Path], None] | None = None,
     ) -> None:
+        self.causal = causal
         if length < 1:
             raise ValueError(f"length: must be at least 1 (got {length})")
         super().__init__(
@@ -76,8 +88,8 @@ class MaskedModel(Model):
 
     @classmethod
     def restored(cls, net: nn.Module, **description: Any) -> Model:
-        lora = {name: value for name, value in description.items() if name.startswith("lora_")}
-        return cls(net, process=description["process"], length=description["shape"][0], **lora)
+        kept = {name: value for name, value in description.items() if name.startswith("lora_") or name == "causal"}
+        return cls(net, process=description["process"], length=description["shape"][0], **kept)
 
     def _check_kind(self, process: Process, predicts: str) -> None:
         if not isinstance(process, Masking):
@@ -85,7 +97,8 @@ class MaskedModel(Model):
 
     @property
     def sampling(self) -> dict[str, Any]:
-        return {"solver": "one_by_one", "steps": self.shape[0], "grid": "uniform"}
+        solver = "left_to_right" if self.causal else "one_by_one"
+        return {"solver": solver, "steps": self.shape[0], "grid": "uniform"}
 
     @property
     def size(self) -> int:
@@ -95,8 +108,85 @@ class MaskedModel(Model):
         order = torch.randperm(n * self.shape[0], generator=generator)  # all tokens, where there is room for them
         return (order % self.process.vocabulary).reshape(n, *self.shape).to(self.device)
 
+    def refuse_solver(self, name: str) -> None:
+        if self.causal and name != "left_to_right":
+            raise UserError(
+                f"sampler.solver: a causal network ignores what {name} shows to its right; use left_to_right, in as many steps"
+                " as there are positions"
+            )
+
+    def path_log_prob(
+        self,
+        x0: Tensor,
+        conditions: Conditions = None,
+        *,
+        prompt: Tensor | None = None,
+        guidance: float = 1.0,
+        reference: bool = False,
+    ) -> Tensor:
+        """Log probability of the paths from left to right to x0 (batch, length), in nats, by one pass of the network.
+
+        It is that of x0 itself, `sum_n log p(x_n | x_<n)`; arguments as `predict`. ValueError for a network that is not causal.
+        """
+        if not self.causal:
+            raise ValueError("causal: one pass has the probability of a path for a causal network only; add one step at a time")
+        predict = self.reference if reference else self.predict
+        end = torch.zeros((), dtype=torch.float64)
+        prediction: Any = predict(x0, end, conditions, prompt=prompt, guidance=guidance)
+        return token_log_prob(prediction.log_prob, x0).sum(1)
+
+    def stream(self, role: Role, conditions: Conditions, prompt: Tensor, guidance: float) -> Predict | None:
+        """Predictions along paths from left to right of a causal network that keeps keys and values, without a graph.
+
+        Called with the states of one batch of such paths, one after the other. Only the first masked position is predicted;
+        the others are even. None for a network that keeps nothing, or more rows than one call may have.
+        """
+        net: Any = self.net if role == "policy" else self.reference_net
+        weight, rows, mask = self.guidance_weight(guidance), len(prompt), self.process.mask
+        guided = weight != 1.0 and conditions is not None
+        halves = 2 if guided else 1
+        wide = rows * halves > (self.max_rows or rows * halves)
+        if not (self.causal and isinstance(net, Streaming)) or wide or not rows or (guided and self.null is None):
+            return None
+        complete = map_conditions(lambda c: c.to(self.device), take(conditions, prompt))
+        if guided:
+            null = map_conditions(lambda n, c: n.to(c).expand_as(c), self.null, complete)
+            complete = concatenate(null, complete)
+        following = net.stream(rows * halves, complete)
+
+        @torch.no_grad()
+        def predict(x: Tensor, t: Tensor) -> Any:
+            place = int((x[0] != mask).sum())
+            before = None if place == 0 else x[:, place - 1].repeat(halves)
+            with self.autocast():
+                logits = self.adapters.call(role, lambda _: following(before), x)
+            if guided:
+                unconditional, conditional = logits.chunk(2)
+                logits = unconditional + weight * (conditional - unconditional)
+            self.evaluations.forward += rows * halves
+            self._check_output(x[:, place : place + 1], logits[:, None])
+            logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
+            log_prob = logits.new_full((*x.shape, logits.shape[-1]), -math.log(logits.shape[-1]))
+            log_prob[:, place] = torch.log_softmax(logits, -1)
+            return tokens_of(log_prob)
+
+        return predict
+
     def refuse_tokens(self, what: str) -> None:
         raise UserError(f"model: {what} is for models of Gaussian states, and this one's are tokens; leave it out")
+
+    def guesses(self, n: int, draws: int | None, source: Source) -> Guesses:
+        """Sequences drawn from the product of the predicted laws, the most probable one without `draws`."""
+        uniform = torch.special.ndtr(normal((n, draws or 1, *self.shape), source).double()) if draws else None
+
+        def guesses(rows: Tensor, x: Tensor, prediction: Any) -> Tensor:
+            log_prob = prediction.log_prob
+            tokens = (
+                log_prob.argmax(-1)[:, None] if uniform is None else product_draws(log_prob, take(uniform, rows).to(x.device))
+            )
+            return torch.where((x == self.process.mask)[:, None], tokens, x[:, None])
+
+        return guesses
 
     def learner(self, algorithm: Any, setting: Any) -> Any:
         return algorithm.build_on_tokens(setting)
@@ -105,7 +195,7 @@ class MaskedModel(Model):
         """Path and chain KL in nats, (batch,) each: where one position is shown a step, they are one."""
 
         def step(prediction: Tokens, i: int) -> Any:
-            one = Tokens(prediction.log_prob[i])
+            one = mapped(lambda part: part[i], prediction)
             return solver.step(self.process, _never, one, x[i], times[i], times[i + 1], eta, None)
 
         chain = torch.stack([step(policy, i).kl(step(reference, i)) for i in range(len(x))]).sum(0)
@@ -120,11 +210,11 @@ class MaskedModel(Model):
         return nn.functional.one_hot(tokens, self.process.vocabulary).flatten(1).float()
 
     def _nothing(self, x: Tensor) -> Prediction:
-        return Tokens(torch.zeros(0, *self.shape, self.process.vocabulary, device=x.device))  # type: ignore[return-value]
+        return tokens_of(torch.zeros(0, *self.shape, self.process.vocabulary, device=x.device))  # type: ignore[return-value]
 
     def _prediction(self, x: Tensor, t: Tensor, y: Tensor, inside: Tensor | None) -> Prediction:
         wide = torch.promote_types(y.dtype, torch.float32)
-        return Tokens(torch.log_softmax(y.to(wide), -1))  # type: ignore[return-value]
+        return tokens_of(torch.log_softmax(y.to(wide), -1))  # type: ignore[return-value]
 
     def _check_output(self, x: Tensor, y: Tensor) -> None:
         vocabulary = self.process.vocabulary

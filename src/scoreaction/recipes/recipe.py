@@ -201,29 +201,22 @@ def resolve(values: Values, *, folder: Path = Path()) -> Recipe:
         early_stop=early_stop,
         online=None if online is None else check(Online, online, ("online",)),
         distill=None if values.get("distill") is None else distill_settings(model, values["distill"]),
-        steer=None if values.get("steer") is None else check(Steering, values["steer"], ("steer",)),
+        steer=None if values.get("steer") is None else _steer(values["steer"]),
         critic=None if values.get("critic") is None else block_of("critic", values["critic"], ("critic",)),
-        pretrain=None if values.get("pretrain") is None else _pretrain(values["pretrain"]),
+        pretrain=None if values.get("pretrain") is None else pretrain_settings(values["pretrain"]),
     )
 
 
-def pretraining(name_or_path: str, overrides: Sequence[str] = ()) -> tuple[Pretrain, Path | None]:
-    """The settings of a recipe's `pretrain:` section, and the folder that its `model.path` names; other keys may be missing.
-
-    UserError, one line that names the key or the file, for whatever is wrong.
-    """
-    values, _ = read_recipe(name_or_path)
-    for key, value in map(parse_override, overrides):
-        assign(values, key, value)
-    refuse_unknown(values, KEYS, sections=SECTIONS)
-    if values.get("pretrain") is None:
-        raise UserError("pretrain: is required, for example pretrain: {data: table.csv}")
-    model = values.get("model")
-    own = model if isinstance(model, dict) and model.get("name") == "pretrained" else {}
-    return _pretrain(values["pretrain"]), None if own.get("path") is None else Path(own["path"])
+def _steer(values: Any) -> Steering:
+    settings = check(Steering, values, ("steer",))
+    known = settings.known
+    if known is None or not isinstance(known.values, Path) or not known.values.exists():
+        return settings
+    return settings.model_copy(update={"known": known.model_copy(update={"values": known.values.absolute()})})
 
 
-def _pretrain(values: Any) -> Pretrain:
+def pretrain_settings(values: Any) -> Pretrain:
+    """The checked settings of a recipe's section `pretrain`; a relative path that is here becomes absolute."""
     settings = check(Pretrain, values, ("pretrain",))
     return settings if not settings.data.exists() else settings.model_copy(update={"data": settings.data.absolute()})
 

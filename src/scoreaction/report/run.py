@@ -116,6 +116,12 @@ def run_headline(values: Values, records: list[Values], summary: Values | None) 
                 f"Its samples are at distance {away} from the known optimum; the exact optimal policy reaches {oracle} with the"
                 f" same sampler, and {floor} is the smallest that this many samples can show."
             )
+    if "optimum_rows" in summary:
+        rows, error = number(summary["optimum_rows"], 3), number(summary["optimum_reward_se"], 2)
+        sentences.append(
+            f"The data law is a density of the table's rows. The optimum rests on {rows} of them in effect, so that its reward"
+            f" is that of the law behind the rows to within a standard error of {error} only."
+        )
     sentences.append(
         f"It took {summary['seconds']:.0f} seconds, {summary['reward_queries']:,} questions to the reward and"
         f" {summary['model_evaluations']:,} evaluations of the network."

@@ -4,16 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from functools import partial
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor
 
-from scoreaction.diffusion.noise import RowNoise, Source
+from scoreaction.diffusion.noise import RowNoise, Source, normal
+from scoreaction.diffusion.reveals import product_draws
 from scoreaction.diffusion.solvers import GridName, SolverName
 from scoreaction.networks.lockstep import equal_parts
 from scoreaction.networks.model import Model
-from scoreaction.sampling.rollout import Sampler, act, trajectory
+from scoreaction.sampling.rollout import Sampler, act, follow, trajectory
 from scoreaction.types import Predict
 from scoreaction.world import ALONE, World
 
@@ -74,9 +75,8 @@ def x0_in_parts(
     """These of the samples of `draw_x0`, at most `chunk` of them at a time, after their numbers; prompts are those of all."""
     distinct, prompt = distinct_prompts(prompts, int(rows.max()) + 1 if len(rows) else 0)
     conditions = model.conditions(distinct)
-    predict = partial(model.reference, guidance=sampler.guidance) if reference else partial(act, model, sampler)
     for part in equal_parts(rows, chunk) if model.sharded else rows.split(chunk):
-        policy = partial(predict, conditions=conditions, prompt=prompt[part])
+        policy = follow(model, sampler, conditions, prompt[part], reference=reference)
         noise = model.noise(RowNoise(seed, part), conditions, prompt[part])
         with model.averaged(), model.uncounted():
             x = model.start(len(part), noise)
@@ -131,13 +131,15 @@ def sample(
     grid: GridName | None = None,
     prompts: list[Any] | None = None,
     reference: bool = False,
+    threshold: float | None = None,
 ) -> Tensor:
     """n samples of the tuned model (its averaged weights), or with `reference` of the base; same seed, same noise.
 
     steps and solver are by default 50 of ddim, of tokens as many as there are positions of one_by_one; eta is 1, of a model
     whose policy moves the noise 0; guidance, grid and
     prompts are those of the training, of a model that was not trained 1, power and none. The base acts below the `off_below` of
-    the training. Prompts are repeated over the n samples. Returns (n, *shape), decoded where the model decodes.
+    the training. threshold: of a causal model of tokens, shows several positions an evaluation, see `thresholded`. Prompts are
+    repeated over the n samples. Returns (n, *shape), decoded where the model decodes.
 
     >>> import scoreaction as sa
     >>> model = sa.models.gaussian_mixture.build(sa.models.gaussian_mixture.Config())
@@ -145,9 +147,63 @@ def sample(
     torch.Size([3, 2])
     """
     check_asked(n, prompts)
+    sampler = sampler_of(model, steps=steps, eta=eta, solver=solver, guidance=guidance, grid=grid)
+    prompts = spread_prompts(prompts or model.prompts, n)
+    if threshold is not None:
+        return thresholded(model, sampler, n, prompts, seed, threshold=threshold, reference=reference)
+    return draw(model, sampler, n, prompts, seed, reference=reference)
+
+
+def sampler_of(
+    model: Model,
+    *,
+    steps: int | None,
+    eta: float | None,
+    solver: SolverName | None,
+    guidance: float | None,
+    grid: GridName | None,
+) -> Sampler:
+    """The sampler of these settings, and of those that suit the model where they are None; ValueError where it cannot step."""
     own = {"guidance": model.guidance if guidance is None else guidance, "grid": grid or model.grid}
     options = {"solver": solver, "steps": steps, "eta": eta}
     chosen = {name: value for name, value in options.items() if value is not None}
     sampler = Sampler(**model.sampling | own | chosen, off_below=model.off_below)
     sampler.check(model)
-    return draw(model, sampler, n, spread_prompts(prompts or model.prompts, n), seed, reference=reference)
+    return sampler
+
+
+@torch.no_grad()
+def thresholded(
+    model: Model,
+    sampler: Sampler,
+    n: int,
+    prompts: list[Any] | None,
+    seed: int,
+    *,
+    threshold: float,
+    reference: bool = False,
+) -> Tensor:
+    """n samples of a causal model, decoded, by fewer evaluations: each shows all positions of a probability above a threshold.
+
+    Where a masked position's most probable token has more than `threshold`, it is shown, and the first masked one in any case;
+    its token is drawn. Positions shown together are drawn as if independent: from a threshold of 1 on the law is the model's,
+    and further from it the lower. Such a path has no density, so it serves sampling only. CARD (arXiv 2601.22031), decoding.
+    ValueError for a model that is not causal, and for a threshold that is not positive.
+    """
+    if not model.causal:
+        raise ValueError("threshold: decodes models whose tokens are predicted from left to right; leave it out")
+    if not threshold > 0:
+        raise ValueError(f"threshold: must be above 0, and from 1 on it shows one position at a time (got {threshold})")
+    texts, prompt = distinct_prompts(prompts, n)
+    conditions, noise = model.conditions(texts), RowNoise(seed, torch.arange(n))
+    predict: Any = partial(model.reference if reference else partial(act, model, sampler), conditions=conditions, prompt=prompt)
+    mask = cast(Any, model.process).mask
+    with model.averaged(), model.uncounted():
+        x = model.start(n, noise)
+        while bool((masked := x == mask).any()):
+            log_prob = predict(x, torch.full((n,), float(masked.double().mean()), dtype=torch.float64)).log_prob
+            first = masked & (masked.cumsum(1) == 1)
+            shown = first | (masked & (log_prob.amax(-1).exp() > threshold))
+            uniform = torch.special.ndtr(normal((n, *model.shape), noise).double())[:, None]
+            x = torch.where(shown, product_draws(log_prob, uniform.to(x.device))[:, 0], x)
+        return model.decode(x)

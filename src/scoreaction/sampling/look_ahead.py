@@ -1,7 +1,8 @@
-"""The look-ahead `r(x0_hat(x))`: the reward of the clean sample that a model predicts from x, and its gradient in x."""
+"""The look-ahead: the reward of the clean samples that a model predicts from x, and its gradient in x."""
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from typing import TypeVar
 
@@ -33,3 +34,14 @@ def look_ahead(x: Tensor, value: Callable[[Tensor], tuple[Tensor, R]], *, gradie
         values, record = value(leaf)
         grad = torch.autograd.grad(values.sum(), leaf)[0] if gradient else torch.zeros_like(leaf)
     return values.detach(), grad, record
+
+
+def soft_mean(rewards: Tensor, beta: float) -> Tensor:
+    """`beta log mean_j exp(r_j/beta)` of rewards (rows, draws), (rows,); the mean where beta is infinite.
+
+    >>> soft_mean(torch.tensor([[0.0, math.log(3.0)]]), 1.0).exp()
+    tensor([2.])
+    """
+    if rewards.shape[1] == 1 or math.isinf(beta):
+        return rewards.mean(1)
+    return beta * (torch.logsumexp(rewards / beta, 1) - math.log(rewards.shape[1]))

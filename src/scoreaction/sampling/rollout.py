@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, replace
+from functools import partial
 from typing import Any, NamedTuple
 
 import torch
@@ -54,6 +55,7 @@ class Sampler(Settings, frozen=True, extra="forbid"):
                 f"sampler.solver: {self.solver} steps {solver.process.states} states and this model's are {process.states};"
                 f" use {others}"
             )
+        model.refuse_solver(self.solver)
         if model.moves_noise and isinstance(process, Process) and self.eta > 0:
             raise ValueError(
                 f"sampler.eta: the policy moves the noise that samples start from, and noise on the way forgets it (got"
@@ -91,8 +93,28 @@ def act(
         ]
         order = torch.cat([off.nonzero().flatten(), (~off).nonzero().flatten()]).argsort()
         return take(mapped(lambda *both: torch.cat(both), *parts), order)
-    predict = model.reference if bool(off.any()) else model.predict
-    return predict(x, t, conditions, prompt=prompt, guidance=sampler.guidance)
+    options = {"conditions": conditions, "prompt": prompt, "guidance": sampler.guidance}
+    if bool(off.any()):
+        return model.reference(x, t, **options)
+    prediction: Any = model.predict(x, t, **options)
+    if sampler.find().by_reference:
+        with torch.no_grad():
+            reference: Any = model.reference(x, t, **options)
+        prediction = prediction._replace(confidence=reference.confidence)
+    return prediction
+
+
+def follow(model: Model, sampler: Sampler, conditions: Conditions, prompt: Tensor, *, reference: bool = False) -> Predict:
+    """The prediction function of paths from t = 1, one for each of prompt (rows,): `act`, or the pretrained model's.
+
+    Where the model keeps what it computed of earlier positions, it is used; such a function serves one batch of paths.
+    """
+    if sampler.solver == "left_to_right" and not sampler.off_below:
+        stream = model.stream("reference" if reference else "policy", conditions, prompt, sampler.guidance)
+        if stream is not None:
+            return stream
+    predict = partial(model.reference, guidance=sampler.guidance) if reference else partial(act, model, sampler)
+    return partial(predict, conditions=conditions, prompt=prompt)
 
 
 @dataclass(frozen=True)
@@ -184,6 +206,20 @@ class Steps(NamedTuple):
     def states(self) -> States:
         """The states that the steps begin at."""
         return States(self.x, self.t, self.prompt)
+
+
+def once(model: Model, predict: Callable[[Tensor, Tensor, Tensor], Prediction], steps: Steps) -> Prediction:
+    """`predict(x, t, prompt)` at these steps; of a causal model by one row a path, its latest step.
+
+    The tokens that the earlier steps have shown are among those of the latest, and what comes after a position does not change
+    its prediction, so that the first masked position of every step has its own; later ones are not read.
+    """
+    if not model.causal:
+        return predict(*steps.states)
+    paths, path = steps.path.unique(return_inverse=True)
+    rows = max(1, len(path))
+    latest = torch.zeros_like(paths).scatter_reduce(0, path, steps.step * rows + torch.arange(len(path)), "amax") % rows
+    return take(predict(*take(steps.states, latest)), path)
 
 
 @dataclass(frozen=True)
@@ -354,7 +390,8 @@ def joined(rollouts: list[Rollout], order: Tensor | slice = ALL) -> Rollout:
     explored = any(rollout.action is not rollout.old for rollout in rollouts)
     action = mapped(side_by_side, *(rollout.action for rollout in rollouts)) if explored else old
     x, prompt = side_by_side(*(rollout.x for rollout in rollouts)), torch.cat([rollout.prompt for rollout in rollouts])[order]
-    noise = None if first.noise is None else torch.cat([n for n in (rollout.noise for rollout in rollouts) if n is not None])
+    noises = [rollout.noise for rollout in rollouts if rollout.noise is not None]
+    noise = torch.cat(noises)[order] if noises else None
     return replace(first, x=x, old=old, action=action, prompt=prompt, noise=noise)
 
 

@@ -55,7 +55,6 @@ def steer_x0(
     Same seed, same samples, whatever the number of processes: groups have noise of their own, and are dealt whole. `returns:
     all` rounds n up to whole groups. progress: called with the number of groups done.
     """
-    model.refuse_tokens("steering")
     if model.sharded:
         raise ValueError("train.shard: steering does not share a network; set it to false, and the processes share the groups")
     m, everything = steering.particles or 1, steering.returns == "all"

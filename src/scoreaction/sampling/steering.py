@@ -7,6 +7,8 @@ from typing import Any, Literal, get_args
 
 from pydantic import Field
 
+from scoreaction.diffusion.processes import Masking
+from scoreaction.sampling.known import Known
 from scoreaction.sampling.rollout import Sampler
 from scoreaction.settings import Settings
 
@@ -19,6 +21,7 @@ TAKEN_BY: dict[str, tuple[str, ...]] = {
     "particles": ("best_of", *BY_SVDD, *BY_WEIGHTS),
     "select": ("best_of", "svdd_published"),
     "target": ("smc",),
+    "draws": ("svdd", "smc"),
     "every": (*BY_SVDD, *BY_WEIGHTS),
     "ess": BY_WEIGHTS,
     "returns": ("best_of", *BY_WEIGHTS),
@@ -39,15 +42,20 @@ class Steering(Settings, frozen=True, extra="forbid", allow_inf_nan=False):
       and c = (1 + eta^2)/2; svdd_published keeps the best, or by `select: categorical` one at T = beta;
     - twisted: smc whose proposals are moved along the gradient of v, by `k^2 grad v/beta`, the weights corrected for it;
     - guidance: the score becomes `score + grad v/beta`; no particles, any eta, any solver.
-    auto is twisted where the reward has a gradient and smc where not; without noise guidance and best_of.
+    Of tokens the look-ahead is `v(x) = beta log mean_j exp(r(x0_j)/beta)`, x0_j `draws` sequences from the product of the
+    predicted laws, that of svdd_published the reward of the most probable sequence, as in its authors' code; tokens have no
+    gradient, and the last two are refused. auto is twisted where the reward has a gradient and smc where not; without noise
+    guidance and best_of.
 
-    beta: reward units per nat, by default the algorithm's. particles: M, by default 16. every: only each so many steps are
-    scored. ess: groups are resampled where the effective sample size is below this share of M. returns: `one` sample of each
-    group, independent of the others, with an error of order 1/M; `weighted`, the groups of a prompt drawn in proportion to
-    their Z, without that error; `all` particles of all groups, one trajectory a sample, n rounded up to whole groups.
-    target: the law that is tilted, the model's own or, for a tuned model and smc, its pretrained reference's: then the tuned
-    model proposes and the weights correct it. Li et al. 2024 (arXiv 2408.08252), Singhal et al. 2025 (arXiv 2501.06848), Wu et
-    al. 2023 (arXiv 2306.17775).
+    beta: reward units per nat, by default the algorithm's. particles: M, by default 16. draws: of tokens, by default 1. every:
+    only each so many steps are scored. ess: groups are resampled where the effective sample size is below this share of M.
+    returns: `one` sample of each group, independent of the others, with an error of order 1/M; `weighted`, the groups of a
+    prompt drawn in proportion to their Z, without that error; `all` particles of all groups, one trajectory a sample, n
+    rounded up to whole groups. target: the law that is tilted, the model's own or, for a tuned model and smc, its pretrained
+    reference's: then the tuned model proposes and the weights correct it. Li et al. 2024 (arXiv 2408.08252), Singhal et al.
+    2025 (arXiv 2501.06848), Wu et al. 2023 (arXiv 2306.17775).
+
+    known: a part of the sample that is known; then the reward is not asked, and the law is that of the rest given this part.
 
     >>> Steering(method="svdd").settled(differentiable=False, sampler=Sampler(), beta=0.5).particles
     16
@@ -58,17 +66,30 @@ class Steering(Settings, frozen=True, extra="forbid", allow_inf_nan=False):
     beta: float | None = Field(None, gt=0)
     select: Literal["argmax", "categorical"] | None = None
     target: Literal["model", "reference"] = "model"
+    draws: int | None = Field(None, ge=1)
     every: int = Field(1, ge=1)
     ess: float = Field(0.5, gt=0, le=1)
     returns: Returns = "one"
+    known: Known | None = None
 
     def settled(self, *, differentiable: bool, sampler: Sampler, beta: float | None, tuned: bool = True) -> Steering:
         """The settings with every default in its place. ValueError, with the remedy, for what does not go together.
 
         beta: the algorithm's, None or 0 where it has none. tuned: whether a tuned model is steered.
         """
-        method = self.method if self.method != "auto" else self._best(differentiable, sampler.eta)
+        tokens = issubclass(sampler.find().process, Masking)
+        if self.known is not None:
+            if self.beta not in (None, 1.0):  # which it is once settled
+                raise ValueError("steer.beta: what is known has a scale of its own, steer.known.std; leave beta out")
+            differentiable, beta = True, 1.0
+        method = self.method if self.method != "auto" else self._best(differentiable and not tokens, sampler.eta)
         self._refuse_unused(method)
+        if method in BY_GRADIENT and tokens:
+            raise ValueError(
+                f"steer.method: {method} moves states by the reward's gradient and tokens have none; use smc, svdd or best_of"
+            )
+        if self.draws is not None and not tokens:
+            raise ValueError("steer.draws: the look-ahead of Gaussian states is one clean sample; leave it out")
         if method in BY_GRADIENT and not differentiable:
             raise ValueError(
                 f"steer.method: {method} needs the reward's gradient and this one has none; use smc, svdd or best_of, or, where"
@@ -86,6 +107,8 @@ class Steering(Settings, frozen=True, extra="forbid", allow_inf_nan=False):
         chosen: dict[str, Any] = {"method": method, "beta": self.beta or beta or None}
         if method in TAKEN_BY["particles"]:
             chosen["particles"] = self.particles or PARTICLES
+        if method in TAKEN_BY["draws"] and tokens:
+            chosen["draws"] = self.draws or 1
         if method in TAKEN_BY["select"]:
             chosen["select"] = self.select or "argmax"
         if chosen["beta"] is None and chosen.get("select") != "argmax":

@@ -12,15 +12,15 @@ import torch
 from torch import Tensor
 
 from scoreaction.diffusion.kl import drift_rate, path_kl
-from scoreaction.diffusion.noise import RowNoise, kept, normal
-from scoreaction.diffusion.predictions import expand
-from scoreaction.diffusion.solvers import noise_std
-from scoreaction.diffusion.transitions import Transition, sum_event
+from scoreaction.diffusion.noise import GroupNoise, RowNoise
+from scoreaction.diffusion.predictions import expand, mapped
+from scoreaction.diffusion.transitions import Kernel, Transition, sum_event
 from scoreaction.errors import Failed
 from scoreaction.networks.conditions import take
 from scoreaction.networks.memory import fitting
 from scoreaction.networks.model import Model
-from scoreaction.sampling.look_ahead import look_ahead, twisted
+from scoreaction.sampling.known import Likelihood
+from scoreaction.sampling.look_ahead import look_ahead, soft_mean, twisted
 from scoreaction.sampling.particles import Particles, categorical, uniform
 from scoreaction.sampling.rollout import Chosen, Sampler, act, trajectory
 from scoreaction.sampling.steering import BY_SVDD, BY_WEIGHTS, Steering
@@ -75,9 +75,11 @@ class Walk:
         policy = pretrained if reference else partial(act, model, sampler)
         self.policy, self.pretrained = (partial(predict, conditions=conditions) for predict in (policy, pretrained))
         self.moved = (lambda x, prompt: x) if reference else partial(model.moved, conditions=conditions)
-        noisy = (noise_std(self.process, self.times[:-1], self.times[1:], sampler.eta) > 0).nonzero().flatten()
-        self.last_noisy = int(noisy[-1]) if len(noisy) else -1
+        noisy = self.process.has_density(self.times[1:]).nonzero().flatten()
+        self.last_noisy = int(noisy[-1]) if len(noisy) and sampler.eta else -1
+        self.conditions, self.every_noise = conditions, GroupNoise(noise)
         self.queries = 0
+        self.known = None if steering.known is None else Likelihood.of(model, steering.known)
 
     def walk(self) -> Walked:
         """The groups' ends by the method of the settings."""
@@ -90,26 +92,19 @@ class Walk:
 
     def start(self, each: int) -> Tensor:
         """x at t = 1, (groups * each, *shape)."""
-        x = (self.process.prior_std * self.normal(each)).to(self.model.device)
-        return self.moved(x, prompt=self.prompt.repeat_interleave(each))
+        prompt = self.prompt.repeat_interleave(each)
+        x = self.model.start(len(prompt), self.model.noise(self.every_noise, self.conditions, prompt))
+        return self.moved(x, prompt=prompt)
 
-    def normal(self, each: int, dtype: torch.dtype = torch.float32) -> Tensor:
-        """Noise of `each` rows of every group, (groups * each, *shape)."""
-        noise = normal((self.groups, each, *self.model.shape), self.noise, dtype)
-        return (noise if self.inside is None else kept(noise, self.inside[:, None])).flatten(0, 1)
-
-    def drawn(self, transition: Transition) -> Tensor:
+    def drawn(self, transition: Kernel) -> Tensor:
         """The states that a transition leads to, (groups * M, *shape)."""
-        mean = transition.mean
-        if float(transition.std) == 0:
-            return mean
-        return mean + expand(transition.std, mean) * self.normal(self.m, mean.dtype).to(mean.device)
+        return transition.sample(self.model.noise(self.every_noise, self.conditions, self.every_prompt))
 
     def follow(self, predict: Callable[[Tensor, Tensor], Prediction], x: Tensor, choose: Any) -> Tensor:
         """The end of a trajectory whose next states are chosen by `choose(step, transition, t, s)`."""
         steps: Iterator[int] = iter(range(self.sampler.steps))
 
-        def chosen(transition: Transition, t: Tensor, s: Tensor) -> Chosen:
+        def chosen(transition: Kernel, t: Tensor, s: Tensor) -> Chosen:
             return choose(next(steps), transition, t, s)
 
         visits = trajectory(predict, self.process, x, self.times, solver=self.solver, eta=self.sampler.eta, choose=chosen)
@@ -133,17 +128,27 @@ class Walk:
     def look(
         self, x: Tensor, t: Tensor, predict: Callable[..., Prediction], *, gradient: bool
     ) -> tuple[Tensor, Tensor, Prediction | None]:
-        """The value `r(x0_hat(x))` (rows,), its gradient in x (zero unless asked for) and the prediction, as memory holds it.
+        """The value of x (rows,), its gradient in x (zero unless asked for) and the prediction, as memory holds it.
 
-        At the end of the grid it is the reward of x itself, and there is no prediction. Without gradient a reward that works
-        in the background scores one part while the next is predicted.
+        It is `soft_mean` of the rewards of the clean samples that the model guesses; at the end of the grid the reward of x
+        itself, and there is no prediction. Where a part of the sample is known it is the part's log likelihood, and no reward
+        is asked. Without gradient a reward that works in the background scores one part while the next is predicted.
         """
-        whole, rows = self.is_end(t), torch.arange(len(x))
+        rows = torch.arange(len(x))
+        guesses = None if self.is_end(t) else self.model.guesses(len(x), self.steering.draws, self.every_noise)
 
         def value(part: Tensor, x: Tensor) -> tuple[Callable[[], Tensor], Prediction | None]:
             prompt = take(self.every_prompt, part)
-            prediction = None if whole else predict(x, t, prompt=prompt)
-            return self.score(x if prediction is None else prediction.x0, prompt), prediction
+            prediction = None if guesses is None else predict(x, t, prompt=prompt)
+            if self.known is not None:
+                x0 = x if prediction is None else prediction.x0
+                values = self.known(self.model.decode(x0), self.process, t, end=prediction is None)
+                return lambda: values, prediction
+            if guesses is None or prediction is None:
+                return self.score(x, prompt), None
+            every = guesses(part, x, prediction)
+            scores = self.score(every.flatten(0, 1), prompt.repeat_interleave(every.shape[1]))
+            return lambda: soft_mean(scores().unflatten(0, (len(x), -1)), self.beta), prediction
 
         def now(part: Tensor, x: Tensor) -> tuple[Tensor, Prediction | None]:
             scores, prediction = value(part, x)
@@ -164,7 +169,7 @@ class Walk:
 def _joined(parts: Any) -> Prediction | None:
     if parts[0] is None:
         return None
-    return Prediction(*(torch.cat([part.detach() for part in both]) for both in zip(*parts, strict=True)))
+    return mapped(lambda *both: torch.cat([part.detach() for part in both]), *parts)
 
 
 def _best_of(walk: Walk) -> Walked:
@@ -214,10 +219,10 @@ class _Svdd:
         walk = self.walk_
         if float(t) == float(walk.times[0]):
             one = walk.policy(x[:: walk.m], t, prompt=walk.prompt)
-            return Prediction(*(part.repeat_interleave(walk.m, 0) for part in one))
+            return mapped(lambda part: part.repeat_interleave(walk.m, 0), one)
         return walk.policy(x, t, prompt=walk.every_prompt)
 
-    def choose(self, step: int, transition: Transition, t: Tensor, s: Tensor) -> Chosen:
+    def choose(self, step: int, transition: Kernel, t: Tensor, s: Tensor) -> Chosen:
         walk = self.walk_
         x = walk.drawn(transition)
         if not walk.scored(step):
@@ -277,22 +282,19 @@ class _Weighted:
             self.grad, self.known = take(self.grad, parents), take(self.known, parents)  # None stays None
         return parents
 
-    def choose(self, step: int, transition: Transition, t: Tensor, s: Tensor) -> Chosen:
+    def choose(self, step: int, transition: Any, t: Tensor, s: Tensor) -> Chosen:
         walk = self.walk_
-        target: Any = transition
-        proposal = transition
+        target = proposal = transition
         if self.corrects:
             assert self.known is not None
             predict = partial(walk.pretrained, prompt=walk.every_prompt)
             target = walk.solver.step(walk.process, predict, self.known, self.x, t, s, walk.sampler.eta, None)
         elif self.grad is not None:
             proposal = twisted(transition, self.grad, walk.beta)
-        if float(transition.std) == 0:  # no density: the law that is tilted acts
-            self.x = target.mean
-        else:
-            self.x = walk.drawn(proposal)
-            if proposal is not target:
-                self.pending += target.log_ratio(proposal, self.x).double().cpu().view_as(self.pending)
+        density = bool(walk.process.has_density(s))
+        self.x = walk.drawn(proposal if density else target)  # without density the law that is tilted acts
+        if density and proposal is not target:
+            self.pending += target.log_ratio(proposal, self.x).double().cpu().view_as(self.pending)
         parents = None
         if walk.scored(step) or walk.is_end(s):
             parents = self.weigh(s, resample=not walk.is_end(s))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any
 
@@ -12,6 +12,7 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
+from scoreaction.diffusion.kernel_density import KernelDensity, rows_behind
 from scoreaction.diffusion.mixtures import Mixture, Optimum
 from scoreaction.diffusion.noise import RowNoise
 from scoreaction.diffusion.rescaling import Rescale
@@ -24,7 +25,7 @@ from scoreaction.rewards import CountedReward
 from scoreaction.rewards._closed_form import QuadraticReward
 from scoreaction.rewards._weighted import settle
 from scoreaction.sampling.draw import distinct_prompts, draw_x0, run, spread_prompts, x0_in_parts
-from scoreaction.sampling.rollout import Rollout, Sampler, act, roll_out, unflattened
+from scoreaction.sampling.rollout import Rollout, Sampler, follow, roll_out, unflattened
 from scoreaction.settings import Settings
 from scoreaction.training.optimizer import TrainingError
 from scoreaction.types import Conditions
@@ -74,7 +75,6 @@ def kl_samples(n: int, steps: int, size: int) -> int:
 
 def check_certificate(model: Model) -> None:
     """ValueError where a model's policy has no stochastic chain that the optimal one's can be compared with."""
-    model.refuse_tokens("evaluation.certificate")
     if model.moves_noise:
         raise ValueError("evaluation.certificate: is of a stochastic chain, which forgets moved noise; set it to false")
 
@@ -150,7 +150,7 @@ def _path_kls(
     model: Model, noisy: Sampler, conditions: Conditions, prompt: Tensor, source: RowNoise, world: World, n: int
 ) -> tuple[Tensor, Tensor]:
     """Path and chain KL of the policy on this sampler's paths, (n,) each; prompt: the own ones."""
-    policy = partial(act, model, noisy, conditions=conditions, prompt=prompt)
+    policy = follow(model, noisy, conditions, prompt)
     noise = model.noise(source, conditions, prompt)
     rollout = roll_out(model, noisy, policy, prompt, noise, times=noisy.times(model.process))
     states = rollout.steps().states
@@ -206,6 +206,8 @@ class ExactTask:
 
     law: Mixture
     optimum: Optimum
+    rows: dict[str, float] = field(default_factory=dict)
+    """Of a density of data: how many rows the optimum rests on in effect, and the standard error of its reward by them."""
 
     @classmethod
     def of(cls, model: Model, reward: object, beta: float | None) -> ExactTask | None:
@@ -213,8 +215,12 @@ class ExactTask:
         if not isinstance(model.law, Mixture) or not isinstance(reward, QuadraticReward) or not beta:
             return None
         if isinstance(model.decode, Rescale):
-            return cls(model.law, model.decode.optimum(model.law, reward.quadratic, beta))
-        return cls(model.law, model.law.optimum(reward.quadratic, beta))
+            best = model.decode.optimum(model.law, reward.quadratic, beta)
+        else:
+            best = model.law.optimum(reward.quadratic, beta)
+        if not isinstance(best.law, KernelDensity):
+            return cls(model.law, best)
+        return cls(model.law, best, rows_behind(best.law.weights, reward.quadratic(model.decode(best.law.means))))
 
     def distance(self, draws: Callable[[int], Tensor], n: int, seed: int, *, repeats: int = 5) -> float:
         """Sliced W2 of n samples to the optimum, mean over draws with different seeds."""
@@ -247,6 +253,7 @@ class ExactTask:
         return {
             "optimum_reward": self.optimum.reward,
             "optimum_kl_nats": self.optimum.kl_nats,
+            **self.rows,
             **self.distances(model, sampler, n, seed, world),
             "distance_oracle": self.oracle(model, sampler, n, seed, world),
         }

@@ -77,7 +77,7 @@ def described(model: Model) -> dict[str, Any]:
         "true_cfg": model.true_cfg,
         "lora": None if model.lora is None else asdict(model.lora),
     }
-    return json.loads(json.dumps(kind, default=str))
+    return json.loads(json.dumps(kind | ({"causal": True} if model.causal else {}), default=str))
 
 
 def _plain_tensors(tensors: dict[str, Any]) -> dict[str, Tensor]:
@@ -116,7 +116,7 @@ def load_described(path: Path, net: nn.Module | Model | None = None) -> Model:
         raise ValueError(f"{path}: no {DESCRIPTION} there; give the folder that save wrote, or summary() in a run's")
     description = json.loads(file.read_text())
     if isinstance(net, Model):
-        different = [name for name, value in described(net).items() if value != description[name]]
+        different = [name for name, value in described(net).items() if value != description.get(name)]
         if different:
             raise ValueError(f"{path}: net is another model than the one that was saved: {', '.join(different)} differ")
     model, sampler = net if isinstance(net, Model) else _built(path, description, net), description["sampler"]
@@ -159,6 +159,7 @@ def _built(path: Path, description: dict[str, Any], net: nn.Module | None) -> Mo
         lora_rank=lora and lora["rank"],
         lora_alpha=lora and lora["alpha"],
         lora_targets=lora and lora["targets"],
+        **({"causal": True} if description.get("causal") else {}),
     )
 
 

@@ -20,12 +20,13 @@ from scoreaction.networks.model import Model
 from scoreaction.networks.sharding import class_of, distributed_as, networks, on_host, shard
 from scoreaction.rewards import CountedReward, Reward
 from scoreaction.rewards._weighted import WeightedSum
+from scoreaction.sampling.known import check_known
 from scoreaction.sampling.replay import Replay
 from scoreaction.sampling.rollout import Sampler
 from scoreaction.sampling.steering import Steering
 from scoreaction.training.best_weights import Selection, check_metric
 from scoreaction.training.budget import Budget
-from scoreaction.training.checks import check_precision, check_shard
+from scoreaction.training.checks import check_precision, check_shard, check_whole
 from scoreaction.training.collector import Collector
 from scoreaction.training.evaluation import Evaluation, check_certificate
 from scoreaction.training.export import described, save_model
@@ -187,9 +188,9 @@ class Run:
             self.budget.check_plan(sum(self.online.rounds), queries, self.evaluation.n)
 
     def _settled(self, steer: Steering) -> Steering:
-        self.model.refuse_tokens("steering")
         sampler = self.evaluation.sampler(self.sampler)
         try:
+            check_known(self.model, steer.known)
             return steer.settled(differentiable=self.reward.differentiable, sampler=sampler, beta=self.beta)
         except ValueError as error:
             raise ValueError(str(error).replace("sampler.", "evaluation.")) from error
@@ -200,6 +201,7 @@ class Run:
         device = Accelerator().device if self.train.device == "auto" else torch.device(self.train.device)
         if self.train.shard:  # from the host, block by block: no device ever holds a whole network
             check_shard(self.train, self.world)
+            check_whole(model)
             self._share(networks(model))
             shard(model, self.world, device)
         model.to(device)

@@ -10,13 +10,17 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from scoreaction.diffusion.mixtures import Mixture
 from scoreaction.diffusion.noise import RowNoise
-from scoreaction.diffusion.solvers import GridName, SolverName, ddim_step
+from scoreaction.diffusion.solvers import GridName, SolverName
+from scoreaction.errors import UserError
 from scoreaction.networks.model import Model
 from scoreaction.rewards import CountedReward
+from scoreaction.rewards._closed_form import QuadraticReward
 from scoreaction.rewards._reward import check_graph
 from scoreaction.rewards._weighted import WeightedSum
-from scoreaction.sampling.draw import check_asked, distinct_prompts, spread_prompts
+from scoreaction.sampling.draw import check_asked, distinct_prompts, sampler_of, spread_prompts
+from scoreaction.sampling.known import Known, Likelihood, check_known
 from scoreaction.sampling.rollout import Sampler, act, trajectory
 from scoreaction.sampling.steer import Steered, steer_x0
 from scoreaction.sampling.steering import Method, Returns, Steering
@@ -38,9 +42,15 @@ def scoring(model: Model, reward: CountedReward) -> Score:
     return begin
 
 
-def settled(steering: Steering, reward: CountedReward, sampler: Sampler, beta: float, *, tuned: bool = True) -> Steering:
-    """The settings with every default in its place; ValueError where reward or sampler cannot give what they need."""
-    return steering.settled(differentiable=reward.differentiable, sampler=sampler, beta=beta, tuned=tuned)
+def settled(
+    model: Model, steering: Steering, reward: CountedReward, sampler: Sampler, beta: float, *, tuned: bool = True
+) -> Steering:
+    """The settings with every default in its place; UserError where model, reward or sampler cannot give what they need."""
+    try:
+        check_known(model, steering.known)
+        return steering.settled(differentiable=reward.differentiable, sampler=sampler, beta=beta, tuned=tuned)
+    except ValueError as error:
+        raise UserError(str(error)) from error
 
 
 def chunk_of(model: Model) -> int:
@@ -50,7 +60,7 @@ def chunk_of(model: Model) -> int:
 
 def steer(
     model: Model,
-    reward: RewardFunction | Callable[[Tensor, Any], Tensor],
+    reward: RewardFunction | Callable[[Tensor, Any], Tensor] | None,
     *,
     n: int,
     method: Method = "auto",
@@ -58,12 +68,14 @@ def steer(
     beta: float | None = None,
     select: str | None = None,
     target: str = "model",
+    draws: int | None = None,
     every: int = 1,
     ess: float = 0.5,
     returns: Returns = "one",
-    steps: int = 50,
+    known: Known | None = None,
+    steps: int | None = None,
     eta: float = 1.0,
-    solver: SolverName = "ddim",
+    solver: SolverName | None = None,
     seed: int = 0,
     guidance: float | None = None,
     grid: GridName | None = None,
@@ -72,8 +84,9 @@ def steer(
 ) -> Steered:
     """n samples of a model, the tuned one or with `reference` the base, steered towards a reward without training.
 
-    reward: `fn(samples, prompts) -> (n,)` or a `Reward`; the keys from method to returns are those of `Steering`, and the
-    rest is as in `sample`. The result has `x0` (n, *shape), before decoding, its `prompts` and `figures` with what it took:
+    reward: `fn(samples, prompts) -> (n,)` or a `Reward`, None where a part of the sample is `known`; the keys from method to
+    known are those of `Steering`, and the rest is as in `sample`. The result has `x0` (n, *shape), before decoding, its
+    `prompts` and `figures` with what it took:
     `model.decode(result.x0)` are the samples. ValueError, with the remedy, for settings that do not go together.
 
     >>> import scoreaction as sa
@@ -83,17 +96,14 @@ def steer(
     (torch.Size([3, 2]), 24.0)
     """
     check_asked(n, prompts)
-    sampler = Sampler(
-        solver=solver, steps=steps, eta=eta, off_below=model.off_below,
-        guidance=model.guidance if guidance is None else guidance, grid=grid or model.grid,
-    )  # fmt: skip
-    model.refuse_tokens("steering")
-    sampler.check(model)
+    sampler = sampler_of(model, steps=steps, eta=eta, solver=solver, guidance=guidance, grid=grid)
     chosen: dict[str, Any] = {"method": method, "particles": particles, "beta": beta, "select": select, "target": target}
-    counted = CountedReward(reward)
-    steering = Steering(**chosen, every=every, ess=ess, returns=returns)
+    if reward is None and known is None:
+        raise ValueError("reward: steering needs one, or known=, a part of the sample")
+    counted = CountedReward(reward or (lambda samples, prompts: samples.new_zeros(len(samples))))
+    steering = Steering(**chosen, draws=draws, every=every, ess=ess, returns=returns, known=known)
     return steer_x0(
-        model, sampler, settled(steering, counted, sampler, 0.0, tuned=not reference), scoring(model, counted),
+        model, sampler, settled(model, steering, counted, sampler, 0.0, tuned=not reference), scoring(model, counted),
         n=n, prompts=prompts or model.prompts, seed=seed, reference=reference, chunk=chunk_of(model),
     )  # fmt: skip
 
@@ -110,7 +120,7 @@ def steered(
     progress: Callable[[int], None] = lambda drawn: None,
 ) -> Steered:
     """n steered samples of a run's model by its reward; ValueError where they do not go with the settings."""
-    chosen = settled(steering, run.reward, sampler, run.beta, tuned=not reference)
+    chosen = settled(run.model, steering, run.reward, sampler, run.beta, tuned=not reference)
     if isinstance(run.reward.reward, WeightedSum) and run.reward.reward.unsettled:  # its scale is the pretrained model's
         many = run.evaluation.n
         measure(run.model, sampler, run.reward, {}, n=many, prompts=prompts, seed=seed, reference=True, world=run.world)
@@ -150,6 +160,11 @@ def steered_figures(
     for name, value in measured.items():
         figures[f"{name.removesuffix('_se')}_steered{'_se' if name.endswith('_se') else ''}"] = value
     task = ExactTask.of(run.model, run.reward.reward, run.beta)
+    if steering.known is not None:
+        likelihood = Likelihood.of(run.model, steering.known)
+        figures["known_error"] = likelihood.error(run.model.decode(result.x0))
+        vectors = isinstance(run.model.law, Mixture)
+        task = ExactTask.of(run.model, QuadraticReward(likelihood.quadratic()), 1.0) if vectors else None
     if task is not None:
         figures["distance_steered"] = task.distance(lambda _: result.x0, n, seed, repeats=1)
         figures["distance_steered_floor"] = task.floor(n, seed)
@@ -198,7 +213,7 @@ def certificate(
         return torch.cat(parts)
 
     gain = world.gather(world.together(gains), n)
-    steering = settled(Steering(particles=m), reward, noisy, beta, tuned=False)
+    steering = settled(model, Steering(particles=m), reward, noisy, beta, tuned=False)
     pretrained = steer_x0(
         model, noisy, steering, begin, n=groups, prompts=prompts, seed=seed, reference=True, chunk=chunk_of(model), world=world
     )
@@ -211,18 +226,18 @@ def _ends(
     model: Model, sampler: Sampler, policy: Any, conditions: Any, prompt: Tensor, noise: RowNoise
 ) -> tuple[Tensor, Tensor]:
     """x0 of the policy's chain, and its chain KL (rows,); in a step without noise, which has no density, the reference acts."""
-    source = model.noise(noise, conditions, prompt)
+    source, solver = model.noise(noise, conditions, prompt), sampler.find()
     x, kl = model.start(len(prompt), source), torch.zeros(len(prompt), dtype=torch.float64)
     predict = partial(policy, conditions=conditions, prompt=prompt)
     visits = trajectory(
-        predict, model.process, x, sampler.times(model.process), solver=sampler.find(), eta=sampler.eta, generator=source
+        predict, model.process, x, sampler.times(model.process), solver=solver, eta=sampler.eta, generator=source
     )
     for visit in visits:
         pretrained = model.reference(visit.x, visit.t, conditions, prompt=prompt, guidance=sampler.guidance)
-        step = ddim_step(model.process, pretrained, visit.t, visit.s, sampler.eta)
+        step = solver.step(model.process, predict, pretrained, visit.x, visit.t, visit.s, sampler.eta, None)
         x = visit.x_next
-        if float(step.std) > 0:
+        if bool(model.process.has_density(visit.s)):
             kl += visit.transition.kl(step).double().cpu()
         else:
-            x = step.mean
+            x = step.sample()
     return x, kl

@@ -4,18 +4,19 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from functools import partial
-from typing import Any, cast
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from scoreaction.diffusion.noise import RowNoise
+from scoreaction.diffusion.predictions import mapped
 from scoreaction.diffusion.sequences import PolicyLaw, SequenceLaw, TokenOptimum, total_variation
+from scoreaction.networks.conditions import take
 from scoreaction.networks.model import Model
-from scoreaction.sampling.rollout import Sampler, act, roll_out
+from scoreaction.sampling.rollout import Sampler, act, roll_out, unflattened
 from scoreaction.training.evaluation import ExactTask, standard_error
 from scoreaction.training.label_task import LabelTask
-from scoreaction.types import Tokens
 from scoreaction.world import ALONE, World
 
 CHUNK = 4096
@@ -48,19 +49,19 @@ class TokenTask:
         solver = sampler.find()
         if every is None or best is None or not solver.single:
             return None
-        space, policies, references = every.space, list[Tensor](), list[Tensor]()
+        space, policies, references = every.space, list[Any](), list[Any]()
         times = sampler.times(model.process)[:-1].flip(0)  # by the number of masks
         t = torch.cat([torch.zeros(1, dtype=torch.float64), times])[space.masked.sum(1)]
         with model.averaged(), model.uncounted():
             for rows in torch.arange(len(t)).split(CHUNK):
                 x = space.states[rows].to(model.device)
-                policies.append(cast(Tokens, act(model, sampler, x, t[rows])).log_prob.cpu())
-                references.append(cast(Tokens, model.reference(x, t[rows])).log_prob.cpu())
-        policy, reference = torch.cat(policies), torch.cat(references)
+                policies.append(act(model, sampler, x, t[rows]))
+                references.append(model.reference(x, t[rows]))
+        policy, reference = (mapped(lambda *parts: torch.cat(parts).cpu(), *both) for both in (policies, references))
         end = torch.zeros((), dtype=torch.float64)
-        step: Any = solver.step(model.process, model.predict, Tokens(policy), space.states, end, end, sampler.eta, None)
+        step: Any = solver.step(model.process, model.predict, policy, space.states, end, end, sampler.eta, None)
         rewards = self.reward(model.decode(space.sequences.to(model.device)), None).double().cpu()
-        return PolicyLaw.of(space, policy, reference, step.chance), rewards, best.law
+        return PolicyLaw.of(space, policy.log_prob, reference.log_prob, step.chance), rewards, best.law
 
     @torch.no_grad()
     def objectives(self, model: Model, sampler: Sampler, n: int, seed: int, world: World = ALONE) -> Tensor:
@@ -72,10 +73,9 @@ class TokenTask:
                 prompt = torch.zeros(len(rows), dtype=torch.long)
                 rollout = roll_out(model, sampler, partial(act, model, sampler), prompt, RowNoise(seed, rows), times=times)
                 n_acted = rollout.size[0]
-                x, old = rollout.x[:n_acted], Tokens(cast(Tokens, rollout.old).log_prob[:n_acted])
-                flat = cast(Tokens, model.reference(x.flatten(0, 1), rollout.steps().t))
-                reference: Any = Tokens(flat.log_prob.unflatten(0, (n_acted, -1)))
-                path, _ = model.kls(sampler.find(), rollout.acted, x, cast(Any, old), reference, sampler.eta)
+                x, old = rollout.x[:n_acted], take(rollout.old, slice(n_acted))
+                reference = unflattened(model.reference(x.flatten(0, 1), rollout.steps().t), n_acted)
+                path, _ = model.kls(sampler.find(), rollout.acted, x, old, reference, sampler.eta)
                 values.append(self.reward(model.decode(rollout.x0), None).double() - self.optimum.beta * path.double())
         return world.gather(torch.cat(values) if values else torch.empty(0, dtype=torch.float64), n)
 

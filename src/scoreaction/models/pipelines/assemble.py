@@ -17,6 +17,7 @@ from scoreaction.models.pipelines.networks import PipelineNet
 from scoreaction.models.pipelines.text import TextEncoding
 from scoreaction.networks.adapters import LoraShape, find_targets
 from scoreaction.networks.model import Model
+from scoreaction.types import Conditions
 
 LORA_FILE = "pytorch_lora_weights.safetensors"
 ROWS = 2
@@ -92,7 +93,7 @@ def assemble(
     form: Geometry,
     options: Adaptation,
     *,
-    encode: TextEncoding | None = None,
+    encode: Callable[[list[Any]], Conditions] | None = None,
     decode: Callable[[Tensor], Tensor] | None = None,
 ) -> Model:
     """The model of a pipeline's network and scheduler."""
