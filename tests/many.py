@@ -64,14 +64,16 @@ def rare(x, prompts):
 SMOOTH = sa.Reward(linear, differentiable=True)
 
 
-def case(algorithm, *, reward=linear, steps=10, prompts=None, lora=None, held_out=None, online=None, train=None, **sampler):
+def case(
+    algorithm, *, reward=linear, steps=10, prompts=None, lora=None, held_out=None, online=None, train=None, data=None, **sampler
+):
     """A run as a function of its folder, of settings of its training and, for those that must fail, of its reward."""
     settings = {"iterations": ITERATIONS, "batch": 64, "lr": 2e-3, "device": "cpu", **(train or {})}
     return lambda output=None, other=None, **more: sa.Finetuner(
         mixture() if prompts is None else conditional(lora),
         reward=other or reward, algorithm=algorithm, sampler=sa.Sampler(steps=steps, **sampler),
         train=sa.Train(**settings | more), prompts=prompts, held_out=held_out, online=online,
-        output=output, evaluation=sa.Evaluation(n=33, steps=5, eta=0.0 if algorithm.moves_noise else 1.0),
+        output=output, evaluation=sa.Evaluation(n=33, steps=5, eta=0.0 if algorithm.moves_noise else 1.0), data=data,
     )  # fmt: skip
 
 
@@ -103,14 +105,25 @@ class Filler(nn.Module):
         return self.body(nn.functional.one_hot(x, 4).flatten(1).float()).unflatten(1, (4, 3))
 
 
-def of_tokens(algorithm, **sampler):
+def drawn_pairs(shape, prompts, kind="pairs"):
+    """Examples of any values, 40 of them: alike in every process."""
+    generator = torch.Generator().manual_seed(3)
+    better, worse = (torch.randn(40, *shape, generator=generator) for _ in range(2))
+    if shape == (4,):
+        better, worse = torch.arange(40)[:, None] % torch.tensor([3, 2, 3, 2]), (torch.arange(160) // 2 % 3).reshape(40, 4)
+        worse[(better == worse).all(1)] = torch.tensor([2, 1, 0, 2])
+    own = None if prompts is None else (prompts * 10)[:40]
+    return sa.Samples(better, own) if kind == "samples" else sa.Pairs(better, worse, own)
+
+
+def of_tokens(algorithm, data=None, **sampler):
     def tuner(output=None, other=None, **more):
         torch.manual_seed(5 + World.current().rank)
         model = sa.MaskedModel(Filler(), process=sa.Masking(3), length=4)
         settings = {"iterations": ITERATIONS, "batch": 64, "lr": 2e-3, "device": "cpu"}
         return sa.Finetuner(
             model, reward=other or (lambda x, prompts: (x[:, 0] == x[:, 1]).float() + 0.3 * x.sum(1)), algorithm=algorithm,
-            sampler=sa.Sampler(**model.sampling | sampler), train=sa.Train(**settings | more), output=output,
+            sampler=sa.Sampler(**model.sampling | sampler), train=sa.Train(**settings | more), output=output, data=data,
         )  # fmt: skip
 
     return tuner
@@ -167,6 +180,11 @@ CASES = {
     "nft": case(sa.NFT(), **asked(solver="dpmpp_2m", eta=0.0)),
     "awm": case(sa.AWM(), **asked(solver="dpmpp_2m", eta=0.0)),
     "refl": case(sa.ReFL(beta=0.5), reward=SMOOTH),
+    "dpo": case(sa.DPO(rows=33, times=2), **asked(data=drawn_pairs((2,), PROMPTS))),
+    "dpo, published": case(sa.DPO(weight="published", beta=20.0), data=drawn_pairs((2,), None)),
+    "dpo, tokens": of_tokens(sa.DPO(rows=33), data=drawn_pairs((4,), None)),
+    "spin": case(sa.SPIN(round=1, times=2, updates=4), **asked(data=drawn_pairs((2,), PROMPTS, "samples"))),
+    "spin, tokens": of_tokens(sa.SPIN(round=1, updates=2), data=drawn_pairs((4,), None, "samples")),
     "hypernoise": case(sa.Hypernoise(), **asked(eta=0.0) | {"reward": sa.Reward(prompted, differentiable=True)}),
     "hypernoise, frobenius and lora": case(
         sa.Hypernoise(penalty="frobenius"),

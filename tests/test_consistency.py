@@ -67,10 +67,10 @@ def test_the_teacher_walks_its_ode():
     model = lq()
     times = time_grid(model.process, 16, name="log_snr")
     x = torch.randn(64, 1, generator=torch.Generator().manual_seed(0))
-    states = follow(model, x, times, None, 1.0)
+    states = follow(model.reference, model.process, x, times)
     truth = end(model.process, x, times[0])
     accepts(within(truth, 0.02), states[-1], forgets=states[-1].flip(0), stays=states[8])
-    finer = follow(model, x, time_grid(model.process, 64, name="log_snr"), None, 1.0)
+    finer = follow(model.reference, model.process, x, time_grid(model.process, 64, name="log_snr"))
     error = lambda s: float((s[-1] - truth).abs().max())  # noqa: E731
     assert error(finer) < error(states) / 8  # second order
 

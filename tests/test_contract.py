@@ -35,6 +35,16 @@ class Net(nn.Module):
         return -sa.VP().sigma(t)[:, None].to(x) * self.body(torch.cat([x, t[:, None].to(x), cond], 1))
 
 
+def data_of(kind, sign):
+    """Pairs labelled by `sign` times the slope of their prompt, or samples of the law that it tilts to."""
+    generator, prompts = torch.Generator().manual_seed(0), [*SLOPES] * 400
+    slopes = sign * torch.tensor([SLOPES[prompt] for prompt in prompts])[:, None]
+    a, b, uniform = (draw(len(prompts), 1, generator=generator) for draw in (torch.randn, torch.randn, torch.rand))
+    first = uniform < torch.sigmoid(slopes * (a - b))
+    pairs = sa.Pairs(torch.where(first, a, b), torch.where(first, b, a), prompts)
+    return {"pairs": pairs, "samples": sa.Samples(a + slopes / BETA, prompts)}.get(kind)
+
+
 def tuner_of(name, sign, *, differentiable, settings=None, sampler=None, **train):
     """A short run whose reward is `sign` times the slope of the prompt."""
     Config = find("algorithm", name, key="algorithm.name").Config
@@ -50,6 +60,7 @@ def tuner_of(name, sign, *, differentiable, settings=None, sampler=None, **train
         train=sa.Train(**{"iterations": 6, "batch": 96, "lr": 1e-2, "device": "cpu"} | train),
         evaluation=sa.Evaluation(n=1024, steps=8, **SAMPLED.get(name, {})),
         prompts=list(SLOPES),
+        data=data_of(Config.learns_from, sign),
     )
 
 

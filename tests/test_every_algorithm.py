@@ -28,6 +28,8 @@ SMALL = {
     "ram": {"each": 2, "minibatches": 2},
     "nft": {"minibatches": 2},
     "awm": {"each": 2, "minibatches": 2},
+    "dpo": {"times": 2, "updates": 2, "rows": 16},
+    "spin": {"times": 2, "updates": 1, "round": 1},
     "hypernoise": {},
 }
 SAMPLED = {"hypernoise": {"eta": 0.0}}
@@ -42,6 +44,13 @@ def test_every_algorithm_on_the_shelf_is_here():
     assert SMALL.keys() == files("algorithm").keys() - OF_TOKENS
 
 
+def examples(algorithm, shape, prompts):
+    """Data of any values in [0, 1] for what learns from it."""
+    better, worse = torch.rand(2, 4, *shape, generator=torch.Generator().manual_seed(0))
+    own = None if prompts is None else (prompts * 2)[:4]
+    return {"pairs": sa.Pairs(better, worse, own), "samples": sa.Samples(better, own)}.get(algorithm.learns_from)
+
+
 def tuner(name, kind, *, off_below=0.0, **config):
     algorithm = find("algorithm", name, key="algorithm.name").Config(**SMALL[name] | config)
     train = sa.Train(iterations=2, batch=8, device="cpu", max_rows=10, lr=1e-3)
@@ -53,7 +62,8 @@ def tuner(name, kind, *, off_below=0.0, **config):
     else:
         model = gaussian_mixture.build(gaussian_mixture.Config(process=kind))
         reward, prompts, sampler = QuadraticReward(Quadratic.linear([1.0, 0.5])), None, sa.Sampler(steps=4, **sampling)
-    return sa.Finetuner(model, reward=reward, algorithm=algorithm, sampler=sampler, train=train, prompts=prompts)
+    data = examples(algorithm, model.shape, prompts)
+    return sa.Finetuner(model, reward=reward, algorithm=algorithm, sampler=sampler, train=train, prompts=prompts, data=data)
 
 
 def runs(made):
@@ -97,11 +107,12 @@ def test_it_runs_on_digits_with_prompts(name, kind):
         ("sqdf", {"correction": True, "critic_updates": 2, "critic_rows": 32, "kl_target": 0.1}),
         ("vard", {"kl_to_go": False, "kl_target": 0.1}),
         ("score_action", {"estimator": "forward", "each": 2, "kl_target": 0.1}),
+        ("dpo", {"weight": "published", "beta": 5000.0, "kl_target": 0.1}),
         ("draft", {"last": None, "gradient_checkpointing": True}),
         ("draft", {"last": 1, "low_variance": 2, "beta": 0.0}),
         ("adjoint_matching", {"trust": 1.0, "kl_target": 0.1}),
     ],
-    ids=["published", "corrected", "vard", "forward", "checkpointed", "low_variance", "trust"],
+    ids=["published", "corrected", "vard", "forward", "constant", "checkpointed", "low_variance", "trust"],
 )
 @pytest.mark.parametrize("kind", ["vp", "flow"])
 def test_its_options_run(name, config, kind):
@@ -138,6 +149,9 @@ def test_what_is_counted_is_what_was_asked():
         ("score_action", ("estimator", "forward"), ("each", 2)): (rolled + 3 * 2 * B, 2 * B, B),
         ("nft",): (logged + 3 * N * B, N * B, B),
         ("awm",): (logged + 3 * 2 * B, 2 * B, B),
+        # of both samples of a pair, at two times: policy and reference, and the policy again
+        ("dpo",): (logged + 2 * 3 * 4 * 16, 2 * 4 * 16, B),
+        ("spin",): (logged + 3 * 4 * B, 4 * B, B),
         # f is two calls: to sample, with its Jacobian for the log, and to learn from; the generator once more, to differentiate
         ("hypernoise",): (2 * B + B * N + B * N + 2 * B + 2 * B, B * N + 2 * B + 2 * B, B),
         ("hypernoise", ("penalty", "frobenius")): (2 * B + 2 * B * N + 2 * B + 3 * 2 * B, B * N + 2 * B + 3 * 2 * B, B),

@@ -10,7 +10,7 @@ from twins import F64, accepts, close, f64
 
 import scoreaction as sa
 from scoreaction.cli import main
-from scoreaction.diffusion.kernel_density import KernelDensity, bandwidth
+from scoreaction.diffusion.kernel_density import KernelDensity, bandwidth, rows_behind
 from scoreaction.diffusion.mixtures import Mixture, Quadratic
 from scoreaction.diffusion.rescaling import Rescale
 from scoreaction.errors import UserError
@@ -20,7 +20,7 @@ from scoreaction.recipes.recipe import load_recipe
 from scoreaction.report.page import write_report
 from scoreaction.report.parts import exact_laws
 from scoreaction.rewards._closed_form import QuadraticReward
-from scoreaction.training.evaluation import ExactTask, rows_behind
+from scoreaction.training.evaluation import ExactTask
 
 FOUR = Mixture.isotropic([[2, 0], [-2, 0], [0, 2], [0, -2]], std=0.3)
 REWARD = Quadratic.linear([1.0, 0.5])

@@ -17,6 +17,7 @@ from scoreaction.models import from_data, gaussian_mixture
 from scoreaction.recipes.build import build
 from scoreaction.recipes.recipe import load_recipe
 from scoreaction.sampling.known import Known, Likelihood
+from scoreaction.training.rehearsal import steering_demand
 
 RHO, Y, TAU = 0.5, 1.5, 0.1
 LAW = Mixture(f64([1.0]), f64([[0.0, 0.0]]), f64([[[1.0, RHO], [RHO, 1.0]]]))
@@ -141,6 +142,20 @@ def test_pixels_of_a_picture_are_known_from_a_file(tmp_path):
         assert error < 0.35
 
     accepts(agrees, error, plain=plain)
+
+
+def test_a_plan_of_it_counts_no_query_on_the_way():
+    """Twin: the same walk by a reward."""
+    sampler = sa.Sampler(steps=4)
+    with_known, without = (
+        steering_demand(
+            sa.VP(), sampler, sa.Steering(method="smc", known=known).settled(differentiable=True, sampler=sampler, beta=beta),
+            n=10, prompts=None,
+        )
+        for known, beta in ((KNOWN, None), (None, 1.0))
+    )  # fmt: skip
+    same(with_known.queries, 10, by_reward=without.queries)
+    same(with_known.points, without.points, fewer=without.points - 1)
 
 
 BAD = {

@@ -19,7 +19,8 @@ from scoreaction.diffusion.predictions import from_prediction
 from scoreaction.errors import UserError
 from scoreaction.models import pretrained
 from scoreaction.recipes.build import build
-from scoreaction.recipes.recipe import load_recipe, pretraining
+from scoreaction.recipes.pretraining import pretraining
+from scoreaction.recipes.recipe import load_recipe
 from scoreaction.tasks.data_files import read_data
 from scoreaction.tasks.fitting import Fit, denoised_share, noisy
 from scoreaction.training.pretraining import Pretrain, Pretrainer

@@ -1,5 +1,6 @@
 """Truth: the law of steered sequences by enumeration, of SVDD the choice among M candidates by quadrature."""
 
+import json
 from functools import cache
 from unittest.mock import patch
 
@@ -211,12 +212,17 @@ def test_draws_are_of_tokens():
 
 @pytest.mark.long
 def test_the_commands_steer_tokens(tmp_path, capsys):
+    """A run with a `steer:` block and the certificate has their figures; twisted is refused. Twin: a run without both."""
     small = ["model.length=4", "train.iterations=1", "train.batch=16", "evaluation.n=32"]
-    run = str(tmp_path / "run")
-    assert main(["train", "markov_chain", *small, "steer.particles=4", "evaluation.certificate=true", "--output", run]) == 0
-    summary = (tmp_path / "run" / "summary.json").read_text()
-    assert "reward_steered" in summary
-    assert "gap_nats" in summary
+
+    def measured(settings):
+        run = tmp_path / f"run{len(settings)}"
+        assert main(["train", "markov_chain", *small, *settings, "--output", str(run)]) == 0
+        assert {"reward_steered", "gap_nats"} <= json.loads((run / "summary.json").read_text()).keys()
+
+    accepts(measured, ["steer.particles=4", "evaluation.certificate=true"], plain=[])
     capsys.readouterr()
-    assert main(["sample", run, "--n", "4", "--steer", "twisted", "--output", str(tmp_path / "s")]) == 2
+    asking = ["sample", str(tmp_path / "run2"), "--n", "4", "--output", str(tmp_path / "samples")]
+    assert main([*asking, "--steer", "twisted"]) == 2
     assert "tokens have none; use smc, svdd or best_of" in capsys.readouterr().err
+    assert main([*asking, "--steer", "svdd"]) == 0

@@ -11,7 +11,7 @@ from twins import accepts
 import scoreaction as sa
 from scoreaction.errors import UserError
 from scoreaction.rewards import RewardError
-from scoreaction.training.checks import check_precision
+from scoreaction.training.checks import check_precision, check_whole
 from scoreaction.training.optimizer import TrainingError
 from scoreaction.types import DTYPES
 
@@ -166,3 +166,13 @@ def test_every_pair_of_weights_and_precision_fits_or_is_refused(width, precision
     if not fits:
         with pytest.raises(UserError, match=r"^train\.precision: .* model\.dtype to "):
             tune(sa.DDPO(), model=model, precision=precision)
+
+
+def test_quantised_weights_are_not_divided():
+    """Twin: the same network before it is quantised."""
+    net = Net()
+    model = sa.Model(net, process=sa.VP(), predicts="eps", shape=(2,))
+    check_whole(model)
+    net.register_parameter("packed", torch.nn.Parameter(torch.zeros(4, dtype=torch.uint8), requires_grad=False))
+    with pytest.raises(ValueError, match=r"^train\.shard: quantised weights are not divided"):
+        check_whole(model)

@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from scoreaction.algorithms.awm import AWM
     from scoreaction.algorithms.ddpo import DDPO
     from scoreaction.algorithms.ddpp import DDPP
+    from scoreaction.algorithms.dpo import DPO
     from scoreaction.algorithms.dpok import DPOK
     from scoreaction.algorithms.draft import DRaFT
     from scoreaction.algorithms.hrf import HRF
@@ -23,6 +24,7 @@ if TYPE_CHECKING:
     from scoreaction.algorithms.ram import RAM
     from scoreaction.algorithms.refl import ReFL
     from scoreaction.algorithms.score_action import ScoreAction
+    from scoreaction.algorithms.spin import SPIN
     from scoreaction.algorithms.sqdf import SQDF
     from scoreaction.algorithms.vard import VARD
     from scoreaction.commands.doctor.checkup import examine
@@ -45,8 +47,10 @@ if TYPE_CHECKING:
     from scoreaction.training.online import Online
     from scoreaction.training.optimizer import Train
     from scoreaction.training.pretraining import Pretrain, Pretrainer
+    from scoreaction.training.runge_kutta import RungeKutta
     from scoreaction.training.steering import steer
-    from scoreaction.types import Prompt
+    from scoreaction.training.students import Student, StudentDistiller
+    from scoreaction.types import Pairs, Prompt, Samples
 
 _HOMES = {
     "AWM": "algorithms.awm",
@@ -55,6 +59,7 @@ _HOMES = {
     "CosineVP": "diffusion.processes",
     "DDPO": "algorithms.ddpo",
     "DDPP": "algorithms.ddpp",
+    "DPO": "algorithms.dpo",
     "DPOK": "algorithms.dpok",
     "DRaFT": "algorithms.draft",
     "Distill": "training.distillation",
@@ -72,6 +77,7 @@ _HOMES = {
     "NFT": "algorithms.nft",
     "Online": "training.online",
     "PIFT": "algorithms.pi_ft",
+    "Pairs": "types",
     "Pretrain": "training.pretraining",
     "Pretrainer": "training.pretraining",
     "Prompt": "types",
@@ -79,10 +85,15 @@ _HOMES = {
     "RAM": "algorithms.ram",
     "ReFL": "algorithms.refl",
     "Reward": "rewards",
+    "RungeKutta": "training.runge_kutta",
+    "SPIN": "algorithms.spin",
     "SQDF": "algorithms.sqdf",
     "Sampler": "sampling.rollout",
+    "Samples": "types",
     "ScoreAction": "algorithms.score_action",
     "Steering": "sampling.steering",
+    "Student": "training.students",
+    "StudentDistiller": "training.students",
     "TableVP": "diffusion.processes",
     "Train": "training.optimizer",
     "VARD": "algorithms.vard",

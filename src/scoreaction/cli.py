@@ -1,4 +1,4 @@
-"""The command `scoreaction`: train, plan, doctor, pretrain, distill, sample, steer, evaluate, compare, list and others.
+"""The command `scoreaction`: train, plan, doctor, pretrain, distill, pairs, sample, steer, evaluate, list and others.
 
 Exit codes: 0 done; 2 the input is wrong; 1 it failed; 130 interrupted. Whatever goes wrong is one line on stderr; `--debug`
 shows the traceback.
@@ -110,12 +110,23 @@ def train(
 
 @app.command()
 def distill(
-    recipe: RecipeName,
+    recipe: Annotated[str, typer.Argument(metavar="RECIPE_OR_RUN", help="A recipe, or the folder of a run.")],
     overrides: Overrides = None,
-    output: Annotated[Path | None, output_option("Folder; default runs/RECIPE-consistency-TIME.")] = None,
+    steps: Annotated[int | None, typer.Option(min=1, help="Of a run: evaluations of its student a sample; default 4.")] = None,
+    output: Annotated[Path | None, output_option("Folder; default runs/RECIPE-consistency-TIME, of a run RUN-student.")] = None,
     trust: Trust = False,
 ) -> None:
-    """Make a consistency model of a recipe's model: the clean sample in one evaluation."""
+    """Make a consistency model of a recipe's model, or a few-step student of a run's tuned one."""
+    if Path(recipe).is_dir():
+        from scoreaction.commands.students import distill_run
+        from scoreaction.commands.tables import show_student
+
+        place = output or Path(recipe).with_name(f"{Path(recipe).resolve().name}-student")
+        show_student(distill_run(Path(recipe), place, steps=steps, overrides=overrides or [], trust=trust))
+        print(f"student: {place}")
+        return
+    if steps is not None:
+        raise UserError("--steps: is of students, which are made of a run; give its folder")
     from scoreaction.commands.distill import distill_recipe
     from scoreaction.commands.tables import show_endpoint_errors
     from scoreaction.recipes.recipe import load_recipe
@@ -124,6 +135,28 @@ def distill(
     folder = output or default_folder(recipe, "consistency")
     show_endpoint_errors(distill_recipe(chosen, folder))
     print(f"consistency: {folder}")
+
+
+@app.command()
+def pairs(
+    recipe: RecipeName,
+    overrides: Overrides = None,
+    n: Annotated[int, typer.Option("--n", min=1, help="Number of pairs: twice as many rewards.")] = 1000,
+    temperature: Annotated[
+        float, typer.Option(help="T of the chance sigmoid((r1 - r2)/T) that a sample wins; 0: the better always does.")
+    ] = 1.0,
+    seed: Annotated[int, typer.Option(min=0, max=2**32 - 1, help="Seed of noise and labels.")] = 0,
+    output: Annotated[Path | None, typer.Option(metavar="FILE", help="An .npz; default runs/RECIPE-pairs-TIME.npz.")] = None,
+    trust: Trust = False,
+) -> None:
+    """Draw pairs of a recipe's pretrained model and label them by its reward: data for dpo."""
+    from scoreaction.commands.pairs import lines_of, make_pairs
+    from scoreaction.recipes.recipe import load_recipe
+
+    chosen = load_recipe(recipe, overrides or [], trust=trust or None)
+    path = output or default_folder(recipe, "pairs").with_suffix(".npz")
+    print(lines_of(make_pairs(chosen, path, n=n, temperature=temperature, seed=seed), temperature))
+    print(f"pairs: {path}")
 
 
 @app.command()
@@ -139,7 +172,7 @@ def pretrain(
     print(f"{Path(recipe).stem}  loading", flush=True)
     from scoreaction.commands.pretrain import pretrain as run_pretrain
     from scoreaction.commands.tables import show_pretrained
-    from scoreaction.recipes.recipe import pretraining
+    from scoreaction.recipes.pretraining import pretraining
 
     settings, place = pretraining(recipe, overrides or [])
     folder = output or place

@@ -94,3 +94,28 @@ class Prompt(str):
 
 
 Values = dict[str, Any]
+
+
+class Pairs(NamedTuple):
+    """Pairs of samples, the better first, as rewards see them (pictures in [0, 1]): winner and loser (n, ...).
+
+    prompts: what both samples of each pair were made for, n of them; None where the model takes none.
+
+    >>> Pairs(torch.ones(1, 2), torch.zeros(1, 2)).prompts is None
+    True
+    """
+
+    winner: Tensor
+    loser: Tensor
+    prompts: Sequence[Any] | None = None
+
+
+class Samples(NamedTuple):
+    """Good samples, as rewards see them (pictures in [0, 1]): samples (n, ...), and what each was made for, or None.
+
+    >>> len(Samples(torch.zeros(3, 2), ["a", "b", "a"]).prompts)
+    3
+    """
+
+    samples: Tensor
+    prompts: Sequence[Any] | None = None

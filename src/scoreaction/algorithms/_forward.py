@@ -19,6 +19,7 @@ from scoreaction.networks.conditions import take
 from scoreaction.networks.model import Model
 from scoreaction.sampling.rollout import Rollout, States
 from scoreaction.types import Prediction
+from scoreaction.world import World
 
 
 class Noised(NamedTuple):
@@ -70,9 +71,9 @@ def flow_time(process: Process, t: Tensor) -> Tensor:
     return sigma / (alpha + sigma)
 
 
-def stratified(learner: Learner, each: int, generator: torch.Generator) -> Tensor:
-    """`each` uniform numbers a sample here, (each, batch) float64, one in each of as many equal parts of [0, 1]."""
-    drawn = learner.world.own(torch.rand(learner.batch, each, generator=generator, dtype=torch.float64))
+def stratified(world: World, total: int, each: int, generator: torch.Generator) -> Tensor:
+    """`each` uniform numbers a row, (each, own) float64 of the own of `total` rows, one in each of as many parts of [0, 1]."""
+    drawn = world.own(torch.rand(total, each, generator=generator, dtype=torch.float64))
     return (torch.arange(each)[:, None] + drawn.T) / each
 
 
@@ -83,7 +84,7 @@ def drawn_times(learner: Learner, each: int, generator: torch.Generator, *, powe
     """
     ends = torch.tensor([max(learner.sampler.off_below, earliest), 1.0], dtype=torch.float64)
     low, high = flow_time(learner.process, ends) ** (power + 1)
-    tau = (low + stratified(learner, each, generator) * (high - low)) ** (1 / (power + 1))
+    tau = (low + stratified(learner.world, learner.batch, each, generator) * (high - low)) ** (1 / (power + 1))
     return learner.process.time_at(2 * torch.log((1 - tau) / tau)).clamp(min=float(ends[0]))
 
 

@@ -6,7 +6,7 @@ import math
 from abc import abstractmethod
 from collections.abc import Callable, Generator
 from dataclasses import dataclass, replace
-from typing import Any, ClassVar, NamedTuple, TypeAlias
+from typing import Any, ClassVar, Literal, NamedTuple, TypeAlias
 
 import torch
 from pydantic import ConfigDict, Field
@@ -84,6 +84,19 @@ class Objective(NamedTuple):
         return self.score(x0, prompt)
 
 
+class Examples(NamedTuple):
+    """The run's data, one a row, whole in every process: x0 (n, *shape) before decoding, prompt (n,) the numbers of prompts.
+
+    worse (n, *shape): of pairs, the samples that x0 is preferred to, else None. Of prompts with one text the first's number
+    stands; `first` (prompts,) has it for each of the run's.
+    """
+
+    x0: Tensor
+    worse: Tensor | None
+    prompt: Tensor
+    first: Tensor
+
+
 class Setting(NamedTuple):
     """The parts that a run gives its learner; `conditions` are those of all prompts, `batch` is trajectories an iteration.
 
@@ -101,11 +114,16 @@ class Setting(NamedTuple):
     delay: int = 0
     """Iterations that rewards come late."""
     prompts: list[Any] | None = None
+    data: Examples | None = None
 
 
 class Algorithm(Settings):
-    """Base of the algorithms' settings: validated, frozen, no unknown keys."""
+    """Base of the algorithms' settings: validated, frozen, no unknown keys.
 
+    learns_from: what an update is made of, the rewards of trajectories or the run's data.
+    """
+
+    learns_from: ClassVar[Literal["rewards", "pairs", "samples"]] = "rewards"
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
     moves_noise: ClassVar[bool] = False
     """True of one whose policy moves the noise that samples start from, and keeps the pretrained model's steps."""
@@ -166,7 +184,7 @@ class Learner:
     late_rewards = False
 
     def __init__(self, setting: Setting, *, beta: float = 0.0, kl_target: float | None = None) -> None:
-        self.model, self.sampler, self.reward, self.batch, self.conditions, _, self.world, self.delay, _ = setting
+        self.model, self.sampler, self.reward, self.batch, self.conditions, _, self.world, self.delay, _, self.data = setting
         self.process, self.kl_target = self.model.process, kl_target
         self.networks = nn.ModuleDict()
         self.lr: dict[str, float] = {}

@@ -19,7 +19,7 @@ from scoreaction.recipes.prompts import prompt_list
 from scoreaction.recipes.recipe import Recipe
 from scoreaction.rewards import Reward
 from scoreaction.training.finetuner import Finetuner
-from scoreaction.types import Conditions
+from scoreaction.types import Conditions, Pairs, Samples
 
 Graph = tuple[str, int]
 """The graph of one call: of `policy`, `reference` or `decoder`, and at how many points."""
@@ -85,6 +85,14 @@ def doubled(recipe: Recipe, model: Model) -> int:
     return 2 if model.guidance_weight(recipe.sampler.guidance) != 1.0 and recipe.prompts is not None else 1
 
 
+def _examples(recipe: Recipe, shape: tuple[int, ...]) -> Pairs | Samples | None:
+    """Examples of this shape, one a prompt, for an algorithm that learns from them."""
+    prompts = prompt_list(recipe.prompts)
+    better = torch.full((len(prompts or [None]), *shape), 0.5)
+    of: dict[str, Pairs | Samples] = {"pairs": Pairs(better, better / 2, prompts), "samples": Samples(better, prompts)}
+    return of.get(algorithm_of(recipe).learns_from)
+
+
 def watch_iteration(recipe: Recipe, model: Model, *, gradient: bool) -> Watch:
     """Calls of networks, decoder and reward in one iteration, counted by running it with a network that does nothing.
 
@@ -99,6 +107,7 @@ def watch_iteration(recipe: Recipe, model: Model, *, gradient: bool) -> Watch:
         encode=lambda prompts: torch.zeros(len(prompts), 1),
         null=torch.zeros(1, 1),
         decode=lambda x0: watch("decoder", x0, len(x0)).sigmoid(),  # in [0, 1], as images are
+        invert=torch.logit,
         true_cfg=model.true_cfg,
     )
     if stub.true_cfg is not None:
@@ -114,6 +123,7 @@ def watch_iteration(recipe: Recipe, model: Model, *, gradient: bool) -> Watch:
             train=recipe.train.model_copy(update=changes),
             prompts=prompt_list(recipe.prompts),
             evaluation=recipe.evaluation,
+            data=_examples(recipe, small),
         )
     except ValueError as error:
         raise UserError(named(str(error), "recipe")) from error

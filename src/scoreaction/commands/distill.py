@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterable
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -50,7 +51,7 @@ def distill_recipe(recipe: Recipe, folder: Path) -> dict[str, Any]:
         raise UserError(named(str(error), "distill")) from error
     try:
         with Signals(at_once=True):
-            seen = _iterate(distiller)
+            seen = iterated(distiller, settings.iterations, leads=world.leads)
             errors = endpoint_errors(model, POINTS, guidance=recipe.sampler.guidance, prompts=prompts, seed=settings.seed + 1)
     except KeyboardInterrupt:
         raise Interrupted("stopped while distilling; nothing was written") from None
@@ -67,9 +68,9 @@ def _claim(folder: Path) -> None:
         raise UserError(f"--output: {folder} already holds a consistency model; name another folder")
 
 
-def _iterate(distiller: Distiller) -> float:
+def iterated(distiller: Iterable[dict[str, Any]], total: int, *, leads: bool) -> float:
     """Runs it with a bar on a terminal, else about ten lines; the mean loss of the last tenth."""
-    total, console = distiller.settings.iterations, Console(stderr=True, quiet=not distiller.world.leads)
+    console = Console(stderr=True, quiet=not leads)
     losses: list[float] = []
     for metrics in track(distiller, "distilling", total=total, console=console, disable=not console.is_terminal):
         losses.append(metrics["loss"])

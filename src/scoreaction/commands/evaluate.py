@@ -68,7 +68,7 @@ def open_run(folder: Path, *, tuned: bool, rewards: bool = True, trust: bool = F
     recipe = load_recipe(str(place.recipe_path), overrides, trust=trust)
     if World.joined(recipe.train.device).size == 1:  # which reads what several trained
         recipe = recipe.model_copy(update={"train": recipe.train.model_copy(update={"shard": False})})
-    tuner = build(recipe, rewards=rewards)
+    tuner = build(recipe, rewards=rewards, learns=False)
     tuner.count_questions(place)
     newest = load_newest(place.saved_checkpoints(), tuner.identity())
     if newest is not None:

@@ -67,6 +67,22 @@ def show_endpoint_errors(errors: Values) -> None:
     _console().print(table)
 
 
+def show_student(figures: Values) -> None:
+    """A student beside its teacher and plain solvers, one a row, and what it kept."""
+    table = Table(title=f"{figures['steps']} steps")
+    keys = [
+        key
+        for key in dict.fromkeys(key for row in figures["rows"] for key in row)
+        if not key.endswith("_se") and key != "vendi"
+    ]
+    for key in keys:
+        table.add_column(key.removeprefix("held_out.").replace("_", " "), justify="left" if key in TEXTS else "right")
+    for row in figures["rows"]:
+        table.add_row(*(with_error(row.get(key), row.get(f"{key}_se"), 3) for key in keys))
+    _console().print(table)
+    print(f"of the teacher's gain in reward kept: {number(figures['reward_kept'], 3)}")
+
+
 def show_pretrained(figures: Values) -> None:
     """Quality of a pretrained network on data that it was never trained on."""
     table = _table("on data that was left out", "", "pretrained")

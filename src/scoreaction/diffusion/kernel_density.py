@@ -139,3 +139,14 @@ def bandwidth(points: Tensor, weights: Tensor | None = None, *, seed: int = 0) -
 
     least = minimize_scalar(loss, bounds=(math.log(1e-3), math.log(3.0)), method="bounded", options={"xatol": 1e-3})
     return math.exp(float(least.x))
+
+
+def rows_behind(weights: Tensor, rewards: Tensor) -> dict[str, float]:
+    """`1/sum w^2` rows in effect, and `sqrt(sum w^2 (r - E r)^2)`, the standard error of a mean by weighted rows.
+
+    >>> rows_behind(torch.tensor([0.5, 0.5, 0.0]), torch.tensor([0.0, 2.0, 9.0]))
+    {'optimum_rows': 2.0, 'optimum_reward_se': 0.7071...}
+    """
+    weights, rewards = weights.double(), rewards.double()
+    error = weights * (rewards - weights @ rewards)
+    return {"optimum_rows": float(1 / (weights**2).sum()), "optimum_reward_se": float(error.square().sum().sqrt())}

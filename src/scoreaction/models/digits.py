@@ -10,7 +10,7 @@ import torch
 from pydantic import Field
 from torch import Tensor, nn
 
-from scoreaction.models.pipelines.decoding import to_unit
+from scoreaction.models.pipelines.decoding import from_unit, to_unit
 from scoreaction.networks.consistency import load_consistency
 from scoreaction.networks.labels import LabelAdapter
 from scoreaction.networks.model import Model
@@ -66,6 +66,7 @@ def build(config: Config) -> Model:
         encode=encode,
         null=null,
         decode=to_unit,
+        invert=from_unit,
         features=judge().features,
     )
     if config.consistency is None:

@@ -34,6 +34,9 @@ class GaussianStates:
     double: bool
     """True if the network's weights are in float64."""
     net: nn.Module
+    invert: Callable[[Tensor], Tensor]
+    student: dict[str, Any]
+    """The sampler of a student, which is made for that one alone; empty of any other model."""
     causal = False
     """True of tokens each of which is predicted from those before it."""
     moves_noise = False
@@ -52,8 +55,8 @@ class GaussianStates:
 
     @property
     def sampling(self) -> dict[str, Any]:
-        """Settings of a sampler that suit its kind, over those of `Sampler`."""
-        return {"eta": 0.0} if self.moves_noise else {}  # noise on the way forgets that of the start
+        """Settings of a sampler that suit its kind, over those of `Sampler`: of a student its own."""
+        return self.student or ({"eta": 0.0} if self.moves_noise else {})  # noise on the way forgets that of the start
 
     @property
     def size(self) -> int:
@@ -84,6 +87,22 @@ class GaussianStates:
     def example(self, n: int, generator: torch.Generator) -> Tensor:
         """n clean samples of any values, (n, *shape), to try rewards on."""
         return torch.randn(n, *self.shape, generator=generator).to(self.device)
+
+    @torch.no_grad()
+    def clean(self, samples: Tensor) -> Tensor:
+        """Samples of data, as rewards see them, before decoding: (n, *shape) on the CPU. ValueError where they do not fit."""
+        x0 = self.invert(self._checked_data(samples).to(self.device)).cpu()
+        if x0.shape[1:] != self.shape:
+            raise ValueError(
+                f"samples of shape {tuple(samples.shape[1:])} become {tuple(x0.shape[1:])}, and the model's are {self.shape}"
+            )
+        return x0
+
+    def _checked_data(self, samples: Tensor) -> Tensor:
+        """Samples in the model's own type; ValueError for values that it cannot have."""
+        if not bool(torch.isfinite(samples).all()):
+            raise ValueError("its samples must be finite numbers")
+        return samples.to(torch.float64 if self.double else torch.float32)
 
     def refuse_tokens(self, what: str) -> None:
         """UserError for `what`, which needs Gaussian states, where the model's are tokens."""

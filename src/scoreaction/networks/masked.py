@@ -34,8 +34,8 @@ class MaskedModel(Model):
     makes of them. Diversity is measured in the tokens themselves. Guidance w is `log p_null + w (log p_cond - log p_null)`,
     normalised at every position. causal: the network predicts each position from the tokens before it, whatever is shown to
     the right; it is then sampled from left to right, and a `Streaming` one reads each position once. lora_*, encode, null,
-    features and export as in `Model`. ValueError for a length below 1, a process of Gaussian states, and whatever `Model`
-    refuses.
+    invert, features and export as in `Model`. ValueError for a length below 1, a process of Gaussian states, and whatever
+    `Model` refuses.
 
     >>> class Even(nn.Module):
     ...     def __init__(self):
@@ -62,6 +62,7 @@ class MaskedModel(Model):
         encode: Callable[[list[Any]], Conditions] | None = None,
         null: Conditions = None,
         decode: Callable[[Tensor], Tensor] | None = None,
+        invert: Callable[[Tensor], Tensor] | None = None,
         features: Callable[[Tensor], Tensor] | None = None,
         law: Any = None,
         causal: bool = False,
@@ -81,6 +82,7 @@ class MaskedModel(Model):
             encode=encode,
             null=null,
             decode=decode,
+            invert=invert,
             features=features or (self._one_hot if decode is None else None),
             law=law,
             export=export,
@@ -107,6 +109,12 @@ class MaskedModel(Model):
     def example(self, n: int, generator: torch.Generator) -> Tensor:
         order = torch.randperm(n * self.shape[0], generator=generator)  # all tokens, where there is room for them
         return (order % self.process.vocabulary).reshape(n, *self.shape).to(self.device)
+
+    def _checked_data(self, samples: Tensor) -> Tensor:
+        tokens, vocabulary = samples.long(), self.process.vocabulary
+        if not bool(((tokens == samples) & (tokens >= 0) & (tokens < vocabulary)).all()):
+            raise ValueError(f"its samples must be tokens, whole numbers from 0 to {vocabulary - 1}")
+        return tokens
 
     def refuse_solver(self, name: str) -> None:
         if self.causal and name != "left_to_right":

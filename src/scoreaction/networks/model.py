@@ -45,18 +45,18 @@ class Model(GaussianStates):
     train and the reference is a frozen copy; with it LoRA layers train and the reference is the net with them off. The net is
     put in evaluation mode, now and for training: no dropout, and batch norm by its running statistics.
 
-    `encode(prompts) -> conditions`; `null` one row of the unconditional condition, for guidance; `decode(x0) ->
-    samples` maps to what rewards see (images in [0, 1]); `features(samples) -> (batch, F)` is what diversity is measured
-    in; `law` is the exact data law where it is known; `export(folder)` writes what other libraries load. A network that
-    takes guidance as an input (distilled) is given `true_cfg`: `guidance` then reaches it as conditions["guidance"], and
-    true_cfg weighs both halves. `project(x0)` maps x0 of every prediction into the space of the data: `x0.clamp(-1, 1)` of
-    pixels, `x0 - x0.mean(1, keepdim=True)` where centres are 0. `mask(conditions) -> (batch, ...)` is True at the numbers that
-    a sample has and False in its padding, of the first dimensions of a sample, as (batch, points) for points (points, F):
-    there no noise is drawn, x, x0 and eps are 0, and `project` is called as `project(x0, inside)`, inside 1 or 0 and of the
-    dimensions of x0. `critic(width)` builds the network of a critic, where the
-    small one does not suit the samples: `net(x, t, condition) -> (batch,)`, condition (batch, width), None at width 0, without
-    prompts. ValueError for an unknown `predicts`, a bad LoRA target, and a net that is called otherwise, fails at
-    two states (tried where there is no `encode`), cannot be copied, has adapters of its own, or is the policy of another model.
+    `encode(prompts) -> conditions`; `null` one row of the unconditional condition, for guidance; `decode(x0) -> samples` maps
+    to what rewards see (images in [0, 1]), `invert(samples) -> x0` back, for data; `features(samples) -> (batch, F)` is what
+    diversity is measured in; `law` is the exact data law where it is known; `export(folder)` writes what other libraries load.
+    A network that takes guidance as an input (distilled) is given `true_cfg`: `guidance` then reaches it as
+    conditions["guidance"], and true_cfg weighs both halves. `project(x0)` maps x0 of every prediction into the space of the
+    data: `x0.clamp(-1, 1)` of pixels, `x0 - x0.mean(1, keepdim=True)` where centres are 0. `mask(conditions) -> (batch, ...)`
+    is True at the numbers that a sample has and False in its padding, of the first dimensions of a sample, as (batch, points)
+    for points (points, F): there no noise is drawn, x, x0 and eps are 0, and `project` is called as `project(x0, inside)`,
+    inside 1 or 0 and of the dimensions of x0. `critic(width)` builds the network of a critic, where the small one does not
+    suit the samples: `net(x, t, condition) -> (batch,)`, condition (batch, width), None at width 0, without prompts.
+    ValueError for an unknown `predicts`, a bad LoRA target, and a net that is called otherwise, fails at two states (tried
+    where there is no `encode`), cannot be copied, has adapters of its own, or is the policy of another model.
 
     >>> net = lambda x, t, cond: x
     >>> class Identity(nn.Module):
@@ -80,6 +80,7 @@ class Model(GaussianStates):
         encode: Callable[[list[Any]], Conditions] | None = None,
         null: Conditions = None,
         decode: Callable[[Tensor], Tensor] | None = None,
+        invert: Callable[[Tensor], Tensor] | None = None,
         features: Callable[[Tensor], Tensor] | None = None,
         law: Mixture | None = None,
         true_cfg: float | None = None,
@@ -104,6 +105,7 @@ class Model(GaussianStates):
         )
         self.critic, self.mask = critic, mask
         self.decode = decode or (lambda x0: x0)
+        self.invert = invert or (_no_way_back if decode else lambda samples: samples)
         self.features = features or (lambda samples: samples.flatten(1))
         self.reference_net = frozen(net) if lora_rank is None else net
         self.double = {p.dtype for p in net.parameters()} == {torch.float64}
@@ -140,6 +142,7 @@ class Model(GaussianStates):
         self.max_rows: int | None = None
         """The most rows of one network call; None is all."""
         self.guidance, self.grid, self.off_below = 1.0, "power", 0.0
+        self.student: dict[str, Any] = {}
         self.prompts: list[Any] | None = None
         """Guidance, grid, `off_below` and prompts of its training, which `sample` takes."""
         register(self)
@@ -378,3 +381,8 @@ class Model(GaussianStates):
             yield
         finally:
             self.evaluations = kept
+
+
+def _no_way_back(samples: Tensor) -> Tensor:
+    """ValueError: of a `decode` alone no x0 can be had."""
+    raise ValueError("the model decodes its samples and cannot go back; give Model(invert=...), the inverse of decode")

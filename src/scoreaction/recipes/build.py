@@ -18,15 +18,17 @@ from scoreaction.errors import UserError, missing
 from scoreaction.models.pretrained import is_pretrained
 from scoreaction.networks.critic import Critic
 from scoreaction.networks.model import Model
+from scoreaction.recipes.data_files import read_data
 from scoreaction.recipes.prompts import prompt_list
 from scoreaction.recipes.recipe import Block, Recipe, block_of, dump, load_recipe, numbered, relative_paths
 from scoreaction.recipes.text import KEYS, assign, parse_override
 from scoreaction.rewards import CountedReward, Reward, RewardError
 from scoreaction.rewards._images import check_range, is_images
 from scoreaction.rewards._weighted import Part, WeightedSum
+from scoreaction.training.examples import Unread
 from scoreaction.training.export import load_described, load_weights
 from scoreaction.training.finetuner import Finetuner
-from scoreaction.types import Prompts, RewardFunction, Values
+from scoreaction.types import Pairs, Prompts, RewardFunction, Samples, Values
 
 
 @dataclass(frozen=True)
@@ -116,10 +118,15 @@ def _no_reward(samples: Tensor, prompts: Prompts) -> Tensor:
     raise RuntimeError("this run was built to draw from, without its rewards")
 
 
-def build(recipe: Recipe, output: str | Path | None = None, *, rewards: bool = True) -> Finetuner:
+def _data(recipe: Recipe) -> Pairs | Samples | None:
+    return None if recipe.data is None else read_data(recipe.data.path)
+
+
+def build(recipe: Recipe, output: str | Path | None = None, *, rewards: bool = True, learns: bool = True) -> Finetuner:
     """The run that a recipe describes. UserError where its parts do not fit one another, with the remedy.
 
-    rewards False: a run to draw from, which needs none of its rewards' weights, and is whole in every process.
+    rewards False: a run to draw from, which needs none of its rewards' weights, and is whole in every process. learns False:
+    one to measure, which needs none of its data.
     """
     reward: RewardFunction = Reward(_no_reward, differentiable=True)
     names = list(numbered(block.name for block in recipe.held_out))
@@ -143,9 +150,12 @@ def build(recipe: Recipe, output: str | Path | None = None, *, rewards: bool = T
             recipe=dump(recipe),
             online=recipe.online,
             steer=recipe.steer if rewards else None,
+            data=_data(recipe) if rewards and learns else Unread(),
         )
     except ValueError as error:
         raise UserError(named(str(error), "recipe")) from error
+    if recipe.student is not None and recipe.student.of is not None:
+        model.student = recipe.student.sampling
     if recipe.critic is not None and not any(isinstance(net, Critic) for net in tuner.learner.networks.values()):
         raise UserError(f"critic: {recipe.algorithm.name} has none here; leave it out, or take score_action, vard or pi_ft")
     oracle = recipe.online is not None

@@ -19,11 +19,12 @@ from pydantic import BaseModel, ConfigDict, Field
 from scoreaction import catalog
 from scoreaction.catalog import Kind
 from scoreaction.errors import UserError
+from scoreaction.recipes.data_files import DataFile
 from scoreaction.recipes.prompts import PromptValue, read_prompts
 from scoreaction.recipes.text import KEYS, assign, parse_override, read_recipe, suits
 from scoreaction.recipes.traits import Traits, traits_of
 from scoreaction.recipes.trust import is_own, refuse_far_prompts, refuse_untrusted
-from scoreaction.recipes.validation import check, check_finite, refuse_unknown
+from scoreaction.recipes.validation import C, check, check_finite, refuse_unknown
 from scoreaction.sampling.rollout import Sampler
 from scoreaction.sampling.steering import Steering
 from scoreaction.settings import Key, dotted
@@ -33,6 +34,7 @@ from scoreaction.training.evaluation import Evaluation
 from scoreaction.training.online import Online
 from scoreaction.training.optimizer import Train
 from scoreaction.training.pretraining import Pretrain
+from scoreaction.training.students import Student
 from scoreaction.types import Values
 from scoreaction.yaml_text import dump_yaml
 
@@ -91,6 +93,8 @@ class Recipe(BaseModel):
     online: Online | None
     distill: Distill | None = None
     steer: Steering | None = None
+    data: DataFile | None = None
+    student: Student | None = None
     critic: Block | None = None
     pretrain: Pretrain | None = None
 
@@ -115,13 +119,15 @@ class Recipe(BaseModel):
             "online": None if self.online is None else self.online.model_dump(mode="json"),
             "distill": None if self.distill is None else self.distill.model_dump(mode="json"),
             "steer": None if self.steer is None else self.steer.model_dump(mode="json"),
+            "data": None if self.data is None else self.data.model_dump(mode="json"),
+            "student": None if self.student is None else self.student.model_dump(mode="json"),
             "pretrain": None if self.pretrain is None else self.pretrain.model_dump(mode="json"),
         }
 
 
 SECTIONS: dict[str, type[BaseModel]] = {
     "sampler": Sampler, "train": Train, "evaluation": Evaluation, "early_stop": EarlyStop, "online": Online, "distill": Distill,
-    "steer": Steering, "pretrain": Pretrain,
+    "steer": Steering, "data": DataFile, "student": Student, "pretrain": Pretrain,
 }  # fmt: skip
 """The sections of a recipe beside the blocks with a name."""
 
@@ -202,25 +208,11 @@ def resolve(values: Values, *, folder: Path = Path()) -> Recipe:
         online=None if online is None else check(Online, online, ("online",)),
         distill=None if values.get("distill") is None else distill_settings(model, values["distill"]),
         steer=None if values.get("steer") is None else _steer(values["steer"]),
+        student=None if values.get("student") is None else check(Student, values["student"], ("student",)),
+        data=None if values.get("data") is None else _absolute(check(DataFile, values["data"], ("data",))),
         critic=None if values.get("critic") is None else block_of("critic", values["critic"], ("critic",)),
-        pretrain=None if values.get("pretrain") is None else _pretrain(values["pretrain"]),
+        pretrain=None if values.get("pretrain") is None else pretrain_settings(values["pretrain"]),
     )
-
-
-def pretraining(name_or_path: str, overrides: Sequence[str] = ()) -> tuple[Pretrain, Path | None]:
-    """The settings of a recipe's `pretrain:` section, and the folder that its `model.path` names; other keys may be missing.
-
-    UserError, one line that names the key or the file, for whatever is wrong.
-    """
-    values, _ = read_recipe(name_or_path)
-    for key, value in map(parse_override, overrides):
-        assign(values, key, value)
-    refuse_unknown(values, KEYS, sections=SECTIONS)
-    if values.get("pretrain") is None:
-        raise UserError("pretrain: is required, for example pretrain: {data: table.csv}")
-    model = values.get("model")
-    own = model if isinstance(model, dict) and model.get("name") == "pretrained" else {}
-    return _pretrain(values["pretrain"]), None if own.get("path") is None else Path(own["path"])
 
 
 def _steer(values: Any) -> Steering:
@@ -231,7 +223,8 @@ def _steer(values: Any) -> Steering:
     return settings.model_copy(update={"known": known.model_copy(update={"values": known.values.absolute()})})
 
 
-def _pretrain(values: Any) -> Pretrain:
+def pretrain_settings(values: Any) -> Pretrain:
+    """The checked settings of a recipe's section `pretrain`; a relative path that is here becomes absolute."""
     settings = check(Pretrain, values, ("pretrain",))
     return settings if not settings.data.exists() else settings.model_copy(update={"data": settings.data.absolute()})
 
@@ -259,9 +252,13 @@ def block_of(kind: Kind, values: Any, at: Key, *, weighted: bool = False) -> Blo
     module = catalog.find(kind, name, key=dotted((*at, "name")))
     traits = traits_of(module, key=dotted((*at, "name")))
     share = check(Share, {key: settings.pop(key) for key in Share.model_fields if key in settings}, at) if weighted else None
-    config = check(module.Config, settings, at, name=name)
+    return Block(name, module, traits, _absolute(check(module.Config, settings, at, name=name)), share)
+
+
+def _absolute(config: C) -> C:
+    """The settings with relative paths that are here made absolute."""
     here = {key: type(path)(Path(path).absolute()) for key, path in relative_paths(config).items() if os.path.exists(path)}
-    return Block(name, module, traits, config.model_copy(update=here), share)
+    return config.model_copy(update=here)
 
 
 def relative_paths(config: BaseModel) -> dict[str, str | Path]:

@@ -15,7 +15,7 @@ from scoreaction.yaml_text import parse_yaml, read_text
 
 KEYS = [
     "model", "reward", "algorithm", "critic", "sampler", "train", "prompts", "evaluation", "early_stop", "online", "distill",
-    "steer", "pretrain",
+    "steer", "data", "student", "pretrain",
 ]  # fmt: skip
 
 

@@ -10,6 +10,7 @@ from scoreaction.report.comparison import comparison_part
 from scoreaction.report.parts import Part
 from scoreaction.report.run import run_part
 from scoreaction.report.steered import is_steered, steered_part
+from scoreaction.report.student import is_student, student_part
 from scoreaction.training.run_folder import RunFolder
 
 GLOSSARY = {
@@ -68,10 +69,12 @@ def report_folders(folder: Path) -> list[Path]:
 def _part(folder: Path) -> Part:
     if (folder / "comparison.json").exists():
         return comparison_part(folder)
+    if is_student(folder):
+        return student_part(folder)
     return steered_part(folder) if is_steered(folder) else run_part(folder)
 
 
 def _reportable(folder: Path) -> bool:
     place = RunFolder(folder)
-    known = (folder / "comparison.json").exists() or is_steered(folder)
+    known = (folder / "comparison.json").exists() or is_steered(folder) or is_student(folder)
     return known or (place.description.exists() and place.metrics_path.exists())

@@ -135,8 +135,8 @@ def sample(
 ) -> Tensor:
     """n samples of the tuned model (its averaged weights), or with `reference` of the base; same seed, same noise.
 
-    steps and solver are by default 50 of ddim, of tokens as many as there are positions of one_by_one; eta is 1, of a model
-    whose policy moves the noise 0; guidance, grid and
+    steps, solver and eta are by default 50 of ddim at 1, of tokens as many as there are positions of one_by_one, of a student
+    its own, and of a model whose policy moves the noise eta is 0; guidance, grid and
     prompts are those of the training, of a model that was not trained 1, power and none. The base acts below the `off_below` of
     the training. threshold: of a causal model of tokens, shows several positions an evaluation, see `thresholded`. Prompts are
     repeated over the n samples. Returns (n, *shape), decoded where the model decodes.

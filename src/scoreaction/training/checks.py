@@ -39,6 +39,12 @@ def check_shard(train: Train, world: World) -> None:
         raise ValueError("train.precision: fp16 scales gradients by what one process sees of them; with train.shard take bf16")
 
 
+def check_whole(model: Model) -> None:
+    """ValueError where processes would divide weights that are quantised."""
+    if any(not p.is_floating_point() for p in model.net.parameters()):
+        raise ValueError("train.shard: quantised weights are not divided; set it to false, or leave model.quantize out")
+
+
 def refuse_uncounted(budget: Budget | None, command: str) -> None:
     """UserError where a command would ask the oracle of a run with a budget and no run would know of it."""
     if budget is not None:

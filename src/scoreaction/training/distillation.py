@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -13,6 +13,7 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from scoreaction.diffusion.noise import RowNoise
+from scoreaction.diffusion.processes import Process
 from scoreaction.diffusion.solvers import SOLVERS, jittered, time_grid
 from scoreaction.networks.adapters import LoraShape, base_modules, replaced
 from scoreaction.networks.conditions import take
@@ -20,7 +21,7 @@ from scoreaction.networks.consistency import belongs, save_consistency
 from scoreaction.networks.model import Model
 from scoreaction.sampling.rollout import States, trajectory
 from scoreaction.settings import Settings
-from scoreaction.types import Conditions
+from scoreaction.types import Predict
 from scoreaction.world import ALONE, World
 
 HUBER = 0.03
@@ -95,33 +96,11 @@ class Distiller:
         return LoraShape(rank, rank, chosen)
 
     def __iter__(self) -> Iterator[dict[str, Any]]:
-        parameters, total = nn.ParameterList(self.parameters.values()), self.settings.iterations
-        optimiser = torch.optim.Adam(parameters, lr=self.settings.lr, eps=1e-12)
-        try:
-            for i in range(total):
-                for group in optimiser.param_groups:
-                    group["lr"] = self.settings.lr * (0.01 + 0.99 * 0.5 * (1 + math.cos(math.pi * i / total)))
-                parameters.requires_grad_(True)  # which are frozen elsewhere
-                loss = self._backward(*self._states())
-                (loss,) = self.world.average_gradients(parameters, [loss])
-                parameters.requires_grad_(False)
-                norm = float(nn.utils.clip_grad_norm_(parameters, 1.0))
-                if not math.isfinite(norm):
-                    raise ValueError("distill.lr: the gradient is not finite; lower it")
-                if norm == 0:
-                    raise ValueError(
-                        "distill.rank: no gradient reaches the adapter; name other distill.targets, or set rank to null"
-                    )
-                optimiser.step()
-                optimiser.zero_grad(set_to_none=True)
-                keep = min(self.settings.ema, (1 + i) / (10 + i))
-                with torch.no_grad():
-                    torch._foreach_lerp_(list(self.average.values()), [p.detach() for p in parameters], 1 - keep)
-                yield {"iteration": i + 1, "loss": loss, "grad_norm": norm}
-        finally:
-            parameters.requires_grad_(False)
-            for name, p in self.parameters.items():
-                p.data = self.average[name]
+        settings = self.settings
+        fixed: dict[str, Any] = {"lr": settings.lr, "ema": settings.ema, "world": self.world, "key": "distill"}
+        yield from fitted(
+            self.parameters, self.average, lambda: self._backward(*self._states()), iterations=settings.iterations, **fixed
+        )
 
     def _backward(self, states: States, target: Tensor) -> float:
         """Accumulates the gradient of the loss over all states, and returns that loss."""
@@ -155,7 +134,8 @@ class Distiller:
         own = RowNoise.drawn(self.generator, self.world.stripe(paths))
         prompt, paths = self.world.own(prompt), paths // self.world.size
         noise = self.model.start(paths, self.model.noise(own, self.conditions, prompt))
-        x = follow(self.model, noise, times, take(self.conditions, prompt), self.guidance)
+        predict = partial(self.model.reference, conditions=take(self.conditions, prompt), guidance=self.guidance)
+        x = follow(predict, self.model.process, noise, times)
         leap = self.settings.leap or steps
         ends = (torch.arange(steps) + leap).clamp(max=steps)
         states = States(x[:-1].flatten(0, 1), times[:-1].repeat_interleave(paths), prompt.repeat(steps))
@@ -172,11 +152,68 @@ class Distiller:
         return save_consistency(self.model, path, described=about)
 
 
+def fitted(
+    parameters: Mapping[str, nn.Parameter],
+    average: dict[str, Tensor],
+    learned: Callable[[], float],
+    *,
+    iterations: int,
+    lr: float,
+    ema: float,
+    world: World,
+    key: str,
+    game: Callable[[float], float] | None = None,
+) -> Iterator[dict[str, Any]]:
+    """Trains parameters by Adam at a rate that falls as a cosine, one dict of metrics an iteration; they end as their average.
+
+    learned: accumulates the gradient of an iteration's loss and returns that loss; average: holds the average, decay `ema`.
+    game: takes the place of both gradient and step, `game(share)` at this share of the rate. ValueError, naming a setting
+    below `key`, for a gradient that is not finite, or none.
+    """
+    own = nn.ParameterList(parameters.values())
+    optimiser = torch.optim.Adam(own, lr=lr, eps=1e-12)
+    trained = [p.requires_grad for p in own]
+    try:
+        for i in range(iterations):
+            share = 0.01 + 0.99 * 0.5 * (1 + math.cos(math.pi * i / iterations))
+            own.requires_grad_(True)  # which may be frozen elsewhere
+            metrics = {"loss": game(share)} if game is not None else _adam_step(own, optimiser, learned, share * lr, world, key)
+            own.requires_grad_(False)
+            keep = min(ema, (1 + i) / (10 + i))
+            with torch.no_grad():
+                torch._foreach_lerp_(list(average.values()), [p.detach() for p in own], 1 - keep)
+            yield {"iteration": i + 1, **metrics}
+    finally:
+        for p, was in zip(own, trained, strict=True):
+            p.requires_grad_(was)
+        for name, p in parameters.items():
+            p.data = average[name]
+
+
+def _adam_step(
+    own: nn.ParameterList, optimiser: torch.optim.Adam, learned: Callable[[], float], lr: float, world: World, key: str
+) -> dict[str, Any]:
+    for group in optimiser.param_groups:
+        group["lr"] = lr
+    (loss,) = world.average_gradients(own, [learned()])
+    norm = float(nn.utils.clip_grad_norm_(own, 1.0))
+    if not math.isfinite(norm):
+        raise ValueError(f"{key}.lr: the gradient is not finite; lower it")
+    if norm == 0:
+        raise ValueError(
+            f"{key}.rank: no gradient reaches the adapter; name other {key}.targets, or set rank to null"
+            if key == "distill"
+            else f"{key}: no gradient reaches the policy's parameters"
+        )
+    optimiser.step()
+    optimiser.zero_grad(set_to_none=True)
+    return {"loss": loss, "grad_norm": norm}
+
+
 @torch.no_grad()
-def follow(model: Model, x: Tensor, times: Tensor, conditions: Conditions, guidance: float) -> Tensor:
-    """The reference's guided ODE from x at times[0] down the grid: the states, (len(times), batch, *shape)."""
-    predict = partial(model.reference, conditions=conditions, guidance=guidance)
-    steps = trajectory(predict, model.process, x, times, solver=SOLVERS["dpmpp_2m"], eta=0.0)
+def follow(predict: Predict, process: Process, x: Tensor, times: Tensor) -> Tensor:
+    """The ODE of a prediction from x at times[0] down the grid: the states, (len(times), batch, *shape)."""
+    steps = trajectory(predict, process, x, times, solver=SOLVERS["dpmpp_2m"], eta=0.0)
     return torch.stack([x, *(visit.x_next for visit in steps)])
 
 
@@ -194,7 +231,8 @@ def endpoint_errors(
     with model.uncounted():
         conditions = model.conditions(listed)
         times = time_grid(model.process, steps, name="log_snr")
-        states = follow(model, model.start(n, model.noise(generator, conditions)), times, conditions, guidance)
+        predict = partial(model.reference, conditions=conditions, guidance=guidance)
+        states = follow(predict, model.process, model.start(n, model.noise(generator, conditions)), times)
         errors: dict[str, list[float]] = {"t": [], "consistency": [], "tweedie": []}
         for at in (1.0, 0.8, 0.6, 0.4, 0.2, 0.1):
             i = int((times - at).abs().argmin())

@@ -12,7 +12,7 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
-from scoreaction.diffusion.kernel_density import KernelDensity
+from scoreaction.diffusion.kernel_density import KernelDensity, rows_behind
 from scoreaction.diffusion.mixtures import Mixture, Optimum
 from scoreaction.diffusion.noise import RowNoise
 from scoreaction.diffusion.rescaling import Rescale
@@ -257,17 +257,6 @@ class ExactTask:
             **self.distances(model, sampler, n, seed, world),
             "distance_oracle": self.oracle(model, sampler, n, seed, world),
         }
-
-
-def rows_behind(weights: Tensor, rewards: Tensor) -> dict[str, float]:
-    """`1/sum w^2` rows in effect, and `sqrt(sum w^2 (r - E r)^2)`, the standard error of a mean by weighted rows.
-
-    >>> rows_behind(torch.tensor([0.5, 0.5, 0.0]), torch.tensor([0.0, 2.0, 9.0]))
-    {'optimum_rows': 2.0, 'optimum_reward_se': 0.7071...}
-    """
-    weights, rewards = weights.double(), rewards.double()
-    error = weights * (rewards - weights @ rewards)
-    return {"optimum_rows": float(1 / (weights**2).sum()), "optimum_reward_se": float(error.square().sum().sqrt())}
 
 
 def measure(

@@ -30,6 +30,7 @@ class Finetuner(Run):
     reward: `fn(samples, prompts) -> (batch,)`, a plain function (black-box) or a `Reward`. prompts: what samples are
     conditioned on, drawn uniformly, or by its weight where one is a `Prompt`. output: the run folder, None writes nothing.
     held_out: rewards that are only reported. online: the reward is an oracle, asked in rounds; training follows a proxy of it.
+    data: what algorithms without a reward learn from, `Pairs` or `Samples`.
     ValueError, with the remedy, where the algorithm's needs are not met; TrainingError or RewardError where it fails.
 
     >>> import scoreaction as sa
@@ -98,7 +99,8 @@ class Finetuner(Run):
                 world=self.world,
             )
         metrics = {name: measured[name] for name in ("reward_mean", "reward_std")} | self._kl(rollout)
-        equal = spread_is_rounding(self.world.gather(rollout.rewards))
+        # without a spread there is nothing to learn; of data there is not once every pair is told apart
+        equal = self.learner.data is not None or spread_is_rounding(self.world.gather(rollout.rewards))
         updates, floor = self.learner.updates(rollout, self.generator), self.learner.kl_floor
         metrics |= self.optimisation.learn(updates, self.iteration, equal=equal, kl_floor=floor, learner=self.learner)
         self.learner.adapt_beta(metrics["kl_nats"])

@@ -8,9 +8,9 @@ from scoreaction.types import Values
 
 FREE = (
     "train.iterations", "train.device", "train.checkpoint_every", "train.max_rows", "train.shard", "train.show_every",
-    "train.trackers", "online.budget",
+    "train.trackers", "online.budget", "model.offload_vae",
 )  # fmt: skip
-FREE_SECTIONS = ("evaluation", "early_stop", "distill", "steer", "pretrain")
+FREE_SECTIONS = ("evaluation", "early_stop", "distill", "steer", "student", "pretrain")
 """Settings that another part of the same run may have: where and how long it trains, and how it is measured."""
 
 

@@ -51,12 +51,14 @@ def steering_demand(process: Process, sampler: Sampler, settled: Steering, *, n:
     """
     still = Model(_Still(), process=process, predicts="x0", shape=(1,))
     alone = sampler.model_copy(update={"guidance": 1.0, "negative_prompt": None})
+    walked = settled.model_copy(update={"known": None})  # a part of a sample that this one does not have
     drawn = steer_x0(
-        still, alone, settled, lambda x0, texts: lambda: x0.flatten(1).sum(1), n=1, prompts=None, seed=0, reference=True
+        still, alone, walked, lambda x0, texts: lambda: x0.flatten(1).sum(1), n=1, prompts=None, seed=0, reference=True
     )
     count = settled.group_count(n, len(prompts or [None])) * len(drawn.x0)
     rates = ("queries_per_sample", "evaluations_per_sample", "backward_per_sample")
     queries, points, gradients = (round(drawn.figures[rate] * count) for rate in rates)
+    queries = 0 if settled.known is not None else queries
     return Demand(count, queries + count, points, gradients)
 
 

@@ -26,9 +26,10 @@ from scoreaction.sampling.rollout import Sampler
 from scoreaction.sampling.steering import Steering
 from scoreaction.training.best_weights import Selection, check_metric
 from scoreaction.training.budget import Budget
-from scoreaction.training.checks import check_precision, check_shard
+from scoreaction.training.checks import check_precision, check_shard, check_whole
 from scoreaction.training.collector import Collector
 from scoreaction.training.evaluation import Evaluation, check_certificate
+from scoreaction.training.examples import Unread, settled
 from scoreaction.training.export import described, save_model
 from scoreaction.training.identity import identity
 from scoreaction.training.late import Late, check_delay, check_late_room
@@ -37,7 +38,7 @@ from scoreaction.training.optimizer import ROWS, Optimisation, Train
 from scoreaction.training.rehearsal import Demand, measuring_demand
 from scoreaction.training.run_folder import Journal, RunFolder
 from scoreaction.training.trackers import check_trackers
-from scoreaction.types import DTYPES, RewardFunction, Values
+from scoreaction.types import DTYPES, Pairs, RewardFunction, Samples, Values
 from scoreaction.world import World
 from scoreaction.yaml_text import dump_yaml, parse_yaml
 
@@ -80,6 +81,7 @@ class Run:
         recipe: str | None = None,
         online: Online | None = None,
         steer: Steering | None = None,
+        data: Pairs | Samples | Unread | None = None,
     ) -> None:
         if model.moves_noise and not algorithm.moves_noise:
             raise ValueError(
@@ -139,8 +141,9 @@ class Run:
             objective = Objective(self.collector.score, self.collector.objective.differentiable, self.collector.at_once)
             batch = self.train.batch
             group = min(batch, max(self.train.samples_per_prompt, batch / len(self.prompts or [None])))
-            delay = self.train.reward_delay
-            setting = Setting(model, self.sampler, objective, batch, self.conditions, group, self.world, delay, self.prompts)
+            examples = settled(data, algorithm, model, self.prompts)
+            parts = (model, self.sampler, objective, batch, self.conditions, group, self.world)
+            setting = Setting(*parts, self.train.reward_delay, self.prompts, examples)
             self.learner: Learner = model.learner(algorithm, setting)
             check_siblings(self.train, self.learner)
             name = getattr(algorithm, "name", type(algorithm).__name__)
@@ -201,6 +204,7 @@ class Run:
         device = Accelerator().device if self.train.device == "auto" else torch.device(self.train.device)
         if self.train.shard:  # from the host, block by block: no device ever holds a whole network
             check_shard(self.train, self.world)
+            check_whole(model)
             self._share(networks(model))
             shard(model, self.world, device)
         model.to(device)

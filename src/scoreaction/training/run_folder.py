@@ -24,6 +24,10 @@ MODEL_DESCRIPTION = "model.json"
 """File of a saved model that is written last."""
 
 
+STUDENT = "student.json"
+"""The file with the figures of a student, beside its teacher."""
+
+
 class RunFolder:
     """The folder of a run and the names in it."""
 

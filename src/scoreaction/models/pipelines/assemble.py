@@ -9,14 +9,15 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple, cast
 
-from torch import Tensor, nn
+from torch import nn
 
-from scoreaction.models.pipelines.decoding import Decoder, small_pictures, to_unit
+from scoreaction.models.pipelines.decoding import Decoder, from_unit, small_pictures, to_unit
 from scoreaction.models.pipelines.families import FAMILIES, Geometry, clamp_tokenizers, geometry, limits, network, unconditional
 from scoreaction.models.pipelines.networks import PipelineNet
 from scoreaction.models.pipelines.text import TextEncoding
 from scoreaction.networks.adapters import LoraShape, find_targets
 from scoreaction.networks.model import Model
+from scoreaction.types import Conditions
 
 LORA_FILE = "pytorch_lora_weights.safetensors"
 ROWS = 2
@@ -65,7 +66,7 @@ def build_from_pipeline(
         form,
         Adaptation(lora_rank, lora_alpha, lora_targets, gradient_checkpointing, true_cfg, compile),
         encode=_encoding(pipeline, kind, core),
-        decode=to_unit if vae is None else Decoder(vae, tiny=tiny_decoder, offload=offload_vae),
+        decoder=None if vae is None else Decoder(vae, tiny=tiny_decoder, offload=offload_vae),
     )
     if vae is None and (tiny_decoder is not None or offload_vae):
         raise ValueError(
@@ -92,10 +93,10 @@ def assemble(
     form: Geometry,
     options: Adaptation,
     *,
-    encode: TextEncoding | None = None,
-    decode: Callable[[Tensor], Tensor] | None = None,
+    encode: Callable[[list[Any]], Conditions] | None = None,
+    decoder: Decoder | None = None,
 ) -> Model:
-    """The model of a pipeline's network and scheduler."""
+    """The model of a pipeline's network and scheduler, of latents where it has a decoder."""
     distilled = bool(core.config.get("guidance_embeds", False))
     if options.true_cfg != 1.0 and not distilled:
         raise ValueError("model.true_cfg: only a network with guidance as an input takes it (FLUX.1 dev); set sampler.guidance")
@@ -118,7 +119,8 @@ def assemble(
         lora_alpha=options.lora_alpha,
         lora_targets=targets if options.lora_rank else None,
         encode=encode,
-        decode=decode,
+        decode=decoder or to_unit,
+        invert=from_unit if decoder is None else decoder.invert,
         features=small_pictures,
         true_cfg=options.true_cfg if distilled else None,
     )

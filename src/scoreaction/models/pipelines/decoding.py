@@ -14,6 +14,15 @@ def to_unit(x0: Tensor) -> Tensor:
     return ((x0 + 1) / 2).clamp(0, 1)
 
 
+def from_unit(samples: Tensor) -> Tensor:
+    """Pixels from [0, 1] to [-1, 1].
+
+    >>> to_unit(from_unit(torch.tensor([0.25])))
+    tensor([0.2500])
+    """
+    return 2 * samples - 1
+
+
 def small_pictures(samples: Tensor) -> Tensor:
     """Features for diversity: pictures averaged down to at most 32 x 32, (batch, C * 32 * 32)."""
     height, width = samples.shape[-2:]
@@ -68,6 +77,15 @@ class Decoder:
         if self.offload:
             self.vae.cpu()
         return pictures
+
+    @torch.no_grad()
+    def invert(self, pictures: Tensor) -> Tensor:
+        """Latents of pictures in [0, 1]: the means that the vae's encoder gives."""
+        if self.vae.device != pictures.device:
+            self.vae.to(pictures.device)
+        parts = pictures.float().split(max(1, PIXELS // (pictures.shape[-2] * pictures.shape[-1])))
+        latents = torch.cat([self.vae.encode(from_unit(part)).latent_dist.mean for part in parts])
+        return (latents - self.mean.to(latents)) / self.scale.to(latents)
 
     def _decode(self, latents: Tensor) -> Tensor:
         return to_unit(self.vae.decode(latents, return_dict=False)[0])

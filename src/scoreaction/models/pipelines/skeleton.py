@@ -12,11 +12,12 @@ import torch
 
 from scoreaction.models._records import Skeleton
 from scoreaction.models.pipelines.assemble import Adaptation, assemble, family_of
-from scoreaction.models.pipelines.decoding import Decoder, to_unit
+from scoreaction.models.pipelines.decoding import Decoder
 from scoreaction.models.pipelines.families import geometry, text_shapes
 from scoreaction.models.pipelines.folders import check_named, quiet, read_index
 from scoreaction.models.pipelines.quantise import Bits, check_quantise, frozen_bytes
 from scoreaction.models.pipelines.tiny import BY_PIPELINE, empty_tiny
+from scoreaction.types import Conditions
 
 SHIPPED = {
     "stable-diffusion-v1-5/stable-diffusion-v1-5": "sd15",
@@ -64,7 +65,9 @@ def pipeline_skeleton(
     core, vae = parts[family.component], parts.get("vae")
     form = geometry(kind, core.config, None if vae is None else vae.config, height, width)
     counts = {name: sum(p.numel() for p in part.parameters()) for name, part in parts.items()}
-    model = assemble(kind, core, scheduler, form, options, decode=to_unit if vae is None else Decoder(vae, tiny=tiny))
+    encode = None if family.encode is None else _no_texts  # it has prompts: without conditions it is not tried
+    decoder = None if vae is None else Decoder(vae, tiny=tiny)
+    model = assemble(kind, core, scheduler, form, options, encode=encode, decoder=decoder)
     if tiny is not None:
         counts["tiny_decoder"] = sum(p.numel() for p in tiny.parameters())
     with mode:
@@ -76,6 +79,10 @@ def pipeline_skeleton(
     stays, moves = size_of(tiny) + (0 if offload_vae else size_of(vae)), size_of(vae) if offload_vae else 0
     suits = BY_PIPELINE.get(kind)
     return Skeleton(model, conditions or None, counts, mode, stays, encoder_bytes, moves, frozen, suits)
+
+
+def _no_texts(prompts: list[Any]) -> Conditions:
+    raise AssertionError("a skeleton has no encoders")
 
 
 def shipped(path: str) -> str:
