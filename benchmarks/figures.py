@@ -6,9 +6,9 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from _picture_tables import GRADIENTS, SHAPES
 from _records import RESULTS
 from _tables import Results, mean_and_error
-from tables import GRADIENTS, SHAPES
 
 
 def gradients_frontier(results: Results) -> Any:

@@ -17,10 +17,11 @@ ROOT = Path(__file__).parents[1]
 sys.path.append(str(ROOT / "benchmarks"))
 import _records  # noqa: E402
 import _tables  # noqa: E402
+from _exact_tables import QUOTED  # noqa: E402
 from _harness import arguments, run_jobs, to_run  # noqa: E402
 from _records import RESULTS, commit, flat, parsed, read, write  # noqa: E402
 from exact import jobs  # noqa: E402
-from tables import BLOCK, PAGES, QUOTED, TABLES, filled, markdown, run_names  # noqa: E402
+from tables import BLOCK, PAGES, TABLES, filled, markdown, run_names  # noqa: E402
 
 NAMED = {page: [match[1] for match in BLOCK.findall(page.read_text(encoding="utf-8"))] for page in PAGES}
 JOBS = {name: {"text": name} for name in ("a", "b", "c")}

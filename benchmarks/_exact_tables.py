@@ -1,0 +1,217 @@
+"""Tables of trainers on tasks whose optimum is known, tokens among them."""
+
+from __future__ import annotations
+
+import math
+import statistics
+from collections.abc import Sequence
+from typing import Any
+
+from _tables import Cells, Results, Run, Table, cell, mean_and_error, number, of
+
+EXACT = ("score_action", "sqdf", "sqdf, corrected", "sqdf, chain", "vard", "pi_ft", "adjoint_matching", "dpok",
+         "draft, K = N, KL", "draft, K = N", "draft-1", "refl, KL", "ddpo", "score_action, surrogate", "score_action, ratio",
+         "score_action, forward", "ram", "nft", "awm")  # fmt: skip
+QUOTED = ("score_action", "sqdf, corrected", "sqdf", "vard", "adjoint_matching", "dpok", "ddpo")
+TASKS = ("mixture", "mixture16", "linear_quadratic")
+Plan = list[tuple[str, str, int]]
+
+
+def _optimum(results: Results, task: str) -> tuple[Run, float]:
+    """A run that knows the task's optimum, and the larger of floor and oracle."""
+    run = next(run for run in results.where(task=task) if run["distance_floor"] is not None)
+    return run, max(run["distance_floor"], run["distance_oracle"])
+
+
+def _ratio(runs: Sequence[Run], bar: float) -> str:
+    return cell([run["distance_to_optimum"] / bar for run in runs], 2)
+
+
+def _costs(runs: Sequence[Run]) -> Cells:
+    """Mean network evaluations and seconds."""
+    evaluations, seconds = (mean_and_error([run[key] for run in runs])[0] for key in ("model_evaluations", "seconds"))
+    return [f"{evaluations / 1e6:.1f} M", f"{seconds:.0f}"]
+
+
+def exact(results: Results, plan: Plan) -> Table:
+    """Distance, reward, KL and costs of trainers at step counts, each task's optimum first."""
+    table = Table("task", "trainer", "steps", "seeds", "distance", "ratio", "reward", "KL", "evaluations", "seconds", mark=1)
+    for task in dict.fromkeys(task for task, _, _ in plan if results.where(task=task)):
+        known, bar = _optimum(results, task)
+        optimum = [number(value, 3) for value in (known["optimum_reward"], known["optimum_kl_nats"])]
+        table.add([], task, "*optimum*", "", "", f"{bar:.3f}", "", *optimum, "", "")
+        for trainer, steps in [(trainer, steps) for at, trainer, steps in plan if at == task]:
+            runs = results.where(task=task, trainer=trainer, steps=steps)
+            figures = [of(runs, "distance_to_optimum"), _ratio(runs, bar), of(runs, "reward_tuned"), of(runs, "kl_nats")]
+            if runs:
+                table.add(runs, task, trainer, str(steps), str(len(runs)), *figures, *_costs(runs))
+    return table
+
+
+def readme(results: Results) -> Table:
+    """Seven trainers on the mixture at 25 steps, beside the optimum."""
+    table = Table("trainer", "steps", "distance / max(floor, oracle)", "reward", "KL (nats)", "evaluations", "seconds")
+    known, bar = _optimum(results, "mixture")
+    table.add([], "*optimum*", "", "1", number(known["optimum_reward"], 3), number(known["optimum_kl_nats"], 3), "", "")
+    for trainer in QUOTED:
+        runs = results.where(task="mixture", trainer=trainer, steps=25)
+        if runs:
+            figures = _ratio(runs, bar), of(runs, "reward_tuned"), of(runs, "kl_nats")
+            table.add(runs, trainer, "25", *figures, *_costs(runs))
+    return table
+
+
+def samplers(
+    results: Results, trainers: Sequence[str], steps: Sequence[int], first: str, second: str, only: Any = None
+) -> Table:
+    """Policies of seed 0 under other samplers: a row a solver, a column a step count, `first (second)` in each cell."""
+    table = Table("trained with", "solver", *(f"{n} steps" for n in steps))
+    runs = [run for run in results.runs if run["name"] in results.curves and run["trainer"] in trainers]
+    for run in sorted(runs, key=lambda run: (trainers.index(run["trainer"]), run.get("steps"))):
+        curve = results.curves[run["name"]]
+        name = f"{run['trainer']}, {run['steps']} steps" if "steps" in run else run["trainer"]
+        for solver, at in dict.fromkeys((point["solver"], point["eta"]) for point in curve):
+            if only in (None, (solver, at)):
+                shown = {p["steps"]: p for p in curve if (p["solver"], p["eta"]) == (solver, at)}
+                cells = [f"{number(shown[n][first], 2)} ({number(shown[n][second], 2)})" for n in steps]
+                table.add([run], name, f"{solver}, eta {at:g}", *cells)
+    return table
+
+
+def _over(run: Run) -> float:
+    """A run's distance over the larger of floor and oracle."""
+    return run["distance_to_optimum"] / max(run["distance_floor"], run["distance_oracle"])
+
+
+def stability(results: Results) -> Table:
+    """Runs on random tasks: how many went to their end, how far they are from the optimum, and what they moved at once."""
+    table = Table(
+        "trainer", "tasks", "diverged", "median ratio", "nine of ten", "worst", "most nats an iteration", "taken back"
+    )
+    for trainer, runs in results.groups("trainer").items():
+        ratios = sorted(_over(run) if run["finished"] else math.inf for run in runs)
+        nine = ratios[math.ceil(0.9 * len(ratios)) - 1]
+        figures = [
+            number(value, 2) for value in (statistics.median(ratios), nine, ratios[-1], max(r["most_moved"] for r in runs))
+        ]
+        back = f"{sum(run['taken_back'] > 0 for run in runs)} runs"
+        table.add(runs, trainer, str(len(runs)), str(sum(not run["finished"] for run in runs)), *figures, back)
+    return table
+
+
+def stability_worst(results: Results, count: int = 6) -> Table:
+    """The runs of each trainer that end farthest from the optimum."""
+    drawn = {"process": "process", "reward": "shape", "dim.": "dimension", "modes": "modes", "least weight": "least_weight",
+             "beta": "beta", "steps": "steps", "batch": "batch", "rate": "lr"}  # fmt: skip
+    table = Table("run", "ratio", "KL", "its optimum", "reward", "its optimum ", *drawn)
+    for runs in results.groups("trainer").values():
+        for run in sorted((run for run in runs if run["finished"]), key=_over, reverse=True)[:count]:
+            figures = [number(run[key], 2) for key in ("kl_nats", "optimum_kl_nats", "reward_tuned", "optimum_reward")]
+            texts = (f"{run[key]:.2g}" if isinstance(run[key], float) else str(run[key]) for key in drawn.values())
+            table.add([run], run["name"], number(_over(run), 2), *figures, *texts)
+    return table
+
+
+def steering(results: Results) -> Table:
+    """Reward, distance and costs of each method of steering, mean over seeds."""
+    table = Table("method", "seeds", "reward", "distance", "evaluations", "backward", "queries", "log Z")
+    points = {point["method"]: [] for curve in results.curves.values() for point in curve}
+    for curve in results.curves.values():
+        for point in curve:
+            points[point["method"]].append(point)
+    for method, seeds in points.items():
+        costs = (of(seeds, f"{key}_per_sample", 0) for key in ("evaluations", "backward", "queries"))
+        name = f"*{method}*" if method in ("optimum", "oracle", "base") else method
+        table.add(results.runs, name, str(len(seeds)), of(seeds, "reward"), of(seeds, "distance"), *costs, of(seeds, "log_z"))
+    return table
+
+
+def hint(results: Results) -> Table:
+    """The share of samples with the rare reward, and the KL, at equal queries and at equal evaluations."""
+    table = Table("dead groups", "seeds", "share at 1,920 rewards", "KL", "share at 40,000 evaluations", "KL", "hint's KL")
+    points = [point for curve in results.curves.values() for point in curve]
+    for form in dict.fromkeys(point["form"] for point in points):
+        own = [
+            [p for p in points if p["form"] == form and (p["budget"] or b) == b]
+            for b in ("reward_queries", "model_evaluations")
+        ]
+        figures = (of(seeds, key, digits) for seeds in own for key, digits in (("success", 3), ("kl_nats", 2)))
+        table.add(
+            results.runs, f"*{form}*" if form == "base" else form, str(len(own[0])), *figures, of(own[1], "hint_kl_nats", 2)
+        )
+    return table
+
+
+def parametrisations(results: Results) -> Table:
+    """Mean distance on the v network, and the same trainer's on other kinds over it; in brackets the largest KL on the way."""
+    kinds = ("eps", "x0", "velocity")
+    table = Table("schedule", "trainer", "seeds", "optimal policy", "v", *(f"{kind} / v" for kind in kinds))
+    order = ("ddpm", "sd", "vp", "cosine", "ve", "flow")
+    for schedule, error in sorted(
+        {(run["schedule"], run["error"]) for run in results.runs}, key=lambda at: (order.index(at[0]), at)
+    ):
+        for trainer in dict.fromkeys(run["trainer"] for run in results.where(schedule=schedule, error=error)):
+            runs = results.where(schedule=schedule, error=error, trainer=trainer)
+            own, cells = statistics.fmean(run["v.distance"] for run in runs), []
+            for kind in ("v", *kinds):
+                there = [run[f"{kind}.distance"] for run in runs if run.get(f"{kind}.distance") is not None]
+                scale = 1.0 if kind == "v" else own
+                most = max((run[f"{kind}.kl_most"] for run in runs if there), default=None)
+                cells.append(f"{number(statistics.fmean(there) / scale, 2)} ({number(most, 1)})" if there else "")
+            oracle = number(statistics.fmean(run["oracle"] for run in runs), 2)
+            table.add(runs, f"{schedule}, crooked" if error else schedule, trainer, str(len(runs)), oracle, *cells)
+    return table
+
+
+def off_below(results: Results) -> Table:
+    """Distance of the gated optimal policy over that of the larger of floor and oracle, its reward and its KL, by task."""
+    times = [point["off_below"] for point in results.curves["mixture"]]
+    table = Table("task", "", "optimum", *(f"{t:g}" for t in times))
+    for task in TASKS:
+        (run,), curve = results.where(task=task), results.curves[task]
+        bar = max(run["floor"], curve[0]["distance"])
+        table.add([run], task, "ratio", "", *(number(point["distance"] / bar, 2) for point in curve))
+        for name, key in (("reward", "reward"), ("KL (nats)", "kl_nats")):
+            table.add([run], "", name, number(run[f"optimum_{key}"], 2), *(number(point[key], 2) for point in curve))
+    return table
+
+
+def tokens(results: Results) -> Table:
+    """Trainers on a Markov chain: what is missing to the optimum, KL and costs, the optimum first."""
+    table = Table("trainer", "seeds", "gap", "TV to the optimum", "reward", "KL (nats)", "queries", "evaluations", "seconds")
+    runs = results.runs
+    best = [number(runs[0][key], 3) for key in ("optimum_reward", "optimum_kl_nats")]
+    table.add([], "*optimum*", "", "0", "0", *best, "", "", "")
+    for trainer, own in results.groups("trainer").items():
+        figures = [of(own, key) for key in ("objective_gap", "distance_to_optimum", "reward_tuned", "kl_nats")]
+        spent = [of(own, key, 0) for key in ("reward_queries", "model_evaluations", "seconds")]
+        table.add(own, trainer, str(len(own)), *figures, *spent)
+    return table
+
+
+def causal(results: Results) -> Table:
+    """Sampling of a causal network with and without what it keeps."""
+    table = Table("length", "CPU s, kept", "CPU s, whole passes", "ratio")
+    for run in sorted(results.runs, key=lambda run: run["length"]):
+        table.add(
+            [run],
+            str(run["length"]),
+            *(number(run[key], 2) for key in ("kept_seconds", "whole_seconds")),
+            number(run["ratio"], 1),
+        )
+    return table
+
+
+def q_learning(results: Results) -> Table:
+    """Each trainer on each task, mean over seeds, the optimum first."""
+    table = Table("task", "trainer", "seeds", "reward", "KL (nats)", "distance", "floor, oracle", "queries", "evaluations")
+    for task, runs in results.groups("task").items():
+        best = [number(runs[0][key], 3) for key in ("optimum_reward", "optimum_kl_nats")]
+        table.add([], task, "*optimum*", "", *best, "0", "", "", "")
+        for trainer in dict.fromkeys(run["trainer"] for run in runs):
+            own = [run for run in runs if run["trainer"] == trainer]
+            figures = [of(own, key) for key in ("reward_tuned", "kl_nats", "distance_to_optimum")]
+            bounds = ", ".join(of(own, f"distance_{key}").partition(" ")[0] for key in ("floor", "oracle"))
+            spent = [of(own, key, 0) for key in ("reward_queries", "model_evaluations")]
+            table.add(own, task, trainer, str(len(own)), *figures, bounds, *spent)
+    return table

@@ -1,0 +1,113 @@
+"""Tables of trainers on pictures: digits and shapes."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from _tables import Results, Run, Table, cell, of
+
+DIGITS = ("score_action", "ddpo, lr 1e-4", "ddpo, lr 3e-4", "dpok")
+GRADIENTS = ("score_action", "sqdf", "draft-1", "draft-lv", "refl", "ddpo, KL")
+ABLATIONS = ("sqdf", *(f"ablation, {part}" for part in
+             ("sqdf published", "no discount", "no consistency model", "no buffer")))  # fmt: skip
+END = {"reward": "reward_tuned", "KL": "kl_nats", "legibility": "held_out.legibility_tuned", "diversity": "diversity_tuned",
+       "Vendi": "vendi_tuned"}  # fmt: skip
+SPENT = {"queries": "reward_queries", "evaluations": "model_evaluations", "seconds": "seconds"}
+
+
+def _base(table: Table, runs: Sequence[Run], *blank: str) -> None:
+    """The pretrained model's row, from the runs that measured it."""
+    figures = [of(runs[:1], key.replace("_tuned", "_base"), 2) if key.endswith("_tuned") else "0" for key in END.values()]
+    table.add(runs[:1], "*pretrained*", *blank, *figures, *("" for _ in SPENT))
+
+
+def digits_end(results: Results, trainers: Sequence[str], by: str = "trainer", digits: int = 2) -> Table:
+    """The end of the runs, the pretrained model first."""
+    table = Table(by, "seeds", *END, *SPENT)
+    _base(table, results.where(**{by: trainers[0]}) if trainers else results.runs, "")
+    for name, runs in results.groups(by, trainers or None).items():
+        figures = [of(runs, key, digits) for key in END.values()] + [of(runs, key, 0) for key in SPENT.values()]
+        table.add(runs, name, str(len(runs)), *figures)
+    return table
+
+
+def digits_reached(results: Results, level: int) -> Table:
+    """The policies when an iteration's mean reward first reached a level."""
+    keys = {"reward": 2, "held_out.legibility": 3, "diversity": 2, "vendi": 3, "kl_nats": 1, "queries": 0, "evaluations": 0}
+    table = Table("trainer", "seeds there", "reward", "legibility", "diversity", "Vendi", "KL", "queries", "evaluations")
+    for name, runs in results.groups("trainer", DIGITS).items():
+        there = [run for run in runs if run[f"reached.{level}.reward"] is not None]
+        if there:
+            cells = (of(there, f"reached.{level}.{key}", digits) for key, digits in keys.items())
+            table.add(there, name, f"{len(there)} of {len(runs)}", *cells)
+    return table
+
+
+def gradients(results: Results, trainers: Sequence[str], betas: Sequence[float]) -> Table:
+    """Trainers at each beta, the pretrained model first."""
+    table = Table("trainer", "beta", "seeds", *END, *SPENT)
+    _base(table, results.where(trainer=trainers[0]), "", "")
+    for trainer in trainers:
+        for beta in betas:
+            runs = results.where(trainer=trainer, beta=beta)
+            if runs:
+                figures = [of(runs, key, 2) for key in END.values()] + [of(runs, key, 0) for key in SPENT.values()]
+                table.add(runs, trainer, f"{beta:g}", str(len(runs)), *figures)
+    return table
+
+
+def online_rounds(results: Results) -> Table:
+    """What the oracle answered on average, round by round."""
+    rounds = max(len(curve) for curve in results.curves.values())
+    table = Table("trainer", *(f"round {i + 1}" for i in range(rounds)))
+    for name, runs in results.groups("trainer").items():
+        table.add(
+            runs, name, *(cell([results.curves[run["name"]][i]["oracle_mean"] for run in runs], 2) for i in range(rounds))
+        )
+    return table
+
+
+BLACK_BOX = ("score_action", "ram", "nft", "ddpo", "dpok")
+SHAPES = ("base, guidance 1", "base, guidance 2", "base, guidance 3", *BLACK_BOX, "sqdf, scorer", "draft, scorer")
+LEVELS = (0.55, 0.6, 0.65, 0.7, 0.75)
+
+
+def shapes(results: Results) -> Table:
+    """Accuracy on training and unseen prompts, of the base and of each trainer, with KL, diversity and cost."""
+    table = Table("trainer", "seeds", "accuracy %", "unseen %", "guided, accuracy %", "guided, unseen %", "diversity", "KL",
+                  "queries", "evaluations")  # fmt: skip
+    for name, runs in results.groups("trainer", SHAPES).items():
+        accuracy = [
+            cell([None if (share := run[f"{kind}.held_out.shapes"]) is None else 100 * share for run in runs], 1)
+            for kind in ("seen", "unseen", "guided.seen", "guided.unseen")
+        ]
+        figures = {"seen.diversity": 2, "kl_nats": 1, "reward_queries": 0, "model_evaluations": 0}
+        table.add(runs, name, str(len(runs)), *accuracy, *(of(runs, key, digits) for key, digits in figures.items()))
+    return table
+
+
+def kl_at(curve: Sequence[Run], level: float, base: float) -> float | None:
+    """KL when training first reached this accuracy, between the points that were measured; None if it never did.
+
+    >>> kl_at([{"kl_nats": 2.0, "accuracy": 0.6}, {"kl_nats": 4.0, "accuracy": 0.8}], 0.7, 0.5)
+    3.0
+    """
+    before: Run = {"kl_nats": 0.0, "accuracy": base}
+    for point in curve:
+        if point["accuracy"] >= level:
+            share = (level - before["accuracy"]) / (point["accuracy"] - before["accuracy"])
+            return round(before["kl_nats"] + share * (point["kl_nats"] - before["kl_nats"]), 6)
+        before = point
+    return None
+
+
+def shapes_kl(results: Results) -> Table:
+    """The KL at which each trainer first has the same accuracy."""
+    (base,) = results.where(trainer="base, guidance 1")
+    table = Table("KL when first at", *(f"{level:.0%}" for level in LEVELS))
+    for name, runs in results.groups("trainer", BLACK_BOX).items():
+        reached = [
+            [kl_at(results.curves[run["name"]], level, base["seen.held_out.shapes"]) for run in runs] for level in LEVELS
+        ]
+        table.add(runs, name, *("-" if None in values else cell(values, 1) for values in reached))
+    return table
