@@ -239,7 +239,7 @@ def test_list_shows_the_keys_of_everything(capsys: pytest.CaptureFixture[str], r
         for name in listed(shelf_name):
             assert main(["list", shelf_name, name]) == 0
             said = capsys.readouterr().out
-            lines = said.partition("key ")[2].splitlines()[1:]
+            lines = said.partition("\nkey ")[2].splitlines()[1:]
             fields = [key for key in catalog.find(kind, name, key="").Config.model_fields if key != "name"]  # type: ignore[arg-type]
             # a block of its own has a line for each of its keys
             keys = [line.partition(" ")[0].partition(".")[0] for line in lines if line.strip()]

@@ -207,15 +207,15 @@ def test_features_tell_digits_apart(data: tuple[Tensor, Tensor], judge: digits.J
 
 
 def test_only_small_safetensors_are_shipped() -> None:
-    """No pickle, at most 3 MB, and the credit that the data's licence asks for."""
+    """No pickle, at most 4 MB, and the credit that the data's licence asks for."""
     files = [path for path in digits.shipped().rglob("*") if path.is_file()]
 
     def small_and_safe(found: list[tuple[str, float]]) -> None:
         assert {suffix for suffix, _ in found} == {".safetensors", ".json", ".md"}
-        assert sum(size for _, size in found) < 3e6
+        assert sum(size for _, size in found) < 4e6
 
     found = [(path.suffix, float(path.stat().st_size)) for path in files]
-    accepts(small_and_safe, found, pickle=[*found, (".pt", 1.0)], large=[*found, (".safetensors", 3e6)], no_readme=found[:1])
+    accepts(small_and_safe, found, pickle=[*found, (".pt", 1.0)], large=[*found, (".safetensors", 4e6)], no_readme=found[:1])
     credit = (digits.shipped() / "README.md").read_text(encoding="utf-8")
     for words in ("Alpaydin", "Kaynak", "UCI", "1998", "CC BY 4.0", "scikit-learn", "scoreaction.tasks.digits.pretrain"):
         assert words in credit

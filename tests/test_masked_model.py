@@ -113,17 +113,16 @@ def test_bad_input_is_one_line_with_the_remedy():
 
 
 LEARNS = {"ddpo", "ddpp", "dpok", "hrf", "score_action", "vard"}
+FEW, MORE = torch.zeros(8, 3, dtype=torch.long), torch.ones(8, 3, dtype=torch.long)
+FROM_DATA = {"dpo": sa.Pairs(MORE, FEW), "spin": sa.Samples(MORE)}
 
 
 @pytest.mark.parametrize("name", sorted(files("algorithm")))
 def test_an_algorithm_learns_tokens_or_says_what_does(name):
     algorithm = find("algorithm", name, key="algorithm.name").Config()
-    if name in LEARNS:
-        next(
-            iter(
-                sa.Finetuner(model(), reward=lambda x, p: x.sum(1), algorithm=algorithm, train=sa.Train(iterations=1, batch=8))
-            )
-        )
+    if name in LEARNS or name in FROM_DATA:
+        learned = {"algorithm": algorithm, "data": FROM_DATA.get(name), "train": sa.Train(iterations=1, batch=8)}
+        next(iter(sa.Finetuner(model(), reward=lambda x, p: x.sum(1), **learned)))
     else:
         refused(
             f"algorithm.name: {name} is for Gaussian states and this model's are tokens; use score_action", algorithm=algorithm

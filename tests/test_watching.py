@@ -119,9 +119,10 @@ def test_a_run_is_followed_to_its_end(run: Path, tmp_path: Path) -> None:
 
     def go_on() -> None:
         time.sleep(0.1)
-        (folder / "metrics.jsonl").write_text("".join(lines[:3]) + lines[3][:20])
-        time.sleep(0.1)
-        (folder / "metrics.jsonl").write_text(log)
+        for part in (lines[2] + lines[3][:20], lines[3][20:] + "".join(lines[4:])):
+            with (folder / "metrics.jsonl").open("a") as file:
+                file.write(part)
+            time.sleep(0.1)
         (folder / "summary.json").write_text(summary)
 
     thread = threading.Thread(target=go_on)
