@@ -268,7 +268,7 @@ def test_rounds_and_questions_of_an_online_run_are_planned():
     close(planned["measuring_queries"], sum(asked), atol=0, of_base_and_tuned=without["measuring_queries"])
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_the_way_out_is_what_those_settings_need(tmp_path, monkeypatch, capsys):
     """Truth: the plan of the recipe with the settings. Twin: that of the recipe as it was."""
     from diffusers import AutoencoderTiny
@@ -279,16 +279,17 @@ def test_the_way_out_is_what_those_settings_need(tmp_path, monkeypatch, capsys):
     monkeypatch.setitem(tiny.BY_PIPELINE, "StableDiffusionPipeline", str(tmp_path / "tiny"))
     settings = {"model": {"height": 128, "width": 128}, "prompts": ["a cat"], "train": {"batch": 2}, "reward": {"name": "ink"}}
     path = str(tmp_path / "recipe.yaml")
-    for algorithm, first in (("score_action", "algorithm.look_ahead=surrogate"), ("draft", "model.tiny_decoder=")):
+    for algorithm, first in (("score_action", "algorithm.look_ahead=surrogate"), ("sqdf", "model.tiny_decoder=")):
         recipe_for(tmp_path, "sd", sampler={"steps": 2}, algorithm={"name": algorithm}, **settings)
         before, card = plan(load_recipe(path)), CARD
         chosen, seen = [], []
         while (found := plan(load_recipe(path), card=min(card, before["total"] - 1))["way_out"]) is not None:
             chosen, total = found
             after = plan(load_recipe(path, chosen))["total"] - RESERVE
-            accepts(within(total - RESERVE, 0.02), after, as_it_was=before["total"] - RESERVE)
+            within(total - RESERVE, 0.03)(after)
             seen.append(chosen)
             card = total - 1
+        accepts(within(total - RESERVE, 0.03), after, as_it_was=before["total"] - RESERVE)  # of the last, which save most
         same(seen[0][0].startswith(first), True, another=seen[0][0].startswith("train."))
         same("model.quantize=4bit" in chosen, True, whole="model.quantize=4bit" in seen[0])
     show_plan({**before, "total": 2 * CARD, "way_out": (["model.quantize=4bit"], 2**34)})
