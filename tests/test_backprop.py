@@ -252,7 +252,7 @@ def test_memory_grows_with_the_differentiated_steps_only():
         accepts(small, again, without=whole)
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_low_variance_adds_the_mean_gradient_of_the_last_step():
     """Sums over n noises of x0: n times the expectation, which three nodes integrate exactly; n queries more a sample."""
     queries, n = [], 4000

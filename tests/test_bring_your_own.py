@@ -7,6 +7,7 @@ import re
 import pytest
 import torch
 from foreign import LOSSES, PAGE, brought, two_moons
+from parameters import with_long
 from torch import Tensor
 from twins import accepts
 
@@ -50,7 +51,7 @@ def test_a_right_foreign_model_gives_no_alarm_and_each_mistake_of_the_page_does(
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("kind", LOSSES)
+@pytest.mark.parametrize("kind", with_long(LOSSES, "DDPM", "Flow"))
 def test_it_samples_its_own_data(kind: str) -> None:
     """Samples lie by the moons, as wide as they are. Twins: samples of the prior, and half of the data."""
     torch.manual_seed(0)

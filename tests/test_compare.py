@@ -117,7 +117,7 @@ def test_standard_errors_are_over_seeds() -> None:
     assert grouped(runs[:1])[0]["standard_error"]["x"] is None, "one seed has no standard error"
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_a_run_on_a_black_box_is_drawn_from(tmp_path: Path, refused: Callable[..., str]) -> None:
     """Its critic and surrogate are another's than a differentiable reward would have had, and drawing needs neither."""
     small = ["train.iterations=1", "train.batch=4", "sampler.steps=2", "evaluation.n=4", "evaluation.held_out=[]"]

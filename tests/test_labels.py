@@ -163,7 +163,7 @@ def test_prompts_name_their_labels():
         labels.split("a red circle | larg")
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_a_run_comes_near_the_law_of_each_label():
     from scoreaction.recipes.build import build
     from scoreaction.recipes.recipe import load_recipe

@@ -377,7 +377,7 @@ def test_training_follows_the_proxy_and_the_kl_is_to_the_pretrained_model():
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("kind", ["ensemble", "ucb"])
+@pytest.mark.parametrize("kind", [pytest.param("ensemble", marks=pytest.mark.long), "ucb"])
 def test_few_noisy_answers_bring_the_mixture_near_its_optimum(kind):
     """Optimum: reward 2.098. 96 answers, each with noise of 0.5; the model that was asked first has reward 0."""
     few = ["train.batch=64", "train.iterations=18", "train.lr=5e-3", "sampler.steps=8", "algorithm.updates=6"]

@@ -119,7 +119,7 @@ GRAPHS = {"draft_through_all": 3, "draft_with_kl": 3}
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("algorithm", with_long(ALGORITHMS, "score_action", "ddpo", "sqdf", "draft_checkpointed"))
+@pytest.mark.parametrize("algorithm", with_long(ALGORITHMS, "score_action", "ddpo", "sqdf"))
 def test_the_planned_memory_and_operations_are_those_of_an_iteration(tmp_path, algorithm):
     """Within 15 % of what a real one holds beyond what was there before; operations within 5 %: the critic's are left out."""
     model, prompts = {"height": 64, "width": 64, "gradient_checkpointing": False}, ["a cat", "a dog"]

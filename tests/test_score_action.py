@@ -118,7 +118,7 @@ def ascent(found, made, experience, generator):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("estimator", ["pathwise", "likelihood_ratio"])
+@pytest.mark.parametrize("estimator", ["pathwise", pytest.param("likelihood_ratio", marks=pytest.mark.long)])
 @pytest.mark.parametrize(
     ("process", "eta", "name"), [(VP, 1.0, "VP-1"), pytest.param(VP, 0.5, "VP-.5", marks=pytest.mark.long)]
 )

@@ -191,7 +191,7 @@ def measured(text: str) -> dict[str, object]:
     return {"figure": 1 / 3, "curve": [{"i": i} for i in range(100)]}
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_a_run_leaves_a_line_and_at_most_25_points_of_its_curve(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """Each job in a process of its own; one that fails is named, and the others are saved with the code's commit."""
     run_jobs(measured, JOBS, options(tmp_path, "--mix"))
