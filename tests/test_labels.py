@@ -1,6 +1,7 @@
 """Truth: a mixture whose p(y|x) is exact, scores by autograd and of its parts, quadrature on a grid, the base itself."""
 
 import csv
+import json
 import math
 
 import numpy as np
@@ -161,6 +162,23 @@ def test_prompts_name_their_labels():
     same(labels.split(sa.Prompt("a red circle", metadata={"label": 1})), ("a red circle", 1), by_text=("a red circle", 2))
     with pytest.raises(ValueError, match=r"'larg' is no label; did you mean large"):
         labels.split("a red circle | larg")
+
+
+@pytest.mark.slow
+def test_the_commands_on_a_control(tmp_path, capsys):
+    """Truth: the labels of the recipe. Twin: those of another run, which has none."""
+    from scoreaction.cli import main
+
+    small = ["train.iterations=1", "train.batch=16", "evaluation.n=32", "evaluation.steps=3", "sampler.steps=3"]
+    run, other = tmp_path / "run", tmp_path / "other"
+    assert main(["train", "ctrl", *small, "--output", str(run)]) == 0
+    assert main(["train", "mixture", *small, "--output", str(other)]) == 0
+    labels = [list(json.loads((folder / "summary.json").read_text()).get("by_label", {})) for folder in (run, other)]
+    same(labels[0], list(NAMES), without_labels=labels[1])
+    assert main(["evaluate", str(run), "--n", "32", "--steps", "3"]) == 0
+    assert main(["sample", str(run), "--n", "4", "--prompt", "1"]) == 0
+    assert main(["report", str(run)]) == 0
+    assert "distance" in capsys.readouterr().out
 
 
 @pytest.mark.long

@@ -44,7 +44,10 @@ class LabelTask:
         mean = {key: sum(p * own[key] for p, own in zip(self.prior, each.values(), strict=True)) for key in names}
         return {key: value for key, value in mean.items() if key != "kl_nats"} | {"by_label": each}
 
-    distances = figures
+    def distances(self, model: Model, sampler: Sampler, n: int, seed: int, world: World = ALONE) -> dict[str, float]:
+        """Means over labels, by their prior, of the distance of the averaged policy under this sampler, and of the floor."""
+        every = self.figures(model, sampler, n, seed, world)
+        return {key: every[key] for key in ("distance_to_optimum", "distance_floor")}
 
     def _of_label(
         self, name: str, task: ExactTask, model: Model, sampler: Sampler, n: int, seed: int, world: World
