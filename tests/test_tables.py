@@ -100,11 +100,12 @@ def test_runs_of_unknown_versions_are_marked(tmp_path: Path) -> None:
 
 
 def test_a_table_names_the_runs_to_measure_again() -> None:
-    """README's table: seven trainers of five seeds, at 25 steps of the mixture. Twin: the runs of another table."""
+    """README's table: seven trainers of four or five seeds, at 25 steps of the mixture. Twin: the runs of another table."""
 
     def quoted(names: list[str]) -> None:
-        assert sorted(names) == sorted(f"mixture/{trainer}/25/seed{seed}" for trainer in QUOTED for seed in range(5))
-        assert set(names) <= set(jobs())
+        runs = {trainer: [f"mixture/{trainer}/25/seed{seed}" for seed in range(5)] for trainer in QUOTED}
+        assert set(names) <= set(sum(runs.values(), [])) & set(jobs())
+        assert all(len(set(names) & set(own)) >= 4 for own in runs.values())
 
     accepts(quoted, run_names("readme"), other=run_names("exact_sqdf"))
 
