@@ -65,19 +65,21 @@ def test_pictures_of_folders_and_lines(tmp_path: Path) -> None:
 
 
 WRONG: dict[str, tuple[Any, str]] = {
-    "a.npz": (b"no zip", "cannot be read as an .npz"),
+    "a.npz": (b"no zip", "is no .npz; write one with numpy.savez"),
     "b.npz": ({"winner": np.zeros((2, 2))}, "must hold winner and loser, or samples"),
     "c.npz": ({"winner": np.zeros((2, 2)), "loser": np.zeros((3, 2))}, "winner and loser must have one shape"),
     "d.npz": ({"samples": np.array([["a"]])}, "must be numbers of shape"),
-    "e.npz": ({"samples": np.array([{}, {}], dtype=object)}, "cannot be read as an .npz of plain arrays"),
+    "e.npz": ({"samples": np.array([{}, {}], dtype=object)}, "cannot be read as an .npz .it has objects"),
     "f.jsonl": (b"", "is empty"),
     "g.jsonl": (b"{", "line 1: is not JSON"),
     "h.jsonl": (b'{"winner": [1]}', "line 1: has no loser"),
-    "i.jsonl": (b'{"sample": "nowhere.png"}', "line 1: sample: .*cannot be read as a picture"),
+    "i.jsonl": (b'{"sample": "nowhere.png"}', "line 1: sample: .*is no picture that can be read"),
     "j.jsonl": (b'{"sample": [1]}\n{"sample": [1, 2]}', "must have one shape"),
     "k.jsonl": (b'{"sample": [1], "prompt": "a"}\n{"sample": [1]}', "lines with a prompt and lines without"),
     "l.txt": (b"", "must be an .npz, a .jsonl or a folder"),
     "m.npz": (None, "is not there"),
+    "n.npz": ({"samples": np.zeros((2, 2)), "prompts": np.array("a")}, "prompts of .* must be one for each sample"),
+    "o.npz": (b"PK\x03\x04 and no more", "is no .npz"),
 }
 
 

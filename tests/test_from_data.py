@@ -6,7 +6,7 @@ import math
 import numpy as np
 import pytest
 import torch
-from twins import F64, accepts, close, f64
+from twins import F64, accepts, close, f64, same
 
 import scoreaction as sa
 from scoreaction.cli import main
@@ -20,6 +20,7 @@ from scoreaction.recipes.recipe import load_recipe
 from scoreaction.report.page import write_report
 from scoreaction.report.parts import exact_laws
 from scoreaction.rewards._closed_form import QuadraticReward
+from scoreaction.tasks.files import read_arrays
 from scoreaction.training.evaluation import ExactTask
 
 FOUR = Mixture.isotropic([[2, 0], [-2, 0], [0, 2], [0, -2]], std=0.3)
@@ -205,3 +206,21 @@ def test_rescaling_takes_a_law_to_the_units_of_samples():
     x = torch.randn(6, 2, dtype=F64)
     close(moved.log_prob(own(x)), law.log_prob(x) - math.log(6), atol=1e-10, without_jacobian=law.log_prob(x))
     close(own.inverse(own(x)), x, atol=1e-12, twice=own(own(x)))
+
+
+def test_a_folder_of_its_name_is_not_taken_for_a_table_that_ships(tmp_path, monkeypatch):
+    """Twin: a folder of another name, which is one's own data."""
+    monkeypatch.chdir(tmp_path)
+    for name in ("moons", "mine"):
+        (tmp_path / name).mkdir()
+    data = [str(load_recipe("moons", [f"model.data={name}"]).model.config.data) for name in ("moons", "mine")]
+    same(data[0], "moons", of_ones_own=data[1])
+    same(data[1], str(tmp_path / "mine"), as_it_stands="mine")
+
+
+def test_an_array_beside_the_named_one_is_not_read(tmp_path):
+    """Objects beside it do no harm. Twin: the objects themselves."""
+    np.savez(tmp_path / "a.npz", table=np.ones((3, 2)), more=np.array([{}, 1], dtype=object))
+    same(list(read_arrays(tmp_path / "a.npz", "table")), ["table"], all_of_them=["table", "more"])
+    with pytest.raises(ValueError, match="it has objects"):
+        read_arrays(tmp_path / "a.npz", "more")

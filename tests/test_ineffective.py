@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 
+import numpy as np
 import pytest
 import torch
 from many import PROMPTS, conditional, rare
@@ -23,15 +24,15 @@ EMPTY = stats.norm.cdf(TAU) ** B
 """The chance that no sample of a group has a reward."""
 
 
-def groups(count, shift=0.0, tau=TAU, seed=0):
-    """x and r of so many groups, (count B,), drawn from N(shift, 1), with their numbers, and log dN(0)/dN(shift)."""
-    x = shift + torch.randn(count * B, generator=torch.Generator().manual_seed(seed), dtype=F64)
-    return x, (x > tau).double(), torch.arange(count).repeat_interleave(B), shift**2 / 2 - shift * x
+def groups(count, shift=0.0, tau=TAU, seed=0, size=B):
+    """x and r of so many groups, (count size,), drawn from N(shift, 1), with their numbers, and log dN(0)/dN(shift)."""
+    x = shift + torch.randn(count * size, generator=torch.Generator().manual_seed(seed), dtype=F64)
+    return x, (x > tau).double(), torch.arange(count).repeat_interleave(size), shift**2 / 2 - shift * x
 
 
-def estimate(x, advantage, weight=1.0):
+def estimate(x, advantage, weight=1.0, size=B):
     """The mean of `w A d log N(x; theta)/d theta`, and its standard error."""
-    values = (weight * advantage * x).view(-1, B).mean(1)
+    values = (weight * advantage * x).view(-1, size).mean(1)
     return float(values.mean()), float(values.std() / math.sqrt(len(values)))
 
 
@@ -65,6 +66,30 @@ def test_the_std_of_a_group_weighs_hard_prompts_most(p, factor):
     close(found / stats.norm.pdf(tau), factor, atol=4 * error / stats.norm.pdf(tau) + 0.005, centred=1 - 1 / B)
 
 
+def truncated(shift):
+    """The gradient with weights of at most 1 in large groups: `E[w r x] - E[w r] E[w x]/E[w]`, by quadrature."""
+    x = f64(np.linspace(shift - 9, shift + 9, 200_001))
+    w = f64(stats.norm.pdf(x - shift)) * torch.exp(shift**2 / 2 - shift * x).clamp(max=1)
+    of_r, of_x, both, every = (torch.trapezoid(w * f, x) for f in ((x > TAU) * 1.0, x, (x > TAU) * x, torch.ones_like(x)))
+    return float(both - of_r * of_x / every)
+
+
+def test_advantages_are_the_same_for_rewards_with_a_constant_added():
+    """Also of hinted groups; where all rewards are equal they are 0. Twin: a baseline divided by the number of others."""
+    generator = torch.Generator().manual_seed(0)
+    r, weight = torch.rand(12, generator=generator, dtype=F64), torch.rand(12, generator=generator, dtype=F64) * 3
+    number = torch.arange(3).repeat_interleave(4)
+
+    def by_number(rewards):
+        weighted = (weight * rewards).view(3, 4)
+        return (0.75 * (rewards.view(3, 4) - (weighted.sum(1, keepdim=True) - weighted) / 3)).flatten()
+
+    truth = group_advantages(r, number, weight)
+    close(group_advantages(r + 100, number, weight), truth, atol=1e-9, weighed_by_number=by_number(r + 100))
+    equal = torch.full((12,), 5.0, dtype=F64)
+    close(group_advantages(equal, number, weight), 0.0, atol=1e-12, weighed_by_number=by_number(equal))
+
+
 @pytest.mark.parametrize("shift", [1.0, 2.0])
 def test_a_hint_with_its_exact_weight_is_the_policys_gradient(shift):
     """1.00 times (1 - 1/B), with less variance than without. Truncated it is less; without a weight `phi(tau - shift)`."""
@@ -76,9 +101,10 @@ def test_a_hint_with_its_exact_weight_is_the_policys_gradient(shift):
     hinted = stats.norm.pdf(TAU - shift)  # of x about theta; about the hint's mean it is the hinted policy's gradient
     at_hint, its_error = estimate(x - shift, group_advantages(r, number, ones))
     accepts(within(factor * hinted, its_error), at_hint, true=factor * TRUE)
-    short = weight.clamp(max=1)
-    less, _ = estimate(x, group_advantages(r, number, short), short)
-    accepts(lambda share: _between(0.8, share, 0.999), less / (factor * TRUE), exact=1.0, none=unweighted / (factor * TRUE))
+    x, r, number, log_weight = groups(4_000, shift, size=256)
+    short = log_weight.exp().clamp(max=1)
+    less, error = estimate(x, group_advantages(r, number, short), short, 256)
+    accepts(within(truncated(shift), error + 0.005 * TRUE), less / (1 - 1 / 256), exact=TRUE, none=unweighted)
     plain_x, plain_r, plain_number, _ = groups(100_000)
     _, plain = estimate(plain_x, group_advantages(plain_r, plain_number, ones))
     accepts(lambda own: _between(0, own, 0.7 * plain), error, plain=plain)

@@ -240,7 +240,8 @@ WRONG = {
     "gap": (filled((0, 40), (2, 40)), r"label '1' has 0 samples"),
     "negative": (filled((0, 40), (-1, 40)), r"from 0 on \(got -1\)"),
     "lengths": ({"samples": np.zeros((50, 2)), "labels": np.zeros(49, int)}, r"must have the same N"),
-    "names": ({"x": np.zeros((50, 2))}, r"is no \.npz with arrays samples"),
+    "names": ({"x": np.zeros((50, 2))}, r"must have the arrays samples"),
+    "floats": ({**filled((0, 40), (1, 40)), "labels": np.r_[np.zeros(40), np.ones(40)]}, r"labels must be names or integers"),
     "nan": ({"samples": np.full((50, 2), np.nan), "labels": np.zeros(50, int)}, r"samples must be finite"),
 }
 
@@ -251,6 +252,24 @@ def test_data_that_cannot_be_used_is_refused_by_name(wrong, tmp_path):
     np.savez(tmp_path / "a.npz", **arrays)
     with pytest.raises(ValueError, match=said):
         LabelledData.read(tmp_path / "a.npz")
+
+
+def test_pictures_in_bytes_are_those_in_one(tmp_path):
+    """The reward sees [0, 1]. Twin: the bytes as they are."""
+    pictures = np.random.default_rng(0).integers(0, 255, (60, 1, 8, 8), dtype=np.uint8)
+    np.savez(tmp_path / "a.npz", samples=pictures, labels=np.arange(60) % 2)
+    close(LabelledData.read(tmp_path / "a.npz").samples, pictures / 255, atol=1e-6, as_they_are=pictures)
+    np.savez(tmp_path / "b.npz", samples=pictures.astype(np.float32), labels=np.arange(60) % 2)
+    with pytest.raises(ValueError, match=r"^data: images must have values in \[0, 1\]"):
+        label_reward.build(label_reward.Config(data=tmp_path / "b.npz"))
+
+
+def test_a_table_of_labels_that_cannot_be_read_is_refused(tmp_path):
+    """Twin: the tables of the test above, which are read."""
+    for text, said in ((b"file,label\na.png\n", "both cells"), ("file,label\na.png,h\xf6\n".encode("latin-1"), "in UTF-8")):
+        (tmp_path / "labels.csv").write_bytes(text)
+        with pytest.raises(ValueError, match=said):
+            LabelledData.read(tmp_path)
 
 
 def test_the_rewards(tmp_path):

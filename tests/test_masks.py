@@ -38,6 +38,7 @@ ALGORITHMS: dict[str, Any] = {
     "hypernoise": Hypernoise(),
 }
 BLACK_BOXES = ("ratio", "ddpo")
+HINTED = sa.DDPO(baseline="group", ineffective={"do": "hint", "hint": "steer", "beta": 1.0})
 
 
 class Points(nn.Module):
@@ -81,6 +82,29 @@ def outcome(made: sa.Finetuner) -> list[float]:
 def test_it_does_not_matter_what_a_network_says_in_padding(name: str) -> None:
     """Figures and weights to the bit. Twin: without a mask."""
     same(outcome(tuner(name, 100.0)), outcome(tuner(name, 0.0)), unmasked=outcome(tuner(name, 100.0, mask=False)))
+
+
+@pytest.mark.parametrize("algorithm", [HINTED, Hypernoise()], ids=["hinted", "hypernoise"])
+def test_rewards_see_nothing_in_padding(algorithm: Any) -> None:
+    """Of trajectories that are drawn in ways of their own. Twin: without a mask."""
+
+    def largest(mask: bool) -> float:
+        seen = []
+
+        def reward(x: Tensor, prompts: Any) -> Tensor:
+            seen.append(float(x.detach()[~encode(list(map(str, prompts)))["here"]].abs().max()))
+            return x.sum((1, 2)) - x.sum((1, 2)).detach()  # all equal, so that groups are drawn again, with a gradient
+
+        noisy = algorithm is HINTED
+        made = sa.Finetuner(
+            model_of(Points(), mask=mask), reward=sa.Reward(reward, differentiable=True), algorithm=algorithm, prompts=PROMPTS,
+            sampler=sa.Sampler(steps=3, eta=float(noisy), solver="euler_maruyama" if noisy else "ddim"),
+            train=sa.Train(iterations=1, batch=6, samples_per_prompt=2, device="cpu"),
+        )  # fmt: skip
+        next(iter(made))
+        return max(seen)
+
+    same(largest(True), 0.0, unmasked=largest(False))
 
 
 @pytest.mark.parametrize("solver", ["ddim", "euler_maruyama", "dpmpp_2m"])

@@ -339,6 +339,7 @@ def test_a_question_without_a_run_to_count_it_is_refused(tmp_path, refused):
     assert refused("doctor", "mixture", *options).startswith("online.budget: doctor asks the oracle too")
     line = refused("steer", "mixture", *options, "--output", tmp_path / "x")
     assert line.startswith("online.budget: steer asks the oracle too")
+    assert refused("pairs", "mixture", *options, "--n", "4").startswith("online.budget: pairs asks the oracle too")
     assert main(["doctor", "mixture", *options, "online.budget=null"]) in (0, 1)
 
 

@@ -240,6 +240,7 @@ BAD = {
     "pretrain.held_out=0.9": "pretrain.held_out: must be less than or equal to 0.5",
     "pretrain.device=tpu": "pretrain.device: 'tpu' cannot be used here",
     "pretrain=null": "pretrain: is required, for example pretrain: {data: table.csv}",
+    "model.path=5": "model.path: must be the name of a folder (got 5)",
 }
 
 

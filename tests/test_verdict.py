@@ -10,6 +10,7 @@ from test_report import SUMMARY
 from twins import same
 
 from scoreaction.cli import main
+from scoreaction.commands.compare import grouped
 from scoreaction.report.tiles import LARGE, SHOWN, tiles_of
 from scoreaction.report.verdict import comparison_verdict, run_verdict
 
@@ -92,3 +93,19 @@ def test_pictures_stand_over_their_prompts_one_of_each_first() -> None:
         small=box.tiles[0].pictures[0].startswith("data:image/jpeg"),
     )
     same(box.small, True, large=large.small)
+
+
+def test_what_diverged_is_neither_hidden_nor_in_the_way() -> None:
+    """Of two seeds one has no KL: the mean of the other is none. Truth: the seed that has one, alone."""
+    fine = {"label": "a", "algorithm": "a", "value": None, "summary": {"reward_tuned": 2.0, "kl_nats": 1.0}}
+    lost = {**fine, "summary": {"reward_tuned": 2.0, "kl_nats": None}}
+    for seeds in ([fine, lost], [lost, fine]):
+        same(
+            "kl_nats" in grouped(seeds)[0]["mean"], False, of_those_that_have_one="kl_nats" in grouped([fine, fine])[0]["mean"]
+        )
+    b = {"label": "b", "algorithm": "b", "value": None, "summary": {"reward_tuned": 1.0, "kl_nats": 1.0, "beta": 0.5}}
+    a = {**lost, "summary": {**lost["summary"], "beta": 0.5}}
+    same(comparison(*grouped([a, b])).startswith("b has"), True, by_reward=comparison(*grouped([fine, b])).startswith("b has"))
+    none = run(distance_to_optimum=None)
+    same("optimum" in none, False, with_a_distance="optimum" in run(distance_to_optimum=0.15))
+    same("below" in run(objective_gap=None), False, with_a_gap="below" in run(objective_gap=0.1))

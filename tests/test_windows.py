@@ -206,6 +206,20 @@ def test_siblings_are_compared_without_bias_and_with_less_variance():
     close(equal, torch.zeros(16), atol=0, spread=sibling_advantages(torch.arange(16.0), 4))
 
 
+def test_a_signal_of_exploring_policies_is_refused():
+    """It is of the sampler's noise. Twin: a window that needs no signal."""
+
+    def made(kind, exploration):
+        settings = {"estimator": "likelihood_ratio", "look_ahead": "none", "branches": 4, "exploration": exploration}
+        model = sa.gaussian_mixture.build(sa.gaussian_mixture.Config())
+        algorithm = sa.ScoreAction(**settings, window={"kind": kind})
+        return sa.Finetuner(model, reward=lambda x, p: x[:, 0], algorithm=algorithm, train=sa.Train(iterations=1, batch=8))
+
+    with pytest.raises(ValueError, match=r"algorithm.window.kind: the signal is of the sampler's noise"):
+        made("signal", 0.1)
+    assert made("signal", 0.0).learner.branches == made("random", 0.1).learner.branches == 4
+
+
 @pytest.mark.parametrize("B", [2, 3, 8])
 def test_the_signal_has_no_bias_at_any_number_of_siblings(B):
     """`|E A z|^2` in three dimensions. Twin: with what two advantages have of one another."""

@@ -98,3 +98,9 @@ def recipes() -> dict[str, Path]:
 def prompt_sets() -> dict[str, Path]:
     """Shipped sets of prompts by name: text files, a prompt a line."""
     return {path.stem: path for path in sorted((PACKAGE / "data" / "prompts").glob("*.txt"))}
+
+
+@cache
+def tables() -> dict[str, Path]:
+    """Shipped tables by name: csv files, a line of names and a row of numbers a line."""
+    return {path.stem: path for path in sorted((PACKAGE / "data" / "tables").glob("*.csv"))}

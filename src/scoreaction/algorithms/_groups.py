@@ -25,20 +25,25 @@ def dead(rewards: Tensor, groups: Tensor) -> Tensor:
 
 
 def group_advantages(rewards: Tensor, groups: Tensor, weight: Tensor) -> Tensor:
-    """`(1 - 1/B) (r_i - sum_{j != i} w_j r_j/(B - 1))` of each group of B samples, (batch,); with equal weights `r - mean`.
+    """`(1 - 1/B) (r_i - b_i)`, `b_i = sum_{j != i} w_j r_j / sum_{j != i} w_j`, of each group of B samples, (batch,).
 
-    weight (batch,): dP_policy/dP_behaviour of each path. Times w_i and the path's score its mean is the policy's gradient
-    times (1 - 1/B), whatever behaviour drew the group: the baseline of a path holds nothing of its own.
+    weight (batch,): dP_policy/dP_behaviour of each path; with equal ones it is `r - mean`. Times w_i and the path's score its
+    mean is the policy's gradient times (1 - 1/B), whatever behaviour drew the group: the baseline of a path holds nothing of
+    its own. A constant added to the rewards changes nothing, and a group of equal rewards has no advantages.
 
     >>> group_advantages(torch.tensor([1.0, 3.0]), torch.zeros(2), torch.ones(2)).tolist()
     [-1.0, 1.0]
     """
     _, number, counts = groups.unique(return_inverse=True, return_counts=True)
     number, counts = number.to(rewards.device), counts.to(rewards.device)
-    weighted = weight.to(rewards) * rewards
-    total = torch.zeros(len(counts), dtype=rewards.dtype, device=rewards.device).index_add(0, number, weighted)[number]
-    size = counts[number].to(rewards)
-    return (1 - 1 / size) * (rewards - (total - weighted) / (size - 1).clamp(min=1))
+    weight, size = weight.to(rewards), counts[number].to(rewards)
+    centred = rewards - torch.zeros_like(size[: len(counts)]).index_add(0, number, rewards / size)[number]
+
+    def others(values: Tensor) -> Tensor:
+        return torch.zeros_like(size[: len(counts)]).index_add(0, number, values)[number] - values
+
+    baseline = others(weight * centred) / others(weight).clamp(min=torch.finfo(rewards.dtype).tiny)
+    return (1 - 1 / size) * (centred - baseline)
 
 
 def standardised_groups(rewards: Tensor, groups: Tensor, weight: Tensor) -> Tensor:

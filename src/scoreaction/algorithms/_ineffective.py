@@ -226,6 +226,7 @@ class Redrawn:
             return roll_out_chain(learner, prompt, times[step:], noise, x=x)
         if settings.do == "resample":
             return roll_out_chain(learner, prompt, times, noise)
+        noise = learner.noise(noise, prompt)
         x = learner.model.start(len(prompt), noise)
         moved = learner.process.has_density(times[1:]) & (times[:-1] >= learner.sampler.off_below)
         hint = Hinted(self._hint(prompt), x, moved, settings.nats)

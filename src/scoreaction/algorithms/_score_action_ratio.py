@@ -65,7 +65,7 @@ class RatioLearner(Learner):
         self.value = StateValue(
             self, look_ahead=config.look_ahead, skip=config.skip, lr=config.critic_lr, std=config.zeroth_order_std
         )
-        check_windows(setting, config.window, config.branches)
+        check_windows(setting, config.window, config.branches, exploration=config.exploration)
         self.windows = Windows(self, config.window, config.branches, exploration=config.exploration)
 
     def times(self, generator: torch.Generator) -> Tensor:

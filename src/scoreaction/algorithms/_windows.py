@@ -204,7 +204,7 @@ class Windows:
         return learner.world.reduced([float(value.mean())])[0]
 
 
-def check_windows(setting: Setting, window: Window, branches: int) -> None:
+def check_windows(setting: Setting, window: Window, branches: int, *, exploration: float = 0.0) -> None:
     """ValueError, with the remedy, where a batch has no whole families, or a signal nothing that measures it."""
     stems, size = setting.batch // branches, setting.world.size
     if setting.batch % branches:
@@ -216,6 +216,11 @@ def check_windows(setting: Setting, window: Window, branches: int) -> None:
         raise ValueError(
             f"algorithm.branches: {branches} make {stems} stems of train.batch {setting.batch}, which {size} processes do not"
             f" share evenly; set train.batch to {math.ceil(stems / size) * size * branches}"
+        )
+    if window.kind == "signal" and exploration > 0:
+        raise ValueError(
+            "algorithm.window.kind: the signal is of the sampler's noise, and algorithm.exploration acts beside it; set that to"
+            " 0, or take random"
         )
     if window.kind == "signal" and branches == 1:
         raise ValueError(

@@ -19,6 +19,7 @@ from scoreaction.algorithms._learner import (
     Learner,
     Loss,
     Setting,
+    State,
     Update,
     Updates,
     roll_out_chain,
@@ -76,10 +77,6 @@ class DDPO(Algorithm):
 
     def build(self, setting: Setting) -> DDPOLearner:
         refuse_without_density(setting, self.name)
-        check_windows(setting, self.window, self.branches)
-        check_baseline(self.baseline, self.branches)
-        refuse_groups(setting, self.baseline)
-        self.ineffective.check(setting, self.baseline)
         return DDPOLearner(self, setting)
 
     def build_on_tokens(self, setting: Setting) -> DDPOLearner:
@@ -87,16 +84,12 @@ class DDPO(Algorithm):
         return self.build(setting)
 
 
-def check_baseline(baseline: str, branches: int) -> None:
-    """ValueError, with the remedy, where siblings are not compared with one another, or there are none."""
+def check_baseline(setting: Setting, baseline: Baseline, branches: int) -> None:
+    """ValueError, with the remedy, where what is compared is not there: siblings, or groups of one prompt."""
     if baseline == "branch" and branches == 1:
         raise ValueError("algorithm.branches: baseline branch compares siblings and 1 has none; set it to 2 or more")
     if baseline != "branch" and branches > 1:
         raise ValueError(f"algorithm.baseline: with branches the siblings are the baseline; set it to branch (got {baseline})")
-
-
-def refuse_groups(setting: Setting, baseline: Baseline) -> None:
-    """ValueError where groups are to be compared and a batch has none."""
     if baseline == "group" and setting.group < 2:
         why = f"algorithm.baseline group compares samples of one prompt, of which a batch has {setting.group:g}"
         raise ValueError(f"train.samples_per_prompt: {why}; set it to 2 or more, or algorithm.baseline to prompt")
@@ -122,10 +115,15 @@ def prompt_advantages(
 
 
 @dataclass
-class PromptState(WindowState):
+class PromptState(State):
     """The last rewards of each prompt, by its number."""
 
     prompt_rewards: dict[str, list[float]] = field(default_factory=dict)
+
+
+@dataclass
+class DDPOState(PromptState, WindowState):
+    """The last rewards of each prompt, and the window."""
 
 
 class DDPOLearner(Learner):
@@ -133,11 +131,14 @@ class DDPOLearner(Learner):
 
     late_rewards = True
 
-    state: PromptState
+    state: DDPOState
 
     def __init__(self, config: DDPO, setting: Setting, *, beta: float = 0.0, kl_target: float | None = None) -> None:
+        check_windows(setting, config.window, config.branches)
+        check_baseline(setting, config.baseline, config.branches)
+        config.ineffective.check(setting, config.baseline)
         super().__init__(setting, kl_target=kl_target)
-        self.config, self.state = config, PromptState(beta)
+        self.config, self.state = config, DDPOState(beta)
         self.reference_rows = None if beta > 0 else LOGGED  # without a KL it is only logged
         self.windows = Windows(self, config.window, config.branches)
         self.redrawn = Redrawn(self, config.ineffective, setting)

@@ -9,8 +9,8 @@ from pydantic import Field
 from scoreaction.algorithms._ineffective import Ineffective
 from scoreaction.algorithms._learner import Regularised, Setting
 from scoreaction.algorithms._likelihood_ratio import refuse_without_density
-from scoreaction.algorithms._windows import Window, check_windows, refuse_signal_of_tokens
-from scoreaction.algorithms.ddpo import DDPO, Baseline, DDPOLearner, check_baseline, refuse_groups
+from scoreaction.algorithms._windows import Window, refuse_signal_of_tokens
+from scoreaction.algorithms.ddpo import DDPO, Baseline, DDPOLearner
 
 
 class DPOK(Regularised):
@@ -35,11 +35,7 @@ class DPOK(Regularised):
 
     def build(self, setting: Setting) -> DDPOLearner:
         refuse_without_density(setting, self.name)
-        check_windows(setting, self.window, self.branches)
-        check_baseline(self.baseline, self.branches)
         ppo = DDPO(estimator="ppo", **self.model_dump(exclude={"name", "beta", "kl_target"}))
-        refuse_groups(setting, self.baseline)
-        self.ineffective.check(setting, self.baseline)
         return DDPOLearner(ppo, setting, beta=self.beta, kl_target=self.kl_target)
 
     def build_on_tokens(self, setting: Setting) -> DDPOLearner:

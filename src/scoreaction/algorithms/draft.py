@@ -12,7 +12,7 @@ from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
 from scoreaction.algorithms._backprop import refuse_unfit, visited_kl
-from scoreaction.algorithms._learner import LOGGED, Algorithm, Learner, Loss, Setting, Term, Update, Updates
+from scoreaction.algorithms._learner import LOGGED, Algorithm, Learner, Loss, Setting, Term, Update, Updates, roll_out_policy
 from scoreaction.algorithms._step import StepWeights
 from scoreaction.diffusion.noise import RowNoise, Source, normal
 from scoreaction.diffusion.predictions import expand, mapped
@@ -20,7 +20,7 @@ from scoreaction.diffusion.solvers import ddim_step
 from scoreaction.diffusion.transitions import Transition, sum_event
 from scoreaction.networks.conditions import take
 from scoreaction.networks.memory import fitting
-from scoreaction.sampling.rollout import Rollout, followed, roll_out
+from scoreaction.sampling.rollout import Rollout, followed
 from scoreaction.types import Prediction
 
 
@@ -87,8 +87,7 @@ class DRaFTLearner(Learner):
         first, source = self._first(times), self.noise(generator, prompt)
         if not first:
             return self._explored_end(self.model.start(len(prompt), source), prompt, times, source)
-        policy = partial(self.policy, prompt=prompt)
-        start = roll_out(self.model, self.sampler, policy, prompt, source, times=times[: first + 1])
+        start = roll_out_policy(self, prompt, times[: first + 1], generator)
         return followed(start, self._explored_end(start.x0, prompt, times[first:], source))
 
     def updates(self, rollout: Rollout, generator: torch.Generator) -> Updates:

@@ -8,7 +8,7 @@ from pydantic import Field
 
 from scoreaction.algorithms._learner import Algorithm, Setting
 from scoreaction.algorithms._likelihood_ratio import refuse_without_density
-from scoreaction.algorithms._windows import Window
+from scoreaction.algorithms._windows import Window, refuse_signal_of_tokens
 from scoreaction.algorithms.ddpo import DDPO, DDPOLearner
 
 
@@ -35,10 +35,11 @@ class HRF(Algorithm):
 
     def build(self, setting: Setting) -> DDPOLearner:
         refuse_without_density(setting, self.name)
-        return self._ddpo().build(setting)
+        return DDPOLearner(self._ddpo(), setting)
 
     def build_on_tokens(self, setting: Setting) -> DDPOLearner:
-        return self._ddpo().build_on_tokens(setting)
+        refuse_signal_of_tokens(self.window)
+        return self.build(setting)
 
     def _ddpo(self) -> DDPO:
         values = {name: getattr(self, name) for name in type(self).model_fields if name != "name"}

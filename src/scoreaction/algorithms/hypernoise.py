@@ -92,7 +92,8 @@ class HypernoiseLearner(Learner):
     @torch.no_grad()
     def explore(self, prompt: Tensor, times: Tensor, generator: Source) -> Rollout:
         """The generator's samples from moved noise."""
-        noise = self.model.start(len(prompt), generator)
+        source = self.noise(generator, prompt)
+        noise = self.model.start(len(prompt), source)
         x = self.model.moved(noise, self.conditions, prompt=prompt)
         if self.model.has_consistency:
             x0 = self.model.consistency(x, times[0], self.conditions, prompt=prompt)
@@ -104,7 +105,7 @@ class HypernoiseLearner(Learner):
         def pretrained(x: Tensor, t: Tensor) -> Prediction:
             return self.pretrained(x, t, prompt)
 
-        rollout = roll_out(self.model, self.sampler, pretrained, prompt, generator, times=times, x=x)
+        rollout = roll_out(self.model, self.sampler, pretrained, prompt, source, times=times, x=x)
         return Rollout(**vars(rollout) | {"noise": noise})
 
     def prepare(self, rollout: Rollout, generator: torch.Generator) -> NoiseRollout:

@@ -130,8 +130,8 @@ class QLearner(Learner):
         assert isinstance(law, KernelDensity)
         (n, batch), m = rollout.size, self.config.points
         noise = RowNoise.drawn(generator, self.world.stripe(batch * self.world.size))
-        uniform = torch.special.ndtr(noise.normal((batch, n, 2 * m), torch.float32)).transpose(0, 1).flatten(0, 1)
-        points = torch.searchsorted(law.weights.cumsum(0).float(), uniform).clamp(max=len(law.weights) - 1)
+        uniform = torch.special.ndtr(noise.normal((batch, n, 2 * m), torch.float64)).transpose(0, 1).flatten(0, 1)
+        points = torch.searchsorted(law.weights.cumsum(0), uniform).clamp(max=len(law.weights) - 1)
         first, second = (
             torch.cat(
                 [law.score_by(self.process, steps.x[r], steps.t[r], half[r]) for r in torch.arange(n * batch).split(PIECE)]

@@ -192,16 +192,17 @@ def _try_each(entries: Sequence[Entry]) -> None:
 def grouped(runs: Sequence[Values]) -> list[Values]:
     """Mean and standard error (over seeds; null for one seed) of every figure, for each label.
 
-    >>> runs = [{"label": "a", "algorithm": "a", "value": None, "summary": {"x": x}} for x in (1.0, 3.0)]
+    A figure that one of the seeds has not, as one that diverged, is left out: the mean of the others would hide it.
+
+    >>> of = {"label": "a", "algorithm": "a", "value": None}
+    >>> runs = [{**of, "summary": {"x": 1.0, "y": 1.0}}, {**of, "summary": {"x": 3.0, "y": None}}]
     >>> grouped(runs)[0]["mean"], grouped(runs)[0]["standard_error"]
     ({'x': 2.0}, {'x': 1.0})
     """
     groups = []
     for label in dict.fromkeys(record["label"] for record in runs):
         records = [record for record in runs if record["label"] == label]
-        keys = [key for key, value in records[0]["summary"].items() if isinstance(value, int | float)]
-        columns = {key: [record["summary"].get(key) for record in records] for key in keys}
-        columns = {key: [float(value) for value in column if isinstance(value, int | float)] for key, column in columns.items()}
+        columns = _columns([record["summary"] for record in records])
         groups.append(
             {
                 "label": label,
@@ -215,3 +216,9 @@ def grouped(runs: Sequence[Values]) -> list[Values]:
             }
         )
     return groups
+
+
+def _columns(summaries: Sequence[Values]) -> dict[str, list[float]]:
+    """The values of every figure that all of these runs have as a number."""
+    known = [{key: float(value) for key, value in summary.items() if isinstance(value, int | float)} for summary in summaries]
+    return {key: [each[key] for each in known] for key in known[0] if all(key in each for each in known)}

@@ -14,6 +14,7 @@ from scoreaction.recipes.build import build
 from scoreaction.recipes.recipe import Recipe
 from scoreaction.rewards import CountedReward
 from scoreaction.sampling.draw import draw, spread_prompts
+from scoreaction.training.checks import refuse_uncounted
 from scoreaction.types import Prompts, Values
 
 ROWS = 256
@@ -44,6 +45,7 @@ def make_pairs(recipe: Recipe, path: Path, *, n: int, temperature: float, seed: 
         raise UserError(f"--temperature: must be 0 or more (got {temperature:g})")
     check_writable(path.parent, "--output")
     tuner = build(recipe, learns=False)
+    refuse_uncounted(tuner.budget, "pairs")
     prompts, world = spread_prompts(tuner.prompts, n), tuner.world
     twice = None if prompts is None else [*prompts, *prompts]
     sampler = tuner.evaluation.sampler(tuner.sampler)

@@ -92,6 +92,7 @@ def student_recipe(recipe: Recipe, settings: Student, model: Model) -> Recipe:
 def placed(opened: Opened, settings: Student, folder: Path) -> Finetuner:
     """The student's run, in its folder, with the weights that its teacher's model now has."""
     student = build(student_recipe(opened.recipe, settings, opened.tuner.model), output=folder, learns=False)
+    student.reward.spend = opened.tuner.reward.spend  # of the run's budget
     with torch.no_grad():
         for name, p in student.model.parameters.items():
             p.copy_(opened.tuner.model.parameters[name])

@@ -7,13 +7,14 @@ from pathlib import Path
 from typing import Any, Literal
 
 import torch
-from pydantic import BaseModel, Field
+from pydantic import Field
 from torch import Tensor, nn
 
 from scoreaction.diffusion.processes import Masking
 from scoreaction.errors import missing
 from scoreaction.models._records import Card
 from scoreaction.networks.masked import MaskedModel
+from scoreaction.settings import Settings
 
 DEFAULTS: dict[str, Any] = {"train": {"lr": 1e-4}}
 EXAMPLE: dict[str, Any] = {"path": "facebook/esm2_t6_8M_UR50D", "length": 32, "alphabet": list("ACDEFGHIKLMNPQRSTVWY")}
@@ -21,7 +22,7 @@ ATTENTION = ("query", "key", "value")
 """Layers that LoRA changes by default, of those that the network has."""
 
 
-class Config(BaseModel, frozen=True, extra="forbid"):
+class Config(Settings, frozen=True, extra="forbid"):
     """path: a folder of `save_pretrained` with its tokenizer, or a hub id. length: tokens of a sequence, without begin and end.
 
     alphabet: the tokens that sequences are made of, as the tokenizer writes them, by default all that are not special. Number

@@ -6,11 +6,12 @@ from pathlib import Path
 from typing import Any, Literal
 
 import torch
-from pydantic import BaseModel, Field
+from pydantic import Field
 from safetensors import SafetensorError
 
 from scoreaction.diffusion.processes import Masking
 from scoreaction.networks.masked import MaskedModel
+from scoreaction.settings import Settings
 from scoreaction.tasks.digits.networks import NO_CLASS, judge, parse_digit_prompt
 from scoreaction.tasks.digits.pixels import LENGTH, LEVELS, NetworkName, load_network, to_images
 
@@ -24,7 +25,7 @@ DEFAULTS: dict[str, Any] = {
 RETRAIN = "write one with python -m scoreaction.tasks.digits.pixels"
 
 
-class Config(BaseModel, frozen=True, extra="forbid"):
+class Config(Settings, frozen=True, extra="forbid"):
     """network: `masked` sees all positions and is shown them in any order, `causal` those before each.
 
     path: a folder written by the retraining command, None for the shipped weights, which are those of `masked`. Rewards see

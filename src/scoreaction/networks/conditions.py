@@ -47,3 +47,13 @@ def take(record: R, rows: Tensor | slice) -> R:
 def concatenate(first: Conditions, second: Conditions) -> Conditions:
     """Concatenates two batches of conditions."""
     return map_conditions(lambda a, b: torch.cat([a, b]), first, second)
+
+
+def null_of(conditions: Conditions, null: Conditions) -> Conditions:
+    """The unconditional condition, of one row, for each of these rows; what it has not, such as a mask, is the row's own.
+
+    >>> null_of({"text": torch.ones(2, 3), "mask": torch.tensor([1, 0])}, {"text": torch.zeros(1, 3)})["mask"].tolist()
+    [1, 0]
+    """
+    rows = map_conditions(lambda n, c: n.to(c).expand_as(c), null, conditions)
+    return {**conditions, **rows} if isinstance(rows, dict) else rows

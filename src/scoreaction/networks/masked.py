@@ -19,7 +19,7 @@ from scoreaction.diffusion.unmasking import path_kl_of_tokens
 from scoreaction.errors import UserError
 from scoreaction.networks.adapters import Role
 from scoreaction.networks.causal import Streaming
-from scoreaction.networks.conditions import concatenate, map_conditions, take
+from scoreaction.networks.conditions import concatenate, map_conditions, null_of, take
 from scoreaction.networks.gaussian import Guesses
 from scoreaction.networks.model import Model
 from scoreaction.types import Conditions, Predict, Prediction, Tokens
@@ -158,8 +158,7 @@ class MaskedModel(Model):
             return None
         complete = map_conditions(lambda c: c.to(self.device), take(conditions, prompt))
         if guided:
-            null = map_conditions(lambda n, c: n.to(c).expand_as(c), self.null, complete)
-            complete = concatenate(null, complete)
+            complete = concatenate(null_of(complete, self.null), complete)
         following = net.stream(rows * halves, complete)
 
         @torch.no_grad()

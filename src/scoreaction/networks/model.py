@@ -17,7 +17,7 @@ from scoreaction.diffusion.predictions import PredictionBuffer, Predicts, expand
 from scoreaction.diffusion.processes import Process
 from scoreaction.networks.adapters import Adapters, LoraShape, Role, base_modules, frozen, replaced, without_adapters
 from scoreaction.networks.checks import check_net, register
-from scoreaction.networks.conditions import concatenate, map_conditions, take
+from scoreaction.networks.conditions import concatenate, map_conditions, null_of, take
 from scoreaction.networks.gaussian import GaussianStates
 from scoreaction.networks.labels import LabelTable
 from scoreaction.networks.layers import CriticNetwork
@@ -317,9 +317,8 @@ class Model(GaussianStates):
         def output(x: Tensor) -> Tensor:
             if weight == 1.0:
                 return self._evaluate(net, x, t, complete)
-            null = map_conditions(lambda n, c: n.to(c).expand_as(c), self.null, conditions)
-            null = {**conditions, **null} if isinstance(null, dict) else null  # a mask is the sample's own
-            everything = concatenate(self._with_guidance(null, x, guidance), complete)
+            null = self._with_guidance(null_of(conditions, self.null), x, guidance)
+            everything = concatenate(null, complete)
             unconditional, conditional = self._evaluate(net, torch.cat([x, x]), torch.cat([t, t]), everything).chunk(2)
             return unconditional + weight * (conditional - unconditional)
 

@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import json
-import zipfile
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import torch
@@ -15,10 +14,10 @@ from torch import Tensor
 
 from scoreaction.errors import UserError
 from scoreaction.settings import Settings
+from scoreaction.tasks.files import PICTURES, read_arrays, read_picture
 from scoreaction.types import Pairs, Samples
 from scoreaction.yaml_text import read_text
 
-PICTURES = (".png", ".jpg", ".jpeg", ".webp")
 FORMS = "winner and loser, or samples"
 
 
@@ -47,15 +46,16 @@ def read_data(path: Path, *, key: str = "data.path") -> Pairs | Samples:
 
 def _npz(path: Path, key: str) -> Pairs | Samples:
     try:
-        with np.load(path, allow_pickle=False) as file:
-            arrays = {name: file[name] for name in ("winner", "loser", "samples", "prompts") if name in file.files}
-    except (ValueError, OSError, zipfile.BadZipFile, EOFError) as error:
-        raise UserError(f"{key}: {path} cannot be read as an .npz of plain arrays ({error})") from error
+        arrays = read_arrays(path, "winner", "loser", "samples", "prompts")
+    except ValueError as error:
+        raise UserError(f"{key}: {error}") from error
     parts = {name: array for name, array in arrays.items() if name != "prompts"}
     if any(array.dtype.kind not in "fiub" or array.ndim < 2 for array in parts.values()):
         raise UserError(f"{key}: the arrays of {path} must be numbers of shape (n, ...)")
     tensors = {name: torch.from_numpy(np.ascontiguousarray(array)) for name, array in parts.items()}
     prompts = arrays.get("prompts")
+    if prompts is not None and prompts.ndim != 1:
+        raise UserError(f"{key}: the prompts of {path} must be one for each sample, (n,), and are {prompts.shape}")
     return _record(tensors, None if prompts is None else [str(prompt) for prompt in prompts.tolist()], f"{key}: {path}")
 
 
@@ -153,13 +153,7 @@ def _stacked(parts: list[Tensor], where: str) -> Tensor:
 
 
 def _picture(path: Path, where: str) -> Tensor:
-    """A picture (1 or 3, height, width) in [0, 1]; grey ones have one channel."""
-    from PIL import Image
-
     try:
-        with Image.open(path) as picture:
-            kind: Literal["L", "RGB"] = "L" if picture.mode in ("L", "1", "I;16") else "RGB"
-            pixels = np.asarray(picture.convert(kind), dtype=np.float32) / 255
-    except (OSError, ValueError, Image.DecompressionBombError) as error:
-        raise UserError(f"{where}: {path} cannot be read as a picture ({error})") from error
-    return torch.from_numpy(pixels[None] if pixels.ndim == 2 else np.ascontiguousarray(pixels.transpose(2, 0, 1)))
+        return torch.from_numpy(read_picture(path))
+    except ValueError as error:
+        raise UserError(f"{where}: {error}") from error

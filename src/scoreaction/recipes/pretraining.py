@@ -24,5 +24,7 @@ def pretraining(name_or_path: str, overrides: Sequence[str] = ()) -> tuple[Pretr
     if values.get("pretrain") is None:
         raise UserError("pretrain: is required, for example pretrain: {data: table.csv}")
     model = values.get("model")
-    own = model if isinstance(model, dict) and model.get("name") == "pretrained" else {}
-    return pretrain_settings(values["pretrain"]), None if own.get("path") is None else Path(own["path"])
+    own = model.get("path") if isinstance(model, dict) and model.get("name") == "pretrained" else None
+    if own is not None and not isinstance(own, str):
+        raise UserError(f"model.path: must be the name of a folder (got {own!r})")
+    return pretrain_settings(values["pretrain"]), None if own is None else Path(own)

@@ -207,7 +207,7 @@ def resolve(values: Values, *, folder: Path = Path()) -> Recipe:
         early_stop=early_stop,
         online=None if online is None else check(Online, online, ("online",)),
         distill=None if values.get("distill") is None else distill_settings(model, values["distill"]),
-        steer=None if values.get("steer") is None else _steer(values["steer"]),
+        steer=None if values.get("steer") is None else _absolute(check(Steering, values["steer"], ("steer",))),
         student=None if values.get("student") is None else check(Student, values["student"], ("student",)),
         data=None if values.get("data") is None else _absolute(check(DataFile, values["data"], ("data",))),
         critic=None if values.get("critic") is None else block_of("critic", values["critic"], ("critic",)),
@@ -215,18 +215,9 @@ def resolve(values: Values, *, folder: Path = Path()) -> Recipe:
     )
 
 
-def _steer(values: Any) -> Steering:
-    settings = check(Steering, values, ("steer",))
-    known = settings.known
-    if known is None or not isinstance(known.values, Path) or not known.values.exists():
-        return settings
-    return settings.model_copy(update={"known": known.model_copy(update={"values": known.values.absolute()})})
-
-
 def pretrain_settings(values: Any) -> Pretrain:
     """The checked settings of a recipe's section `pretrain`; a relative path that is here becomes absolute."""
-    settings = check(Pretrain, values, ("pretrain",))
-    return settings if not settings.data.exists() else settings.model_copy(update={"data": settings.data.absolute()})
+    return _absolute(check(Pretrain, values, ("pretrain",)))
 
 
 def distill_settings(model: Block, changes: Any = None) -> Distill:
@@ -256,15 +247,21 @@ def block_of(kind: Kind, values: Any, at: Key, *, weighted: bool = False) -> Blo
 
 
 def _absolute(config: C) -> C:
-    """The settings with relative paths that are here made absolute."""
-    here = {key: type(path)(Path(path).absolute()) for key, path in relative_paths(config).items() if os.path.exists(path)}
+    """The settings with relative paths that are here made absolute, those of settings within them too."""
+    here: dict[str, Any] = {
+        key: type(path)(Path(path).absolute()) for key, path in relative_paths(config).items() if os.path.exists(path)
+    }
+    here |= {key: _absolute(value) for key, value in config if isinstance(value, BaseModel)}
     return config.model_copy(update=here)
 
 
 def relative_paths(config: BaseModel) -> dict[str, str | Path]:
-    """The settings that may be a relative path: each `Path`, and of the texts those that are a path or the id of a hub."""
+    """The settings that may be a relative path: each `Path`, and of the texts those that are a path or the id of a hub.
+
+    Not the name of a table that ships, whatever else has that name.
+    """
     paths = {key: value for key, value in config if isinstance(value, Path) or (key in PATHS and isinstance(value, str))}
-    return {key: path for key, path in paths.items() if not Path(path).is_absolute()}
+    return {key: path for key, path in paths.items() if not Path(path).is_absolute() and str(path) not in catalog.tables()}
 
 
 PATHS = ("path", "head", "tokenizer")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from pathlib import Path
 from typing import Any
 
@@ -77,7 +78,10 @@ def comparison_headline(comparison: Values, values: Values) -> list[str]:
     ]
     exact = all("distance_to_optimum" in group["mean"] for group in comparison["groups"])
     key, sign = ("distance_to_optimum", 1) if exact else ("reward_tuned", -1)
-    sentences += [_sentence(group) for group in sorted(comparison["groups"], key=lambda group: sign * group["mean"][key])]
+    sentences += [
+        _sentence(group)
+        for group in sorted(comparison["groups"], key=lambda group: sign * group["mean"].get(key, sign * math.inf))
+    ]
     if exact:
         mean = comparison["groups"][0]["mean"]
         beta, reward, kl = mean["beta"], number(mean["optimum_reward"], 3), number(mean["optimum_kl_nats"], 3)
@@ -93,6 +97,8 @@ def comparison_headline(comparison: Values, values: Values) -> list[str]:
 def _sentence(group: Values) -> str:
     """The result of one algorithm, or of one value of the sweep, in a sentence."""
     mean, error = group["mean"], group["standard_error"]
+    if not {"reward_base", "reward_tuned", "kl_nats"} <= mean.keys():
+        return f"{group['label']}: no finite figures of {'the run' if group['n'] == 1 else 'all its runs'}: it diverged."
     rose = change(mean["reward_base"], mean["reward_tuned"])
     sentence = f"{group['label']}: reward {rose} at a KL of {number(mean['kl_nats'], 3)} nats"
     if "distance_to_optimum" in mean:

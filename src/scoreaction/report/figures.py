@@ -284,7 +284,8 @@ def _frontier(comparison: Values, records: dict[str, list[list[Values]]]) -> Fig
             kl, reward = _series(run, "kl_nats", "reward_mean")
             axis.plot(kl, reward, color=colour, alpha=0.25, linewidth=0.8)
         end = group["mean"]
-        axis.plot(end["kl_nats"], end["reward_tuned"], "o", color=colour, label=group["label"])
+        if {"kl_nats", "reward_tuned"} <= end.keys():  # not of one that diverged
+            axis.plot(end["kl_nats"], end["reward_tuned"], "o", color=colour, label=group["label"])
     ends = [group["mean"] for group in comparison["groups"] if "optimum_reward" in group["mean"]]
     for kl, reward in sorted({(end["optimum_kl_nats"], end["optimum_reward"]) for end in ends}):
         axis.plot(
@@ -299,7 +300,7 @@ def _frontier(comparison: Values, records: dict[str, list[list[Values]]]) -> Fig
             zorder=5,
         )
     axis.set(xlabel="KL to the pretrained model (nats)", ylabel="reward")
-    squeeze(axis, "x", [group["mean"]["kl_nats"] for group in comparison["groups"]])
+    squeeze(axis, "x", [group["mean"]["kl_nats"] for group in comparison["groups"] if "kl_nats" in group["mean"]])
     legend_once(axis)
     return figure
 

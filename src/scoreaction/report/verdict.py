@@ -31,9 +31,9 @@ def run_verdict(summary: Values) -> str:
         both = f"{number(base, 3)} before, {number(tuned, 3)} after, give or take {number(SURE * error, 2)}"
         return f"no change of the reward that can be told from chance ({both}), {price}"
     praise = [f"the reward {'rose' if tuned > base else 'fell'} {change(base, tuned)} {price}"]
-    if "objective_gap" in summary:
+    if summary.get("objective_gap") is not None:
         praise.append(f"{number(summary['objective_gap'], 2)} below the best possible reward - {summary['beta']:g} x KL")
-    elif "distance_to_optimum" in summary:
+    elif all(summary.get(f"distance_{what}") is not None for what in ("to_optimum", "floor", "oracle")):
         praise.append(_from_optimum(summary))
     blame = _against(summary)
     return "; ".join([", ".join(praise), *(f"but {text}" for text in blame)])
@@ -66,7 +66,8 @@ def _against(summary: Values) -> list[str]:
 
 def exploited(figures: Values) -> bool:
     """True where the KL is far above that of the known optimum."""
-    return figures["kl_nats"] is not None and figures["kl_nats"] > EXPLOITED * figures.get("optimum_kl_nats", math.inf)
+    kl, best = figures.get("kl_nats"), figures.get("optimum_kl_nats")
+    return kl is not None and best is not None and kl > EXPLOITED * best
 
 
 def comparison_verdict(comparison: Values) -> str:
@@ -121,9 +122,10 @@ def _or_inf(mean: Values, key: str, sign: int = 1) -> float:
 
 def _shown(group: Values, key: str) -> str:
     mean = group["mean"]
-    objective = mean["reward_tuned"] - (mean.get("beta") or 0.0) * mean["kl_nats"]
-    value = number(objective if key == "objective" else mean[key], 3)
-    return value if key == "distance_to_optimum" else f"{value} at {number(mean['kl_nats'], 3)} nats"
+    value = number(mean["reward_tuned"] - mean["beta"] * mean["kl_nats"] if key == "objective" else mean[key], 3)
+    if key == "distance_to_optimum" or mean.get("kl_nats") is None:
+        return value
+    return f"{value} at {number(mean['kl_nats'], 3)} nats"
 
 
 def _sure(best: Values, other: Values, key: str, value: Cost) -> str:

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from scoreaction.networks.labels import Labels
 from scoreaction.rewards import Reward
-from scoreaction.rewards._images import texts_of
+from scoreaction.rewards._images import check_range, is_images, texts_of
 from scoreaction.settings import Settings
 from scoreaction.tasks.labelled import LabelledData, fitted
 from scoreaction.types import Prompts
@@ -30,13 +30,15 @@ class Config(Settings, frozen=True, extra="forbid"):
 
     name: Literal["label"] = "label"
     data: Path
-    judge: bool = Field(False, description="fit on the other half: a judge to report, which the reward's halves do not know")
+    judge: bool = Field(False, description="fit on the half that the reward is only calibrated on, for a judge to report")
     correct: bool = Field(False, description="1 where the prompt's label is the likeliest, else 0: accuracy; without gradient")
 
 
 def build(config: Config) -> Reward:
     """The reward; fits the classifier, in seconds. ValueError where the data cannot be used."""
     data = LabelledData.read(config.data)
+    if is_images(data.samples):
+        check_range(data.samples, where="data")
     halves = data.halves()
     net = fitted(*(reversed(halves) if config.judge else halves))
     labels, shape = Labels(data.names), tuple(data.samples.shape[1:])

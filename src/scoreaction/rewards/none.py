@@ -5,14 +5,14 @@ from __future__ import annotations
 from typing import Literal
 
 import torch
-from pydantic import BaseModel
 from torch import Tensor
 
 from scoreaction.rewards._images import check_range, is_images
+from scoreaction.settings import Settings
 from scoreaction.types import Prompts
 
 
-class Config(BaseModel, frozen=True, extra="forbid"):
+class Config(Settings, frozen=True, extra="forbid"):
     """It has no settings."""
 
     name: Literal["none"] = "none"

@@ -71,12 +71,12 @@ class Hinted:
         full = Transition(self.hint(self.x, t, s, transition), transition.std)
         kl = full.kl(transition).double().cpu()
         allowed = ((self.nats - self.kl) / self.left).clamp(min=0)
-        share = torch.sqrt(allowed / kl).clamp(max=1).nan_to_num(1.0)  # 0/0 of a hint that says nothing
+        share = torch.where(kl > 0, torch.sqrt(allowed / kl).clamp(max=1), 1.0)  # not 0/0 of a hint that says nothing
         move = expand(share.to(full.mean.device), full.mean) * (full.mean - transition.mean)
         proposal = Transition(transition.mean + move, transition.std)
         self.x = proposal.sample(noise)
         self.log_weight = self.log_weight + transition.log_ratio(proposal, self.x).double().cpu()
-        self.kl, self.left = self.kl + share**2 * kl, self.left - 1
+        self.kl, self.left = self.kl + torch.minimum(kl, allowed), self.left - 1
         return Chosen(self.x)
 
     def chooser(self, noise: Source) -> Callable[[Transition, Tensor, Tensor], Chosen]:

@@ -6,18 +6,19 @@ import math
 from dataclasses import dataclass
 from pathlib import Path
 
-import numpy as np
 import torch
-from pydantic import BaseModel, Field
+from pydantic import Field
 from torch import Tensor
 
 from scoreaction.diffusion.mixtures import Quadratic
 from scoreaction.diffusion.processes import Process
 from scoreaction.diffusion.rescaling import Rescale
 from scoreaction.networks.model import Model
+from scoreaction.settings import Settings
+from scoreaction.tasks.files import read_arrays
 
 
-class Known(BaseModel, frozen=True, extra="forbid", allow_inf_nan=False):
+class Known(Settings, frozen=True, extra="forbid", allow_inf_nan=False):
     """A part of the sample that is known, in the units of samples.
 
     values: a number or null for each column of a table's row; of any other samples an .npz with the arrays `values` and `mask`
@@ -92,11 +93,10 @@ def _listed(values: list[float | None]) -> tuple[Tensor, Tensor]:
 
 def _stored(path: Path) -> tuple[Tensor, Tensor]:
     try:
-        with np.load(path, allow_pickle=False) as arrays:
-            y, mask = torch.as_tensor(arrays["values"]).double(), torch.as_tensor(arrays["mask"]).bool()
-    except (OSError, KeyError, ValueError, TypeError, AttributeError) as error:
-        line = str(error).partition("\n")[0]
-        raise ValueError(f"steer.known.values: {path} is no .npz with the arrays values and mask ({line})") from error
+        arrays = read_arrays(path, "values", "mask")
+        y, mask = torch.as_tensor(arrays["values"]).double(), torch.as_tensor(arrays["mask"]).bool()
+    except (KeyError, ValueError, TypeError) as error:
+        raise ValueError(f"steer.known.values: must be an .npz with the arrays values and mask ({error})") from error
     if not bool(torch.isfinite(y[mask] if y.shape == mask.shape else y).all()):
         raise ValueError(f"steer.known.values: {path} has known values that are no numbers")
     return torch.where(mask, y, 0.0) if y.shape == mask.shape else y, mask

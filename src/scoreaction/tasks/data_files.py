@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import csv
-import zipfile
-from importlib import resources
 from pathlib import Path
 from typing import Any
 
@@ -13,16 +11,11 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-PICTURES = (".png", ".jpg", ".jpeg", ".webp", ".bmp")
-"""Endings of files that a folder of pictures is read from."""
+from scoreaction import catalog
+from scoreaction.tasks.files import PICTURES, array_names, read_arrays, read_picture
+
 LEAST = 10
 """Rows that data must have, at least."""
-
-
-def shipped_tables() -> dict[str, Path]:
-    """Tables that ship, by name."""
-    folder = Path(str(resources.files("scoreaction") / "data" / "tables"))
-    return {path.stem: path for path in sorted(folder.glob("*.csv"))}
 
 
 def read_data(data: str | Path, array: str | None, size: int) -> Tensor:
@@ -31,11 +24,11 @@ def read_data(data: str | Path, array: str | None, size: int) -> Tensor:
     data: the name of a shipped table, a .csv or .npz file, or a folder of pictures; array: which one of an .npz. Pictures of a
     folder are scaled and cropped to squares. ValueError that begins with the name of the setting at fault.
     """
-    path = shipped_tables().get(str(data), Path(data))
+    path = catalog.tables().get(str(data), Path(data))
     if path.is_dir():
         return _folder(path, size)
     if not path.is_file():
-        known = ", ".join(shipped_tables())
+        known = ", ".join(catalog.tables())
         raise ValueError(
             f"data: {path} is not there; give a .csv, an .npz, a folder of pictures, or a table that ships ({known})"
         )
@@ -96,25 +89,22 @@ def _table_of(path: Path) -> NDArray[np.float64]:
 
 def _array(path: Path, name: str | None) -> NDArray[Any]:
     try:
-        with np.load(path, allow_pickle=False) as arrays:
-            if not isinstance(arrays, np.lib.npyio.NpzFile):
-                raise ValueError("it is no .npz")
-            names = list(arrays)
-            if name is None and len(names) == 1:
-                name = names[0]
-            if name not in names:
-                remedy = "name one of them" if name is None else f"there is no {name!r}"
-                raise KeyError(f"array: {path} has the arrays {', '.join(names)}; {remedy}")
-            return arrays[name]
-    except KeyError as error:
-        raise ValueError(str(error.args[0])) from error
-    except (OSError, ValueError, EOFError, TypeError, zipfile.BadZipFile) as error:
-        line = str(error).partition("\n")[0]
-        raise ValueError(f"data: {path} cannot be read as .npz or .csv of numbers ({line})") from error
+        names = array_names(path)
+        if name is None and len(names) == 1:
+            name = names[0]
+        arrays = read_arrays(path, *([] if name is None else [name]))
+    except ValueError as error:
+        raise ValueError(f"data: {error}") from error
+    if name is None or name not in arrays:
+        remedy = "name one of them" if name is None else f"there is no {name!r}"
+        raise ValueError(f"array: {path} has the arrays {', '.join(names)}; {remedy}")
+    return arrays[name]
 
 
 def _pictures(values: NDArray[Any], path: Path) -> Tensor:
     """Pictures (n, h, w), (n, h, w, c) or (n, c, h, w), of bytes or in [0, 1]."""
+    if values.dtype.kind not in "fiub":
+        raise ValueError(f"data: {path} must hold numbers, and has {values.dtype}")
     if values.ndim == 3:
         values = values[:, None]
     elif values.shape[1] not in (1, 3) and values.shape[3] in (1, 3):
@@ -131,20 +121,12 @@ def _pictures(values: NDArray[Any], path: Path) -> Tensor:
 
 def _folder(path: Path, size: int) -> Tensor:
     """All pictures of a folder, however deep, as squares; grey where all of them are."""
-    from PIL import Image, ImageOps, UnidentifiedImageError
-
     files = sorted(file for file in path.rglob("*") if file.suffix.lower() in PICTURES)
     if len(files) < LEAST:
         raise ValueError(f"data: {path} has {len(files)} pictures ({', '.join(PICTURES)}); at least {LEAST} are needed")
-    pictures = []
-    for file in files:
-        try:
-            with Image.open(file) as picture:
-                grey = picture.mode in ("1", "L", "I;16")
-                square = ImageOps.fit(picture.convert("L" if grey else "RGB"), (size, size), Image.Resampling.LANCZOS)
-        except (OSError, UnidentifiedImageError) as error:
-            raise ValueError(f"data: {file} is no picture that can be read ({error})") from error
-        pictures.append(np.atleast_3d(np.asarray(square, dtype=np.float32)) / 255)
-    channels = max(picture.shape[2] for picture in pictures)
-    whole = [np.broadcast_to(picture, (size, size, channels)) for picture in pictures]
-    return torch.as_tensor(np.ascontiguousarray(np.moveaxis(np.stack(whole), 3, 1)))
+    try:
+        pictures = [read_picture(file, size=size) for file in files]
+    except ValueError as error:
+        raise ValueError(f"data: {error}") from error
+    channels = max(len(picture) for picture in pictures)
+    return torch.as_tensor(np.stack([np.broadcast_to(picture, (channels, size, size)) for picture in pictures]))

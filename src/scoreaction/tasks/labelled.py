@@ -6,11 +6,14 @@ import csv
 import math
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor, nn
 
+from scoreaction.tasks.files import array_names, read_arrays, read_picture
 from scoreaction.tasks.fitting import convolutions
 
 LEAST = 20
@@ -32,10 +35,10 @@ class LabelledData:
 
         labels are names, or integers from 0 on. labels.csv has the columns file and label. ValueError for whatever is wrong.
         """
-        if path.is_dir():
-            samples, labels = _pictures(path)
-        else:
-            samples, labels = _arrays(path)
+        try:
+            samples, labels = _pictures(path) if path.is_dir() else _arrays(path)
+        except ValueError as error:
+            raise ValueError(f"data: {error}") from error
         if labels.dtype.kind in "iu":
             names = [str(number) for number in range(int(labels.max(initial=-1)) + 1)]
             labels = labels.astype(str)
@@ -66,44 +69,37 @@ class LabelledData:
         return LabelledData(self.samples[rows], self.labels[rows], self.names)
 
 
-def _arrays(path: Path) -> tuple[np.ndarray, np.ndarray]:
-    try:
-        with np.load(path, allow_pickle=False) as file:
-            samples, labels = file["samples"], file["labels"]
-    except (OSError, ValueError, KeyError, EOFError) as error:
-        raise ValueError(
-            f"data: {path} is no .npz with arrays samples (N, ...) and labels (N,) ({error}); write it with"
-            " numpy.savez(path, samples=..., labels=...)"
-        ) from error
+def _arrays(path: Path) -> tuple[NDArray[Any], NDArray[Any]]:
+    arrays = read_arrays(path, "samples", "labels")
+    if len(arrays) < 2:
+        names = ", ".join(array_names(path)) or "none"
+        raise ValueError(f"{path} must have the arrays samples (N, ...) and labels (N,) (has {names})")
+    samples, labels = arrays["samples"], arrays["labels"]
     if samples.ndim < 2 or labels.shape != samples.shape[:1] or samples.dtype.kind not in "fiu":
-        raise ValueError(f"data: {path}: samples {samples.shape} and labels {labels.shape} must have the same N")
+        raise ValueError(f"{path}: samples {samples.shape} and labels {labels.shape} must have the same N")
+    if labels.dtype.kind not in "iuU":
+        raise ValueError(f"{path}: labels must be names or integers (got {labels.dtype})")
     if not np.isfinite(samples).all():
-        raise ValueError(f"data: {path}: samples must be finite")
-    return samples, labels
+        raise ValueError(f"{path}: samples must be finite")
+    bytes_of_pictures = samples.ndim == 4 and samples.dtype == np.uint8
+    return samples.astype(np.float32) / 255 if bytes_of_pictures else samples, labels
 
 
-def _pictures(path: Path) -> tuple[np.ndarray, np.ndarray]:
-    from PIL import Image
-
+def _pictures(path: Path) -> tuple[NDArray[Any], NDArray[Any]]:
     table = path / "labels.csv"
     if not table.is_file():
-        raise ValueError(f"data: {path} has no labels.csv; write one with the columns file and label")
-    with table.open(newline="", encoding="utf-8-sig") as file:
-        rows = list(csv.DictReader(file))
-    if not rows or not {"file", "label"} <= set(rows[0]):
-        raise ValueError(f"data: {table}: must have the columns file and label, and a line a picture")
-    pictures = []
-    for row in rows:
-        try:
-            with Image.open(path / row["file"]) as picture:
-                pixels = np.asarray(picture if picture.mode == "L" else picture.convert("RGB"), dtype=np.float32) / 255
-        except OSError as error:
-            raise ValueError(f"data: {table}: {row['file']} is no picture that can be read ({error})") from error
-        pictures.append(pixels[None] if pixels.ndim == 2 else pixels.transpose(2, 0, 1))
-        if pictures[-1].shape != pictures[0].shape:
-            raise ValueError(
-                f"data: {table}: {row['file']} is {pictures[-1].shape}, the first {pictures[0].shape}; make them alike"
-            )
+        raise ValueError(f"{path} has no labels.csv; write one with the columns file and label")
+    try:
+        with table.open(newline="", encoding="utf-8-sig") as file:
+            rows = list(csv.DictReader(file))
+    except (UnicodeDecodeError, csv.Error) as error:
+        raise ValueError(f"{table}: must be a table in UTF-8, with commas between its cells ({error})") from error
+    if not rows or any(row.get(name) is None for row in rows for name in ("file", "label")):
+        raise ValueError(f"{table}: must have the columns file and label, and both cells in the line of a picture")
+    pictures = [read_picture(path / row["file"]) for row in rows]
+    for row, picture in zip(rows, pictures, strict=True):
+        if picture.shape != pictures[0].shape:
+            raise ValueError(f"{table}: {row['file']} is {picture.shape}, the first {pictures[0].shape}; make them alike")
     return np.stack(pictures), np.array([row["label"] for row in rows])
 
 

@@ -86,7 +86,7 @@ class Pretrainer:
         self.generator = torch.Generator().manual_seed(settings.seed)
         order = torch.randperm(len(data), generator=self.generator)
         count = max(1, round(settings.held_out * len(data)))
-        self.decode = Rescale.of(data[order[count:]]) if data.ndim == 2 else None
+        self.decode = Rescale.of(self._varied(data[order[count:]])) if data.ndim == 2 else None
         x0 = (2 * data - 1 if self.decode is None else self.decode.inverse(data)).float()
         self.left_out, self.data = x0[order[:count]], x0[order[count:]]
         with torch.random.fork_rng(devices=[]):
@@ -100,6 +100,14 @@ class Pretrainer:
         self.log: list[Values] = []
         rows = torch.arange(JUDGED if self.decode is not None else JUDGED // 4) % count
         self.judged = noisy(self.process, self.left_out[rows].to(self.device), torch.Generator().manual_seed(settings.seed + 1))
+
+    @staticmethod
+    def _varied(table: Tensor) -> Tensor:
+        """The rows that are trained on; ValueError where a column has one value in all of them."""
+        constant = (table == table[0]).all(0).nonzero().flatten().tolist()
+        if constant:
+            raise ValueError(f"data: column {constant[0]} has one value in every row that is trained on; leave the column out")
+        return table
 
     def _description(self, shape: tuple[int, ...]) -> Description:
         settings = self.settings
