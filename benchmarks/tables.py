@@ -37,6 +37,7 @@ from _picture_tables import (
 )
 from _records import RESULTS, ROOT
 from _tables import Results, Table, of
+from _token_tables import tokens_judged, tokens_long
 from _value_tables import adjoints, consistency, estimators_gradient, estimators_spread, estimators_value, soft_q
 
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
@@ -110,6 +111,8 @@ TABLES: dict[str, tuple[str, Callable[[Results], Table]]] = {
     "memory": ("memory", partial(plain, columns=_memory)),
     "processes": ("processes", partial(plain, columns=_processes, by="name")),
     "tokens": ("tokens", tokens),
+    "tokens_chain64": ("tokens_chain64", tokens_long),
+    "tokens_pixels": ("tokens_pixels", partial(tokens_judged, held_out={"legibility": "legibility"})),
     "causal": ("causal", causal),
     "work": ("work", partial(plain, columns=_work)),
     "work_counts": ("work_counts", partial(plain, columns=_counts)),
