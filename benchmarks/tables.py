@@ -65,6 +65,7 @@ _pipelines = {"evaluations": ("model_evaluations", 0), "rows backward": ("model_
 _processes = {"CPU s of one": ("alone", 1), "of each of two": ("each", 1), "efficiency": ("efficiency", 2)}
 _counts = {"evaluations needed": ("needed", 0), "done": ("done", 0), "with a graph needed": ("needed_backward", 0),
            "done ": ("done_backward", 0), "all done over needed": ("done_over_needed", 2)}  # fmt: skip
+_peptides = {"judged antimicrobial": "antimicrobial", "charge": "net_charge", "moment": "hydrophobic_moment"}
 _work = {**_counts, "CPU s": ("cpu_seconds", 1), "over bare": ("cpu_over_bare", 2),
          "without critics": ("without_critics", 2), "MiB": ("mib", 0), "bare ": ("bare_mib", 0)}  # fmt: skip
 TABLES: dict[str, tuple[str, Callable[[Results], Table]]] = {
@@ -113,6 +114,7 @@ TABLES: dict[str, tuple[str, Callable[[Results], Table]]] = {
     "tokens": ("tokens", tokens),
     "tokens_chain64": ("tokens_chain64", tokens_long),
     "tokens_pixels": ("tokens_pixels", partial(tokens_judged, held_out={"legibility": "legibility"})),
+    "tokens_peptides": ("tokens_peptides", partial(tokens_judged, held_out=_peptides)),
     "causal": ("causal", causal),
     "work": ("work", partial(plain, columns=_work)),
     "work_counts": ("work_counts", partial(plain, columns=_counts)),

@@ -1,8 +1,9 @@
-"""Trainers on tokens: Markov chains whose optimum is known, and digits of 64 pixels with a judge that nobody trains on.
+"""Trainers on tokens: Markov chains whose optimum is known; digits of 64 pixels and peptides with judges nobody trains on.
 
     python -m benchmarks.tokens                     # results/tokens.csv and table: 8 positions, 4 tokens, beta .5
     python -m benchmarks.tokens --stage chain64     # results/tokens_chain64.csv: the chain of 64 positions, beta .5
     python -m benchmarks.tokens --stage pixels      # results/tokens_pixels.csv: ink, beta 1, legibility held out
+    python -m benchmarks.tokens --stage peptides    # results/tokens_peptides.csv: antimicrobial, beta .3, its judge held out
 
 About a minute a run on one core; resumes. Equal trajectories for all of a stage, and no estimator asks the reward for more. The
 gap of chains is `beta log Z - (E r - beta KL)` of the averaged policy: 0 at the optimum only, by enumeration at 8 positions and
@@ -44,6 +45,7 @@ STAGES = {
     ),
     "chain64": Stage("markov_chain", ["model.length=64", "evaluation.n=256"], 0.5, 40),
     "pixels": Stage("pixels", ["evaluation.n=200"], 1.0, 60),
+    "peptides": Stage("peptides", ["evaluation.n=200"], 0.3, 20),
 }
 
 

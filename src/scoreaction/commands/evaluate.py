@@ -26,7 +26,7 @@ from scoreaction.sampling.steering import Steering
 from scoreaction.training.checkpoints import DAMAGED, load_newest
 from scoreaction.training.evaluation import measure, measure_kl
 from scoreaction.training.finetuner import Finetuner
-from scoreaction.training.run_folder import RunFolder
+from scoreaction.training.run_folder import RunFolder, sample_arrays
 from scoreaction.training.steering import certificate, chunk_of, steered
 from scoreaction.training.summary import finite
 from scoreaction.training.token_task import exact_task
@@ -153,10 +153,11 @@ def draw_samples(
     samples = drawn.cpu().numpy()
     if not tuner.world.leads:
         return output / "samples.npz", figures
-    arrays = {"samples": samples} if sample_prompts is None else {"samples": samples, "prompts": np.array(sample_prompts)}
+    letters = tuner.model.letters
+    arrays = sample_arrays(samples, sample_prompts, letters)
     with whole(output / "samples.npz") as file:
         np.savez_compressed(file, **arrays)  # type: ignore[arg-type]
-    save_samples(output / "samples.png", samples, sample_prompts)
+    save_samples(output / "samples.png", samples, sample_prompts, letters)
     if is_pictures(samples):
         save_pictures(output / "pictures", samples, None if sample_prompts is None else list(map(str, sample_prompts)))
     return output / "samples.npz", figures

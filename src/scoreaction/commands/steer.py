@@ -21,7 +21,7 @@ from scoreaction.sampling.steering import Steering
 from scoreaction.training.checks import refuse_uncounted
 from scoreaction.training.evaluation import measure
 from scoreaction.training.finetuner import Finetuner
-from scoreaction.training.run_folder import RunFolder
+from scoreaction.training.run_folder import RunFolder, sample_arrays
 from scoreaction.training.steering import certificate, chunk_of, settled, steered_figures
 from scoreaction.training.summary import finite
 from scoreaction.types import Values
@@ -133,7 +133,7 @@ def steer_run(recipe: Recipe, tuner: Finetuner, folder: Path, steering: Steering
     kept = {kind: _kept(world, samples, chosen.n), "steered": _kept(world, steered, more["n_steered"])}
     if not world.leads:
         return figures
-    _write(place, recipe.model_copy(update={"steer": steering}), finite(figures), kept, tuner.prompts)
+    _write(place, recipe.model_copy(update={"steer": steering}), finite(figures), kept, tuner)
     return figures
 
 
@@ -147,16 +147,16 @@ def _kept(world: World, own: Tensor, n: int) -> Tensor:
     return world.gather(own[: len(world.stripe(kept))], kept)
 
 
-def _write(place: RunFolder, recipe: Recipe, figures: Values, kept: dict[str, Tensor], prompts: list[Any] | None) -> None:
+def _write(place: RunFolder, recipe: Recipe, figures: Values, kept: dict[str, Tensor], run: Finetuner) -> None:
     from scoreaction.report.figures import save_samples
 
     for kind, tensors in kept.items():
         samples = tensors.cpu().numpy()
-        texts = None if prompts is None else [str(prompt) for prompt in spread_prompts(prompts, len(samples)) or []]
-        arrays = {"samples": samples} if texts is None else {"samples": samples, "prompts": np.array(texts)}
+        texts = None if run.prompts is None else [str(prompt) for prompt in spread_prompts(run.prompts, len(samples)) or []]
+        arrays = sample_arrays(samples, texts, run.model.letters)
         with whole(place.samples / f"{kind}.npz") as file:
             np.savez_compressed(file, **arrays)  # type: ignore[arg-type]
-        save_samples(place.samples / f"{kind}.png", samples, texts)
+        save_samples(place.samples / f"{kind}.png", samples, texts, run.model.letters)
     write_whole(place.recipe_path, dump(recipe))
     write_whole(place.summary_path, json.dumps(figures, indent=2, allow_nan=False) + "\n")
 

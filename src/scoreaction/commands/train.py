@@ -186,7 +186,7 @@ def show(tuner: Finetuner) -> None:
     if tuner.folder is None or tuner.journal is None:  # of another process than the first
         return
     path = tuner.folder.samples / f"{tuner.iteration:06d}.png"
-    save_samples(path, samples, None if prompts is None else list(map(str, prompts)))
+    save_samples(path, samples, None if prompts is None else list(map(str, prompts)), tuner.model.letters)
     if is_pictures(samples):
         tuner.journal.show(samples.clip(0, 1), tuner.iteration)
 

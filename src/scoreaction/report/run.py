@@ -27,6 +27,7 @@ from scoreaction.report.parts import (
     about,
     exact_laws,
     held_out_title,
+    letters_of,
     picture,
     prompts_of,
     reward_name,
@@ -213,7 +214,7 @@ def show_samples(part: Part, folder: Path, values: Values, summary: Values, pane
 
     first = next(iter(panels.values()))
     if not is_pictures(first):
-        part.pictures.append(_samples_picture(values, summary, panels))
+        part.pictures.append(_samples_picture(values, summary, panels, letters_of(folder)))
         return
     caption = "The same random noise turned into pictures by the base model (left) and by the tuned model (right)."
     part.tiles.append(tiles_of("Before and after", caption, panels, prompts_of(folder)))
@@ -223,7 +224,7 @@ def show_samples(part: Part, folder: Path, values: Values, summary: Values, pane
         part.pictures.append(picture("More of them", caption, samples_figure(panels)))
 
 
-def _samples_picture(values: Values, summary: Values, panels: dict[str, NDArray[Any]]) -> Picture:
+def _samples_picture(values: Values, summary: Values, panels: dict[str, NDArray[Any]], letters: str | None) -> Picture:
     from scoreaction.report.figures import samples_figure
     from scoreaction.report.token_figures import is_tokens
 
@@ -244,4 +245,4 @@ def _samples_picture(values: Values, summary: Values, panels: dict[str, NDArray[
     if prompts:
         texts = "; ".join(dict.fromkeys(prompts[:10]))
         caption += f" Prompts, in this order and again from the start: {texts}{' ...' if len(prompts) > 10 else ''}."
-    return picture("Before and after", caption, samples_figure(panels, laws))
+    return picture("Before and after", caption, samples_figure(panels, laws, letters))

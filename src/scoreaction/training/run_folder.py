@@ -5,11 +5,12 @@ from __future__ import annotations
 import json
 import math
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from filelock import FileLock, Timeout
 from numpy.typing import NDArray
 
@@ -22,6 +23,21 @@ from scoreaction.yaml_text import parse_yaml, read_text
 
 MODEL_DESCRIPTION = "model.json"
 """File of a saved model that is written last."""
+
+
+def sample_arrays(samples: NDArray[Any], prompts: Sequence[Any] | None, letters: str | None) -> dict[str, NDArray[Any]]:
+    """The arrays of a file of samples: `samples`, the `prompts` of each, and the `letters` of tokens, where there are any.
+
+    >>> arrays = sample_arrays(np.array([[0, 1, 1]]), None, "AB")
+    >>> ["".join(row) for row in arrays["letters"][arrays["samples"]]]
+    ['ABB']
+    """
+    arrays = {"samples": samples}
+    if prompts is not None:
+        arrays["prompts"] = np.array([str(prompts[i % len(prompts)]) for i in range(len(samples))])
+    if letters is not None:
+        arrays["letters"] = np.array(list(letters))
+    return arrays
 
 
 STUDENT = "student.json"

@@ -14,6 +14,7 @@ from torch import Tensor
 from scoreaction.disk import whole, write_whole
 from scoreaction.training.evaluation import measure, measure_kl
 from scoreaction.training.run import Run
+from scoreaction.training.run_folder import sample_arrays
 from scoreaction.training.steering import certificate, steered_figures
 from scoreaction.training.token_task import exact_task
 
@@ -106,9 +107,6 @@ def finite(figures: dict[str, Any]) -> dict[str, Any]:
 
 def _save_samples(run: Run, kind: str, samples: Tensor) -> None:
     assert run.folder is not None
-    kept = samples.cpu().numpy()
-    arrays = {"samples": kept}
-    if run.prompts is not None:
-        arrays["prompts"] = np.array([str(run.prompts[i % len(run.prompts)]) for i in range(len(kept))])
+    arrays = sample_arrays(samples.cpu().numpy(), run.prompts, run.model.letters)
     with whole(run.folder.samples / f"{kind}.npz") as file:
         np.savez_compressed(file, **arrays)  # type: ignore[arg-type]
