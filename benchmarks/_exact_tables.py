@@ -126,22 +126,6 @@ def steering(results: Results) -> Table:
     return table
 
 
-def hint(results: Results) -> Table:
-    """The share of samples with the rare reward, and the KL, at equal queries and at equal evaluations."""
-    table = Table("dead groups", "seeds", "share at 1,920 rewards", "KL", "share at 40,000 evaluations", "KL", "hint's KL")
-    points = [point for curve in results.curves.values() for point in curve]
-    for form in dict.fromkeys(point["form"] for point in points):
-        own = [
-            [p for p in points if p["form"] == form and (p["budget"] or b) == b]
-            for b in ("reward_queries", "model_evaluations")
-        ]
-        figures = (of(seeds, key, digits) for seeds in own for key, digits in (("success", 3), ("kl_nats", 2)))
-        table.add(
-            results.runs, f"*{form}*" if form == "base" else form, str(len(own[0])), *figures, of(own[1], "hint_kl_nats", 2)
-        )
-    return table
-
-
 def parametrisations(results: Results) -> Table:
     """Mean distance on the v network, and the same trainer's on other kinds over it; in brackets the largest KL on the way."""
     kinds = ("eps", "x0", "velocity")
