@@ -7,13 +7,13 @@ from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
 
+from _chain_tables import delays, hint, hrf
 from _exact_tables import (
     EXACT,
     TASKS,
     Plan,
     causal,
     exact,
-    hint,
     off_below,
     parametrisations,
     q_learning,
@@ -85,6 +85,8 @@ TABLES: dict[str, tuple[str, Callable[[Results], Table]]] = {
     "adjoints": ("adjoints", adjoints),
     "steering": ("steering", steering),
     "hint": ("hint", hint),
+    "hrf": ("hrf", hrf),
+    "delays": ("hrf", delays),
     "q_learning": ("q_learning", q_learning),
     "digits": ("digits", partial(digits_end, trainers=DIGITS)),
     "digits_13": ("digits", partial(digits_reached, level=13)),
