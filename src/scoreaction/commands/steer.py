@@ -116,9 +116,10 @@ def steer_run(recipe: Recipe, tuner: Finetuner, folder: Path, steering: Steering
     n = n or steering.sample_count(chosen.n)
     plain, samples = measure(
         tuner.model, sampler, tuner.reward, tuner.held_out, n=chosen.n, prompts=tuner.prompts, seed=chosen.seed,
-        reference=base, chunk=chunk_of(tuner.model), world=world,
+        reference=base, chunk=chunk_of(tuner.model), world=world, clusters=tuner.clusters,
     )  # fmt: skip
-    plain.pop("by_prompt", None)
+    for nested in ("by_prompt", "by_cluster"):
+        plain.pop(nested, None)
     figures: Values = {"method": steering.method, "particles": steering.particles, "beta": steering.beta}
     for name, value in plain.items():
         figures[f"{name.removesuffix('_se')}_{kind}{'_se' if name.endswith('_se') else ''}"] = value

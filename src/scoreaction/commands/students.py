@@ -120,8 +120,10 @@ def _measured(name: str, tuner: Finetuner, sampler: Sampler, *, reference: bool 
     figures, _ = measure(
         model, sampler, tuner.reward, tuner.held_out,
         n=tuner.evaluation.n, prompts=tuner.prompts, seed=seed, reference=reference, world=tuner.world,
+        clusters=tuner.clusters,
     )  # fmt: skip
-    figures.pop("by_prompt", None)
+    for nested in ("by_prompt", "by_cluster"):
+        figures.pop(nested, None)
     twice = guided and tuner.prompts is not None and model.guidance_weight(sampler.guidance) != 1
     cell: Values = {"model": name, "solver": sampler.solver, "steps": sampler.steps}
     cell |= {"evaluations": sampler.steps * sampler.find().evaluations * (2 if twice else 1), **figures}
