@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import math
+import time
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 from torch import Tensor
 
-from scoreaction.commands.progress import say
+from scoreaction.commands.progress import SECONDS, say
 from scoreaction.disk import check_writable
 from scoreaction.errors import UserError, nearest
 from scoreaction.networks.features import Features
@@ -18,13 +19,15 @@ from scoreaction.recipes.build import build
 from scoreaction.recipes.data_files import read_data
 from scoreaction.recipes.recipe import Recipe
 from scoreaction.rewards._images import check_range, is_images
-from scoreaction.sampling.draw import draw_x0, spread_prompts
+from scoreaction.sampling.draw import spread_prompts, x0_in_parts
 from scoreaction.tasks.clusters import Clusters, cluster_entropy
 from scoreaction.tasks.files import read_arrays
 from scoreaction.training.finetuner import Finetuner
 from scoreaction.types import Pairs, Values
 from scoreaction.world import World
 
+ROWS = 256
+"""Samples that are drawn and decoded at a time."""
 METHODS = ("kmeans", "sinkhorn")
 KEYS = ("k", "at", "time", "noises", "features")
 """Settings of clusters that refusals name, which are options here."""
@@ -82,10 +85,16 @@ def _as_option(message: str) -> str:
 def _drawn(run: Finetuner, n: int, seed: int, title: str) -> tuple[Tensor, Tensor, list[str] | None]:
     """Samples of the pretrained model, the same before decoding, and their prompts."""
     say(title, f"drawing {n:,} samples")
-    prompts = spread_prompts(run.prompts, n)
-    x0 = draw_x0(run.model, run.evaluation.sampler(run.sampler), n, prompts, seed, reference=True, world=run.world)
+    prompts, sampler, own, last = spread_prompts(run.prompts, n), run.evaluation.sampler(run.sampler), [], time.monotonic()
     with torch.no_grad():
-        samples = torch.cat([run.model.decode(part) for part in x0.split(256)])
+        rows = run.world.stripe(n)
+        for part, x0 in x0_in_parts(run.model, sampler, prompts, seed, rows, reference=True, chunk=ROWS):
+            own.append(x0)
+            if time.monotonic() - last >= SECONDS:
+                last = time.monotonic()
+                say(title, f"drawing: {int(part[-1]) + 1:,} of {n:,}")
+        x0 = run.world.gather(torch.cat(own), n)
+        samples = torch.cat([run.model.decode(part) for part in x0.split(ROWS)])
     return samples.cpu(), x0, None if prompts is None else [str(prompt) for prompt in prompts]
 
 

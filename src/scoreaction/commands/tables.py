@@ -104,7 +104,7 @@ TEXTS = ("model", "solver", "prompts")
 def show_grid(evaluation: Values) -> None:
     """The cells of an evaluation, one a row, and what was left out."""
     known = dict.fromkeys(key for row in evaluation["grid"] for key in row)
-    keys = [key for key in known if not key.endswith("_se") and key not in ("vendi", "by_prompt", "by_cluster")]
+    keys = [key for key in known if not key.endswith("_se") and key not in ("vendi", "by_prompt", "by_cluster", "by_label")]
     table = Table(title=f"{evaluation['n']} samples each")
     for key in keys:
         header = key.removeprefix("held_out.").replace("_", " ")

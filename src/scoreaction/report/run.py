@@ -173,6 +173,8 @@ def run_tables(summary: Values) -> list[Grid]:
     if "reward_steered" in summary:
         caption = "The tuned model as it is, and steered by the reward while it samples."
         tables.append(Grid("Steered", caption, ["", "tuned", "steered"], steered_rows(summary)))
+    if any("accuracy_tuned" in row for row in summary.get("by_label", {}).values()):
+        tables.append(labels_table(summary["by_label"]))
     if "clusters" in summary:
         tables.append(clusters_table(summary))
     if len(summary.get("prompts", [])) > 1:
@@ -195,6 +197,16 @@ def run_tables(summary: Values) -> list[Grid]:
             )
         )
     return tables
+
+
+def labels_table(by_label: dict[str, Values]) -> Grid:
+    """Accuracy and F1 of each label, as a held-out judge reads it, and the KL of its prompts."""
+    keys = ("accuracy_base", "accuracy_tuned", "f1_base", "f1_tuned", "kl_nats")
+    rows = [[label, *(number(row.get(key), 3) for key in keys)] for label, row in by_label.items()]
+    caption = (
+        "Share of the samples asked for with a label in which the held-out judge reads it, F1 of the label, KL of its prompts."
+    )
+    return Grid("By label", caption, ["", "accuracy, base", "tuned", "F1, base", "tuned", "KL (nats)"], rows)
 
 
 def prompts_table(prompts: list[Values]) -> Grid:

@@ -30,6 +30,7 @@ from scoreaction.sampling.rollout import Rollout, Sampler, follow, roll_out, unf
 from scoreaction.settings import Settings
 from scoreaction.tasks.clusters import Clusters
 from scoreaction.training.clusters import cluster_figures
+from scoreaction.training.confusion import Confusion
 from scoreaction.training.optimizer import TrainingError
 from scoreaction.types import Conditions
 from scoreaction.world import ALONE, World
@@ -264,6 +265,10 @@ class ExactTask:
         }
 
 
+NESTED = ("by_prompt", "by_cluster", "by_label")
+"""Figures of a measurement that are tables."""
+
+
 def measure(
     model: Model,
     sampler: Sampler,
@@ -283,13 +288,14 @@ def measure(
     """Reward, held-out rewards and diversity of the averaged policy (or the reference), and this process's decoded samples.
 
     With prompts also `by_prompt`, the mean reward of each; diversity is None where no prompt has two samples; with clusters
-    `cluster_entropy` and `by_cluster`, the share of each. What is drawn is scored while more is drawn, where the reward works
-    in the background. progress: called with the number drawn so far.
+    `cluster_entropy` and `by_cluster`, the share of each; with a held-out judge of labels `macro_f1` and `by_label`. What is
+    drawn is scored while more is drawn, where the reward works in the background. progress: called with the number so far.
     drawn (n, *shape): samples before decoding that were drawn already, in place of the model's.
     """
     spread = spread_prompts(prompts, n)
     judges = {"reward": reward, **{f"held_out.{name}": judge for name, judge in held_out.items()}}
     parts: list[Tensor] = []
+    confusion = Confusion.of(held_out)
     counts = torch.zeros(0 if clusters is None else len(clusters), dtype=torch.long)
     begun: dict[str, list[Callable[[], Tensor]]] = {name: [] for name in judges}
 
@@ -306,8 +312,11 @@ def measure(
                 counts.add_(clusters.assign(parts[-1], model, x0).bincount(minlength=len(clusters)).cpu())
             if progress is not None:
                 progress(int(rows[-1]) + 1)
+            texts = None if spread is None else [spread[row] for row in rows.tolist()]
             for name, judge in judges.items():
-                begun[name].append(judge.begin(parts[-1], None if spread is None else [spread[row] for row in rows.tolist()]))
+                begun[name].append(judge.begin(parts[-1], texts))
+            if confusion is not None:
+                confusion.add(parts[-1], texts)
 
     with torch.no_grad():
         world.together(begin)
@@ -323,6 +332,8 @@ def measure(
         figures |= {name: float(values.double().mean()), f"{name}_se": standard_error(values)}
     if clusters is not None:
         figures |= cluster_figures(counts, world)
+    if confusion is not None:
+        figures |= confusion.figures(world)
     if spread is not None:
         figures["by_prompt"] = by_prompt(spread, rewards)
     return figures, samples

@@ -14,6 +14,7 @@ from torch import Tensor
 from scoreaction.disk import whole, write_whole
 from scoreaction.training.clusters import optimum_entropy
 from scoreaction.training.evaluation import ExactTask, measure, measure_kl
+from scoreaction.training.label_task import label_kls
 from scoreaction.training.run import Run
 from scoreaction.training.steering import certificate, steered_figures
 from scoreaction.training.token_task import exact_task
@@ -34,6 +35,7 @@ def summarise(run: Run, progress: Callable[[str], None] = lambda done: None) -> 
         figures["selected_iteration"] = run.selection.iteration
     prompted: dict[str, dict[str, float]] = {}
     shares: dict[str, dict[str, float]] = {}
+    labelled: dict[str, dict[str, float]] = {}
     for kind in ("base", "tuned"):
         measured, samples = measure(
             run.model, sampler, run.reward, run.held_out,
@@ -42,6 +44,8 @@ def summarise(run: Run, progress: Callable[[str], None] = lambda done: None) -> 
         )  # fmt: skip
         for prompt, mean in measured.pop("by_prompt", {}).items():
             prompted.setdefault(prompt, {})[f"reward_{kind}"] = mean
+        for label, read in measured.pop("by_label", {}).items():
+            labelled.setdefault(label, {}).update({f"{name}_{kind}": value for name, value in read.items()})
         for cluster, share in measured.pop("by_cluster", {}).items():
             shares.setdefault(cluster, {})[f"share_{kind}"] = share
         for name, value in measured.items():
@@ -72,6 +76,10 @@ def summarise(run: Run, progress: Callable[[str], None] = lambda done: None) -> 
     figures |= {"beta": beta, **counts}
     if prompted:
         figures["prompts"] = [{"prompt": prompt, **means} for prompt, means in prompted.items()]
+    for label, nats in label_kls(run, sampler).items() if labelled else ():
+        labelled[label]["kl_nats"] = nats
+    for label, read in labelled.items():
+        figures.setdefault("by_label", {}).setdefault(label, {}).update(read)
     if shares:
         figures["clusters"] = [{"cluster": int(cluster), **both} for cluster, both in shares.items()]
     figures = finite(figures)
