@@ -276,10 +276,17 @@ def test_an_unlabelled_set_is_steered_by_its_clusters(tmp_path, monkeypatch):
     ]
     more = ["train.iterations=8", "train.batch=128", "sampler.steps=10", "evaluation.steps=10", "evaluation.n=400"]
     judge = "evaluation.held_out=[{name: label, data: c.npz, judge: true, correct: true}]"
-    assert main(["train", "mixture", *settings, *more, judge, "--output", "run"]) == 0
+    more += [judge, "evaluation.clusters=c.npz"]
+    assert main(["train", "mixture", *settings, *more, "--output", "run"]) == 0
     found = json.loads((tmp_path / "run" / "summary.json").read_text())
 
     def steered(share):
         assert share > 0.5
 
     accepts(steered, found["held_out.label_tuned"], before=found["held_out.label_base"])
+    assert main(["evaluate", "run", "--n", "64", "--steps", "4"]) == 0
+    (row,) = json.loads((tmp_path / "run" / "evaluation.json").read_text())["grid"]
+    close(row["cluster_entropy"], 1.1, atol=0.3, of_one=0.0)
+    assert main(["report", "run"]) == 0
+    page = (tmp_path / "run" / "report.html").read_text()
+    same("Of 4 clusters its samples fill" in page and "By label" in page, True, without="Of 5 clusters" in page)

@@ -48,13 +48,13 @@ class Confusion:
     def figures(self, world: World = ALONE) -> dict[str, Any]:
         """`macro_f1`, the mean F1 of labels asked for or read, and `by_label`: accuracy and F1 of each that was asked for."""
         table = torch.tensor(world.reduced(self.table.flatten().tolist(), "sum"), dtype=torch.float64).view_as(self.table)
-        f1, asked = f1_scores(table), table.sum(1)
+        f1, wanted = f1_scores(table), table.sum(1)
         return {
             "macro_f1": float(f1.nanmean()),
             "by_label": {
-                name: {"accuracy": float(table[y, y] / asked[y]), "f1": float(f1[y])}
+                name: {"accuracy": float(table[y, y] / wanted[y]), "f1": float(f1[y])}
                 for y, name in enumerate(self.judge.labels.names)
-                if asked[y] > 0
+                if wanted[y] > 0
             },
         }
 
