@@ -18,9 +18,9 @@ Plan = list[tuple[str, str, int]]
 
 
 def _optimum(results: Results, task: str) -> tuple[Run, float]:
-    """A run that knows the task's optimum, and the larger of floor and oracle."""
-    run = next(run for run in results.where(task=task) if run["distance_floor"] is not None)
-    return run, max(run["distance_floor"], run["distance_oracle"])
+    """A run that knows the task's optimum, and the larger of floor and oracle, each a mean over the runs' measurements."""
+    runs = [run for run in results.where(task=task) if run["distance_floor"] is not None]
+    return runs[0], max(statistics.fmean(run[key] for run in runs) for key in ("distance_floor", "distance_oracle"))
 
 
 def _ratio(runs: Sequence[Run], bar: float) -> str:
@@ -123,22 +123,6 @@ def steering(results: Results) -> Table:
         costs = (of(seeds, f"{key}_per_sample", 0) for key in ("evaluations", "backward", "queries"))
         name = f"*{method}*" if method in ("optimum", "oracle", "base") else method
         table.add(results.runs, name, str(len(seeds)), of(seeds, "reward"), of(seeds, "distance"), *costs, of(seeds, "log_z"))
-    return table
-
-
-def hint(results: Results) -> Table:
-    """The share of samples with the rare reward, and the KL, at equal queries and at equal evaluations."""
-    table = Table("dead groups", "seeds", "share at 1,920 rewards", "KL", "share at 40,000 evaluations", "KL", "hint's KL")
-    points = [point for curve in results.curves.values() for point in curve]
-    for form in dict.fromkeys(point["form"] for point in points):
-        own = [
-            [p for p in points if p["form"] == form and (p["budget"] or b) == b]
-            for b in ("reward_queries", "model_evaluations")
-        ]
-        figures = (of(seeds, key, digits) for seeds in own for key, digits in (("success", 3), ("kl_nats", 2)))
-        table.add(
-            results.runs, f"*{form}*" if form == "base" else form, str(len(own[0])), *figures, of(own[1], "hint_kl_nats", 2)
-        )
     return table
 
 

@@ -7,6 +7,7 @@ from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
 
+from _chain_tables import delays, hint, hrf
 from _exact_tables import (
     EXACT,
     TASKS,
@@ -14,7 +15,6 @@ from _exact_tables import (
     causal,
     clusters,
     exact,
-    hint,
     off_below,
     parametrisations,
     q_learning,
@@ -84,6 +84,8 @@ TABLES: dict[str, tuple[str, Callable[[Results], Table]]] = {
     "adjoints": ("adjoints", adjoints),
     "steering": ("steering", steering),
     "hint": ("hint", hint),
+    "hrf": ("hrf", hrf),
+    "delays": ("hrf", delays),
     "q_learning": ("q_learning", q_learning),
     "digits": ("digits", partial(digits_end, trainers=DIGITS)),
     "digits_13": ("digits", partial(digits_reached, level=13)),
