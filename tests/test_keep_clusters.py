@@ -62,6 +62,8 @@ def test_the_tilt_of_the_bases_own_samples_keeps_every_share():
     other = KeptShares(reward, clusters, 4 * BETA)(samples, None)
     accepts(lambda s: close(s, base, atol=1e-6, none=base + 1e-3), shares, at_another_beta=tilted(other, labels))
     same(kept.scored.queries, 2 * len(samples), asked_each_time=3 * len(samples))
+    kept.beta = 4 * BETA  # of a run that takes it up again at another beta
+    same(kept(samples, None), other, at_the_first=KeptShares(reward, clusters, BETA)(samples, None))
 
 
 def test_the_recipes_optimum_gains_within_its_modes_alone():
