@@ -258,8 +258,9 @@ def _cell(
 ) -> Values:
     model, world = tuner.model, tuner.world
     figures, _ = measure(
-        model, sampler, tuner.reward, tuner.held_out, n=n, prompts=prompts, seed=seed, reference=reference, world=world
-    )
+        model, sampler, tuner.reward, tuner.held_out, n=n, prompts=prompts, seed=seed, reference=reference, world=world,
+        clusters=tuner.clusters,
+    )  # fmt: skip
     if reference:
         return figures
     figures |= measure_kl(model, sampler, n, prompts, seed, world)

@@ -120,6 +120,37 @@ def pairs(
 
 
 @making.command()
+def cluster(
+    recipe: RecipeName,
+    overrides: Overrides = None,
+    k: Annotated[int, typer.Option("--k", min=2, help="Number of clusters.")] = 10,
+    n: Annotated[int, typer.Option("--n", min=2, help="Samples of the model to draw.")] = 2000,
+    data: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="Cluster these samples, an .npz, .jsonl or folder, not the model's own.")
+    ] = None,
+    method: Annotated[str, typer.Option(help="kmeans, or sinkhorn for clusters of equal shares.")] = "kmeans",
+    features: Annotated[
+        str, typer.Option(help="samples, as they are; model, its features; net, a module of its network.")
+    ] = "samples",
+    at: Annotated[str | None, typer.Option(metavar="MODULE", help="Of features net: the module whose output is taken.")] = None,
+    time: Annotated[float, typer.Option(help="Of features net: time at which the network is asked.")] = 0.05,
+    noises: Annotated[int, typer.Option(min=1, help="Of features net: draws of noise that are averaged.")] = 4,
+    seed: Annotated[int, typer.Option(min=0, max=2**32 - 1, help="Seed of samples and clusters.")] = 0,
+    output: Annotated[Path | None, typer.Option(metavar="FILE", help="An .npz; default runs/RECIPE-clusters-TIME.npz.")] = None,
+    trust: Trust = False,
+) -> None:
+    """Cluster samples of a recipe's pretrained model, or data: labels, coverage, keep_clusters."""
+    from scoreaction.commands.cluster import Source, find_clusters, lines_of
+    from scoreaction.recipes.recipe import load_recipe
+
+    chosen = load_recipe(recipe, overrides or [], trust=trust or None)
+    path = output or default_folder(recipe, "clusters").with_suffix(".npz")
+    source = Source(n=n, data=data, features=features, at=at, time=time, noises=noises)
+    print(lines_of(find_clusters(chosen, path, source, k=k, method=method, seed=seed, title=Path(recipe).stem)))
+    print(f"clusters: {path}")
+
+
+@making.command()
 def pretrain(
     recipe: RecipeName,
     overrides: Overrides = None,

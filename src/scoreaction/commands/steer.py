@@ -19,7 +19,7 @@ from scoreaction.sampling.draw import spread_prompts
 from scoreaction.sampling.rollout import Sampler
 from scoreaction.sampling.steering import Steering
 from scoreaction.training.checks import refuse_uncounted
-from scoreaction.training.evaluation import measure
+from scoreaction.training.evaluation import NESTED, measure
 from scoreaction.training.finetuner import Finetuner
 from scoreaction.training.run_folder import RunFolder, sample_arrays
 from scoreaction.training.steering import certificate, chunk_of, settled, steered_figures
@@ -116,9 +116,10 @@ def steer_run(recipe: Recipe, tuner: Finetuner, folder: Path, steering: Steering
     n = n or steering.sample_count(chosen.n)
     plain, samples = measure(
         tuner.model, sampler, tuner.reward, tuner.held_out, n=chosen.n, prompts=tuner.prompts, seed=chosen.seed,
-        reference=base, chunk=chunk_of(tuner.model), world=world,
+        reference=base, chunk=chunk_of(tuner.model), world=world, clusters=tuner.clusters,
     )  # fmt: skip
-    plain.pop("by_prompt", None)
+    for nested in NESTED:
+        plain.pop(nested, None)
     figures: Values = {"method": steering.method, "particles": steering.particles, "beta": steering.beta}
     for name, value in plain.items():
         figures[f"{name.removesuffix('_se')}_{kind}{'_se' if name.endswith('_se') else ''}"] = value

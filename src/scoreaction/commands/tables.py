@@ -40,6 +40,8 @@ def show_summary(figures: Values) -> None:
         table.add_row("optimum's reward, KL", "", f"{number(figures['optimum_reward'])}, {number(figures['optimum_kl_nats'])}")
         floor, oracle = number(figures["distance_floor"]), number(figures["distance_oracle"])
         table.add_row(f"distance to the optimum (floor {floor}, oracle {oracle})", "", number(figures["distance_to_optimum"]))
+    if "optimum_cluster_entropy" in figures:
+        table.add_row("optimum's cluster entropy", "", number(figures["optimum_cluster_entropy"]))
     if "gap_nats" in figures:
         table.add_row("gap to the optimum (nats)", "", with_error(figures["gap_nats"], figures["gap_nats_se"]))
     if "reward_steered" in figures:
@@ -102,7 +104,7 @@ TEXTS = ("model", "solver", "prompts")
 def show_grid(evaluation: Values) -> None:
     """The cells of an evaluation, one a row, and what was left out."""
     known = dict.fromkeys(key for row in evaluation["grid"] for key in row)
-    keys = [key for key in known if not key.endswith("_se") and key not in ("vendi", "by_prompt")]
+    keys = [key for key in known if not key.endswith("_se") and key not in ("vendi", "by_prompt", "by_cluster", "by_label")]
     table = Table(title=f"{evaluation['n']} samples each")
     for key in keys:
         header = key.removeprefix("held_out.").replace("_", " ")
