@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from scoreaction.algorithms.hypernoise import Hypernoise
     from scoreaction.algorithms.nft import NFT
     from scoreaction.algorithms.pi_ft import PIFT
+    from scoreaction.algorithms.prompt_loop import PromptLoop
     from scoreaction.algorithms.q_learning import QLearning
     from scoreaction.algorithms.ram import RAM
     from scoreaction.algorithms.refl import ReFL
@@ -81,6 +82,7 @@ _HOMES = {
     "Pretrain": "training.pretraining",
     "Pretrainer": "training.pretraining",
     "Prompt": "types",
+    "PromptLoop": "algorithms.prompt_loop",
     "QLearning": "algorithms.q_learning",
     "RAM": "algorithms.ram",
     "ReFL": "algorithms.refl",

@@ -77,6 +77,8 @@ def check_certificate(model: Model) -> None:
     """ValueError where a model's policy has no stochastic chain that the optimal one's can be compared with."""
     if model.moves_noise:
         raise ValueError("evaluation.certificate: is of a stochastic chain, which forgets moved noise; set it to false")
+    if model.chooser is not None:
+        raise ValueError("evaluation.certificate: is of a policy of steps, and this one chooses prompts; set it to false")
 
 
 def refuse_diverged(model: str, what: str, values: Tensor) -> None:
@@ -150,8 +152,8 @@ def _path_kls(
     model: Model, noisy: Sampler, conditions: Conditions, prompt: Tensor, source: RowNoise, world: World, n: int
 ) -> tuple[Tensor, Tensor]:
     """Path and chain KL of the policy on this sampler's paths, (n,) each; prompt: the own ones."""
-    policy = follow(model, noisy, conditions, prompt)
     noise = model.noise(source, conditions, prompt)
+    policy = follow(model, noisy, conditions, prompt, noise)
     rollout = roll_out(model, noisy, policy, prompt, noise, times=noisy.times(model.process))
     states = rollout.steps().states
     flat = model.reference(states.x, states.t, conditions, prompt=states.prompt, guidance=noisy.guidance)
