@@ -1,4 +1,4 @@
-"""Truth: a linear Gaussian chain under four prompts, on which a choice, its best response and its soft value are closed forms."""
+"""Truth: a linear Gaussian chain under four prompts: a choice, its best response and its soft value are closed forms."""
 
 from __future__ import annotations
 
@@ -7,8 +7,25 @@ from dataclasses import replace
 import pytest
 import torch
 from driving import each, total
-from prompt_line import AT, BETA, MEANS, MU, OWN, PROMPTS, VARIANCE, VP, affine, algorithm, biased, decided, model, q_values
-from prompt_line import soft, states, tuner
+from prompt_line import (
+    AT,
+    BETA,
+    MEANS,
+    MU,
+    OWN,
+    PROMPTS,
+    VARIANCE,
+    VP,
+    affine,
+    algorithm,
+    biased,
+    decided,
+    model,
+    q_values,
+    soft,
+    states,
+    tuner,
+)
 from torch import nn
 from twins import accepts, close, f64, same
 
@@ -54,7 +71,7 @@ def test_the_worth_of_a_choice_goes_to_that_of_continuous_time():
         certain=(weight[:, None] * (truth + left / 2)).sum(0),
     )
     seeing, blind = soft(found, weight)
-    close((seeing, blind), (-0.7319, -0.8320), atol=2e-3, blind=(blind, blind))
+    close((seeing, blind), (-0.7319, -0.8320), atol=8e-3, blind=(blind, blind))
 
 
 class Table(nn.Module):
@@ -108,7 +125,7 @@ def table_at_rest(value, beta):
 
 
 def test_the_gradient_is_zero_at_the_soft_best_response_of_two_choices():
-    """Twins: where the KL of the second choice does not reach the first; where the std of the rewards weighs beta, as GRPO's."""
+    """Twins: the first choice does not know of the second's KL; the std of the rewards weighs beta, as GRPO's."""
     value = torch.tensor([[0.0, 0.3, 0.1, 0.2], [0.4, 0.1, 0.0, 0.1], [0.2, 0.2, 0.5, 0.1], [0.3, 0.0, 0.2, 0.4]])
     right = table_at_rest(value, BETA)
     near_sighted = right.clone()
@@ -135,38 +152,41 @@ def test_an_advantage_leaves_its_own_sample_out():
     close(group_advantages(values, groups), truth, mean=mean, one_group=group_advantages(values, 0 * groups))
 
 
-def worth(made, x, weight, t):
+def worth(made, x, weight, t, steps):
     """`E[r] - beta KL` of a model's chooser on the chain, by quadrature."""
     chooser = made.chooser
     with torch.no_grad(), made.averaged():
         features = made.reference(x[:, None].float(), t, torch.tensor([MEANS[OWN]]), prompt=torch.zeros(len(x)).long()).x0
         summary = chooser.summary(torch.tensor([MEANS[OWN]])).expand(len(x), -1)
         log_prob = chooser(features, summary, t.expand(len(x)), torch.full((len(x),), 4)).double()
-    q = q_values(x)
+    q = q_values(x, steps=steps)
     return float((weight * ((log_prob.exp() * q).sum(1) - BETA * chooser.kl(log_prob))).sum())
 
 
 @pytest.mark.slow
 def test_a_run_ends_at_the_value_of_seeing_what_is_drawn():
     """The soft value with feedback, -.73 in continuous time. Twin: a policy that does not see x0_hat has at most the other."""
+    steps = 12
 
     def trained(**more):
-        found = tuner(train={"batch": 256, "iterations": 80, "lr": 0.02, "schedule": "cosine", "max_grad_norm": 10.0})
+        found = tuner(
+            steps=steps, train={"batch": 256, "iterations": 60, "lr": 0.03, "schedule": "cosine", "max_grad_norm": 10.0}
+        )
         if more:
             found.model.features = lambda samples: 0 * samples
         list(found)
         return found.model
 
-    x, weight, t = states()
-    seeing, blind = soft(q_values(x), weight)
+    x, weight, t = states(steps=steps)
+    seeing, blind = soft(q_values(x, steps=steps), weight)
     assert seeing > blind + 0.05
-    found = worth(trained(), x, weight, t)
-    close(found, seeing, atol=0.02, blind=blind, untrained=worth(tuner().model, x, weight, t))
+    found = worth(trained(), x, weight, t, steps)
+    close(found, seeing, atol=0.02, blind=blind, untrained=worth(tuner().model, x, weight, t, steps))
     closed = trained(closed=True)
     closed.features = lambda samples: 0 * samples
     x0 = closed.reference
     closed.reference = lambda *args, **more: x0(*args, **more)._replace(x0=torch.zeros(len(x), 1))
-    accepts(lambda value: _below(value, blind + 1e-3), worth(closed, x, weight, t), seeing=found)
+    accepts(lambda value: _below(value, blind + 1e-3), worth(closed, x, weight, t, steps), seeing=found)
 
 
 def _below(value, limit):
