@@ -69,6 +69,12 @@ class PromptPath:
         self.decisions.append(Decisions(times, features, self.held, entry, log_prob))
         self.held = entry
 
+    @property
+    def kl(self) -> Tensor:
+        """`sum_k KL(pi_k || pi0)` of each path in nats, (rows,)."""
+        nats = [self.chooser.kl(decided.log_prob.to(self.chooser.prior.device)).cpu() for decided in self.decisions]
+        return torch.stack([*nats, torch.zeros(len(self.prompt))]).sum(0)
+
     def made_decisions(self) -> Decisions:
         """All decisions so far, (K, rows, ...)."""
         return Decisions(*(torch.stack(parts) for parts in zip(*self.decisions, strict=True)))

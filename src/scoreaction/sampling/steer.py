@@ -35,7 +35,6 @@ class Steered:
     figures: dict[str, Any]
 
 
-@torch.no_grad()
 def check_steered(model: Model) -> None:
     """ValueError for a policy that particles cannot follow."""
     if model.chooser is not None:
@@ -45,6 +44,7 @@ def check_steered(model: Model) -> None:
         )
 
 
+@torch.no_grad()
 def steer_x0(
     model: Model,
     sampler: Sampler,
