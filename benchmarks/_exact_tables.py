@@ -12,6 +12,7 @@ from _tables import Cells, Results, Run, Table, cell, mean_and_error, number, of
 EXACT = ("score_action", "sqdf", "sqdf, corrected", "sqdf, chain", "vard", "pi_ft", "adjoint_matching", "dpok",
          "draft, K = N, KL", "draft, K = N", "draft-1", "refl, KL", "ddpo", "score_action, surrogate", "score_action, ratio",
          "score_action, forward", "ram", "nft", "awm")  # fmt: skip
+FORMS = ("plain", "fixed", "fixed by prompt", "prompt_loop, untrained", "prompt_loop, blind", "prompt_loop")
 QUOTED = ("score_action", "sqdf, corrected", "sqdf", "vard", "adjoint_matching", "dpok", "ddpo")
 TASKS = ("mixture", "mixture16", "linear_quadratic")
 Plan = list[tuple[str, str, int]]
@@ -139,6 +140,17 @@ def hint(results: Results) -> Table:
         table.add(
             results.runs, f"*{form}*" if form == "base" else form, str(len(own[0])), *figures, of(own[1], "hint_kl_nats", 2)
         )
+    return table
+
+
+def prompt_loop(results: Results) -> Table:
+    """Mean reward and prompts followed of what a model is told, on a line and on shapes."""
+    table = Table("task", "told", "seeds", "reward", "prompts followed", "KL of the choices")
+    points = [point for curve in results.curves.values() for point in curve]
+    for task, form in sorted({(p["task"], p["form"]) for p in points}, key=lambda pair: (pair[0], FORMS.index(pair[1]))):
+        own = [point for point in points if (point["task"], point["form"]) == (task, form)]
+        figures = (of(own, "reward", 3), of(own, "followed", 3), of(own, "kl_choice_nats", 2))
+        table.add(results.runs, task, form, str(len(own)), *figures)
     return table
 
 

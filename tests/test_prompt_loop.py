@@ -130,7 +130,7 @@ def test_the_gradient_is_zero_at_the_soft_best_response_of_two_choices():
     right = table_at_rest(value, BETA)
     near_sighted = right.clone()
     near_sighted[0, 4] = (value * (value / BETA).softmax(1)).sum(1) / BETA  # of the reward alone
-    published = table_at_rest(value, BETA * 0.15)
+    published = table_at_rest(value, BETA * float(value.std()))
     close(
         pull(right, value), 0.0, atol=4e-3, near_sighted=pull(near_sighted, value), published=pull(published, value),
         uniform=pull(torch.zeros(2, 5, 4), value),

@@ -44,8 +44,9 @@ class PromptLoop(Algorithm):
     one std of the rewards, of which the fixed point is free: `pi_k ~ pi_0 exp(Q_k/beta)`. The noise of the samples
     belongs to the environment: any solver with one evaluation a step, any eta. One reward query a sample.
 
-    menu: templates with {prompt}, a mapping from each prompt to as many texts, or a JSON file with either. at: the times of the
-    decisions, each within a step of its own. weights: pi_0 up to a factor, null for equal ones.
+    menu: templates with {prompt}, a mapping from each prompt to as many texts, or a JSON file with either; null for eight
+    templates that ship. at: the times of the decisions, each within a step of its own. weights: pi_0 up to a factor, null for
+    equal ones.
 
     >>> PromptLoop(menu=["{prompt}", "{prompt}, at night"], at=[1.0, 0.4]).beta
     0.1
@@ -53,7 +54,9 @@ class PromptLoop(Algorithm):
 
     name: Literal["prompt_loop"] = "prompt_loop"
     chooses_prompts: ClassVar[bool] = True
-    menu: list[str] | dict[str, list[str]] = Field(TEMPLATES, description="templates with {prompt}, texts by prompt, or a file")
+    menu: list[str] | dict[str, list[str]] | None = Field(
+        None, description="templates with {prompt}, texts by prompt, or a file of either; null for eight templates that ship"
+    )
     at: list[float] = Field([1.0, 0.6, 0.35, 0.2, 0.1], min_length=1, description="times at which a text is chosen")
     weights: list[float] | None = Field(None, description="of the menu's entries before training; null for equal ones")
     beta: float = Field(0.1, gt=0, description="reward units per nat of the choices")
@@ -76,7 +79,9 @@ class PromptLoop(Algorithm):
 
     @field_validator("menu")
     @classmethod
-    def _checked(cls, menu: list[str] | dict[str, list[str]]) -> list[str] | dict[str, list[str]]:
+    def _checked(cls, menu: list[str] | dict[str, list[str]] | None) -> list[str] | dict[str, list[str]] | None:
+        if menu is None:
+            return None
         lists = {"": menu} if isinstance(menu, list) else menu
         sizes = {len(texts) for texts in lists.values()}
         if not sizes or min(sizes) < 2:
@@ -100,14 +105,15 @@ class PromptLoop(Algorithm):
 
     @model_validator(mode="after")
     def _weighed(self) -> PromptLoop:
-        size = Menu(self.menu).size
+        size = Menu(self.menu or TEMPLATES).size
         if self.weights is not None and (len(self.weights) != size or min(self.weights) <= 0):
             raise ValueError(f"weights: give a number above 0 for each of the menu's {size} entries (got {self.weights})")
         return self
 
     def chooser(self, model: Model, prompts: Sequence[Any] | None) -> PromptChooser:
         """The network that chooses, for a model that takes prompts."""
-        return PromptChooser.made(model, prompts, menu=self.menu, at=self.at, hidden=self.hidden, weights=self.weights)
+        menu = self.menu or TEMPLATES
+        return PromptChooser.made(model, prompts, menu=menu, at=self.at, hidden=self.hidden, weights=self.weights)
 
     def build(self, setting: Setting) -> PromptLoopLearner:
         sampler, process = setting.sampler, setting.model.process
