@@ -143,6 +143,15 @@ def hint(results: Results) -> Table:
     return table
 
 
+def delay(results: Results) -> Table:
+    """Average costs of controllers whose state is seen late."""
+    table = Table("delay", "seeds", "optimum", "predictor", "windows", "windows over predictor", "stale")
+    for late, runs in results.groups("delay").items():
+        names = ("optimum", "predictor", "windows", "over_predictor", "stale")
+        table.add(runs, str(late), str(len(runs)), *(of(runs, name, 3) for name in names))
+    return table
+
+
 def prompt_loop(results: Results) -> Table:
     """Mean reward and prompts followed of what a model is told, on a line and on shapes."""
     table = Table("task", "told", "seeds", "reward", "prompts followed", "KL of the choices")

@@ -75,7 +75,7 @@ def test_the_worth_of_a_choice_goes_to_that_of_continuous_time():
 
 
 class Table(nn.Module):
-    """log pi of a table by decision and held entry, in the place of a chooser's network."""
+    """log pi of a table by decision and previous entry, in the place of a chooser's network."""
 
     def __init__(self, chooser, logits):
         super().__init__()
@@ -87,8 +87,8 @@ class Table(nn.Module):
         except AttributeError:
             return getattr(super().__getattr__("chooser"), name)
 
-    def forward(self, features, summary, t, held):
-        return self.logits[(t < 0.5).long(), held].log_softmax(1)
+    def forward(self, features, summary, t, previous):
+        return self.logits[(t < 0.5).long(), previous].log_softmax(1)
 
 
 def pull(logits, value, *, batch=4_000, scale=1.0, forget=False):
@@ -101,10 +101,10 @@ def pull(logits, value, *, batch=4_000, scale=1.0, forget=False):
     joint = pi[0, 4][:, None] * pi[1, :4]
     pairs = torch.cat([torch.tensor([[i, j]]).repeat(round(float(joint[i, j]) * batch), 1) for i in range(4) for j in range(4)])
     rows = len(pairs)
-    held = torch.stack([torch.full((rows,), 4), pairs[:, 0]])
+    previous = torch.stack([torch.full((rows,), 4), pairs[:, 0]])
     t = torch.stack([torch.ones(rows), torch.full((rows,), AT)]).double()
     log_prob = torch.stack([logits[0, 4].log_softmax(0).expand(rows, 4), logits[1].log_softmax(1)[pairs[:, 0]]])
-    choices = Decisions(t, torch.zeros(2, rows, 1), held, pairs.T, log_prob)
+    choices = Decisions(t, torch.zeros(2, rows, 1), previous, pairs.T, log_prob)
     rollout = learner.explore(torch.zeros(2, dtype=torch.long), learner.times(None), RowNoise(1, torch.arange(2)))
     rewards = value[pairs[:, 0], pairs[:, 1]] * scale
     prompt = torch.zeros(rows, dtype=torch.long)

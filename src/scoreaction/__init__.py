@@ -42,6 +42,7 @@ if TYPE_CHECKING:
     from scoreaction.sampling.known import Known
     from scoreaction.sampling.rollout import Sampler
     from scoreaction.sampling.steering import Steering
+    from scoreaction.training.control import DelayedController
     from scoreaction.training.distillation import Distill, Distiller
     from scoreaction.training.evaluation import Evaluation
     from scoreaction.training.finetuner import Finetuner
@@ -63,6 +64,7 @@ _HOMES = {
     "DPO": "algorithms.dpo",
     "DPOK": "algorithms.dpok",
     "DRaFT": "algorithms.draft",
+    "DelayedController": "training.control",
     "Distill": "training.distillation",
     "Distiller": "training.distillation",
     "Evaluation": "training.evaluation",

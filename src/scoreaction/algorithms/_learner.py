@@ -136,7 +136,7 @@ class Algorithm(Settings):
         """The learner; ValueError with a remedy where sampler or reward cannot give what it needs."""
 
     def chooser(self, model: Model, prompts: Sequence[Any] | None) -> PromptChooser | None:
-        """What its policy chooses prompts by; None of one that trains the network's steps."""
+        """The network by which its policy chooses prompts; None where that is one of steps."""
         return None
 
     def build_on_tokens(self, setting: Setting) -> Learner:

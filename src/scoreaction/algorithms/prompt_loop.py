@@ -19,7 +19,7 @@ from scoreaction.diffusion.noise import Source
 from scoreaction.networks.conditions import take
 from scoreaction.networks.model import Model
 from scoreaction.networks.prompt_chooser import SLOT, Menu, PromptChooser
-from scoreaction.sampling.prompt_path import PromptPath
+from scoreaction.sampling.prompt_path import PromptPath, make_chooser
 from scoreaction.sampling.rollout import Rollout, follow, roll_out
 
 TEMPLATES = [
@@ -67,7 +67,7 @@ class PromptLoop(Algorithm):
     @field_validator("menu", mode="before")
     @classmethod
     def _read(cls, menu: Any) -> Any:
-        """What a file holds is kept, so that runs stand alone."""
+        """Reads a file's menu, which is kept, so that runs stand alone."""
         if not isinstance(menu, str):
             return menu
         try:
@@ -113,7 +113,7 @@ class PromptLoop(Algorithm):
     def chooser(self, model: Model, prompts: Sequence[Any] | None) -> PromptChooser:
         """The network that chooses, for a model that takes prompts."""
         menu = self.menu or TEMPLATES
-        return PromptChooser.made(model, prompts, menu=menu, at=self.at, hidden=self.hidden, weights=self.weights)
+        return make_chooser(model, prompts, menu=menu, at=self.at, hidden=self.hidden, weights=self.weights)
 
     def build(self, setting: Setting) -> PromptLoopLearner:
         sampler, process = setting.sampler, setting.model.process
@@ -172,14 +172,14 @@ class PromptLoopLearner(Learner):
 
         def loss(rows: Tensor, *, first: bool) -> Loss:
             device = self.chooser.centre.device
-            t, features, held, entry, old = (take(part, rows).to(device) for part in flat)
-            log_prob = self.chooser(features, summary[prompt[rows]].to(device), t, held)
+            t, features, previous, entry, old = (take(part, rows).to(device) for part in flat)
+            log_prob = self.chooser(features, summary[prompt[rows]].to(device), t, previous)
             ratio = (log_prob - old).gather(1, entry[:, None])[:, 0]
             nats = self.chooser.kl(log_prob)
             gain = clipped_surrogate(ratio, take(advantage, rows).to(ratio), self.config.clip)
             figures: dict[str, Tensor | Largest] = {"log_ratio_first": Largest(ratio.detach().abs())} if first else {}
             figures["kl_choice_nats"] = steps * nats.detach()
-            figures["switches"] = steps * (held != entry).to(nats)
+            figures["switches"] = steps * (previous != entry).to(nats)
             return steps * (gain + self.beta / spread * nats), figures
 
         for epoch in range(self.config.epochs):

@@ -44,7 +44,7 @@ class GaussianStates:
     """True if the policy moves the noise that samples start from, and its steps are the pretrained model's."""
 
     chooser: PromptChooser | None = None
-    """What chooses the prompts that the pretrained model is told along a path, where that is the policy."""
+    """The policy's network where it chooses the prompts that the pretrained model is told along a path."""
 
     @property
     def steps_alone(self) -> bool:

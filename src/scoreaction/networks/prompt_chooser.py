@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -13,16 +13,13 @@ from scoreaction.networks.conditions import take
 from scoreaction.networks.layers import time_features
 from scoreaction.types import Conditions
 
-if TYPE_CHECKING:
-    from scoreaction.networks.model import Model
-
 SLOT = "{prompt}"
 IDS = 256
 """Class ids are told apart by their remainder."""
 
 
 class Menu(NamedTuple):
-    """What a prompt may be told as: templates with {prompt}, the same for all, or as many texts for each prompt.
+    """The texts that a model may be told for a prompt: templates with {prompt}, or as many texts for each prompt.
 
     >>> Menu(["{prompt}", "{prompt}, at night"]).texts(["a cat"])
     ['a cat', 'a cat, at night']
@@ -52,19 +49,19 @@ class Menu(NamedTuple):
 class Decisions(NamedTuple):
     """Choices of the prompts along paths, (K, rows, ...): the k-th of every path.
 
-    t (K, rows) float64; features (K, rows, F) of the decoded x0_hat; held (K, rows) the entry that was told until then, C for
-    the prompt itself; entry (K, rows) the one that was chosen; log_prob (K, rows, C) of the policy that chose.
+    t (K, rows) float64; features (K, rows, F) of the decoded x0_hat; previous (K, rows) the entry that was told until then, C
+    for the prompt itself; entry (K, rows) the one that was chosen; log_prob (K, rows, C) of the policy that chose.
     """
 
     t: Tensor
     features: Tensor
-    held: Tensor
+    previous: Tensor
     entry: Tensor
     log_prob: Tensor
 
 
 class PromptChooser(nn.Module):
-    """`pi(c | x0_hat, prompt, t, held) = softmax(log pi0 + f)_c` over the entries of a menu; f is 0 at the beginning.
+    """`pi(c | x0_hat, prompt, t, previous) = softmax(log pi0 + f)_c` over the entries of a menu; f is 0 at the beginning.
 
     at: the times of its decisions, decreasing in (0, 1]; weights (C,): pi0 up to a factor, None for equal ones. Of conditions,
     those of the prompts that it begins with, it takes centre and spread. Features are standardised by the first that it is
@@ -72,8 +69,8 @@ class PromptChooser(nn.Module):
 
     >>> from scoreaction.diffusion.processes import VP
     >>> chooser = PromptChooser(Menu(["{prompt}", "a {prompt}"]), [1.0], VP(), 3, torch.arange(2), weights=[1.0, 3.0])
-    >>> t, held = torch.ones(1, dtype=torch.float64), torch.tensor([2])
-    >>> chooser(torch.zeros(1, 3), chooser.summary(torch.arange(1)), t, held).exp()
+    >>> t, previous = torch.ones(1, dtype=torch.float64), torch.tensor([2])
+    >>> chooser(torch.zeros(1, 3), chooser.summary(torch.arange(1)), t, previous).exp()
     tensor([[0.2500, 0.7500]], grad_fn=<ExpBackward0>)
     """
 
@@ -109,28 +106,6 @@ class PromptChooser(nn.Module):
         nn.init.zeros_(self.last.weight)
         nn.init.zeros_(self.last.bias)
 
-    @classmethod
-    def made(
-        cls,
-        model: Model,
-        prompts: Sequence[Any] | None,
-        *,
-        menu: list[str] | dict[str, list[str]],
-        at: Sequence[float],
-        hidden: int,
-        weights: Sequence[float] | None,
-    ) -> PromptChooser:
-        """That of a model and the prompts that it begins with. ValueError where there are none."""
-        model.refuse_tokens("prompt_loop, which looks at x0_hat,")
-        if model.encode is None:
-            raise ValueError("algorithm.name: prompt_loop chooses what a model is told, and this one takes no prompts")
-        if not prompts:
-            raise ValueError("prompts: prompt_loop chooses among texts for prompts, and there are none; give prompts")
-        Menu(menu).texts(prompts)
-        width = features_of(model, model.example(1, torch.Generator().manual_seed(0))).shape[1]
-        conditions = model.conditions(list(prompts))
-        return cls(Menu(menu), at, model.process, width, conditions, hidden=hidden, weights=weights)
-
     def summary(self, conditions: Conditions) -> Tensor:
         """Conditions (prompts, ...) as vectors (prompts, D): features averaged over tokens, shares of class ids."""
         named = conditions if isinstance(conditions, dict) else {"": conditions}
@@ -144,13 +119,13 @@ class PromptChooser(nn.Module):
                 own.copy_(value)
             self.taken.fill_(1.0)
 
-    def forward(self, features: Tensor, summary: Tensor, t: Tensor, held: Tensor) -> Tensor:
-        """log pi (rows, C) of features (rows, F), summary (rows, D), t (rows,) and held (rows,)."""
+    def forward(self, features: Tensor, summary: Tensor, t: Tensor, previous: Tensor) -> Tensor:
+        """log pi (rows, C) of features (rows, F), summary (rows, D), t (rows,) and previous (rows,)."""
         parts = [
             (features - self.centre) / self.spread,
             (summary - self.text_centre) / self.text_spread,
             time_features(self.process, t),
-            nn.functional.one_hot(held, self.menu.size + 1),
+            nn.functional.one_hot(previous, self.menu.size + 1),
         ]
         hidden = self.body(torch.cat([part.to(self.centre) for part in parts], 1))
         return (self.prior + self.last(hidden)).log_softmax(1)
@@ -169,13 +144,6 @@ class PromptChooser(nn.Module):
         if first is None:
             raise ValueError("prompts: this model's policy chooses prompts, and there are none; give prompts")
         return len(first) // (1 + self.menu.size)
-
-
-@torch.no_grad()
-def features_of(model: Model, x0: Tensor) -> Tensor:
-    """Features (rows, F) float32 of x0 before decoding, as many rows at a time as the model takes."""
-    parts = x0.split(model.max_rows or max(1, len(x0)))
-    return torch.cat([model.features(model.decode(part)).float() for part in parts])
 
 
 def _vectors(condition: Tensor | None) -> Tensor:

@@ -20,8 +20,8 @@ from scoreaction.networks.adapters import base_tensors
 from scoreaction.networks.lora_files import copy_into, refuse_different
 from scoreaction.networks.masked import MODELS
 from scoreaction.networks.model import Model
-from scoreaction.networks.prompt_chooser import PromptChooser
 from scoreaction.networks.sharding import gathered
+from scoreaction.sampling.prompt_path import make_chooser
 from scoreaction.sampling.rollout import Sampler
 from scoreaction.training.run_folder import MODEL_DESCRIPTION as DESCRIPTION
 from scoreaction.world import World
@@ -125,7 +125,7 @@ def load_described(path: Path, net: nn.Module | Model | None = None) -> Model:
     if description.get("chooser") is not None:
         if not description["prompts"]:
             raise ValueError(f"{path}: its prompts were not texts, so that the policy that chooses them cannot be rebuilt")
-        model.choose_prompts(PromptChooser.made(model, description["prompts"], **description["chooser"]))
+        model.choose_prompts(make_chooser(model, description["prompts"], **description["chooser"]))
     load_weights(model, path)
     model.net.eval()  # as it was trained: dropout and batch statistics off
     model.guidance, model.grid, model.prompts = sampler["guidance"], sampler["grid"], description["prompts"] or model.prompts
