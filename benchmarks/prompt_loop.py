@@ -1,11 +1,11 @@
 """Prompts chosen on the way: coloured shapes and a line where the best choice is known, at equal queries.
 
-    python -m benchmarks.prompt_loop           # results/prompt_loop.csv and its table; some ten minutes on one core
+    python -m benchmarks.prompt_loop           # results/prompt_loop.csv and its table; some six minutes on one core
 
 line: data N(m, 1.2) for each of four prompts, the reward -(x - 0.4)^2/2, the prompt of m = -0.5 with all four as its menu,
 decisions at t = 1, 0.5 and 0.2, beta 0.05; 15,360 queries. blind: x0_hat is hidden. shapes: the 48 prompts of the set with
 four texts each (itself; the other way round, or twice where it is of one kind; without its relation, or without its count; its
-shapes named twice), decisions at t = 1, 0.55, 0.36 and 0.2, beta 0.02; 1,536 queries. fixed: the text of the best mean reward
+shapes named twice), decisions at t = 1, 0.55, 0.36 and 0.2, beta 0.02; 1,024 queries. fixed: the text of the best mean reward
 for as many queries, told from the start; fixed by prompt: that of each prompt. Three seeds.
 """
 
@@ -20,7 +20,7 @@ from torch import Tensor, nn
 MEANS, VARIANCE, TARGET, OWN, LINE_STEPS, LINE_N = (-1.5, -0.5, 0.5, 1.5), 1.2, 0.4, "-0.5", 24, 16_384
 LINE_ITERATIONS, LINE_BATCH = 60, 256
 OPPOSITE = {"above": "below", "below": "above", "left of": "right of", "right of": "left of"}
-STEPS, BATCH, ITERATIONS, N = 12, 64, 24, 384
+STEPS, BATCH, QUERIES, N = 12, 64, 1024, 192
 SHAPES = ("circle", "square", "triangle", "circles", "squares", "triangles")
 
 
@@ -101,53 +101,69 @@ def texts_of(prompt: str) -> list[str]:
     ]
 
 
-def on_shapes(seed: int) -> Figures:
-    """The prompt itself, fixed texts, the policy before training and after: mean reward, prompts followed, KL."""
+class Shapes:
+    """The coloured shapes with the menu of each prompt, and the reward of what is drawn."""
+
+    def __init__(self) -> None:
+        from scoreaction.models import shapes
+        from scoreaction.recipes.prompts import prompt_list
+        from scoreaction.rewards import shapes as program
+
+        self.prompts: list[Any] = prompt_list("shapes") or []
+        self.menu = {str(prompt): texts_of(prompt) for prompt in self.prompts}
+        self.reward, self.model = program.build(program.Config()), shapes.build(shapes.Config())
+
+    def scored(self, n: int, seed: int, entry: int | None = None) -> Tensor:
+        """Rewards (n,) of the model, whose policy chooses, or which is told an entry of the menu."""
+        import scoreaction as sa
+
+        asked = [self.prompts[i % len(self.prompts)] for i in range(n)]
+        texts = asked if entry is None else [self.menu[str(prompt)][entry] for prompt in asked]
+        return torch.as_tensor(self.reward(sa.sample(self.model, n=n, steps=STEPS, prompts=texts, seed=seed), asked)).double()
+
+
+def fixed_texts(seed: int) -> Figures:
+    """Shapes: the prompt itself, and the best text of all prompts and of each."""
+    task, count = Shapes(), 4
+    tried = torch.stack([task.scored(QUERIES // count, seed, entry) for entry in range(count)])
+    fresh = torch.stack([task.scored(N, 99, entry) for entry in range(count)])
+    number = torch.arange(max(N, QUERIES // count)) % len(task.prompts)
+    sums = torch.stack([torch.zeros(len(task.prompts)).double().index_add(0, number[: tried.shape[1]], row) for row in tried])
+    best = sums.argmax(0)[number[:N]]
+    forms = {"plain": fresh[0], "fixed": fresh[int(tried.mean(1).argmax())], "fixed by prompt": fresh[best, torch.arange(N)]}
+    return {"curve": [_point(form, rewards) for form, rewards in forms.items()]}
+
+
+def chosen_texts(seed: int) -> Figures:
+    """Shapes: the policy before and after training."""
     import scoreaction as sa
-    from scoreaction.models import shapes
-    from scoreaction.recipes.prompts import prompt_list
-    from scoreaction.rewards import shapes as program
 
-    prompts: list[Any] = prompt_list("shapes") or []
-    menu = {str(prompt): texts_of(prompt) for prompt in prompts}
-    reward = program.build(program.Config())
-
-    def scored(model: Any, n: int, seed: int, entry: int | None = None) -> Tensor:
-        asked = [prompts[i % len(prompts)] for i in range(n)]
-        told = asked if entry is None else [menu[str(prompt)][entry] for prompt in asked]
-        return torch.as_tensor(reward(sa.sample(model, n=n, steps=STEPS, prompts=told, seed=seed), asked)).double()
-
-    plain, spent = shapes.build(shapes.Config()), ITERATIONS * BATCH // 4
-    tried = torch.stack([scored(plain, spent, seed, entry).view(-1, len(prompts)) for entry in range(4)])
-    fresh = torch.stack([scored(plain, N, 99, entry).view(-1, len(prompts)) for entry in range(4)])
-    each, column = tried.mean(1).argmax(0), torch.arange(len(prompts))
-    forms = {
-        "plain": fresh[0], "fixed": fresh[int(tried.mean((1, 2)).argmax())],
-        "fixed by prompt": fresh[each, :, column].T,
-    }  # fmt: skip
+    task = Shapes()
     tuner = sa.Finetuner(
-        plain, reward=reward, prompts=prompts, sampler=sa.Sampler(steps=STEPS),
-        algorithm=sa.PromptLoop(menu=menu, at=[1.0, 0.55, 0.36, 0.2], beta=0.02, epochs=8),
+        task.model, reward=task.reward, prompts=task.prompts, sampler=sa.Sampler(steps=STEPS),
+        algorithm=sa.PromptLoop(menu=task.menu, at=[1.0, 0.55, 0.36, 0.2], beta=0.02, epochs=8),
         train=sa.Train(
-            iterations=ITERATIONS, batch=BATCH, samples_per_prompt=8, lr=3e-3, seed=seed, device="cpu", max_rows=256
+            iterations=QUERIES // BATCH, batch=BATCH, samples_per_prompt=8, lr=3e-3, seed=seed, device="cpu", max_rows=256
         ),
     )  # fmt: skip
-    forms["prompt_loop, untrained"] = scored(tuner.model, N, 99)
+    before = _point("prompt_loop, untrained", task.scored(N, 99))
     list(tuner)
-    forms["prompt_loop"] = scored(tuner.model, N, 99)
-    points = [
-        {"task": "shapes", "form": form, "reward": float(r.mean()), "followed": float((r > 0.999).double().mean())}
-        for form, r in forms.items()
-    ]
-    points[-1] |= _kl(tuner, 48)
-    return {"curve": points}
+    return {"curve": [before, _point("prompt_loop", task.scored(N, 99)) | _kl(tuner, 48)]}
 
 
-def measured(task: str, seed: int) -> Figures:
-    """One task at one seed."""
-    return on_a_line(seed) if task == "line" else on_shapes(seed)
+def _point(form: str, rewards: Tensor) -> Figures:
+    share = float((rewards > 0.999).double().mean())
+    return {"task": "shapes", "form": form, "reward": float(rewards.mean()), "followed": share}
+
+
+PARTS = {"line": on_a_line, "shapes-fixed": fixed_texts, "shapes-loop": chosen_texts}
+
+
+def measured(part: str, seed: int) -> Figures:
+    """One part of the benchmark at one seed."""
+    return PARTS[part](seed)
 
 
 if __name__ == "__main__":
-    jobs = {f"{task}-seed{seed}": {"task": task, "seed": seed} for seed in range(3) for task in ("line", "shapes")}
+    jobs = {f"{part}-seed{seed}": {"part": part, "seed": seed} for seed in range(3) for part in PARTS}
     run_jobs(measured, jobs, arguments(__doc__ or "", "prompt_loop").parse_args())
