@@ -12,16 +12,15 @@ from _tables import Cells, Results, Run, Table, cell, mean_and_error, number, of
 EXACT = ("score_action", "sqdf", "sqdf, corrected", "sqdf, chain", "vard", "pi_ft", "adjoint_matching", "dpok",
          "draft, K = N, KL", "draft, K = N", "draft-1", "refl, KL", "ddpo", "score_action, surrogate", "score_action, ratio",
          "score_action, forward", "ram", "nft", "awm")  # fmt: skip
-FORMS = ("plain", "fixed", "fixed by prompt", "prompt_loop, untrained", "prompt_loop, blind", "prompt_loop")
 QUOTED = ("score_action", "sqdf, corrected", "sqdf", "vard", "adjoint_matching", "dpok", "ddpo")
 TASKS = ("mixture", "mixture16", "linear_quadratic")
 Plan = list[tuple[str, str, int]]
 
 
 def _optimum(results: Results, task: str) -> tuple[Run, float]:
-    """A run that knows the task's optimum, and the larger of floor and oracle."""
-    run = next(run for run in results.where(task=task) if run["distance_floor"] is not None)
-    return run, max(run["distance_floor"], run["distance_oracle"])
+    """A run that knows the task's optimum, and the larger of floor and oracle, each a mean over the runs' measurements."""
+    runs = [run for run in results.where(task=task) if run["distance_floor"] is not None]
+    return runs[0], max(statistics.fmean(run[key] for run in runs) for key in ("distance_floor", "distance_oracle"))
 
 
 def _ratio(runs: Sequence[Run], bar: float) -> str:
@@ -124,42 +123,6 @@ def steering(results: Results) -> Table:
         costs = (of(seeds, f"{key}_per_sample", 0) for key in ("evaluations", "backward", "queries"))
         name = f"*{method}*" if method in ("optimum", "oracle", "base") else method
         table.add(results.runs, name, str(len(seeds)), of(seeds, "reward"), of(seeds, "distance"), *costs, of(seeds, "log_z"))
-    return table
-
-
-def hint(results: Results) -> Table:
-    """The share of samples with the rare reward, and the KL, at equal queries and at equal evaluations."""
-    table = Table("dead groups", "seeds", "share at 1,920 rewards", "KL", "share at 40,000 evaluations", "KL", "hint's KL")
-    points = [point for curve in results.curves.values() for point in curve]
-    for form in dict.fromkeys(point["form"] for point in points):
-        own = [
-            [p for p in points if p["form"] == form and (p["budget"] or b) == b]
-            for b in ("reward_queries", "model_evaluations")
-        ]
-        figures = (of(seeds, key, digits) for seeds in own for key, digits in (("success", 3), ("kl_nats", 2)))
-        table.add(
-            results.runs, f"*{form}*" if form == "base" else form, str(len(own[0])), *figures, of(own[1], "hint_kl_nats", 2)
-        )
-    return table
-
-
-def delay(results: Results) -> Table:
-    """Average costs of controllers whose state is seen late."""
-    table = Table("delay", "seeds", "optimum", "predictor", "windows", "windows over predictor", "stale")
-    for late, runs in results.groups("delay").items():
-        names = ("optimum", "predictor", "windows", "over_predictor", "stale")
-        table.add(runs, str(late), str(len(runs)), *(of(runs, name, 3) for name in names))
-    return table
-
-
-def prompt_loop(results: Results) -> Table:
-    """Mean reward and prompts followed of what a model is told, on a line and on shapes."""
-    table = Table("task", "told", "seeds", "reward", "prompts followed", "KL of the choices")
-    points = [point for curve in results.curves.values() for point in curve]
-    for task, form in sorted({(p["task"], p["form"]) for p in points}, key=lambda pair: (pair[0], FORMS.index(pair[1]))):
-        own = [point for point in points if (point["task"], point["form"]) == (task, form)]
-        figures = (of(own, "reward", 3), of(own, "followed", 3), of(own, "kl_choice_nats", 2))
-        table.add(results.runs, task, form, str(len(own)), *figures)
     return table
 
 

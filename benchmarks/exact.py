@@ -65,6 +65,7 @@ def train(task: str, trainer: str, steps: int, seed: int, iterations: int) -> Fi
     beta = load_recipe(task).values()["algorithm"]["beta"]  # of the optimum that all are measured to
     settings = [setting.replace("BETA", str(beta)) for setting in TRAINERS[trainer]]
     settings += [f"sampler.steps={steps}", f"train.seed={seed}", f"train.iterations={iterations}", f"evaluation.beta={beta}"]
+    settings.append(f"evaluation.seed={1234 + 100 * seed}")  # so that errors over seeds hold those of the measurement
     tuner = built(task, *settings)
     try:
         for _ in tuner:

@@ -7,17 +7,15 @@ from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
 
+from _chain_tables import delays, hint, hrf
 from _exact_tables import (
     EXACT,
     TASKS,
     Plan,
     causal,
-    delay,
     exact,
-    hint,
     off_below,
     parametrisations,
-    prompt_loop,
     q_learning,
     readme,
     samplers,
@@ -37,6 +35,7 @@ from _picture_tables import (
     shapes,
     shapes_kl,
 )
+from _prompt_tables import control, prompt_loop
 from _records import RESULTS, ROOT
 from _tables import Results, Table, of
 from _value_tables import adjoints, consistency, estimators_gradient, estimators_spread, estimators_value, soft_q
@@ -86,7 +85,9 @@ TABLES: dict[str, tuple[str, Callable[[Results], Table]]] = {
     "steering": ("steering", steering),
     "hint": ("hint", hint),
     "prompt_loop": ("prompt_loop", prompt_loop),
-    "delay": ("delay", delay),
+    "control": ("delay", control),
+    "hrf": ("hrf", hrf),
+    "delays": ("hrf", delays),
     "q_learning": ("q_learning", q_learning),
     "digits": ("digits", partial(digits_end, trainers=DIGITS)),
     "digits_13": ("digits", partial(digits_reached, level=13)),

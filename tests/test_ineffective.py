@@ -12,7 +12,7 @@ from scipy import stats
 from twins import F64, accepts, close, f64, same
 
 import scoreaction as sa
-from scoreaction.algorithms._groups import dead, group_advantages
+from scoreaction.algorithms._baselines import dead, group_advantages
 from scoreaction.algorithms._likelihood_ratio import standardised
 from scoreaction.diffusion.noise import RowNoise
 from scoreaction.diffusion.transitions import Transition

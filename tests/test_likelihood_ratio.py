@@ -13,6 +13,7 @@ from twins import F64, accepts, close, f64
 
 import scoreaction as sa
 from scoreaction.algorithms import Update
+from scoreaction.algorithms._baselines import prompt_advantages
 from scoreaction.algorithms._likelihood_ratio import (
     clipped_surrogate,
     minibatches,
@@ -23,7 +24,6 @@ from scoreaction.algorithms._likelihood_ratio import (
     steps_with_density,
     transition,
 )
-from scoreaction.algorithms.ddpo import prompt_advantages
 from scoreaction.diffusion.predictions import expand
 from scoreaction.networks.layers import VectorNet
 from scoreaction.world import ALONE

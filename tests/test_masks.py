@@ -159,6 +159,20 @@ def test_the_kl_of_a_shift_is_that_of_a_point_times_the_points() -> None:
     close(nats(True), [1.0, 1.0, 2.0, 2.0, 4.0, 4.0], atol=1e-4, unmasked=nats(False))
 
 
+@pytest.mark.parametrize("name", ["hypernoise", "ddpo"])
+def test_trajectories_begin_at_0_in_padding(name: str) -> None:
+    """Twin: a model without a mask."""
+
+    def right(mask: bool) -> None:
+        made = tuner(name, 0.0, mask=mask)
+        rollout = made.collector.rollout(made.learner, torch.Generator().manual_seed(0), 0)
+        here = encode([PROMPTS[number] for number in rollout.prompt.tolist()])["here"]
+        assert bool((rollout.x[0][~here] == 0).all())
+        assert bool((rollout.x[0][here] != 0).all())
+
+    accepts(right, True, unmasked=False)
+
+
 def test_noise_that_is_put_on_samples_again_is_0_in_padding() -> None:
     """Twin: a model without a mask."""
 

@@ -263,6 +263,12 @@ def test_bad_data_and_damage_are_one_line(tmp_path):
     np.savez(tmp_path / "loud.npz", 2 * np.ones((12, 8, 8)))
     with pytest.raises(ValueError, match=r"^data: pictures in .* must be bytes, or numbers in \[0, 1\]"):
         Pretrainer(Pretrain(data=tmp_path / "loud.npz"))
+    left_out = int(torch.randperm(12, generator=torch.Generator().manual_seed(0))[0])
+    np.savez(tmp_path / "flat.npz", np.stack([np.arange(12.0), np.arange(12) == left_out], 1))
+    with pytest.raises(
+        ValueError, match=r"^data: column 1 has one value in every row that is trained on; leave the column out"
+    ):
+        Pretrainer(Pretrain(data=tmp_path / "flat.npz"))
     with pytest.raises(ValueError, match=r"^data: .* has 0 pictures"):
         Pretrainer(Pretrain(data=tmp_path))
     (tmp_path / "pretrained.json").write_text("{}")

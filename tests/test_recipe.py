@@ -328,16 +328,23 @@ def test_a_path_that_is_here_becomes_absolute(tmp_path: Path, monkeypatch: pytes
     monkeypatch.chdir(tmp_path)
     (tmp_path / "weights").mkdir()
     (tmp_path / "head.safetensors").touch()
-    overrides = ["reward={name: aesthetic, head: head.safetensors, path: openai/clip}", "model={name: digits, path: weights}"]
+    (tmp_path / "part.npz").touch()
+    overrides = [
+        "reward={name: aesthetic, head: head.safetensors, path: openai/clip}",
+        "model={name: digits, path: weights}",
+        "steer.known.values=part.npz",
+    ]
 
     def paths() -> list[str]:
         values = load_recipe("digits", overrides).values()
-        return [values["reward"]["head"], values["reward"]["path"], values["model"]["path"]]
+        known = values["steer"]["known"]["values"]
+        return [values["reward"]["head"], values["reward"]["path"], values["model"]["path"], known]
 
     found = paths()
     (tmp_path / "elsewhere").mkdir()
     monkeypatch.chdir(tmp_path / "elsewhere")
-    same(found, [f"{tmp_path}/head.safetensors", "openai/clip", f"{tmp_path}/weights"], elsewhere=paths())
+    here = [f"{tmp_path}/{name}" for name in ("head.safetensors", "weights", "part.npz")]
+    same(found, [here[0], "openai/clip", *here[1:]], elsewhere=paths())
     with pytest.raises(
         UserError, match=rf"^model\.path: no/such/folder is no folder .*\(a relative path begins at {Path.cwd()}\)$"
     ):

@@ -14,7 +14,7 @@ from twins import F64, close, f64, same
 import scoreaction as sa
 from scoreaction.diffusion.transitions import Transition
 from scoreaction.errors import Failed
-from scoreaction.sampling import walks
+from scoreaction.sampling import steering_methods, walks
 from scoreaction.sampling.particles import Particles, categorical, effective_share, systematic
 from scoreaction.sampling.rollout import Chosen, trajectory
 from scoreaction.sampling.steer import steer_x0
@@ -114,7 +114,7 @@ def test_sequential_monte_carlo_has_no_bias_in_z_whatever_the_number_of_particle
 
     for settings in ({"particles": 2}, {"particles": 8}, {"particles": 8, "every": 3}):
         _, figures = steered({"method": "smc", **settings}, n=6000 // settings["particles"], steps=10)
-        with patch.object(walks._Weighted, "walk", forgets_the_start):
+        with patch.object(steering_methods._Weighted, "walk", forgets_the_start):
             _, without = steered({"method": "smc", **settings}, n=6000 // settings["particles"], steps=10)
         close(
             math.exp(figures["log_z"]) / truth, 1.0, atol=5 * figures["log_z_se"], no_start=math.exp(without["log_z"]) / truth

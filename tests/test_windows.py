@@ -390,6 +390,19 @@ def fixed_point(steps, inside):
     return ends(steps, pulls[::-1])
 
 
+def test_where_windows_rest():
+    """The mean rewards that the page quotes, of 50 steps. Twin: the reward of the mean, without the variance."""
+    times = sa.Sampler(steps=50).times(VP)[:-1]
+    inside = [times >= 0, times > 0.6, times < 0.3, times < 0]
+    laws = [fixed_point(50, steps.tolist()) for steps in inside]
+    close(
+        [-((mean - 1) ** 2 + variance) / 2 for mean, variance in laws],
+        [-0.235, -0.579, -0.268, -0.598],
+        atol=5e-4,
+        of_the_mean=[-((mean - 1) ** 2) / 2 for mean, _ in laws],
+    )
+
+
 @pytest.mark.long
 def test_a_fixed_window_converges_to_its_own_optimum():
     """The law of x_0 of DPOK on a table of steps, by the window's closed form. Twins: the full window's, the base's."""

@@ -8,9 +8,9 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
+from scoreaction.algorithms._baselines import Baseline, prompt_advantages
 from scoreaction.algorithms._learner import Learner
 from scoreaction.algorithms._likelihood_ratio import standardised
-from scoreaction.algorithms.ddpo import Baseline, prompt_advantages
 from scoreaction.diffusion.noise import RowNoise, normal
 from scoreaction.diffusion.predictions import expand
 from scoreaction.diffusion.processes import Process

@@ -11,7 +11,7 @@ import torch
 from pydantic import Field
 from torch import Tensor, nn
 
-from scoreaction.algorithms._groups import dead
+from scoreaction.algorithms._baselines import dead
 from scoreaction.algorithms._learner import Draw, Learner, Setting, roll_out_chain
 from scoreaction.diffusion.noise import Source
 from scoreaction.networks.conditions import take

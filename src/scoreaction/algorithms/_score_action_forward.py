@@ -9,13 +9,13 @@ from typing import Any, Literal, NamedTuple
 import torch
 from torch import Tensor
 
+from scoreaction.algorithms._baselines import PromptState
 from scoreaction.algorithms._forward import Noised, drawn_times, flow_time, mean_square, renoised
 from scoreaction.algorithms._learner import Learner, Loss, Setting, Term, Update, Updates
 from scoreaction.algorithms._likelihood_ratio import minibatches
 from scoreaction.algorithms._score_action_ratio import calibrated
 from scoreaction.algorithms._trust import TrustState, adapt_trust
 from scoreaction.algorithms._value import critic_updates, kl_to_go
-from scoreaction.algorithms.ddpo import PromptState
 from scoreaction.diffusion.predictions import expand
 from scoreaction.diffusion.transitions import sum_event
 from scoreaction.networks.conditions import take
@@ -43,6 +43,15 @@ class ForwardSettings(NamedTuple):
     critic_lr: float
     trust: float
     trust_region: float
+
+
+def refuse_memory(setting: Setting, exploration: float) -> None:
+    """ValueError where samples remember the noise they began with, or are drawn by more noise than the policy's."""
+    if setting.sampler.eta != 1 or exploration:
+        raise ValueError(
+            "sampler.eta: the forward estimator needs memoryless noise, which is eta 1, and no algorithm.exploration; set"
+            " them, or algorithm.estimator to likelihood_ratio"
+        )
 
 
 def forward_loss(

@@ -229,6 +229,13 @@ def check_windows(setting: Setting, window: Window, branches: int, *, exploratio
         )
 
 
+def refuse_windows(window: Window, branches: int, why: str) -> None:
+    """ValueError, with the reason and the remedy, where there is a window, or branches."""
+    for key, there in (("window", window.kind != "full"), ("branches", branches > 1)):
+        if there:
+            raise ValueError(f"algorithm.{key}: windows are of densities, and {why}, or leave it out")
+
+
 def refuse_signal_of_tokens(window: Window) -> None:
     """ValueError for a window by the signal, which is of Gaussian noise."""
     if window.kind == "signal":

@@ -9,6 +9,7 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
+from scoreaction.algorithms._baselines import Baseline, PromptState
 from scoreaction.algorithms._forward import (
     LaggedPolicy,
     Noised,
@@ -21,7 +22,6 @@ from scoreaction.algorithms._forward import (
 )
 from scoreaction.algorithms._learner import LOGGED, Algorithm, Largest, Learner, Loss, Setting, Term, Update, Updates
 from scoreaction.algorithms._likelihood_ratio import clipped_surrogate, minibatches
-from scoreaction.algorithms.ddpo import Baseline, PromptState
 from scoreaction.networks.conditions import take
 from scoreaction.sampling.rollout import Rollout
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import partial
 from typing import Literal
 
@@ -10,7 +10,14 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
-from scoreaction.algorithms._groups import group_advantages, standardised_groups
+from scoreaction.algorithms._baselines import (
+    Baseline,
+    PromptState,
+    check_baseline,
+    group_advantages,
+    prompt_advantages,
+    standardised_groups,
+)
 from scoreaction.algorithms._ineffective import Ineffective, Redrawn
 from scoreaction.algorithms._learner import (
     LOGGED,
@@ -19,7 +26,6 @@ from scoreaction.algorithms._learner import (
     Learner,
     Loss,
     Setting,
-    State,
     Update,
     Updates,
     roll_out_chain,
@@ -47,10 +53,23 @@ from scoreaction.networks.conditions import take
 from scoreaction.sampling.rollout import Rollout, Steps
 from scoreaction.types import Prediction
 
-Baseline = Literal["batch", "prompt", "group", "branch"]
+
+class ClippedGradient(Algorithm):
+    """The settings that `DDPO`, `DPOK` and `HRF` share: clip, passes over a batch, windows and branches."""
+
+    clip: float = Field(0.2, gt=0)
+    advantage_clip: float = Field(5.0, gt=0)
+    epochs: int = Field(1, ge=1)
+    minibatches: int = Field(4, ge=1)
+    window: Window = Field(Window(), description="the steps that an iteration trains: kind, size, start, every")
+    branches: int = Field(1, ge=1, description="trajectories that go on from one state where the window begins")
+
+    def build_on_tokens(self, setting: Setting) -> Learner:
+        refuse_signal_of_tokens(self.window)
+        return self.build(setting)
 
 
-class DDPO(Algorithm):
+class DDPO(ClippedGradient):
     """`-E sum_steps min(rho A, clip(rho) A)`, `rho = p_theta(x_s|x_t)/p_old(x_s|x_t)`, A the standardised reward.
 
     estimator: `ppo` clips the ratio of summed densities at 1 +- clip; `reinforce` does not and takes one update an
@@ -67,58 +86,11 @@ class DDPO(Algorithm):
     name: Literal["ddpo"] = "ddpo"
     estimator: Literal["ppo", "reinforce"] = "ppo"
     baseline: Baseline = "prompt"
-    clip: float = Field(0.2, gt=0)
-    advantage_clip: float = Field(5.0, gt=0)
-    epochs: int = Field(1, ge=1)
-    minibatches: int = Field(4, ge=1)
     ineffective: Ineffective = Field(Ineffective(), description="groups whose rewards are all equal")
-    window: Window = Field(Window(), description="the steps that an iteration trains: kind, size, start, every")
-    branches: int = Field(1, ge=1, description="trajectories that go on from one state where the window begins")
 
     def build(self, setting: Setting) -> DDPOLearner:
         refuse_without_density(setting, self.name)
         return DDPOLearner(self, setting)
-
-    def build_on_tokens(self, setting: Setting) -> DDPOLearner:
-        refuse_signal_of_tokens(self.window)
-        return self.build(setting)
-
-
-def check_baseline(setting: Setting, baseline: Baseline, branches: int) -> None:
-    """ValueError, with the remedy, where what is compared is not there: siblings, or groups of one prompt."""
-    if baseline == "branch" and branches == 1:
-        raise ValueError("algorithm.branches: baseline branch compares siblings and 1 has none; set it to 2 or more")
-    if baseline != "branch" and branches > 1:
-        raise ValueError(f"algorithm.baseline: with branches the siblings are the baseline; set it to branch (got {baseline})")
-    if baseline == "group" and setting.group < 2:
-        why = f"algorithm.baseline group compares samples of one prompt, of which a batch has {setting.group:g}"
-        raise ValueError(f"train.samples_per_prompt: {why}; set it to 2 or more, or algorithm.baseline to prompt")
-
-
-def prompt_advantages(
-    history: dict[str, list[float]], rewards: Tensor, prompt: Tensor, *, spread: float | None = None, keep: int = 64
-) -> Tensor:
-    """Rewards minus the mean of the last `keep` of their prompt, over their std (or `spread`), (batch,); adds to `history`.
-
-    A prompt with fewer than 16 takes the statistics of the batch. Black et al. 2023, appendix D.2.
-    """
-    advantage = standardised(rewards)
-    for number in prompt.unique().tolist():
-        rows = (prompt == number).to(rewards.device)
-        last = history[str(number)] = (history.get(str(number), []) + rewards[rows].tolist())[-keep:]
-        if len(last) >= 16:
-            past = torch.tensor(last, dtype=torch.float64)
-            centred = rewards[rows] - past.mean()
-            flat = spread_is_rounding(past)
-            advantage[rows] = 0.0 if flat else (centred / (spread or past.std(correction=0))).to(advantage)
-    return advantage
-
-
-@dataclass
-class PromptState(State):
-    """The last rewards of each prompt, by its number."""
-
-    prompt_rewards: dict[str, list[float]] = field(default_factory=dict)
 
 
 @dataclass

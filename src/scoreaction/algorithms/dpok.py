@@ -6,14 +6,14 @@ from typing import Literal
 
 from pydantic import Field
 
+from scoreaction.algorithms._baselines import Baseline
 from scoreaction.algorithms._ineffective import Ineffective
 from scoreaction.algorithms._learner import Regularised, Setting
 from scoreaction.algorithms._likelihood_ratio import refuse_without_density
-from scoreaction.algorithms._windows import Window, refuse_signal_of_tokens
-from scoreaction.algorithms.ddpo import DDPO, Baseline, DDPOLearner
+from scoreaction.algorithms.ddpo import DDPO, ClippedGradient, DDPOLearner
 
 
-class DPOK(Regularised):
+class DPOK(ClippedGradient, Regularised):
     """DDPO's clipped policy gradient plus `beta E sum_steps KL(p_theta(x_s|x_t) || p_pre(x_s|x_t))` (its eq. 8).
 
     The KL's gradient is taken at the visited states only, as published; beta is in reward units per nat. Of the baseline
@@ -25,22 +25,12 @@ class DPOK(Regularised):
 
     name: Literal["dpok"] = "dpok"
     baseline: Baseline = "prompt"
-    clip: float = Field(0.2, gt=0)
-    advantage_clip: float = Field(5.0, gt=0)
-    epochs: int = Field(1, ge=1)
-    minibatches: int = Field(4, ge=1)
     ineffective: Ineffective = Field(Ineffective(), description="groups whose rewards are all equal")
-    window: Window = Field(Window(), description="the steps that an iteration trains: kind, size, start, every")
-    branches: int = Field(1, ge=1, description="trajectories that go on from one state where the window begins")
 
     def build(self, setting: Setting) -> DDPOLearner:
         refuse_without_density(setting, self.name)
         ppo = DDPO(estimator="ppo", **self.model_dump(exclude={"name", "beta", "kl_target"}))
         return DDPOLearner(ppo, setting, beta=self.beta, kl_target=self.kl_target)
-
-    def build_on_tokens(self, setting: Setting) -> DDPOLearner:
-        refuse_signal_of_tokens(self.window)
-        return self.build(setting)
 
 
 Config = DPOK

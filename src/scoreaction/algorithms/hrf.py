@@ -6,13 +6,13 @@ from typing import Literal
 
 from pydantic import Field
 
-from scoreaction.algorithms._learner import Algorithm, Setting
+from scoreaction.algorithms._learner import Setting
 from scoreaction.algorithms._likelihood_ratio import refuse_without_density
-from scoreaction.algorithms._windows import Window, refuse_signal_of_tokens
-from scoreaction.algorithms.ddpo import DDPO, DDPOLearner
+from scoreaction.algorithms._windows import Window
+from scoreaction.algorithms.ddpo import DDPO, ClippedGradient, DDPOLearner
 
 
-class HRF(Algorithm):
+class HRF(ClippedGradient):
     """DDPO in a window W of the chain: `batch/branches` stems run to the first step of W, each goes on `branches` times.
 
     `-E sum_{steps in W} min(rho A, clip(rho) A)/P(step in W)`, `A_j = (r_j - mean of its siblings)/std`, std that of the
@@ -28,18 +28,10 @@ class HRF(Algorithm):
     name: Literal["hrf"] = "hrf"
     window: Window = Field(Window(kind="random"), description="the steps that an iteration trains: kind, size, start, every")
     branches: int = Field(8, ge=1, description="trajectories that go on from one state where the window begins")
-    clip: float = Field(0.2, gt=0)
-    advantage_clip: float = Field(5.0, gt=0)
-    epochs: int = Field(1, ge=1)
-    minibatches: int = Field(4, ge=1)
 
     def build(self, setting: Setting) -> DDPOLearner:
         refuse_without_density(setting, self.name)
         return DDPOLearner(self._ddpo(), setting)
-
-    def build_on_tokens(self, setting: Setting) -> DDPOLearner:
-        refuse_signal_of_tokens(self.window)
-        return self.build(setting)
 
     def _ddpo(self) -> DDPO:
         values = {name: getattr(self, name) for name in type(self).model_fields if name != "name"}

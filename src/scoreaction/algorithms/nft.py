@@ -10,10 +10,10 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
+from scoreaction.algorithms._baselines import Baseline, PromptState
 from scoreaction.algorithms._forward import LaggedPolicy, Noised, advantages, mean_square, renoised, sureness, velocity
 from scoreaction.algorithms._learner import LOGGED, Algorithm, Learner, Loss, Setting, Term, Update, Updates
 from scoreaction.algorithms._likelihood_ratio import minibatches, spread_is_rounding
-from scoreaction.algorithms.ddpo import Baseline, PromptState
 from scoreaction.diffusion.noise import Source
 from scoreaction.networks.conditions import take
 from scoreaction.sampling.rollout import Rollout

@@ -9,6 +9,7 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
+from scoreaction.algorithms._baselines import Baseline, PromptState
 from scoreaction.algorithms._forward import (
     Noised,
     advantages,
@@ -19,7 +20,6 @@ from scoreaction.algorithms._forward import (
 )
 from scoreaction.algorithms._learner import LOGGED, Learner, Loss, Regularised, Setting, Term, Update, Updates
 from scoreaction.algorithms._likelihood_ratio import minibatches, spread_is_rounding
-from scoreaction.algorithms.ddpo import Baseline, PromptState
 from scoreaction.networks.conditions import take
 from scoreaction.sampling.rollout import Rollout
 

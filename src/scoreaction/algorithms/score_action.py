@@ -12,12 +12,12 @@ from torch import Tensor
 
 from scoreaction.algorithms._learner import Learner, Loss, Regularised, Setting, Term, Update, Updates
 from scoreaction.algorithms._likelihood_ratio import refuse_without_density
-from scoreaction.algorithms._score_action_forward import ForwardLearner, ForwardSettings
+from scoreaction.algorithms._score_action_forward import ForwardLearner, ForwardSettings, refuse_memory
 from scoreaction.algorithms._score_action_ratio import RatioLearner, RatioSettings
 from scoreaction.algorithms._tokens import TokenLearner, TokenRatioLearner, TokenSettings, refuse_large_vocabulary
 from scoreaction.algorithms._trust import TrustState, adapt_trust
 from scoreaction.algorithms._value import LookAhead, StateValue, ValuedRollout
-from scoreaction.algorithms._windows import Window
+from scoreaction.algorithms._windows import Window, refuse_windows
 from scoreaction.diffusion.kl import drift_rate, g2_integral, kl_rate
 from scoreaction.diffusion.predictions import score
 from scoreaction.diffusion.transitions import sum_event
@@ -72,13 +72,10 @@ class ScoreAction(Regularised):
 
     def build(self, setting: Setting) -> Learner:
         if self.estimator != "likelihood_ratio":
-            self._refuse_windows(f"the {self.estimator} estimator has none; set algorithm.estimator to likelihood_ratio")
+            why = f"the {self.estimator} estimator has none; set algorithm.estimator to likelihood_ratio"
+            refuse_windows(self.window, self.branches, why)
         if self.estimator == "forward":
-            if setting.sampler.eta != 1 or self.exploration:
-                raise ValueError(
-                    "sampler.eta: the forward estimator needs memoryless noise, which is eta 1, and no algorithm.exploration;"
-                    " set them, or algorithm.estimator to likelihood_ratio"
-                )
+            refuse_memory(setting, self.exploration)
             return ForwardLearner(ForwardSettings(**self.model_dump(include=set(ForwardSettings._fields))), setting)
         if setting.sampler.eta == 0 and self.exploration == 0:
             raise ValueError(
@@ -91,14 +88,8 @@ class ScoreAction(Regularised):
             refuse_without_density(setting, "the likelihood_ratio estimator")
         return RatioLearner(RatioSettings(**{name: getattr(self, name) for name in RatioSettings._fields}), setting)
 
-    def _refuse_windows(self, why: str) -> None:
-        """ValueError where there is a window, or branches."""
-        for key, there in (("window", self.window.kind != "full"), ("branches", self.branches > 1)):
-            if there:
-                raise ValueError(f"algorithm.{key}: windows are of densities, and {why}, or leave it out")
-
     def build_on_tokens(self, setting: Setting) -> Learner:
-        self._refuse_windows("of tokens dpok, ddpo and hrf have them; take one of these")
+        refuse_windows(self.window, self.branches, "of tokens dpok, ddpo and hrf have them; take one of these")
         if self.look_ahead not in ("auto", "none"):
             raise ValueError(
                 f"algorithm.look_ahead: {self.look_ahead} is a gradient of the reward, and tokens have none; leave it at auto"
@@ -123,8 +114,7 @@ class ScoreActionLearner(Learner):
 
     def __init__(self, config: ScoreAction, setting: Setting) -> None:
         super().__init__(setting, kl_target=config.kl_target)
-        self.config, self.exploration = config, config.exploration
-        self.trust_region = config.trust_region
+        self.config, self.exploration, self.trust_region = config, config.exploration, config.trust_region
         self.state = TrustState(config.beta, trust=config.trust)
         self.value = StateValue(
             self, look_ahead=config.look_ahead, skip=config.skip, lr=config.critic_lr, std=config.zeroth_order_std

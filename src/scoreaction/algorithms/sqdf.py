@@ -38,12 +38,10 @@ class SQDF(Regularised):
     """`E[-w(s) r(x0_hat(x_s)) + beta KL_step]` with `x_s = mu_theta(x_t) + k z`: one random step of a stored trajectory.
 
     The soft Q of a step t -> s is the reward of the clean sample that the **pretrained** model predicts from x_s: `x0_hat` by
-    its posterior mean (`reference`; `x0_steps` > 1: after that many of its DDIM steps) or a `consistency` model. Nothing is
-    trained for it; the gradient goes reward, decoder, predictor, x_s, one policy step.
+    the posterior mean (`reference`; `x0_steps` > 1: that many DDIM steps) or a `consistency` model; nothing is trained for it.
 
-    weights: `chain` is the published form, where the reference acts in a last step without noise. `path` (ours) is its limit
-    of short steps, which means the same at any number of them: x_s becomes x_t, so that the predictor that is asked for the
-    gradient is the reference of the KL too, and both are weighed by the integral of g^2 over the step.
+    weights: `chain` is the published form, where the reference acts in a last step without noise. `path` (ours), its limit of
+    short steps, means the same at any number of them: at x_t itself, both terms weighed by the integral of g^2 over the step.
     w(s) discounts: `exp(-discount_rate s)`, s the clock time left, or `gamma` a step left. correction: a critic
     `Q = r(x0_hat) + c_out F`, trained on reward minus KL to go of fresh paths, removes what the soft Q leaves out.
     buffer: trajectories kept (the newest batch alone where smaller), drawn by (trajectory, step); see `Replay`.
@@ -86,9 +84,7 @@ class SQDF(Regularised):
         if self.weights == "chain" and setting.sampler.solver != "ddim":
             raise ValueError("sampler.solver: sqdf with weights: chain is written for ddim; use it, or weights: path")
         if self.x0_hat == "consistency" and not setting.model.has_consistency:
-            raise ValueError(
-                "algorithm.x0_hat: the model has no consistency model; give model.consistency, or x0_hat: reference"
-            )
+            raise ValueError("algorithm.x0_hat: there is no consistency model; give model.consistency, or x0_hat: reference")
         return SQDFLearner(self, setting)
 
 
@@ -106,18 +102,15 @@ class SQDFLearner(Learner):
 
     def __init__(self, config: SQDF, setting: Setting) -> None:
         super().__init__(setting, kl_target=config.kl_target)
-        self.config, self.chain = config, config.weights == "chain"
-        self.trust_region = config.trust_region
+        self.config, self.chain, self.trust_region = config, config.weights == "chain", config.trust_region
         self.weigh = StepWeights.of_chain if self.chain else StepWeights.of_path
         self.least_trust = config.trust if config.correction else 0.0
         self.state = ReplayState(config.beta, trust=self.least_trust)
         shape, kept = self.model.shape, max(config.buffer, self.batch)
-        age, priority, importance = config.max_age, config.priority, config.importance
-        self.replay = Replay(
-            kept, self.sampler.steps, shape, max_age=age, priority=priority, importance=importance,
+        self.networks["replay"] = self.replay = Replay(
+            kept, self.sampler.steps, shape, max_age=config.max_age, priority=config.priority, importance=config.importance,
             batch=self.batch, world=self.world,
         )  # fmt: skip
-        self.networks["replay"] = self.replay
         self.belief: Belief | None = None
         if self.model.predicts in ("eps", "score") and config.x0_hat == "reference":
             self.networks["belief"] = self.belief = Belief(self.process, shape)
@@ -167,8 +160,7 @@ class SQDFLearner(Learner):
 
     def _gradient_ahead(self, z: Tensor, steps: Steps, prediction: Prediction, numbers: Tensor) -> Tensor:
         """The gradient where the policy's own step leads; z is the noise of all rows of the update."""
-        states = next_states(self, steps, prediction, take(z, numbers))
-        return self.gradient(states, self.sampler.steps - 1 - steps.step)[0]
+        return self.gradient(next_states(self, steps, prediction, take(z, numbers)), self.sampler.steps - 1 - steps.step)[0]
 
     def _ranked(self, grad_value: GradValue, steps: Steps, prediction: Prediction, numbers: Tensor) -> Tensor:
         """The gradient; a row's priority becomes how far, in nats, its policy is from the improved action."""

@@ -16,6 +16,7 @@ from scoreaction.sampling.draw import distinct_prompts, spread_prompts
 from scoreaction.sampling.particles import categorical, systematic, uniform
 from scoreaction.sampling.rollout import Sampler
 from scoreaction.sampling.steering import BY_WEIGHTS, Steering
+from scoreaction.sampling.steering_methods import ended
 from scoreaction.sampling.walks import Score, Walk, Walked
 from scoreaction.world import ALONE, World
 
@@ -82,7 +83,7 @@ def steer_x0(
                     model, sampler, steering, score, conditions=conditions, texts=texts, prompt=prompt[part],
                     noise=RowNoise(seed, part), reference=reference,
                 )  # fmt: skip
-                end = walk.walk()
+                end = ended(walk)
                 ends.append(end if everything else _one_each(end, RowNoise(seed + 1, part)))
                 counts[2] += walk.queries
                 progress(int(part[-1]) + 1)

@@ -1,11 +1,54 @@
-"""Groups of samples of one prompt: those that say nothing, and advantages within each."""
+"""The rewards that a reward is compared with: the batch's, earlier ones of its prompt, or those of its group."""
 
 from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Literal
 
 import torch
 from torch import Tensor
 
-from scoreaction.algorithms._likelihood_ratio import spread_is_rounding
+from scoreaction.algorithms._learner import Setting, State
+from scoreaction.algorithms._likelihood_ratio import spread_is_rounding, standardised
+
+Baseline = Literal["batch", "prompt", "group", "branch"]
+
+
+def check_baseline(setting: Setting, baseline: Baseline, branches: int) -> None:
+    """ValueError, with the remedy, where what is compared is not there: siblings, or groups of one prompt."""
+    if baseline == "branch" and branches == 1:
+        raise ValueError("algorithm.branches: baseline branch compares siblings and 1 has none; set it to 2 or more")
+    if baseline != "branch" and branches > 1:
+        raise ValueError(f"algorithm.baseline: with branches the siblings are the baseline; set it to branch (got {baseline})")
+    if baseline == "group" and setting.group < 2:
+        why = f"algorithm.baseline group compares samples of one prompt, of which a batch has {setting.group:g}"
+        raise ValueError(f"train.samples_per_prompt: {why}; set it to 2 or more, or algorithm.baseline to prompt")
+
+
+def prompt_advantages(
+    history: dict[str, list[float]], rewards: Tensor, prompt: Tensor, *, spread: float | None = None, keep: int = 64
+) -> Tensor:
+    """Rewards minus the mean of the last `keep` of their prompt, over their std (or `spread`), (batch,); adds to `history`.
+
+    A prompt with fewer than 16 takes the statistics of the batch. Black et al. 2023, appendix D.2.
+    """
+    advantage = standardised(rewards)
+    for number in prompt.unique().tolist():
+        rows = (prompt == number).to(rewards.device)
+        last = history[str(number)] = (history.get(str(number), []) + rewards[rows].tolist())[-keep:]
+        if len(last) >= 16:
+            past = torch.tensor(last, dtype=torch.float64)
+            centred = rewards[rows] - past.mean()
+            flat = spread_is_rounding(past)
+            advantage[rows] = 0.0 if flat else (centred / (spread or past.std(correction=0))).to(advantage)
+    return advantage
+
+
+@dataclass
+class PromptState(State):
+    """The last rewards of each prompt, by its number."""
+
+    prompt_rewards: dict[str, list[float]] = field(default_factory=dict)
 
 
 def dead(rewards: Tensor, groups: Tensor) -> Tensor:
