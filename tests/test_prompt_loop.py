@@ -196,10 +196,10 @@ def _below(value, limit):
 def test_a_menu_of_the_prompt_itself_changes_no_sample():
     """To the bit, for choices have noise of their own. Twin: another text."""
     own, other = (
-        sa.sample(tuner(algorithm=algorithm(menu={PROMPTS[OWN]: [PROMPTS[i]] * 2})).model, n=8, steps=24, seed=3)
+        sa.sample(tuner(algorithm=algorithm(menu={PROMPTS[OWN]: [PROMPTS[i]] * 2})).model, n=8, steps=100, seed=3)
         for i in (OWN, 3)
     )
-    same(own, sa.sample(model(), n=8, steps=24, seed=3, prompts=[PROMPTS[OWN]]), other=other)
+    same(own, sa.sample(model(), n=8, steps=100, seed=3, prompts=[PROMPTS[OWN]]), other=other)
 
 
 def test_each_step_costs_one_evaluation_and_those_that_change_another():

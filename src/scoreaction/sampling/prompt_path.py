@@ -41,7 +41,7 @@ class PromptPath:
             return self._predict(x, t, self.prompt)
         prediction = self._predict(x, t, self.rows)
         due = sum(float(t) <= at for at in self.chooser.at)
-        if due == self.made:
+        if due == self.made or len(self.prompt) == 0:  # of a process without rows
             return prediction
         self.made, before = due, self.previous
         self._decide(t, prediction)
