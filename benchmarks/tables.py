@@ -36,6 +36,7 @@ from _picture_tables import (
     shapes,
     shapes_kl,
 )
+from _prompt_tables import control, prompt_loop
 from _records import RESULTS, ROOT
 from _tables import Results, Table, of
 from _token_tables import tokens_judged, tokens_long
@@ -86,6 +87,8 @@ TABLES: dict[str, tuple[str, Callable[[Results], Table]]] = {
     "adjoints": ("adjoints", adjoints),
     "steering": ("steering", steering),
     "hint": ("hint", hint),
+    "prompt_loop": ("prompt_loop", prompt_loop),
+    "control": ("delay", control),
     "hrf": ("hrf", hrf),
     "delays": ("hrf", delays),
     "q_learning": ("q_learning", q_learning),

@@ -210,6 +210,9 @@ CASES = {
         sa.Hypernoise(penalty="frobenius"),
         **asked(eta=0.0, lora=2, guidance=2.0, train={"max_rows": 7}) | {"reward": sa.Reward(prompted, differentiable=True)},
     ),
+    "prompt_loop": case(
+        sa.PromptLoop(menu={p: PROMPTS for p in PROMPTS}, at=[1.0, 0.5, 0.2], hidden=16), **asked(train={"max_rows": 7})
+    ),
     "ddpp": of_tokens(sa.DDPP(rows=64)),
     "ddpp, weighted": of_tokens(sa.DDPP(rows=64, loss="weighted")),
     "ddpp, kl": of_tokens(sa.DDPP(rows=64, loss="kl")),

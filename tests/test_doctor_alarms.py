@@ -28,6 +28,7 @@ SHORTER = {
     "mixture16": ["sampler.steps=20"],
     "moons": ["sampler.steps=20"],
     "pretrained": ["sampler.steps=20"],
+    "prompt_loop": ["train.batch=32"],
     "shapes": ["train.batch=32"],
     "sqdf_published": ["sampler.steps=20", "train.batch=32"],
 }

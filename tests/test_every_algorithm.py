@@ -31,7 +31,10 @@ SMALL = {
     "dpo": {"times": 2, "updates": 2, "rows": 16},
     "spin": {"times": 2, "updates": 1, "round": 1},
     "hypernoise": {},
+    "prompt_loop": {"menu": {"3": ["3", "8"], "a handwritten seven": ["7", "1"]}, "at": [1.0, 0.5]},
 }
+OF_PROMPTS = {"prompt_loop"}
+"""Those that need them."""
 SAMPLED = {"hypernoise": {"eta": 0.0}}
 """What an algorithm needs of its sampler."""
 
@@ -84,7 +87,7 @@ def runs(made):
 
 
 @pytest.mark.parametrize("kind", ["vp", "flow", "ve"])
-@pytest.mark.parametrize("name", SMALL)
+@pytest.mark.parametrize("name", [name for name in SMALL if name not in OF_PROMPTS])
 def test_it_runs_on_a_mixture(name, kind):
     """ve: its last step has noise; flow: its first begins where alpha is 0."""
     runs(tuner(name, kind))
@@ -120,7 +123,7 @@ def test_its_options_run(name, config, kind):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", [name for name in SMALL if name not in ("ddpo", "dpok", "hrf")])
+@pytest.mark.parametrize("name", [name for name in SMALL if name not in ("ddpo", "dpok", "hrf", *OF_PROMPTS)])
 def test_bfloat16_networks(name):
     made = tuner(name, "vp")
     made.model.autocast = lambda: torch.autocast("cpu", dtype=torch.bfloat16)

@@ -36,6 +36,7 @@ ALGORITHMS: dict[str, Any] = {
     "awm": sa.AWM(each=2),
     "q_learning": QLearning(updates=2, rows=8, critic_updates=2),
     "hypernoise": Hypernoise(),
+    "prompt_loop": sa.PromptLoop(menu={name: [name, name] for name in PROMPTS}, at=[1.0, 0.5], hidden=8),
 }
 BLACK_BOXES = ("ratio", "ddpo")
 HINTED = sa.DDPO(baseline="group", ineffective={"do": "hint", "hint": "steer", "beta": 1.0})
@@ -75,7 +76,7 @@ def outcome(made: sa.Finetuner) -> list[float]:
     """What is logged, and the trained weights."""
     metrics = next(iter(made))
     logged = [value for key, value in metrics.items() if isinstance(value, float) and key != "seconds"]
-    return [*logged, *(float(p.detach()) for p in made.model.parameters.values())]
+    return [*logged, *(value for p in made.model.parameters.values() for value in p.detach().flatten().tolist())]
 
 
 @pytest.mark.parametrize("name", ALGORITHMS)

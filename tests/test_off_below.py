@@ -131,7 +131,11 @@ def test_exploration_ends_where_the_policy_does():
     same(moved.tolist(), (rollout.times[:-1] >= OFF).tolist(), everywhere=[True] * 8, nowhere=[False] * 8)
 
 
-@pytest.mark.parametrize("name", [name for name in SMALL if name != "hypernoise"])  # which acts at pure noise alone
+APART = {"hypernoise", "prompt_loop"}
+"""What acts at pure noise alone, and what needs prompts."""
+
+
+@pytest.mark.parametrize("name", [name for name in SMALL if name not in APART])
 def test_no_algorithm_asks_the_policy_below_the_time(name):
     """It learns, in every iteration, from what the policy does above. Twin: without the setting the policy is asked there."""
 

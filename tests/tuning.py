@@ -74,6 +74,7 @@ ALGORITHMS = {
     "nft": (sa.NFT(lag=0.2), ["0", "1"]),
     "awm": (sa.AWM(each=2), None),
     "hypernoise": (sa.Hypernoise(kl_target=0.1), ["0", "1"]),
+    "prompt_loop": (sa.PromptLoop(menu={"0": ["0", "1"], "1": ["1", "2"]}, at=[1.0, 0.5], hidden=8), ["0", "1"]),
 }
 
 SMOOTH = sa.Reward(

@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from scoreaction.algorithms.hypernoise import Hypernoise
     from scoreaction.algorithms.nft import NFT
     from scoreaction.algorithms.pi_ft import PIFT
+    from scoreaction.algorithms.prompt_loop import PromptLoop
     from scoreaction.algorithms.q_learning import QLearning
     from scoreaction.algorithms.ram import RAM
     from scoreaction.algorithms.refl import ReFL
@@ -41,6 +42,7 @@ if TYPE_CHECKING:
     from scoreaction.sampling.known import Known
     from scoreaction.sampling.rollout import Sampler
     from scoreaction.sampling.steering import Steering
+    from scoreaction.training.control import DelayedController
     from scoreaction.training.distillation import Distill, Distiller
     from scoreaction.training.evaluation import Evaluation
     from scoreaction.training.finetuner import Finetuner
@@ -62,6 +64,7 @@ _HOMES = {
     "DPO": "algorithms.dpo",
     "DPOK": "algorithms.dpok",
     "DRaFT": "algorithms.draft",
+    "DelayedController": "training.control",
     "Distill": "training.distillation",
     "Distiller": "training.distillation",
     "Evaluation": "training.evaluation",
@@ -81,6 +84,7 @@ _HOMES = {
     "Pretrain": "training.pretraining",
     "Pretrainer": "training.pretraining",
     "Prompt": "types",
+    "PromptLoop": "algorithms.prompt_loop",
     "QLearning": "algorithms.q_learning",
     "RAM": "algorithms.ram",
     "ReFL": "algorithms.refl",

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from abc import abstractmethod
-from collections.abc import Callable, Generator
+from collections.abc import Callable, Generator, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any, ClassVar, Literal, NamedTuple, TypeAlias
@@ -20,6 +20,7 @@ from scoreaction.networks.conditions import take
 from scoreaction.networks.lockstep import equal_parts
 from scoreaction.networks.memory import fitting
 from scoreaction.networks.model import Model
+from scoreaction.networks.prompt_chooser import PromptChooser
 from scoreaction.sampling.rollout import Choose, Rollout, Sampler, act, compared, follow, once, roll_out, unflattened
 from scoreaction.settings import Settings
 from scoreaction.types import Conditions, Predict, Prediction
@@ -128,10 +129,16 @@ class Algorithm(Settings):
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
     moves_noise: ClassVar[bool] = False
     """True of one whose policy moves the noise that samples start from, and keeps the pretrained model's steps."""
+    chooses_prompts: ClassVar[bool] = False
+    """True of one whose policy chooses what the pretrained model is told."""
 
     @abstractmethod
     def build(self, setting: Setting) -> Learner:
         """The learner; ValueError with a remedy where sampler or reward cannot give what it needs."""
+
+    def chooser(self, model: Model, prompts: Sequence[Any] | None) -> PromptChooser | None:
+        """The network by which its policy chooses prompts; None where that is one of steps."""
+        return None
 
     def build_on_tokens(self, setting: Setting) -> Learner:
         """The learner of a model of tokens; ValueError where the algorithm has none."""
@@ -295,14 +302,14 @@ def roll_out_policy(learner: Learner, prompt: Tensor, times: Tensor, generator: 
         std = learner.exploration_at(t) if float(t) >= learner.sampler.off_below else 0.0
         return perturbed(learner.process, x, t, prediction, std, source)
 
-    noise, policy = explore if learner.exploration > 0 else None, _policy_along(learner, prompt, whole=x is None)
+    noise, policy = explore if learner.exploration > 0 else None, _policy_along(learner, prompt, source, whole=x is None)
     return roll_out(learner.model, learner.sampler, policy, prompt, source, times=times, x=x, explore=noise)
 
 
-def _policy_along(learner: Learner, prompt: Tensor, *, whole: bool) -> Predict:
+def _policy_along(learner: Learner, prompt: Tensor, noise: Source, *, whole: bool) -> Predict:
     """The policy along trajectories, by what the model keeps between their steps where they are whole ones."""
     if whole:
-        return follow(learner.model, learner.sampler, learner.conditions, prompt)
+        return follow(learner.model, learner.sampler, learner.conditions, prompt, noise)
     return partial(act, learner.model, learner.sampler, conditions=learner.conditions, prompt=prompt)
 
 
@@ -314,12 +321,12 @@ def roll_out_chain(
     x: the states at times[0], by default noise; `choose` as in `trajectory`.
     """
     noiseless = {float(t) for t in times[:-1][~learner.process.has_density(times[1:])]}
-    policy = _policy_along(learner, prompt, whole=x is None and choose is None)
+    source = learner.noise(generator, prompt)
+    policy = _policy_along(learner, prompt, source, whole=x is None and choose is None)
 
     def predict(x: Tensor, t: Tensor) -> Prediction:
         return learner.pretrained(x, t, prompt) if float(t) in noiseless else policy(x, t)
 
-    source = learner.noise(generator, prompt)
     return roll_out(learner.model, learner.sampler, predict, prompt, source, times=times, x=x, choose=choose)
 
 

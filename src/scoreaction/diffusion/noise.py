@@ -100,6 +100,23 @@ Source: TypeAlias = torch.Generator | RowNoise | GroupNoise | Leading | PaddedNo
 """A source of noise."""
 
 
+def apart(source: Source) -> Source:
+    """Other noise for the same rows, whose draws leave that of the source as it is; of one generator itself.
+
+    >>> noise = RowNoise(7, torch.arange(2))
+    >>> _ = apart(noise).normal((2, 3), torch.float32)
+    >>> torch.equal(noise.normal((2,), torch.float32), RowNoise(7, torch.arange(2)).normal((2,), torch.float32))
+    True
+    """
+    if isinstance(source, PaddedNoise):
+        return apart(source.source)
+    if not isinstance(source, RowNoise):
+        return source
+    other = RowNoise(0, torch.empty(0))
+    other.streams = [torch.Generator().manual_seed(_mixed(stream.initial_seed(), 0)) for stream in source.streams]
+    return other
+
+
 def kept(x: Tensor, inside: Tensor | None) -> Tensor:
     """x where `inside` is True, 0 in padding; all of x where there is no mask (None).
 

@@ -17,6 +17,7 @@ from scoreaction.diffusion.processes import Process
 from scoreaction.diffusion.solvers import Solver
 from scoreaction.networks.adapters import Role
 from scoreaction.networks.conditions import map_conditions, take
+from scoreaction.networks.prompt_chooser import PromptChooser
 from scoreaction.types import Conditions, Predict, Prediction
 
 Guesses = Callable[[Tensor, Tensor, Prediction], Tensor]
@@ -42,6 +43,14 @@ class GaussianStates:
     """True of tokens each of which is predicted from those before it."""
     moves_noise = False
     """True if the policy moves the noise that samples start from, and its steps are the pretrained model's."""
+
+    chooser: PromptChooser | None = None
+    """The policy's network where it chooses the prompts that the pretrained model is told along a path."""
+
+    @property
+    def steps_alone(self) -> bool:
+        """True if the policy is a network of steps, as other libraries know them, and nothing beside it."""
+        return not self.moves_noise and self.chooser is None
 
     def _check_kind(self, process: Process, predicts: Predicts) -> None:
         """ValueError unless process and output are of this kind of model, and go together."""

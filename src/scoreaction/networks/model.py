@@ -23,6 +23,7 @@ from scoreaction.networks.labels import LabelTable
 from scoreaction.networks.layers import CriticNetwork
 from scoreaction.networks.lockstep import equal_parts, without_rows
 from scoreaction.networks.memory import fitting, is_out_of_memory
+from scoreaction.networks.prompt_chooser import PromptChooser
 from scoreaction.types import Conditions, Prediction
 
 if TYPE_CHECKING:
@@ -175,6 +176,8 @@ class Model(GaussianStates):
         """Moves network, reference and averages; returns itself."""
         self.net.to(device)
         self.reference_net.to(device)
+        if self.chooser is not None:
+            self.chooser.to(device)
         if self.consistency_net is not None:
             self.consistency_net.to(device)
         for weights in (self.average, self.selected):
@@ -191,8 +194,9 @@ class Model(GaussianStates):
         which is gathered when the network is called, at most `max_rows` of them at a time where no graph is built.
         With guidance w > 1 the output is `y_null + w (y_cond - y_null)` (Ho and Salimans 2022, arXiv 2207.12598), both
         halves in one batch; at 1 and below, as in diffusers, it is y_cond. The guided prediction is the policy.
+        Of one that moves the noise, or chooses prompts along a path, it is the pretrained model's.
         """
-        return self._predict("reference" if self.moves_noise else "policy", x, t, conditions, prompt, guidance)
+        return self._predict("policy" if self.steps_alone else "reference", x, t, conditions, prompt, guidance)
 
     def reference(
         self, x: Tensor, t: Tensor, conditions: Conditions = None, *, prompt: Tensor | None = None, guidance: float = 1.0
@@ -333,9 +337,15 @@ class Model(GaussianStates):
         return conditions if self.true_cfg is None else {**(conditions or {}), "guidance": x.new_full((len(x),), guidance)}
 
     def conditions(self, prompts: list[Any] | None) -> Conditions:
-        """The network's conditions for these prompts, on the CPU (None without prompts): a call takes its rows from there."""
+        """The network's conditions for these prompts, on the CPU (None without prompts): a call takes its rows from there.
+
+        Where the policy chooses prompts, those of all entries of its menu come after them.
+        """
         if prompts is None:
             return None
+        return self._encoded(prompts if self.chooser is None else [*prompts, *self.chooser.menu.texts(prompts)])
+
+    def _encoded(self, prompts: list[Any]) -> Conditions:
         if self.encode is None:
             raise ValueError("prompts: this model takes no prompts; leave them out, or pass encode= to Model")
         try:
@@ -352,9 +362,15 @@ class Model(GaussianStates):
                 f"sampler.negative_prompt: without guidance nothing leads away from it; set {key} above 1, or null"
             )
         try:
-            self.null = self.conditions([negative_prompt])
+            self.null = self._encoded([negative_prompt])
         except ValueError as error:
             raise ValueError(f"sampler.negative_prompt: {str(error).removeprefix('prompts: ')}") from error
+
+    def choose_prompts(self, chooser: PromptChooser) -> None:
+        """Makes the policy one of the prompts that the pretrained model is told: the chooser's weights are what is trained."""
+        self.chooser = chooser.to(self.device)
+        self.parameters = dict(chooser.named_parameters())
+        self.average = self.selected = None
 
     def average_weights(self, decay: float) -> None:
         """One step of the exponential moving average of the trained weights: `a <- decay a + (1 - decay) w`."""

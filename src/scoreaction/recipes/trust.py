@@ -68,16 +68,21 @@ def refuse_untrusted(values: Values, path: Path) -> None:
 
 
 def refuse_far_prompts(values: Values, path: Path) -> None:
-    """UserError where a recipe takes its prompts from a file that is neither beside it nor in the working folder."""
-    named = values.get("prompts")
-    if not isinstance(named, str) or named in catalog.prompt_sets():
-        return
+    """UserError where a recipe takes prompts, or a menu of them, from a file neither beside it nor in the working folder."""
+    algorithm = values.get("algorithm")
+    menu = algorithm.get("menu") if isinstance(algorithm, dict) else None
+    for key, named in (("prompts", values.get("prompts")), ("algorithm.menu", menu)):
+        if isinstance(named, str) and named not in catalog.prompt_sets():
+            _refuse_far(key, named, path)
+
+
+def _refuse_far(key: str, named: str, path: Path) -> None:
     base = next((folder for folder in (Path.cwd(), path.parent) if os.path.isfile(folder / named)), Path.cwd())
     below = os.path.isfile(base / named) and (base / named).resolve().is_relative_to(base.resolve())
     if below or not os.path.isfile(base / named):  # of a name that is no file's, those who read it say so
         return
     where = one_line(named, most=100)
-    raise UserError(f"prompts: {path} may name a file below its own or the working folder, not {where}; {ALLOW}")
+    raise UserError(f"{key}: {path} may name a file below its own or the working folder, not {where}; {ALLOW}")
 
 
 def _is_here(url: str) -> bool:

@@ -37,8 +37,9 @@ def write_card(folder: Path, recipe: Recipe, figures: dict[str, Any]) -> Path:
             picture = "\n![samples of the tuned model](samples.png)\n"
     card = Card({}, [], ["import scoreaction as sa", 'model = sa.load("this folder")'])
     config = recipe.algorithm.config
-    moves_noise = isinstance(config, Algorithm) and config.moves_noise  # other libraries know no such weights
-    if recipe.model.traits.card is not None and not moves_noise:
+    # other libraries know no such weights
+    ours_alone = isinstance(config, Algorithm) and (config.moves_noise or config.chooses_prompts)
+    if recipe.model.traits.card is not None and not ours_alone:
         card = recipe.model.traits.card(recipe.model.config, place.model, recipe.sampler.off_below)
     tags = {"tags": ["scoreaction", recipe.algorithm.name, *card.tags]}
     settings = dump(recipe)

@@ -76,8 +76,8 @@ def x0_in_parts(
     distinct, prompt = distinct_prompts(prompts, int(rows.max()) + 1 if len(rows) else 0)
     conditions = model.conditions(distinct)
     for part in equal_parts(rows, chunk) if model.sharded else rows.split(chunk):
-        policy = follow(model, sampler, conditions, prompt[part], reference=reference)
         noise = model.noise(RowNoise(seed, part), conditions, prompt[part])
+        policy = follow(model, sampler, conditions, prompt[part], noise, reference=reference)
         with model.averaged(), model.uncounted():
             x = model.start(len(part), noise)
             x = x if reference else model.moved(x, conditions, prompt=prompt[part])

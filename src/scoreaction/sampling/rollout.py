@@ -18,6 +18,8 @@ from scoreaction.diffusion.solvers import SOLVERS, GridName, Past, Solver, Solve
 from scoreaction.diffusion.transitions import Kernel
 from scoreaction.networks.conditions import take
 from scoreaction.networks.model import Model
+from scoreaction.networks.prompt_chooser import Decisions
+from scoreaction.sampling.prompt_path import PromptPath
 from scoreaction.settings import Settings
 from scoreaction.types import Conditions, Predict, Prediction
 
@@ -60,6 +62,10 @@ class Sampler(Settings, frozen=True, extra="forbid"):
             raise ValueError(
                 f"sampler.eta: the policy moves the noise that samples start from, and noise on the way forgets it (got"
                 f" {self.eta:g}); set it to 0"
+            )
+        if model.chooser is not None and solver.evaluations > 1:
+            raise ValueError(
+                f"sampler.solver: the policy chooses prompts between steps, and {self.solver} evaluates within them; use ddim"
             )
         positions = model.shape[0]
         if solver.single and self.steps != positions:
@@ -112,11 +118,22 @@ def act(
     return prediction
 
 
-def follow(model: Model, sampler: Sampler, conditions: Conditions, prompt: Tensor, *, reference: bool = False) -> Predict:
+def follow(
+    model: Model,
+    sampler: Sampler,
+    conditions: Conditions,
+    prompt: Tensor,
+    noise: Source | None = None,
+    *,
+    reference: bool = False,
+) -> Predict:
     """The prediction function of paths from t = 1, one for each of prompt (rows,): `act`, or the pretrained model's.
 
-    Where the model keeps what it computed of earlier positions, it is used; such a function serves one batch of paths.
+    Where the model keeps what it computed of earlier positions, it is used; such a function serves one batch of paths. So does
+    a policy that chooses prompts, for which there is noise beside that of the paths.
     """
+    if model.chooser is not None and not reference:
+        return PromptPath(model, conditions, prompt, noise, guidance=sampler.guidance, off_below=sampler.off_below)
     if sampler.solver == "left_to_right" and not sampler.off_below:
         stream = model.stream("reference" if reference else "policy", conditions, prompt, sampler.guidance)
         if stream is not None:
@@ -241,7 +258,8 @@ class Rollout:
     (batch, *shape), by x0 before decoding, None where the algorithm does not need it. off_below is the sampler's: at times
     before it `old` is the pretrained model. noise (batch, *shape): what the policy moved to x[0], where it moves the noise.
     weight (N, batch): what each step of each path counts for, None where all count alike. step_weight (N,) float64: what each
-    step counts for beside that, 0 outside the window of steps that are learned from; None is 1 for all.
+    step counts for beside that, 0 outside the window of steps that are learned from; None is 1 for all. decisions: those of a
+    policy that chooses prompts.
     """
 
     times: Tensor
@@ -256,6 +274,7 @@ class Rollout:
     noise: Tensor | None = None
     weight: Tensor | None = None
     step_weight: Tensor | None = None
+    decisions: Decisions | None = None
 
     @property
     def x0(self) -> Tensor:
@@ -400,7 +419,9 @@ def joined(rollouts: list[Rollout], order: Tensor | slice = ALL) -> Rollout:
     x, prompt = side_by_side(*(rollout.x for rollout in rollouts)), torch.cat([rollout.prompt for rollout in rollouts])[order]
     noises = [rollout.noise for rollout in rollouts if rollout.noise is not None]
     noise = torch.cat(noises)[order] if noises else None
-    return replace(first, x=x, old=old, action=action, prompt=prompt, noise=noise)
+    decided = [rollout.decisions for rollout in rollouts if rollout.decisions is not None]
+    decisions = Decisions(*(side_by_side(*parts) for parts in zip(*decided, strict=True))) if decided else None
+    return replace(first, x=x, old=old, action=action, prompt=prompt, noise=noise, decisions=decisions)
 
 
 def followed(start: Rollout, end: Rollout) -> Rollout:

@@ -36,6 +36,15 @@ class Steered:
     figures: dict[str, Any]
 
 
+def check_steered(model: Model) -> None:
+    """ValueError for a policy that particles cannot follow."""
+    if model.chooser is not None:
+        raise ValueError(
+            "steer: this policy chooses prompts along whole paths, which particles leave; steer the pretrained model,"
+            " or set steer to null"
+        )
+
+
 @torch.no_grad()
 def steer_x0(
     model: Model,
@@ -56,6 +65,8 @@ def steer_x0(
     Same seed, same samples, whatever the number of processes: groups have noise of their own, and are dealt whole. `returns:
     all` rounds n up to whole groups. progress: called with the number of groups done.
     """
+    if not reference:
+        check_steered(model)
     if model.sharded:
         raise ValueError("train.shard: steering does not share a network; set it to false, and the processes share the groups")
     m, everything = steering.particles or 1, steering.returns == "all"

@@ -19,7 +19,7 @@ from scoreaction.networks.model import Model
 from scoreaction.rewards import CountedReward
 from scoreaction.rewards._reward import check_graph
 from scoreaction.rewards._weighted import WeightedSum, settle
-from scoreaction.sampling.rollout import ALL, Rollout, Sampler, act, joined, roll_out
+from scoreaction.sampling.rollout import ALL, Rollout, Sampler, follow, joined, roll_out
 from scoreaction.training.online import Rounds
 from scoreaction.training.optimizer import Train, TrainingError
 from scoreaction.types import Prompt
@@ -90,9 +90,9 @@ class Collector:
     def samples(self, learner: Learner, prompt: Tensor, noise: RowNoise) -> Tensor:
         """Samples of the policy as it is, decoded; prompt (n,) are the numbers of their prompts."""
         times = self.sampler.times(self.model.process)
-        policy = partial(act, self.model, self.sampler, conditions=learner.conditions, prompt=prompt)
         with torch.no_grad():
             source = learner.noise(noise, prompt)
+            policy = follow(self.model, self.sampler, learner.conditions, prompt, source)
             x = self.model.moved(self.model.start(len(prompt), source), learner.conditions, prompt=prompt)
             return self.model.decode(roll_out(self.model, self.sampler, policy, prompt, source, times=times, x=x).x0)
 

@@ -26,6 +26,7 @@ from scoreaction.rewards import CountedReward
 from scoreaction.rewards._closed_form import QuadraticReward
 from scoreaction.rewards._weighted import settle
 from scoreaction.sampling.draw import distinct_prompts, draw_x0, run, spread_prompts, x0_in_parts
+from scoreaction.sampling.prompt_path import PromptPath
 from scoreaction.sampling.rollout import Rollout, Sampler, follow, roll_out, unflattened
 from scoreaction.settings import Settings
 from scoreaction.tasks.clusters import Clusters
@@ -83,6 +84,8 @@ def check_certificate(model: Model) -> None:
     """ValueError where a model's policy has no stochastic chain that the optimal one's can be compared with."""
     if model.moves_noise:
         raise ValueError("evaluation.certificate: is of a stochastic chain, which forgets moved noise; set it to false")
+    if model.chooser is not None:
+        raise ValueError("evaluation.certificate: is of a policy of steps, and this one chooses prompts; set it to false")
 
 
 def refuse_diverged(model: str, what: str, values: Tensor) -> None:
@@ -141,29 +144,32 @@ def measure_kl(
     n = kl_samples(n, 1 if model.moves_noise else sampler.steps, model.size)
     distinct, prompt = distinct_prompts(spread_prompts(prompts, n), n)
     conditions, own = model.conditions(distinct), world.stripe(n)
+    more: dict[str, Tensor] = {}
     with model.averaged(), model.uncounted():
         if model.moves_noise:
             noise = RowNoise(seed, own)
             z, v = (noise.normal((len(own), *model.shape), torch.float32).to(model.device) for _ in range(2))
             path = chain = world.gather(noise_kl(model, z, v, conditions, prompt[own]), n)
         else:
-            path, chain = _path_kls(model, sampler.noisy(), conditions, prompt[own], RowNoise(seed, own), world, n)
+            path, chain, more = _path_kls(model, sampler.noisy(), conditions, prompt[own], RowNoise(seed, own), world, n)
     refuse_diverged("tuned", "KLs", path)
-    return {"kl_nats": float(path.mean()), "kl_nats_se": standard_error(path), "kl_chain_nats": float(chain.mean())}
+    figures = {"kl_nats": float(path.mean()), "kl_nats_se": standard_error(path), "kl_chain_nats": float(chain.mean())}
+    return figures | {name: float(values.mean()) for name, values in more.items()}
 
 
 def _path_kls(
     model: Model, noisy: Sampler, conditions: Conditions, prompt: Tensor, source: RowNoise, world: World, n: int
-) -> tuple[Tensor, Tensor]:
-    """Path and chain KL of the policy on this sampler's paths, (n,) each; prompt: the own ones."""
-    policy = follow(model, noisy, conditions, prompt)
+) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
+    """Path and chain KL of the policy on this sampler's paths, (n,) each, and that of its choices; prompt: the own ones."""
     noise = model.noise(source, conditions, prompt)
+    policy = follow(model, noisy, conditions, prompt, noise)
     rollout = roll_out(model, noisy, policy, prompt, noise, times=noisy.times(model.process))
     states = rollout.steps().states
     flat = model.reference(states.x, states.t, conditions, prompt=states.prompt, guidance=noisy.guidance)
     compared = replace(rollout, pretrained=unflattened(flat, rollout.size[0])).compared()
     path, chain = model.kls(noisy.find(), rollout.acted, *compared, noisy.eta)
-    return world.gather(path, n), world.gather(chain, n)
+    more = {"kl_choice_nats": world.gather(policy.kl, n)} if isinstance(policy, PromptPath) else {}
+    return world.gather(path, n), world.gather(chain, n), more
 
 
 def by_prompt(prompts: list[Any] | None, values: Tensor) -> dict[str, float]:

@@ -21,6 +21,7 @@ from scoreaction.networks.lora_files import copy_into, refuse_different
 from scoreaction.networks.masked import MODELS
 from scoreaction.networks.model import Model
 from scoreaction.networks.sharding import gathered
+from scoreaction.sampling.prompt_path import make_chooser
 from scoreaction.sampling.rollout import Sampler
 from scoreaction.training.run_folder import MODEL_DESCRIPTION as DESCRIPTION
 from scoreaction.world import World
@@ -39,6 +40,7 @@ def save_model(model: Model, sampler: Sampler, prompts: list[Any] | None, path: 
     prompts = prompts if all(isinstance(prompt, str | int | float) for prompt in prompts or []) else None
     description = described(model) | {"sampler": sampler.model_dump(), "prompts": prompts, "functions": model.functions}
     description["moves_noise"], description["net"] = model.moves_noise, None
+    description["chooser"] = None if model.chooser is None else model.chooser.description
     leads = World.current().leads
     with model.averaged(), gathered(model, keep=leads):
         if leads:
@@ -49,7 +51,7 @@ def save_model(model: Model, sampler: Sampler, prompts: list[Any] | None, path: 
 def _write(model: Model, path: Path, description: dict[str, Any], recipe: str | None) -> None:
     with staged(path, last=DESCRIPTION) as part:
         save_file(_plain_tensors(dict(model.parameters.items())), part / WEIGHTS)
-        if model.export is not None and not model.moves_noise:  # other libraries know no moved noise
+        if model.export is not None and model.steps_alone:  # other libraries know no other policy
             model.export(part)
         if recipe is not None:
             (part / "recipe.yaml").write_text(recipe, encoding="utf-8")
@@ -120,6 +122,10 @@ def load_described(path: Path, net: nn.Module | Model | None = None) -> Model:
         if different:
             raise ValueError(f"{path}: net is another model than the one that was saved: {', '.join(different)} differ")
     model, sampler = net if isinstance(net, Model) else _built(path, description, net), description["sampler"]
+    if description.get("chooser") is not None:
+        if not description["prompts"]:
+            raise ValueError(f"{path}: its prompts were not texts, so that the policy that chooses them cannot be rebuilt")
+        model.choose_prompts(make_chooser(model, description["prompts"], **description["chooser"]))
     load_weights(model, path)
     model.net.eval()  # as it was trained: dropout and batch statistics off
     model.guidance, model.grid, model.prompts = sampler["guidance"], sampler["grid"], description["prompts"] or model.prompts

@@ -23,6 +23,7 @@ from scoreaction.rewards._weighted import WeightedSum
 from scoreaction.sampling.known import check_known
 from scoreaction.sampling.replay import Replay
 from scoreaction.sampling.rollout import Sampler
+from scoreaction.sampling.steer import check_steered
 from scoreaction.sampling.steering import Steering
 from scoreaction.training.best_weights import Selection, check_metric
 from scoreaction.training.budget import Budget
@@ -125,6 +126,7 @@ class Run:
         self.selection = None if self.train.select is None else Selection(self.train.select)
         self.iteration, self.seconds = 0, 0.0
         self.generator = torch.Generator().manual_seed(self.train.seed)
+        self._choose_prompts()
         self.sampler.check(model)
         try:
             self.evaluation.sampler(self.sampler).check(model)  # refused now, and not after training
@@ -167,6 +169,17 @@ class Run:
         model.guidance, model.grid, model.prompts = self.sampler.guidance, self.sampler.grid, self.prompts
         model.off_below = self.sampler.off_below
 
+    def _choose_prompts(self) -> None:
+        """Gives the model what its policy chooses prompts by, where it is one that does."""
+        if self.model.chooser is not None:
+            raise ValueError("algorithm.name: this model's policy chooses prompts and is trained already; build it again")
+        with torch.no_grad(), torch.random.fork_rng(devices=[]):
+            torch.manual_seed(self.train.seed)
+            chooser = self.algorithm.chooser(self.model, self.prompts)
+        if chooser is not None:
+            self.model.choose_prompts(chooser)
+            self._share([chooser])
+
     def count_questions(self, folder: RunFolder | None) -> None:
         """Counts every question to the oracle of a run with a budget, in that folder or in memory."""
         self.budget: Budget | None = None
@@ -195,6 +208,7 @@ class Run:
 
     def _settled(self, steer: Steering) -> Steering:
         sampler = self.evaluation.sampler(self.sampler)
+        check_steered(self.model)
         try:
             check_known(self.model, steer.known)
             return steer.settled(differentiable=self.reward.differentiable, sampler=sampler, beta=self.beta)

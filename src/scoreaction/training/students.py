@@ -98,6 +98,8 @@ class StudentDistiller:
         model.refuse_tokens("a student, whose teacher is an ODE,")
         if model.moves_noise:
             raise ValueError("student: this policy moves the noise, and its steps are the pretrained model's; distill that")
+        if model.chooser is not None:
+            raise ValueError("student: this policy chooses prompts, and its steps are the pretrained model's; distill that")
         if settings.paths % world.size:
             raise ValueError(f"student.paths: {settings.paths} are not shared evenly by {world.size} processes")
         if settings.optimizer != "adam" and world.size > 1:

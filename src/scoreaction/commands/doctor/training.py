@@ -23,10 +23,11 @@ from scoreaction.types import Prediction, Values
 def training_findings(tuner: Finetuner, places: Places, iterations: int) -> Iterator[Finding]:
     """Trains for a few iterations and checks them."""
     model, fresh = tuner.model, tuner.iteration == 0
-    before = {name: p.detach().clone() for name, p in model.parameters.items()}
+    trained = {name: p for name, p in model.parameters.items() if p.requires_grad}
+    before = {name: p.detach().clone() for name, p in trained.items()}
     frozen, reference = _fingerprints(tuner), _reference(tuner, places)
     try:
-        with _largest_gradients(model.parameters) as gradients:
+        with _largest_gradients(trained) as gradients:
             records = list(islice(tuner, iterations + tuner.train.reward_delay))
             records = [record for record in records if "kl_nats" in record]  # late rewards are not there at first
     except (TrainingError, RewardError) as error:
@@ -34,7 +35,7 @@ def training_findings(tuner: Finetuner, places: Places, iterations: int) -> Iter
         return
     yield from _pace(tuner, records)
     yield _reached(gradients)
-    yield _moved(before, model.parameters, gradients)
+    yield _moved(before, trained, gradients)
     yield _froze(frozen, _fingerprints(tuner))
     difference = apart(reference, _reference(tuner, places))
     yield judged(
@@ -44,7 +45,7 @@ def training_findings(tuner: Finetuner, places: Places, iterations: int) -> Iter
         f"it moved by {difference:.1g} standard deviations",
         "it must not share what is trained",
     )
-    if fresh:
+    if fresh and model.chooser is None:  # whose menu is no step of the network's
         yield _begins(records[0]["kl_nats"], half=tuner.half)
     if tuner.train.reward_delay:
         yield _late(tuner.train.reward_delay)

@@ -1,0 +1,27 @@
+"""Tables of what a frozen model is told, and of control with delay."""
+
+from __future__ import annotations
+
+from _tables import Results, Table, of
+
+FORMS = ("plain", "fixed", "fixed by prompt", "prompt_loop, untrained", "prompt_loop, blind", "prompt_loop")
+
+
+def control(results: Results) -> Table:
+    """Average costs of controllers whose state is seen late."""
+    table = Table("delay", "seeds", "optimum", "predictor", "windows", "windows over predictor", "stale")
+    for late, runs in results.groups("delay").items():
+        names = ("optimum", "predictor", "windows", "over_predictor", "stale")
+        table.add(runs, str(late), str(len(runs)), *(of(runs, name, 3) for name in names))
+    return table
+
+
+def prompt_loop(results: Results) -> Table:
+    """Mean reward and prompts followed of what a model is told, on a line and on shapes."""
+    table = Table("task", "told", "seeds", "reward", "prompts followed", "KL of the choices")
+    points = [point for curve in results.curves.values() for point in curve]
+    for task, form in sorted({(p["task"], p["form"]) for p in points}, key=lambda pair: (pair[0], FORMS.index(pair[1]))):
+        own = [point for point in points if (point["task"], point["form"]) == (task, form)]
+        figures = (of(own, "reward", 3), of(own, "followed", 3), of(own, "kl_choice_nats", 2))
+        table.add(results.runs, task, form, str(len(own)), *figures)
+    return table
