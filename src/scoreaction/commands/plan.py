@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from scoreaction.commands._plan_watch import THROUGH, Cost, Watch, cost_of, doubled, peaks, watch_iteration
-from scoreaction.commands._way_out import CARD, Needs, way_out
+from scoreaction.commands._way_out import CARD, SCORERS, TRAJECTORIES, Needs, way_out
 from scoreaction.errors import UserError
 from scoreaction.models import Skeleton
 from scoreaction.networks.conditions import map_conditions
@@ -58,12 +58,8 @@ def plan(recipe: Recipe, processes: int = 1, *, card: int = CARD) -> Values:
 
 def needs_of(recipe: Recipe, skeleton: Skeleton, watch: Watch, costs: dict[str, Cost], processes: int) -> Needs:
     """The bytes of one process: what stays on its device, and the peaks of what is done one after the other."""
-    resident = resident_bytes(recipe, skeleton, processes)
-    later = resident["trajectories"] + sum(scorer_bytes(recipe).values())  # neither is on the device while texts are encoded
-    passes = with_offloaded(peaks(watch, costs), skeleton, recipe) | {
-        "encoding the prompts, beyond trajectories and scorers": max(skeleton.encoder_bytes - later, 0)
-    }
-    return Needs(resident, passes, RESERVE)
+    passes = with_offloaded(peaks(watch, costs), skeleton, recipe)
+    return Needs(resident_bytes(recipe, skeleton, processes), passes, RESERVE, skeleton.encoder_bytes)
 
 
 def memory_figures(recipe: Recipe, skeleton: Skeleton, needs: Needs, costs: dict[str, Cost], card: int) -> Values:
@@ -75,15 +71,22 @@ def memory_figures(recipe: Recipe, skeleton: Skeleton, needs: Needs, costs: dict
         "resident": needs.resident,
         "prompts": len(prompt_list(recipe.prompts) or []),
         "prompt_bytes": prompt_bytes(skeleton),
-        "passes": needs.passes,
-        "worst": max(needs.passes, key=lambda name: needs.passes[name]),
+        "passes": needs.peaks,
+        "worst": needs.worst,
         "total": needs.total,
         "way_out": None if needs.total <= card else way_out(recipe, skeleton, needs, costs, card=card),
     }
 
 
 def time_figures(
-    recipe: Recipe, skeleton: Skeleton, watch: Watch, costs: dict[str, Cost], *, rounds: Demand, measured: Demand, processes: int
+    recipe: Recipe,
+    skeleton: Skeleton,
+    watch: Watch,
+    costs: dict[str, Cost],
+    *,
+    rounds: Demand,
+    measured: Demand,
+    processes: int,
 ) -> Values:
     """The figures of network evaluations, questions, operations and time, of all processes together."""
     rows, each = recipe.train.max_rows or ROWS, doubled(recipe, skeleton.model)
@@ -228,5 +231,5 @@ def resident_bytes(recipe: Recipe, skeleton: Skeleton, processes: int = 1) -> di
         "frozen weights": frozen + skeleton.vae_bytes,
         "trained weights, gradient, Adam, average": round(trained * (2 + moments + recipe.train.ema)),
         "encoded prompts of a call": prompt_bytes(skeleton) * (recipe.train.max_rows or ROWS) if prompts else 0,
-        "trajectories": states,
-    } | ({f"scorers: {', '.join(scorers)}": sum(scorers.values())} if scorers else {})
+        TRAJECTORIES: states,
+    } | ({f"{SCORERS}{', '.join(scorers)}": sum(scorers.values())} if scorers else {})
