@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable
 from pathlib import Path
 
@@ -11,6 +12,7 @@ from commanding import TINY
 from twins import accepts, same
 
 from scoreaction.cli import main
+from scoreaction.commands import train
 from scoreaction.commands.arguments import is_run
 from scoreaction.errors import UserError
 from scoreaction.yaml_text import read_text
@@ -70,6 +72,13 @@ def test_an_empty_name_is_not_the_working_folder(command: str, here: Path, refus
     same("is empty; " in refused(command, ""), True, working_folder="is empty; " in refused(command, "."))
 
 
+@pytest.mark.parametrize("arguments", [["train", "mixture", "--output", "a\0b"], ["report", "a\0b"], ["plan", "a\0b"]])
+def test_a_null_character_is_in_no_name(arguments: list[str], here: Path, refused: Callable[..., str]) -> None:
+    """Twin: the name without it, which is another fault or none."""
+    line = refused(*arguments)
+    same("has a null character in it; choose another name" in line, True, without="null" in refused("report", "ab"))
+
+
 def test_a_shipped_recipe_is_one_beside_a_folder_of_its_name(here: Path) -> None:
     """Twin: a folder of another name."""
     for name in ("mixture", "mine"):
@@ -87,6 +96,21 @@ def test_outputs_of_the_wrong_kind_are_refused_before_any_work(here: Path, refus
     assert not (here / "nowhere").exists()
     assert refused("train", "mixture", "--resume", "--output", "file") == "--output: file is a file; name a folder"
     assert main(["train", "mixture", *TINY, "train.iterations=1", "--resume", "--output", "empty"]) == 0
+
+
+def test_a_folder_that_may_not_be_written_to_is_refused_before_a_model_is_built(
+    here: Path, refused: Callable[..., str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Twin: one that may be, where the model is built."""
+    built = []
+    monkeypatch.setattr(train, "build", lambda *arguments, **options: built.append(1) or 1 / 0)
+    assert main(["train", "mixture", "--output", "new/run"]) == 1
+    open_folder = len(built)
+    monkeypatch.setattr(os, "access", lambda path, mode: False)
+    line = refused("train", "mixture", "--output", "new/run")
+    assert line == f"--output: new/run cannot be written to (no right to write in {here}); name another folder"
+    same(len(built) - open_folder, 0, where_it_may_be=open_folder)
+    assert not (here / "new").exists()
 
 
 def test_a_file_that_is_no_text_is_named_with_what_to_do(here: Path) -> None:

@@ -17,14 +17,21 @@ def folder_named(text: str) -> Path:
     """A folder that may not be there yet."""
     if not text:
         raise typer.BadParameter("is empty; name a folder.")
-    return Path(text)
+    return Path(whole_name(text))
+
+
+def whole_name(text: str) -> str:
+    """A name that a file can have: one without a null character."""
+    if "\0" in text:
+        raise typer.BadParameter("has a null character in it; choose another name.")
+    return text
 
 
 def recipe_named(text: str) -> str:
     """A recipe's name or path, or the folder of a run."""
     if not text:
         raise typer.BadParameter("is empty; give a name or a path.")
-    return text
+    return whole_name(text)
 
 
 def is_run(text: str) -> bool:
