@@ -8,12 +8,13 @@ from typing import Annotated
 
 import typer
 
-from scoreaction import catalog
 from scoreaction.commands.arguments import (
     Overrides,
     RecipeName,
+    RecipeOrRun,
     Trust,
     default_folder,
+    is_run,
     output_option,
 )  # fmt: skip
 from scoreaction.errors import Failed, Interrupted, UserError
@@ -69,14 +70,14 @@ def train(
 
 @making.command()
 def distill(
-    recipe: Annotated[str, typer.Argument(metavar="RECIPE_OR_RUN", help="A recipe, or the folder of a run.")],
+    recipe: RecipeOrRun,
     overrides: Overrides = None,
     steps: Annotated[int | None, typer.Option(min=1, help="Of a run: evaluations of its student a sample; default 4.")] = None,
     output: Annotated[Path | None, output_option("Folder; default runs/RECIPE-consistency-TIME, of a run RUN-student.")] = None,
     trust: Trust = False,
 ) -> None:
     """Make a consistency model of a recipe's model, or a few-step student of a run's tuned one."""
-    if Path(recipe).is_dir() and recipe not in catalog.recipes():
+    if is_run(recipe):
         from scoreaction.commands.students import distill_run
         from scoreaction.commands.tables import show_student
 

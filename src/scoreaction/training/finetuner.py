@@ -20,6 +20,7 @@ from scoreaction.training.checkpoints import load_newest, load_tree, prune, save
 from scoreaction.training.clusters import cluster_figures
 from scoreaction.training.collector import check_finite
 from scoreaction.training.evaluation import diversity, rounding_floor
+from scoreaction.training.optimizer import GradientError
 from scoreaction.training.run import Run
 from scoreaction.training.summary import summarise
 from scoreaction.world import OtherProcess, Stranded
@@ -47,6 +48,8 @@ class Finetuner(Run):
     """True once the folder is known to hold this run and no other."""
     saved: Path | None = None
     """The checkpoint that holds the state as it is, where there is one."""
+    spread = 1.0
+    """The standard deviation of the first rewards, those of the pretrained model, where this process has seen them."""
 
     def __iter__(self) -> Iterator[dict[str, Any]]:
         with self._locked():
@@ -73,7 +76,10 @@ class Finetuner(Run):
         while self.iteration < self.train.iterations:
             began = time.perf_counter()
             self.between = False
-            metrics = self._iterate()
+            try:
+                metrics = self._iterate()
+            except GradientError as error:
+                raise error.explained(self.spread) from error
             self.iteration += 1
             self.between = True
             self.seconds += time.perf_counter() - began
@@ -143,6 +149,8 @@ class Finetuner(Run):
             measured = self._measure(fresh)
             if rollout is not None:
                 every = self.world.gather(rollout.rewards)
+                if self.iteration == 0:  # later it is also the policy's doing
+                    self.spread = float(every.double().std())
                 measured = {"reward_mean": float(every.mean()), "reward_std": float(every.std()), **measured}
                 again = partial(self.collector.again, rollout, self.generator, self.iteration)
                 rollout, figures = self.learner.redraw(rollout, again)

@@ -44,6 +44,14 @@ STUDENT = "student.json"
 """The file with the figures of a student, beside its teacher."""
 
 
+def check_folder(folder: Path, remedy: str) -> None:
+    """UserError, with the remedy, where a folder that is to be read is not there, is a file, or may not be read."""
+    if not os.path.isdir(folder):
+        raise UserError(f"{folder}: {'is a file' if os.path.lexists(folder) else 'no such folder'}; {remedy}")
+    if not os.access(folder, os.R_OK | os.X_OK):
+        raise UserError(f"{folder}: may not be read; ask its owner, or {remedy}")
+
+
 class RunFolder:
     """The folder of a run and the names in it."""
 
