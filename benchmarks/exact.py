@@ -84,7 +84,7 @@ def train(task: str, trainer: str, steps: int, seed: int, iterations: int) -> Fi
 def over_samplers(tuner: Any, beta: float) -> list[Figures]:
     """Distance to the optimum and reward of the policy under other solvers and step counts."""
     import scoreaction as sa
-    from scoreaction.training.evaluation import ExactTask
+    from scoreaction.training.exact_task import ExactTask
 
     task = ExactTask.of(tuner.model, tuner.reward.reward, beta)
     assert task is not None

@@ -24,7 +24,7 @@ def gated(task: str) -> Figures:
     from scoreaction.diffusion.noise import RowNoise
     from scoreaction.diffusion.predictions import Prediction
     from scoreaction.sampling.rollout import roll_out
-    from scoreaction.training.evaluation import ExactTask
+    from scoreaction.training.exact_task import ExactTask
 
     tuner = built(task, f"sampler.steps={STEPS}")
     model, sampler, rows = tuner.model, tuner.sampler, torch.arange(N)

@@ -26,7 +26,7 @@ from scoreaction.diffusion.processes import Process
 from scoreaction.networks.layers import VectorNet
 from scoreaction.rewards import RewardError
 from scoreaction.rewards._closed_form import QuadraticReward
-from scoreaction.training.evaluation import ExactTask
+from scoreaction.training.exact_task import ExactTask
 from scoreaction.training.optimizer import TrainingError
 
 LAW = Mixture.isotropic([[2.0, 0.0], [-2.0, 0.0], [0.0, 2.0], [0.0, -2.0]], std=0.3)

@@ -36,7 +36,7 @@ def steered(seed: int) -> Figures:
     from scoreaction.diffusion.noise import RowNoise
     from scoreaction.sampling.draw import run
     from scoreaction.sampling.steering import Steering
-    from scoreaction.training.evaluation import ExactTask, sliced_w2
+    from scoreaction.training.exact_task import ExactTask, sliced_w2
     from scoreaction.training.steering import steered as steer_run
 
     tuner = built("mixture", f"sampler.steps={STEPS}")

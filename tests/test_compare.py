@@ -115,6 +115,10 @@ def test_standard_errors_are_over_seeds() -> None:
     close(grouped(runs)[0]["mean"]["x"], 3.0)
     close(grouped(runs)[0]["standard_error"]["x"], 7**0.5 / 3**0.5, deviation=7**0.5, biased=(14 / 3 / 3) ** 0.5)
     assert grouped(runs[:1])[0]["standard_error"]["x"] is None, "one seed has no standard error"
+    for run in runs:  # all seeds are measured on the same noise, and more of them do not make its error smaller
+        run["summary"]["x_se"] = 2.0
+    both = grouped(runs)[0]["standard_error"]["x"]
+    close(both, (7 / 3 + 4) ** 0.5, over_seeds_alone=(7 / 3) ** 0.5, as_if_of_their_own=(7 / 3 + 4 / 3) ** 0.5)
 
 
 @pytest.mark.long

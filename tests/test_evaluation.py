@@ -17,7 +17,8 @@ from scoreaction.rewards import CountedReward, Reward
 from scoreaction.rewards._closed_form import QuadraticReward
 from scoreaction.sampling.draw import draw, spread_prompts, x0_in_parts
 from scoreaction.sampling.rollout import Rollout
-from scoreaction.training.evaluation import ExactTask, diversity, measure, measure_kl, rounding_floor, sliced_w2, standard_error
+from scoreaction.training.evaluation import diversity, measure, measure_kl, rounding_floor, standard_error
+from scoreaction.training.exact_task import ExactTask, sliced_w2
 from scoreaction.types import Prediction
 from scoreaction.world import ALONE
 
@@ -174,6 +175,9 @@ def test_distance_floor_and_oracle_of_an_exact_task():
     close(task.oracle(made, sa.Sampler(steps=200, solver="heun", eta=0.0), n, 0), oracle, rtol=1e-6, atol=0, coarse=coarse)
     figures = task.figures(made, sa.Sampler(steps=30), n, 0)
     close(figures["distance_to_optimum"], base, atol=1e-9, tuned=oracle)
+    values = task.measured(lambda seed: draw(made, sa.Sampler(steps=30), n, None, seed), n, 0)
+    error = float(values.std()) / math.sqrt(len(values))
+    close(figures["distance_to_optimum_se"], error, atol=1e-9, of_one_draw=float(values.std()))
 
 
 def test_what_has_no_known_optimum_has_no_distances():

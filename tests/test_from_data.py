@@ -21,7 +21,7 @@ from scoreaction.report.page import write_report
 from scoreaction.report.parts import exact_laws
 from scoreaction.rewards._closed_form import QuadraticReward
 from scoreaction.tasks.files import read_arrays
-from scoreaction.training.evaluation import ExactTask
+from scoreaction.training.exact_task import ExactTask
 
 FOUR = Mixture.isotropic([[2, 0], [-2, 0], [0, 2], [0, -2]], std=0.3)
 REWARD = Quadratic.linear([1.0, 0.5])

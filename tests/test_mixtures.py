@@ -11,7 +11,7 @@ from twins import F64, close, f64
 from scoreaction.diffusion.mixtures import Mixture, Quadratic
 from scoreaction.diffusion.processes import VE, VP, CosineVP, Flow
 from scoreaction.models import gaussian_mixture
-from scoreaction.training.evaluation import sliced_w2
+from scoreaction.training.exact_task import sliced_w2
 
 FOUR = Mixture.isotropic([[2, 0], [-2, 0], [0, 2], [0, -2]], std=0.3)
 LINEAR = Quadratic.linear([1.0, 0.5])

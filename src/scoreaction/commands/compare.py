@@ -7,7 +7,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from statistics import stdev
+from statistics import fmean, stdev
 
 from scoreaction import catalog
 from scoreaction.commands.train import NOTHING, learned_nothing, run
@@ -190,14 +190,19 @@ def _try_each(entries: Sequence[Entry]) -> None:
 
 
 def grouped(runs: Sequence[Values]) -> list[Values]:
-    """Mean and standard error (over seeds; null for one seed) of every figure, for each label.
+    """Mean and standard error (null for one seed) of every figure, for each label.
 
-    A figure that one of the seeds has not, as one that diverged, is left out: the mean of the others would hide it.
+    The error is that over seeds and, where a run has it (`NAME_se`), that of the measurement: all seeds are measured on the
+    same noise, which no number of them averages out. A figure that one of the seeds has not, as one that diverged, is left
+    out: the mean of the others would hide it.
 
     >>> of = {"label": "a", "algorithm": "a", "value": None}
     >>> runs = [{**of, "summary": {"x": 1.0, "y": 1.0}}, {**of, "summary": {"x": 3.0, "y": None}}]
     >>> grouped(runs)[0]["mean"], grouped(runs)[0]["standard_error"]
     ({'x': 2.0}, {'x': 1.0})
+    >>> runs = [{**of, "summary": {"x": x, "x_se": 0.75}} for x in (1.0, 3.0)]
+    >>> grouped(runs)[0]["standard_error"]["x"]
+    1.25
     """
     groups = []
     for label in dict.fromkeys(record["label"] for record in runs):
@@ -210,12 +215,17 @@ def grouped(runs: Sequence[Values]) -> list[Values]:
                 "value": records[0]["value"],
                 "n": len(records),
                 "mean": {key: sum(column) / len(column) for key, column in columns.items()},
-                "standard_error": {
-                    key: stdev(column) / math.sqrt(len(column)) if len(column) > 1 else None for key, column in columns.items()
-                },
+                "standard_error": {key: _error(column, columns.get(f"{key}_se")) for key, column in columns.items()},
             }
         )
     return groups
+
+
+def _error(column: Sequence[float], measured: Sequence[float] | None) -> float | None:
+    """The standard error of a mean over seeds, of whose values each has that of its measurement."""
+    if len(column) < 2:
+        return None
+    return math.hypot(stdev(column) / math.sqrt(len(column)), math.sqrt(fmean(e**2 for e in measured)) if measured else 0.0)
 
 
 def _columns(summaries: Sequence[Values]) -> dict[str, list[float]]:

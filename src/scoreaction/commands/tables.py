@@ -39,7 +39,8 @@ def show_summary(figures: Values) -> None:
     if "distance_to_optimum" in figures:
         table.add_row("optimum's reward, KL", "", f"{number(figures['optimum_reward'])}, {number(figures['optimum_kl_nats'])}")
         floor, oracle = number(figures["distance_floor"]), number(figures["distance_oracle"])
-        table.add_row(f"distance to the optimum (floor {floor}, oracle {oracle})", "", number(figures["distance_to_optimum"]))
+        away = with_error(figures["distance_to_optimum"], figures.get("distance_to_optimum_se"))
+        table.add_row(f"distance to the optimum (floor {floor}, oracle {oracle})", "", away)
     if "optimum_cluster_entropy" in figures:
         table.add_row("optimum's cluster entropy", "", number(figures["optimum_cluster_entropy"]))
     if "gap_nats" in figures:

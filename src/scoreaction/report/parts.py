@@ -19,7 +19,7 @@ from scoreaction.recipes.recipe import block_of, numbered
 from scoreaction.recipes.trust import named_modules
 from scoreaction.report.axes import panels_of
 from scoreaction.report.tiles import Tiles
-from scoreaction.training.evaluation import ExactTask
+from scoreaction.training.exact_task import ExactTask
 from scoreaction.training.run_folder import RunFolder
 
 if TYPE_CHECKING:

@@ -113,7 +113,8 @@ def run_headline(values: Values, records: list[Values], summary: Values | None) 
     if "distance_to_optimum" in summary:
         goal, best = (number(value, 3) for value in objectives(summary))
         sentences.append(f"What it maximises, reward - {summary['beta']:g} x KL, came to {goal}; the best possible is {best}.")
-        away, oracle, floor = (number(summary[f"distance_{name}"], 3) for name in ("to_optimum", "oracle", "floor"))
+        oracle, floor = (number(summary[f"distance_{name}"], 3) for name in ("oracle", "floor"))
+        away = with_error(summary["distance_to_optimum"], summary.get("distance_to_optimum_se"), 3)
         if is_total_variation(summary):
             sentences.append(
                 f"Its law is at a total variation of {away} from the known optimum's: 0 is equal, 1 has nothing in common."
@@ -157,7 +158,8 @@ def run_cards(values: Values, summary: Values) -> list[tuple[str, str, str]]:
         small = f"floor {number(summary['distance_floor'], 3)}, oracle {number(summary['distance_oracle'], 3)}"
         if is_total_variation(summary):
             small = "total variation: 0 is equal, 1 has nothing in common"
-        cards.append(("distance to the optimum", number(summary["distance_to_optimum"], 3), small))
+        away = with_error(summary["distance_to_optimum"], summary.get("distance_to_optimum_se"), 3)
+        cards.append(("distance to the optimum", away, small))
     if "objective_gap" in summary:
         small = f"of reward - {summary['beta']:g} x KL; 0 is the best possible"
         cards.append(("gap to the optimum", with_error(summary["objective_gap"], summary.get("objective_gap_se"), 3), small))
@@ -184,7 +186,8 @@ def run_tables(summary: Values) -> list[Grid]:
         goal, best = (number(value) for value in objectives(summary))
         tuned = [number(summary[key]) for key in ("reward_tuned", "kl_nats")]
         optimum = [number(summary[key]) for key in ("optimum_reward", "optimum_kl_nats")]
-        away, oracle, floor = (number(summary[f"distance_{name}"]) for name in ("to_optimum", "oracle", "floor"))
+        oracle, floor = (number(summary[f"distance_{name}"]) for name in ("oracle", "floor"))
+        away = with_error(summary["distance_to_optimum"], summary.get("distance_to_optimum_se"))
         tables.append(
             Grid(
                 "Against the optimum",

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -13,19 +13,15 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
-from scoreaction.diffusion.kernel_density import KernelDensity, rows_behind
-from scoreaction.diffusion.mixtures import Mixture, Optimum
 from scoreaction.diffusion.noise import RowNoise
-from scoreaction.diffusion.rescaling import Rescale
 from scoreaction.diffusion.solvers import SolverName
 from scoreaction.networks.adapters import replaced
 from scoreaction.networks.model import Model
 from scoreaction.networks.noise_map import noise_kl
 from scoreaction.networks.sharding import distributed_as, whole
 from scoreaction.rewards import CountedReward
-from scoreaction.rewards._closed_form import QuadraticReward
 from scoreaction.rewards._weighted import settle
-from scoreaction.sampling.draw import distinct_prompts, draw_x0, run, spread_prompts, x0_in_parts
+from scoreaction.sampling.draw import distinct_prompts, spread_prompts, x0_in_parts
 from scoreaction.sampling.prompt_path import PromptPath
 from scoreaction.sampling.rollout import Rollout, Sampler, follow, roll_out, unflattened
 from scoreaction.settings import Settings
@@ -209,68 +205,6 @@ def diversity(model: Model, samples: Tensor, groups: Tensor, *, at_most: int = 2
     return {"diversity": sum(distances) / len(distances), "vendi": sum(scores) / len(scores)}
 
 
-@dataclass(frozen=True)
-class ExactTask:
-    """A data law and a reward whose tilted law is known exactly: the optimum, to which distances are measured.
-
-    Both are laws of x0, before decoding.
-    """
-
-    law: Mixture
-    optimum: Optimum
-    rows: dict[str, float] = field(default_factory=dict)
-    """Of a density of data: how many rows the optimum rests on in effect, and the standard error of its reward by them."""
-
-    @classmethod
-    def of(cls, model: Model, reward: object, beta: float | None) -> ExactTask | None:
-        """The task, where model, reward and beta make one."""
-        if not isinstance(model.law, Mixture) or not isinstance(reward, QuadraticReward) or not beta:
-            return None
-        if isinstance(model.decode, Rescale):
-            best = model.decode.optimum(model.law, reward.quadratic, beta)
-        else:
-            best = model.law.optimum(reward.quadratic, beta)
-        if not isinstance(best.law, KernelDensity):
-            return cls(model.law, best)
-        return cls(model.law, best, rows_behind(best.law.weights, reward.quadratic(model.decode(best.law.means))))
-
-    def distance(self, draws: Callable[[int], Tensor], n: int, seed: int, *, repeats: int = 5) -> float:
-        """Sliced W2 of n samples to the optimum, mean over draws with different seeds."""
-        generator = torch.Generator().manual_seed(seed + 1)
-        return sum(sliced_w2(draws(seed + i), self.optimum.law.sample(n, generator)) for i in range(repeats)) / repeats
-
-    def floor(self, n: int, seed: int, *, repeats: int = 20) -> float:
-        """The mean distance of two samples of the optimum itself: what no method can beat."""
-        generator = torch.Generator().manual_seed(seed + 2)
-        law = self.optimum.law
-        return sum(sliced_w2(law.sample(n, generator), law.sample(n, generator)) for _ in range(repeats)) / repeats
-
-    @torch.no_grad()
-    def oracle(self, model: Model, sampler: Sampler, n: int, seed: int, world: World = ALONE) -> float:
-        """The distance of the exact score of the tilted law, run through this sampler at eta 1."""
-        noisy = sampler.model_copy(update={"eta": 1.0, "solver": "ddim"} if sampler.eta == 0 else {})
-        predict = partial(self.optimum.law.prediction, model.process)
-        own = world.stripe(n)
-        return self.distance(lambda s: world.gather(run(model, noisy, predict, len(own), RowNoise(s, own)), n), n, seed)
-
-    def distances(self, model: Model, sampler: Sampler, n: int, seed: int, world: World = ALONE) -> dict[str, float]:
-        """Distance of the averaged policy under this sampler, and floor."""
-        return {
-            "distance_to_optimum": self.distance(lambda s: draw_x0(model, sampler, n, None, s, world=world), n, seed),
-            "distance_floor": self.floor(n, seed),
-        }
-
-    def figures(self, model: Model, sampler: Sampler, n: int, seed: int, world: World = ALONE) -> dict[str, float]:
-        """Optimum, distance of the averaged policy, floor and oracle, under this sampler."""
-        return {
-            "optimum_reward": self.optimum.reward,
-            "optimum_kl_nats": self.optimum.kl_nats,
-            **self.rows,
-            **self.distances(model, sampler, n, seed, world),
-            "distance_oracle": self.oracle(model, sampler, n, seed, world),
-        }
-
-
 NESTED = ("by_prompt", "by_cluster", "by_label")
 """Figures of a measurement that are tables."""
 
@@ -343,22 +277,3 @@ def measure(
     if spread is not None:
         figures["by_prompt"] = by_prompt(spread, rewards)
     return figures, samples
-
-
-def sliced_w2(x: Tensor, y: Tensor, projections: int = 200) -> float:
-    """Sliced 2-Wasserstein distance of two samples of equal size, (n, d) each.
-
-    The square root of the mean, over `projections` fixed random directions, of the squared one-dimensional W2
-    (Bonneel et al. 2015). Directions come from a generator of their own, so that any two calls use the same.
-
-    >>> x = torch.zeros(5, 1)
-    >>> round(sliced_w2(x, x + 2), 6)
-    2.0
-    """
-    if x.shape != y.shape or x.ndim != 2:
-        raise ValueError(f"sliced_w2 needs two samples of one shape (n, d), got {tuple(x.shape)} and {tuple(y.shape)}")
-    generator = torch.Generator().manual_seed(20250201)
-    directions = torch.randn(projections, x.shape[1], generator=generator, dtype=torch.float64)
-    directions = directions / directions.norm(dim=1, keepdim=True)
-    a, b = (directions @ sample.detach().cpu().double().T for sample in (x, y))
-    return float(((a.sort(1).values - b.sort(1).values) ** 2).mean().sqrt())

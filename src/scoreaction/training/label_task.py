@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -15,7 +16,8 @@ from scoreaction.rewards.mixture_label import LabelReward
 from scoreaction.sampling.draw import draw_x0
 from scoreaction.sampling.rollout import Sampler
 from scoreaction.training.confusion import Confusion, prompts_by_label
-from scoreaction.training.evaluation import ExactTask, measure_kl
+from scoreaction.training.evaluation import measure_kl
+from scoreaction.training.exact_task import ExactTask
 from scoreaction.training.run import Run
 from scoreaction.world import ALONE, World
 
@@ -43,13 +45,14 @@ class LabelTask:
         """Means over labels, by their prior, of optimum, distance of the averaged policy, floor and oracle; and `by_label`."""
         each = {name: self._of_label(name, task, model, sampler, n, seed, world) for name, task in self.tasks.items()}
         names = next(iter(each.values()))
-        mean = {key: sum(p * own[key] for p, own in zip(self.prior, each.values(), strict=True)) for key in names}
+        shares = {key: [p * own[key] for p, own in zip(self.prior, each.values(), strict=True)] for key in names}
+        mean = {key: math.hypot(*parts) if key.endswith("_se") else sum(parts) for key, parts in shares.items()}
         return {key: value for key, value in mean.items() if key != "kl_nats"} | {"by_label": each}
 
     def distances(self, model: Model, sampler: Sampler, n: int, seed: int, world: World = ALONE) -> dict[str, float]:
         """Means over labels, by their prior, of the distance of the averaged policy under this sampler, and of the floor."""
         every = self.figures(model, sampler, n, seed, world)
-        return {key: every[key] for key in ("distance_to_optimum", "distance_floor")}
+        return {key: every[key] for key in ("distance_to_optimum", "distance_to_optimum_se", "distance_floor")}
 
     def _of_label(
         self, name: str, task: ExactTask, model: Model, sampler: Sampler, n: int, seed: int, world: World
@@ -59,8 +62,7 @@ class LabelTask:
             "kl_nats": measure_kl(model, sampler, n, [name], seed, world)["kl_nats"],
             "optimum_reward": task.optimum.reward,
             "optimum_kl_nats": task.optimum.kl_nats,
-            "distance_to_optimum": task.distance(lambda s: draws(s, world=world), n, seed),
-            "distance_floor": task.floor(n, seed),
+            **task.of_draws(lambda s: draws(s, world=world), n, seed),
             "distance_oracle": task.oracle(model, sampler, n, seed, world),
         }
 

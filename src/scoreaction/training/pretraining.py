@@ -26,7 +26,7 @@ from scoreaction.sampling.rollout import Sampler
 from scoreaction.settings import Settings
 from scoreaction.tasks.data_files import read_data
 from scoreaction.tasks.fitting import DenoiserFunction, Fit, denoised_share, noisy
-from scoreaction.training.evaluation import sliced_w2
+from scoreaction.training.exact_task import sliced_w2
 from scoreaction.training.identity import flattened
 from scoreaction.types import Values
 

@@ -25,7 +25,8 @@ from scoreaction.sampling.rollout import Sampler, act, trajectory
 from scoreaction.sampling.steer import Steered, steer_x0
 from scoreaction.sampling.steering import Method, Returns, Steering
 from scoreaction.sampling.walks import Score
-from scoreaction.training.evaluation import NESTED, ExactTask, check_certificate, measure, refuse_diverged, standard_error
+from scoreaction.training.evaluation import NESTED, check_certificate, measure, refuse_diverged, standard_error
+from scoreaction.training.exact_task import ExactTask
 from scoreaction.training.rehearsal import certified
 from scoreaction.training.run import Run
 from scoreaction.types import RewardFunction

@@ -13,7 +13,8 @@ from torch import Tensor
 
 from scoreaction.disk import whole, write_whole
 from scoreaction.training.clusters import optimum_entropy
-from scoreaction.training.evaluation import ExactTask, measure, measure_kl
+from scoreaction.training.evaluation import measure, measure_kl
+from scoreaction.training.exact_task import ExactTask
 from scoreaction.training.label_task import label_kls
 from scoreaction.training.run import Run
 from scoreaction.training.run_folder import sample_arrays

@@ -15,7 +15,8 @@ from scoreaction.diffusion.sequences import PolicyLaw, SequenceLaw, TokenOptimum
 from scoreaction.networks.conditions import take
 from scoreaction.networks.model import Model
 from scoreaction.sampling.rollout import Sampler, act, roll_out, unflattened
-from scoreaction.training.evaluation import ExactTask, standard_error
+from scoreaction.training.evaluation import standard_error
+from scoreaction.training.exact_task import ExactTask
 from scoreaction.training.label_task import LabelTask
 from scoreaction.world import ALONE, World
 
