@@ -197,6 +197,7 @@ def test_a_term_has_as_many_calls_as_its_loss_evaluates_with_a_graph(options, ri
 
 @pytest.mark.parametrize("options", [{"last": 1}, {"last": None}, {"last": 2, "beta": BETA}, {"low_variance": 2}])
 @pytest.mark.parametrize("off_below", [0.0, 0.3])
+@pytest.mark.slow
 def test_the_last_steps_are_evaluated_once(options, off_below):
     """At once or again from the stored states: one trajectory, one gradient; N evaluations a sample, and K more for again."""
     steps, batch, found = 6, 40, []

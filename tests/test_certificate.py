@@ -67,6 +67,7 @@ def test_steering_from_python():
         sa.steer(made(), sa.Reward(lambda x, prompts: x[:, 0].detach(), differentiable=True), n=4, beta=1.0, steps=3)
 
 
+@pytest.mark.slow
 def test_a_run_is_measured_steered_where_its_recipe_has_the_block(tmp_path, capsys):
     run = tmp_path / "run"
     options = [*TINY, "steer.particles=4", "evaluation.certificate=true"]
@@ -98,6 +99,7 @@ def test_a_run_is_measured_steered_where_its_recipe_has_the_block(tmp_path, caps
     assert "Steered" in page
 
 
+@pytest.mark.slow
 def test_the_pretrained_model_of_a_recipe_is_steered_into_a_folder(tmp_path, refused):
     folder = tmp_path / "steered"
     command = ["steer", "mixture", *TINY, "--method", "twisted", "--particles", "4", "--n", "16", "--output", str(folder)]

@@ -192,6 +192,7 @@ def test_a_run_goes_on_when_its_reader_goes_away(tmp_path: Path) -> None:
     assert (tmp_path / "run" / "summary.json").exists()
 
 
+@pytest.mark.slow
 def test_a_run_in_which_no_iteration_learned_fails(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """All rewards are equal: all is written, and the exit code is 1. Twin: a run in which they differ."""
 

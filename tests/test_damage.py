@@ -23,6 +23,7 @@ def flipped(data: bytes, at: int, bit: int) -> bytes:
     return data[:at] + bytes([data[at] ^ 1 << bit]) + data[at + 1 :]
 
 
+@pytest.mark.slow
 def test_no_damaged_byte_is_accepted(tmp_path, monkeypatch):
     """Any bit of any byte of a small checkpoint; without the checksum, the twin, most pass."""
     whole = tmp_path / "000001"

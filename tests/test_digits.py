@@ -112,6 +112,7 @@ def test_the_network_takes_any_time_between() -> None:
     accepts(check, grid, rounded=(grid * 1000).round() / 1000)
 
 
+@pytest.mark.slow
 def test_classifiers_read_the_half_they_never_saw(data: tuple[Tensor, Tensor], judge: digits.Judge) -> None:
     """Truth: the labels; and the halves are disjoint and cover the data."""
     from scoreaction.tasks.digits.pretrain import halves

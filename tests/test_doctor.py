@@ -269,6 +269,7 @@ def test_looking_counts_for_nothing_and_leaves_gradients_on() -> None:
     accepts(unchanged, plain, untrained=tune(reward=differentiable(linear)))
 
 
+@pytest.mark.slow
 def test_a_finished_tuner_is_not_examined() -> None:
     """The twin has an iteration left."""
     tuner = tune()

@@ -96,6 +96,7 @@ def test_what_a_crash_left_half_written_is_cleared(run: Path, tmp_path: Path) ->
     same(left, {"checkpoints/000009.part/holiday.jpg", "notes.part"}, all_of_them=left | set(parts))
 
 
+@pytest.mark.slow
 def test_a_folder_with_others_files_is_not_taken(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """Each name that a run writes; twin: a file that it does not write."""
     for name in ("summary.json", "model/README.md", "samples/base.npz", "tensorboard/x", "report.html", "checkpoints/100/a"):
@@ -111,6 +112,7 @@ def test_a_folder_with_others_files_is_not_taken(tmp_path: Path, capsys: pytest.
     assert main([*COMMAND, str(tmp_path / "other")]) == 0
 
 
+@pytest.mark.slow
 def test_an_edited_recipe_is_refused_in_the_middle(run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """By the very command that an interrupt prints; the twin, which only measures otherwise, goes on."""
     for old, new, code in (("lr: 0.001", "lr: 0.01", 2), ("iterations: 2", "iterations: 3", 0), ("n: 16", "n: 18", 0)):

@@ -93,6 +93,7 @@ def test_a_policy_is_held_to_the_pretrained_model_under_its_own_prompt() -> None
     close(found["kl_nats"], 0.0, atol=1e-4, other_policy=next(iter(other))["kl_nats"], first_only=9 / 4)
 
 
+@pytest.mark.slow
 def test_a_summary_measures_all_prompts() -> None:
     """From N(0, 1) to N(1, 1) the path KL is 1/2 nats, and 0 for the prompt whose law stayed; half of that on average."""
     made = tuner(b=0.0)

@@ -7,6 +7,7 @@ import itertools
 
 import matplotlib.pyplot as plt
 import numpy as np
+import pytest
 from PIL import Image
 from twins import close, same
 
@@ -49,6 +50,7 @@ def test_numbers_of_an_axis_stand_apart():
     same(axis.get_xticklabels()[-1].get_text(), "10 k", in_full="10000")
 
 
+@pytest.mark.slow
 def test_each_panel_is_a_picture_of_its_own():
     """Truth: its own line's colour and not the neighbour's. Twin: the figure in one piece."""
     figure, axes = new_figure(2)

@@ -172,6 +172,7 @@ ENDLESS = {
 
 
 @pytest.mark.parametrize("how", with_long(ENDLESS, "body", "continue"))
+@pytest.mark.slow
 def test_an_answer_without_end_is_cut_off(how: str) -> None:
     """Within the timeout of an answer; twin: the same server with as much time as it takes."""
 

@@ -59,6 +59,7 @@ def test_eight_clients_of_four_questions_each_wait_for_one_slow_server(monkeypat
         check(patient)
 
 
+@pytest.mark.slow
 def test_a_busy_server_is_asked_again_as_long_as_it_scores() -> None:
     """Truth: who scores is alive; who scores nothing for longer than `timeout` is stuck, whatever it says of its health."""
 

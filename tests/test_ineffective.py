@@ -418,6 +418,7 @@ def test_what_does_not_go_together_is_one_line(case):
 
 
 @pytest.mark.parametrize("hint", ["guidance", "branch"])
+@pytest.mark.slow
 def test_a_run_that_goes_on_is_the_whole_one(hint):
     """Bit for bit, with the states that branches begin at. Twin: one that forgets them, or of another seed."""
 

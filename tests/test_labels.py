@@ -273,6 +273,7 @@ def test_a_table_of_labels_that_cannot_be_read_is_refused(tmp_path):
             LabelledData.read(tmp_path)
 
 
+@pytest.mark.slow
 def test_the_rewards(tmp_path):
     data = drawn(400)
     np.savez(tmp_path / "a.npz", samples=data.samples.numpy(), labels=data.labels.numpy())

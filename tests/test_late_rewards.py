@@ -199,6 +199,7 @@ def test_a_resumed_run_is_the_uninterrupted_one(algorithm, tmp_path):
     same(rest(False)[0], whole[0][3:4], forgets=rest(True)[0])
 
 
+@pytest.mark.slow
 def test_what_failed_is_asked_again_and_the_run_is_the_uninterrupted_one(tmp_path):
     """The scorer breaks down at the third batch while two wait: their states are saved, and resuming asks for them again."""
     settings = {"iterations": 5, "reward_delay": 2}

@@ -184,6 +184,7 @@ def test_ancestral_is_of_first_order_in_law(law, best):
     close([row[3] for row in found[2:]], [0.51269, 0.51303], atol=5e-6, chain=[row[2] for row in found[2:]])
 
 
+@pytest.mark.slow
 def test_a_run_measures_these_figures(law, best):
     """Samples and the KL of a run of the tilted policy: from one at a time and from a few at a time."""
     model = model_of(law)

@@ -202,6 +202,7 @@ def test_reward_value_and_gradient():
     close(FULL_REWARD(x).detach(), rows, atol=1e-12, no_half=f64(rows) * 2)
 
 
+@pytest.mark.slow
 def test_sliced_distance_of_known_pairs():
     generator = torch.Generator().manual_seed(3)
     x = torch.randn(4000, 1, generator=generator, dtype=F64)

@@ -382,6 +382,7 @@ def test_a_network_that_is_called_otherwise_is_refused_when_the_model_is_built()
 
 
 @pytest.mark.parametrize("rank", [None, 2])
+@pytest.mark.slow
 def test_two_models_do_not_train_one_network(rank):
     """The training of the first would move the policy of the second, and not its reference."""
     net = Layered()

@@ -156,6 +156,7 @@ def test_an_oracle_that_breaks_down_within_a_round_is_asked_the_rest_only(tmp_pa
 
 
 @pytest.mark.parametrize("breaks_at", [2, None])
+@pytest.mark.slow
 def test_the_first_answers_set_the_scale_of_a_sum_once(breaks_at, tmp_path):
     """The first round asks 16 and then 4; its second question fails, or the run ends before its first checkpoint."""
 
@@ -334,6 +335,7 @@ def test_what_a_measurement_asks_is_what_it_was_said_to(tmp_path):
     same(len(oracle.asked), 8 + sum(said.values()), of_base_and_tuned=8 + said["base and tuned"])
 
 
+@pytest.mark.slow
 def test_a_question_without_a_run_to_count_it_is_refused(tmp_path, refused):
     options = [*TINY, "online.rounds=[8]", "online.budget=40", "train.iterations=1"]
     assert refused("doctor", "mixture", *options).startswith("online.budget: doctor asks the oracle too")
@@ -343,6 +345,7 @@ def test_a_question_without_a_run_to_count_it_is_refused(tmp_path, refused):
     assert main(["doctor", "mixture", *options, "online.budget=null"]) in (0, 1)
 
 
+@pytest.mark.slow
 def test_answers_are_as_noisy_as_asked_for(tmp_path):
     def noise(std, folder):
         oracle = Oracle()

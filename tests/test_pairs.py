@@ -122,6 +122,7 @@ def test_two_passes_are_the_gradient_of_the_loss():
 
 
 @pytest.mark.parametrize("process", [sa.VP(), sa.Flow(), sa.VE()], ids=["vp", "flow", "ve"])
+@pytest.mark.slow
 def test_the_mean_log_ratio_is_that_of_the_laws(process):
     """Truth: log N(x; .9, .5) - log N(x; .3, .8), in standard errors. Twins: a constant weight, and half of it."""
     laws = [Mixture(f64([1.0]), f64([[m]]), f64([[[v]]])) for m, v in ((0.3, 0.8), (0.9, 0.5))]

@@ -29,6 +29,7 @@ def tiny_decoder(channels: int = 4, blocks: int = 2) -> Any:
     return AutoencoderTiny(latent_channels=channels, **wide, **each).eval()
 
 
+@pytest.mark.slow
 def test_a_tiny_decoder_takes_the_gradient_and_the_pipelines_own_all_else(tmp_path):
     """Truth: both decoders, asked by themselves. Twins: each in the other's place."""
     pipeline, small = tiny_pipelines.build("sd"), tiny_decoder()
@@ -69,6 +70,7 @@ def test_what_saves_memory_and_cannot_be_is_refused(settings, says, tmp_path):
     assert build(Config(path=str(tmp_path / "base"))).lora is not None
 
 
+@pytest.mark.slow
 def test_an_offloaded_autoencoder_leaves_once_it_has_decoded(monkeypatch, tmp_path):
     """Twins: one that stays, and a picture whose backward is still to come."""
 

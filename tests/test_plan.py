@@ -241,6 +241,7 @@ def test_the_planned_counts_are_those_of_a_run(tmp_path, algorithm, gradient):
     accepts(check, counted, unguided={**counted, "model_evaluations": counted["model_evaluations"] // 2})
 
 
+@pytest.mark.slow
 def test_rounds_and_questions_of_an_online_run_are_planned():
     """Truth: the oracle's own count, and the counters of a run that happens. Twin: the same recipe without its rounds."""
     small = ["train.batch=8", "train.iterations=3", "sampler.steps=3", "evaluation.n=16", "evaluation.steps=3"]

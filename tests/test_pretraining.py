@@ -172,6 +172,7 @@ def test_the_commands_of_the_page_run_one_after_the_other(tmp_path, monkeypatch,
     assert "name it in a recipe" in capsys.readouterr().err
 
 
+@pytest.mark.slow
 def test_a_signal_leaves_a_checkpoint_and_says_how_to_go_on(tmp_path, capsys):
     """The folder is then that of a run without the signal. Twin: without --resume it is refused."""
     own = recipe(tmp_path, table(tmp_path))

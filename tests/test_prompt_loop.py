@@ -53,6 +53,7 @@ def test_a_text_is_told_from_its_time_on(eta):
     close((found.mean(), found.var()), truth, atol=0.03, from_the_start=start, never=never)
 
 
+@pytest.mark.slow
 def test_the_worth_of_a_choice_goes_to_that_of_continuous_time():
     """`Q = -((m_c + K (x - alpha m_c) - mu)^2 + S)/2` at 600 steps. Twin: without the variance that is left."""
     steps = 600

@@ -170,6 +170,7 @@ def test_the_differences_vanish_at_the_optimum_and_the_plain_ones_do_not():
     accepts(small, without, plain=plain)
 
 
+@pytest.mark.slow
 def test_exploration_adds_its_own_variance():
     """The chain of the pretrained policy by recursion, theta dt/beta more a step. Twin: of theta 0."""
     steps, batch = 50, 60_000

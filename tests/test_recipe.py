@@ -185,7 +185,7 @@ def test_a_missing_file_is_named_and_a_misspelt_recipe_corrected(tmp_path: Path)
     assert fault(recipe="mixtrue") == "mixtrue: no such recipe; did you mean mixture?"
     assert fault(recipe=str(tmp_path / "none.yaml")).startswith(str(tmp_path / "none.yaml"))
     (tmp_path / "binary.yaml").write_bytes(b"\xff\xfe\x00")
-    assert "cannot be read" in fault(recipe=str(tmp_path / "binary.yaml"))
+    assert "is not UTF-8 text" in fault(recipe=str(tmp_path / "binary.yaml"))
 
 
 def test_a_new_name_for_a_misspelt_one_keeps_its_settings(tmp_path: Path) -> None:

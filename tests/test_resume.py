@@ -78,6 +78,7 @@ def test_a_second_hangup_is_no_haste_and_an_ignored_one_none() -> None:
         signal.signal(signal.SIGHUP, before)
 
 
+@pytest.mark.slow
 def test_an_interrupt_within_an_iteration_goes_back_to_the_checkpoint(
     run: Path, tmp_path: Path, refused: Callable[..., str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -89,6 +90,7 @@ def test_an_interrupt_within_an_iteration_goes_back_to_the_checkpoint(
     assert weights(folder) == weights(run)
 
 
+@pytest.mark.slow
 def test_a_longer_run_extends_a_finished_one(tmp_path: Path) -> None:
     folder = tmp_path / "run"
     assert train(folder, iterations=2) == 0

@@ -112,6 +112,7 @@ def moved(learner, fixed):
     return fixed
 
 
+@pytest.mark.slow
 def test_the_advantage_is_less_a_value_of_the_state():
     """Truth: `r - E[r | x_t]` by hand where the value is exact; where it explains nothing, `r` minus the batch's mean."""
     config = sa.ScoreAction(estimator="forward", beta=TASK.beta, each=4)

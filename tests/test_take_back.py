@@ -186,6 +186,7 @@ def test_a_rate_a_thousand_times_too_large_does_not_diverge(algorithm, most, mon
 
 
 @pytest.mark.parametrize("algorithm", [FAST, sa.SQDF(updates=3, rows=32)], ids=["score_action", "sqdf"])
+@pytest.mark.slow
 def test_a_run_that_is_taken_back_resumes_bit_for_bit(algorithm, tmp_path):
     """At a rate with which every iteration leaps; twin: the steps forgotten."""
 

@@ -50,6 +50,7 @@ def test_a_tracker_gets_what_metrics_jsonl_has(packages, tmp_path):
     assert not (out / "tensorboard").exists()
 
 
+@pytest.mark.slow
 def test_a_run_that_goes_on_goes_on_in_its_tracker(packages, tmp_path):
     for place, iterations in (("one", 2), ("one", 4), ("other", 2)):
         tuner = tune(SCORE_ACTION, iterations=iterations, output=tmp_path / place, trackers=("wandb",))

@@ -61,6 +61,7 @@ def own_sources() -> dict[str, str]:
     return {str(path.relative_to(HERE)): path.read_text(encoding="utf-8") for path in sorted(HERE.rglob("*.py"))}
 
 
+@pytest.mark.slow
 def test_the_tests_without_a_twin_only_become_fewer() -> None:
     found = without_twin(own_sources())
 

@@ -269,6 +269,7 @@ class Grown(nn.Module):
 
 
 @pytest.mark.parametrize("algorithm", [sa.DDPO(), sa.DPOK(beta=0.5), sa.ScoreAction(beta=0.5, estimator="likelihood_ratio")])
+@pytest.mark.slow
 def test_a_policy_that_trains_and_is_not_the_one_that_sampled_stops_the_run(algorithm):
     """Before the first step, with the reason. Twin: the network that is the same in both, whose run ends."""
 
