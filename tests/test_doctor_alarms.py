@@ -34,7 +34,7 @@ SHORTER = {
 }
 ELSEWHERE = {"sd15", "sdxl", "sd3", "flux"}
 """Recipes whose weights are not shipped."""
-OF_TOKENS = {"markov_chain", "pixels"}
+OF_TOKENS = {"markov_chain", "peptides", "pixels"}
 
 
 def test_every_shipped_recipe_is_here() -> None:
