@@ -199,3 +199,19 @@ def q_learning(results: Results) -> Table:
             spent = [of(own, key, 0) for key in ("reward_queries", "model_evaluations")]
             table.add(own, task, trainer, str(len(own)), *figures, bounds, *spent)
     return table
+
+
+def clusters(results: Results) -> Table:
+    """A reward and the same reward that keeps shares, each with its optimum, after the base."""
+    optima = {"linear": (2.098, 1.229, 0.383, 1.47, 0.0003), "keep_clusters": (0.225, 0.225, 1.386, 4.0, 0.25)}
+    table = Table("", "seeds", "linear reward", "KL (nats)", "cluster entropy", "effective clusters", "rarest", "queries")
+    table.add([], "*base*", "", "0", "0", "1.386", "4.00", "0.2500", "")
+    for arm, (reward, kl, entropy, effective, least) in optima.items():
+        best = [number(value, 3) for value in (reward, kl, entropy)]
+        table.add([], f"*optimum of {arm}*", "", *best, number(effective, 2), number(least, 4), "")
+        runs = results.where(arm=arm)
+        figures = [of(runs, key) for key in ("linear", "kl_nats", "cluster_entropy_tuned")]
+        table.add(
+            runs, arm, str(len(runs)), *figures, of(runs, "effective", 2), of(runs, "least_share", 4), of(runs, "queries", 0)
+        )
+    return table

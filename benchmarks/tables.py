@@ -13,6 +13,7 @@ from _exact_tables import (
     TASKS,
     Plan,
     causal,
+    clusters,
     exact,
     off_below,
     parametrisations,
@@ -38,6 +39,7 @@ from _picture_tables import (
 from _prompt_tables import control, prompt_loop
 from _records import RESULTS, ROOT
 from _tables import Results, Table, of
+from _token_tables import tokens_judged, tokens_long
 from _value_tables import adjoints, consistency, estimators_gradient, estimators_spread, estimators_value, soft_q
 
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
@@ -65,6 +67,7 @@ _pipelines = {"evaluations": ("model_evaluations", 0), "rows backward": ("model_
 _processes = {"CPU s of one": ("alone", 1), "of each of two": ("each", 1), "efficiency": ("efficiency", 2)}
 _counts = {"evaluations needed": ("needed", 0), "done": ("done", 0), "with a graph needed": ("needed_backward", 0),
            "done ": ("done_backward", 0), "all done over needed": ("done_over_needed", 2)}  # fmt: skip
+_peptides = {"judged antimicrobial": "antimicrobial", "charge": "net_charge", "moment": "hydrophobic_moment"}
 _work = {**_counts, "CPU s": ("cpu_seconds", 1), "over bare": ("cpu_over_bare", 2),
          "without critics": ("without_critics", 2), "MiB": ("mib", 0), "bare ": ("bare_mib", 0)}  # fmt: skip
 TABLES: dict[str, tuple[str, Callable[[Results], Table]]] = {
@@ -115,7 +118,11 @@ TABLES: dict[str, tuple[str, Callable[[Results], Table]]] = {
     "memory": ("memory", partial(plain, columns=_memory)),
     "processes": ("processes", partial(plain, columns=_processes, by="name")),
     "tokens": ("tokens", tokens),
+    "tokens_chain64": ("tokens_chain64", tokens_long),
+    "tokens_pixels": ("tokens_pixels", partial(tokens_judged, held_out={"legibility": "legibility"})),
+    "tokens_peptides": ("tokens_peptides", partial(tokens_judged, held_out=_peptides)),
     "causal": ("causal", causal),
+    "clusters": ("clusters", clusters),
     "work": ("work", partial(plain, columns=_work)),
     "work_counts": ("work_counts", partial(plain, columns=_counts)),
     "pipelines": ("pipelines", partial(plain, columns=_pipelines)),

@@ -1,14 +1,20 @@
-"""Trainers on tokens: a Markov chain of 8 positions and 4 tokens whose optimum is known, beta .5.
+"""Trainers on tokens: Markov chains whose optimum is known; digits of 64 pixels and peptides with judges nobody trains on.
 
-    python -m benchmarks.tokens         # results/tokens.csv and table; some minutes on one core, resumes
+    python -m benchmarks.tokens                     # results/tokens.csv and table: 8 positions, 4 tokens, beta .5
+    python -m benchmarks.tokens --stage chain64     # results/tokens_chain64.csv: the chain of 64 positions, beta .5
+    python -m benchmarks.tokens --stage pixels      # results/tokens_pixels.csv: ink, beta 1, legibility held out
+    python -m benchmarks.tokens --stage peptides    # results/tokens_peptides.csv: antimicrobial, beta .3, its judge held out
 
-The gap is `beta log Z - (E r - beta KL)` of the averaged policy, by enumeration: 0 at the optimum only. Equal trajectories for
-all.
+About a minute a run on one core; resumes. Equal trajectories for all of a stage, and no estimator asks the reward for more. The
+gap of chains is `beta log Z - (E r - beta KL)` of the averaged policy: 0 at the optimum only, by enumeration at 8 positions and
+from samples at 64.
 """
 
 from __future__ import annotations
 
-from _harness import Figures, arguments, built, run_jobs, summary
+from typing import NamedTuple
+
+from _harness import Figures, arguments, built, in_stage, run_jobs, summary
 
 TRAINERS = {
     "score_action": ["algorithm.name=score_action"],
@@ -16,24 +22,62 @@ TRAINERS = {
     "ddpp, weighted": ["algorithm.name=ddpp", "algorithm.loss=weighted"],
     "ddpp, balance": ["algorithm.name=ddpp", "algorithm.loss=balance"],
     "dpok": ["algorithm.name=dpok"],
-    "ddpo": ["algorithm.name=ddpo", "evaluation.beta=0.5"],
+    "ddpo": ["algorithm.name=ddpo"],
+    "vard": ["algorithm.name=vard"],
 }
-LENGTH, ITERATIONS, BATCH = 8, 40, 64
+FIVE = ("score_action", "ddpo", "ddpp, balance", "dpok", "vard")
+BATCH, SEEDS = 64, 3
 
 
-def measured(trainer: str, length: int, seed: int, iterations: int) -> Figures:
-    """A run, and what is missing to its optimum."""
-    settings = [*TRAINERS[trainer], f"model.length={length}", f"train.seed={seed}", f"train.batch={BATCH}"]
-    tuner = built("markov_chain", *settings, f"train.iterations={iterations}", "evaluation.n=256")
+class Stage(NamedTuple):
+    """What the runs of a stage have in common: their recipe and its settings, the beta of all that have one."""
+
+    recipe: str
+    settings: list[str]
+    beta: float
+    iterations: int
+    trainers: tuple[str, ...] = FIVE
+
+
+STAGES = {
+    "chain8": Stage(
+        "markov_chain", ["model.length=8", "evaluation.n=256"], 0.5, 40, tuple(name for name in TRAINERS if name != "vard")
+    ),
+    "chain64": Stage("markov_chain", ["model.length=64", "evaluation.n=256"], 0.5, 40),
+    "pixels": Stage("pixels", ["evaluation.n=200"], 1.0, 60),
+    "peptides": Stage("peptides", ["evaluation.n=200"], 0.3, 20),
+}
+
+
+def measured(stage: str, trainer: str, seed: int, iterations: int) -> Figures:
+    """A run's summary."""
+    recipe, settings, beta, _, _ = STAGES[stage]
+    place = "evaluation" if trainer == "ddpo" else "algorithm"  # ddpo has none of its own: its J is measured with it
+    fixed = [f"{place}.beta={beta}", f"train.seed={seed}", f"train.batch={BATCH}", f"train.iterations={iterations}"]
+    tuner = built(recipe, *TRAINERS[trainer], *settings, *fixed)
     for _ in tuner:
         pass
     return summary(tuner)
 
 
-if __name__ == "__main__":
-    jobs = {
-        f"{LENGTH}/{trainer}/{seed}": {"trainer": trainer, "length": LENGTH, "seed": seed, "iterations": ITERATIONS}
-        for seed in range(3)
-        for trainer in TRAINERS
+def jobs(stage: str) -> dict[str, Figures]:
+    """All runs of a stage by name."""
+    first = "8/" if stage == "chain8" else ""
+    return {
+        f"{first}{trainer}/{seed}": {"stage": stage, "trainer": trainer, "seed": seed, "iterations": STAGES[stage].iterations}
+        for seed in range(SEEDS)
+        for trainer in STAGES[stage].trainers
     }
-    run_jobs(measured, jobs, arguments(__doc__ or "", "tokens").parse_args())
+
+
+def main() -> None:
+    parser = arguments(__doc__ or "", "tokens")
+    parser.add_argument("--stage", choices=STAGES, default="chain8")
+    options = parser.parse_args()
+    if options.stage != "chain8":
+        in_stage(options)
+    run_jobs(measured, jobs(options.stage), options)
+
+
+if __name__ == "__main__":
+    main()

@@ -7,7 +7,9 @@ from __future__ import annotations
 
 import json
 import sys
+import tempfile
 from contextlib import nullcontext
+from pathlib import Path
 from unittest.mock import patch
 
 import torch
@@ -16,6 +18,8 @@ from torch import nn
 import scoreaction as sa
 from scoreaction.diffusion.noise import RowNoise
 from scoreaction.rewards._weighted import Part, WeightedSum
+from scoreaction.rewards.keep_clusters import KeptShares
+from scoreaction.tasks.clusters import Clusters
 from scoreaction.world import World
 
 PROMPTS = ["a", "b", "c", "d"]
@@ -64,16 +68,32 @@ def rare(x, prompts):
 SMOOTH = sa.Reward(linear, differentiable=True)
 
 
+def clusters(prompts=None):
+    """Three clusters of points that every process draws alike."""
+    points = 2 * torch.randn(120, 2, generator=torch.Generator().manual_seed(4))
+    return Clusters.fit(points, 3, prompts=None if prompts is None else prompts * 30)
+
+
+def clusters_file():
+    """A file of them, in a folder of this process."""
+    path = Path(tempfile.mkdtemp()) / "clusters.npz"
+    clusters().write(path)
+    return path
+
+
 def case(
-    algorithm, *, reward=linear, steps=10, prompts=None, lora=None, held_out=None, online=None, train=None, data=None, **sampler
-):
+    algorithm, *, reward=linear, steps=10, prompts=None, lora=None, held_out=None, online=None, train=None, data=None,
+    clustered=False, **sampler
+):  # fmt: skip
     """A run as a function of its folder, of settings of its training and, for those that must fail, of its reward."""
     settings = {"iterations": ITERATIONS, "batch": 64, "lr": 2e-3, "device": "cpu", **(train or {})}
+    path = clusters_file if clustered else lambda: None
     return lambda output=None, other=None, **more: sa.Finetuner(
         mixture() if prompts is None else conditional(lora),
         reward=other or reward, algorithm=algorithm, sampler=sa.Sampler(steps=steps, **sampler),
         train=sa.Train(**settings | more), prompts=prompts, held_out=held_out, online=online,
-        output=output, evaluation=sa.Evaluation(n=33, steps=5, eta=0.0 if algorithm.moves_noise else 1.0), data=data,
+        output=output, data=data,
+        evaluation=sa.Evaluation(n=33, steps=5, eta=0.0 if algorithm.moves_noise else 1.0, clusters=path()),
     )  # fmt: skip
 
 
@@ -201,6 +221,8 @@ CASES = {
     "dpok, late rewards": case(sa.DPOK(beta=0.1), **asked(train={"reward_delay": 1, "iterations": 3})),
     "hrf, tokens": of_tokens(sa.HRF(branches=4)),
     "dpok, tokens": of_tokens(sa.DPOK(), solver="ancestral", steps=3),
+    "clusters": case(sa.DPOK(beta=0.1), reward=KeptShares(linear, clusters()), clustered=True),
+    "clusters, prompts": case(sa.DPOK(beta=0.1), **asked(reward=KeptShares(prompted, clusters(PROMPTS)), clustered=True)),
     "online": case(sa.ScoreAction(beta=0.5), **asked(online=ONLINE)),
     "online, a weighted sum": case(sa.ScoreAction(beta=0.5), reward=WeightedSum(SUM.parts), online=ONLINE),
 }

@@ -12,6 +12,8 @@ from torch import nn
 from twins import accepts, close, same
 
 import scoreaction as sa
+from scoreaction.algorithms._learner import Objective, Setting
+from scoreaction.algorithms._pairs import CausalRatio, PathRatio, pair_update, path_ratio
 from scoreaction.diffusion.noise import RowNoise
 from scoreaction.diffusion.sequences import total_variation
 from scoreaction.diffusion.tails import causal_loss, context_weights, soft_tail_masking
@@ -216,6 +218,38 @@ def test_an_update_asks_once_for_the_steps_of_a_path(algorithm):
     close(found, truth, atol=1e-4, earliest=wrong)
     assert cost.forward < whole.forward
     assert cost.backward < 0.6 * whole.backward
+
+
+def test_pairs_ask_a_causal_network_once_for_a_path():
+    """Truth: `path_log_prob`, and the loss and gradient of a row a step. Twins: pairs exchanged, no gradient, no fewer rows."""
+    torch.manual_seed(0)
+    model, pairs = causal(), torch.randint(0, VOCABULARY, (2, 6, LENGTH))
+    with torch.no_grad():
+        for parameter in model.parameters.values():
+            parameter.add_(0.2 * torch.randn(parameter.shape))
+    sampler = sa.Sampler(**model.sampling)
+    setting = Setting(model, sampler, Objective(lambda x, prompt: x.sum(1), False), 4, None)
+    learner = model.learner(sa.DPO(beta=BETA), setting)
+    stops = setting._replace(sampler=sampler.model_copy(update={"off_below": 0.5}))
+    kinds = [type(path_ratio(each)) for each in (setting, stops)]
+    same(kinds, [CausalRatio, PathRatio], of_a_path_that_is_off=[CausalRatio, CausalRatio])
+
+    def measured(ratio, pairs=pairs):
+        before, generator = (model.evaluations.forward, model.evaluations.backward), torch.Generator().manual_seed(0)
+        fixed = {"total": 6, "scale": BETA, "reference": learner.pretrained, "generator": generator}
+        (term,) = pair_update(learner, ratio, pairs, torch.zeros(6, dtype=torch.long), **fixed).terms
+        values, figures = term.loss(torch.arange(len(term.rows)))
+        gradient = torch.autograd.grad(values.mean(), list(model.parameters.values()))
+        cost = model.evaluations.forward - before[0], model.evaluations.backward - before[1]
+        return figures["margin"][:6], torch.cat([part.flatten() for part in gradient]), cost
+
+    (margin, gradient, cost), (truth, whole, many) = measured(CausalRatio()), measured(PathRatio(True))
+    with torch.no_grad():
+        win, lose = (model.path_log_prob(x) - model.path_log_prob(x, reference=True) for x in pairs)
+    close(margin, BETA * (win - lose), atol=1e-5, exchanged=BETA * (lose - win))
+    close(margin, truth, atol=1e-5, exchanged=measured(CausalRatio(), pairs.flip(0))[0])
+    close(gradient, whole, atol=1e-5, none=0 * whole)
+    same(many, tuple(LENGTH * count for count in cost), no_fewer=cost)
 
 
 @pytest.mark.parametrize(("spread", "t"), [(1.0, 0.5), (1.5, 0.25), (1.5, 0.5), (1.5, 0.8)])

@@ -17,6 +17,7 @@ from scoreaction.networks.labels import GAIN, LabelAdapter, Labels
 from scoreaction.rewards import label as label_reward
 from scoreaction.rewards import mixture_label
 from scoreaction.tasks.labelled import LabelledData, fitted, log_loss, temperature
+from scoreaction.training.confusion import Confusion, f1_scores
 from scoreaction.training.label_task import LabelTask, optimum
 
 APART = Mixture.isotropic([[2, 0], [-2, 0], [0, 2], [0, -2]], std=0.3)
@@ -287,3 +288,61 @@ def test_the_rewards(tmp_path):
         found(torch.zeros(2, 3), prompts)
     with pytest.raises(ValueError, match="is no label"):
         exact(x, ["0 | 7", "1"])
+
+
+def test_macro_f1_by_a_confusion_of_hand():
+    """Asked / read: 3 1 0, 2 4 0, 0 0 5; F1 2/3, 8/11, 1. Twins: accuracy, precision alone, a mean that labels' sizes weigh."""
+    table = torch.tensor([[3, 1, 0], [2, 4, 0], [0, 0, 5]])
+    truth = f64([2 / 3, 8 / 11, 1.0])
+    close(f1_scores(table), truth, atol=1e-12, recall=[3 / 4, 4 / 6, 1.0], precision=[3 / 5, 4 / 5, 1.0])
+    rows = table.sum(1).double()
+
+    class Judge(nn.Module):
+        def forward(self, x):
+            return torch.eye(3)[x[:, 0].long()].log()
+
+    labels = Labels(("a", "b", "c"))
+    judge = label_reward.LabelScore(Judge(), labels, (1,), judge=True, correct=True)
+    held_out = {"other": sa.rewards.CountedReward(lambda x, p: x[:, 0]), "label": sa.rewards.CountedReward(judge)}
+    confusion = Confusion.of(held_out)
+    same(Confusion.of({"other": held_out["other"]}), None, a_judge=confusion)
+    for asked, row in enumerate(table.tolist()):
+        read = [number for number, count in enumerate(row) for _ in range(count)]
+        confusion.add(torch.tensor(read)[:, None].float(), [labels.names[asked]] * len(read))
+    same(confusion.table, table.double(), turned=table.double().T)
+    found = confusion.figures()
+    close(found["macro_f1"], truth.mean(), atol=1e-12, accuracy=12 / 15, weighted=rows @ truth / rows.sum())
+    close([v["accuracy"] for v in found["by_label"].values()], [3 / 4, 4 / 6, 1.0], atol=1e-12, precision=[3 / 5, 4 / 5, 1])
+    close([v["f1"] for v in found["by_label"].values()], truth, atol=1e-12, turned=truth.flip(0))
+    empty = Confusion(judge)  # a label that is read and never asked for counts 0, one that is neither counts nothing
+    empty.add(torch.tensor([[0.0], [1.0]]), ["a", "a"])
+    close(empty.figures()["macro_f1"], (2 / 3 + 0) / 2, atol=1e-12, of_all_three=2 / 9, of_those_asked=2 / 3)
+    same(list(empty.figures()["by_label"]), ["a"], all_labels=["a", "b", "c"])
+
+
+@pytest.mark.slow
+def test_a_runs_figures_by_label(tmp_path):
+    """Accuracy by label has the held-out reward as its mean, and KL by label the run's. Twin: before training."""
+    data = drawn(400)
+    np.savez(tmp_path / "a.npz", samples=data.samples.numpy(), labels=data.labels.numpy())
+    from scoreaction.recipes.build import build
+    from scoreaction.recipes.recipe import load_recipe
+    from scoreaction.report.run import run_tables
+
+    path = tmp_path / "a.npz"
+    settings = [f"reward={{name: label, data: {path}}}", "train.iterations=4", "train.batch=64", "evaluation.n=300"]
+    judge = f"evaluation.held_out=[{{name: label, data: {path}, judge: true, correct: true}}]"
+    tuner = build(load_recipe("ctrl", [*settings, judge, "sampler.steps=8", "evaluation.steps=8", "prompts=['0', '1', '2']"]))
+    list(tuner)
+    found = tuner.summary()
+    by_label = found["by_label"]
+    same(list(by_label), list(NAMES), sorted_back=[*NAMES][::-1])
+    for kind, other in (("base", "tuned"), ("tuned", "base")):
+        mean = sum(label[f"accuracy_{kind}"] for label in by_label.values()) / 3
+        close(mean, found[f"held_out.label_{kind}"], atol=1e-6, other=found[f"held_out.label_{other}"])
+        f1 = sum(label[f"f1_{kind}"] for label in by_label.values()) / 3
+        close(found[f"macro_f1_{kind}"], f1, atol=1e-6, other=found[f"macro_f1_{other}"])
+    kl = sum(label["kl_nats"] for label in by_label.values()) / 3
+    close(kl, found["kl_nats"], rtol=0.25, atol=0, of_one=3 * kl)
+    (table,) = [grid for grid in run_tables(found) if grid.title == "By label"]
+    same([row[0] for row in table.rows], list(NAMES), without=[])

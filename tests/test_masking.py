@@ -1,5 +1,8 @@
 """Truth: the masked process on 4 positions of 3 tokens, by enumeration: KL(p*||p) = .51315806 for every schedule and order."""
 
+from functools import partial
+from unittest.mock import patch
+
 import numpy as np
 import pytest
 import torch
@@ -233,6 +236,40 @@ def test_the_order_of_confidence_is_the_pretrained_models(law):
     ]
     same(places[0], places[1], its_own=places[2])
     close(policy.log_prob, made.predict(x, f64(0.5)).log_prob, atol=0, of_the_reference=made.reference(x, f64(0.5)).log_prob)
+
+
+@pytest.mark.parametrize("algorithm", [sa.DPOK(beta=BETA, minibatches=2), sa.ScoreAction(beta=BETA, updates=2, rows=64)])
+def test_an_update_takes_the_order_of_its_steps(algorithm, law):
+    """Metrics of asking the pretrained model again, by fewer evaluations. Twin: the order by the policy's own confidence."""
+
+    def trained(again=None):
+        made = model_of(law)
+        with torch.no_grad():
+            made.net.change += torch.randn(made.net.change.shape, generator=torch.Generator().manual_seed(0))
+        tuner = sa.Finetuner(
+            made, reward=reward_of(first()[1], 3), algorithm=algorithm, sampler=sa.Sampler(solver="confident", steps=4),
+            train=sa.Train(iterations=2, batch=32, lr=0.05),
+        )  # fmt: skip
+        if again is not None:
+            tuner.learner.policy = partial(again, tuner)
+        figures = list(tuner)[-1]
+        return f64([figures[name] for name in ("reward_mean", "kl_nats")]), made.evaluations.forward
+
+    def asked(tuner, x, t, prompt):
+        return act(tuner.model, tuner.sampler, x, t, prompt=prompt)
+
+    def own(learner, prediction, steps):
+        sampler = learner.sampler
+        return sampler.find().step(learner.process, None, prediction, steps.x, steps.t, steps.s, 1.0, None)
+
+    found, cost = trained()
+    homes = [patch(f"scoreaction.algorithms.{home}.transition", own) for home in ("_likelihood_ratio", "_tokens")]
+    with homes[0], homes[1]:  # the order is what is asked
+        truth, more = trained(asked)
+        wrong, _ = trained()
+    advantage = isinstance(algorithm, sa.ScoreAction)  # whose order is that of the old policy's prediction
+    close(found, truth, atol=1e-6, **{"none": 0 * truth} if advantage else {"own_order": wrong})
+    assert cost < more, (cost, more)
 
 
 @pytest.mark.slow

@@ -23,6 +23,7 @@ import scoreaction as sa
 from scoreaction.algorithms._learner import Algorithm
 from scoreaction.errors import UserError
 from scoreaction.recipes.recipe import load_recipe
+from scoreaction.report.cluster_parts import clusters_figure, clusters_table
 from scoreaction.report.comparison import comparison_headline
 from scoreaction.report.figures import band, pairs_figure, samples_figure, tiled
 from scoreaction.report.numbers import number, objectives, with_error
@@ -285,3 +286,22 @@ def test_numbers_are_readable() -> None:
     same([number(value) for value in values], truth, two_digits=[number(value, 2) for value in values])
     same(with_error(1461.2, 533.3), "1,461 ± 533", no_error=with_error(1461.2, None), exchanged=with_error(533.3, 1461.2))
     assert with_error(1.0, None) == "1"
+
+
+def test_clusters_stand_in_the_text_and_in_a_table() -> None:
+    """Effective clusters by exp; rows by their change. Twins: nats, rows in the file's order, a run without clusters."""
+    clusters = [{"cluster": i, "share_base": 0.25, "share_tuned": t} for i, t in enumerate((0.2, 0.6, 0.1, 0.1))]
+    figures = {**SUMMARY, "cluster_entropy_base": 1.386294, "cluster_entropy_tuned": 1.0889, "clusters": clusters}
+    values = load_recipe("mixture").values()
+    sentence = "Of 4 clusters its samples fill 2.97 in effect (1.09 nats), 4 before (1.39 nats)."
+    same(
+        sentence in " ".join(run_headline(values, [], figures)),
+        True,
+        without=sentence in " ".join(run_headline(values, [], SUMMARY)),
+    )
+    best = " ".join(run_headline(values, [], {**figures, "optimum_cluster_entropy": 0.382645}))
+    same("nats); the optimum fills 1.47." in best, True, in_nats="the optimum fills 0.38" in best)
+    rows = [row[0] for row in clusters_table(figures).rows]
+    same(rows[:3], ["1", "2", "3"], in_order=["0", "1", "2"])
+    heights = [bar.get_height() for bar in clusters_figure(clusters).axes[0].patches]
+    close(heights, [0.25] * 4 + [0.2, 0.6, 0.1, 0.1], tuned_alone=[0.2, 0.6, 0.1, 0.1] * 2)

@@ -23,6 +23,7 @@ from scoreaction.recipes.recipe import block_of, load_recipe, resolve
 from scoreaction.recipes.traits import Traits, traits_of
 from scoreaction.rewards import CountedReward, Reward, RewardError
 from scoreaction.rewards._images import is_images
+from scoreaction.tasks.clusters import Clusters
 from scoreaction.types import RewardFunction
 
 BATCH = 6
@@ -52,8 +53,9 @@ LABELLED = "a mixture whose prompts are labels"
 
 @pytest.fixture(autouse=True)
 def labelled(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The file that the example of `label` names, in the working folder."""
+    """The files that the examples of `label` and `keep_clusters` name, in the working folder."""
     monkeypatch.chdir(tmp_path)
+    Clusters.fit(torch.randn(60, 2, generator=torch.Generator().manual_seed(0)), 3).write(tmp_path / "clusters.npz")
     np.savez("labelled.npz", samples=np.random.default_rng(0).normal(size=(60, 2)), labels=np.arange(60) % 3)
 
 

@@ -6,13 +6,13 @@ import pytest
 import torch
 from torch import nn
 from tuning import SCORE_ACTION, Net, own_model, tune
-from twins import accepts
+from twins import accepts, same
 
 import scoreaction as sa
 from scoreaction.errors import UserError
 from scoreaction.rewards import RewardError
 from scoreaction.training.checks import check_precision, check_whole
-from scoreaction.training.optimizer import TrainingError
+from scoreaction.training.optimizer import GradientError, TrainingError
 from scoreaction.types import DTYPES
 
 
@@ -77,6 +77,15 @@ def test_a_gradient_that_is_not_finite_is_an_error():
     model = sa.Model(Exploding(), process=sa.VP(), predicts="eps", shape=(2,))
     with pytest.raises(TrainingError, match="not finite; lower train.lr"):
         list(tune(sa.DDPO(), model=model))
+
+
+@pytest.mark.parametrize(("size", "fault"), [(1e30, "is not finite"), (1e-30, "received no gradient")])
+def test_rewards_of_an_odd_size_are_named_where_no_gradient_can_be_had(size, fault):
+    """Twin: the same fault under rewards of usual size."""
+    with pytest.raises(TrainingError, match=f"iteration 1: the .*{fault}; rewards spread by ") as told:
+        list(tune(SCORE_ACTION, reward=lambda x, c: size * x[:, 0]))
+    usual = str(GradientError("the gradient is not finite").explained(1e-3))
+    same("scale the reward to a spread near 1" in str(told.value), True, usual="spread near 1" in usual)
 
 
 @pytest.mark.parametrize(

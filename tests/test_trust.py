@@ -50,6 +50,9 @@ COMMANDS: dict[str, Callable[[str, list[str]], int]] = {
     "distill": lambda run, more: main(
         ["distill", f"{run}/recipe.yaml", "distill={iterations: 1}", "--output", f"{run}.d", *more]
     ),
+    "cluster": lambda run, more: main(
+        ["cluster", f"{run}/recipe.yaml", "--n", "40", "--k", "2", "--output", f"{run}.npz", *more]
+    ),
     "sample": lambda run, more: main(["sample", run, "--base", "--n", "4", *more]),
     "evaluate": lambda run, more: main(["evaluate", run, "--n", "4", *more]),
     "load": lambda run, more: sa.load(run, trust=bool(more)) is None,

@@ -14,6 +14,9 @@ from scoreaction.commands.compare import grouped
 from scoreaction.report.tiles import LARGE, SHOWN, tiles_of
 from scoreaction.report.verdict import comparison_verdict, run_verdict
 
+CLUSTERED = {"cluster_entropy_base": 1.386, "cluster_entropy_tuned": 0.65}
+"""Less than half of the clusters that there were, in effect."""
+
 
 def run(**changes: Any) -> str:
     return run_verdict({**SUMMARY, "reward_base_se": 0.1, "reward_tuned_se": 0.1, **changes})
@@ -39,6 +42,7 @@ def test_what_speaks_against_a_gain_is_said() -> None:
     for text, bad, good in (
         ("left the data behind", {"kl_nats": 6.0}, {"kl_nats": 5.0}),
         ("only 40% as diverse", {"diversity_tuned": 0.8}, {"diversity_tuned": 1.2}),
+        ("fill 1.9 clusters in effect, 4 before", CLUSTERED, {**CLUSTERED, "cluster_entropy_tuned": 0.7}),
         ("the held-out legibility", {"held_out.legibility_tuned": 0.4}, {"held_out.legibility_tuned": 0.9}),
     ):
         same(text in run(**bad), True, where_it_is_not=text in run(**good))

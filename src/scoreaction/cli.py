@@ -1,4 +1,4 @@
-"""The command `scoreaction`: train, plan, doctor, pretrain, distill, pairs, sample, steer, evaluate, list and others.
+"""The command `scoreaction`: train, plan, doctor, pretrain, distill, pairs, cluster, sample, steer, evaluate, list and others.
 
 Exit codes: 0 done; 2 the input is wrong; 1 it failed; 130 interrupted. Whatever goes wrong is one line on stderr; `--debug`
 shows the traceback.

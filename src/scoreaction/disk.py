@@ -93,6 +93,13 @@ def remove(path: Path) -> None:
         path.unlink(missing_ok=True)
 
 
+def refuse_closed(folder: Path, key: str) -> None:
+    """UserError where a folder, or the one that it would be made in, may not be written to; nothing is made."""
+    there = next((place for place in (folder, *folder.absolute().parents) if os.path.isdir(place)), folder)
+    if not os.access(there, os.W_OK | os.X_OK):
+        raise UserError(f"{key}: {folder} cannot be written to (no right to write in {there}); name another folder")
+
+
 def check_writable(folder: Path, key: str) -> None:
     """Makes the folder; UserError, before any work is done for it, where nothing can be written there."""
     try:

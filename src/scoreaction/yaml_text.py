@@ -106,5 +106,9 @@ def read_text(path: Path) -> str:
     """Reads a UTF-8 file, without its byte order mark; UserError with its path if it cannot be read."""
     try:
         return path.read_text(encoding="utf-8-sig")
-    except (OSError, UnicodeDecodeError) as error:
-        raise UserError(f"{path}: cannot be read as UTF-8 text ({type(error).__name__})") from error
+    except OSError as error:
+        raise UserError(
+            f"{path}: cannot be read ({error.strerror or type(error).__name__}); name a file that can be"
+        ) from error
+    except UnicodeDecodeError as error:
+        raise UserError(f"{path}: is not UTF-8 text (byte {error.start}); save it as UTF-8, or name another file") from error

@@ -6,6 +6,7 @@ import math
 from abc import abstractmethod
 from collections.abc import Callable, Generator, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any, ClassVar, Literal, NamedTuple, TypeAlias
 
 import torch
@@ -219,9 +220,10 @@ class Learner:
     def policy(self, x: Tensor, t: Tensor, prompt: Tensor) -> Prediction:
         """The policy's guided prediction at (x, t) for these prompts: x (rows, *shape), t () or (rows,), prompt (rows,).
 
-        At times below `sampler.off_below` it is the pretrained model's.
+        At times below `sampler.off_below` it is the pretrained model's. The order of positions is no part of it: in a step
+        that was taken it is known.
         """
-        return act(self.model, self.sampler, x, t, self.conditions, prompt=prompt)
+        return act(self.model, self.sampler, x, t, self.conditions, prompt=prompt, ordered=False)
 
     def pretrained(self, x: Tensor, t: Tensor, prompt: Tensor) -> Prediction:
         """The pretrained model's guided prediction, as `policy`: gradients reach x, never a parameter."""
@@ -308,7 +310,7 @@ def _policy_along(learner: Learner, prompt: Tensor, noise: Source, *, whole: boo
     """The policy along trajectories, by what the model keeps between their steps where they are whole ones."""
     if whole:
         return follow(learner.model, learner.sampler, learner.conditions, prompt, noise)
-    return lambda x, t: learner.policy(x, t, prompt)
+    return partial(act, learner.model, learner.sampler, conditions=learner.conditions, prompt=prompt)
 
 
 def roll_out_chain(

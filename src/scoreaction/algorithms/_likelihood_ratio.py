@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator
+from typing import Any, cast
 
 import torch
 from torch import Tensor
@@ -56,9 +57,12 @@ def steps_with_density(learner: Learner, rollout: Rollout, *, exploration: float
 
 
 def transition(learner: Learner, prediction: Prediction, steps: Steps) -> Kernel:
-    """The law of x_next at these steps, for these predictions."""
-    sampler = learner.sampler
-    return sampler.find().step(learner.process, _never, prediction, steps.x, steps.t, steps.s, sampler.eta, None)
+    """The law of x_next at these steps, for these predictions; where the order goes by confidence, by that of the steps."""
+    sampler, solver = learner.sampler, learner.sampler.find()
+    if solver.by_reference:
+        tokens: Any = prediction
+        prediction = tokens._replace(confidence=cast(Any, steps.old).confidence)  # the pretrained model's, and it is the same
+    return solver.step(learner.process, _never, prediction, steps.x, steps.t, steps.s, sampler.eta, None)
 
 
 def _never(x: Tensor, t: Tensor) -> Prediction:

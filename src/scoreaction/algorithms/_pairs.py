@@ -156,8 +156,31 @@ def _mask(process: Any) -> int:
     return process.mask
 
 
-def path_ratio(setting: Setting) -> PathRatio:
+class CausalRatio(LogRatio):
+    """The log ratio of tokens by a causal network, which has all steps of the path from left to right in one evaluation.
+
+    It is the difference of two `MaskedModel.path_log_prob` (CARD, arXiv 2601.22031), and that of `PathRatio(True)`.
+    """
+
+    def count(self, learner: Learner) -> int:
+        return 1
+
+    def probes(self, learner: Learner, x0: Tensor, prompt: Tensor, total: int, generator: torch.Generator) -> Probes:
+        x = x0.flatten(0, 1)
+        end = torch.zeros(len(x), dtype=torch.float64)
+        return Probes(x, end, prompt.repeat(len(x0)), x, torch.ones_like(end))
+
+    def term(self, policy: Prediction, reference: Prediction, probes: Probes) -> Tensor:
+        """`sum_n log p(x_n | x_<n) - log p_ref(x_n | x_<n)`."""
+        laws = (log_prob_of(prediction) for prediction in (policy, reference))
+        here, there = (token_log_prob(law, probes.target) for law in laws)
+        return (here - there).sum(1)
+
+
+def path_ratio(setting: Setting) -> LogRatio:
     """The log ratio of tokens in the order of the run's solver; a random one where it shows several a step."""
+    if setting.model.causal and not setting.sampler.off_below:  # where steps are off, they are to be told apart
+        return CausalRatio()
     return PathRatio(setting.sampler.solver == "left_to_right")
 
 

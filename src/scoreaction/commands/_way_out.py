@@ -17,7 +17,7 @@ from scoreaction.recipes.recipe import Block, Recipe
 
 CARD = 24 * 2**30
 """Bytes of the card that a plan is held against."""
-SCORERS = "scorers: "
+TRAJECTORIES, SCORERS = "trajectories", "scorers: "
 
 
 @dataclass(frozen=True)
@@ -27,11 +27,23 @@ class Needs:
     resident: dict[str, int]
     passes: dict[str, int]
     reserve: int
+    encoders: int = 0
+
+    @property
+    def peaks(self) -> dict[str, int]:
+        """The passes with that of the encoders of texts, while which neither trajectories nor scorers are on the device."""
+        later = sum(size for name, size in self.resident.items() if name == TRAJECTORIES or name.startswith(SCORERS))
+        return self.passes | {"encoding the prompts, beyond trajectories and scorers": max(self.encoders - later, 0)}
+
+    @property
+    def worst(self) -> str:
+        """The name of the largest of what is done one after the other."""
+        return max(self.peaks, key=lambda name: self.peaks[name])
 
     @property
     def total(self) -> int:
         """Bytes in all."""
-        return sum(self.resident.values()) + max(self.passes.values()) + self.reserve
+        return sum(self.resident.values()) + self.peaks[self.worst] + self.reserve
 
     def but(self, resident: dict[str, int] | None = None, passes: dict[str, int] | None = None) -> Needs:
         """The needs with some items changed."""
@@ -76,7 +88,7 @@ def _half_scorers(recipe: Recipe, skeleton: Skeleton, needs: Needs, costs: dict[
 
 def _no_gradient(recipe: Recipe, skeleton: Skeleton, needs: Needs, costs: dict[str, Cost]) -> Iterator[Step]:
     """A surrogate in place of the reward's own gradient, or a small decoder that it goes through."""
-    if max(needs.passes, key=lambda name: needs.passes[name]) != THROUGH or "decoder" not in costs:
+    if needs.worst != THROUGH or "decoder" not in costs:
         return
     if recipe.algorithm.config.model_dump().get("look_ahead") in ("auto", "reward"):
         config = recipe.algorithm.config.model_copy(update={"look_ahead": "surrogate"})

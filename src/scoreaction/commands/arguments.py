@@ -2,20 +2,51 @@
 
 from __future__ import annotations
 
+import os
 from datetime import datetime
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
-from scoreaction.errors import UserError
+from scoreaction import catalog
+from scoreaction.errors import UserError, nearest
 
 
 def folder_named(text: str) -> Path:
     """A folder that may not be there yet."""
     if not text:
         raise typer.BadParameter("is empty; name a folder.")
-    return Path(text)
+    return Path(whole_name(text))
+
+
+def whole_name(text: str) -> str:
+    """A name that a file can have: one without a null character."""
+    if "\0" in text:
+        raise typer.BadParameter("has a null character in it; choose another name.")
+    return text
+
+
+def recipe_named(text: str) -> str:
+    """A recipe's name or path, or the folder of a run."""
+    if not text:
+        raise typer.BadParameter("is empty; give a name or a path.")
+    return whole_name(text)
+
+
+def is_run(text: str) -> bool:
+    """True for the folder of a run, False for a shipped recipe (also beside a folder of its name) or a file.
+
+    UserError for what is none of them.
+    """
+    if text in catalog.recipes() or os.path.isfile(text):
+        return False
+    if os.path.isdir(text):
+        return True
+    hint = nearest(text, catalog.recipes())
+    if not hint.startswith("did you mean"):
+        hint = "give the folder of a run, a shipped recipe (see: list recipes) or a file"
+    raise UserError(f"{text}: no such run, and no such recipe; {hint}")
 
 
 def output_option(text: str) -> Any:
@@ -23,12 +54,17 @@ def output_option(text: str) -> Any:
     return typer.Option(parser=folder_named, metavar="DIR", help=text)
 
 
-RecipeName = Annotated[str, typer.Argument(metavar="RECIPE", help="A shipped recipe (see: list recipes) or a YAML file.")]
+RecipeName = Annotated[
+    str, typer.Argument(parser=recipe_named, metavar="RECIPE", help="A shipped recipe (see: list recipes) or a YAML file.")
+]
+RecipeOrRun = Annotated[
+    str, typer.Argument(parser=recipe_named, metavar="RECIPE_OR_RUN", help="A recipe, or the folder of a run.")
+]
 Overrides = Annotated[list[str] | None, typer.Argument(metavar="KEY=VALUE", help="For example algorithm.beta=0.2")]
 Trust = Annotated[
     bool, typer.Option("--trust", help="Import the modules that a recipe or run from elsewhere names; their code then runs.")
 ]
-RunPath = Annotated[Path, typer.Argument(metavar="RUN", help="The folder of a run.")]
+RunPath = Annotated[Path, typer.Argument(parser=folder_named, metavar="RUN", help="The folder of a run.")]
 
 SteerMethod = Annotated[
     str | None, typer.Option(metavar="METHOD", help="twisted, smc, svdd, guidance or best_of; default the recipe's, else auto.")

@@ -26,7 +26,7 @@ from scoreaction.sampling.steering import Steering
 from scoreaction.training.checkpoints import DAMAGED, load_newest
 from scoreaction.training.evaluation import measure, measure_kl
 from scoreaction.training.finetuner import Finetuner
-from scoreaction.training.run_folder import RunFolder
+from scoreaction.training.run_folder import RunFolder, check_folder, sample_arrays
 from scoreaction.training.steering import certificate, chunk_of, steered
 from scoreaction.training.summary import finite
 from scoreaction.training.token_task import exact_task
@@ -35,6 +35,7 @@ from scoreaction.world import World
 
 OWN = "run"
 """The name of a run's own prompts among sets of them."""
+PRINTED = "give what train printed after run:"
 
 
 @dataclass(frozen=True)
@@ -52,6 +53,7 @@ def open_run(folder: Path, *, tuned: bool, rewards: bool = True, trust: bool = F
     rewards False: without its rewards, to draw from. trust: whether modules that its recipe names are imported. overrides:
     settings that do not make the run another one.
     """
+    check_folder(folder, PRINTED)
     place = RunFolder(folder)
     if place.settings_path.is_file():
         raise UserError(
@@ -64,7 +66,7 @@ def open_run(folder: Path, *, tuned: bool, rewards: bool = True, trust: bool = F
     if is_pretrained(folder):
         raise UserError(f"{folder}: holds a pretrained model; name it in a recipe, model: {{name: pretrained, path: {folder}}}")
     if not place.recipe_path.is_file():
-        raise UserError(f"{folder}: not a run folder (no recipe.yaml in it); give what train printed after run:")
+        raise UserError(f"{folder}: not a run folder (no recipe.yaml in it); {PRINTED}")
     recipe = load_recipe(str(place.recipe_path), overrides, trust=trust)
     if World.joined(recipe.train.device).size == 1:  # which reads what several trained
         recipe = recipe.model_copy(update={"train": recipe.train.model_copy(update={"shard": False})})
@@ -153,10 +155,11 @@ def draw_samples(
     samples = drawn.cpu().numpy()
     if not tuner.world.leads:
         return output / "samples.npz", figures
-    arrays = {"samples": samples} if sample_prompts is None else {"samples": samples, "prompts": np.array(sample_prompts)}
+    letters = tuner.model.letters
+    arrays = sample_arrays(samples, sample_prompts, letters)
     with whole(output / "samples.npz") as file:
         np.savez_compressed(file, **arrays)  # type: ignore[arg-type]
-    save_samples(output / "samples.png", samples, sample_prompts)
+    save_samples(output / "samples.png", samples, sample_prompts, letters)
     if is_pictures(samples):
         save_pictures(output / "pictures", samples, None if sample_prompts is None else list(map(str, sample_prompts)))
     return output / "samples.npz", figures
@@ -257,8 +260,9 @@ def _cell(
 ) -> Values:
     model, world = tuner.model, tuner.world
     figures, _ = measure(
-        model, sampler, tuner.reward, tuner.held_out, n=n, prompts=prompts, seed=seed, reference=reference, world=world
-    )
+        model, sampler, tuner.reward, tuner.held_out, n=n, prompts=prompts, seed=seed, reference=reference, world=world,
+        clusters=tuner.clusters,
+    )  # fmt: skip
     if reference:
         return figures
     figures |= measure_kl(model, sampler, n, prompts, seed, world)

@@ -8,12 +8,13 @@ from typing import Annotated
 
 import typer
 
-from scoreaction import catalog
 from scoreaction.commands.arguments import (
     Overrides,
     RecipeName,
+    RecipeOrRun,
     Trust,
     default_folder,
+    is_run,
     output_option,
 )  # fmt: skip
 from scoreaction.errors import Failed, Interrupted, UserError
@@ -69,14 +70,14 @@ def train(
 
 @making.command()
 def distill(
-    recipe: Annotated[str, typer.Argument(metavar="RECIPE_OR_RUN", help="A recipe, or the folder of a run.")],
+    recipe: RecipeOrRun,
     overrides: Overrides = None,
     steps: Annotated[int | None, typer.Option(min=1, help="Of a run: evaluations of its student a sample; default 4.")] = None,
     output: Annotated[Path | None, output_option("Folder; default runs/RECIPE-consistency-TIME, of a run RUN-student.")] = None,
     trust: Trust = False,
 ) -> None:
     """Make a consistency model of a recipe's model, or a few-step student of a run's tuned one."""
-    if Path(recipe).is_dir() and recipe not in catalog.recipes():
+    if is_run(recipe):
         from scoreaction.commands.students import distill_run
         from scoreaction.commands.tables import show_student
 
@@ -117,6 +118,37 @@ def pairs(
     path = output or default_folder(recipe, "pairs").with_suffix(".npz")
     print(lines_of(make_pairs(chosen, path, n=n, temperature=temperature, seed=seed), temperature))
     print(f"pairs: {path}")
+
+
+@making.command()
+def cluster(
+    recipe: RecipeName,
+    overrides: Overrides = None,
+    k: Annotated[int, typer.Option("--k", min=2, help="Number of clusters.")] = 10,
+    n: Annotated[int, typer.Option("--n", min=2, help="Samples of the model to draw.")] = 2000,
+    data: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="Cluster these samples, an .npz, .jsonl or folder, not the model's own.")
+    ] = None,
+    method: Annotated[str, typer.Option(help="kmeans, or sinkhorn for clusters of equal shares.")] = "kmeans",
+    features: Annotated[
+        str, typer.Option(help="samples, as they are; model, its features; net, a module of its network.")
+    ] = "samples",
+    at: Annotated[str | None, typer.Option(metavar="MODULE", help="Of features net: the module whose output is taken.")] = None,
+    time: Annotated[float, typer.Option(help="Of features net: time at which the network is asked.")] = 0.05,
+    noises: Annotated[int, typer.Option(min=1, help="Of features net: draws of noise that are averaged.")] = 4,
+    seed: Annotated[int, typer.Option(min=0, max=2**32 - 1, help="Seed of samples and clusters.")] = 0,
+    output: Annotated[Path | None, typer.Option(metavar="FILE", help="An .npz; default runs/RECIPE-clusters-TIME.npz.")] = None,
+    trust: Trust = False,
+) -> None:
+    """Cluster samples of a recipe's pretrained model, or data: labels, coverage, keep_clusters."""
+    from scoreaction.commands.cluster import Source, find_clusters, lines_of
+    from scoreaction.recipes.recipe import load_recipe
+
+    chosen = load_recipe(recipe, overrides or [], trust=trust or None)
+    path = output or default_folder(recipe, "clusters").with_suffix(".npz")
+    source = Source(n=n, data=data, features=features, at=at, time=time, noises=noises)
+    print(lines_of(find_clusters(chosen, path, source, k=k, method=method, seed=seed, title=Path(recipe).stem)))
+    print(f"clusters: {path}")
 
 
 @making.command()

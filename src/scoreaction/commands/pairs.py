@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 import numpy as np
@@ -41,6 +42,8 @@ def make_pairs(recipe: Recipe, path: Path, *, n: int, temperature: float, seed: 
     """
     if path.suffix != ".npz":
         raise UserError(f"--output: {path} must be the name of an .npz file")
+    if os.path.isdir(path):
+        raise UserError(f"--output: {path} is a folder; name a file")
     if temperature < 0:
         raise UserError(f"--temperature: must be 0 or more (got {temperature:g})")
     check_writable(path.parent, "--output")

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from scoreaction.commands._plan_watch import THROUGH, Cost, Watch, cost_of, doubled, peaks, watch_iteration
-from scoreaction.commands._way_out import CARD, Needs, way_out
+from scoreaction.commands._way_out import CARD, SCORERS, TRAJECTORIES, Needs, way_out
 from scoreaction.errors import UserError
 from scoreaction.models import Skeleton
 from scoreaction.networks.conditions import map_conditions
@@ -47,34 +47,56 @@ def plan(recipe: Recipe, processes: int = 1, *, card: int = CARD) -> Values:
         rows = recipe.train.max_rows or ROWS
         watch.moments.add((("decoder", rows), ("reference", rows)))
     costs = measure_costs(recipe, skeleton, watch)
-    resident = resident_bytes(recipe, skeleton, processes)
-    later = resident["trajectories"] + sum(scorer_bytes(recipe).values())  # neither is on the device while texts are encoded
-    passes = with_offloaded(peaks(watch, costs), skeleton, recipe) | {
-        "encoding the prompts, beyond trajectories and scorers": max(skeleton.encoder_bytes - later, 0)
+    needs = needs_of(recipe, skeleton, watch, costs, processes)
+    return {
+        "processes": processes,
+        "parameters": skeleton.parameters,
+        **memory_figures(recipe, skeleton, needs, costs, card),
+        **time_figures(recipe, skeleton, watch, costs, rounds=rounds, measured=measured, processes=processes),
     }
-    worst = max(passes, key=lambda name: passes[name])
-    each = doubled(recipe, skeleton.model)
-    point, picture = costs["sampling"].forward / (recipe.train.max_rows or ROWS), costs["a picture"].forward
+
+
+def needs_of(recipe: Recipe, skeleton: Skeleton, watch: Watch, costs: dict[str, Cost], processes: int) -> Needs:
+    """The bytes of one process: what stays on its device, and the peaks of what is done one after the other."""
+    passes = with_offloaded(peaks(watch, costs), skeleton, recipe)
+    return Needs(resident_bytes(recipe, skeleton, processes), passes, RESERVE, skeleton.encoder_bytes)
+
+
+def memory_figures(recipe: Recipe, skeleton: Skeleton, needs: Needs, costs: dict[str, Cost], card: int) -> Values:
+    """The figures of memory, and the way out where a card of so many bytes does not hold it."""
+    trained = sum(p.numel() for p in skeleton.model.parameters.values())
+    return {
+        "gradient_bytes": 4 * trained,
+        "trained": trained,
+        "resident": needs.resident,
+        "prompts": len(prompt_list(recipe.prompts) or []),
+        "prompt_bytes": prompt_bytes(skeleton),
+        "passes": needs.peaks,
+        "worst": needs.worst,
+        "total": needs.total,
+        "way_out": None if needs.total <= card else way_out(recipe, skeleton, needs, costs, card=card),
+    }
+
+
+def time_figures(
+    recipe: Recipe,
+    skeleton: Skeleton,
+    watch: Watch,
+    costs: dict[str, Cost],
+    *,
+    rounds: Demand,
+    measured: Demand,
+    processes: int,
+) -> Values:
+    """The figures of network evaluations, questions, operations and time, of all processes together."""
+    rows, each = recipe.train.max_rows or ROWS, doubled(recipe, skeleton.model)
+    point, picture = costs["sampling"].forward / rows, costs["a picture"].forward
     flops = watch.iteration["model_evaluations"] / each * point + watch.calls["decoder"] * picture
     flops += sum(count * costs[kind].backward / costs[kind].rows for kind, count in watch.gradients.items())
     extra = rounds + measured
     once = (extra.points + 2 * extra.gradients) * point + extra.queries * picture  # backwards, which are few, as two forwards
-    trained = sum(p.numel() for p in skeleton.model.parameters.values())
     speed = SUSTAINED * processes
-    total = sum(resident.values()) + passes[worst] + RESERVE
     return {
-        "processes": processes,
-        "gradient_bytes": 4 * trained,
-        "pictures_a_day": 86400 * recipe.train.batch * speed / flops,
-        "parameters": skeleton.parameters,
-        "trained": trained,
-        "resident": resident,
-        "prompts": len(prompt_list(recipe.prompts) or []),
-        "prompt_bytes": prompt_bytes(skeleton),
-        "passes": passes,
-        "total": total,
-        "way_out": None if total <= card else way_out(recipe, skeleton, Needs(resident, passes, RESERVE), costs, card=card),
-        "worst": worst,
         "iteration": watch.iteration,
         "iterations": recipe.train.iterations,
         "pictures": watch.calls["decoder"],
@@ -86,7 +108,8 @@ def plan(recipe: Recipe, processes: int = 1, *, card: int = CARD) -> Values:
         "flops": flops,
         "measuring_flops": once,
         "hours": (flops * recipe.train.iterations + once) / speed / 3600,
-        "rows": (recipe.train.max_rows or ROWS) * each,
+        "pictures_a_day": 86400 * recipe.train.batch * speed / flops,
+        "rows": rows * each,
     }
 
 
@@ -208,5 +231,5 @@ def resident_bytes(recipe: Recipe, skeleton: Skeleton, processes: int = 1) -> di
         "frozen weights": frozen + skeleton.vae_bytes,
         "trained weights, gradient, Adam, average": round(trained * (2 + moments + recipe.train.ema)),
         "encoded prompts of a call": prompt_bytes(skeleton) * (recipe.train.max_rows or ROWS) if prompts else 0,
-        "trajectories": states,
-    } | ({f"scorers: {', '.join(scorers)}": sum(scorers.values())} if scorers else {})
+        TRAJECTORIES: states,
+    } | ({f"{SCORERS}{', '.join(scorers)}": sum(scorers.values())} if scorers else {})

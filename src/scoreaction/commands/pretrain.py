@@ -47,12 +47,12 @@ def pretrain(settings: Pretrain, folder: Path, *, resume: bool) -> Values:
     place = RunFolder(folder)
     if (place.exists or is_pretrained(folder)) and not resume:
         raise UserError(f"--output: {folder} already holds a model or a run; name another folder, or go on with --resume")
+    if resume and not place.exists:
+        raise UserError(f"--resume: there is no checkpoint in {folder}; leave it out to begin")
     check_writable(folder, "--output")
     with place.locked():
         if resume:
             newest = load_newest(place.saved_checkpoints(), pretrainer.identity())
-            if newest is None and not place.exists:
-                raise UserError(f"--resume: there is no checkpoint in {folder}; leave it out to begin")
             if newest is not None:
                 pretrainer.load_state(newest[1])
         _train(pretrainer, place)

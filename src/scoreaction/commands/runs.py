@@ -10,7 +10,7 @@ from scoreaction.commands.progress import figures_of
 from scoreaction.errors import UserError, one_line
 from scoreaction.report.numbers import number
 from scoreaction.report.parts import reward_name
-from scoreaction.training.run_folder import RunFolder, read_description, read_json_lines, read_summary
+from scoreaction.training.run_folder import RunFolder, check_folder, read_description, read_json_lines, read_summary
 from scoreaction.types import Values
 
 QUIET = 600.0
@@ -19,11 +19,11 @@ QUIET = 600.0
 
 def runs_below(folder: Path) -> list[Values]:
     """A row for each run below a folder, the one that was written to last first. UserError where there is none."""
-    if not folder.is_dir():
-        raise UserError(f"{folder}: no such folder")
+    remedy = "give the folder that your runs lie in"
+    check_folder(folder, remedy)
     places = [path.parent for path in folder.rglob("metrics.jsonl") if RunFolder(path.parent).description.is_file()]
     if not places:
-        raise UserError(f"{folder}: no run below it (no metrics.jsonl with a recipe beside it)")
+        raise UserError(f"{folder}: no run below it (no metrics.jsonl with a recipe beside it); {remedy}")
     newest = sorted(places, key=lambda place: RunFolder(place).metrics_path.stat().st_mtime, reverse=True)
     return [_row(place, folder) for place in newest]
 
@@ -60,9 +60,11 @@ def _ago(seconds: float) -> str:
 
 def follow(folder: Path, *, pause: float = 1.0) -> Iterator[str]:
     """The lines of a run as they come, from the last that is there, until it is finished. UserError where there is no run."""
+    remedy = "give the folder that train was started with as --output"
+    check_folder(folder, remedy)
     place = RunFolder(folder)
     if not place.description.is_file():
-        raise UserError(f"{folder}: no run in it yet; give the folder that train was started with as --output")
+        raise UserError(f"{folder}: no run in it yet; {remedy}")
     total, seen = read_description(folder)[0]["train"]["iterations"], None
     while True:
         finished = place.complete

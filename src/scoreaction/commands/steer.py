@@ -19,9 +19,9 @@ from scoreaction.sampling.draw import spread_prompts
 from scoreaction.sampling.rollout import Sampler
 from scoreaction.sampling.steering import Steering
 from scoreaction.training.checks import refuse_uncounted
-from scoreaction.training.evaluation import measure
+from scoreaction.training.evaluation import NESTED, measure
 from scoreaction.training.finetuner import Finetuner
-from scoreaction.training.run_folder import RunFolder
+from scoreaction.training.run_folder import RunFolder, sample_arrays
 from scoreaction.training.steering import certificate, chunk_of, settled, steered_figures
 from scoreaction.training.summary import finite
 from scoreaction.types import Values
@@ -116,9 +116,10 @@ def steer_run(recipe: Recipe, tuner: Finetuner, folder: Path, steering: Steering
     n = n or steering.sample_count(chosen.n)
     plain, samples = measure(
         tuner.model, sampler, tuner.reward, tuner.held_out, n=chosen.n, prompts=tuner.prompts, seed=chosen.seed,
-        reference=base, chunk=chunk_of(tuner.model), world=world,
+        reference=base, chunk=chunk_of(tuner.model), world=world, clusters=tuner.clusters,
     )  # fmt: skip
-    plain.pop("by_prompt", None)
+    for nested in NESTED:
+        plain.pop(nested, None)
     figures: Values = {"method": steering.method, "particles": steering.particles, "beta": steering.beta}
     for name, value in plain.items():
         figures[f"{name.removesuffix('_se')}_{kind}{'_se' if name.endswith('_se') else ''}"] = value
@@ -133,7 +134,7 @@ def steer_run(recipe: Recipe, tuner: Finetuner, folder: Path, steering: Steering
     kept = {kind: _kept(world, samples, chosen.n), "steered": _kept(world, steered, more["n_steered"])}
     if not world.leads:
         return figures
-    _write(place, recipe.model_copy(update={"steer": steering}), finite(figures), kept, tuner.prompts)
+    _write(place, recipe.model_copy(update={"steer": steering}), finite(figures), kept, tuner)
     return figures
 
 
@@ -147,16 +148,16 @@ def _kept(world: World, own: Tensor, n: int) -> Tensor:
     return world.gather(own[: len(world.stripe(kept))], kept)
 
 
-def _write(place: RunFolder, recipe: Recipe, figures: Values, kept: dict[str, Tensor], prompts: list[Any] | None) -> None:
+def _write(place: RunFolder, recipe: Recipe, figures: Values, kept: dict[str, Tensor], run: Finetuner) -> None:
     from scoreaction.report.figures import save_samples
 
     for kind, tensors in kept.items():
         samples = tensors.cpu().numpy()
-        texts = None if prompts is None else [str(prompt) for prompt in spread_prompts(prompts, len(samples)) or []]
-        arrays = {"samples": samples} if texts is None else {"samples": samples, "prompts": np.array(texts)}
+        texts = None if run.prompts is None else [str(prompt) for prompt in spread_prompts(run.prompts, len(samples)) or []]
+        arrays = sample_arrays(samples, texts, run.model.letters)
         with whole(place.samples / f"{kind}.npz") as file:
             np.savez_compressed(file, **arrays)  # type: ignore[arg-type]
-        save_samples(place.samples / f"{kind}.png", samples, texts)
+        save_samples(place.samples / f"{kind}.png", samples, texts, run.model.letters)
     write_whole(place.recipe_path, dump(recipe))
     write_whole(place.summary_path, json.dumps(figures, indent=2, allow_nan=False) + "\n")
 

@@ -21,7 +21,7 @@ from scoreaction.recipes.recipe import Recipe
 from scoreaction.recipes.validation import check
 from scoreaction.sampling.draw import draw_x0, spread_prompts
 from scoreaction.sampling.rollout import Sampler
-from scoreaction.training.evaluation import measure, measure_kl
+from scoreaction.training.evaluation import NESTED, measure, measure_kl
 from scoreaction.training.finetuner import Finetuner
 from scoreaction.training.run_folder import STUDENT, RunFolder
 from scoreaction.training.students import Student, StudentDistiller
@@ -120,8 +120,10 @@ def _measured(name: str, tuner: Finetuner, sampler: Sampler, *, reference: bool 
     figures, _ = measure(
         model, sampler, tuner.reward, tuner.held_out,
         n=tuner.evaluation.n, prompts=tuner.prompts, seed=seed, reference=reference, world=tuner.world,
+        clusters=tuner.clusters,
     )  # fmt: skip
-    figures.pop("by_prompt", None)
+    for nested in NESTED:
+        figures.pop(nested, None)
     twice = guided and tuner.prompts is not None and model.guidance_weight(sampler.guidance) != 1
     cell: Values = {"model": name, "solver": sampler.solver, "steps": sampler.steps}
     cell |= {"evaluations": sampler.steps * sampler.find().evaluations * (2 if twice else 1), **figures}

@@ -40,6 +40,8 @@ def show_summary(figures: Values) -> None:
         table.add_row("optimum's reward, KL", "", f"{number(figures['optimum_reward'])}, {number(figures['optimum_kl_nats'])}")
         floor, oracle = number(figures["distance_floor"]), number(figures["distance_oracle"])
         table.add_row(f"distance to the optimum (floor {floor}, oracle {oracle})", "", number(figures["distance_to_optimum"]))
+    if "optimum_cluster_entropy" in figures:
+        table.add_row("optimum's cluster entropy", "", number(figures["optimum_cluster_entropy"]))
     if "gap_nats" in figures:
         table.add_row("gap to the optimum (nats)", "", with_error(figures["gap_nats"], figures["gap_nats_se"]))
     if "reward_steered" in figures:
@@ -102,7 +104,7 @@ TEXTS = ("model", "solver", "prompts")
 def show_grid(evaluation: Values) -> None:
     """The cells of an evaluation, one a row, and what was left out."""
     known = dict.fromkeys(key for row in evaluation["grid"] for key in row)
-    keys = [key for key in known if not key.endswith("_se") and key not in ("vendi", "by_prompt")]
+    keys = [key for key in known if not key.endswith("_se") and key not in ("vendi", "by_prompt", "by_cluster", "by_label")]
     table = Table(title=f"{evaluation['n']} samples each")
     for key in keys:
         header = key.removeprefix("held_out.").replace("_", " ")
@@ -136,31 +138,51 @@ def show_runs(rows: list[Values]) -> None:
 
 def show_plan(figures: Values) -> None:
     """Needs of a run, and how the figures are computed."""
-    gib = 2**30
+    _show_memory(figures)
+    parts = ", ".join(f"{name} {number(count)}" for name, count in figures["parameters"].items())
+    print(f"parameters: {parts}; trained {number(figures['trained'])}")
+    _show_evaluations(figures)
+    _show_time(figures)
+    print(
+        "how: layers are built without weights and run once; every tensor that is kept is counted, sampling at"
+        f" {figures['rows']} rows at a time (train.max_rows). One iteration is run with networks that do nothing, to count"
+        " evaluations and see which graphs are alive together. Scorers are counted by the weights that"
+        " their files name (PARAMETERS); other rewards as none. Not counted: activations of the scorers, the critic,"
+        " kernels' workspaces."
+    )
+
+
+GIB = 2**30
+
+
+def _show_memory(figures: Values) -> None:
+    """The table of a device's memory, whether a card holds it, and the computer's own memory."""
     processes = figures["processes"]
     table = _table("memory" if processes == 1 else f"memory of each of {processes} processes", "", "GiB")
     for name, size in figures["resident"].items():
-        table.add_row(f"+ {name}", f"{size / gib:.2f}")
+        table.add_row(f"+ {name}", f"{size / GIB:.2f}")
     table.add_row("+ CUDA and its allocator", "2.00", end_section=True)
     for name, size in figures["passes"].items():
         if size:
-            table.add_row(f"{'+' if name == figures['worst'] else ' '} {name}", f"{size / gib:.2f}")
+            table.add_row(f"{'+' if name == figures['worst'] else ' '} {name}", f"{size / GIB:.2f}")
     table.add_section()
-    table.add_row("in all, the largest only of what is done one after the other", f"{figures['total'] / gib:.1f}")
+    table.add_row("in all, the largest only of what is done one after the other", f"{figures['total'] / GIB:.1f}")
     _console().print(table)
     fits = figures["total"] <= CARD
     if fits or figures["way_out"] is None:
         print(f"fits 24 GiB: {'yes' if fits else f'no; {_remedies(figures)}'}")
     else:
         settings, total = figures["way_out"]
-        print(f"fits 24 GiB: no; with these settings it does, in {total / gib:.1f} GiB: {' '.join(settings)}")
+        print(f"fits 24 GiB: no; with these settings it does, in {total / GIB:.1f} GiB: {' '.join(settings)}")
     if figures["prompts"]:
         size = figures["prompts"] * figures["prompt_bytes"]
-        fewer = "" if size < 8 * gib else "; take fewer prompts where it has less"
+        fewer = "" if size < 8 * GIB else "; take fewer prompts where it has less"
         each = "" if processes == 1 else " of each process"
-        print(f"the computer's own memory: {size / gib:.2f} GiB for {number(figures['prompts'])} encoded prompts{each}{fewer}")
-    parts = ", ".join(f"{name} {number(count)}" for name, count in figures["parameters"].items())
-    print(f"parameters: {parts}; trained {number(figures['trained'])}")
+        print(f"the computer's own memory: {size / GIB:.2f} GiB for {number(figures['prompts'])} encoded prompts{each}{fewer}")
+
+
+def _show_evaluations(figures: Values) -> None:
+    """Network evaluations and rewards: of an iteration, in all, and of an online run's rounds."""
     once, whole = figures["iteration"], figures["iterations"]
     rows, queries = once["model_evaluations"], once["reward_queries"]
     print(
@@ -177,6 +199,11 @@ def show_plan(figures: Values) -> None:
             f" {number(figures['rounds_evaluations'])} evaluations: {number(figures['rounds'] + figures['measuring_queries'])}"
             " questions with measuring, the least online.budget"
         )
+
+
+def _show_time(figures: Values) -> None:
+    """Operations and hours, and of several processes what they draw and send."""
+    processes = figures["processes"]
     print(
         f"time: {figures['flops'] / 1e15:.3g} PFLOP an iteration, {figures['measuring_flops'] / 1e15:.3g} for measuring;"
         f" {figures['hours']:.2g} hours in all at 50 TFLOP/s{' a process' if processes > 1 else ''}, without the scorers' own"
@@ -186,13 +213,6 @@ def show_plan(figures: Values) -> None:
             f"{processes} processes: {number(round(figures['pictures_a_day']))} samples a day at that speed; each sends"
             f" the others {figures['gradient_bytes'] / 2**20:.1f} MiB of gradient an update, and never a trajectory"
         )
-    print(
-        "how: layers are built without weights and run once; every tensor that is kept is counted, sampling at"
-        f" {figures['rows']} rows at a time (train.max_rows). One iteration is run with networks that do nothing, to count"
-        " evaluations and see which graphs are alive together. Scorers are counted by the weights that"
-        " their files name (PARAMETERS); other rewards as none. Not counted: activations of the scorers, the critic,"
-        " kernels' workspaces."
-    )
 
 
 def _remedies(figures: Values) -> str:

@@ -10,7 +10,7 @@ from pathlib import Path
 from scoreaction.commands.launch import described
 from scoreaction.commands.progress import Measuring, Reporter, say
 from scoreaction.commands.signals import Signals
-from scoreaction.disk import check_writable
+from scoreaction.disk import check_writable, refuse_closed
 from scoreaction.errors import Failed, Interrupted, UserError, one_line
 from scoreaction.networks.memory import OUT_OF_MEMORY, is_out_of_memory
 from scoreaction.recipes.build import build
@@ -31,6 +31,7 @@ def claim(folder: Path, recipe: Recipe, *, resume: bool) -> None:
     """Refuses a folder that this run may not have: a file, a comparison, another run, one whose recipe differs."""
     if folder.exists() and not folder.is_dir():
         raise UserError(f"--output: {folder} is a file; name a folder")
+    refuse_closed(folder, "--output")
     if (folder / "comparison.json").exists():
         raise UserError(f"--output: {folder} holds a comparison; name another folder")
     place = RunFolder(folder)
@@ -186,7 +187,7 @@ def show(tuner: Finetuner) -> None:
     if tuner.folder is None or tuner.journal is None:  # of another process than the first
         return
     path = tuner.folder.samples / f"{tuner.iteration:06d}.png"
-    save_samples(path, samples, None if prompts is None else list(map(str, prompts)))
+    save_samples(path, samples, None if prompts is None else list(map(str, prompts)), tuner.model.letters)
     if is_pictures(samples):
         tuner.journal.show(samples.clip(0, 1), tuner.iteration)
 

@@ -13,12 +13,15 @@ from scoreaction.commands.arguments import (
     Overrides,
     ParticlesOption,
     RecipeName,
+    RecipeOrRun,
     RunPath,
     SteerMethod,
     SteerOption,
     TargetOption,
     Trust,
     default_folder,
+    folder_named,
+    is_run,
     names,
     numbers,
     output_option,
@@ -64,7 +67,7 @@ def sample(
 
 @using.command("steer")
 def steer_(
-    recipe: Annotated[str, typer.Argument(metavar="RECIPE_OR_RUN", help="A recipe, or the folder of a run.")],
+    recipe: RecipeOrRun,
     overrides: Overrides = None,
     method: SteerMethod = None,
     particles: ParticlesOption = None,
@@ -75,6 +78,7 @@ def steer_(
     trust: Trust = False,
 ) -> None:
     """Draw samples of high reward without training: of a recipe's pretrained model, or of a run's tuned one."""
+    base = not is_run(recipe)
     print(f"{Path(recipe).stem}  loading", flush=True)
     from scoreaction.commands.evaluate import open_run
     from scoreaction.commands.steer import alone_or_whole, check_overrides, chosen_steering, costs, steer_run
@@ -82,7 +86,6 @@ def steer_(
     from scoreaction.recipes.build import build
     from scoreaction.recipes.recipe import load_recipe
 
-    base = not Path(recipe).is_dir()
     if base:
         chosen = alone_or_whole(load_recipe(recipe, overrides or [], trust=trust or None))
         tuner = build(chosen.model_copy(update={"steer": None}))
@@ -195,7 +198,9 @@ def serve_reward(
 
 @using.command()
 def report(
-    folder: Annotated[Path, typer.Argument(metavar="RUN_OR_COMPARISON", help="The folder of a run or of a comparison.")],
+    folder: Annotated[
+        Path, typer.Argument(parser=folder_named, metavar="RUN_OR_COMPARISON", help="The folder of a run or of a comparison.")
+    ],
 ) -> None:
     """Write one self-contained HTML page about a run or a comparison."""
     from scoreaction.report.page import write_report
@@ -205,7 +210,9 @@ def report(
 
 @using.command()
 def runs(
-    folder: Annotated[Path, typer.Argument(metavar="FOLDER", help="Where runs are looked for, however deep.")] = Path("runs"),
+    folder: Annotated[
+        Path, typer.Argument(parser=folder_named, metavar="FOLDER", help="Where runs are looked for, however deep.")
+    ] = Path("runs"),
 ) -> None:
     """List the runs below a folder: what they train, how far they are, and how good."""
     from scoreaction.commands.runs import runs_below

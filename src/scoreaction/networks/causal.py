@@ -26,12 +26,15 @@ class Streaming(Protocol):
         """Begins to read so many sequences, with these conditions (rows, ...) or None."""
 
 
-class _Block(nn.Module):
-    """Causal attention and a perceptron, both residual and normalised before (Xiong et al. 2020, arXiv 2002.04745)."""
+class Block(nn.Module):
+    """Attention and a perceptron, both residual and normalised before (Xiong et al. 2020, arXiv 2002.04745).
 
-    def __init__(self, width: int, heads: int) -> None:
+    causal: a position attends to itself and to those before it, else to all.
+    """
+
+    def __init__(self, width: int, heads: int, *, causal: bool = True) -> None:
         super().__init__()
-        self.heads = heads
+        self.heads, self.causal = heads, causal
         self.norm1, self.norm2 = nn.LayerNorm(width), nn.LayerNorm(width)
         self.to_q, self.to_k, self.to_v, self.to_out = (nn.Linear(width, width) for _ in range(4))
         self.perceptron = nn.Sequential(nn.Linear(width, 4 * width), nn.GELU(), nn.Linear(4 * width, width))
@@ -42,7 +45,7 @@ class _Block(nn.Module):
         q, k, v = (layer(y).unflatten(-1, (self.heads, -1)).transpose(1, 2) for layer in (self.to_q, self.to_k, self.to_v))
         if past is not None:
             k, v = torch.cat([past[0], k], 2), torch.cat([past[1], v], 2)
-        attended = F.scaled_dot_product_attention(q, k, v, is_causal=past is None)
+        attended = F.scaled_dot_product_attention(q, k, v, is_causal=self.causal and past is None)
         x = x + self.to_out(attended.transpose(1, 2).flatten(2))
         return x + self.perceptron(self.norm2(x)), (k, v)
 
@@ -70,7 +73,7 @@ class CausalTransformer(nn.Module):
         self.first, self.length, self.classes = vocabulary + 1, length, classes
         self.token, self.position = nn.Embedding(vocabulary + 2, width), nn.Parameter(0.02 * torch.randn(length, width))
         self.label = nn.Embedding(classes + 1, width) if classes else None
-        self.blocks = nn.ModuleList([_Block(width, heads) for _ in range(layers)])
+        self.blocks = nn.ModuleList([Block(width, heads) for _ in range(layers)])
         self.norm, self.head = nn.LayerNorm(width), nn.Linear(width, vocabulary)
         nn.init.normal_(self.token.weight, std=0.02)
         nn.init.zeros_(self.head.weight)

@@ -33,9 +33,10 @@ class MaskedModel(Model):
     Logits of shown positions are not read. The samples that rewards see are tokens (batch, length), or what `decode(tokens)`
     makes of them. Diversity is measured in the tokens themselves. Guidance w is `log p_null + w (log p_cond - log p_null)`,
     normalised at every position. causal: the network predicts each position from the tokens before it, whatever is shown to
-    the right; it is then sampled from left to right, and a `Streaming` one reads each position once. lora_*, encode, null,
-    invert, features and export as in `Model`. ValueError for a length below 1, a process of Gaussian states, and whatever
-    `Model` refuses.
+    the right; it is then sampled from left to right, and a `Streaming` one reads each position once. letters: one for each
+    token, with which reports write sequences. lora_*, encode, null,
+    invert, features and export as in `Model`. ValueError for a length below 1, other letters than tokens, a process of
+    Gaussian states, and whatever `Model` refuses.
 
     >>> class Even(nn.Module):
     ...     def __init__(self):
@@ -66,9 +67,12 @@ class MaskedModel(Model):
         features: Callable[[Tensor], Tensor] | None = None,
         law: Any = None,
         causal: bool = False,
+        letters: str | None = None,
         export: Callable[[Path], None] | None = None,
     ) -> None:
-        self.causal = causal
+        self.causal, self.letters = causal, letters
+        if letters is not None and len(letters) != process.vocabulary:
+            raise ValueError(f"letters: must be one for each of {process.vocabulary} tokens (got {len(letters)})")
         if length < 1:
             raise ValueError(f"length: must be at least 1 (got {length})")
         super().__init__(

@@ -202,7 +202,7 @@ def resolve(values: Values, *, folder: Path = Path()) -> Recipe:
         sampler=check(Sampler, sections["sampler"], ("sampler",)),
         train=train,
         prompts=read_prompts(values["prompts"] if "prompts" in values else defaults.get("prompts"), folder),
-        evaluation=check(Evaluation, sections["evaluation"], ("evaluation",)),
+        evaluation=_absolute(check(Evaluation, sections["evaluation"], ("evaluation",))),
         held_out=held_out,
         early_stop=early_stop,
         online=None if online is None else check(Online, online, ("online",)),
@@ -243,6 +243,8 @@ def block_of(kind: Kind, values: Any, at: Key, *, weighted: bool = False) -> Blo
     module = catalog.find(kind, name, key=dotted((*at, "name")))
     traits = traits_of(module, key=dotted((*at, "name")))
     share = check(Share, {key: settings.pop(key) for key in Share.model_fields if key in settings}, at) if weighted else None
+    if kind == "reward" and "reward" in module.Config.model_fields and "reward" in settings:  # a reward around another
+        settings["reward"] = block_of(kind, settings["reward"], (*at, "reward")).dump()
     return Block(name, module, traits, _absolute(check(module.Config, settings, at, name=name)), share)
 
 

@@ -23,6 +23,11 @@ def read_recipe(name_or_path: str) -> tuple[Values, Path]:
     """The unchecked values of a shipped recipe or a YAML file, and the file."""
     path = catalog.recipes().get(name_or_path, Path(name_or_path))
     if not os.path.isfile(path):
+        if os.path.isdir(path):
+            inside = path / "recipe.yaml"
+            raise UserError(
+                f"{name_or_path}: is a folder; give {inside if os.path.isfile(inside) else 'a shipped name or a YAML file'}"
+            )
         looks_like_path = path.suffix in (".yaml", ".yml") or len(path.parts) > 1
         hint = "give a shipped name or a YAML file" if looks_like_path else nearest(name_or_path, catalog.recipes())
         raise UserError(f"{name_or_path}: no such recipe; {hint}")

@@ -31,8 +31,14 @@ def blocks_of(values: Values) -> list[tuple[str, Values]]:
     blocks: list[tuple[str, Any]] = [(key, values.get(key)) for key in ("model", "algorithm", "critic")]
     for key, inner in several.items():
         blocks += [(f"{key}.{i}", block) for i, block in enumerate(inner)] if isinstance(inner, list) else [(key, inner)]
-    named = [(key, {"name": block} if isinstance(block, str) else block) for key, block in blocks]
-    return [(key, block) for key, block in named if isinstance(block, dict)]
+    named: list[tuple[str, Values]] = []
+    while blocks:
+        key, block = blocks.pop(0)
+        block = {"name": block} if isinstance(block, str) else block
+        if isinstance(block, dict):
+            named.append((key, block))
+            blocks += [(f"{key}.reward", block["reward"])] if "reward" in block else []  # of a reward around another
+    return named
 
 
 def named_modules(values: Values) -> set[str]:

@@ -11,7 +11,18 @@ from numpy.typing import NDArray
 
 from scoreaction.diffusion.mixtures import Mixture
 from scoreaction.report.numbers import change, comparison_rows, held_out_figures, number, objectives, with_error
-from scoreaction.report.parts import Grid, Part, Picture, about, exact_laws, picture, prompts_of, reward_name, samples_of
+from scoreaction.report.parts import (
+    Grid,
+    Part,
+    Picture,
+    about,
+    exact_laws,
+    letters_of,
+    picture,
+    prompts_of,
+    reward_name,
+    samples_of,
+)
 from scoreaction.report.tiles import tiles_of
 from scoreaction.report.verdict import comparison_verdict
 from scoreaction.training.run_folder import read_description
@@ -141,4 +152,6 @@ def _show_samples(part: Part, folder: Path, comparison: Values) -> None:
         return
     if any(law is not None and law.dimension == 2 for law in laws.values()):
         caption += " Red contours: the data law (before) and the optimum (after)."
-    part.pictures.append(picture("Samples", caption, samples_figure(panels, laws)))
+    part.pictures.append(
+        picture("Samples", caption, samples_figure(panels, laws, letters_of(folder / comparison["runs"][0]["folder"])))
+    )

@@ -97,11 +97,16 @@ def within_reach(flat: Array, known: Array) -> tuple[Array, Array]:
     return low - margin, high + margin
 
 
-def samples_figure(panels: dict[str, Array], laws: dict[str, Mixture | None] | None = None) -> Figure:
-    """Samples next to one another, a panel each: pictures, sequences of tokens, points of the plane, or a histogram."""
+def samples_figure(
+    panels: dict[str, Array], laws: dict[str, Mixture | None] | None = None, letters: str | None = None
+) -> Figure:
+    """Samples next to one another, a panel each: pictures, sequences of tokens, points of the plane, or a histogram.
+
+    letters: of the tokens, which are numbers without.
+    """
     first = next(iter(panels.values()))
     if is_tokens(first):
-        return tokens_figure(panels)
+        return tokens_figure(panels, letters)
     if is_pictures(first):
         figure, axes = new_figure(len(panels), 2 if len(panels) > 3 else None, width=5.2, height=2.9)
         for axis, (title, samples) in zip(axes, panels.items(), strict=True):
@@ -141,11 +146,11 @@ def pairs_figure(before: Array, after: Array, prompts: Sequence[str], *, columns
     return figure
 
 
-def save_samples(path: Path, samples: Array, prompts: Sequence[str] | None) -> None:
+def save_samples(path: Path, samples: Array, prompts: Sequence[str] | None, letters: str | None = None) -> None:
     """samples.png: one panel, with the prompts in its title where they are few; no picture is made smaller in it."""
     several = list(dict.fromkeys(prompts or []))
     title = f"{len(samples)} samples" + (f": {', '.join(several)}" if 0 < len(several) <= 3 else "")
-    figure, dpi = samples_figure({title: samples}), 120
+    figure, dpi = samples_figure({title: samples}, letters=letters), 120
     if is_pictures(samples):
         rows, columns = -(-min(len(samples), SHEET) // sheet_columns(samples)), sheet_columns(samples)
         figure.set_size_inches(5.2, max(1.0, 5.2 * rows * samples.shape[2] / (columns * samples.shape[3])) + 0.4)

@@ -60,7 +60,16 @@ def comparison_rows(comparison: Values) -> list[list[str]]:
     groups = comparison["groups"]
     present = {key for group in groups for key in group["mean"]}
     held_out = sorted(k for k in present if k.startswith("held_out.") and k.endswith("_tuned"))
-    wanted = ["reward_base", "reward_tuned", "reward_steered", "kl_nats", "gap_nats", "diversity_tuned", *held_out]
+    wanted = [
+        "reward_base",
+        "reward_tuned",
+        "reward_steered",
+        "kl_nats",
+        "gap_nats",
+        "diversity_tuned",
+        "cluster_entropy_tuned",
+        *held_out,
+    ]
     wanted += ["distance_to_optimum", "distance_floor", "distance_oracle", "model_evaluations", "seconds"]
     return [
         [

@@ -11,7 +11,7 @@ from scoreaction.report.parts import Part
 from scoreaction.report.run import run_part
 from scoreaction.report.steered import is_steered, steered_part
 from scoreaction.report.student import is_student, student_part
-from scoreaction.training.run_folder import RunFolder
+from scoreaction.training.run_folder import RunFolder, check_folder
 
 GLOSSARY = {
     "model": "A diffusion or flow model: it starts from pure noise and removes it step by step until a sample is left.",
@@ -58,11 +58,13 @@ def write_report(folder: Path) -> Path:
 
 def report_folders(folder: Path) -> list[Path]:
     """The folder itself where it is a run or a comparison, otherwise those of its folders that are."""
+    remedy = "give what train printed after run:, or compare after comparison:"
+    check_folder(folder, remedy)
     if _reportable(folder):
         return [folder]
-    inside = sorted(path for path in folder.glob("*") if _reportable(path)) if folder.is_dir() else []
+    inside = sorted(path for path in folder.glob("*") if _reportable(path))
     if not inside:
-        raise UserError(f"{folder}: neither a run nor a comparison (no metrics.jsonl or comparison.json in it)")
+        raise UserError(f"{folder}: neither a run nor a comparison (no metrics.jsonl or comparison.json in it); {remedy}")
     return sorted(inside, key=lambda path: not (path / "comparison.json").exists())
 
 

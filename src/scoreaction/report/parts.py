@@ -123,6 +123,15 @@ def prompts_of(folder: Path, kind: str = "base") -> list[str] | None:
         return arrays["prompts"].tolist() if "prompts" in arrays else None
 
 
+def letters_of(folder: Path, kind: str = "base") -> str | None:
+    """The letters of the tokens of the samples that a run left, None without."""
+    path = RunFolder(folder).samples / f"{kind}.npz"
+    if not path.is_file():
+        return None
+    with np.load(path, allow_pickle=False) as arrays:
+        return "".join(arrays["letters"]) if "letters" in arrays else None
+
+
 def exact_laws(values: Values, summary: Values) -> tuple[Mixture | None, Mixture | None]:
     """The data law of samples and the optimum's, where known and of parts that ship: a report imports nothing else."""
     if "distance_to_optimum" not in summary or named_modules(values):

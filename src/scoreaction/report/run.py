@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 from scoreaction import catalog
 from scoreaction.errors import UserError
 from scoreaction.recipes.prompts import prompt_list
+from scoreaction.report.cluster_parts import clusters_figure, clusters_sentence, clusters_table
 from scoreaction.report.figures import SHEET
 from scoreaction.report.numbers import (
     before_and_after,
@@ -27,6 +28,7 @@ from scoreaction.report.parts import (
     about,
     exact_laws,
     held_out_title,
+    letters_of,
     picture,
     prompts_of,
     reward_name,
@@ -60,6 +62,9 @@ def run_part(folder: Path) -> Part:
         show_samples(part, folder, values, summary, there)
     caption = "Each iteration's own samples, against the number of network evaluations. Reward should rise, KL stay moderate."
     part.pictures.append(picture("How training went", caption, run_figure(records, summary)))
+    if summary is not None and "clusters" in summary:
+        caption = "How the samples of the base model and of the tuned one fall into the clusters of the run's file."
+        part.pictures.append(picture("Clusters", caption, clusters_figure(summary["clusters"]), wide=False))
     if summary is not None:
         part.cards = run_cards(values, summary)
         part.tables = run_tables(summary)
@@ -95,6 +100,8 @@ def run_headline(values: Values, records: list[Values], summary: Values | None) 
     base, tuned = summary["diversity_base"], summary["diversity_tuned"]
     diverse = f", and its samples are {100 * tuned / base:.0f} % as diverse as before" if base and tuned is not None else ""
     sentences.append(f"For that it moved {number(summary['kl_nats'], 3)} nats (KL) away from the pretrained model{diverse}.")
+    if "clusters" in summary:
+        sentences.append(clusters_sentence(summary))
     for key, before, after in held_out_figures(summary):
         title = held_out_title(values, key)
         sentences.append(f"The held-out reward {title}, which was only measured, went {change(before, after)}.")
@@ -167,6 +174,10 @@ def run_tables(summary: Values) -> list[Grid]:
     if "reward_steered" in summary:
         caption = "The tuned model as it is, and steered by the reward while it samples."
         tables.append(Grid("Steered", caption, ["", "tuned", "steered"], steered_rows(summary)))
+    if any("accuracy_tuned" in row for row in summary.get("by_label", {}).values()):
+        tables.append(labels_table(summary["by_label"]))
+    if "clusters" in summary:
+        tables.append(clusters_table(summary))
     if len(summary.get("prompts", [])) > 1:
         tables.append(prompts_table(summary["prompts"]))
     if "distance_to_optimum" in summary:
@@ -187,6 +198,16 @@ def run_tables(summary: Values) -> list[Grid]:
             )
         )
     return tables
+
+
+def labels_table(by_label: dict[str, Values]) -> Grid:
+    """Accuracy and F1 of each label, as a held-out judge reads it, and the KL of its prompts."""
+    keys = ("accuracy_base", "accuracy_tuned", "f1_base", "f1_tuned", "kl_nats")
+    rows = [[label, *(number(row.get(key), 3) for key in keys)] for label, row in by_label.items()]
+    caption = (
+        "Share of the samples asked for with a label in which the held-out judge reads it, F1 of the label, KL of its prompts."
+    )
+    return Grid("By label", caption, ["", "accuracy, base", "tuned", "F1, base", "tuned", "KL (nats)"], rows)
 
 
 def prompts_table(prompts: list[Values]) -> Grid:
@@ -213,7 +234,7 @@ def show_samples(part: Part, folder: Path, values: Values, summary: Values, pane
 
     first = next(iter(panels.values()))
     if not is_pictures(first):
-        part.pictures.append(_samples_picture(values, summary, panels))
+        part.pictures.append(_samples_picture(values, summary, panels, letters_of(folder)))
         return
     caption = "The same random noise turned into pictures by the base model (left) and by the tuned model (right)."
     part.tiles.append(tiles_of("Before and after", caption, panels, prompts_of(folder)))
@@ -223,7 +244,7 @@ def show_samples(part: Part, folder: Path, values: Values, summary: Values, pane
         part.pictures.append(picture("More of them", caption, samples_figure(panels)))
 
 
-def _samples_picture(values: Values, summary: Values, panels: dict[str, NDArray[Any]]) -> Picture:
+def _samples_picture(values: Values, summary: Values, panels: dict[str, NDArray[Any]], letters: str | None) -> Picture:
     from scoreaction.report.figures import samples_figure
     from scoreaction.report.token_figures import is_tokens
 
@@ -244,4 +265,4 @@ def _samples_picture(values: Values, summary: Values, panels: dict[str, NDArray[
     if prompts:
         texts = "; ".join(dict.fromkeys(prompts[:10]))
         caption += f" Prompts, in this order and again from the start: {texts}{' ...' if len(prompts) > 10 else ''}."
-    return picture("Before and after", caption, samples_figure(panels, laws))
+    return picture("Before and after", caption, samples_figure(panels, laws, letters))

@@ -6,7 +6,7 @@ from pathlib import Path
 
 from scoreaction.errors import UserError
 from scoreaction.report.numbers import change, number, steered_rows
-from scoreaction.report.parts import Grid, Part, about, picture, prompts_of, reward_name, samples_of
+from scoreaction.report.parts import Grid, Part, about, letters_of, picture, prompts_of, reward_name, samples_of
 from scoreaction.report.tiles import tiles_of
 from scoreaction.training.run_folder import RunFolder, read_description, read_summary
 
@@ -43,7 +43,9 @@ def steered_part(folder: Path) -> Part:
         if is_pictures(there["steered"]):
             part.tiles.append(tiles_of("Samples", caption, there, prompts_of(folder, kind)))
         else:
-            part.pictures.append(picture("Samples", caption, samples_figure(there, dict.fromkeys(there))))
+            part.pictures.append(
+                picture("Samples", caption, samples_figure(there, dict.fromkeys(there), letters_of(folder, kind)))
+            )
     caption = "Means with their standard errors over samples."
     part.tables = [Grid("As it is and steered", caption, ["", kind, "steered"], steered_rows(summary))]
     return part

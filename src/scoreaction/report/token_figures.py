@@ -41,9 +41,13 @@ def shares(samples: Array, vocabulary: int) -> Array:
     return np.bincount(samples.reshape(-1), minlength=vocabulary) / samples.size
 
 
-def tokens_figure(panels: dict[str, Array]) -> Figure:
-    """Sequences of each panel, framed where they differ from the first panel's, and the shares of tokens in all of them."""
-    vocabulary = 1 + max(int(samples.max(initial=0)) for samples in panels.values())
+def tokens_figure(panels: dict[str, Array], letters: str | None = None) -> Figure:
+    """Sequences of each panel, framed where they differ from the first panel's, and the shares of tokens in all of them.
+
+    letters: what stands for each token, by default its number.
+    """
+    vocabulary = 1 + max(int(samples.max(initial=0)) for samples in panels.values()) if letters is None else len(letters)
+    names = letters or [str(token) for token in range(vocabulary)]
     first = next(iter(panels.values()))
     figure, axes = new_figure(len(panels) + 1, width=4.6, height=4.2)
     for axis, (title, samples) in zip(axes, panels.items(), strict=False):
@@ -54,7 +58,7 @@ def tokens_figure(panels: dict[str, Array]) -> Figure:
         if shown.shape[1] <= WRITTEN:
             for row, column in np.ndindex(*shown.shape):
                 weight = "bold" if differs[row, column] else "normal"
-                axis.text(column, row, str(shown[row, column]), ha="center", va="center", fontsize=7, fontweight=weight)
+                axis.text(column, row, names[shown[row, column]], ha="center", va="center", fontsize=7, fontweight=weight)
         rows, columns = differs.nonzero()
         axis.plot(columns, rows, "s", markersize=9, markerfacecolor="none", markeredgecolor="black", markeredgewidth=1.0)
         axis.set(xlabel="position", ylabel="sequence")
@@ -65,7 +69,7 @@ def tokens_figure(panels: dict[str, Array]) -> Figure:
         axes[-1].bar(places, shares(samples, vocabulary), width, color=COLOURS[i % len(COLOURS)], label=title)
     axes[-1].set(xlabel="token", ylabel="share of positions")
     if vocabulary <= WRITTEN:
-        axes[-1].set_xticks(range(vocabulary))
+        axes[-1].set_xticks(range(vocabulary), names)
     axes[-1].margins(y=0.2)  # for the legend
     plain_legend(axes[-1])
     return figure

@@ -48,7 +48,7 @@ def _from_optimum(summary: Values) -> str:
 
 
 def _against(summary: Values) -> list[str]:
-    """Doubts about a gain: a KL far above the optimum's, samples that became alike, a held-out reward that fell."""
+    """Doubts about a gain: a KL far above the optimum's, samples that became alike or left clusters, a held-out fall."""
     doubts = []
     if exploited(summary):
         doubts.append(
@@ -57,6 +57,10 @@ def _against(summary: Values) -> list[str]:
     base, tuned = summary.get("diversity_base"), summary.get("diversity_tuned")
     if base and tuned is not None and tuned < base / 2:
         doubts.append(f"the samples are only {tuned / base:.0%} as diverse as before")
+    base, tuned = summary.get("cluster_entropy_base"), summary.get("cluster_entropy_tuned")
+    if base is not None and tuned is not None and tuned < base - math.log(2):
+        filled = f"{number(math.exp(tuned), 2)} clusters in effect, {number(math.exp(base), 2)} before"
+        doubts.append(f"the samples fill {filled}")
     for name, before, after in held_out_figures(summary):
         errors = (summary.get(f"held_out.{name}_{kind}_se") or 0.0 for kind in ("base", "tuned"))
         if before is not None and after is not None and after < before - SURE * math.hypot(*errors):

@@ -84,17 +84,25 @@ class Sampler(Settings, frozen=True, extra="forbid"):
 
 
 def act(
-    model: Model, sampler: Sampler, x: Tensor, t: Tensor, conditions: Conditions = None, *, prompt: Tensor | None = None
+    model: Model,
+    sampler: Sampler,
+    x: Tensor,
+    t: Tensor,
+    conditions: Conditions = None,
+    *,
+    prompt: Tensor | None = None,
+    ordered: bool = True,
 ) -> Prediction:
     """The prediction that is followed at (x, t): the policy's, and where `t < sampler.off_below` the pretrained model's.
 
     Arguments as `Model.predict`, at the sampler's guidance. Each row is evaluated once, by the one of the two that acts.
+    ordered: with the pretrained model's confidence where the solver's order goes by it, which is another evaluation.
     """
     off = torch.as_tensor(t) < sampler.off_below  # of one time also without rows: a shared network is the same for all
     if bool(off.any()) and not bool(off.all()):
         numbers = torch.arange(len(x)) if prompt is None else prompt
         parts = [
-            act(model, sampler, take(x, rows), take(t, rows), conditions, prompt=take(numbers, rows))
+            act(model, sampler, take(x, rows), take(t, rows), conditions, prompt=take(numbers, rows), ordered=ordered)
             for rows in (off.nonzero().flatten(), (~off).nonzero().flatten())
         ]
         order = torch.cat([off.nonzero().flatten(), (~off).nonzero().flatten()]).argsort()
@@ -103,7 +111,7 @@ def act(
     if bool(off.any()):
         return model.reference(x, t, **options)
     prediction: Any = model.predict(x, t, **options)
-    if sampler.find().by_reference:
+    if ordered and sampler.find().by_reference:
         with torch.no_grad():
             reference: Any = model.reference(x, t, **options)
         prediction = prediction._replace(confidence=reference.confidence)

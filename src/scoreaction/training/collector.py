@@ -21,7 +21,7 @@ from scoreaction.rewards._reward import check_graph
 from scoreaction.rewards._weighted import WeightedSum, settle
 from scoreaction.sampling.rollout import ALL, Rollout, Sampler, follow, joined, roll_out
 from scoreaction.training.online import Rounds
-from scoreaction.training.optimizer import Train, TrainingError
+from scoreaction.training.optimizer import GradientError, Train
 from scoreaction.types import Prompt
 from scoreaction.world import ALONE, World
 
@@ -30,9 +30,9 @@ PIECES = 4
 
 
 def check_finite(what: str, values: Tensor, iteration: int) -> None:
-    """TrainingError where something of the policy is not finite."""
+    """GradientError where something of the policy is not finite."""
     if not bool(torch.isfinite(values).all()):
-        raise TrainingError(f"iteration {iteration + 1}: the policy diverged, its {what} are not finite; lower train.lr")
+        raise GradientError(f"iteration {iteration + 1}: the policy diverged, its {what} are not finite")
 
 
 def drawn(prompts: Sequence[Any] | None, n: int, generator: torch.Generator) -> Tensor:

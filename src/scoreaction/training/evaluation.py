@@ -6,6 +6,7 @@ import math
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field, replace
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -28,6 +29,9 @@ from scoreaction.sampling.draw import distinct_prompts, draw_x0, run, spread_pro
 from scoreaction.sampling.prompt_path import PromptPath
 from scoreaction.sampling.rollout import Rollout, Sampler, follow, roll_out, unflattened
 from scoreaction.settings import Settings
+from scoreaction.tasks.clusters import Clusters
+from scoreaction.training.clusters import cluster_figures
+from scoreaction.training.confusion import Confusion
 from scoreaction.training.optimizer import TrainingError
 from scoreaction.types import Conditions
 from scoreaction.world import ALONE, World
@@ -38,7 +42,8 @@ class Evaluation(Settings, frozen=True, extra="forbid", allow_inf_nan=False):
 
     beta: that of the optimum to which distances are measured, by default the algorithm's. certificate: also measure
     `gap_nats`, how far the policy is from the optimum, known or not; it costs about 3 min(n, 4096) trajectories, and as many
-    times steps queries of the reward.
+    times steps queries of the reward. clusters: a file of `scoreaction cluster`: also measure `cluster_entropy`, in nats, of
+    the shares in which samples fall into its clusters.
     """
 
     n: int = Field(8192, ge=2)
@@ -49,6 +54,7 @@ class Evaluation(Settings, frozen=True, extra="forbid", allow_inf_nan=False):
     beta: float | None = Field(None, gt=0)
     held_out: list[dict[str, Any]] = []
     certificate: bool = False
+    clusters: Path | None = None
 
     @classmethod
     def of(cls, model: Model) -> Evaluation:
@@ -265,6 +271,10 @@ class ExactTask:
         }
 
 
+NESTED = ("by_prompt", "by_cluster", "by_label")
+"""Figures of a measurement that are tables."""
+
+
 def measure(
     model: Model,
     sampler: Sampler,
@@ -279,16 +289,20 @@ def measure(
     world: World = ALONE,
     progress: Callable[[int], None] | None = None,
     drawn: Tensor | None = None,
+    clusters: Clusters | None = None,
 ) -> tuple[dict[str, Any], Tensor]:
     """Reward, held-out rewards and diversity of the averaged policy (or the reference), and this process's decoded samples.
 
-    With prompts also `by_prompt`, the mean reward of each; diversity is None where no prompt has two samples. What is drawn
-    is scored while more is drawn, where the reward works in the background. progress: called with the number drawn so far.
+    With prompts also `by_prompt`, the mean reward of each; diversity is None where no prompt has two samples; with clusters
+    `cluster_entropy` and `by_cluster`, the share of each; with a held-out judge of labels `macro_f1` and `by_label`. What is
+    drawn is scored while more is drawn, where the reward works in the background. progress: called with the number so far.
     drawn (n, *shape): samples before decoding that were drawn already, in place of the model's.
     """
     spread = spread_prompts(prompts, n)
     judges = {"reward": reward, **{f"held_out.{name}": judge for name, judge in held_out.items()}}
     parts: list[Tensor] = []
+    confusion = Confusion.of(held_out)
+    counts = torch.zeros(0 if clusters is None else len(clusters), dtype=torch.long)
     begun: dict[str, list[Callable[[], Tensor]]] = {name: [] for name in judges}
 
     def parts_of() -> Iterable[tuple[Tensor, Tensor]]:
@@ -300,10 +314,15 @@ def measure(
         for rows, x0 in parts_of():
             refuse_diverged("pretrained" if reference else "tuned", "samples", x0)
             parts.append(model.decode(x0))
+            if clusters is not None:
+                counts.add_(clusters.assign(parts[-1], model, x0).bincount(minlength=len(clusters)).cpu())
             if progress is not None:
                 progress(int(rows[-1]) + 1)
+            texts = None if spread is None else [spread[row] for row in rows.tolist()]
             for name, judge in judges.items():
-                begun[name].append(judge.begin(parts[-1], None if spread is None else [spread[row] for row in rows.tolist()]))
+                begun[name].append(judge.begin(parts[-1], texts))
+            if confusion is not None:
+                confusion.add(parts[-1], texts)
 
     with torch.no_grad():
         world.together(begin)
@@ -317,6 +336,10 @@ def measure(
     figures |= {"diversity": None, "vendi": None} | diversity(model, samples, groups, world=world)
     for name, values in scores.items():
         figures |= {name: float(values.double().mean()), f"{name}_se": standard_error(values)}
+    if clusters is not None:
+        figures |= cluster_figures(counts, world)
+    if confusion is not None:
+        figures |= confusion.figures(world)
     if spread is not None:
         figures["by_prompt"] = by_prompt(spread, rewards)
     return figures, samples

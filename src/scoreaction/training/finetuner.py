@@ -17,8 +17,10 @@ from scoreaction.algorithms._likelihood_ratio import spread_is_rounding
 from scoreaction.networks.model import Evaluations
 from scoreaction.sampling.rollout import Rollout
 from scoreaction.training.checkpoints import load_newest, load_tree, prune, save_tree
+from scoreaction.training.clusters import cluster_figures
 from scoreaction.training.collector import check_finite
 from scoreaction.training.evaluation import diversity, rounding_floor
+from scoreaction.training.optimizer import GradientError
 from scoreaction.training.run import Run
 from scoreaction.training.summary import summarise
 from scoreaction.world import OtherProcess, Stranded
@@ -46,6 +48,8 @@ class Finetuner(Run):
     """True once the folder is known to hold this run and no other."""
     saved: Path | None = None
     """The checkpoint that holds the state as it is, where there is one."""
+    spread = 1.0
+    """The standard deviation of the first rewards, those of the pretrained model, where this process has seen them."""
 
     def __iter__(self) -> Iterator[dict[str, Any]]:
         with self._locked():
@@ -72,7 +76,10 @@ class Finetuner(Run):
         while self.iteration < self.train.iterations:
             began = time.perf_counter()
             self.between = False
-            metrics = self._iterate()
+            try:
+                metrics = self._iterate()
+            except GradientError as error:
+                raise error.explained(self.spread) from error
             self.iteration += 1
             self.between = True
             self.seconds += time.perf_counter() - began
@@ -142,6 +149,8 @@ class Finetuner(Run):
             measured = self._measure(fresh)
             if rollout is not None:
                 every = self.world.gather(rollout.rewards)
+                if self.iteration == 0:  # later it is also the policy's doing
+                    self.spread = float(every.double().std())
                 measured = {"reward_mean": float(every.mean()), "reward_std": float(every.std()), **measured}
                 again = partial(self.collector.again, rollout, self.generator, self.iteration)
                 rollout, figures = self.learner.redraw(rollout, again)
@@ -169,19 +178,25 @@ class Finetuner(Run):
 
     @torch.no_grad()
     def _measure(self, rollout: Rollout) -> dict[str, float]:
-        """Diversity and held-out rewards of some of this iteration's samples."""
+        """Diversity, held-out rewards and, where there are clusters, their entropy, of some of this iteration's samples."""
         n, world = min(self.train.held_out_rows, self.train.batch), self.world
         own = len(world.stripe(n))
 
         def judged() -> tuple[Tensor, list[Tensor]]:
             samples, prompts = self.model.decode(rollout.x0[:own]), self.collector.texts(rollout.prompt[:own])
+            if self.clusters is not None:
+                counts.add_(self.clusters.assign(samples, self.model, rollout.x0[:own]).bincount(minlength=len(counts)).cpu())
             return samples, [reward(samples, prompts) for reward in self.held_out.values()]
 
+        counts = torch.zeros(0 if self.clusters is None else len(self.clusters), dtype=torch.long)
         samples, scores = world.together(judged)
         groups = world.gather(rollout.prompt)[:n]
         rewards = [float(world.gather(values, n).mean()) for values in scores]
         names = [f"held_out.{name}" for name in self.held_out]
-        return {**diversity(self.model, samples, groups, world=world), **dict(zip(names, rewards, strict=True))}
+        figures = {**diversity(self.model, samples, groups, world=world), **dict(zip(names, rewards, strict=True))}
+        if self.clusters is not None:
+            figures["cluster_entropy"] = cluster_figures(counts, world)["cluster_entropy"]
+        return figures
 
     def checkpoint(self) -> bool:
         """Saves the state, keeping the newest two; False in the middle of an iteration, whose state is of no use."""

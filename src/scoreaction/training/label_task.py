@@ -1,4 +1,4 @@
-"""The exact task of a control: a mixture with labelled components, whose optimum given a label is known at beta 1."""
+"""The exact task of a control, a mixture with labelled components, and the KL of each label of any control."""
 
 from __future__ import annotations
 
@@ -14,7 +14,9 @@ from scoreaction.networks.model import Model
 from scoreaction.rewards.mixture_label import LabelReward
 from scoreaction.sampling.draw import draw_x0
 from scoreaction.sampling.rollout import Sampler
+from scoreaction.training.confusion import Confusion, prompts_by_label
 from scoreaction.training.evaluation import ExactTask, measure_kl
+from scoreaction.training.run import Run
 from scoreaction.world import ALONE, World
 
 DRAWS = 2**17
@@ -69,3 +71,14 @@ def optimum(labelled: Labelled, y: int) -> Optimum:
     draws = law.sample(DRAWS, torch.Generator().manual_seed(y))
     reward = float(labelled.log_posterior(draws)[:, y].mean())
     return Optimum(law, reward, reward - log_z, log_z, log_z)
+
+
+def label_kls(run: Run, sampler: Sampler) -> dict[str, float]:
+    """The path KL in nats of the prompts that name each label, by the labels of a run's held-out judge; empty without one."""
+    confusion = Confusion.of(run.held_out)
+    own = {} if confusion is None else prompts_by_label(confusion.judge.labels, run.prompts)
+    n = max(2, run.evaluation.n // max(1, len(own)))
+    return {
+        name: measure_kl(run.model, sampler, n, prompts, run.evaluation.seed, run.world)["kl_nats"]
+        for name, prompts in own.items()
+    }

@@ -33,6 +33,26 @@ class TrainingError(Failed):
     """It is raised in every process alike."""
 
 
+class GradientError(TrainingError):
+    """Training cannot go on because a number is not finite, or a gradient is zero; rewards of an odd size do either."""
+
+    def __init__(self, fault: str, remedy: str = "lower train.lr") -> None:
+        super().__init__(f"{fault}; {remedy}")
+        self.fault = fault
+
+    def explained(self, spread: float) -> GradientError:
+        """The same error, with the remedy for rewards of this standard deviation.
+
+        >>> print(GradientError("iteration 1: the gradient of the policy is not finite").explained(1e30))
+        iteration 1: the gradient of the policy is not finite; rewards spread by 1e+30: scale the reward to a spread near 1
+        """
+        if spread == 0 or 1 / FAR < spread < FAR:
+            return self
+        return GradientError(self.fault, f"rewards spread by {spread:.2g}: scale the reward to a spread near 1")
+
+
+FAR = 1e12
+"""Spread of rewards beyond which, or below the inverse of which, squares of theirs leave single precision."""
 SURE = 64
 """Rows a process, on average, at which none is without any: one in e^64 of lists drawn with replacement."""
 ROWS = 4096
@@ -175,7 +195,7 @@ class Optimisation:
         if not any(seen.get("grad_norm", [])):
             if equal or "grad_norm" not in seen:  # nothing to learn from, or fp16 overflowed: the log says it, no error
                 return {"grad_norm": 0.0, "skipped": 1.0}
-            raise TrainingError(f"iteration {iteration + 1}: the trained parameters received no gradient; {NO_GRADIENT}")
+            raise GradientError(f"iteration {iteration + 1}: the trained parameters received no gradient", NO_GRADIENT)
         return {name: sum(values) / len(values) for name, values in seen.items()}
 
     def _figures(self, updates: Updates, iteration: int) -> Iterator[tuple[Update, dict[str, float]]]:
@@ -260,7 +280,7 @@ class Optimisation:
     def _step(self, name: str, norm: float, iteration: int) -> None:
         optimiser = self.optimisers[name]
         if not math.isfinite(norm) and not self.scaler.is_enabled():
-            raise TrainingError(f"iteration {iteration + 1}: the gradient of the {name} is not finite; lower train.lr")
+            raise GradientError(f"iteration {iteration + 1}: the gradient of the {name} is not finite")
         self.scaler.step(optimiser)  # with fp16 a step whose gradient overflowed is left out, and the scale lowered
         self.scaler.update()
         optimiser.zero_grad(set_to_none=True)

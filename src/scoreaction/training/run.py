@@ -28,6 +28,7 @@ from scoreaction.sampling.steering import Steering
 from scoreaction.training.best_weights import Selection, check_metric
 from scoreaction.training.budget import Budget
 from scoreaction.training.checks import check_precision, check_shard, check_whole
+from scoreaction.training.clusters import clusters_of, settle_kept
 from scoreaction.training.collector import Collector
 from scoreaction.training.evaluation import Evaluation, check_certificate
 from scoreaction.training.examples import Unread, settled
@@ -104,6 +105,7 @@ class Run:
         self.reward = CountedReward(reward)
         self.held_out = {name: CountedReward(judge, name=f"held_out.{name}") for name, judge in (held_out or {}).items()}
         self.prompts = _listed(prompts)
+        self.clusters = None if self.evaluation.clusters is None else clusters_of(self.evaluation.clusters, model)
         teacher = model.consistency_guidance
         if self.prompts is not None and teacher not in (None, self.sampler.guidance):
             raise ValueError(
@@ -148,6 +150,7 @@ class Run:
             setting = Setting(*parts, self.train.reward_delay, self.prompts, examples)
             self.learner: Learner = model.learner(algorithm, setting)
             check_siblings(self.train, self.learner)
+            settle_kept(self.reward.reward, algorithm, self.learner.beta, online=online is not None)
             name = getattr(algorithm, "name", type(algorithm).__name__)
             check_delay(self.train, self.learner, algorithm=name, online=online is not None)
             check_late_room(self.train, self.sampler, model, self.world)

@@ -5,11 +5,12 @@ from __future__ import annotations
 import json
 import math
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from filelock import FileLock, Timeout
 from numpy.typing import NDArray
 
@@ -24,8 +25,31 @@ MODEL_DESCRIPTION = "model.json"
 """File of a saved model that is written last."""
 
 
+def sample_arrays(samples: NDArray[Any], prompts: Sequence[Any] | None, letters: str | None) -> dict[str, NDArray[Any]]:
+    """The arrays of a file of samples: `samples`, the `prompts` of each, and the `letters` of tokens, where there are any.
+
+    >>> arrays = sample_arrays(np.array([[0, 1, 1]]), None, "AB")
+    >>> ["".join(row) for row in arrays["letters"][arrays["samples"]]]
+    ['ABB']
+    """
+    arrays = {"samples": samples}
+    if prompts is not None:
+        arrays["prompts"] = np.array([str(prompts[i % len(prompts)]) for i in range(len(samples))])
+    if letters is not None:
+        arrays["letters"] = np.array(list(letters))
+    return arrays
+
+
 STUDENT = "student.json"
 """The file with the figures of a student, beside its teacher."""
+
+
+def check_folder(folder: Path, remedy: str) -> None:
+    """UserError, with the remedy, where a folder that is to be read is not there, is a file, or may not be read."""
+    if not os.path.isdir(folder):
+        raise UserError(f"{folder}: {'is a file' if os.path.lexists(folder) else 'no such folder'}; {remedy}")
+    if not os.access(folder, os.R_OK | os.X_OK):
+        raise UserError(f"{folder}: may not be read; ask its owner, or {remedy}")
 
 
 class RunFolder:

@@ -25,7 +25,7 @@ from scoreaction.sampling.rollout import Sampler, act, trajectory
 from scoreaction.sampling.steer import Steered, steer_x0
 from scoreaction.sampling.steering import Method, Returns, Steering
 from scoreaction.sampling.walks import Score
-from scoreaction.training.evaluation import ExactTask, check_certificate, measure, refuse_diverged, standard_error
+from scoreaction.training.evaluation import NESTED, ExactTask, check_certificate, measure, refuse_diverged, standard_error
 from scoreaction.training.rehearsal import certified
 from scoreaction.training.run import Run
 from scoreaction.types import RewardFunction
@@ -153,9 +153,10 @@ def steered_figures(
     n = len(result.x0)
     measured, samples = measure(
         run.model, sampler, run.reward, run.held_out, n=n, prompts=prompts, seed=seed, reference=reference,
-        chunk=chunk_of(run.model), world=run.world, drawn=result.x0,
+        chunk=chunk_of(run.model), world=run.world, drawn=result.x0, clusters=run.clusters,
     )  # fmt: skip
-    measured.pop("by_prompt", None)
+    for nested in NESTED:
+        measured.pop(nested, None)
     figures: dict[str, Any] = {"n_steered": n}
     for name, value in measured.items():
         figures[f"{name.removesuffix('_se')}_steered{'_se' if name.endswith('_se') else ''}"] = value

@@ -12,8 +12,11 @@ import numpy as np
 from torch import Tensor
 
 from scoreaction.disk import whole, write_whole
-from scoreaction.training.evaluation import measure, measure_kl
+from scoreaction.training.clusters import optimum_entropy
+from scoreaction.training.evaluation import ExactTask, measure, measure_kl
+from scoreaction.training.label_task import label_kls
 from scoreaction.training.run import Run
+from scoreaction.training.run_folder import sample_arrays
 from scoreaction.training.steering import certificate, steered_figures
 from scoreaction.training.token_task import exact_task
 
@@ -32,14 +35,20 @@ def summarise(run: Run, progress: Callable[[str], None] = lambda done: None) -> 
     if run.selection is not None and run.model.selected is not None:
         figures["selected_iteration"] = run.selection.iteration
     prompted: dict[str, dict[str, float]] = {}
+    shares: dict[str, dict[str, float]] = {}
+    labelled: dict[str, dict[str, float]] = {}
     for kind in ("base", "tuned"):
         measured, samples = measure(
             run.model, sampler, run.reward, run.held_out,
             n=chosen.n, prompts=run.prompts, seed=chosen.seed, reference=kind == "base", chunk=chunk, world=run.world,
-            progress=partial(_drawn, progress, kind, chosen.n),
+            progress=partial(_drawn, progress, kind, chosen.n), clusters=run.clusters,
         )  # fmt: skip
         for prompt, mean in measured.pop("by_prompt", {}).items():
             prompted.setdefault(prompt, {})[f"reward_{kind}"] = mean
+        for label, read in measured.pop("by_label", {}).items():
+            labelled.setdefault(label, {}).update({f"{name}_{kind}": value for name, value in read.items()})
+        for cluster, share in measured.pop("by_cluster", {}).items():
+            shares.setdefault(cluster, {})[f"share_{kind}"] = share
         for name, value in measured.items():
             figures[f"{name.removesuffix('_se')}_{kind}{'_se' if name.endswith('_se') else ''}"] = value
         kept = min(chosen.n, 4096 if samples.ndim == 2 else 100)
@@ -54,6 +63,8 @@ def summarise(run: Run, progress: Callable[[str], None] = lambda done: None) -> 
         progress("distance to the optimum")
         exact = task.figures(run.model, sampler, chosen.n, chosen.seed, run.world)
         figures |= exact if all(math.isfinite(value) for value in exact.values() if isinstance(value, float)) else {}
+        if run.clusters is not None and isinstance(task, ExactTask):
+            figures["optimum_cluster_entropy"] = optimum_entropy(task.optimum.law, run.model, run.clusters, chosen.seed)
     if run.steering is not None:
         progress("steering")
         figures |= steered_figures(run, sampler, run.steering, n=None, prompts=run.prompts, seed=chosen.seed)[0]
@@ -66,6 +77,12 @@ def summarise(run: Run, progress: Callable[[str], None] = lambda done: None) -> 
     figures |= {"beta": beta, **counts}
     if prompted:
         figures["prompts"] = [{"prompt": prompt, **means} for prompt, means in prompted.items()]
+    for label, nats in label_kls(run, sampler).items() if labelled else ():
+        labelled[label]["kl_nats"] = nats
+    for label, read in labelled.items():
+        figures.setdefault("by_label", {}).setdefault(label, {}).update(read)
+    if shares:
+        figures["clusters"] = [{"cluster": int(cluster), **both} for cluster, both in shares.items()]
     figures = finite(figures)
     if run.folder is not None:
         run.write_recipe()
@@ -106,9 +123,6 @@ def finite(figures: dict[str, Any]) -> dict[str, Any]:
 
 def _save_samples(run: Run, kind: str, samples: Tensor) -> None:
     assert run.folder is not None
-    kept = samples.cpu().numpy()
-    arrays = {"samples": kept}
-    if run.prompts is not None:
-        arrays["prompts"] = np.array([str(run.prompts[i % len(run.prompts)]) for i in range(len(kept))])
+    arrays = sample_arrays(samples.cpu().numpy(), run.prompts, run.model.letters)
     with whole(run.folder.samples / f"{kind}.npz") as file:
         np.savez_compressed(file, **arrays)  # type: ignore[arg-type]

@@ -1,0 +1,1 @@
+"""Antimicrobial peptides: their letters, networks, data and pretraining."""
