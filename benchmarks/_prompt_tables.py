@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from _tables import Results, Table, of
 
+UNSTABLE = 1e3
+"""An average cost of a controller that does not hold the system."""
 FORMS = ("plain", "fixed", "fixed by prompt", "prompt_loop, untrained", "prompt_loop, blind", "prompt_loop")
 
 
@@ -11,8 +13,10 @@ def control(results: Results) -> Table:
     """Average costs of controllers whose state is seen late."""
     table = Table("delay", "seeds", "optimum", "predictor", "windows", "windows over predictor", "stale")
     for late, runs in results.groups("delay").items():
-        names = ("optimum", "predictor", "windows", "over_predictor", "stale")
-        table.add(runs, str(late), str(len(runs)), *(of(runs, name, 3) for name in names))
+        names = ("optimum", "predictor", "windows", "over_predictor")
+        away = max(run["stale"] for run in runs) > UNSTABLE
+        figures = (of(runs, name, 3) for name in names)
+        table.add(runs, str(late), str(len(runs)), *figures, "runs away" if away else of(runs, "stale", 3))
     return table
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from functools import partial
 
 import pytest
 import torch
@@ -195,12 +196,21 @@ def _below(value, limit):
 
 
 def test_a_menu_of_the_prompt_itself_changes_no_sample():
-    """To the bit, for choices have noise of their own. Twin: another text."""
+    """To the bit, over more steps than noise is drawn ahead, for choices have noise of their own. Twin: another text."""
     own, other = (
-        sa.sample(tuner(algorithm=algorithm(menu={PROMPTS[OWN]: [PROMPTS[i]] * 2})).model, n=8, steps=100, seed=3)
+        sa.sample(tuner(algorithm=algorithm(menu={PROMPTS[OWN]: [PROMPTS[i]] * 2}, at=[1.0])).model, n=8, steps=100, seed=3)
         for i in (OWN, 3)
     )
     same(own, sa.sample(model(), n=8, steps=100, seed=3, prompts=[PROMPTS[OWN]]), other=other)
+
+
+def test_each_prompt_has_its_own_texts():
+    """From noise on it is as if the texts had been the prompts. Twin: one prompt's texts for both."""
+    menu = {"-0.5": ["1.5", "1.5"], "0.5": ["-1.5", "-1.5"]}
+    found = tuner(prompts=list(menu), algorithm=algorithm(menu=menu, at=[1.0]))
+    draw = partial(sa.sample, n=8, steps=6, seed=3)
+    truth, one = (draw(model(), prompts=prompts) for prompts in (["1.5", "-1.5"], ["1.5", "1.5"]))
+    same(draw(found.model), truth, of_one=one)
 
 
 def test_each_step_costs_one_evaluation_and_those_that_change_another():

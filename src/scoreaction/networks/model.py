@@ -367,10 +367,17 @@ class Model(GaussianStates):
             raise ValueError(f"sampler.negative_prompt: {str(error).removeprefix('prompts: ')}") from error
 
     def choose_prompts(self, chooser: PromptChooser) -> None:
-        """Makes the policy one of the prompts that the pretrained model is told: the chooser's weights are what is trained."""
+        """Makes the policy one of the prompts that the pretrained model is told: the chooser's weights are what is trained.
+
+        ValueError for a model whose own weights are trained already, which would be lost.
+        """
+        if self.average is not None:
+            raise ValueError(
+                "algorithm.name: prompt_loop tells the pretrained model, and this one's weights are trained, which would be"
+                " lost; build it again"
+            )
         self.chooser = chooser.to(self.device)
         self.parameters = dict(chooser.named_parameters())
-        self.average = self.selected = None
 
     def average_weights(self, decay: float) -> None:
         """One step of the exponential moving average of the trained weights: `a <- decay a + (1 - decay) w`."""
