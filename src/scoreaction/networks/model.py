@@ -38,6 +38,14 @@ class Evaluations:
     backward: int = 0
 
 
+def _check_lora(rank: int | None, targets: Sequence[str] | None) -> None:
+    """ValueError for a rank below 1, and for targets that are one text."""
+    if rank is not None and rank < 1:
+        raise ValueError(f"lora_rank: must be at least 1 (got {rank}); leave it out to train all parameters")
+    if isinstance(targets, str):
+        raise ValueError(f"lora_targets: must be a list of names (got {targets!r}); one name is [{targets!r}]")
+
+
 class Model(GaussianStates):
     """A pretrained network with its process, as a policy and its frozen reference.
 
@@ -91,20 +99,10 @@ class Model(GaussianStates):
         export: Callable[[Path], None] | None = None,
     ) -> None:
         self._check_kind(process, predicts)
-        if lora_rank is not None and lora_rank < 1:
-            raise ValueError(f"lora_rank: must be at least 1 (got {lora_rank}); leave it out to train all parameters")
-        if isinstance(lora_targets, str):
-            raise ValueError(f"lora_targets: must be a list of names (got {lora_targets!r}); one name is [{lora_targets!r}]")
+        _check_lora(lora_rank, lora_targets)
         self.net, self.process, self.predicts, self.shape = net.eval(), process, predicts, tuple(shape)
-        self.encode, self.null, self.law, self.true_cfg, self.project, self.export = (
-            encode,
-            null,
-            law,
-            true_cfg,
-            project,
-            export,
-        )
-        self.critic, self.mask = critic, mask
+        self.encode, self.null, self.law, self.true_cfg = encode, null, law, true_cfg
+        self.project, self.export, self.critic, self.mask = project, export, critic, mask
         self.decode = decode or (lambda x0: x0)
         self.invert = invert or (_no_way_back if decode else lambda samples: samples)
         self.features = features or (lambda samples: samples.flatten(1))
@@ -115,25 +113,33 @@ class Model(GaussianStates):
         self.autocast: Callable[[], AbstractContextManager[None]] = nullcontext
         if encode is None and mask is None and {p.dtype for p in net.parameters()} <= {torch.float32, torch.float64}:
             self.try_net(null)  # others need prompts, or the precision of a run
-        self.lora: LoraShape | None = None
         functions = {"encode": encode, "decode": decode, "project": project, "mask": mask}
         self.functions = [name for name, function in functions.items() if function is not None]
         """Functions that it was built with, which no file can hold, by the names of their arguments."""
-        if lora_rank is not None:
-            chosen = list(lora_targets or [name for name, m in base_modules(net).items() if isinstance(m, nn.Linear)])
-            if not chosen:
-                raise ValueError("lora_targets: the network has no linear layer; name the modules that LoRA should change")
-            net.requires_grad_(False)
-            for table in (module for module in net.modules() if isinstance(module, LabelTable)):
-                table.requires_grad_(True)
-            self.lora = LoraShape(lora_rank, lora_alpha or lora_rank, chosen)
-            self.adapters.add("policy", self.lora)
+        self.lora = None if lora_rank is None else self._add_lora(lora_rank, lora_alpha or lora_rank, lora_targets)
+        self.parameters = {name: p for name, p in net.named_parameters() if p.requires_grad}
+        """The trained parameters by name."""
+        self._prepare()
+        register(self)
+
+    def _add_lora(self, rank: int, alpha: float, targets: Sequence[str] | None) -> LoraShape:
+        """Freezes the network but for label tables, and gives the policy a LoRA on the targets, or all linear layers."""
+        chosen = list(targets or [name for name, m in base_modules(self.net).items() if isinstance(m, nn.Linear)])
+        if not chosen:
+            raise ValueError("lora_targets: the network has no linear layer; name the modules that LoRA should change")
+        self.net.requires_grad_(False)
+        for table in (module for module in self.net.modules() if isinstance(module, LabelTable)):
+            table.requires_grad_(True)
+        shape = LoraShape(rank, alpha, chosen)
+        self.adapters.add("policy", shape)
+        return shape
+
+    def _prepare(self) -> None:
+        """What a consistency model, a run and its sampler change later, as it is at first."""
         self.consistency_net: nn.Module | None = None
         self.consistency_parameters: dict[str, nn.Parameter] = {}
         self.consistency_guidance: float | None = None
         """The guidance of the teacher that the consistency model was distilled from; None where it is not known."""
-        self.parameters = {name: p for name, p in net.named_parameters() if p.requires_grad}
-        """The trained parameters by name."""
         self.average: dict[str, Tensor] | None = None
         self.selected: dict[str, Tensor] | None = None
         """The weights that were best by `train.select`, None without one: `averaged` then means them."""
@@ -146,7 +152,6 @@ class Model(GaussianStates):
         self.student: dict[str, Any] = {}
         self.prompts: list[Any] | None = None
         """Guidance, grid, `off_below` and prompts of its training, which `sample` takes."""
-        register(self)
 
     @classmethod
     def restored(cls, net: nn.Module, **description: Any) -> Model:
