@@ -11,14 +11,14 @@ SPENT = {"queries": "reward_queries", "evaluations": "model_evaluations", "secon
 
 
 def tokens_long(results: Results) -> Table:
-    """Trainers on a long chain: what is missing to the optimum from samples, diversity, KL and costs, the optimum first."""
-    table = Table("trainer", "seeds", "gap", "reward", "KL (nats)", *VARIETY, *SPENT)
+    """Trainers on a long chain: what is missing to the optimum from samples, KL and costs, the optimum first."""
+    table = Table("trainer", "seeds", "gap", "reward", "KL (nats)", *SPENT)
     first, blank = results.runs[0], ("" for _ in SPENT)
     best = [number(first[key], 3) for key in ("optimum_reward", "optimum_kl_nats")]
-    table.add([], "*optimum*", "", "0", *best, *("" for _ in VARIETY), *blank)
+    table.add([], "*optimum*", "", "0", *best, *blank)
     for trainer, runs in results.groups("trainer").items():
         figures = [of(runs, key) for key in ("objective_gap", "reward_tuned", "kl_nats")]
-        table.add(runs, trainer, str(len(runs)), *figures, *_variety(runs, "tuned"), *_spent(runs))
+        table.add(runs, trainer, str(len(runs)), *figures, *_spent(runs))
     return table
 
 

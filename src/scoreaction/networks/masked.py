@@ -21,6 +21,7 @@ from scoreaction.networks.adapters import Role
 from scoreaction.networks.causal import Streaming
 from scoreaction.networks.conditions import concatenate, map_conditions, null_of, take
 from scoreaction.networks.gaussian import Guesses
+from scoreaction.networks.likeness import Likeness, by_edits
 from scoreaction.networks.model import Model
 from scoreaction.types import Conditions, Predict, Prediction, Tokens
 
@@ -31,11 +32,11 @@ class MaskedModel(Model):
     `net(tokens, t, cond) -> logits`: tokens (batch, length) integers with `process.mask` at masked positions, t (batch,) in
     [0, 1] with 0 data and 1 all masks (a network may ignore it), logits (batch, length, vocabulary) finite, without the mask.
     Logits of shown positions are not read. The samples that rewards see are tokens (batch, length), or what `decode(tokens)`
-    makes of them. Diversity is measured in the tokens themselves. Guidance w is `log p_null + w (log p_cond - log p_null)`,
-    normalised at every position. causal: the network predicts each position from the tokens before it, whatever is shown to
-    the right; it is then sampled from left to right, and a `Streaming` one reads each position once. letters: one for each
-    token, with which reports write sequences. lora_*, encode, null,
-    invert, features and export as in `Model`. ValueError for a length below 1, other letters than tokens, a process of
+    makes of them. Diversity is measured in edits, or by features where there are some. Guidance w is
+    `log p_null + w (log p_cond - log p_null)`, normalised at every position. causal: the network predicts each position from
+    the tokens before it, whatever is shown to the right; it is then sampled from left to right, and a `Streaming` one reads
+    each position once. letters: one for each token, with which reports write sequences. lora_*, encode, null, invert, features
+    and export as in `Model`. ValueError for a length below 1, other letters than tokens, a process of
     Gaussian states, and whatever `Model` refuses.
 
     >>> class Even(nn.Module):
@@ -91,6 +92,8 @@ class MaskedModel(Model):
             law=law,
             export=export,
         )
+        if features is None and decode is None:
+            self.likeness = Likeness(lambda seen: by_edits(seen.unflatten(1, (length, -1)).argmax(2)), 64)
 
     @classmethod
     def restored(cls, net: nn.Module, **description: Any) -> Model:

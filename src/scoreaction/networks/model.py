@@ -21,6 +21,7 @@ from scoreaction.networks.conditions import concatenate, map_conditions, null_of
 from scoreaction.networks.gaussian import GaussianStates
 from scoreaction.networks.labels import LabelTable
 from scoreaction.networks.layers import CriticNetwork
+from scoreaction.networks.likeness import Likeness, by_features
 from scoreaction.networks.lockstep import equal_parts, without_rows
 from scoreaction.networks.memory import fitting, is_out_of_memory
 from scoreaction.networks.prompt_chooser import PromptChooser
@@ -106,6 +107,7 @@ class Model(GaussianStates):
         self.decode = decode or (lambda x0: x0)
         self.invert = invert or (_no_way_back if decode else lambda samples: samples)
         self.features = features or (lambda samples: samples.flatten(1))
+        self.likeness = Likeness(by_features, 256)
         self.reference_net = frozen(net) if lora_rank is None else net
         self.double = {p.dtype for p in net.parameters()} == {torch.float64}
         self.adapters = Adapters(self.reference_net)
@@ -135,7 +137,7 @@ class Model(GaussianStates):
         return shape
 
     def _prepare(self) -> None:
-        """What a consistency model, a run and its sampler change later, as it is at first."""
+        """Sets as they are at first those parts that a consistency model, a run and its sampler change later."""
         self.consistency_net: nn.Module | None = None
         self.consistency_parameters: dict[str, nn.Parameter] = {}
         self.consistency_guidance: float | None = None

@@ -181,14 +181,17 @@ def by_prompt(prompts: list[Any] | None, values: Tensor) -> dict[str, float]:
 
 
 @torch.no_grad()
-def diversity(model: Model, samples: Tensor, groups: Tensor, *, at_most: int = 256, world: World = ALONE) -> dict[str, float]:
-    """Mean pairwise feature distance, and Vendi score, of samples of one prompt, averaged over prompts that have two.
+def diversity(model: Model, samples: Tensor, groups: Tensor, *, world: World = ALONE) -> dict[str, float]:
+    """Mean pairwise distance, and Vendi score, of samples of one prompt, averaged over prompts that have two.
 
     Empty where no prompt has: then neither is known. groups: the numbers of all samples' prompts; samples: the own of them.
+    Distances are Euclidean ones of features; of tokens edit distances.
 
-    The Vendi score is `exp(-sum l log l)` over the eigenvalues l of K/n, K the cosine similarities of features: the
-    effective number of different samples, at most 256 a prompt (Friedman and Dieng 2023, arXiv 2210.02410).
+    The Vendi score is `exp(-sum l log l)` over the eigenvalues l of K/n, K the similarities, cosines of features or of tokens
+    those of edits (see `likeness.by_edits`): the effective number of different samples, at most 256 a prompt (of
+    tokens 64; Friedman and Dieng 2023, arXiv 2210.02410).
     """
+    at_most = model.likeness.at_most
     chosen = [rows[:at_most] for rows in ((groups == group).nonzero().flatten() for group in groups.unique()) if len(rows) > 1]
     if not chosen:
         return {}
@@ -197,10 +200,9 @@ def diversity(model: Model, samples: Tensor, groups: Tensor, *, at_most: int = 2
     seen = torch.cat([model.features(samples[part // world.size]).double() for part in own.split(at_most)])
     every, distances, scores = world.merged(seen, own, len(groups)), [], []
     for rows in chosen:
-        features = every[rows]
-        distances.append(float(torch.pdist(features).mean()))
-        unit = features / features.norm(dim=1, keepdim=True).clamp(min=1e-12)
-        spectrum = torch.linalg.eigvalsh(unit @ unit.T / len(unit)).clamp(min=1e-15)
+        distance, similarity = model.likeness.of(every[rows])
+        distances.append(float(distance.sum()) / (len(rows) * (len(rows) - 1)))
+        spectrum = torch.linalg.eigvalsh(similarity / len(rows)).clamp(min=1e-15)
         scores.append(float(torch.exp(-(spectrum * spectrum.log()).sum())))
     return {"diversity": sum(distances) / len(distances), "vendi": sum(scores) / len(scores)}
 
