@@ -7,6 +7,7 @@ import threading
 
 import pytest
 from tuning import black_box, tune
+from twins import same
 
 import scoreaction as sa
 from scoreaction.rewards import RewardError
@@ -82,3 +83,15 @@ def test_what_is_not_finite_is_null_in_the_log(tmp_path):
     assert found == {"iteration": 1, "kl_nats": None, "reward_mean": None, "grad_norm": 2.0}
     with pytest.raises(ValueError, match="Infinity"):  # the twin: JSON as Python writes it
         json.loads(json.dumps(math.inf), parse_constant=refuse)
+
+
+def test_a_log_that_was_removed_is_named(tmp_path, caplog):
+    """Twin: the log that is there."""
+    journal, told = Journal(RunFolder(tmp_path), []), []
+    for iteration in (1, 2, 3):
+        journal.log({"iteration": iteration})
+        told.append(len(caplog.records))
+        if iteration == 2:
+            (tmp_path / "metrics.jsonl").unlink()
+    same(told, [0, 0, 1], always=[0, 1, 2])
+    assert caplog.records[0].getMessage().endswith("metrics.jsonl: was removed; its lines before iteration 3 are lost")

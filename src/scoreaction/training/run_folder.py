@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import math
 import os
 from collections.abc import Iterator, Sequence
@@ -158,6 +159,10 @@ class Journal:
 
     def log(self, metrics: dict[str, Any]) -> None:
         """Adds an iteration's metrics. What is not finite is null in JSON, which has no infinity."""
+        if self._trackers is not None and not self.folder.metrics_path.exists():
+            logging.getLogger(__name__).warning(
+                "%s: was removed; its lines before iteration %d are lost", self.folder.metrics_path, metrics["iteration"]
+            )
         with self.folder.metrics_path.open("a", encoding="utf-8") as file:
             file.write(json.dumps({key: value if math.isfinite(value) else None for key, value in metrics.items()}) + "\n")
         if self._trackers is None:
