@@ -130,7 +130,7 @@ def parametrisations(results: Results) -> Table:
     """Mean distance on the v network, and the same trainer's on other kinds over it; in brackets the largest KL on the way."""
     kinds = ("eps", "x0", "velocity")
     table = Table("schedule", "trainer", "seeds", "optimal policy", "v", *(f"{kind} / v" for kind in kinds))
-    order = ("ddpm", "sd", "vp", "cosine", "ve", "flow")
+    order = ("ddpm", "sd", "vp", "cosine", "cosine, cut", "ve", "ve, held", "flow", "flow, held")
     for schedule, error in sorted(
         {(run["schedule"], run["error"]) for run in results.runs}, key=lambda at: (order.index(at[0]), at)
     ):

@@ -1,17 +1,20 @@
-"""Wall time of a training iteration against the network work in it, on the digits model.
+"""Wall time of a training iteration against the network work in it, on the digits, as pictures and as tokens.
 
     python -m benchmarks.overhead         # results/overhead.csv; the median ratio of one run
 
 Bare is the time inside forwards of policy, reference, critic, surrogate and reward, and inside backwards, summed within the
-same iterations, so that a noisy machine slows both alike. What is left is sampler, bookkeeping and optimiser.
+same iterations, so that a noisy machine slows both alike. What is left is sampler, bookkeeping and optimiser. Tokens: a masked
+language model of the smallest ESM2's size with random weights, 32 positions, and the small network of `pixels`.
 """
 
 from __future__ import annotations
 
 import statistics
+import tempfile
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -67,9 +70,35 @@ class _Timed:
         return self.score(samples, conditions)
 
 
-def measured(algorithm: str) -> Figures:
+def esm2(folder: str) -> list[str]:
+    """The settings of a masked language model of the smallest ESM2's size, which is written into a folder."""
+    from transformers import EsmConfig, EsmForMaskedLM, EsmTokenizer
+
+    words = ["<cls>", "<pad>", "<eos>", "<unk>", *"LAGVSERTIDPKQNFYMHWCXBUZO", ".", "-", "<null_1>", "<mask>"]
+    (Path(folder) / "vocab.txt").write_text("\n".join(words))
+    size = {"hidden_size": 320, "num_hidden_layers": 6, "num_attention_heads": 20, "intermediate_size": 1280}
+    config = EsmConfig(
+        vocab_size=33, mask_token_id=32, pad_token_id=1, position_embedding_type="rotary", token_dropout=True,
+        emb_layer_norm_before=False, **size,
+    )  # fmt: skip
+    EsmForMaskedLM(config).save_pretrained(folder)
+    EsmTokenizer(str(Path(folder) / "vocab.txt")).save_pretrained(folder)
+    model = f"{{name: masked_lm, path: {folder}, length: 32, alphabet: [{', '.join('ACDEFGHIKLMNPQRSTVW')}, 'Y']}}"
+    return [f"model={model}", f"reward={{name: token_scores, tokens: {list(range(20))}}}", "train.batch=8"]
+
+
+def measured(algorithm: str, recipe: str) -> Figures:
     """Wall time over bare time of the counted iterations."""
-    tuner = built("digits", f"algorithm.name={algorithm}", "evaluation.held_out=[]", f"train.iterations={WARM_UP + COUNTED}")
+    with tempfile.TemporaryDirectory() as folder:
+        model = esm2(folder) if recipe == "esm2" else []
+        model += ["algorithm.updates=2", "algorithm.rows=32"] if model and algorithm != "dpok" else []
+        fixed = ["evaluation.held_out=[]", f"train.iterations={WARM_UP + COUNTED}"]
+        tuner = built("markov_chain" if model else recipe, f"algorithm.name={algorithm}", *model, *fixed)
+        return ratios_of(tuner)
+
+
+def ratios_of(tuner: Any) -> Figures:
+    """Wall time over bare time of the counted iterations of a run."""
     ratios = []
     with watched(tuner) as watch:
         steps = iter(tuner)
@@ -85,5 +114,10 @@ def measured(algorithm: str) -> Figures:
 if __name__ == "__main__":
     parser = arguments(__doc__ or "", "overhead")
     parser.set_defaults(processes=1)
-    jobs = {name: {"algorithm": name} for name in ("score_action", "sqdf", "draft", "ddpo", "dpok")}
+    jobs = {name: {"algorithm": name, "recipe": "digits"} for name in ("score_action", "sqdf", "draft", "ddpo", "dpok")}
+    jobs |= {
+        f"{kind}, {name}": {"algorithm": name, "recipe": recipe}
+        for kind, recipe in (("tokens, esm2's size", "esm2"), ("tokens, pixels", "pixels"))
+        for name in ("score_action", "ddpp", "dpok")
+    }
     run_jobs(measured, jobs, parser.parse_args())

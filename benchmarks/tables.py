@@ -114,7 +114,7 @@ TABLES: dict[str, tuple[str, Callable[[Results], Table]]] = {
     "consistency": ("consistency", consistency),
     "shapes": ("shapes", shapes),
     "shapes_kl": ("shapes", shapes_kl),
-    "overhead": ("overhead", partial(plain, columns={"wall time over network time": ("ratio_median", 3)})),
+    "overhead": ("overhead", partial(plain, by="name", columns={"wall time over network time": ("ratio_median", 3)})),
     "memory": ("memory", partial(plain, columns=_memory)),
     "processes": ("processes", partial(plain, columns=_processes, by="name")),
     "tokens": ("tokens", tokens),
