@@ -160,7 +160,7 @@ class DDPPLearner(Learner):
         for _ in range(config.updates):
             rows = self.world.rows(config.rows)
             slots = torch.randint(known, (config.rows,), generator=generator)[rows.place].to(self.finished.x0.device)
-            points = _Masked(self, slots, weights[slots], RowNoise(drawn_seed(generator), rows.place))
+            points = _Masked(self, slots, weights[slots], RowNoise(drawn_seed(generator), rows.place, ahead=1))
             yield Update("policy", [Term(rows, points.loss, calls=1)])
             if "log_z" in self.networks:
                 yield Update("log_z", [Term(rows, points.fit, calls=0)])

@@ -15,14 +15,16 @@ AHEAD = 64
 class RowNoise:
     """Noise from a stream for every row: a row's is the same however the rows are cut into parts or dealt to processes.
 
-    seed: of all streams together; rows (n,): the numbers of the rows, which part the streams.
+    seed: of all streams together; rows (n,): the numbers of the rows, which part the streams. ahead: the most draws that are
+    made at a time, 1 for noise of which no more is asked.
 
     >>> whole, part = RowNoise(7, torch.arange(4)), RowNoise(7, torch.tensor([1, 3]))
     >>> torch.equal(whole.normal((4, 2), torch.float32)[[1, 3]], part.normal((2, 2), torch.float32))
     True
     """
 
-    def __init__(self, seed: int, rows: Tensor) -> None:
+    def __init__(self, seed: int, rows: Tensor, *, ahead: int = AHEAD) -> None:
+        self.ahead = ahead
         self.streams = [torch.Generator().manual_seed(_mixed(seed, row)) for row in rows.tolist()]
         self._waiting: dict[tuple[object, ...], list[Tensor]] = {}
 
@@ -39,7 +41,7 @@ class RowNoise:
             return torch.empty(*shape, dtype=dtype)
         waiting = self._waiting.setdefault((*shape[1:], dtype), [])
         if not waiting:
-            ahead = max(1, min(AHEAD, 2**12 // max(1, torch.Size(shape[1:]).numel())))
+            ahead = max(1, min(self.ahead, 2**12 // max(1, torch.Size(shape[1:]).numel())))
             draws = [torch.randn(ahead, *shape[1:], generator=stream, dtype=dtype) for stream in self.streams]
             waiting.extend(torch.stack(draws, 1).unbind(0))
         return waiting.pop(0)

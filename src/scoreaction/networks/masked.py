@@ -237,8 +237,8 @@ class MaskedModel(Model):
                 f"the network returned shape {tuple(y.shape)} and the vocabulary is {vocabulary}: logits must be"
                 f" {(*x.shape, vocabulary)}, one for each token, without the mask"
             )
-        never = torch.isneginf(y.detach())
-        if bool(never.any()):
+        if len(y) and float(y.detach().amin()) == -math.inf:
+            never = torch.isneginf(y.detach())
             _, position, token = never.nonzero()[0].tolist()
             raise ValueError(
                 f"the network returned the logit -inf for token {token} at position {position}: a probability of 0 makes the KL"
