@@ -19,7 +19,8 @@ from scoreaction.diffusion.sequences import total_variation
 from scoreaction.diffusion.tails import causal_loss, context_weights, soft_tail_masking
 from scoreaction.networks.causal import CausalTransformer
 from scoreaction.sampling.draw import run
-from scoreaction.sampling.rollout import act, follow, once
+from scoreaction.sampling.rollout import once
+from scoreaction.sampling.sampler import act, follow
 from scoreaction.training.optimizer import TrainingError
 from scoreaction.training.token_task import exact_task
 

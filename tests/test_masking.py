@@ -14,7 +14,7 @@ from scoreaction.diffusion.reveals import Reveal, chosen, position_kl, tokens_of
 from scoreaction.diffusion.sequences import PolicyLaw, total_variation
 from scoreaction.diffusion.solvers import SOLVERS
 from scoreaction.diffusion.unmasking import path_kl_of_tokens
-from scoreaction.sampling.rollout import act
+from scoreaction.sampling.sampler import act
 from scoreaction.training.evaluation import measure_kl, standard_error
 from scoreaction.training.token_task import TokenTask
 

@@ -15,7 +15,7 @@ from scoreaction.diffusion.noise import RowNoise
 from scoreaction.diffusion.solvers import SOLVERS
 from scoreaction.models import gaussian_mixture
 from scoreaction.sampling.draw import draw
-from scoreaction.sampling.rollout import act
+from scoreaction.sampling.sampler import act
 from scoreaction.training.evaluation import measure_kl
 
 VP, OFF = sa.VP(), 0.3

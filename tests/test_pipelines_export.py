@@ -16,7 +16,7 @@ import scoreaction as sa
 from scoreaction.cli import main
 from scoreaction.diffusion.noise import RowNoise
 from scoreaction.models import diffusers
-from scoreaction.sampling.rollout import Sampler
+from scoreaction.sampling.sampler import Sampler
 
 pytest.importorskip("diffusers")
 pytest.importorskip("transformers")

@@ -40,7 +40,7 @@ if TYPE_CHECKING:
     from scoreaction.rewards import Reward
     from scoreaction.sampling.draw import sample
     from scoreaction.sampling.known import Known
-    from scoreaction.sampling.rollout import Sampler
+    from scoreaction.sampling.sampler import Sampler
     from scoreaction.sampling.steering import Steering
     from scoreaction.training.control import DelayedController
     from scoreaction.training.distillation import Distill, Distiller
@@ -92,7 +92,7 @@ _HOMES = {
     "RungeKutta": "training.runge_kutta",
     "SPIN": "algorithms.spin",
     "SQDF": "algorithms.sqdf",
-    "Sampler": "sampling.rollout",
+    "Sampler": "sampling.sampler",
     "Samples": "types",
     "ScoreAction": "algorithms.score_action",
     "Steering": "sampling.steering",

@@ -21,7 +21,8 @@ from scoreaction.networks.lockstep import equal_parts
 from scoreaction.networks.memory import fitting
 from scoreaction.networks.model import Model
 from scoreaction.networks.prompt_chooser import PromptChooser
-from scoreaction.sampling.rollout import Choose, Rollout, Sampler, act, compared, follow, once, roll_out, unflattened
+from scoreaction.sampling.rollout import Choose, Rollout, compared, once, roll_out, unflattened
+from scoreaction.sampling.sampler import Sampler, act, follow
 from scoreaction.settings import Settings
 from scoreaction.types import Conditions, Predict, Prediction
 from scoreaction.world import ALONE, Rows, World

@@ -20,7 +20,8 @@ from scoreaction.networks.conditions import take
 from scoreaction.networks.model import Model
 from scoreaction.networks.prompt_chooser import SLOT, Menu, PromptChooser
 from scoreaction.sampling.prompt_path import PromptPath, make_chooser
-from scoreaction.sampling.rollout import Rollout, follow, roll_out
+from scoreaction.sampling.rollout import Rollout, roll_out
+from scoreaction.sampling.sampler import follow
 
 TEMPLATES = [
     "{prompt}",

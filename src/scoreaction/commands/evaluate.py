@@ -21,7 +21,7 @@ from scoreaction.recipes.build import build
 from scoreaction.recipes.prompts import prompt_list, read_prompts
 from scoreaction.recipes.recipe import Recipe, load_recipe, resolve
 from scoreaction.sampling.draw import draw, spread_prompts
-from scoreaction.sampling.rollout import Sampler
+from scoreaction.sampling.sampler import Sampler
 from scoreaction.sampling.steering import Steering
 from scoreaction.training.checkpoints import DAMAGED, load_newest
 from scoreaction.training.evaluation import measure, measure_kl

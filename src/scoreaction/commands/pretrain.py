@@ -19,7 +19,7 @@ from scoreaction.models.pretrained import is_pretrained
 from scoreaction.networks.model import Model
 from scoreaction.recipes.build import check_device
 from scoreaction.sampling.draw import draw
-from scoreaction.sampling.rollout import Sampler
+from scoreaction.sampling.sampler import Sampler
 from scoreaction.training.checkpoints import load_newest, prune, save_tree
 from scoreaction.training.pretraining import Pretrain, Pretrainer
 from scoreaction.training.run_folder import RunFolder

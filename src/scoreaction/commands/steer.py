@@ -16,7 +16,7 @@ from scoreaction.errors import UserError
 from scoreaction.recipes.recipe import Recipe, dump
 from scoreaction.recipes.validation import check
 from scoreaction.sampling.draw import spread_prompts
-from scoreaction.sampling.rollout import Sampler
+from scoreaction.sampling.sampler import Sampler
 from scoreaction.sampling.steering import Steering
 from scoreaction.training.checks import refuse_uncounted
 from scoreaction.training.evaluation import NESTED, measure

@@ -20,7 +20,7 @@ from scoreaction.recipes.build import build, named
 from scoreaction.recipes.recipe import Recipe
 from scoreaction.recipes.validation import check
 from scoreaction.sampling.draw import draw_x0, spread_prompts
-from scoreaction.sampling.rollout import Sampler
+from scoreaction.sampling.sampler import Sampler
 from scoreaction.training.evaluation import NESTED, measure, measure_kl
 from scoreaction.training.finetuner import Finetuner
 from scoreaction.training.run_folder import STUDENT, RunFolder

@@ -25,7 +25,7 @@ from scoreaction.recipes.text import KEYS, assign, parse_override, read_recipe, 
 from scoreaction.recipes.traits import Traits, traits_of
 from scoreaction.recipes.trust import is_own, refuse_far_prompts, refuse_untrusted
 from scoreaction.recipes.validation import C, check, check_finite, refuse_unknown
-from scoreaction.sampling.rollout import Sampler
+from scoreaction.sampling.sampler import Sampler
 from scoreaction.sampling.steering import Steering
 from scoreaction.settings import Key, dotted
 from scoreaction.training.best_weights import check_metric

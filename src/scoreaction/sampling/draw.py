@@ -14,7 +14,8 @@ from scoreaction.diffusion.reveals import product_draws
 from scoreaction.diffusion.solvers import GridName, SolverName
 from scoreaction.networks.lockstep import equal_parts
 from scoreaction.networks.model import Model
-from scoreaction.sampling.rollout import Sampler, act, follow, trajectory
+from scoreaction.sampling.rollout import trajectory
+from scoreaction.sampling.sampler import Sampler, act, follow
 from scoreaction.types import Predict
 from scoreaction.world import ALONE, World
 

@@ -14,7 +14,7 @@ from scoreaction.diffusion.noise import RowNoise
 from scoreaction.networks.model import Model
 from scoreaction.sampling.draw import distinct_prompts, spread_prompts
 from scoreaction.sampling.particles import categorical, systematic, uniform
-from scoreaction.sampling.rollout import Sampler
+from scoreaction.sampling.sampler import Sampler
 from scoreaction.sampling.steering import BY_WEIGHTS, Steering
 from scoreaction.sampling.steering_methods import ended
 from scoreaction.sampling.walks import Score, Walk, Walked

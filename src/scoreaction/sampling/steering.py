@@ -9,7 +9,7 @@ from pydantic import Field
 
 from scoreaction.diffusion.processes import Masking
 from scoreaction.sampling.known import Known
-from scoreaction.sampling.rollout import Sampler
+from scoreaction.sampling.sampler import Sampler
 from scoreaction.settings import Settings
 
 Method = Literal["auto", "best_of", "svdd", "svdd_published", "smc", "twisted", "guidance"]

@@ -19,7 +19,8 @@ from scoreaction.networks.memory import fitting
 from scoreaction.networks.model import Model
 from scoreaction.sampling.known import Likelihood
 from scoreaction.sampling.look_ahead import look_ahead, soft_mean
-from scoreaction.sampling.rollout import Chosen, Sampler, act, trajectory
+from scoreaction.sampling.rollout import Chosen, trajectory
+from scoreaction.sampling.sampler import Sampler, act
 from scoreaction.sampling.steering import Steering
 from scoreaction.types import Conditions, Prediction
 

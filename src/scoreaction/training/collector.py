@@ -19,7 +19,8 @@ from scoreaction.networks.model import Model
 from scoreaction.rewards import CountedReward
 from scoreaction.rewards._reward import check_graph
 from scoreaction.rewards._weighted import WeightedSum, settle
-from scoreaction.sampling.rollout import ALL, Rollout, Sampler, follow, joined, roll_out
+from scoreaction.sampling.rollout import ALL, Rollout, joined, roll_out
+from scoreaction.sampling.sampler import Sampler, follow
 from scoreaction.training.online import Rounds
 from scoreaction.training.optimizer import GradientError, Train
 from scoreaction.types import Prompt

@@ -23,7 +23,8 @@ from scoreaction.rewards import CountedReward
 from scoreaction.rewards._weighted import settle
 from scoreaction.sampling.draw import distinct_prompts, spread_prompts, x0_in_parts
 from scoreaction.sampling.prompt_path import PromptPath
-from scoreaction.sampling.rollout import Rollout, Sampler, follow, roll_out, unflattened
+from scoreaction.sampling.rollout import Rollout, roll_out, unflattened
+from scoreaction.sampling.sampler import Sampler, follow
 from scoreaction.settings import Settings
 from scoreaction.tasks.clusters import Clusters
 from scoreaction.training.clusters import cluster_figures

@@ -16,7 +16,7 @@ from scoreaction.diffusion.rescaling import Rescale
 from scoreaction.networks.model import Model
 from scoreaction.rewards._closed_form import QuadraticReward
 from scoreaction.sampling.draw import draw_x0, run
-from scoreaction.sampling.rollout import Sampler
+from scoreaction.sampling.sampler import Sampler
 from scoreaction.training.evaluation import standard_error
 from scoreaction.world import ALONE, World
 

@@ -22,7 +22,7 @@ from scoreaction.networks.masked import MODELS
 from scoreaction.networks.model import Model
 from scoreaction.networks.sharding import gathered
 from scoreaction.sampling.prompt_path import make_chooser
-from scoreaction.sampling.rollout import Sampler
+from scoreaction.sampling.sampler import Sampler
 from scoreaction.training.run_folder import MODEL_DESCRIPTION as DESCRIPTION
 from scoreaction.world import World
 

@@ -14,7 +14,7 @@ from scoreaction.diffusion.mixtures import Mixture, Optimum
 from scoreaction.networks.model import Model
 from scoreaction.rewards.mixture_label import LabelReward
 from scoreaction.sampling.draw import draw_x0
-from scoreaction.sampling.rollout import Sampler
+from scoreaction.sampling.sampler import Sampler
 from scoreaction.training.confusion import Confusion, prompts_by_label
 from scoreaction.training.evaluation import measure_kl
 from scoreaction.training.exact_task import ExactTask

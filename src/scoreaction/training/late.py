@@ -16,7 +16,8 @@ from scoreaction.diffusion.processes import Masking
 from scoreaction.networks.model import Model
 from scoreaction.rewards import RewardError
 from scoreaction.sampling.replay import ON_DISK, check_room, stored
-from scoreaction.sampling.rollout import Rollout, Sampler
+from scoreaction.sampling.rollout import Rollout
+from scoreaction.sampling.sampler import Sampler
 from scoreaction.training.collector import Collector
 from scoreaction.training.optimizer import Train
 from scoreaction.types import Prediction, Tokens

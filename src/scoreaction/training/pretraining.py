@@ -22,7 +22,7 @@ from scoreaction.disk import staged
 from scoreaction.models.pretrained import DESCRIPTION, WEIGHTS, Description
 from scoreaction.networks.model import Model
 from scoreaction.sampling.draw import draw_x0
-from scoreaction.sampling.rollout import Sampler
+from scoreaction.sampling.sampler import Sampler
 from scoreaction.settings import Settings
 from scoreaction.tasks.data_files import read_data
 from scoreaction.tasks.fitting import DenoiserFunction, Fit, denoised_share, noisy

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from scoreaction.diffusion.processes import Process
 from scoreaction.networks.model import Model
-from scoreaction.sampling.rollout import Sampler
+from scoreaction.sampling.sampler import Sampler
 from scoreaction.sampling.steer import steer_x0
 from scoreaction.sampling.steering import Steering
 from scoreaction.training.evaluation import Evaluation, kl_samples

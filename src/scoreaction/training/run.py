@@ -22,7 +22,7 @@ from scoreaction.rewards import CountedReward, Reward
 from scoreaction.rewards._weighted import WeightedSum
 from scoreaction.sampling.known import check_known
 from scoreaction.sampling.replay import Replay
-from scoreaction.sampling.rollout import Sampler
+from scoreaction.sampling.sampler import Sampler
 from scoreaction.sampling.steer import check_steered
 from scoreaction.sampling.steering import Steering
 from scoreaction.training.best_weights import Selection, check_metric

@@ -18,7 +18,7 @@ from scoreaction.networks.adapters import replaced
 from scoreaction.networks.conditions import take
 from scoreaction.networks.critic import Critic
 from scoreaction.networks.model import Model
-from scoreaction.sampling.rollout import Sampler, act
+from scoreaction.sampling.sampler import Sampler, act
 from scoreaction.settings import Settings
 from scoreaction.training.distillation import fitted, follow
 from scoreaction.training.runge_kutta import RungeKutta

@@ -14,7 +14,8 @@ from scoreaction.diffusion.predictions import mapped
 from scoreaction.diffusion.sequences import PolicyLaw, SequenceLaw, TokenOptimum, total_variation
 from scoreaction.networks.conditions import take
 from scoreaction.networks.model import Model
-from scoreaction.sampling.rollout import Sampler, act, roll_out, unflattened
+from scoreaction.sampling.rollout import roll_out, unflattened
+from scoreaction.sampling.sampler import Sampler, act
 from scoreaction.training.evaluation import standard_error
 from scoreaction.training.exact_task import ExactTask
 from scoreaction.training.label_task import LabelTask

@@ -15,7 +15,7 @@ from scoreaction.diffusion.noise import kept
 from scoreaction.diffusion.predictions import expand
 from scoreaction.networks.conditions import take
 from scoreaction.sampling.draw import run
-from scoreaction.sampling.rollout import Sampler
+from scoreaction.sampling.sampler import Sampler
 from scoreaction.training.finetuner import Finetuner
 
 SNRS = (64.0, 16.0, 4.0, 1.0, 0.25)
