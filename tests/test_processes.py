@@ -194,3 +194,17 @@ def test_own_grid_of_a_flow_is_the_schedulers(shift, mu, last):
     scheduler.set_timesteps(sigmas=torch.linspace(1, last or 1 / 7, 7).tolist(), mu=mu)
     found = Flow(shift=shift if mu is None else math.exp(mu), last=last).own_grid(7)
     close(found, scheduler.sigmas, atol=1e-6, unshifted=Flow(last=last).own_grid(7))
+
+
+def test_a_cut_table_is_the_same_process_up_to_its_end() -> None:
+    """Alpha, sigma and the network's times at the nodes that are left. Twin: the whole table at the same t."""
+    whole = TableVP(tuple(torch.linspace(1, 1e-3, 101, dtype=torch.float64).square().tolist()))
+    cut = whole.cut(0.05)
+    kept = len(cut.alphas_cumprod)
+    assert 0.05 <= cut.alphas_cumprod[-1] ** 0.5 < 0.06
+    t = torch.linspace(0, 1, kept, dtype=torch.float64)
+    at = t * (kept - 1) / 100
+    close(cut.alpha(t), whole.alpha(at), atol=1e-9, same_time=whole.alpha(t))
+    close(cut.timestep(t), whole.timestep(at), atol=1e-9, same_time=whole.timestep(t))
+    with pytest.raises(ValueError, match="least: 1.5 leaves 0 of 101 entries; take a smaller one"):
+        whole.cut(1.5)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Literal
 
@@ -47,6 +47,21 @@ class TableVP(Process):
         """
         head = [1.0] if ends_at_data else []
         return cls(tuple(head + alphas_cumprod.double().tolist()), spacing, steps_offset)
+
+    def cut(self, least: float = 0.006) -> TableVP:
+        """The table up to the last alpha that is not below `least`, by default that at the end of DDPM's.
+
+        The x0_hat of an eps network has its error times sigma/alpha. A cosine table goes on to an alpha of 5e-5, where that is
+        20,000, and a policy follows it away. Samples begin at pure noise, where the process has alpha times the data besides.
+        ValueError where fewer than two entries are left.
+
+        >>> TableVP((1.0, 0.5, 0.01, 1e-8)).cut(0.01).alphas_cumprod
+        (1.0, 0.5, 0.01)
+        """
+        kept = tuple(value for value in self.alphas_cumprod if value >= least**2)
+        if len(kept) < 2:
+            raise ValueError(f"least: {least:g} leaves {len(kept)} of {len(self.alphas_cumprod)} entries; take a smaller one")
+        return replace(self, alphas_cumprod=kept)
 
     @property
     def _head(self) -> int:
