@@ -126,25 +126,39 @@ def steering(results: Results) -> Table:
     return table
 
 
+SCHEDULES = (
+    "ddpm",
+    "ddpm, crooked",
+    "sd",
+    "sd, crooked",
+    "vp",
+    "cosine",
+    "cosine, cut",
+    "ve",
+    "ve, held",
+    "flow",
+    "flow, held",
+)
+
+
 def parametrisations(results: Results) -> Table:
-    """Mean distance on the v network, and the same trainer's on other kinds over it; in brackets the largest KL on the way."""
-    kinds = ("eps", "x0", "velocity")
-    table = Table("schedule", "trainer", "seeds", "optimal policy", "v", *(f"{kind} / v" for kind in kinds))
-    order = ("ddpm", "sd", "vp", "cosine", "cosine, cut", "ve", "ve, held", "flow", "flow, held")
-    for schedule, error in sorted(
-        {(run["schedule"], run["error"]) for run in results.runs}, key=lambda at: (order.index(at[0]), at)
-    ):
-        for trainer in dict.fromkeys(run["trainer"] for run in results.where(schedule=schedule, error=error)):
-            runs = results.where(schedule=schedule, error=error, trainer=trainer)
-            own, cells = statistics.fmean(run["v.distance"] for run in runs), []
-            for kind in ("v", *kinds):
-                there = [run[f"{kind}.distance"] for run in runs if run.get(f"{kind}.distance") is not None]
-                scale = 1.0 if kind == "v" else own
-                most = max((run[f"{kind}.kl_most"] for run in runs if there), default=None)
-                cells.append(f"{number(statistics.fmean(there) / scale, 2)} ({number(most, 1)})" if there else "")
-            oracle = number(statistics.fmean(run["oracle"] for run in runs), 2)
-            table.add(runs, f"{schedule}, crooked" if error else schedule, trainer, str(len(runs)), oracle, *cells)
+    """Mean distance on the networks of other kinds over that on the v network: eps / x0, under flow velocity / x0."""
+    table = Table("trainer", *SCHEDULES)
+    for trainer, every in results.groups("trainer").items():
+        cells = []
+        for schedule in SCHEDULES:
+            name, crooked = schedule.removesuffix(", crooked"), schedule.endswith("crooked")
+            runs = [run for run in every if run["schedule"] == name and bool(run["error"]) == crooked]
+            kinds = ("velocity" if name.startswith("flow") else "eps", "x0")
+            cells.append(" / ".join(_over_v(runs, kind) for kind in kinds) if runs else "")
+        table.add(every, trainer, *cells)
     return table
+
+
+def _over_v(runs: Sequence[Run], kind: str) -> str:
+    """The mean distance on networks of this kind over that on the v network, in bold beyond twice."""
+    ratio = statistics.fmean(run[f"{kind}.distance"] for run in runs) / statistics.fmean(run["v.distance"] for run in runs)
+    return f"**{number(ratio, 1)}**" if ratio > 2 else number(ratio, 2)
 
 
 def off_below(results: Results) -> Table:
