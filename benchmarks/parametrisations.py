@@ -36,6 +36,7 @@ TRAINERS: dict[str, Any] = {
     "score_action": sa.ScoreAction(beta=BETA),
     "score_action, ratio": sa.ScoreAction(beta=BETA, estimator="likelihood_ratio"),
     "score_action, forward": sa.ScoreAction(beta=BETA, estimator="forward"),
+    "score_action, forward, eps": sa.ScoreAction(beta=BETA, estimator="forward", errors="eps"),
     "sqdf": sa.SQDF(beta=BETA),
     "sqdf, corrected": sa.SQDF(beta=BETA, correction=True),
     "sqdf, chain": sa.SQDF(beta=BETA, weights="chain"),
