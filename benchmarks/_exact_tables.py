@@ -142,7 +142,7 @@ SCHEDULES = (
 
 
 def parametrisations(results: Results) -> Table:
-    """Mean distance on the networks of other kinds over that on the v network: eps / x0, under flow velocity / x0."""
+    """Mean distance on the v network, and in brackets that on other kinds over it: eps and x0, under flow velocity and x0."""
     table = Table("trainer", *SCHEDULES)
     for trainer, every in results.groups("trainer").items():
         cells = []
@@ -150,7 +150,8 @@ def parametrisations(results: Results) -> Table:
             name, crooked = schedule.removesuffix(", crooked"), schedule.endswith("crooked")
             runs = [run for run in every if run["schedule"] == name and bool(run["error"]) == crooked]
             kinds = ("velocity" if name.startswith("flow") else "eps", "x0")
-            cells.append(" / ".join(_over_v(runs, kind) for kind in kinds) if runs else "")
+            own = number(statistics.fmean(run["v.distance"] for run in runs), 2) if runs else ""
+            cells.append(f"{own} ({', '.join(_over_v(runs, kind) for kind in kinds)})" if runs else "")
         table.add(every, trainer, *cells)
     return table
 
