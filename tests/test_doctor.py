@@ -168,6 +168,12 @@ BROKEN: dict[str, tuple[Callable[[], sa.Finetuner], str, str]] = {
     "both turned": (tune_foreign, "the network finds the noise", "wrong"),
     "untrained": (lambda: tune("untrained", predicts="eps"), "the network finds the noise", "wrong"),
     "a silent direction": (lambda: tune("silent", predicts="eps"), "every direction is denoised", "wrong"),
+    "eps without a signal": (
+        lambda: tune(predicts="eps", process=sa.TableVP((1.0, 0.5, 1e-8))), "what is predicted is known at all times", "note",
+    ),
+    "x0 close to the data": (
+        lambda: tune(predicts="x0", process=sa.Flow()), "what is predicted is known at all times", "note",
+    ),
     "half eta": (lambda: tune(eta=0.5), "samples forget their noise", "note"),
     "noise": (lambda: tune(reward=noisy), "the reward answers the same twice", "note"),
     "standardised": (lambda: tune(reward=standardised), "a sample's reward is its own", "wrong"),

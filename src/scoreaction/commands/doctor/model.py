@@ -12,9 +12,13 @@ import torch
 from scoreaction.commands.doctor.denoising import denoising_findings
 from scoreaction.commands.doctor.finding import Finding, apart, in_words, judged, rounding
 from scoreaction.networks.conditions import take
+from scoreaction.report.numbers import number
 from scoreaction.sampling.rollout import Rollout, States, roll_out
 from scoreaction.training.finetuner import Finetuner
 from scoreaction.types import Prediction
+
+NO_SIGNAL, NEAR_DATA = 300.0, 30.0
+"""Times that an error of eps may count in x0 at noise (DDPM's table has 157), and one of x0 in eps close to the data."""
 
 
 @dataclass(frozen=True)
@@ -45,6 +49,7 @@ def model_findings(tuner: Finetuner, places: Places, generator: torch.Generator)
         yield _begins(tuner, places, policy)
     if tuner.prompts and len(tuner.prompts) > 1:
         yield _prompts(tuner, places, policy)
+    yield _suits(tuner)
     yield from denoising_findings(tuner, generator)
     if not tuner.model.moves_noise:  # which is what its policy lives by
         yield _forgets(tuner, places)
@@ -109,6 +114,24 @@ def _prompts(tuner: Finetuner, places: Places, policy: Prediction) -> Finding:
         "the network says the same for every prompt",
         "encode= must tell prompts apart, and the network use them",
     )
+
+
+def _suits(tuner: Finetuner) -> Finding:
+    """Weighs an error of the network at the ends of the grid: of eps as one of x0 at noise, of x0 as one of eps at the data."""
+    check, model = "what is predicted is known at all times", tuner.model
+    times = tuner.sampler.times(model.process)[:-1]
+    acted = times[times > tuner.sampler.off_below]
+    at = {"eps": times[0], "score": times[0], "x0": acted[-1]}.get(model.predicts)
+    if at is None:
+        return Finding(check, "ok", f"a network of {model.predicts} errs alike at noise and at data")
+    alpha, sigma = float(model.process.alpha(at)), float(model.process.sigma(at))
+    other, times_as_large = ("x0", sigma / alpha) if model.predicts != "x0" else ("eps", alpha / sigma)
+    seen = f"an error of {model.predicts} counts {number(times_as_large, 2)} times in {other} at t = {number(float(at), 2)}"
+    if model.predicts == "x0" and times_as_large > NEAR_DATA:
+        return Finding(check, "note", seen, "set sampler.off_below to 0.05 or more: the pretrained model acts there")
+    if times_as_large > NO_SIGNAL and model.project is None:
+        return Finding(check, "note", seen, "end the table earlier (TableVP.cut), or give project= for data in a box")
+    return Finding(check, "ok", seen)
 
 
 def _forgets(tuner: Finetuner, places: Places) -> Finding:
