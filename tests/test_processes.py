@@ -208,3 +208,25 @@ def test_a_cut_table_is_the_same_process_up_to_its_end() -> None:
     close(cut.timestep(t), whole.timestep(at), atol=1e-9, same_time=whole.timestep(t))
     with pytest.raises(ValueError, match="least: 1.5 leaves 0 of 101 entries; take a smaller one"):
         whole.cut(1.5)
+
+
+def test_a_time_is_looked_up_once_and_not_for_ever(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Twin: a table that forgets."""
+    table, asked = TableVP.scaled_linear(), []
+    spline = TableVP._spline
+    monkeypatch.setattr(TableVP, "_spline", lambda self, t: asked.append(float(t)) or spline(self, t))
+
+    def looked_up_once(forgets: bool) -> None:
+        asked.clear()
+        values = []
+        for _ in range(3):
+            values.append(float(table.alpha(f64(0.3))))
+            if forgets:
+                table._seen.clear()
+        assert values == [values[0]] * 3
+        assert len(asked) == 1
+
+    accepts(looked_up_once, False, forgets=True)
+    for t in torch.linspace(0, 1, 2000, dtype=F64):
+        table.alpha(t)
+    assert len(table._seen) <= 1024

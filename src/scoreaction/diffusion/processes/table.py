@@ -13,6 +13,9 @@ from scoreaction.diffusion.processes.process import Process
 
 Spacing = Literal["leading", "trailing", "linspace"]
 
+KEPT = 1024
+"""Times at which a table's spline is kept."""
+
 
 @dataclass(frozen=True)
 class TableVP(Process):
@@ -112,7 +115,22 @@ class TableVP(Process):
         (slopes,) = torch.gradient(values, edge_order=2)  # per index
         return values, slopes
 
+    @cached_property
+    def _seen(self) -> dict[tuple[float, torch.dtype], tuple[Tensor, Tensor]]:
+        return {}
+
     def _cubic(self, t: Tensor) -> tuple[Tensor, Tensor]:
+        """The spline at t; at a single time, which a step asks for many times, as it was before."""
+        if t.ndim or t.requires_grad or t.device.type != "cpu":
+            return self._spline(t)
+        key = float(t), t.dtype
+        if key not in self._seen:
+            if len(self._seen) >= KEPT:
+                self._seen.clear()
+            self._seen[key] = self._spline(t)
+        return self._seen[key]
+
+    def _spline(self, t: Tensor) -> tuple[Tensor, Tensor]:
         """Value and derivative (per unit of t) of the cubic Hermite spline through the nodes."""
         values, slopes = (node.to(t.device) for node in self._nodes)
         last = len(self.alphas_cumprod) - 1
