@@ -142,7 +142,7 @@ SCHEDULES = (
 
 
 def parametrisations(results: Results) -> Table:
-    """Mean distance on the v network, and in brackets that on other kinds over it: eps and x0, under flow velocity and x0."""
+    """Mean distances on eps and x0 networks (under flow velocity and x0) over that on the v network, and that after `of`."""
     table = Table("trainer", *SCHEDULES)
     for trainer, every in results.groups("trainer").items():
         cells = []
@@ -151,7 +151,7 @@ def parametrisations(results: Results) -> Table:
             runs = [run for run in every if run["schedule"] == name and bool(run["error"]) == crooked]
             kinds = ("velocity" if name.startswith("flow") else "eps", "x0")
             own = number(statistics.fmean(run["v.distance"] for run in runs), 2) if runs else ""
-            cells.append(f"{own} ({', '.join(_over_v(runs, kind) for kind in kinds)})" if runs else "")
+            cells.append(f"{' / '.join(_over_v(runs, kind) for kind in kinds)} of {own}" if runs else "")
         table.add(every, trainer, *cells)
     return table
 

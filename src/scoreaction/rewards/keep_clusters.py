@@ -101,8 +101,8 @@ def baselines_of(rewards: Tensor, prompt: Tensor, cluster: Tensor, clusters: int
     """`beta log mean exp(r/beta)` of the samples (n,) of each prompt and cluster, (prompts, clusters); without any, their best.
 
     >>> none = torch.zeros(3, dtype=torch.long)
-    >>> baselines_of(torch.tensor([1.0, 1.0, 2.0]), none, torch.tensor([0, 0, 1]), 3, 0.5)
-    tensor([[1., 2., 2.]], dtype=torch.float64)
+    >>> baselines_of(torch.tensor([1.0, 1.0, 2.0]), none, torch.tensor([0, 0, 1]), 3, 0.5).round(decimals=6).tolist()
+    [[1.0, 2.0, 2.0]]
     """
     table = torch.empty(int(prompt.max()) + 1, clusters, dtype=torch.float64)
     for y in range(len(table)):
