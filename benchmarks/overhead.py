@@ -2,9 +2,9 @@
 
     python -m benchmarks.overhead         # results/overhead.csv; the median ratio of one run
 
-Bare is the time inside forwards of policy, reference, critic, surrogate and reward, and inside backwards, summed within the
-same iterations, so that a noisy machine slows both alike. What is left is sampler, bookkeeping and optimiser. Tokens: a masked
-language model of the smallest ESM2's size with random weights, 32 positions, and the small network of `pixels`.
+Bare is the time inside forwards of policy, reference, critic, surrogate, reward and features, and inside backwards, summed
+within the same iterations, so that a noisy machine slows both alike. What is left is sampler, bookkeeping and optimiser. Tokens:
+a masked language model of the smallest ESM2's size with random weights, 32 positions, and the small network of `pixels`.
 """
 
 from __future__ import annotations
@@ -53,7 +53,7 @@ def watched(tuner: Any) -> Iterator[Stopwatch]:
     networks = [tuner.model.net, tuner.model.reference_net, *tuner.learner.networks.values()]
     for network in {id(network): network for network in networks}.values():
         network.forward = watch.wrap(network.forward)
-    tuner.model.decode = watch.wrap(tuner.model.decode)
+    tuner.model.decode, tuner.model.features = watch.wrap(tuner.model.decode), watch.wrap(tuner.model.features)
     tuner.reward.reward = _Timed(tuner.reward.reward, watch)
     torch.autograd.backward, torch.autograd.grad = watch.wrap(backward), watch.wrap(grad)
     try:

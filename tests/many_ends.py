@@ -75,3 +75,5 @@ if __name__ == "__main__":
     if world.leads:
         with open(file, "w", encoding="utf-8") as out:
             json.dump(seen, out)
+    torch.distributed.destroy_process_group()
+    os._exit(0)  # torch's threads may abort while an interpreter is taken down, once in hundreds of runs
