@@ -4,7 +4,7 @@
 
 Bare is the time inside forwards of policy, reference, critic, surrogate, reward and features, and inside backwards, summed
 within the same iterations, so that a noisy machine slows both alike. What is left is sampler, bookkeeping and optimiser. Of
-tokens: a masked language model of the smallest ESM2's size with random weights, 32 positions, and the small network of `pixels`.
+tokens: a masked language model of the smallest ESM2's size with random weights, 32 positions, and the small network of pixels.
 """
 
 from __future__ import annotations
