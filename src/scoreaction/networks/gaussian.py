@@ -39,8 +39,9 @@ class GaussianStates:
     student: dict[str, Any]
     """The sampler of a student, which is made for that one alone; empty of any other model."""
     causal = False
-    letters: str | None = None
     """True of tokens each of which is predicted from those before it."""
+    letters: str | None = None
+    """What stands for each token in reports, None for its number."""
     moves_noise = False
     """True if the policy moves the noise that samples start from, and its steps are the pretrained model's."""
 

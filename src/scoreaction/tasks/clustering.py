@@ -20,10 +20,13 @@ def kmeans(x: Tensor, k: int, *, seed: int) -> tuple[Tensor, Tensor]:
     ValueError where a cluster stays empty, or there are fewer different rows than clusters.
     """
     rng, rows, best = np.random.default_rng(seed), x.double().numpy(), (np.inf, np.empty(0))
+    different = len(np.unique(rows, axis=0))
+    if different < k:
+        raise ValueError(f"k: there are {different} different samples only; lower it")
     empty = done = 0
     while done < STARTS:
         try:
-            centres = _lloyd(rows, _plus_plus(rows, k, rng))
+            centres = _lloyd(rows, kmeans2(rows, k, iter=1, minit="++", missing="raise", rng=rng)[0])
         except ClusterError as error:
             empty += 1
             if empty == TRIES:
@@ -33,18 +36,6 @@ def kmeans(x: Tensor, k: int, *, seed: int) -> tuple[Tensor, Tensor]:
         inertia = float(torch.cdist(torch.from_numpy(rows), torch.from_numpy(centres)).square().amin(1).sum())
         best = min(best, (inertia, centres), key=lambda pair: pair[0])
     return torch.from_numpy(best[1]).float(), torch.zeros(k)
-
-
-def _plus_plus(rows: NDArray[np.float64], k: int, rng: np.random.Generator) -> NDArray[np.float64]:
-    """k of the rows, each with a chance in proportion to its squared distance to those before (Arthur, Vassilvitskii 2007)."""
-    chosen = [rows[rng.integers(len(rows))]]
-    least = np.full(len(rows), np.inf)
-    while len(chosen) < k:
-        least = np.minimum(least, ((rows - chosen[-1]) ** 2).sum(1))
-        if not least.sum() > 0:
-            raise ValueError(f"k: there are {len(chosen)} different samples only; lower it")
-        chosen.append(rows[rng.choice(len(rows), p=least / least.sum())])
-    return np.stack(chosen)
 
 
 def _lloyd(rows: NDArray[np.float64], centres: NDArray[np.float64]) -> NDArray[np.float64]:
