@@ -83,6 +83,17 @@ def _over(run: Run) -> float:
     return run["distance_to_optimum"] / max(run["distance_floor"], run["distance_oracle"])
 
 
+def measurement(results: Results) -> Table:
+    """One policy's distances to the optimum, each measured with a set of samples of its own."""
+    (run,), (curve,) = results.runs, results.curves.values()
+    table = Table("policy", "sets of samples", "smallest", "mean", "largest", "deviation", "its own estimate")
+    values = [point["distance_to_optimum"] for point in curve]
+    own = statistics.fmean(point["distance_to_optimum_se"] for point in curve)
+    figures = (min(values), statistics.fmean(values), max(values), statistics.stdev(values), own)
+    table.add([run], run["name"], str(len(values)), *(number(value, 3) for value in figures))
+    return table
+
+
 def stability(results: Results) -> Table:
     """Runs on random tasks: how many went to their end, how far they are from the optimum, and what they moved at once."""
     table = Table(
