@@ -45,8 +45,7 @@ class GaussianStates:
     moves_noise = False
     """True if the policy moves the noise that samples start from, and its steps are the pretrained model's."""
 
-    chooser: PromptChooser | None = None
-    """The policy's network where it chooses the prompts that the pretrained model is told along a path."""
+    chooser: PromptChooser | None
 
     @property
     def steps_alone(self) -> bool:

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import AbstractContextManager, contextmanager, nullcontext
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -15,7 +14,7 @@ from torch import Tensor, nn
 from scoreaction.diffusion.noise import kept
 from scoreaction.diffusion.predictions import PredictionBuffer, Predicts, expand
 from scoreaction.diffusion.processes import Process
-from scoreaction.networks.adapters import Adapters, LoraShape, Role, base_modules, frozen, replaced, without_adapters
+from scoreaction.networks.adapters import Adapters, LoraShape, Role, base_modules, frozen, without_adapters
 from scoreaction.networks.checks import check_net, register
 from scoreaction.networks.conditions import concatenate, map_conditions, null_of, take
 from scoreaction.networks.gaussian import GaussianStates
@@ -24,19 +23,12 @@ from scoreaction.networks.layers import CriticNetwork
 from scoreaction.networks.likeness import Likeness, by_features
 from scoreaction.networks.lockstep import equal_parts, without_rows
 from scoreaction.networks.memory import fitting, is_out_of_memory
-from scoreaction.networks.prompt_chooser import PromptChooser
+from scoreaction.networks.told import Told
+from scoreaction.networks.weights import Evaluations, Weights
 from scoreaction.types import Conditions, Prediction
 
 if TYPE_CHECKING:
     from scoreaction.diffusion.mixtures import Mixture
-
-
-@dataclass
-class Evaluations:
-    """Network evaluations, in rows: forwards of policy and reference (guidance counts two), and backwards."""
-
-    forward: int = 0
-    backward: int = 0
 
 
 def _check_lora(rank: int | None, targets: Sequence[str] | None) -> None:
@@ -47,7 +39,7 @@ def _check_lora(rank: int | None, targets: Sequence[str] | None) -> None:
         raise ValueError(f"lora_targets: must be a list of names (got {targets!r}); one name is [{targets!r}]")
 
 
-class Model(GaussianStates):
+class Model(Weights, Told, GaussianStates):
     """A pretrained network with its process, as a policy and its frozen reference.
 
     `net(x, t, cond) -> tensor`: x (batch, *shape), t (batch,) in [0, 1] with 0 data and 1 noise, cond None or what
@@ -310,10 +302,6 @@ class Model(GaussianStates):
 
         return in_parts(len(x)) if graph else fitting(self, len(x), in_parts)
 
-    def guidance_weight(self, guidance: float) -> float:
-        """The weight w of `y_null + w (y_cond - y_null)` in one network call; 1 and below is 1: no unconditional half."""
-        return max(1.0, guidance if self.true_cfg is None else self.true_cfg)
-
     def _call(
         self, role: Role, x: Tensor, t: Tensor, conditions: Conditions, *, guidance: float, weight: float, raw: bool
     ) -> Prediction:
@@ -339,77 +327,6 @@ class Model(GaussianStates):
             y = kept(y.to(x.dtype), inside)
             return Prediction(y, y)
         return self._prediction(x, t, y, inside)
-
-    def _with_guidance(self, conditions: Conditions, x: Tensor, guidance: float) -> Conditions:
-        return conditions if self.true_cfg is None else {**(conditions or {}), "guidance": x.new_full((len(x),), guidance)}
-
-    def conditions(self, prompts: list[Any] | None) -> Conditions:
-        """The network's conditions for these prompts, on the CPU (None without prompts): a call takes its rows from there.
-
-        Where the policy chooses prompts, those of all entries of its menu come after them.
-        """
-        if prompts is None:
-            return None
-        return self._encoded(prompts if self.chooser is None else [*prompts, *self.chooser.menu.texts(prompts)])
-
-    def _encoded(self, prompts: list[Any]) -> Conditions:
-        if self.encode is None:
-            raise ValueError("prompts: this model takes no prompts; leave them out, or pass encode= to Model")
-        try:
-            encoded = self.encode(prompts)
-        except ValueError as error:
-            raise ValueError(f"prompts: {str(error).removeprefix('prompts: ')}") from error
-        return map_conditions(Tensor.cpu, encoded)
-
-    def lead_away_from(self, negative_prompt: str, *, guidance: float) -> None:
-        """Makes guidance lead away from this prompt's condition, not the unconditional one; ValueError without guidance."""
-        if self.guidance_weight(guidance) == 1:
-            key = "sampler.guidance" if self.true_cfg is None else "model.true_cfg"
-            raise ValueError(
-                f"sampler.negative_prompt: without guidance nothing leads away from it; set {key} above 1, or null"
-            )
-        try:
-            self.null = self._encoded([negative_prompt])
-        except ValueError as error:
-            raise ValueError(f"sampler.negative_prompt: {str(error).removeprefix('prompts: ')}") from error
-
-    def choose_prompts(self, chooser: PromptChooser) -> None:
-        """Makes the policy one of the prompts that the pretrained model is told: the chooser's weights are what is trained.
-
-        ValueError for a model whose own weights are trained already, which would be lost.
-        """
-        if self.average is not None:
-            raise ValueError(
-                "algorithm.name: prompt_loop tells the pretrained model, and this one's weights are trained, which would be"
-                " lost; build it again"
-            )
-        self.chooser = chooser.to(self.device)
-        self.parameters = dict(chooser.named_parameters())
-
-    def average_weights(self, decay: float) -> None:
-        """One step of the exponential moving average of the trained weights: `a <- decay a + (1 - decay) w`."""
-        with torch.no_grad():
-            if self.average is None:
-                self.average = {name: p.detach().clone() for name, p in self.parameters.items()}
-            names = list(self.average)
-            torch._foreach_lerp_([self.average[n] for n in names], [self.parameters[n].detach() for n in names], 1 - decay)
-
-    def select_weights(self) -> None:
-        """Keeps the averaged weights as they are (the policy's own where there is no average)."""
-        self.selected = {name: value.detach().clone() for name, value in (self.average or self.parameters).items()}
-
-    def averaged(self) -> AbstractContextManager[None]:
-        """Context in which the policy has its selected or else its averaged weights (its own if there is neither)."""
-        return replaced(self.parameters, self.selected or self.average or {})
-
-    @contextmanager
-    def uncounted(self) -> Iterator[None]:
-        """Context in which network evaluations are not counted: measuring is not training."""
-        kept, self.evaluations = self.evaluations, Evaluations()
-        try:
-            yield
-        finally:
-            self.evaluations = kept
 
 
 def _no_way_back(samples: Tensor) -> Tensor:

@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from typing import Any
+
 import torch
 
+from scoreaction.algorithms._learner import Learner
 from scoreaction.errors import UserError
 from scoreaction.networks.model import Model
+from scoreaction.sampling.sampler import Sampler
 from scoreaction.training.budget import Budget
 from scoreaction.training.optimizer import Train
 from scoreaction.world import World
@@ -51,4 +56,38 @@ def refuse_uncounted(budget: Budget | None, command: str) -> None:
         raise UserError(
             f"online.budget: {command} asks the oracle too, and no run would count its questions; set online.budget=null to let"
             " it ask"
+        )
+
+
+def listed(prompts: Sequence[Any] | None) -> list[Any] | None:
+    """Prompts as a list, None for none; ValueError for one text, and for none in a list."""
+    if isinstance(prompts, str):
+        raise ValueError(f"prompts: must be a list of prompts (got {prompts!r}); one prompt is [{prompts!r}]")
+    texts = None if prompts is None else list(prompts)
+    if texts == []:
+        raise ValueError("prompts: the list is empty; give at least one prompt, or null for none")
+    return texts
+
+
+def check_siblings(train: Train, learner: Learner) -> None:
+    """ValueError where the trajectories with one prompt are no whole families of siblings."""
+    each, branches = train.samples_per_prompt, learner.branches
+    if each > 1 and each % branches:
+        whole = -(-each // branches) * branches
+        raise ValueError(
+            f"train.samples_per_prompt: {each} are no whole families of algorithm.branches {branches}, which have one prompt;"
+            f" set it to {whole}"
+        )
+
+
+def check_parts(model: Model, sampler: Sampler, train: Train, prompts: list[Any] | None, world: World) -> None:
+    """ValueError where batch and processes, or guidance and the consistency model's teacher, do not go together."""
+    if train.batch % world.size:
+        share = train.batch // world.size * world.size or world.size
+        raise ValueError(f"train.batch: {train.batch} is not shared evenly by {world.size} processes; use {share}")
+    teacher = model.consistency_guidance
+    if prompts is not None and teacher not in (None, sampler.guidance):
+        raise ValueError(
+            f"model.consistency: was distilled at guidance {teacher:g}, and sampler.guidance is {sampler.guidance:g};"
+            " make them equal, or distill again"
         )

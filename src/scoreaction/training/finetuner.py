@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from scoreaction.algorithms._likelihood_ratio import spread_is_rounding
-from scoreaction.networks.model import Evaluations
+from scoreaction.networks.weights import Evaluations
 from scoreaction.sampling.rollout import Rollout
 from scoreaction.training.checkpoints import load_newest, load_tree, prune, save_tree
 from scoreaction.training.clusters import cluster_figures

@@ -6,7 +6,6 @@ import json
 import re
 from collections.abc import Callable, Sequence
 from contextlib import nullcontext
-from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -17,9 +16,8 @@ from torch import Tensor, nn
 
 from scoreaction.algorithms._learner import Algorithm, Learner, Objective, Setting
 from scoreaction.networks.model import Model
-from scoreaction.networks.sharding import class_of, distributed_as, networks, on_host, shard
+from scoreaction.networks.sharding import class_of, networks, shard
 from scoreaction.rewards import CountedReward, Reward
-from scoreaction.rewards._weighted import WeightedSum
 from scoreaction.sampling.known import check_known
 from scoreaction.sampling.replay import Replay
 from scoreaction.sampling.sampler import Sampler
@@ -27,7 +25,7 @@ from scoreaction.sampling.steer import check_steered
 from scoreaction.sampling.steering import Steering
 from scoreaction.training.best_weights import Selection, check_metric
 from scoreaction.training.budget import Budget
-from scoreaction.training.checks import check_precision, check_shard, check_whole
+from scoreaction.training.checks import check_parts, check_precision, check_shard, check_siblings, check_whole, listed
 from scoreaction.training.clusters import clusters_of, settle_kept
 from scoreaction.training.collector import Collector
 from scoreaction.training.evaluation import Evaluation, check_certificate
@@ -39,30 +37,11 @@ from scoreaction.training.online import Online, Rounds
 from scoreaction.training.optimizer import ROWS, Optimisation, Train
 from scoreaction.training.rehearsal import Demand, measuring_demand
 from scoreaction.training.run_folder import Journal, RunFolder
+from scoreaction.training.run_state import restore, restore_weights, state_of
 from scoreaction.training.trackers import check_trackers
-from scoreaction.types import DTYPES, Pairs, RewardFunction, Samples, Values
+from scoreaction.types import DTYPES, Conditions, Pairs, RewardFunction, Samples, Values
 from scoreaction.world import World
 from scoreaction.yaml_text import dump_yaml, parse_yaml
-
-
-def _listed(prompts: Sequence[Any] | None) -> list[Any] | None:
-    if isinstance(prompts, str):
-        raise ValueError(f"prompts: must be a list of prompts (got {prompts!r}); one prompt is [{prompts!r}]")
-    listed = None if prompts is None else list(prompts)
-    if listed == []:
-        raise ValueError("prompts: the list is empty; give at least one prompt, or null for none")
-    return listed
-
-
-def check_siblings(train: Train, learner: Learner) -> None:
-    """ValueError where the trajectories with one prompt are no whole families of siblings."""
-    each, branches = train.samples_per_prompt, learner.branches
-    if each > 1 and each % branches:
-        whole = -(-each // branches) * branches
-        raise ValueError(
-            f"train.samples_per_prompt: {each} are no whole families of algorithm.branches {branches}, which have one prompt;"
-            f" set it to {whole}"
-        )
 
 
 class Run:
@@ -86,9 +65,7 @@ class Run:
         data: Pairs | Samples | Unread | None = None,
     ) -> None:
         if model.moves_noise and not algorithm.moves_noise:
-            raise ValueError(
-                "algorithm.name: this model's policy moves the noise, which only hypernoise trains; build it again"
-            )
+            raise ValueError("algorithm.name: this model's policy moves noise, which only hypernoise trains; build it again")
         model.moves_noise = algorithm.moves_noise
         self.sampler, self.train = sampler or Sampler(**model.sampling), train or Train()
         self.evaluation = evaluation or Evaluation.of(model)
@@ -96,22 +73,12 @@ class Run:
             raise ValueError("evaluation.held_out: names rewards in a recipe; here give them as held_out={name: reward}")
         self.algorithm, self.recipe, self.online = algorithm, recipe, online
         self.model, self.world = model, World.joined(self.train.device)
-        if self.train.batch % self.world.size:
-            share = self.train.batch // self.world.size * self.world.size or self.world.size
-            raise ValueError(
-                f"train.batch: {self.train.batch} is not shared evenly by {self.world.size} processes; use {share}"
-            )
         self._place()
         self.reward = CountedReward(reward)
         self.held_out = {name: CountedReward(judge, name=f"held_out.{name}") for name, judge in (held_out or {}).items()}
-        self.prompts = _listed(prompts)
+        self.prompts = listed(prompts)
+        check_parts(model, self.sampler, self.train, self.prompts, self.world)
         self.clusters = None if self.evaluation.clusters is None else clusters_of(self.evaluation.clusters, model)
-        teacher = model.consistency_guidance
-        if self.prompts is not None and teacher not in (None, self.sampler.guidance):
-            raise ValueError(
-                f"model.consistency: was distilled at guidance {teacher:g}, and sampler.guidance is {self.sampler.guidance:g};"
-                " make them equal, or distill again"
-            )
         self.kept = output is not None
         """True if the run has a folder: the first process of the world writes it, and it alone has `folder`."""
         self.folder = RunFolder(output) if output is not None and self.world.leads else None
@@ -134,26 +101,10 @@ class Run:
             raise ValueError(f"evaluation.{str(error).removeprefix('sampler.')}") from error
         with torch.no_grad(), torch.random.fork_rng(devices=[]):
             torch.manual_seed(self.train.seed)
-            if self.sampler.negative_prompt is not None:
-                if self.prompts is None:
-                    raise ValueError("sampler.negative_prompt: there are no prompts to set it against; give prompts, or null")
-                model.lead_away_from(self.sampler.negative_prompt, guidance=self.sampler.guidance)
-            self.conditions = model.conditions(self.prompts)
-            if model.encode is not None:  # one without was tried when it was built
-                model.try_net(self.conditions)
-            self.collector = Collector(self.model, self.sampler, self.train, self.reward, self.rounds, self.prompts, self.world)
-            objective = Objective(self.collector.score, self.collector.objective.differentiable, self.collector.at_once)
-            batch = self.train.batch
-            group = min(batch, max(self.train.samples_per_prompt, batch / len(self.prompts or [None])))
-            examples = settled(data, algorithm, model, self.prompts)
-            parts = (model, self.sampler, objective, batch, self.conditions, group, self.world)
-            setting = Setting(*parts, self.train.reward_delay, self.prompts, examples)
-            self.learner: Learner = model.learner(algorithm, setting)
-            check_siblings(self.train, self.learner)
-            settle_kept(self.reward.reward, algorithm, self.learner.beta, online=online is not None)
-            name = getattr(algorithm, "name", type(algorithm).__name__)
-            check_delay(self.train, self.learner, algorithm=name, online=online is not None)
-            check_late_room(self.train, self.sampler, model, self.world)
+            self.conditions = self._conditions()
+            self.collector = Collector(model, self.sampler, self.train, self.reward, self.rounds, self.prompts, self.world)
+            self.learner: Learner = model.learner(algorithm, self._setting(data))
+            self._check_learner()
             self.late = Late(self.train, self.collector, self.world)
         if self.evaluation.certificate:
             check_certificate(model)
@@ -168,6 +119,35 @@ class Run:
         self.settings = settings_text(self) if recipe is None and self.kept else ""
         model.guidance, model.grid, model.prompts = self.sampler.guidance, self.sampler.grid, self.prompts
         model.off_below = self.sampler.off_below
+
+    def _conditions(self) -> Conditions:
+        """The conditions of the prompts, with which the network has been tried."""
+        if self.sampler.negative_prompt is not None:
+            if self.prompts is None:
+                raise ValueError("sampler.negative_prompt: there are no prompts to set it against; give prompts, or null")
+            self.model.lead_away_from(self.sampler.negative_prompt, guidance=self.sampler.guidance)
+        conditions = self.model.conditions(self.prompts)
+        if self.model.encode is not None:  # one without was tried when it was built
+            self.model.try_net(conditions)
+        return conditions
+
+    def _setting(self, data: Pairs | Samples | Unread | None) -> Setting:
+        """The parts that the learner is given."""
+        batch, reward = self.train.batch, self.collector
+        objective = Objective(reward.score, reward.objective.differentiable, reward.at_once)
+        group = min(batch, max(self.train.samples_per_prompt, batch / len(self.prompts or [None])))
+        examples = settled(data, self.algorithm, self.model, self.prompts)
+        parts = (self.model, self.sampler, objective, batch, self.conditions, group, self.world)
+        return Setting(*parts, self.train.reward_delay, self.prompts, examples)
+
+    def _check_learner(self) -> None:
+        """ValueError where the learner does not go with the other parts."""
+        online = self.online is not None
+        check_siblings(self.train, self.learner)
+        settle_kept(self.reward.reward, self.algorithm, self.learner.beta, online=online)
+        name = getattr(self.algorithm, "name", type(self.algorithm).__name__)
+        check_delay(self.train, self.learner, algorithm=name, online=online)
+        check_late_room(self.train, self.sampler, self.model, self.world)
 
     def _choose_prompts(self) -> None:
         """Gives the model what its policy chooses prompts by, where it is one that does."""
@@ -270,63 +250,15 @@ class Run:
 
     def state(self) -> dict[str, Any]:
         """All that changes, of all processes, which all must ask: what a resumed run needs to equal the uninterrupted one."""
-        counts = self.counts()
-        state = {
-            "iteration": self.iteration,
-            "seconds": self.seconds,
-            "policy": dict(self.model.parameters.items()),
-            "average": self.model.average,
-            "networks": self.learner.networks.state_dict(),
-            "optimisers": self.optimisation.state(),
-            "learner": vars(self.learner.state),
-            "generator": self.generator.get_state(),
-            "scaler": self.optimisation.scaler.state_dict(),
-            "queries": counts["reward_queries"],
-            "moments": self.reward.reward.moments if isinstance(self.reward.reward, WeightedSum) else None,
-            "evaluations": [counts["model_evaluations"], counts["model_backward_rows"]],
-        }
-        if self.late.delay:
-            state["late"] = self.late.state()
-        if self.rounds is not None:
-            state["rounds"] = self.rounds.state()
-        if self.selection is not None:
-            state["selection"] = self.selection.state(self.model.selected)
-        return on_host(state, keep=self.world.leads) if self.model.sharded else state
+        return state_of(self)
 
     def load_weights(self, state: dict[str, Any]) -> None:
         """Restores the model's part of a `state`: all that drawing needs."""
-        with torch.no_grad():
-            for name, parameter in self.model.parameters.items():
-                parameter.copy_(distributed_as(state["policy"][name], parameter))
-        for name, kept in (("average", state["average"]), ("selected", state.get("selection", {}).get("weights"))):
-            setattr(self.model, name, None if kept is None else {k: self._part(k, v) for k, v in kept.items()})
-
-    def _part(self, name: str, value: Tensor) -> Tensor:
-        return distributed_as(value.to(self.model.device), self.model.parameters[name])
+        restore_weights(self, state)
 
     def load_state(self, state: dict[str, Any]) -> None:
         """Restores a `state`."""
-        self.load_weights(state)
-        self.iteration, self.seconds = state["iteration"], state["seconds"]
-        own = self.learner.networks.state_dict()
-        self.learner.networks.load_state_dict(
-            {k: distributed_as(v, own[k]) if k in own else v for k, v in state["networks"].items()}
-        )
-        self.optimisation.load_state(state["optimisers"])
-        self.learner.state = replace(self.learner.state, **state["learner"])
-        self.generator.set_state(state["generator"])
-        self.optimisation.scaler.load_state_dict(state["scaler"])
-        leads = int(self.world.leads)  # counts are those of all: the first process has them
-        self.reward.queries = leads * state["queries"]
-        if isinstance(self.reward.reward, WeightedSum):
-            self.reward.reward.moments = state["moments"]
-        self.model.evaluations.forward, self.model.evaluations.backward = (leads * count for count in state["evaluations"])
-        if self.late.delay:
-            self.late.load_state(state["late"])
-        if self.rounds is not None:
-            self.rounds.load_state(state["rounds"])
-        if self.selection is not None:
-            self.selection.load_state(state["selection"])
+        restore(self, state)
 
     def save(self, path: str | Path) -> Path:
         """Writes the averaged weights, the model's description and the recipe into a folder; `load` reads it.
