@@ -182,6 +182,19 @@ def test_the_commands_on_a_control(tmp_path, capsys):
     assert "distance" in capsys.readouterr().out
 
 
+def test_the_error_of_a_mean_over_labels_is_that_of_independent_measurements():
+    """`sqrt(sum (p e)^2)` for shares p. Twin: their sum."""
+    from scoreaction.recipes.build import build
+    from scoreaction.recipes.recipe import load_recipe
+
+    tuner = build(load_recipe("ctrl"))
+    task = LabelTask.of(tuner.model, tuner.reward.reward, tuner.beta)
+    assert task is not None
+    found = task.figures(tuner.model, sa.Sampler(steps=2), 32, 0)
+    parts = [p * own["distance_to_optimum_se"] for p, own in zip(task.prior, found["by_label"].values(), strict=True)]
+    close(found["distance_to_optimum_se"], sum(part**2 for part in parts) ** 0.5, atol=1e-12, summed=sum(parts))
+
+
 @pytest.mark.long
 def test_a_run_comes_near_the_law_of_each_label():
     from scoreaction.recipes.build import build

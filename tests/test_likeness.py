@@ -32,6 +32,19 @@ def test_edits_are_counted_as_defined(first: int, second: int) -> None:
     same(edit_distances(a, b).tolist(), truth, exchanges_alone=exchanged.tolist())
 
 
+def test_similarities_of_edits_are_a_kernel() -> None:
+    """Positive, and of trace n, where `1 - d/length` is neither at once. Twin: that itself."""
+    tokens = torch.randint(2, (12, 6), generator=torch.Generator().manual_seed(1))
+    distance, similarity = by_edits(tokens)
+
+    def kernel(similarity: torch.Tensor) -> None:
+        assert float(torch.linalg.eigvalsh(similarity).min()) > -1e-9
+        close(similarity.trace(), 12.0, atol=1e-9)
+
+    plain = 1 - distance / 6
+    accepts(kernel, similarity, plain=plain, unscaled=similarity * 0.9)
+
+
 def test_a_shifted_sequence_is_near() -> None:
     """Twin: the features' distance, by which a shift is as far as another sequence."""
     tokens = torch.tensor([[0, 1, 2, 3, 4, 5], [1, 2, 3, 4, 5, 0], [5, 5, 5, 5, 5, 4]])
