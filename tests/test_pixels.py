@@ -16,12 +16,11 @@ from scoreaction.tasks.digits.networks import judge, reward_classifier
 from scoreaction.tasks.digits.pixels import (
     LENGTH,
     LEVELS,
+    LOSSES,
     NETWORKS,
     NO_CLASS,
     PixelsNet,
     command,
-    masked_loss,
-    tail_loss,
     to_images,
     tokens_and_labels,
 )
@@ -46,7 +45,7 @@ def test_four_levels_are_read_as_the_digits_are():
     accepts(reads, tokens, two_levels=(tokens > 1) * 3, on_its_side=turned)
 
 
-@pytest.mark.parametrize("loss", [masked_loss, tail_loss])
+@pytest.mark.parametrize("loss", LOSSES.values(), ids=LOSSES)
 def test_the_losses_of_even_tokens_are_log_4(loss):
     """And half of it where the net gives the right token probability 1/2. Twins: a sum over positions; one level more."""
     tokens = tokens_and_labels()[0][:32]

@@ -41,7 +41,7 @@ class GaussianStates:
     causal = False
     """True of tokens each of which is predicted from those before it."""
     letters: str | None = None
-    """What stands for each token in reports, None for its number."""
+    """Characters that stand for tokens in reports, None for their numbers."""
     moves_noise = False
     """True if the policy moves the noise that samples start from, and its steps are the pretrained model's."""
 

@@ -16,6 +16,7 @@ from scoreaction.diffusion.predictions import PredictionBuffer, Predicts, expand
 from scoreaction.diffusion.processes import Process
 from scoreaction.networks.adapters import Adapters, LoraShape, Role, base_modules, frozen, without_adapters
 from scoreaction.networks.checks import check_net, register
+from scoreaction.networks.conditioning import Conditioning
 from scoreaction.networks.conditions import concatenate, map_conditions, null_of, take
 from scoreaction.networks.gaussian import GaussianStates
 from scoreaction.networks.labels import LabelTable
@@ -23,7 +24,6 @@ from scoreaction.networks.layers import CriticNetwork
 from scoreaction.networks.likeness import Likeness, by_features
 from scoreaction.networks.lockstep import equal_parts, without_rows
 from scoreaction.networks.memory import fitting, is_out_of_memory
-from scoreaction.networks.told import Told
 from scoreaction.networks.weights import Evaluations, Weights
 from scoreaction.types import Conditions, Prediction
 
@@ -39,7 +39,7 @@ def _check_lora(rank: int | None, targets: Sequence[str] | None) -> None:
         raise ValueError(f"lora_targets: must be a list of names (got {targets!r}); one name is [{targets!r}]")
 
 
-class Model(Weights, Told, GaussianStates):
+class Model(Weights, Conditioning, GaussianStates):
     """A pretrained network with its process, as a policy and its frozen reference.
 
     `net(x, t, cond) -> tensor`: x (batch, *shape), t (batch,) in [0, 1] with 0 data and 1 noise, cond None or what

@@ -37,14 +37,14 @@ from scoreaction.training.online import Online, Rounds
 from scoreaction.training.optimizer import ROWS, Optimisation, Train
 from scoreaction.training.rehearsal import Demand, measuring_demand
 from scoreaction.training.run_folder import Journal, RunFolder
-from scoreaction.training.run_state import restore, restore_weights, state_of
+from scoreaction.training.run_state import RunState
 from scoreaction.training.trackers import check_trackers
 from scoreaction.types import DTYPES, Conditions, Pairs, RewardFunction, Samples, Values
 from scoreaction.world import World
 from scoreaction.yaml_text import dump_yaml, parse_yaml
 
 
-class Run:
+class Run(RunState):
     """The parts of a run, checked and put together; a `Finetuner` trains them, and their summary is measured at the end."""
 
     def __init__(
@@ -230,13 +230,6 @@ class Run:
         halves = (torch.bfloat16, torch.float16)
         return self.train.precision != "fp32" or any(p.dtype in halves for p in self.model.net.parameters())
 
-    def counts(self) -> dict[str, Any]:
-        """Costs so far of all processes together, which all must ask: reward queries, rows of network evaluations, seconds."""
-        own = [self.reward.queries, self.model.evaluations.forward, self.model.evaluations.backward]
-        names = ("reward_queries", "model_evaluations", "model_backward_rows")
-        together = map(int, self.world.reduced([float(count) for count in own], "sum"))
-        return dict(zip(names, together, strict=True)) | {"seconds": round(self.seconds, 3)}
-
     def write_recipe(self) -> None:
         """Writes the run's recipe into its folder, or its settings where it was started from Python without one."""
         if self.journal is not None:
@@ -247,18 +240,6 @@ class Run:
         text = self.recipe or re.sub(r" at 0x[0-9a-f]+", "", self.settings or settings_text(self))
         shapes = {name: list(p.shape) for name, p in self.model.parameters.items()}
         return json.loads(json.dumps(identity(parse_yaml(text, where="settings"), shapes)))
-
-    def state(self) -> dict[str, Any]:
-        """All that changes, of all processes, which all must ask: what a resumed run needs to equal the uninterrupted one."""
-        return state_of(self)
-
-    def load_weights(self, state: dict[str, Any]) -> None:
-        """Restores the model's part of a `state`: all that drawing needs."""
-        restore_weights(self, state)
-
-    def load_state(self, state: dict[str, Any]) -> None:
-        """Restores a `state`."""
-        restore(self, state)
 
     def save(self, path: str | Path) -> Path:
         """Writes the averaged weights, the model's description and the recipe into a folder; `load` reads it.

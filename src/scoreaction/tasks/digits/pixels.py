@@ -7,6 +7,7 @@ handwritten digits of scikit-learn (8x8, values 0 to 16). On a CPU the same seed
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from importlib import resources
 from pathlib import Path
 from typing import Annotated, Literal, get_args
@@ -22,7 +23,7 @@ from scoreaction.diffusion.tails import causal_loss, soft_tail_masking
 from scoreaction.networks.causal import CausalTransformer
 from scoreaction.networks.token_layers import TokenNet
 from scoreaction.tasks.digits.networks import NO_CLASS
-from scoreaction.tasks.fitting import fit, load_frozen, save_half
+from scoreaction.tasks.fitting import fit, load_frozen, masked_loss, save_half
 
 LEVELS, SIDE, SIZE = 4, 8, 128
 LENGTH = SIDE * SIDE
@@ -80,18 +81,6 @@ def load_network(name: NetworkName, folder: Path | None = None) -> nn.Module:
     return load_frozen(NETWORKS[name](), (folder or shipped()) / f"{name}.safetensors").requires_grad_(True)
 
 
-def masked_loss(net: nn.Module, x0: Tensor, cond: Tensor, generator: Generator) -> Tensor:
-    """The bound on the log-likelihood of random orders, a token: m of 64 masked, m uniform, the mean over those.
-
-    `E_m mean over masked i of -log p_i(x_i | x_m)`; times the length it is the evidence bound (arXiv 2406.03736).
-    """
-    m = torch.randint(1, LENGTH + 1, (len(x0), 1), generator=generator)
-    masked = torch.rand(x0.shape, generator=generator).argsort(1).argsort(1) < m
-    logits = net(torch.where(masked, LEVELS, x0), m[:, 0] / LENGTH, cond)
-    errors = F.cross_entropy(logits.transpose(1, 2), x0, reduction="none")
-    return ((errors * masked).sum(1) / m[:, 0]).mean()
-
-
 def tail_loss(net: nn.Module, x0: Tensor, cond: Tensor, generator: Generator) -> Tensor:
     """The loss of a causal network under soft tails of masks, of `diffusion.tails`."""
     t = (torch.arange(len(x0)) + torch.rand(len(x0), generator=generator)) / len(x0)
@@ -99,7 +88,7 @@ def tail_loss(net: nn.Module, x0: Tensor, cond: Tensor, generator: Generator) ->
     return causal_loss(net(x, t, cond), x0, x == LEVELS)
 
 
-LOSSES: dict[NetworkName, Callable[..., Tensor]] = {"masked": masked_loss, "causal": tail_loss}
+LOSSES: dict[NetworkName, Callable[..., Tensor]] = {"masked": partial(masked_loss, mask=LEVELS), "causal": tail_loss}
 
 
 def train(name: NetworkName, seed: int, batches: int, console: Console) -> nn.Module:

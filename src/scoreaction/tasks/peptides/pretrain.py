@@ -19,7 +19,7 @@ from rich.console import Console
 from torch import Generator, Tensor, nn
 from torch.nn import functional as F
 
-from scoreaction.tasks.fitting import fit, save_half
+from scoreaction.tasks.fitting import fit, masked_loss, save_half
 from scoreaction.tasks.peptides.letters import LENGTH, VOCABULARY, tokens_of_peptides
 from scoreaction.tasks.peptides.networks import AntimicrobialNet, PeptidesNet
 
@@ -64,18 +64,6 @@ def read_peptides(file: Path) -> Peptides:
     return Peptides(tokens[order], torch.tensor([label for (label,) in known.values()])[order])
 
 
-def masked_loss(net: nn.Module, x0: Tensor, generator: Generator) -> Tensor:
-    """The bound on the log-likelihood of random orders, a token: m of 32 masked, m uniform, the mean over those.
-
-    `E_m mean over masked i of -log p_i(x_i | x_m)`; times the length it is the evidence bound (arXiv 2406.03736).
-    """
-    m = torch.randint(1, LENGTH + 1, (len(x0), 1), generator=generator)
-    masked = torch.rand(x0.shape, generator=generator).argsort(1).argsort(1) < m
-    logits = net(torch.where(masked, VOCABULARY, x0), m[:, 0] / LENGTH, None)
-    errors = F.cross_entropy(logits.transpose(1, 2), x0, reduction="none")
-    return ((errors * masked).sum(1) / m[:, 0]).mean()
-
-
 def split(peptides: Peptides) -> tuple[Tensor, Tensor]:
     """Tokens that the diffusion model is trained on, and those that are kept from it."""
     kept = torch.arange(len(peptides.tokens)) % HELD_OUT == 0
@@ -86,7 +74,7 @@ def split(peptides: Peptides) -> tuple[Tensor, Tensor]:
 def held_out_loss(net: nn.Module, tokens: Tensor, draws: int = 8) -> float:
     """The loss in nats a position, the mean over draws of what is masked, the same for every network."""
     generator = Generator().manual_seed(0)
-    return sum(float(masked_loss(net, tokens, generator)) for _ in range(draws)) / draws
+    return sum(float(masked_loss(net, tokens, None, generator, mask=VOCABULARY)) for _ in range(draws)) / draws
 
 
 def train_network(peptides: Peptides, seed: int, batches: int, console: Console) -> PeptidesNet:
@@ -96,7 +84,8 @@ def train_network(peptides: Peptides, seed: int, batches: int, console: Console)
     net, (tokens, kept) = PeptidesNet(), split(peptides)
 
     def loss() -> Tensor:
-        return masked_loss(net, tokens[torch.randint(0, len(tokens), (SIZE,), generator=generator)], generator)
+        rows = torch.randint(0, len(tokens), (SIZE,), generator=generator)
+        return masked_loss(net, tokens[rows], None, generator, mask=VOCABULARY)
 
     net = fit(net, loss, batches=batches, lr=2e-3, name="peptides", console=console, decay=0.99)
     console.print(f"held-out loss {held_out_loss(net, kept):.4f} nats a position, of {len(kept)} peptides", highlight=False)

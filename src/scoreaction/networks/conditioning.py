@@ -1,4 +1,4 @@
-"""What a model is told: the conditions of prompts, those that guidance leads away from, and a policy that chooses them."""
+"""Conditions of prompts: how a model gets them, what guidance leads away from, and a policy that chooses prompts."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from scoreaction.networks.prompt_chooser import PromptChooser
 from scoreaction.types import Conditions
 
 
-class Told:
+class Conditioning:
     """A model that takes prompts, where it has an `encode`."""
 
     encode: Callable[[list[Any]], Conditions] | None
