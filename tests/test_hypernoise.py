@@ -212,7 +212,7 @@ def test_a_model_of_moved_noise_is_no_other_algorithms():
     made = model()
     tuner(made=made)
     assert made.moves_noise
-    with pytest.raises(ValueError, match="algorithm.name: this model's policy moves the noise"):
+    with pytest.raises(ValueError, match="algorithm.name: this model's policy moves noise, which only hypernoise trains"):
         tuner(made=made, algorithm=sa.DDPO(), sampler=sa.Sampler(steps=4))
 
 
