@@ -126,12 +126,13 @@ def stability_worst(results: Results, count: int = 6) -> Table:
 def steering(results: Results) -> Table:
     """Reward, distance and costs of each method of steering, and of trained policies, mean over seeds."""
     table = Table("method", "seeds", "reward", "distance", "evaluations", "backward", "queries", "training", "log Z")
-    points = [point for curve in results.curves.values() for point in curve]
+    points = results.points
     for method in dict.fromkeys(point["method"] for point in points):
         seeds = [point for point in points if point["method"] == method]
         costs = (of(seeds, f"{key}_per_sample", 0) for key in ("evaluations", "backward", "queries"))
         name = f"*{method}*" if method in ("optimum", "oracle", "base") else method
-        training = of(seeds, "training_evaluations", 0)
+        learned = [point["training_evaluations"] for point in seeds if point.get("training_evaluations")]
+        training = f"{sum(learned) / len(learned) / 1e6:.1f} M" if learned else "-"
         cells = (of(seeds, "reward"), of(seeds, "distance"), *costs, training, of(seeds, "log_z"))
         table.add(results.runs, name, str(len(seeds)), *cells)
     return table

@@ -30,6 +30,11 @@ class Results:
             out.curves.setdefault(row["name"], []).append(parsed(row))
         return out
 
+    @property
+    def points(self) -> list[Run]:
+        """The points of all curves, in the file's order."""
+        return [point for curve in self.curves.values() for point in curve]
+
     def where(self, **values: Any) -> list[Run]:
         """The runs that have these values, in the file's order."""
         return [run for run in self.runs if all(run[key] == value for key, value in values.items())]

@@ -1,4 +1,4 @@
-"""Wall time of a training iteration against the network work in it, on the digits, as pictures and as tokens.
+"""Wall time of a training iteration, or of steering, against the network work in it, on the digits, as pictures and as tokens.
 
     python -m benchmarks.overhead         # results/overhead.csv; the median ratio of one run
 
@@ -14,6 +14,7 @@ import tempfile
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +22,7 @@ import torch
 from _harness import Figures, arguments, built, run_jobs
 
 WARM_UP, COUNTED = 1, 5
+STEERED = {"svdd": 8, "smc": 8, "twisted": 4, "best_of": 8, "guidance": None}
 
 
 class Stopwatch:
@@ -87,6 +89,19 @@ def esm2(folder: str) -> list[str]:
     return [f"model={model}", f"reward={{name: token_scores, tokens: {list(range(20))}}}", "train.batch=8"]
 
 
+def steered(method: Any, particles: int | None) -> Figures:
+    """Wall time over bare time of steered pictures, 64 rows in a call, as often as iterations are counted."""
+    from scoreaction.sampling.steering import Steering
+    from scoreaction.training.steering import steered as steer_run
+
+    tuner, steering = built("digits"), Steering(method=method, particles=particles)
+
+    def drawn() -> None:
+        steer_run(tuner, tuner.sampler, steering, n=64 // (particles or 1), prompts=tuner.prompts, seed=0, reference=True)
+
+    return ratios_of(tuner, drawn)
+
+
 def measured(algorithm: str, recipe: str) -> Figures:
     """Wall time over bare time of the counted iterations."""
     with tempfile.TemporaryDirectory() as folder:
@@ -94,30 +109,36 @@ def measured(algorithm: str, recipe: str) -> Figures:
         model += ["algorithm.updates=2", "algorithm.rows=32"] if model and algorithm != "dpok" else []
         fixed = ["evaluation.held_out=[]", f"train.iterations={WARM_UP + COUNTED}"]
         tuner = built("markov_chain" if model else recipe, f"algorithm.name={algorithm}", *model, *fixed)
-        return ratios_of(tuner)
+        return ratios_of(tuner, partial(next, iter(tuner)))
 
 
-def ratios_of(tuner: Any) -> Figures:
-    """Wall time over bare time of the counted iterations of a run."""
+def ratios_of(tuner: Any, iterate: Callable[[], object]) -> Figures:
+    """Wall time over bare time of the counted iterations."""
     ratios = []
     with watched(tuner) as watch:
-        steps = iter(tuner)
         for iteration in range(WARM_UP + COUNTED):
             watch.seconds = 0.0
             began = time.perf_counter()
-            next(steps)
+            iterate()
             if iteration >= WARM_UP:
                 ratios.append((time.perf_counter() - began) / watch.seconds)
     return {"ratio_median": statistics.median(ratios), "ratio_min": min(ratios), "ratio_max": max(ratios)}
 
 
+def one_of(**job: Any) -> Figures:
+    return steered(**job) if "method" in job else measured(**job)
+
+
 if __name__ == "__main__":
     parser = arguments(__doc__ or "", "overhead")
     parser.set_defaults(processes=1)
-    jobs = {name: {"algorithm": name, "recipe": "digits"} for name in ("score_action", "sqdf", "draft", "ddpo", "dpok")}
+    jobs: dict[str, Figures] = {
+        name: {"algorithm": name, "recipe": "digits"} for name in ("score_action", "sqdf", "draft", "ddpo", "dpok")
+    }
     jobs |= {
         f"{kind}, {name}": {"algorithm": name, "recipe": recipe}
         for kind, recipe in (("tokens, esm2's size", "esm2"), ("tokens, pixels", "pixels"))
         for name in ("score_action", "ddpp", "dpok")
     }
-    run_jobs(measured, jobs, parser.parse_args())
+    jobs |= {f"steering, {method}": {"method": method, "particles": m} for method, m in STEERED.items()}
+    run_jobs(one_of, jobs, parser.parse_args())

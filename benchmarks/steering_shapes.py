@@ -25,13 +25,12 @@ ON_TUNED = ("plain", "best of 4", "svdd 4", "smc 4")
 
 
 def steered(seed: int) -> Figures:
-    """Every method on the pretrained model, and some on the tuned one; and what the tuning took."""
+    """Every method on the pretrained model, and some on the tuned one."""
     tuner = built("shapes", f"train.seed={seed}", f"evaluation.steps={STEPS}", f"evaluation.seed={1234 + seed}")
     points = [_point(tuner, "pretrained", name, seed) for name in METHODS]
     for _ in tuner:
         pass
-    costs = {key: tuner.counts()[key] for key in ("model_evaluations", "reward_queries")}
-    return costs | {"curve": points + [_point(tuner, "tuned", name, seed) for name in ON_TUNED]}
+    return {"curve": points + [_point(tuner, "tuned", name, seed) for name in ON_TUNED]}
 
 
 def _point(tuner: Any, model: str, name: str, seed: int) -> Figures:

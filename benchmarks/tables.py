@@ -7,7 +7,8 @@ from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
 
-from _chain_tables import delays, hint, hrf
+from _beside_tables import certificates, pairs, steering_shapes, students
+from _chain_tables import delays, hint, hrf, hypernoise
 from _exact_tables import (
     EXACT,
     TASKS,
@@ -89,10 +90,19 @@ TABLES: dict[str, tuple[str, Callable[[Results], Table]]] = {
     "adjoints": ("adjoints", adjoints),
     "steering": ("steering", steering),
     "hint": ("hint", partial(hint, task="modes", queries="1,920", evaluations="40,000")),
+    "hint_shapes": ("hint", partial(hint, task="shapes", queries="640", evaluations="18,000")),
+    "hypernoise": ("hypernoise", partial(hypernoise, task="mixture", queries="25,600", evaluations="640,000")),
+    "hypernoise_digits": ("hypernoise", partial(hypernoise, task="digits", queries="1,280", evaluations="25,600")),
+    "steering_shapes": ("steering_shapes", steering_shapes),
+    "certificates": ("certificates", certificates),
+    "students": ("students", students),
+    "pairs": ("pairs", pairs),
     "prompt_loop": ("prompt_loop", prompt_loop),
     "control": ("delay", control),
     "hrf": ("hrf", partial(hrf, task="mixture")),
     "delays": ("hrf", partial(delays, task="mixture")),
+    "hrf_digits": ("hrf", partial(hrf, task="digits")),
+    "delays_digits": ("hrf", partial(delays, task="digits")),
     "q_learning": ("q_learning", q_learning),
     "digits": ("digits", partial(digits_end, trainers=DIGITS)),
     "digits_13": ("digits", partial(digits_reached, level=13)),

@@ -1,0 +1,61 @@
+"""Tables of what is done beside training: steering on shapes, students, pairs, and certificates."""
+
+from __future__ import annotations
+
+import math
+
+from _tables import Results, Run, Table, of
+
+
+def steering_shapes(results: Results) -> Table:
+    """Prompts followed, diversity and costs of methods on the pretrained and on the tuned model."""
+    table = Table("model", "method", "seeds", "prompts followed", "diversity", "queries", "evaluations")
+    points = results.points
+    for model, method in dict.fromkeys((point["model"], point["method"]) for point in points):
+        own = [point for point in points if (point["model"], point["method"]) == (model, method)]
+        digits = {"followed": 3, "diversity": 2, "queries_per_sample": 0, "evaluations_per_sample": 0}
+        table.add(results.runs, model, method, str(len(own)), *(of(own, key, n) for key, n in digits.items()))
+    return table
+
+
+def students(results: Results) -> Table:
+    """A student beside its teacher and plain solvers; `kept` is the share of the teacher's gain in prompts followed."""
+    table = Table("model", "solver", "seeds", "evaluations", "prompts followed", "kept %", "reward", "diversity")
+    points = [{**point, "kept": _kept(curve, point)} for curve in results.curves.values() for point in curve]
+    for row in dict.fromkeys((point["model"], point["solver"], point["evaluations"]) for point in points):
+        own = [point for point in points if (point["model"], point["solver"], point["evaluations"]) == row]
+        digits = {"evaluations": 0, "held_out.shapes": 3, "kept": 1, "reward": 3, "diversity": 2}
+        table.add(results.runs, row[0], row[1], str(len(own)), *(of(own, key, n) for key, n in digits.items()))
+    return table
+
+
+def _kept(curve: list[Run], point: Run) -> float:
+    base, teacher = (next(p["held_out.shapes"] for p in curve if p["model"] == name) for name in ("pretrained", "teacher"))
+    return 100 * (point["held_out.shapes"] - base) / (teacher - base)
+
+
+def pairs(results: Results) -> Table:
+    """DPO beside Score as Action on digits: what each came to by the reward's answers that it had."""
+    digits = {"answers": 0, "reward_tuned": 2, "kl_nats": 1, "held_out.legibility_tuned": 3, "diversity_tuned": 2}
+    table = Table("trainer", "seeds", "answers", "reward", "KL", "legibility", "diversity")
+    runs = results.where(task="digits")
+    for trainer in dict.fromkeys(run["trainer"] for run in runs):
+        own = [run for run in runs if run["trainer"] == trainer]
+        table.add(own, trainer, str(len(own)), *(of(own, key, n) for key, n in digits.items()))
+    return table
+
+
+def certificates(results: Results) -> Table:
+    """The measured gap beside the known one, means over seeds; the errors are those that each run says itself."""
+    table = Table("task", "policy", "seeds", "certificate (nats)", "known (nats)", "apart by standard errors")
+    for task, policy in ((task, policy) for task in TASKS for policy in POLICIES):
+        runs = results.where(task=task, trainer=policy)
+        means = {key: sum(run[key] for run in runs) / len(runs) for key in ("gap_nats", "known")}
+        errors = {key: sum(run[f"{key}_se"] ** 2 for run in runs) ** 0.5 / len(runs) for key in means}
+        apart = (means["gap_nats"] - means["known"]) / math.hypot(*errors.values())
+        table.add(runs, task, policy, str(len(runs)), *(f"{means[k]:.3f} ± {errors[k]:.3f}" for k in means), f"{apart:.1f}")
+    return table
+
+
+TASKS = ("mixture", "mixture16", "linear_quadratic")
+POLICIES = ("optimum", "score_action", "sqdf", "dpok")
