@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from functools import partial
-from typing import Literal
+from typing import ClassVar, Literal
 
 import torch
 from pydantic import Field
@@ -26,7 +26,9 @@ class NFT(Algorithm):
     its own mean size. The samples are those of a policy that lags: its weights follow the trained ones with the decay
     `min(lag * iteration, most_lag)`. `kl` weighs the squared distance to the pretrained velocity; without it the optimum is a
     maximum of the reward, with it that of RAM at a beta that grows with the noise. Of a network that predicts eps or the score
-    a row counts `min(1, alpha/sigma)`: near pure noise a small error of eps is a large one of x0. Zheng et al. 2025, eq. 5. One
+    a row counts `min(1, alpha/sigma)`: near pure noise a small error of eps is a large one of x0. Of one that predicts x0 it
+    counts `min(1, sigma/alpha)`, and it is changed up to an alpha/sigma of 5: a drift of it close to the data has nothing that
+    brings it back, and grows where rewards are below their baseline, since there samples are fled from. Zheng et al. 2025, eq. 5. One
     reward query a sample, no density: any solver, 6 to 10 steps of `dpmpp_2m` at eta 0 will do.
 
     >>> NFT().strength
@@ -34,6 +36,7 @@ class NFT(Algorithm):
     """
 
     name: Literal["nft"] = "nft"
+    largest_ratio: ClassVar[float] = 5.0
     strength: float = Field(1.0, gt=0, description="b, the paper's beta")
     baseline: Baseline = "prompt"
     advantage_clip: float = Field(5.0, gt=0)
