@@ -105,8 +105,8 @@ def predicts(kind: str) -> Predicts:
 
 
 def kinds(schedule: str) -> tuple[str, ...]:
-    """Kinds that are run under a schedule beside v: eps says nothing where alpha is 0."""
-    return {"flow": ("velocity", "x0"), "ve": ("eps", "x0", "edm")}.get(schedule, ("eps", "x0"))
+    """Kinds that are run under a schedule beside v: eps says nothing where alpha is 0, or next to it as in the cosine table."""
+    return {"flow": ("velocity", "x0"), "ve": ("eps", "x0", "edm"), "cosine": ("x0",)}.get(schedule, ("eps", "x0"))
 
 
 def model_of(schedule: str, kind: str, error: float, seed: int) -> sa.Model:

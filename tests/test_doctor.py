@@ -170,7 +170,7 @@ BROKEN: dict[str, tuple[Callable[[], sa.Finetuner], str, str]] = {
     "untrained": (lambda: tune("untrained", predicts="eps"), "the network finds the noise", "wrong"),
     "a silent direction": (lambda: tune("silent", predicts="eps"), "every direction is denoised", "wrong"),
     "eps without a signal": (
-        lambda: tune(predicts="eps", process=sa.TableVP((1.0, 0.5, 1e-8))), "what is predicted is known at all times", "note",
+        lambda: tune(predicts="eps", process=sa.TableVP((1.0, 0.5, 4e-6))), "what is predicted is known at all times", "note",
     ),
     "x0 close to the data": (
         lambda: tune(predicts="x0", process=sa.Flow(), off_below=0.0), "what is predicted is known at all times", "note",

@@ -134,6 +134,20 @@ def test_forward_counts_errors_of_vectors_as_those_of_eps() -> None:
     assert errors((1, 4, 4), errors="eps") == "eps"
 
 
+def test_eps_networks_are_not_trained_where_they_say_nothing_of_the_sample() -> None:
+    """Truth: sigma/alpha at t = 1, by hand. Twins: a table cut earlier, data in a box, and a network that predicts v."""
+
+    def trained(end: float, predicts: Any = "eps", **options: Any) -> None:
+        made = sa.Model(Bare(), process=sa.TableVP((1.0, 0.5, end)), predicts=predicts, shape=(2,), **options)
+        sa.Finetuner(made, reward=lambda x, _: x[:, 0], algorithm=sa.DDPO(), train=sa.Train(batch=4, device="cpu"))
+
+    with pytest.raises(ValueError, match=r"^model.process: an error of eps counts 1e\+04 times in x0 .*TableVP.cut"):
+        trained(1e-8)
+    trained(1.1e-6)
+    trained(1e-8, project=lambda x0: x0.clamp(-1, 1))
+    trained(1e-8, "v")
+
+
 MODEL = """
 from pydantic import BaseModel
 from scoreaction.models.gaussian_mixture import build as mixture, Config
