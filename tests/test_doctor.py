@@ -127,7 +127,8 @@ def tune(
     model = sa.Model(Net(how), process=process or sa.VP(), predicts=predicts, shape=(2,), encode=encode)
     return sa.Finetuner(
         model, reward=reward, algorithm=algorithm or sa.DPOK(beta=0.5), prompts=prompts,
-        sampler=sa.Sampler(steps=steps, eta=eta, off_below=off_below), train=sa.Train(iterations=3, batch=64, lr=lr, device="cpu"),
+        sampler=sa.Sampler(steps=steps, eta=eta, off_below=off_below),
+        train=sa.Train(iterations=3, batch=64, lr=lr, device="cpu"),
     )  # fmt: skip
 
 

@@ -84,7 +84,7 @@ def check_siblings(train: Train, learner: Learner) -> None:
 
 
 def check_signal(model: Model) -> None:
-    """ValueError where an error of eps is one of x0 more than `NO_SIGNAL` times as large at pure noise, and nothing bounds x0."""
+    """ValueError where x0 has no bounds and an error of eps counts in it over `NO_SIGNAL` times at pure noise."""
     if model.predicts not in ("eps", "score") or model.project is not None:
         return
     ratio = float(torch.exp(-model.process.log_snr(torch.ones((), dtype=torch.float64)) / 2))
