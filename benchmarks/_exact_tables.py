@@ -124,16 +124,16 @@ def stability_worst(results: Results, count: int = 6) -> Table:
 
 
 def steering(results: Results) -> Table:
-    """Reward, distance and costs of each method of steering, mean over seeds."""
-    table = Table("method", "seeds", "reward", "distance", "evaluations", "backward", "queries", "log Z")
-    points = {point["method"]: [] for curve in results.curves.values() for point in curve}
-    for curve in results.curves.values():
-        for point in curve:
-            points[point["method"]].append(point)
-    for method, seeds in points.items():
+    """Reward, distance and costs of each method of steering, and of trained policies, mean over seeds."""
+    table = Table("method", "seeds", "reward", "distance", "evaluations", "backward", "queries", "training", "log Z")
+    points = [point for curve in results.curves.values() for point in curve]
+    for method in dict.fromkeys(point["method"] for point in points):
+        seeds = [point for point in points if point["method"] == method]
         costs = (of(seeds, f"{key}_per_sample", 0) for key in ("evaluations", "backward", "queries"))
         name = f"*{method}*" if method in ("optimum", "oracle", "base") else method
-        table.add(results.runs, name, str(len(seeds)), of(seeds, "reward"), of(seeds, "distance"), *costs, of(seeds, "log_z"))
+        training = of(seeds, "training_evaluations", 0)
+        cells = (of(seeds, "reward"), of(seeds, "distance"), *costs, training, of(seeds, "log_z"))
+        table.add(results.runs, name, str(len(seeds)), *cells)
     return table
 
 

@@ -63,7 +63,7 @@ def errors(task: str, leap: int | None) -> Figures:
         return x
 
     times = time_grid(model.process, TRUTH_STEPS, name="log_snr")
-    states = follow(model, model.start(N[task], generator), times, conditions, guidance)
+    states = follow(reference, model.process, model.start(N[task], generator), times)
     end = states[-1]
     curve: list[Figures] = []
     with torch.no_grad():

@@ -48,10 +48,17 @@ STEPS = (25, 100, 400)
 
 
 def learner(
-    name: str, eta: float, estimator: str, steps: int, batch: int, parameters=OLD, solver: str = "ddim", **options: Any
+    name: str,
+    eta: float,
+    estimator: Any,
+    steps: int,
+    batch: int,
+    parameters: tuple[float, float] = OLD,
+    solver: str = "ddim",
+    **options: Any,
 ) -> Any:
     made = model(PROCESSES[name][0](), parameters)
-    chosen = {"updates": 1, "rows": 10**8, "trust": 0.0, "clip": 100.0, "gae_lambda": 0.0} | options
+    chosen: Figures = {"updates": 1, "rows": 10**8, "trust": 0.0, "clip": 100.0, "gae_lambda": 0.0} | options
     config = sa.ScoreAction(beta=BETA, estimator=estimator, look_ahead="reward", **chosen)
     return config.build(setting(made, eta=eta, steps=steps, batch=batch, solver=solver)), made
 
@@ -190,7 +197,7 @@ def spread(process: str, eta: float, dimensions: int) -> Figures:
     return out
 
 
-JOBS = {"gradient": gradient, "difference": difference, "value": value, "spread": spread}
+JOBS: dict[str, Any] = {"gradient": gradient, "difference": difference, "value": value, "spread": spread}
 
 
 def run(kind: str, **job: Any) -> Figures:

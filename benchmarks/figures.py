@@ -56,9 +56,67 @@ def shapes_frontier(results: Results) -> Any:
     return figure
 
 
+def steering_or_training(results: Results) -> Any:
+    """Distance to the optimum against network evaluations a sample, training shared by all samples, for few and for many."""
+    import matplotlib.pyplot as plt
+
+    points = [point for curve in results.curves.values() for point in curve]
+    methods = {method: [p for p in points if p["method"] == method] for method in dict.fromkeys(p["method"] for p in points)}
+    best = mean_and_error([p["distance"] for p in methods.pop("oracle")])[0]
+    shown = {name: rows for name, rows in methods.items() if name != "optimum" and "argmax" not in name and "all" not in name}
+    figure, axes = plt.subplots(1, 2, figsize=(12, 5), sharex=True, sharey=True, layout="constrained")
+    for axis, n in zip(axes, (1_000, 100_000), strict=True):
+        for i, (name, rows) in enumerate(shown.items()):
+            costs = [row["evaluations_per_sample"] + (row.get("training_evaluations") or 0) / n for row in rows]
+            y, dy = mean_and_error([row["distance"] for row in rows])
+            kind = "s" if "trained" in name else "o"
+            axis.errorbar(sum(costs) / len(costs), y, dy, fmt=kind, color=f"C{i % 10}", capsize=2, label=name)
+            axis.annotate(name, (sum(costs) / len(costs), y), xytext=(5, 4), textcoords="offset points", fontsize=8)
+        axis.axhline(best, color="0.5", lw=1, ls="--")
+        axis.annotate(
+            "the exact optimal policy", (0.99, best), xycoords=("axes fraction", "data"), ha="right", va="top", fontsize=8
+        )
+        axis.set(xscale="log", yscale="log", xlabel="network evaluations a sample, training included")
+        axis.set_title(f"{n:,} samples", loc="left")
+        axis.grid(alpha=0.3)
+    axes[0].set_ylabel("distance to the optimum (sliced W2)")
+    figure.suptitle("Steering (circles) or training (squares): the mixture, bars of one standard error over three seeds")
+    return figure
+
+
+def steering_shapes(results: Results) -> Any:
+    """Prompts followed against evaluations a sample: methods on the pretrained model and on the tuned one."""
+    import matplotlib.pyplot as plt
+
+    from scoreaction.report.figures import COLOURS
+
+    points = [point for curve in results.curves.values() for point in curve]
+    figure, axes = plt.subplots(figsize=(7.5, 4.6), layout="constrained")
+    lines = [(model, family) for model in ("pretrained", "tuned") for family in ("best of", "svdd", "smc")]
+    for i, (model, family) in enumerate(lines):
+        names = [
+            p["method"] for p in points if p["model"] == model and (p["method"] == "plain" or p["method"].startswith(family))
+        ]
+        line = []
+        for name in dict.fromkeys(name for name in names if "every" not in name):
+            rows = [p for p in points if (p["model"], p["method"]) == (model, name)]
+            cost = mean_and_error([row["evaluations_per_sample"] for row in rows])[0]
+            line.append((cost, *mean_and_error([100 * row["followed"] for row in rows])))
+        x, y, dy = zip(*sorted(line), strict=True)
+        style = "o-" if model == "pretrained" else "s--"
+        axes.errorbar(x, y, dy, fmt=style, color=COLOURS[i % 3], ms=4, lw=1.3, capsize=2, label=f"{family}, {model} model")
+    axes.set(xscale="log", xlabel="network evaluations a picture", ylabel="prompts followed (%)")
+    axes.set_title("Steered and tuned: prompts followed, three seeds", loc="left")
+    axes.grid(alpha=0.3)
+    axes.legend(frameon=False)
+    return figure
+
+
 FIGURES: dict[str, tuple[str, Callable[[Results], Any]]] = {
     "gradients_frontier": ("gradients", gradients_frontier),
     "shapes_frontier": ("shapes", shapes_frontier),
+    "steering_or_training": ("steering", steering_or_training),
+    "steering_shapes": ("steering_shapes", steering_shapes),
 }
 
 

@@ -1,10 +1,13 @@
-"""Groups without a reward, skipped, drawn again or hinted: four prompts of a rare reward, at equal queries and evaluations.
+"""Groups without a reward, skipped, drawn again or hinted, at equal queries and evaluations.
 
-    python -m benchmarks.hint           # results/hint.csv and its table; some two minutes on one core
+    python -m benchmarks.hint                    # results/hint.csv and its tables; some 25 minutes on one core
+    python -m benchmarks.hint --only modes       # some two minutes
 
-The four modes of the mixture, a prompt each. The reward is 1 further outwards than 1.6 standard deviations of the mode, else 0.
-DDPO compares groups of 8 samples, 8 groups an iteration, 10 steps, until 1,920 rewards and 40,000 evaluations; the share of
-4,096 samples that have the reward is measured at both. Three seeds.
+modes: the four modes of the mixture, a prompt each; the reward is 1 further outwards than 1.6 standard deviations of the mode,
+else 0. DDPO compares groups of 8 samples, 8 groups an iteration, 10 steps, until 1,920 rewards and 40,000 evaluations; the
+share of 4,096 samples that have the reward is measured at both. shapes: the reward is 1 for a picture that is its prompt's
+scene, as the program reads it; groups of 8 of the 48 prompts, 12 steps, 640 rewards and 18,000 evaluations, the share of 480
+pictures. Three seeds.
 """
 
 from __future__ import annotations
@@ -12,12 +15,16 @@ from __future__ import annotations
 from typing import Any
 
 import torch
-from _harness import Figures, arguments, run_jobs
+from _harness import Figures, arguments, built, run_jobs
 from torch import nn
 
 NAMES, FAR = ["east", "west", "north", "south"], " and far"
 MEANS, STD, BEYOND = [[2.0, 0.0], [-2.0, 0.0], [0.0, 2.0], [0.0, -2.0]], 0.3, 1.6
-N, STEPS, QUERIES, EVALUATIONS = 4096, 10, 1_920, 40_000
+N, STEPS, PICTURES = 4096, 10, 480
+BUDGETS = {
+    "modes": {"reward_queries": 1_920, "model_evaluations": 40_000},
+    "shapes": {"reward_queries": 640, "model_evaluations": 18_000},
+}
 FORMS: dict[str, dict[str, Any]] = {
     "skip": {},
     "resample": {"do": "resample"},
@@ -26,6 +33,10 @@ FORMS: dict[str, dict[str, Any]] = {
     "prompt, no weight": {"do": "hint", "hint": "prompt", "weight": "none"},
     "branch": {"do": "hint", "hint": "branch"},
 }
+ON_SHAPES = ("skip", "resample", "guidance")
+SHAPES = ["algorithm={name: ddpo, baseline: group, minibatches: 4}", "sampler.grid=scheduler", "reward.correct=true",
+          "train.samples_per_prompt=8", "train.batch=64", "train.lr=3e-3", "train.iterations=400", "train.schedule=constant",
+          "sampler.guidance=1"]  # fmt: skip
 
 
 class Conditional(nn.Module):
@@ -70,20 +81,21 @@ def beyond(samples: torch.Tensor, prompts: list[Any]) -> torch.Tensor:
     return ((samples * outwards).sum(1) > 2.0 + BEYOND * STD).float()
 
 
-def trained(seed: int) -> Figures:
+def trained(task: str, seed: int) -> Figures:
     """Every form at one seed, and the untrained model: a point each, at the budget of queries and at that of evaluations."""
-    points: list[Figures] = [{"form": "base", "budget": "", **_measured(_tuner("skip", seed))}]
-    for form in FORMS:
-        tuner, hints, left = _tuner(form, seed), [], {"reward_queries": QUERIES, "model_evaluations": EVALUATIONS}
+    tuner_of, measured = (_tuner, _measured) if task == "modes" else (_on_shapes, _followed)
+    points: list[Figures] = [{"form": "base", "budget": "", **measured(tuner_of("skip", seed))}]
+    for form in FORMS if task == "modes" else ON_SHAPES:
+        tuner, hints, left = tuner_of(form, seed), [], dict(BUDGETS[task])
         for metrics in tuner:
             hints += [metrics[key] for key in ("hint_kl_nats",) if key in metrics]
             for budget in [key for key, value in left.items() if metrics[key] >= value]:
                 del left[budget]
                 costs = {"hint_kl_nats": sum(hints) / len(hints) if hints else None, "dead_groups": metrics["dead_groups"]}
-                points.append({"form": form, "budget": budget, **_measured(tuner), **costs})
+                points.append({"form": form, "budget": budget, **measured(tuner), **costs})
             if not left:
                 break
-    return {"curve": points}
+    return {"task": task, "curve": points}
 
 
 def _tuner(form: str, seed: int) -> Any:
@@ -109,6 +121,21 @@ def _measured(tuner: Any) -> Figures:
     return {"success": float(share), "kl_nats": measure_kl(tuner.model, tuner.sampler, 512, tuner.prompts, 7)["kl_nats"]}
 
 
+def _on_shapes(form: str, seed: int) -> Any:
+    """The same of shapes."""
+    ineffective = [f"algorithm.ineffective.{key}={value}" for key, value in FORMS[form].items()]
+    return built("shapes", *SHAPES, *ineffective, f"train.seed={seed}")
+
+
+def _followed(tuner: Any) -> Figures:
+    """The share of pictures that are their prompt's scene, and the KL to the pretrained model."""
+    from scoreaction.training.evaluation import measure, measure_kl
+
+    figures, _ = measure(tuner.model, tuner.sampler, tuner.reward, {}, n=PICTURES, prompts=tuner.prompts, seed=99)
+    kl = measure_kl(tuner.model, tuner.sampler, PICTURES // 2, tuner.prompts, 7)
+    return {"success": figures["reward"], "kl_nats": kl["kl_nats"]}
+
+
 if __name__ == "__main__":
-    jobs = {f"seed{seed}": {"seed": seed} for seed in range(3)}
+    jobs: dict[str, Figures] = {f"{task}/seed{seed}": {"task": task, "seed": seed} for task in BUDGETS for seed in range(3)}
     run_jobs(trained, jobs, arguments(__doc__ or "", "hint").parse_args())

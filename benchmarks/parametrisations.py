@@ -61,11 +61,18 @@ def process_of(name: str) -> Process:
     """
     if name.startswith("cosine"):  # squaredcos_cap_v2
         signal = torch.cos((torch.linspace(0, 1, 1001, dtype=torch.float64) + 0.008) / 1.008 * math.pi / 2) ** 2
-        table = torch.cumprod(torch.maximum(signal[1:] / signal[:-1], torch.tensor(1e-3)), 0)
-        process = sa.TableVP(tuple(table.tolist()))
+        left = torch.cumprod(torch.maximum(signal[1:] / signal[:-1], torch.tensor(1e-3)), 0)
+        process = sa.TableVP(tuple(left.tolist()))
         return process.cut() if name == "cosine, cut" else process
-    table = sa.TableVP(tuple(torch.cumprod(1 - torch.linspace(1e-4, 0.02, 1000, dtype=torch.float64), 0).tolist()))
-    return {"vp": sa.VP(), "ddpm": table, "sd": sa.TableVP.scaled_linear(), "ve": sa.VE(), "flow": sa.Flow()}[name]
+    linear = sa.TableVP(tuple(torch.cumprod(1 - torch.linspace(1e-4, 0.02, 1000, dtype=torch.float64), 0).tolist()))
+    processes: dict[str, Process] = {
+        "vp": sa.VP(),
+        "ddpm": linear,
+        "sd": sa.TableVP.scaled_linear(),
+        "ve": sa.VE(),
+        "flow": sa.Flow(),
+    }
+    return processes[name]
 
 
 SEEDS = {("nft", "flow"): 3, ("vard", "cosine, cut"): 3, ("score_action", "ve"): 3, ("sqdf, corrected", "ve"): 3}

@@ -75,7 +75,7 @@ def settings(task: int) -> dict[str, Any]:
         reward = Quadratic(q * torch.eye(d, dtype=torch.float64), direction, center)
         spread = float(reward(law.sample(4096, draw.generator)).std())
         scale = 1 / spread if shape != "convex" else min(1.0, 1 / spread)
-        setting = {
+        setting: Figures = {
             "model": {"name": "gaussian_mixture", "means": law.means.tolist(), "weights": weights.tolist(),
                       "std": stds.tolist(), "process": draw.one(("vp", "ve", "flow"))},
             "reward": {"name": "quadratic", "center": center.tolist(), "curvature": scale * q,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 from collections.abc import Callable
 from pathlib import Path
 
@@ -9,6 +10,11 @@ import pytest
 from commanding import train
 
 from scoreaction.cli import main
+
+
+def pytest_configure() -> None:
+    """Lets a hangup end processes, as it does by default: a suite that runs under nohup would hand down that it is ignored."""
+    signal.signal(signal.SIGHUP, signal.SIG_DFL)
 
 
 @pytest.fixture(scope="module")

@@ -173,12 +173,21 @@ class Gate:
         return samples[:, 0]
 
 
+def there(server: Server) -> int:
+    """Questions that have a seat or wait for one."""
+    seats: Any = server.service.seats
+    return seats._initial_value - seats._value + len(seats._cond._waiters)
+
+
 def ask(server: Server, numbers: range, **headers: str) -> list[Future[tuple[int, str]]]:
-    """Questions with these numbers, one after the other, whose answers are to come."""
-    pool, asked = ThreadPoolExecutor(len(numbers)), []
+    """Questions with these numbers, each when the one before has a seat or waits for one, whose answers are to come."""
+    pool, asked = ThreadPoolExecutor(len(numbers)), list[Future[tuple[int, str]]]()
     for i in numbers:
+        before = there(server)
         asked.append(pool.submit(post, server, question(npy(np.full((1, 2), i, np.float32))), headers=headers))
-        time.sleep(0.02)
+        end = time.monotonic() + 10
+        while there(server) == before and not asked[-1].done() and time.monotonic() < end:
+            time.sleep(0.005)
     pool.shutdown(wait=False)
     return asked
 
