@@ -137,7 +137,7 @@ def steering(results: Results) -> Table:
     return table
 
 
-SCHEDULES = ("ddpm", "ddpm, crooked", "sd", "sd, crooked", "vp", "cosine", "cosine, cut", "ve", "flow")
+SCHEDULES = ("ddpm", "ddpm, crooked", "sd", "sd, crooked", "vp", "cosine", "cosine, cut", "cosine, cut 0.02", "ve", "flow")
 KINDS = ("eps", "velocity", "x0", "edm")
 
 
@@ -149,6 +149,9 @@ def parametrisations(results: Results) -> Table:
         for schedule in SCHEDULES:
             name, crooked = schedule.removesuffix(", crooked"), schedule.endswith("crooked")
             runs = [run for run in every if run["schedule"] == name and bool(run["error"]) == crooked]
+            if not runs:
+                cells.append("")
+                continue
             distances = {kind: [run["distance"] for run in runs if run["kind"] == kind] for kind in ("v", *KINDS)}
             v = statistics.fmean(distances.pop("v"))
             cells.append(f"{' / '.join(_over_v(own, v) for own in distances.values() if own)} of {number(v, 2)}")
