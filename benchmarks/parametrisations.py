@@ -57,7 +57,7 @@ TRAINERS: dict[str, Any] = {
 def process_of(name: str) -> Process:
     """A process by its name here: DDPM's table of linear betas, and diffusers' cosine table, whose betas are capped, too.
 
-    Cut, the cosine table ends where alpha is 0.006, as DDPM's does.
+    Cut, the cosine table ends where alpha is 0.006, as DDPM's does, or 0.02.
     """
     if name.startswith("cosine"):  # squaredcos_cap_v2
         signal = torch.cos((torch.linspace(0, 1, 1001, dtype=torch.float64) + 0.008) / 1.008 * math.pi / 2) ** 2
