@@ -138,39 +138,31 @@ def steering(results: Results) -> Table:
     return table
 
 
-SCHEDULES = (
-    "ddpm",
-    "ddpm, crooked",
-    "sd",
-    "sd, crooked",
-    "vp",
-    "cosine",
-    "cosine, cut",
-    "ve",
-    "ve, held",
-    "flow",
-    "flow, held",
-)
+SCHEDULES = ("ddpm", "ddpm, crooked", "sd", "sd, crooked", "vp", "cosine", "cosine, cut", "cosine, cut 0.02", "ve", "flow")
+KINDS = ("eps", "velocity", "x0", "edm")
 
 
 def parametrisations(results: Results) -> Table:
-    """Mean distances on eps and x0 networks (under flow velocity and x0) over that on the v network, and that after `of`."""
+    """Mean distances on networks of each kind over that on the v network, and that after `of`."""
     table = Table("trainer", *SCHEDULES)
     for trainer, every in results.groups("trainer").items():
         cells = []
         for schedule in SCHEDULES:
             name, crooked = schedule.removesuffix(", crooked"), schedule.endswith("crooked")
             runs = [run for run in every if run["schedule"] == name and bool(run["error"]) == crooked]
-            kinds = ("velocity" if name.startswith("flow") else "eps", "x0")
-            own = number(statistics.fmean(run["v.distance"] for run in runs), 2) if runs else ""
-            cells.append(f"{' / '.join(_over_v(runs, kind) for kind in kinds)} of {own}" if runs else "")
+            if not runs:
+                cells.append("")
+                continue
+            distances = {kind: [run["distance"] for run in runs if run["kind"] == kind] for kind in ("v", *KINDS)}
+            v = statistics.fmean(distances.pop("v"))
+            cells.append(f"{' / '.join(_over_v(own, v) for own in distances.values() if own)} of {number(v, 2)}")
         table.add(every, trainer, *cells)
     return table
 
 
-def _over_v(runs: Sequence[Run], kind: str) -> str:
-    """The mean distance on networks of this kind over that on the v network, in bold beyond twice."""
-    ratio = statistics.fmean(run[f"{kind}.distance"] for run in runs) / statistics.fmean(run["v.distance"] for run in runs)
+def _over_v(distances: Sequence[float], v: float) -> str:
+    """The mean of distances over that on the v network, in bold beyond twice."""
+    ratio = statistics.fmean(distances) / v
     return f"**{number(ratio, 1)}**" if ratio > 2 else number(ratio, 2)
 
 

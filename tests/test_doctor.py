@@ -121,12 +121,14 @@ def tune(
     eta: float = 1.0,
     lr: float = 1e-3,
     process: Any = None,
+    off_below: float | None = None,
 ) -> sa.Finetuner:
     encode = (lambda names: torch.tensor([[float(name)] for name in names])) if prompts else None
     model = sa.Model(Net(how), process=process or sa.VP(), predicts=predicts, shape=(2,), encode=encode)
     return sa.Finetuner(
         model, reward=reward, algorithm=algorithm or sa.DPOK(beta=0.5), prompts=prompts,
-        sampler=sa.Sampler(steps=steps, eta=eta), train=sa.Train(iterations=3, batch=64, lr=lr, device="cpu"),
+        sampler=sa.Sampler(steps=steps, eta=eta, off_below=off_below),
+        train=sa.Train(iterations=3, batch=64, lr=lr, device="cpu"),
     )  # fmt: skip
 
 
@@ -169,10 +171,10 @@ BROKEN: dict[str, tuple[Callable[[], sa.Finetuner], str, str]] = {
     "untrained": (lambda: tune("untrained", predicts="eps"), "the network finds the noise", "wrong"),
     "a silent direction": (lambda: tune("silent", predicts="eps"), "every direction is denoised", "wrong"),
     "eps without a signal": (
-        lambda: tune(predicts="eps", process=sa.TableVP((1.0, 0.5, 1e-8))), "what is predicted is known at all times", "note",
+        lambda: tune(predicts="eps", process=sa.TableVP((1.0, 0.5, 4e-6))), "what is predicted is known at all times", "note",
     ),
     "x0 close to the data": (
-        lambda: tune(predicts="x0", process=sa.Flow()), "what is predicted is known at all times", "note",
+        lambda: tune(predicts="x0", process=sa.Flow(), off_below=0.0), "what is predicted is known at all times", "note",
     ),
     "half eta": (lambda: tune(eta=0.5), "samples forget their noise", "note"),
     "noise": (lambda: tune(reward=noisy), "the reward answers the same twice", "note"),

@@ -60,7 +60,7 @@ def at_rest(algorithm, rule, law=None, *, batch=4000, seed=0, **sampler):
     empty = torch.zeros(8, batch, 1, dtype=F64)
     times = learner.sampler.times(VP)
     rollout = Rollout(times, torch.cat([empty, x0[None]]), Prediction(empty, empty), Prediction(empty, empty), none(batch))
-    return learner, replace(rollout, rewards=REWARD(x0), off_below=learner.sampler.off_below), generator
+    return learner, replace(rollout, rewards=REWARD(x0), off_below=learner.sampler.acts_from), generator
 
 
 @cache

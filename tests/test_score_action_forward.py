@@ -153,7 +153,8 @@ def test_it_refuses_noise_that_remembers(options):
 
 def test_errors_count_as_those_of_the_clean_sample_over_their_mean_size():
     """Truth: x0 from eps by hand. Twins: errors of eps, and of x0 as large as they are, and at any noise."""
-    learner, rollout, generator = at_rest(sa.ScoreAction(estimator="forward", beta=TASK.beta), "ram", batch=500)
+    config = sa.ScoreAction(estimator="forward", errors="x0", beta=TASK.beta)
+    learner, rollout, generator = at_rest(config, "ram", batch=500)
     times = f64([0.2, 0.6, 1.0])[:, None].expand(3, 500)
     points = renoised(learner, rollout, times, generator)
     old = learner.policy(*points.states)

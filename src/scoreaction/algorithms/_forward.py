@@ -82,7 +82,7 @@ def drawn_times(learner: Learner, each: int, generator: torch.Generator, *, powe
 
     None is below `earliest`.
     """
-    ends = torch.tensor([max(learner.sampler.off_below, earliest), 1.0], dtype=torch.float64)
+    ends = torch.tensor([max(learner.sampler.acts_from, earliest), 1.0], dtype=torch.float64)
     low, high = flow_time(learner.process, ends) ** (power + 1)
     tau = (low + stratified(learner.world, learner.batch, each, generator) * (high - low)) ** (1 / (power + 1))
     return learner.process.time_at(2 * torch.log((1 - tau) / tau)).clamp(min=float(ends[0]))
@@ -119,13 +119,19 @@ def advantages(
 
 
 def sureness(model: Model, t: Tensor) -> Tensor:
-    """Weight of rows in a loss on x0: `min(1, alpha/sigma)` of a network that predicts eps or the score, else 1, (rows,).
+    """Weight of rows in a loss on x0, by what the network predicts, (rows,).
 
-    An error of eps is `sigma/alpha` times larger in x0: rows near pure noise would be most of the loss.
+    `min(1, alpha/sigma)` of eps or the score, an error of which is `sigma/alpha` times larger in x0: rows near pure noise would
+    be most of the loss. `min(1, sigma/alpha)` of x0: v and velocities weigh so by themselves, their x0 moves by sigma times
+    what they do. 1 of others.
     """
-    if model.predicts not in ("eps", "score"):
-        return torch.ones_like(t)
-    return (model.process.alpha(t) / model.process.sigma(t)).clamp(max=1)
+    ratio = torch.exp(model.process.log_snr(t) / 2)
+    match model.predicts:
+        case "eps" | "score":
+            return ratio.clamp(max=1)
+        case "x0":
+            return (1 / ratio).clamp(max=1)
+    return torch.ones_like(t)
 
 
 class LaggedPolicy(nn.Module):

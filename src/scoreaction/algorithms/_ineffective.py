@@ -228,7 +228,7 @@ class Redrawn:
             return roll_out_chain(learner, prompt, times, noise)
         noise = learner.noise(noise, prompt)
         x = learner.model.start(len(prompt), noise)
-        moved = learner.process.has_density(times[1:]) & (times[:-1] >= learner.sampler.off_below)
+        moved = learner.process.has_density(times[1:]) & (times[:-1] >= learner.sampler.acts_from)
         hint = Hinted(self._hint(prompt), x, moved, settings.nats)
         rollout = roll_out_chain(learner, prompt, times, noise, x=x, choose=hint.chooser(noise))
         seen(hint)

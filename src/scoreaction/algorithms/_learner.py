@@ -130,6 +130,8 @@ class Algorithm(Settings):
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
     moves_noise: ClassVar[bool] = False
     """True of one whose policy moves the noise that samples start from, and keeps the pretrained model's steps."""
+    largest_ratio: ClassVar[float] = 20.0
+    """The alpha/sigma up to which it changes a network that predicts x0, where `sampler.off_below` is not set."""
     chooses_prompts: ClassVar[bool] = False
     """True of one whose policy chooses what the pretrained model is told."""
 
@@ -300,7 +302,7 @@ def roll_out_policy(learner: Learner, prompt: Tensor, times: Tensor, generator: 
     source = learner.noise(generator, prompt)
 
     def explore(x: Tensor, t: Tensor, prediction: Prediction) -> Prediction:
-        std = learner.exploration_at(t) if float(t) >= learner.sampler.off_below else 0.0
+        std = learner.exploration_at(t) if float(t) >= learner.sampler.acts_from else 0.0
         return perturbed(learner.process, x, t, prediction, std, source)
 
     noise, policy = explore if learner.exploration > 0 else None, _policy_along(learner, prompt, source, whole=x is None)

@@ -37,7 +37,7 @@ def with_density(learner: Learner, times: Tensor, *, exploration: float = 0.0) -
     """
     process = learner.process
     has_density = process.alpha(times[:-1]) > 0 if exploration > 0 else process.has_density(times[1:])
-    return (has_density & (times[:-1] >= learner.sampler.off_below)).nonzero().flatten()
+    return (has_density & (times[:-1] >= learner.sampler.acts_from)).nonzero().flatten()
 
 
 def steps_with_density(learner: Learner, rollout: Rollout, *, exploration: float = 0.0) -> Steps:

@@ -106,7 +106,7 @@ class NoisedRatio(LogRatio):
     def probes(self, learner: Learner, x0: Tensor, prompt: Tensor, total: int, generator: torch.Generator) -> Probes:
         process, (sides, own) = learner.process, x0.shape[:2]
         uniform = stratified(learner.world, total, self.times, generator)
-        t, weight = TIMES[self.weighting](process, uniform, learner.model.shape, learner.sampler.off_below)
+        t, weight = TIMES[self.weighting](process, uniform, learner.model.shape, learner.sampler.acts_from)
         rows = RowNoise.drawn(generator, learner.world.stripe(total))
         source = learner.model.noise(rows, learner.conditions, prompt)
         eps = torch.stack([normal(x0.shape[1:], source) for _ in range(self.times)]).to(x0)
@@ -179,7 +179,7 @@ class CausalRatio(LogRatio):
 
 def path_ratio(setting: Setting) -> LogRatio:
     """The log ratio of tokens in the order of the run's solver; a random one where it shows several a step."""
-    if setting.model.causal and not setting.sampler.off_below:  # where steps are off, they are to be told apart
+    if setting.model.causal and not setting.sampler.acts_from:  # where steps are off, they are to be told apart
         return CausalRatio()
     return PathRatio(setting.sampler.solver == "left_to_right")
 

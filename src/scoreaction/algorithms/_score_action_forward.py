@@ -156,7 +156,7 @@ class ForwardLearner(Learner):
         known = {"noise": part.eps, "old": old.eps, "pretrained": pretrained.eps, "push": push, "advantage": advantage}
         loss = weight * forward_loss(eps, **known, beta=self.beta, trust=self.state.trust)
         # per path: half of -d lambda, over the density of t, `2 tau d tau/(1 - tau_0^2)`
-        ends = torch.tensor([max(self.sampler.off_below, EARLIEST), 1.0], dtype=torch.float64)
+        ends = torch.tensor([max(self.sampler.acts_from, EARLIEST), 1.0], dtype=torch.float64)
         tau, (first, last) = flow_time(self.process, part.t), flow_time(self.process, ends)
         rate = ((last**2 - first**2) / (2 * tau**2 * (1 - tau))).to(loss)
         return loss, {"kl_to_old": rate * sum_event((eps - old.eps) ** 2)}

@@ -117,7 +117,7 @@ class Windows:
         inside = times[with_density(self.learner, times, exploration=self.exploration)] <= start
         if not bool(inside.any()):
             raise ValueError(
-                f"algorithm.window.start: no step between t = {start:g} and {sampler.off_below:g} has noise; raise it"
+                f"algorithm.window.start: no step between t = {start:g} and {sampler.acts_from:g} has noise; raise it"
             )
         return int(inside.nonzero()[0])
 

@@ -112,7 +112,7 @@ class DRaFTLearner(Learner):
         return max(0, self._acted(times) - self.last)
 
     def _acted(self, times: Tensor) -> int:
-        return int((times[:-1] >= self.sampler.off_below).sum())
+        return int((times[:-1] >= self.sampler.acts_from).sum())
 
     def _calls(self, times: Tensor) -> int:
         """Evaluations with a graph on these times: with a KL the reference's are in it too, but for the first of the steps."""
@@ -148,7 +148,7 @@ class DRaFTLearner(Learner):
             mapped(lambda *parts: torch.cat(parts, 1), *(mapped(_stack, *part) for _, part in ends)),
         )
         x = torch.cat([x[None], states])
-        return Rollout(times, x, old, old, prompt, torch.cat(rewards), off_below=self.sampler.off_below)
+        return Rollout(times, x, old, old, prompt, torch.cat(rewards), off_below=self.sampler.acts_from)
 
     def _scored(self, x0: Tensor, prompt: Tensor) -> tuple[Tensor, Tensor]:
         """Rewards and their gradient by x0; both 0 where samples are not finite, which nobody can score."""

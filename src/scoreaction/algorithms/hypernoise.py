@@ -56,7 +56,7 @@ class Hypernoise(Regularised):
                 f"sampler.steps: {self.name} needs a generator of few steps (got {sampler.steps}); set it to {FEW} or fewer, or"
                 " name a consistency model, model.consistency"
             )
-        if sampler.off_below > 0:
+        if sampler.acts_from > 0:
             raise ValueError(f"sampler.off_below: {self.name} acts at pure noise alone; set it to 0")
         if self.penalty == "exact" and model.size > EXACT:
             raise ValueError(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from functools import partial
-from typing import Literal
+from typing import ClassVar, Literal
 
 import torch
 from pydantic import Field
@@ -25,15 +25,19 @@ class NFT(Algorithm):
     r in [0, 1] is `1/2 + A/(2 clip)`, A the reward minus its baseline in std of the batch, clipped. Each error is divided by
     its own mean size. The samples are those of a policy that lags: its weights follow the trained ones with the decay
     `min(lag * iteration, most_lag)`. `kl` weighs the squared distance to the pretrained velocity; without it the optimum is a
-    maximum of the reward, with it that of RAM at a beta that grows with the noise. Of a network that predicts eps or the score
-    a row counts `min(1, alpha/sigma)`: near pure noise a small error of eps is a large one of x0. Zheng et al. 2025, eq. 5. One
-    reward query a sample, no density: any solver, 6 to 10 steps of `dpmpp_2m` at eta 0 will do.
+    maximum of the reward, with it that of RAM at a beta that grows with the noise. Zheng et al. 2025, eq. 5. One reward query a
+    sample, no density: any solver, 6 to 10 steps of `dpmpp_2m` at eta 0 will do.
+
+    Of a network that predicts eps or the score a row counts `min(1, alpha/sigma)`: near pure noise a small error of eps is a
+    large one of x0. Of one that predicts x0 it counts `min(1, sigma/alpha)`, and the pretrained model acts from an alpha/sigma
+    of 5 on: nothing brings a drift close to the data back, and it grows where rewards are below their baseline.
 
     >>> NFT().strength
     1.0
     """
 
     name: Literal["nft"] = "nft"
+    largest_ratio: ClassVar[float] = 5.0
     strength: float = Field(1.0, gt=0, description="b, the paper's beta")
     baseline: Baseline = "prompt"
     advantage_clip: float = Field(5.0, gt=0)

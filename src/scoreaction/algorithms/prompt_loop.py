@@ -126,7 +126,7 @@ class PromptLoop(Algorithm):
                 f" {setting.group:g}; set it to 2 or more"
             )
         first = [next((t for t in sampler.times(process)[:-1].tolist() if t <= at), 0.0) for at in self.at]
-        if len(set(first)) < len(first) or min(first) <= sampler.off_below:
+        if len(set(first)) < len(first) or min(first) <= sampler.acts_from:
             raise ValueError(
                 f"algorithm.at: two of {self.at} fall on one of the {sampler.steps} steps, or one on none that the policy acts"
                 " in; use fewer times, or more sampler.steps"

@@ -57,7 +57,7 @@ class ScoreAction(Regularised):
     updates: int = Field(16, ge=1, description="policy updates an iteration")
     rows: int = Field(160, ge=1, description="random (path, time) points in an update")
     each: int = Field(8, ge=1, description="times that forward noises a sample")
-    errors: Literal["x0", "eps"] = Field("x0", description="what forward's errors count as: x0 for pictures, eps for vectors")
+    errors: Literal["auto", "x0", "eps"] = Field("auto", description="what forward's errors count as; eps of vectors, else x0")
     critic_updates: int = Field(32, ge=1)
     surrogate_updates: int = Field(48, ge=1)
     critic_lr: float = Field(2e-3, gt=0)
@@ -76,7 +76,7 @@ class ScoreAction(Regularised):
             refuse_windows(self.window, self.branches, why)
         if self.estimator == "forward":
             refuse_memory(setting, self.exploration)
-            return ForwardLearner(ForwardSettings(**self.model_dump(include=set(ForwardSettings._fields))), setting)
+            return ForwardLearner(self._forward(setting), setting)
         if setting.sampler.eta == 0 and self.exploration == 0:
             raise ValueError(
                 "algorithm.exploration: at sampler.eta 0 nothing else explores; set it to 0.1, or sampler.eta to 1 (the optimum"
@@ -87,6 +87,13 @@ class ScoreAction(Regularised):
         if self.exploration == 0:
             refuse_without_density(setting, "the likelihood_ratio estimator")
         return RatioLearner(RatioSettings(**{name: getattr(self, name) for name in RatioSettings._fields}), setting)
+
+    def _forward(self, setting: Setting) -> ForwardSettings:
+        """The forward estimator's settings: errors of vectors count as those of eps, all times alike, and of pictures as x0."""
+        values = self.model_dump(include=set(ForwardSettings._fields))
+        if self.errors == "auto":
+            values["errors"] = "eps" if len(setting.model.shape) == 1 else "x0"
+        return ForwardSettings(**values)
 
     def build_on_tokens(self, setting: Setting) -> Learner:
         refuse_windows(self.window, self.branches, "of tokens dpok, ddpo and hrf have them; take one of these")

@@ -29,7 +29,7 @@ class Watch:
     """Counts calls and follows the graphs that they leave: which of them are alive at the same time.
 
     calls and gradients: points by kind, of all calls and of all backwards; moments: the sets of graphs that were alive
-    together, one whenever a graph was made; iteration: the counters of the run.
+    together, one whenever a graph was made; iteration: the counters of the run; off_below: its sampler's.
     """
 
     def __init__(self) -> None:
@@ -37,6 +37,7 @@ class Watch:
         self.gradients: Counter[str] = Counter()
         self.moments: set[tuple[Graph, ...]] = set()
         self.iteration: dict[str, int] = {}
+        self.off_below = 0.0
         self._alive: dict[int, Graph] = {}
 
     def __call__(self, kind: str, y: Tensor, rows: int) -> Tensor:
@@ -127,6 +128,7 @@ def watch_iteration(recipe: Recipe, model: Model, *, gradient: bool) -> Watch:
         )
     except ValueError as error:
         raise UserError(named(str(error), "recipe")) from error
+    watch.off_below = tuner.sampler.acts_from
     watch.calls.clear()  # what was tried when it was built is no part of an iteration
     metrics = next(iter(tuner))
     if online:

@@ -51,6 +51,7 @@ def plan(recipe: Recipe, processes: int = 1, *, card: int = CARD) -> Values:
     return {
         "processes": processes,
         "parameters": skeleton.parameters,
+        "off_below": watch.off_below,
         **memory_figures(recipe, skeleton, needs, costs, card),
         **time_figures(recipe, skeleton, watch, costs, rounds=rounds, measured=measured, processes=processes),
     }

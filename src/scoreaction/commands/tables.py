@@ -13,7 +13,7 @@ from rich.text import Text
 if TYPE_CHECKING:
     from scoreaction.commands.doctor.finding import Finding
 from scoreaction.commands._way_out import CARD
-from scoreaction.report.numbers import before_and_after, comparison_rows, number, steered_rows, with_error
+from scoreaction.report.numbers import before_and_after, comparison_rows, limit_of_policy, number, steered_rows, with_error
 from scoreaction.types import Values
 
 
@@ -142,6 +142,8 @@ def show_plan(figures: Values) -> None:
     _show_memory(figures)
     parts = ", ".join(f"{name} {number(count)}" for name, count in figures["parameters"].items())
     print(f"parameters: {parts}; trained {number(figures['trained'])}")
+    if figures["off_below"]:
+        print(f"sampling: {limit_of_policy(figures['off_below'])} (sampler.off_below)")
     _show_evaluations(figures)
     _show_time(figures)
     print(

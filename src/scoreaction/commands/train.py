@@ -17,6 +17,7 @@ from scoreaction.recipes.build import build
 from scoreaction.recipes.prompts import prompt_list
 from scoreaction.recipes.recipe import EarlyStop, Recipe, load_recipe
 from scoreaction.recipes.trust import named_modules
+from scoreaction.report.numbers import limit_of_policy
 from scoreaction.sampling.draw import draw, spread_prompts
 from scoreaction.training.checkpoints import DAMAGED
 from scoreaction.training.finetuner import Finetuner
@@ -99,6 +100,8 @@ def run(recipe: Recipe, folder: Path, *, resume: bool, title: str | None = None)
     tuner = build(recipe, output=folder)
     place, where = RunFolder(folder), described(world, tuner.model.device)
     say(title, where)
+    if recipe.sampler.off_below is None and tuner.sampler.off_below:
+        say(title, f"{limit_of_policy(tuner.sampler.off_below)} (sampler.off_below, by default of a network that predicts x0)")
     with ExitStack() as stack:
         world.together(lambda: stack.enter_context(locked(place)) if world.leads else None)
         signals = stack.enter_context(Signals(world=world))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from typing import Any, Literal, TypeVar, get_args
 
@@ -60,6 +61,20 @@ def row(process: Process, predicts: Predicts, t: Tensor) -> tuple[Tensor, Tensor
         case "velocity":
             return process.alpha_rate(t), process.sigma_rate(t)
     raise ValueError(f"unknown prediction {predicts!r}: choose from {', '.join(get_args(Predicts))}")
+
+
+def known_from(process: Process, predicts: Predicts, ratio: float) -> float:
+    """The time from which on an error of a prediction counts at most `ratio` times in eps: of x0 that of `alpha/sigma`, else 0.
+
+    Such an error costs the square of that in nats. The time is rounded to 1e-4.
+
+    >>> from scoreaction import VE, Flow
+    >>> known_from(Flow(), "x0", 20.0), known_from(VE(), "x0", 20.0), known_from(VE(), "v", 20.0)
+    (0.0476, 0.189, 0.0)
+    """
+    if predicts != "x0":
+        return 0.0
+    return round(float(process.time_at(torch.tensor(2 * math.log(ratio), dtype=torch.float64))), 4)
 
 
 def to_prediction(process: Process, predicts: Predicts, x: Tensor, t: Tensor, y: Tensor) -> Prediction:

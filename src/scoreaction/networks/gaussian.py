@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from scoreaction.diffusion.kl import chain_kl, path_kl
 from scoreaction.diffusion.noise import PaddedNoise, Source, kept
-from scoreaction.diffusion.predictions import Predicts, mapped, projected, to_prediction
+from scoreaction.diffusion.predictions import Predicts, known_from, mapped, projected, to_prediction
 from scoreaction.diffusion.processes import Process
 from scoreaction.diffusion.solvers import Solver
 from scoreaction.networks.adapters import Role
@@ -51,6 +51,10 @@ class GaussianStates:
     def steps_alone(self) -> bool:
         """True if the policy is a network of steps, as other libraries know them, and nothing beside it."""
         return not self.moves_noise and self.chooser is None
+
+    def known_from(self, ratio: float) -> float:
+        """The time below which the pretrained model acts where `sampler.off_below` is not set: `predictions.known_from`."""
+        return known_from(self.process, self.predicts, ratio) if self.steps_alone else 0.0
 
     def _check_kind(self, process: Process, predicts: Predicts) -> None:
         """ValueError unless process and output are of this kind of model, and go together."""

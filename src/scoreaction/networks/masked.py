@@ -112,6 +112,9 @@ class MaskedModel(Model):
         solver = "left_to_right" if self.causal else "one_by_one"
         return {"solver": solver, "steps": self.shape[0], "grid": "uniform"}
 
+    def known_from(self, ratio: float) -> float:
+        return 0.0
+
     @property
     def size(self) -> int:
         return self.shape[0] * self.process.vocabulary

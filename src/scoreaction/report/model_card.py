@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import json
 import re
 from pathlib import Path
 from typing import Any
@@ -15,8 +16,8 @@ from scoreaction.disk import write_whole
 from scoreaction.models import Card
 from scoreaction.recipes.recipe import Recipe, dump
 from scoreaction.report.figures import title_of
-from scoreaction.report.numbers import before_and_after, number, with_error
-from scoreaction.training.run_folder import RunFolder
+from scoreaction.report.numbers import before_and_after, limit_of_policy, number, with_error
+from scoreaction.training.run_folder import MODEL_DESCRIPTION, RunFolder
 
 SHOWN = 16
 """Samples in the picture."""
@@ -35,21 +36,22 @@ def write_card(folder: Path, recipe: Recipe, figures: dict[str, Any]) -> Path:
         if is_pictures(samples) and importlib.util.find_spec("matplotlib"):
             save_samples(place.model / "samples.png", samples, prompts)
             picture = "\n![samples of the tuned model](samples.png)\n"
+    off_below = json.loads((place.model / MODEL_DESCRIPTION).read_text(encoding="utf-8"))["sampler"]["off_below"]
     card = Card({}, [], ["import scoreaction as sa", 'model = sa.load("this folder")'])
     config = recipe.algorithm.config
     # other libraries know no such weights
     ours_alone = isinstance(config, Algorithm) and (config.moves_noise or config.chooses_prompts)
     if recipe.model.traits.card is not None and not ours_alone:
-        card = recipe.model.traits.card(recipe.model.config, place.model, recipe.sampler.off_below)
+        card = recipe.model.traits.card(recipe.model.config, place.model, off_below)
     tags = {"tags": ["scoreaction", recipe.algorithm.name, *card.tags]}
     settings = dump(recipe)
     fence = "`" * max(3, 1 + max(map(len, re.findall("`+", settings)), default=0))  # longer than any that a prompt holds
     header, text = yaml.safe_dump(card.header | tags, sort_keys=False), f"\n## Recipe\n\n{fence}yaml\n{settings}{fence}\n"
-    write_whole(place.model / "README.md", f"---\n{header}---\n\n{_body(recipe, figures, card)}{picture}{text}")
+    write_whole(place.model / "README.md", f"---\n{header}---\n\n{_body(recipe, figures, card, off_below)}{picture}{text}")
     return place.model / "README.md"
 
 
-def _body(recipe: Recipe, figures: dict[str, Any], card: Card) -> str:
+def _body(recipe: Recipe, figures: dict[str, Any], card: Card, off_below: float) -> str:
     judged = " + ".join(block.name for block in recipe.rewards)
     rows = [f"| {title_of(key)} | {base} | {tuned} |" for key, base, tuned in before_and_after(figures)]
     table = ["| | base | tuned |", "| --- | --- | --- |", *rows]
@@ -61,7 +63,7 @@ def _body(recipe: Recipe, figures: dict[str, Any], card: Card) -> str:
         f"{number(figures['reward_queries'])} rewards, {number(figures['model_evaluations'])} network evaluations.",
         f"Measured on {recipe.evaluation.n} samples, {recipe.evaluation.solver}, {recipe.evaluation.steps} steps, eta"
         f" {recipe.evaluation.eta:g}, guidance {recipe.sampler.guidance:g}.",
-        *([f"Below time {off:g} (0 is data, 1 noise) the pretrained model acts."] if (off := recipe.sampler.off_below) else []),
+        *([f"{limit_of_policy(off_below).capitalize()}."] if off_below else []),
         "",
         *table,
         "",

@@ -90,3 +90,12 @@ def objectives(figures: Values) -> tuple[float, float]:
     """`reward - beta x KL` of the tuned model and of the optimum."""
     tuned = figures["reward_tuned"] - figures["beta"] * figures["kl_nats"]
     return tuned, figures["optimum_reward"] - figures["beta"] * figures["optimum_kl_nats"]
+
+
+def limit_of_policy(off_below: float) -> str:
+    """The time below which a policy is off, in words.
+
+    >>> limit_of_policy(0.0476)
+    'below time 0.0476 (0 is data, 1 noise) the pretrained model acts'
+    """
+    return f"below time {off_below:g} (0 is data, 1 noise) the pretrained model acts"

@@ -269,7 +269,7 @@ def roll_out(
         own.clear()
     followed = action.all()
     own_actions = followed if explore is None else old.all()
-    return Rollout(times, states, own_actions, followed, prompt, off_below=sampler.off_below)
+    return Rollout(times, states, own_actions, followed, prompt, off_below=sampler.acts_from)
 
 
 def with_rows(rollout: Rollout, rows: Tensor, new: Rollout) -> Rollout:

@@ -24,7 +24,8 @@ class Sampler(Settings, frozen=True, extra="forbid"):
     """Settings of sampling: solver, number of steps, noise level eta, time grid, guidance.
 
     negative_prompt: what guidance leads away from, instead of the unconditional prediction. off_below: a time; at earlier ones,
-    closer to the data, the policy is off and the pretrained model acts. Nothing is learned and no KL is paid there.
+    closer to the data, the policy is off and the pretrained model acts. Nothing is learned and no KL is paid there. By default
+    it is 0, but of a network that predicts x0 the time at which alpha/sigma is the algorithm's `largest_ratio`.
 
     >>> Sampler(steps=10, eta=1.0).solver
     'ddim'
@@ -36,7 +37,24 @@ class Sampler(Settings, frozen=True, extra="forbid"):
     grid: GridName = "power"
     guidance: float = Field(1.0, ge=0)
     negative_prompt: str | None = None
-    off_below: float = Field(0.0, ge=0, lt=1, description="time below which the pretrained model acts")
+    off_below: float | None = Field(
+        None,
+        ge=0,
+        lt=1,
+        description="time below which the pretrained model acts; null: 0, and of an x0 network that of alpha/sigma 20",
+    )
+
+    @property
+    def acts_from(self) -> float:
+        """The time from which on the policy acts: `off_below`, 0 where no model has settled it."""
+        return self.off_below or 0.0
+
+    def settled(self, model: Model, ratio: float) -> Sampler:
+        """The sampler with the `off_below` that suits what the model predicts, where it has none.
+
+        ratio: the alpha/sigma up to which a network that predicts x0 is changed.
+        """
+        return self if self.off_below is not None else self.model_copy(update={"off_below": model.known_from(ratio)})
 
     def find(self) -> Solver:
         """The solver, refused where it cannot step at this eta."""
@@ -87,12 +105,12 @@ def act(
     prompt: Tensor | None = None,
     ordered: bool = True,
 ) -> Prediction:
-    """The prediction that is followed at (x, t): the policy's, and where `t < sampler.off_below` the pretrained model's.
+    """The prediction that is followed at (x, t): the policy's, and where `t < sampler.acts_from` the pretrained model's.
 
     Arguments as `Model.predict`, at the sampler's guidance. Each row is evaluated once, by the one of the two that acts.
     ordered: with the pretrained model's confidence where the solver's order goes by it, which is another evaluation.
     """
-    off = torch.as_tensor(t) < sampler.off_below  # of one time also without rows: a shared network is the same for all
+    off = torch.as_tensor(t) < sampler.acts_from  # of one time also without rows: a shared network is the same for all
     if bool(off.any()) and not bool(off.all()):
         numbers = torch.arange(len(x)) if prompt is None else prompt
         parts = [
@@ -127,8 +145,8 @@ def follow(
     a policy that chooses prompts, for which there is noise beside that of the paths.
     """
     if model.chooser is not None and not reference:
-        return PromptPath(model, conditions, prompt, noise, guidance=sampler.guidance, off_below=sampler.off_below)
-    if sampler.solver == "left_to_right" and not sampler.off_below:
+        return PromptPath(model, conditions, prompt, noise, guidance=sampler.guidance, off_below=sampler.acts_from)
+    if sampler.solver == "left_to_right" and not sampler.acts_from:
         stream = model.stream("reference" if reference else "policy", conditions, prompt, sampler.guidance)
         if stream is not None:
             return stream

@@ -15,6 +15,9 @@ from scoreaction.training.budget import Budget
 from scoreaction.training.optimizer import Train
 from scoreaction.world import World
 
+NO_SIGNAL = 1000.0
+"""The sigma/alpha at pure noise up to which an eps network is trained: DDPM's table ends at 157."""
+
 
 def check_precision(model: Model, precision: str) -> None:
     """UserError, which names both keys, where weights and calls of the network are of widths that do not go together."""
@@ -80,8 +83,21 @@ def check_siblings(train: Train, learner: Learner) -> None:
         )
 
 
+def check_signal(model: Model) -> None:
+    """ValueError where x0 has no bounds and an error of eps counts in it over `NO_SIGNAL` times at pure noise."""
+    if model.predicts not in ("eps", "score") or model.project is not None:
+        return
+    ratio = float(torch.exp(-model.process.log_snr(torch.ones((), dtype=torch.float64)) / 2))
+    if ratio > NO_SIGNAL:
+        raise ValueError(
+            f"model.process: an error of {model.predicts} counts {ratio:.3g} times in x0 at t = 1, and policies follow it away;"
+            " end it earlier (TableVP.cut, or a smaller sigma_max), or give Model(project=...) for data in a box"
+        )
+
+
 def check_parts(model: Model, sampler: Sampler, train: Train, prompts: list[Any] | None, world: World) -> None:
-    """ValueError where batch and processes, or guidance and the consistency model's teacher, do not go together."""
+    """ValueError where batch and processes, guidance and the consistency model's teacher, or eps and process do not fit."""
+    check_signal(model)
     if train.batch % world.size:
         share = train.batch // world.size * world.size or world.size
         raise ValueError(f"train.batch: {train.batch} is not shared evenly by {world.size} processes; use {share}")

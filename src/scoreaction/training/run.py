@@ -94,6 +94,7 @@ class Run(RunState):
         self.iteration, self.seconds = 0, 0.0
         self.generator = torch.Generator().manual_seed(self.train.seed)
         self._choose_prompts()
+        self.sampler = self.sampler.settled(model, algorithm.largest_ratio)
         self.sampler.check(model)
         try:
             self.evaluation.sampler(self.sampler).check(model)  # refused now, and not after training
@@ -118,7 +119,7 @@ class Run(RunState):
         )
         self.settings = settings_text(self) if recipe is None and self.kept else ""
         model.guidance, model.grid, model.prompts = self.sampler.guidance, self.sampler.grid, self.prompts
-        model.off_below = self.sampler.off_below
+        model.off_below = self.sampler.acts_from
 
     def _conditions(self) -> Conditions:
         """The conditions of the prompts, with which the network has been tried."""

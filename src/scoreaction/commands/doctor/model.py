@@ -120,7 +120,7 @@ def _suits(tuner: Finetuner) -> Finding:
     """Weighs an error of the network at the ends of the grid: of eps as one of x0 at noise, of x0 as one of eps at the data."""
     check, model = "what is predicted is known at all times", tuner.model
     times = tuner.sampler.times(model.process)[:-1]
-    acted = times[times > tuner.sampler.off_below]
+    acted = times[times > tuner.sampler.acts_from]
     at = {"eps": times[0], "score": times[0], "x0": acted[-1]}.get(model.predicts)
     if at is None:
         return Finding(check, "ok", f"a network of {model.predicts} errs alike at noise and at data")
@@ -128,7 +128,7 @@ def _suits(tuner: Finetuner) -> Finding:
     other, times_as_large = ("x0", sigma / alpha) if model.predicts != "x0" else ("eps", alpha / sigma)
     seen = f"an error of {model.predicts} counts {number(times_as_large, 2)} times in {other} at t = {number(float(at), 2)}"
     if model.predicts == "x0" and times_as_large > NEAR_DATA:
-        return Finding(check, "note", seen, "set sampler.off_below to 0.05 or more: the pretrained model acts there")
+        return Finding(check, "note", seen, "leave sampler.off_below out: the pretrained model acts where that is so")
     if times_as_large > NO_SIGNAL and model.project is None:
         return Finding(check, "note", seen, "end the table earlier (TableVP.cut), or give project= for data in a box")
     return Finding(check, "ok", seen)
