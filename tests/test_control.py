@@ -93,6 +93,29 @@ def test_the_belief_is_the_law_of_the_present_state(delay):
     close(believed(0.0), (mean, math.sqrt(variance)), atol=0.2, **twins)
 
 
+def told(delay, lag):
+    """The present state's best linear prediction from the first state of a window and the actions since, (delay + 1,).
+
+    The actions of the data are `-0.9 x` of `lag` steps before, where that was, and noise.
+    """
+    basis = torch.eye(2 * (lag + delay) + 1, dtype=torch.float64)
+    states, actions = [math.sqrt(VARIANCE) * basis[0]], []
+    for step in range(lag + delay):
+        actions.append(SPREAD * basis[1 + 2 * step] - (0.9 * states[step - lag] if step >= lag else 0.0))
+        states.append(A * states[-1] + B * actions[-1] + math.sqrt(NOISE) * basis[2 + 2 * step])
+    given = torch.stack([states[lag], *actions[lag:]])
+    return torch.linalg.solve(given @ given.T, given @ states[-1])
+
+
+@pytest.mark.parametrize("delay", [2, 3])
+def test_windows_that_were_recorded_under_the_delay_are_not_confounded(delay):
+    """The prediction is the system's own. Twins: actions that follow states within the window."""
+    system = f64([A**delay, *(A ** (delay - 1 - i) * B for i in range(delay))])
+    twins = {f"lag {lag}": told(delay, lag) for lag in range(delay - 1)}
+    close(told(delay, delay), system, atol=1e-9, **twins)
+    close(told(delay, delay + 2), system, atol=1e-9, **twins)
+
+
 @pytest.mark.parametrize("delay", [0, 2])
 def test_the_action_is_the_best_for_the_mean_of_the_belief(delay):
     """`-L E[x]`, as near as the closest of the actions that were drawn. Twins: of the state as it was seen; of the data."""
@@ -100,6 +123,22 @@ def test_the_action_is_the_best_for_the_mean_of_the_belief(delay):
     act = controller(delay).act([seen], [[u] for u in actions], seed=2)
     mean, _ = present(seen, actions)
     accepts(lambda u: _near(u, -GAIN * mean, 0.4), float(act), **({"stale": -GAIN * seen} if delay else {}), still=0.0)
+
+
+@pytest.mark.parametrize("sign", [1, -1])
+def test_an_action_is_the_best_within_bounds(sign):
+    """The cost is convex: the bound next to the best action, and the critic sees none beyond. Twins: no bounds; the other."""
+    seen, limit = -3.0 * sign, 0.5  # the best action is -GAIN * seen
+
+    def acted(bounds):
+        judged = []
+        few = controller(0, bounds=bounds, particles=128)
+        few.critic = lambda states, actions: judged.append(actions) or critic(states, actions)
+        return float(few.act([seen], [], seed=4)), float(judged[0].abs().max())
+
+    (action, largest), free = acted((-limit, f64([limit]))), acted(None)
+    close(action, sign * limit, free=free[0], other=-sign * limit)
+    close(largest, limit, free=free[1])
 
 
 def _near(value, truth, most):
@@ -114,5 +153,8 @@ def test_numbers_that_do_not_fit_are_refused():
             DelayedController(model, critic, **{"delay": 1, "state": 1} | change)
     with pytest.raises(ValueError, match="particles: must be 2"):
         controller(1, particles=1)
+    for bounds in ((1.0, -1.0), (f64([0.0, 0.0]), 1.0), (0.0, math.nan)):
+        with pytest.raises(ValueError, match="bounds: must be a least and a largest action, numbers or 1 of them"):
+            controller(1, bounds=bounds)
     with pytest.raises(ValueError, match="act: needs a state of 1 numbers and the 1 actions since"):
         controller(1).act([0.0], [])

@@ -29,10 +29,11 @@ class DelayedController:
     model: of windows `(s_0, a_0, s_1, a_1, ..., s_d, a_d)`, (d + 1)(S + A) numbers a row, d the delay. The first state and all
     actions but the last are given to steering as `known` within `std`, and `particles` windows are drawn of the rest: what the
     state may be now, and actions for it. Of the first `choices` of those actions the one is taken that has the best mean of the
-    critic over all states. Other settings are those of `steer`. Futures are not imagined: who tilts whole windows by their
-    reward tilts the noise of the system as well, and is too hopeful. The data's actions may depend on the first state of a
-    window and on noise, not on the states between: else the actions since would seem to tell what those were. ValueError where
-    the numbers do not fit one another.
+    critic over all states. bounds: least and largest action, numbers or (A,), as a space's `low` and `high`; actions beyond are
+    brought to them before the critic sees them. Other settings are those of `steer`. Futures are not imagined: who tilts whole
+    windows by their reward tilts the noise of the system as well, and is too hopeful. The data's actions may depend on the
+    first state of a window, on what was before it and on noise, not on the states after: else the actions since would seem to
+    tell what those were. ValueError where the numbers do not fit one another.
 
     >>> import scoreaction as sa
     >>> windows = sa.gaussian_mixture.build(sa.gaussian_mixture.Config(means=[[0.0, 0.0, 0.0, 0.0]], std=1.0))
@@ -42,7 +43,16 @@ class DelayedController:
     """
 
     def __init__(
-        self, model: Model, critic: Judge, *, delay: int, state: int, particles: int = 512, choices: int = 64, **steering: Any
+        self,
+        model: Model,
+        critic: Judge,
+        *,
+        delay: int,
+        state: int,
+        particles: int = 512,
+        choices: int = 64,
+        bounds: tuple[Any, Any] | None = None,
+        **steering: Any,
     ) -> None:
         if delay < 0:
             raise ValueError(f"delay: must be 0 or more steps (got {delay})")
@@ -56,6 +66,7 @@ class DelayedController:
         self.model, self.critic, self.delay, self.state = model, critic, delay, state
         self.particles, self.choices = particles, choices
         self.action = model.shape[0] // (delay + 1) - state
+        self.bounds = None if bounds is None else _checked(bounds, self.action)
         self.std: float = steering.pop("std", 0.1)
         self.steering = {"method": "twisted", "steps": 50, **steering}
 
@@ -91,7 +102,17 @@ class DelayedController:
     def act(self, observation: Sequence[float] | Tensor, actions: Sequence[Any] | Tensor, *, seed: int = 0) -> Tensor:
         """The action now (A,): of those that the windows have, the one with the best mean over the believed states."""
         states, every = self.believe(observation, actions, seed=seed)
-        choices = every[: self.choices]
+        choices = every[: self.choices] if self.bounds is None else every[: self.choices].clamp(*self.bounds)
         every_state, every_action = states.repeat(len(choices), 1), choices.repeat_interleave(len(states), 0)
         values = self.critic(every_state, every_action).view(len(choices), len(states)).mean(1)
         return choices[int(values.argmax())]
+
+
+def _checked(bounds: tuple[Any, Any], action: int) -> tuple[Tensor, Tensor]:
+    """Both bounds as (A,); ValueError where they are of no action of so many numbers, or in the wrong order."""
+    low, high = (torch.as_tensor(bound, dtype=torch.float64) for bound in bounds)
+    if any(bound.shape not in ((), (action,)) for bound in (low, high)) or not bool((low < high).all()):
+        raise ValueError(
+            f"bounds: must be a least and a largest action, numbers or {action} of them each, the least first (got {bounds})"
+        )
+    return low.expand(action), high.expand(action)
