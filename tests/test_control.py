@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import math
 
+import numpy as np
 import pytest
 import torch
 from torch import nn
-from twins import accepts, close, f64
+from twins import accepts, close, f64, same
 
 import scoreaction as sa
 from scoreaction.diffusion.mixtures import Mixture
@@ -143,6 +144,22 @@ def test_an_action_is_the_best_within_bounds(sign):
 
 def _near(value, truth, most):
     assert abs(value - truth) < most, (value, truth)
+
+
+def test_a_window_is_made_of_numbers_arrays_or_tensors():
+    """The pairs in their order, what is not known left out. Twin: the two actions the other way round."""
+    model = sa.gaussian_mixture.build(sa.gaussian_mixture.Config(means=[[0.0] * 9], std=1.0))
+    late = DelayedController(model, critic, delay=2, state=1)
+    forms = (
+        [[1.0, 2.0], [3.0, 4.0]],
+        [np.array([1.0, 2.0]), np.array([3.0, 4.0])],
+        [f64([1, 2]), f64([3, 4])],
+        f64([[1, 2], [3, 4]]),
+    )
+    for actions in forms:
+        for state in ([5.0], np.array([5.0], dtype=np.float32), f64([5])):
+            other = late.window(state, [actions[1], actions[0]])
+            same(late.window(state, actions), [5.0, 1.0, 2.0, None, 3.0, 4.0, None, None, None], other_order=other)
 
 
 def test_numbers_that_do_not_fit_are_refused():

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -72,8 +73,7 @@ class DelayedController:
 
     def window(self, observation: Sequence[float] | Tensor, actions: Sequence[Any] | Tensor) -> list[float | None]:
         """The known part of a window, with None for what is not known."""
-        seen = torch.as_tensor(observation, dtype=torch.float64).reshape(-1)
-        taken = torch.as_tensor(actions, dtype=torch.float64).reshape(-1)
+        seen, taken = (torch.as_tensor(np.asarray(part, dtype=np.float64)).reshape(-1) for part in (observation, actions))
         if len(seen) != self.state or len(taken) != self.delay * self.action:
             raise ValueError(
                 f"act: needs a state of {self.state} numbers and the {self.delay} actions since, of {self.action} each (got"
@@ -87,7 +87,10 @@ class DelayedController:
         return values
 
     def believe(self, observation: Sequence[float] | Tensor, actions: Sequence[Any] | Tensor, *, seed: int = 0) -> Belief:
-        """Draws what the present may be: observation (S,) of `delay` steps ago, actions (delay, A) since, the oldest first."""
+        """Draws what the present may be: observation (S,) of `delay` steps ago, actions (delay, A) since, the oldest first.
+
+        Numbers, arrays, tensors, or lists of them.
+        """
         known = Known(values=self.window(observation, actions), std=self.std)
         many = self.particles
         drawn = steer(
