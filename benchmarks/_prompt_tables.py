@@ -20,6 +20,21 @@ def control(results: Results) -> Table:
     return table
 
 
+CONTROLLERS = {"present": "policy, present state", "predictor": "policy, predictor", "predictor_critic": "critic, predictor",
+               "windows": "critic, windows", "stale": "policy, stale state"}  # fmt: skip
+
+
+def pendulum(results: Results) -> Table:
+    """Mean returns of controllers whose state is seen late, and the CPU time of an action by windows."""
+    table = Table("delay", "episodes", *CONTROLLERS.values(), "CPU ms, predictor", "windows")
+    points = [point for curve in results.curves.values() for point in curve]
+    for late in dict.fromkeys(point["delay"] for point in points):
+        own = [point for point in points if point["delay"] == late]
+        spent = (of(own, "predictor_critic_ms", 1), of(own, "windows_ms", 0))
+        table.add(results.runs, str(late), str(len(own)), *(of(own, name, 0) for name in CONTROLLERS), *spent)
+    return table
+
+
 def prompt_loop(results: Results) -> Table:
     """Mean reward and prompts followed of what a model is told, on a line and on shapes."""
     table = Table("task", "told", "seeds", "reward", "prompts followed", "KL of the choices")

@@ -4,8 +4,8 @@
 
 The policy that records swings the pendulum up by its energy and holds it by feedback. It sees states 8 steps late and adds
 noise, so that within a window of 8 steps or fewer no action depends on a state after the first. One recording makes all: a
-model of windows for each delay, by what `scoreaction pretrain` runs; a one-step predictor, by least squares; a critic Q(s, a),
-by fitted Q-iteration. Each controller acts in five episodes of 200 steps with the same starts. Nothing is seen in the first d
+model of windows of the delay, by what `scoreaction pretrain` runs; a one-step predictor, by least squares; a critic Q(s, a), by
+fitted Q-iteration. Each controller acts in five episodes of 200 steps with the same starts. Nothing is seen in the first d
 steps of an episode, and the torque is 0 there, for all. Two seeds, each with a recording and starts of its own.
 """
 
@@ -33,9 +33,10 @@ EPISODES, STEPS, SEEDS = 5, 200, 2
 RECORDED, LENGTH, NOISE, PERSISTS = 2500, 40, 1.5, 0.8
 """Episodes of the recording, from any angle and speed, and the deviation and correlation of the torque's noise."""
 WINDOWS: dict[str, Any] = {"process": "cosine", "width": 128, "batches": 2000, "check_every": 500}
-STEERING: dict[str, Any] = {"steps": 20, "std": 0.05, "choices": 32, "bounds": (-LIMIT, LIMIT)}
-PARTICLES = {0: 64, 1: 128, 2: 256, 4: 512, 8: 512}
-DISCOUNT, SWEEPS, TORQUES = 0.97, 120, 9
+STEERING: dict[str, Any] = {"std": 0.05, "choices": 32, "bounds": (-LIMIT, LIMIT)}
+COSTS = {0: (64, 5), 1: (128, 20), 2: (256, 20), 4: (512, 20), 8: (512, 20)}
+"""Particles and steps by delay; without one there is no state to draw, and the windows only give actions."""
+DISCOUNT, SWEEPS, TORQUES = 0.97, 100, 9
 
 
 def swing_up(state: Tensor) -> float:
@@ -125,7 +126,7 @@ def predictor(x: Tensor, after: Tensor) -> nn.Module:
     from scoreaction.tasks.fitting import Fit
 
     y = after - x[:, :3]
-    fit = Fit(Scaled(x, y), batches=3000, lr=3e-3, decay=0.998)
+    fit = Fit(Scaled(x, y), batches=1500, lr=3e-3, decay=0.998)
     for _ in range(fit.batches):
         rows = torch.randint(len(x), (512,))
         fit.step(fit.net.loss(x[rows], y[rows]))
@@ -145,11 +146,11 @@ def fitted_q(x: Tensor, after: Tensor, rewards: Tensor) -> nn.Module:
     critic = Scaled(x, rewards / (1 - DISCOUNT))
     optimizer = torch.optim.Adam(critic.body.parameters(), lr=1e-3)
     for sweep in range(SWEEPS):
-        rows = torch.randperm(len(x))[:20480]
+        rows = torch.randperm(len(x))[:10240]
         with torch.no_grad():
             later = best(critic, after[rows])[0][:, None] if sweep else torch.zeros(len(rows), 1)
         y = rewards[rows] + DISCOUNT * later
-        for part in torch.randperm(len(rows)).split(512):
+        for part in torch.randperm(len(rows)).split(256):
             optimizer.zero_grad()
             critic.loss(x[rows[part]], y[part]).backward()
             optimizer.step()
@@ -173,8 +174,8 @@ def episode(act: Act, delay: int, start: int, *, late: bool = True) -> tuple[flo
     return total, seconds / (STEPS - delay)
 
 
-def controlled(seed: int) -> Figures:
-    """Returns of every controller, delay and episode."""
+def controlled(delay: int, seed: int) -> Figures:
+    """Returns of every controller in each episode, and the CPU time of an action."""
     import scoreaction as sa
 
     torch.manual_seed(seed)
@@ -196,26 +197,21 @@ def controlled(seed: int) -> Figures:
         "predictor": lambda state, torques, step: swing_up(present(state, torques)),
         "predictor_critic": lambda state, torques, step: float(best(critic, present(state, torques)[None])[1]),
     }
+    model = windows(pairs, delay, seed)
+    particles, steps = COSTS[delay]
+    controller = sa.DelayedController(model, judge, delay=delay, state=3, particles=particles, steps=steps, **STEERING)
+    forms["windows"] = lambda state, torques, step: float(controller.act(state, torques, seed=step))
     curve = []
-    for delay in DELAYS:
-        model = windows(pairs, delay, seed)
-        controller = sa.DelayedController(model, judge, delay=delay, state=3, particles=PARTICLES[delay], **STEERING)
-
-        def by_windows(state: Tensor, torques: list[float], step: int, controller: Any = controller) -> float:
-            return float(controller.act(state, torques, seed=step))
-
-        for number in range(EPISODES):
-            start = 1000 * seed + number
-            point: Figures = {"delay": delay, "start": start}
-            point["present"], _ = episode(lambda state, torques, step: swing_up(state), delay, start, late=False)
-            for name, act in {**forms, "windows": by_windows}.items():
-                point[name], point[f"{name}_ms"] = episode(act, delay, start)
-                point[f"{name}_ms"] *= 1000
-            curve.append(point)
+    for start in range(1000 * seed, 1000 * seed + EPISODES):
+        seen, _ = episode(lambda state, torques, step: swing_up(state), delay, start, late=False)
+        point: Figures = {"delay": delay, "start": start, "present": seen}
+        for name, act in forms.items():
+            point[name], seconds = episode(act, delay, start)
+            point[f"{name}_ms"] = 1000 * seconds
+        curve.append(point)
     return {"curve": curve}
 
 
 if __name__ == "__main__":
-    run_jobs(
-        controlled, {f"seed{seed}": {"seed": seed} for seed in range(SEEDS)}, arguments(__doc__ or "", "control").parse_args()
-    )
+    jobs = {f"d{delay}-seed{seed}": {"delay": delay, "seed": seed} for seed in range(SEEDS) for delay in DELAYS}
+    run_jobs(controlled, jobs, arguments(__doc__ or "", "control").parse_args())

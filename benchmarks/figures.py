@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from _picture_tables import GRADIENTS, SHAPES
+from _prompt_tables import CONTROLLERS
 from _records import RESULTS
 from _tables import Results, mean_and_error
 
@@ -113,7 +114,28 @@ def steering_shapes(results: Results) -> Any:
     return figure
 
 
+def control_returns(results: Results) -> Any:
+    """Return on Pendulum-v1 against the delay, a line a controller."""
+    import matplotlib.pyplot as plt
+
+    points = [point for curve in results.curves.values() for point in curve]
+    delays = sorted({point["delay"] for point in points})
+    figure, axes = plt.subplots(figsize=(7.5, 4.2), layout="constrained")
+    for i, (name, label) in enumerate(CONTROLLERS.items()):
+        means = [mean_and_error([point[name] for point in points if point["delay"] == late]) for late in delays]
+        y, dy = zip(*means, strict=True)
+        places = [place + 0.06 * (i - 2) for place in range(len(delays))]
+        axes.errorbar(places, y, dy, marker="o", ms=4, capsize=2, color=f"C{i}", label=label)
+    axes.set(xlabel="delay of the state (steps of 0.05 s)", ylabel="return of 200 steps")
+    axes.set_xticks(range(len(delays)), [str(late) for late in delays])
+    axes.set_title(f"Pendulum-v1, {len(points) // len(delays)} episodes, bars of one standard error", loc="left")
+    axes.grid(alpha=0.3)
+    axes.legend(frameon=False)
+    return figure
+
+
 FIGURES: dict[str, tuple[str, Callable[[Results], Any]]] = {
+    "control_returns": ("control", control_returns),
     "gradients_frontier": ("gradients", gradients_frontier),
     "shapes_frontier": ("shapes", shapes_frontier),
     "steering_or_training": ("steering", steering_or_training),

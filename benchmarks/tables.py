@@ -38,7 +38,7 @@ from _picture_tables import (
     shapes,
     shapes_kl,
 )
-from _prompt_tables import control, prompt_loop
+from _prompt_tables import control, pendulum, prompt_loop
 from _records import RESULTS, ROOT
 from _tables import Results, Table, of
 from _token_tables import tokens_judged, tokens_long
@@ -99,6 +99,7 @@ TABLES: dict[str, tuple[str, Callable[[Results], Table]]] = {
     "pairs": ("pairs", pairs),
     "prompt_loop": ("prompt_loop", prompt_loop),
     "control": ("delay", control),
+    "pendulum": ("control", pendulum),
     "hrf": ("hrf", partial(hrf, task="mixture")),
     "delays": ("hrf", partial(delays, task="mixture")),
     "hrf_digits": ("hrf", partial(hrf, task="digits")),
