@@ -1,6 +1,6 @@
 """Control with delay on Pendulum-v1 of gymnasium: a model of recorded windows, trained as any table, beside a predictor.
 
-    python -m benchmarks.control         # results/control.csv and its table; some twelve minutes on one core
+    python -m benchmarks.control         # results/control.csv and its table; some fifteen minutes on one core
 
 The policy that records swings the pendulum up by its energy and holds it by feedback. It sees states 8 steps late and adds
 noise, so that within a window of 8 steps or fewer no action depends on a state after the first. One recording makes all: a
@@ -36,7 +36,7 @@ WINDOWS: dict[str, Any] = {"process": "cosine", "width": 128, "batches": 2000, "
 STEERING: dict[str, Any] = {"std": 0.05, "choices": 32, "bounds": (-LIMIT, LIMIT)}
 COSTS = {0: (64, 5), 1: (128, 20), 2: (256, 20), 4: (512, 20), 8: (512, 20)}
 """Particles and steps by delay; without one there is no state to draw, and the windows only give actions."""
-DISCOUNT, SWEEPS, TORQUES = 0.97, 100, 9
+DISCOUNT, SWEEPS, TORQUES = 0.97, 120, 9
 
 
 def swing_up(state: Tensor) -> float:
@@ -146,11 +146,11 @@ def fitted_q(x: Tensor, after: Tensor, rewards: Tensor) -> nn.Module:
     critic = Scaled(x, rewards / (1 - DISCOUNT))
     optimizer = torch.optim.Adam(critic.body.parameters(), lr=1e-3)
     for sweep in range(SWEEPS):
-        rows = torch.randperm(len(x))[:10240]
+        rows = torch.randperm(len(x))[:20480]
         with torch.no_grad():
             later = best(critic, after[rows])[0][:, None] if sweep else torch.zeros(len(rows), 1)
         y = rewards[rows] + DISCOUNT * later
-        for part in torch.randperm(len(rows)).split(256):
+        for part in torch.cat([torch.randperm(len(rows)), torch.randperm(len(rows))]).split(512):
             optimizer.zero_grad()
             critic.loss(x[rows[part]], y[part]).backward()
             optimizer.step()
