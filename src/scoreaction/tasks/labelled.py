@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import csv
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +19,8 @@ from scoreaction.tasks.fitting import convolutions
 LEAST = 20
 """Samples that a label must have: ten to fit it on and ten to measure."""
 BATCHES, ROWS, EVERY = 600, 256, 25
+SIDE = 32
+"""The most pixels a side that a classifier reads: fitting takes seconds for pictures of any size."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -104,7 +106,10 @@ def _pictures(path: Path) -> tuple[NDArray[Any], NDArray[Any]]:
 
 
 class LabelClassifier(nn.Module):
-    """`p(y|x)` of samples (batch, *shape), vectors or pictures: a small network, and a temperature fitted apart from it."""
+    """`p(y|x)` of samples (batch, *shape), vectors or pictures: a small network, and a temperature fitted apart from it.
+
+    Pictures of more than 32 pixels a side are averaged down to 32.
+    """
 
     mean: Tensor
     spread: Tensor
@@ -112,12 +117,14 @@ class LabelClassifier(nn.Module):
 
     def __init__(self, samples: Tensor, labels: int) -> None:
         super().__init__()
+        samples = averaged_down(samples)
         axes = [0] if samples.ndim == 2 else [0, *range(2, samples.ndim)]
         self.register_buffer("mean", samples.mean(axes, keepdim=True))
         self.register_buffer("spread", samples.std(axes, keepdim=True).clamp(min=1e-6))
         self.register_buffer("temperature", torch.ones(()))
         if samples.ndim == 4:
-            layers = [*convolutions([samples.shape[1], 32, 64, 64], [1, 2, 2]), nn.AdaptiveAvgPool2d(4), nn.Flatten()]
+            strides = [1 if max(samples.shape[2:]) <= 16 else 2, 2, 2]
+            layers = [*convolutions([samples.shape[1], 32, 64, 64], strides), nn.AdaptiveAvgPool2d(4), nn.Flatten()]
             width = 64 * 16
         else:
             width = samples[0].numel()
@@ -126,7 +133,15 @@ class LabelClassifier(nn.Module):
 
     def forward(self, samples: Tensor) -> Tensor:
         """`log p(y|x)`, (batch, labels), differentiable."""
-        return (self.net((samples - self.mean) / self.spread) / self.temperature).log_softmax(1)
+        return (self.net((averaged_down(samples) - self.mean) / self.spread) / self.temperature).log_softmax(1)
+
+
+def averaged_down(samples: Tensor) -> Tensor:
+    """Pictures (batch, C, height, width) averaged down to at most 32 x 32; other samples, and smaller ones, as they are."""
+    if samples.ndim != 4 or max(samples.shape[2:]) <= SIDE:
+        return samples
+    height, width = samples.shape[2:]
+    return nn.functional.adaptive_avg_pool2d(samples, (min(SIDE, height), min(SIDE, width)))
 
 
 def fitted(data: LabelledData, other: LabelledData) -> LabelClassifier:
@@ -134,6 +149,7 @@ def fitted(data: LabelledData, other: LabelledData) -> LabelClassifier:
 
     The temperature T divides the logits and minimises that loss (Guo et al. 2017, arXiv 1706.04599). Always the same one.
     """
+    data, other = (replace(half, samples=averaged_down(half.samples)) for half in (data, other))
     with torch.random.fork_rng():
         torch.manual_seed(0)
         net = LabelClassifier(data.samples, len(data.names))
