@@ -199,8 +199,11 @@ def base_tensors(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
 
 
 def without_adapters(net: nn.Module) -> nn.Module:
-    """Copies a network as it was before adapters were added, frozen and in evaluation mode."""
+    """Copies a network as it was before adapters were added and labels learned, frozen and in evaluation mode."""
     copied = frozen(net)
+    for module in copied.modules():
+        if isinstance(module, LabelTable):
+            module.vectors.zero_()
     for name, module in list(copied.named_modules()):
         if hasattr(module, "base_layer"):
             parent, _, child = name.rpartition(".")

@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from scoreaction.networks.adapters import Role
 from scoreaction.networks.conditions import map_conditions
 from scoreaction.networks.prompt_chooser import PromptChooser
 from scoreaction.types import Conditions
@@ -24,10 +25,19 @@ class Conditioning:
     average: dict[str, Tensor] | None
     parameters: dict[str, nn.Parameter]
     device: torch.device
+    labelled: bool
+    """True if the network is told labels, a control that is trained beside its prompts."""
 
     def guidance_weight(self, guidance: float) -> float:
         """The weight w of `y_null + w (y_cond - y_null)` in one network call; 1 and below is 1: no unconditional half."""
         return max(1.0, guidance if self.true_cfg is None else self.true_cfg)
+
+    def null_role(self, role: Role) -> Role:
+        """The role that is asked for `y_null` of guidance: of a model with labels the reference, whose `y_null` never moves.
+
+        A control is to be learned beside what the model could do already (CTRL, 2406.12120).
+        """
+        return "reference" if self.labelled else role
 
     def _with_guidance(self, conditions: Conditions, x: Tensor, guidance: float) -> Conditions:
         return conditions if self.true_cfg is None else {**(conditions or {}), "guidance": x.new_full((len(x),), guidance)}

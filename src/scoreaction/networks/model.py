@@ -103,6 +103,7 @@ class Model(Weights, Conditioning, GaussianStates):
         self.reference_net = frozen(net) if lora_rank is None else net
         self.double = {p.dtype for p in net.parameters()} == {torch.float64}
         self.adapters = Adapters(self.reference_net)
+        self.labelled = any(isinstance(module, LabelTable) for module in net.modules())
         check_net(net)
         self.autocast: Callable[[], AbstractContextManager[None]] = nullcontext
         if encode is None and mask is None and {p.dtype for p in net.parameters()} <= {torch.float32, torch.float64}:
@@ -192,7 +193,8 @@ class Model(Weights, Conditioning, GaussianStates):
         conditions have a row for each x, or, with prompt (batch,), a row for each prompt: row i of x has the prompt[i]-th,
         which is gathered when the network is called, at most `max_rows` of them at a time where no graph is built.
         With guidance w > 1 the output is `y_null + w (y_cond - y_null)` (Ho and Salimans 2022, arXiv 2207.12598), both
-        halves in one batch; at 1 and below, as in diffusers, it is y_cond. The guided prediction is the policy.
+        halves in one batch; at 1 and below, as in diffusers, it is y_cond. The guided prediction is the policy. Where the
+        network is told labels, y_null is the pretrained model's.
         Of one that moves the noise, or chooses prompts along a path, it is the pretrained model's.
         """
         return self._predict("policy" if self.steps_alone else "reference", x, t, conditions, prompt, guidance)
@@ -309,24 +311,38 @@ class Model(Weights, Conditioning, GaussianStates):
         conditions = map_conditions(lambda c: c.to(x.device), conditions)
         inside = self.inside(conditions)
         x = kept(x, inside)
-        net = {"policy": self.net, "reference": self.reference_net, "consistency": self.consistency_net}[role]
-        assert net is not None
         complete = self._with_guidance(conditions, x, guidance)
 
-        def output(x: Tensor) -> Tensor:
-            if weight == 1.0:
-                return self._evaluate(net, x, t, complete)
-            null = self._with_guidance(null_of(conditions, self.null), x, guidance)
-            everything = concatenate(null, complete)
-            unconditional, conditional = self._evaluate(net, torch.cat([x, x]), torch.cat([t, t]), everything).chunk(2)
-            return unconditional + weight * (conditional - unconditional)
-
         with self.autocast():
-            y = self.adapters.call(role, output, x) if net is self.adapters.net else output(x)
+            if weight == 1.0:
+                y = self._output(role, x, t, complete)
+            else:
+                null = self._with_guidance(null_of(conditions, self.null), x, guidance)
+                unconditional, conditional = self._halves(role, x, t, null, complete)
+                y = unconditional + weight * (conditional - unconditional)
         if raw:
             y = kept(y.to(x.dtype), inside)
             return Prediction(y, y)
         return self._prediction(x, t, y, inside)
+
+    def _halves(self, role: Role, x: Tensor, t: Tensor, null: Conditions, complete: Conditions) -> tuple[Tensor, Tensor]:
+        """The outputs without and with the conditions, in one batch where one role gives both."""
+        null_role = self.null_role(role)
+        if null_role != role:
+            return self._output(null_role, x, t, null), self._output(role, x, t, complete)
+        both = self._output(role, torch.cat([x, x]), torch.cat([t, t]), concatenate(null, complete))
+        unconditional, conditional = both.chunk(2)
+        return unconditional, conditional
+
+    def _output(self, role: Role, x: Tensor, t: Tensor, conditions: Conditions) -> Tensor:
+        """The output of the network that serves a role, its adapters those of the role."""
+        net = {"policy": self.net, "reference": self.reference_net, "consistency": self.consistency_net}[role]
+        assert net is not None
+
+        def output(x: Tensor) -> Tensor:
+            return self._evaluate(net, x, t, conditions)
+
+        return self.adapters.call(role, output, x) if net is self.adapters.net else output(x)
 
 
 def _no_way_back(samples: Tensor) -> Tensor:
