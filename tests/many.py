@@ -17,6 +17,7 @@ from torch import nn
 
 import scoreaction as sa
 from scoreaction.diffusion.noise import RowNoise
+from scoreaction.networks.labels import plain
 from scoreaction.rewards._weighted import Part, WeightedSum
 from scoreaction.rewards.keep_clusters import KeptShares
 from scoreaction.tasks.clusters import Clusters
@@ -39,12 +40,13 @@ class Net(nn.Module):
         return self.body(torch.cat([x, t[:, None], c], 1))
 
 
-def conditional(lora_rank=None):
+def conditional(lora_rank=None, labels=None):
     torch.manual_seed(5 + World.current().rank)  # each process begins elsewhere
-    return sa.Model(
-        Net(), process=sa.VP(), predicts="v", shape=(2,), null=torch.tensor([4]), lora_rank=lora_rank,
-        encode=lambda prompts: torch.tensor([PROMPTS.index(prompt) for prompt in prompts]),
-    )  # fmt: skip
+    net, encode, null = Net(), lambda prompts: torch.tensor([PROMPTS.index(prompt) for prompt in prompts]), torch.tensor([4])
+    if labels is not None:
+        net = sa.LabelAdapter(net, at="body.0", labels=labels)
+        encode, null = net.encode(encode), net.null(null)
+    return sa.Model(net, process=sa.VP(), predicts="v", shape=(2,), null=null, lora_rank=lora_rank, encode=encode)
 
 
 def mixture():
@@ -57,7 +59,8 @@ def linear(x, prompts):
 
 
 def prompted(x, prompts):
-    scale = torch.tensor([(1.0 if p in ("a", "b") else -1.0) * (1.0 + PROMPTS.index(p)) for p in prompts])
+    texts = [plain(prompt) for prompt in prompts]
+    scale = torch.tensor([(1.0 if text in ("a", "b") else -1.0) * (1.0 + PROMPTS.index(text)) for text in texts])
     return scale * x[:, 0] - 0.1 * (x**2).sum(1)
 
 

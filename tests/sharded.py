@@ -36,11 +36,16 @@ class Case:
     lora: int | None = None
     batch: int = 16
     max_rows: int | None = None
+    labels: tuple[str, ...] | None = None
+
+    @property
+    def prompts(self):
+        return many.PROMPTS if self.labels is None else [f"{text} | {label}" for text in many.PROMPTS for label in self.labels]
 
     def tuner(self, *, shard, iterations=ITERATIONS, output=None):
         return sa.Finetuner(
-            many.conditional(self.lora), reward=sa.Reward(prompted, differentiable=True), algorithm=self.algorithm,
-            sampler=sa.Sampler(steps=4, guidance=2.0), prompts=many.PROMPTS, output=output, held_out={"linear": many.linear},
+            many.conditional(self.lora, self.labels), reward=sa.Reward(prompted, differentiable=True), algorithm=self.algorithm,
+            sampler=sa.Sampler(steps=4, guidance=2.0), prompts=self.prompts, output=output, held_out={"linear": many.linear},
             train=sa.Train(
                 iterations=iterations, batch=self.batch, lr=2e-3, device="cpu", schedule="constant", ema_decay=0.9,
                 max_rows=self.max_rows, samples_per_prompt=4, held_out_rows=7, select="reward_mean", shard=shard,
@@ -62,6 +67,8 @@ CASES = {
     "score_action, taken back": Case(sa.ScoreAction(beta=0.5, rows=20, updates=3, trust_region=1e-7, **few)),
     "sqdf, uneven": Case(sa.SQDF(beta=0.5, rows=9), max_rows=2),
     "nft": Case(sa.NFT()),
+    "ddpo, labels": Case(sa.DDPO(), labels=("small", "large")),
+    "ddpo, lora and labels": Case(sa.DDPO(), lora=2, labels=("small", "large")),
     "draft, checkpointed": Case(sa.DRaFT(beta=0.5, last=2, gradient_checkpointing=True)),
 }
 QUICK = [*CASES][:4]

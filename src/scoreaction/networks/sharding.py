@@ -66,11 +66,14 @@ def mesh_of(world: World, kind: str) -> DeviceMesh:
 def shard(model: Model, world: World, device: torch.device) -> None:
     """Cuts a model's networks, in place, among the processes of a node, and moves the parts to their devices.
 
-    Names stay. LoRA weights stay whole in every process: they are few. ValueError where a network cannot be cut.
+    Names stay. A LoRA, and what trains beside it, stays whole in every process: it is small. ValueError where a network cannot
+    be cut.
     """
     mesh = mesh_of(world, device.type)
     for net in networks(model):
-        kept = {p for name, p in net.named_parameters() if ".lora_" in name}
+        # vectors of labels beside a LoRA too: an optimiser has parts of all of its weights or of none
+        beside = model.lora is not None
+        kept = {p for name, p in net.named_parameters() if ".lora_" in name or (beside and p.requires_grad)}
         widths = {str(p.dtype) for p in net.parameters() if p.requires_grad and p not in kept}
         if len(widths) > 1:
             raise ValueError(f"train.shard: trained weights must have one dtype, and have {', '.join(sorted(widths))}")
