@@ -37,7 +37,9 @@ def brightness(samples: torch.Tensor, conditions: Any) -> torch.Tensor:
     return samples.mean((1, 2, 3))
 
 
-def train(folder: Path, name: str, *, off_below: float = 0.0, **model: Any) -> Path:
+def train(
+    folder: Path, name: str, *, off_below: float = 0.0, guidance: float = 3.0, prompts: list[str] = PROMPTS, **model: Any
+) -> Path:
     """A run of two iterations through the command line, on a tiny pipeline in a folder."""
     tiny_pipelines.build(name).save_pretrained(folder / "base")
     size = {"height": 16, "width": 16} if name == "flux" else {}
@@ -45,9 +47,9 @@ def train(folder: Path, name: str, *, off_below: float = 0.0, **model: Any) -> P
         "model": {"name": "diffusers", "path": str(folder / "base"), **size, **model},
         "reward": {"name": "jpeg"},
         "algorithm": {"name": "ddpo"},
-        "prompts": None if name == "ddpm" else PROMPTS,
+        "prompts": None if name == "ddpm" else prompts,
         **SHORT,
-        "sampler": {**SHORT["sampler"], "off_below": off_below},
+        "sampler": {**SHORT["sampler"], "guidance": guidance, "off_below": off_below},
     }
     (folder / "recipe.yaml").write_text(yaml.safe_dump(values))
     assert main(["train", str(folder / "recipe.yaml"), "--output", str(folder / "run")]) == 0
@@ -62,8 +64,8 @@ def streams() -> tuple[list[torch.Generator], torch.Tensor]:
 
 def plain_call(pipeline: Any, x: torch.Tensor, generator: list[torch.Generator], eta: float, **more: Any) -> torch.Tensor:
     pipeline.set_progress_bar_config(disable=True)
-    call = {"guidance_scale": 3.0, "num_inference_steps": 4, "output_type": "np", "latents": x}
-    return torch.from_numpy(pipeline(PROMPTS, generator=generator, eta=eta, **call, **more).images).permute(0, 3, 1, 2)
+    call = {"guidance_scale": 3.0, "num_inference_steps": 4, "output_type": "np", "latents": x, **more}
+    return torch.from_numpy(pipeline(PROMPTS, generator=generator, eta=eta, **call).images).permute(0, 3, 1, 2)
 
 
 @pytest.mark.slow

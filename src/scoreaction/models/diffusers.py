@@ -8,12 +8,13 @@ from typing import Any, Literal
 from pydantic import Field
 
 from scoreaction.models._records import Card, Skeleton
-from scoreaction.models.pipelines.assemble import LORA_FILE, ROWS, Adaptation, build_from_pipeline, family_of
+from scoreaction.models.pipelines.assemble import LABEL_FILE, LORA_FILE, ROWS, Adaptation, build_from_pipeline, family_of
 from scoreaction.models.pipelines.folders import OPTIONAL, check_components, quiet, read_index, variant_of
 from scoreaction.models.pipelines.quantise import check_quantise, load_quantised
 from scoreaction.models.pipelines.skeleton import pipeline_skeleton
 from scoreaction.models.pipelines.tiny import load_tiny
 from scoreaction.networks.consistency import load_consistency
+from scoreaction.networks.lora_files import read_tensors
 from scoreaction.networks.model import Model
 from scoreaction.settings import Settings
 from scoreaction.types import DTYPES
@@ -39,6 +40,8 @@ class Config(Settings, frozen=True, extra="forbid", allow_inf_nan=False):
     To save memory. quantize: the frozen network's linear layers in 4 or 8 bits, by bitsandbytes, on a GPU and under a LoRA;
     tiny_decoder: a small autoencoder of TAESD's kind (a folder or hub id) that decodes where a reward's gradient goes through
     the pictures; offload_vae: the pipeline's own autoencoder is on the device only while it works.
+
+    labels: names of labels that prompts may end with, `"a cat | indoors"`, a control that is learned from labelled pictures.
     """
 
     name: Literal["diffusers"] = "diffusers"
@@ -56,6 +59,7 @@ class Config(Settings, frozen=True, extra="forbid", allow_inf_nan=False):
     quantize: Literal["4bit", "8bit"] | None = None
     tiny_decoder: str | None = None
     offload_vae: bool = False
+    labels: list[str] | None = None
 
 
 def build(config: Config) -> Model:
@@ -70,18 +74,22 @@ def build(config: Config) -> Model:
 def skeleton(config: Config) -> Skeleton:
     """The model without its weights, from config.json files alone."""
     lora = config.lora_rank, config.lora_alpha, config.lora_targets
-    options = Adaptation(*lora, config.gradient_checkpointing, config.true_cfg)
+    options = Adaptation(*lora, config.gradient_checkpointing, config.true_cfg, labels=config.labels)
     return pipeline_skeleton(
         config.path, options, dtype=DTYPES[config.dtype], height=config.height, width=config.width, quantize=config.quantize,
         tiny_decoder=config.tiny_decoder, offload_vae=config.offload_vae,
     )  # fmt: skip
 
 
-def card(config: Config, folder: Path, off_below: float) -> Card:
+def card(config: Config, folder: Path, off_below: float) -> Card | None:
     """The way to load in diffusers what a run saved in a folder: a LoRA on its base, or a whole pipeline.
 
-    With `off_below` a callback switches the LoRA off for the steps after it; the whole weights of a pipeline cannot be.
+    With `off_below` a callback switches the LoRA off for the steps after it; the whole weights of a pipeline cannot be. The
+    vector of a label is added by a hook, which no callback switches off: None with both. Guidance is off with labels: its
+    unconditional half is the pretrained model's here, and would be the tuned one's there.
     """
+    if config.labels is not None and off_below:
+        return None
     lora = (folder / LORA_FILE).is_file()
     base = config.path if lora else "this folder"
     # without a dtype its parts keep the ones they are stored in, which need not go together
@@ -89,6 +97,14 @@ def card(config: Config, folder: Path, off_below: float) -> Card:
     code = ["import torch", "from diffusers import DiffusionPipeline", f"pipeline = {loaded}"]
     if lora:
         code.append('pipeline.load_lora_weights("this folder")')
+    if config.labels is not None:
+        _, header = read_tensors(folder / LABEL_FILE)
+        code += [
+            "from safetensors.torch import load_file",
+            f'vector = load_file("this folder/{LABEL_FILE}")["{config.labels[0]}"]  # a label\'s',
+            f"pipeline.{header['module']}.register_forward_hook(lambda module, inputs, output: output + vector.to(output))",
+            "# guidance_scale=1: other guidance would lead away from the tuned model, in training it led away from the base",
+        ]
     if lora and off_below:  # `timesteps` are thousandths of the clock; after the last step the LoRA is on again
         switch = f"pipe.disable_lora() if any(pipe.scheduler.timesteps[i + 1 : i + 2] < {1000 * off_below:g})"
         code.append(f"off_below = lambda pipe, i, t, kwargs: ({switch} else pipe.enable_lora()) or kwargs")

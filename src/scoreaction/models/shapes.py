@@ -27,17 +27,19 @@ class Config(Settings, frozen=True, extra="forbid"):
     """path: a folder written by the retraining command, None for the shipped pipeline; lora_rank None trains all weights.
 
     consistency: the folder of a consistency model that `scoreaction distill` made of this model.
+    labels: names of labels that prompts may end with, `"a red circle | large"`, a control learned from labelled pictures.
     """
 
     name: Literal["shapes"] = "shapes"
     path: Path | None = None
     lora_rank: int | None = Field(16, ge=1)
     consistency: Path | None = None
+    labels: list[str] | None = None
 
 
 def build(config: Config) -> Model:
     """The pipeline's model, as `diffusers` makes it of any Stable Diffusion; so small that a batch goes through it whole."""
     pipeline = diffusers.load_pipeline(diffusers.Config(path=str(config.path or shipped()), lora_rank=config.lora_rank))
-    model = build_from_pipeline(pipeline, lora_rank=config.lora_rank)
+    model = build_from_pipeline(pipeline, lora_rank=config.lora_rank, labels=config.labels)
     model.max_rows = None
     return model if config.consistency is None else load_consistency(model, config.consistency)

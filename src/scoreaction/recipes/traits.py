@@ -40,7 +40,7 @@ class Traits(BaseModel):
     )
     card: Callable[..., Any] | None = Field(
         None,
-        description="of a model: `card(config, folder, off_below) -> Card`, how another library loads what a run saved",
+        description="of a model: `card(config, folder, off_below) -> Card | None`, how another library loads what a run saved",
     )
 
 

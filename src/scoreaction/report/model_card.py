@@ -42,7 +42,7 @@ def write_card(folder: Path, recipe: Recipe, figures: dict[str, Any]) -> Path:
     # other libraries know no such weights
     ours_alone = isinstance(config, Algorithm) and (config.moves_noise or config.chooses_prompts)
     if recipe.model.traits.card is not None and not ours_alone:
-        card = recipe.model.traits.card(recipe.model.config, place.model, off_below)
+        card = recipe.model.traits.card(recipe.model.config, place.model, off_below) or card
     tags = {"tags": ["scoreaction", recipe.algorithm.name, *card.tags]}
     settings = dump(recipe)
     fence = "`" * max(3, 1 + max(map(len, re.findall("`+", settings)), default=0))  # longer than any that a prompt holds

@@ -9,6 +9,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple, cast
 
+import torch
 from torch import nn
 
 from scoreaction.models.pipelines.decoding import Decoder, from_unit, small_pictures, to_unit
@@ -16,10 +17,11 @@ from scoreaction.models.pipelines.families import FAMILIES, Geometry, clamp_toke
 from scoreaction.models.pipelines.networks import PipelineNet
 from scoreaction.models.pipelines.text import TextEncoding
 from scoreaction.networks.adapters import LoraShape, find_targets
+from scoreaction.networks.labels import GAIN, LabelAdapter
 from scoreaction.networks.model import Model
 from scoreaction.types import Conditions
 
-LORA_FILE = "pytorch_lora_weights.safetensors"
+LORA_FILE, LABEL_FILE = "pytorch_lora_weights.safetensors", "labels.safetensors"
 ROWS = 2
 """Points of one network call unless a run says otherwise; guidance doubles them. Few, since their graph is kept."""
 
@@ -33,6 +35,7 @@ class Adaptation(NamedTuple):
     gradient_checkpointing: bool
     true_cfg: float
     compile: bool = False
+    labels: Sequence[str] | None = None
 
 
 def build_from_pipeline(
@@ -48,9 +51,11 @@ def build_from_pipeline(
     true_cfg: float = 1.0,
     tiny_decoder: Any = None,
     offload_vae: bool = False,
+    labels: Sequence[str] | None = None,
 ) -> Model:
     """The model of a pipeline that is in memory; its network is changed in place.
 
+    labels: names of labels that prompts may end with, `"a cat | indoors"`, a control that is learned from labelled pictures.
     Samples are pictures in [0, 1], (batch, 3, height, width); x is latents, (batch, C, H, W), also where the network takes
     them packed. Without prompts a text model draws from its unconditional condition. ValueError, naming the key of the
     recipe, for a class that is not supported, a scheduler that cannot be read, a size or a LoRA target that does not fit.
@@ -59,13 +64,14 @@ def build_from_pipeline(
     family = family_of(kind)
     core, vae = pipeline.components[family.component], pipeline.components.get("vae")
     form = geometry(kind, core.config, None if vae is None else vae.config, height, width)
+    encode = _encoding(pipeline, kind, core)
     model = assemble(
         kind,
         core,
         pipeline.scheduler,
         form,
-        Adaptation(lora_rank, lora_alpha, lora_targets, gradient_checkpointing, true_cfg, compile),
-        encode=_encoding(pipeline, kind, core),
+        Adaptation(lora_rank, lora_alpha, lora_targets, gradient_checkpointing, true_cfg, compile, labels),
+        encode=encode,
         decoder=None if vae is None else Decoder(vae, tiny=tiny_decoder, offload=offload_vae),
     )
     if vae is None and (tiny_decoder is not None or offload_vae):
@@ -79,11 +85,16 @@ def build_from_pipeline(
             stacklevel=2,
         )
     model.export = lambda folder: export(model, pipeline, folder)
-    if model.encode is not None:
-        model.null = unconditional(pipeline, model.encode)
-        for net in (model.net, model.reference_net):
-            cast(PipelineNet, net).null = model.null
+    null = None if encode is None else unconditional(pipeline, encode)
+    for net in (model.net, model.reference_net):
+        pipeline_net(net).null = null
+    model.null = model.net.null(null) if isinstance(model.net, LabelAdapter) else null
     return model
+
+
+def pipeline_net(net: nn.Module) -> PipelineNet:
+    """The pipeline's own network, within what is told labels."""
+    return next(module for module in net.modules() if isinstance(module, PipelineNet))
 
 
 def assemble(
@@ -107,8 +118,12 @@ def assemble(
         raise ValueError(
             "net: its attention is fused, which neither LoRA nor a saved pipeline can hold; load the pipeline anew"
         )
-    net, schedule = network(kind, core, scheduler, form)
+    own, schedule = network(kind, core, scheduler, form)
     core.requires_grad_(options.lora_rank is None).eval()
+    net: nn.Module = own
+    if options.labels is not None:
+        net = adapter = LabelAdapter(own, at=f"core.{FAMILIES[kind].time}", labels=options.labels)
+        encode = adapter.encode(encode)
     model = Model(
         net,
         process=schedule.process,
@@ -126,7 +141,7 @@ def assemble(
     )
     model.max_rows = ROWS
     for each in [model.net] if options.lora_rank else [model.net, model.reference_net]:
-        inner = cast(Any, each).core
+        inner: Any = pipeline_net(each).core
         if options.gradient_checkpointing:
             inner.enable_gradient_checkpointing()
         if options.compile:
@@ -162,22 +177,25 @@ def export(model: Model, pipeline: Any, folder: Path) -> None:
     """Writes what plain diffusers loads: the LoRA with its rank and alpha, or the whole pipeline after full fine-tuning.
 
     Without the adapter's metadata diffusers would take alpha to be the rank, and draw other pictures. Unconditional pipelines
-    load no LoRA: theirs is merged into the pipeline that is written.
+    load no LoRA: theirs is merged into the pipeline that is written. Labels have a file beside them: a vector by each one's
+    name, and in its header the module to whose output it is added.
     """
+    family = family_of(type(pipeline).__name__)
+    if isinstance(model.net, LabelAdapter):
+        _export_labels(model.net, f"{family.component}.{family.time}", folder)
     if model.reference_net is not model.net:
         pipeline.save_pretrained(folder, safe_serialization=True)
         return
     from safetensors.torch import save_file
 
-    family = family_of(type(pipeline).__name__)
     component = family.component
     if family.encode is None:
-        core = merged(cast(Any, model.net).core)
+        core = merged(pipeline_net(model.net).core)
         type(pipeline)(**{**pipeline.components, component: core}).save_pretrained(folder, safe_serialization=True)
         return
     layers = {
-        f"{component}.{name.removeprefix('core.').replace('.default.', '.')}": value.detach().cpu().contiguous().clone()
-        for name, value in model.parameters.items()
+        f"{component}.{name.partition('core.')[2].replace('.default.', '.')}": value.detach().cpu().contiguous().clone()
+        for name, value in model.adapters.parameters("policy").items()
     }
     settings = {
         f"{component}.{key}": sorted(value) if isinstance(value, set) else value
@@ -186,6 +204,16 @@ def export(model: Model, pipeline: Any, folder: Path) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     metadata = {"format": "pt", "lora_adapter_metadata": json.dumps(settings, sort_keys=True)}
     save_file(layers, folder / LORA_FILE, metadata=metadata)
+
+
+@torch.no_grad()
+def _export_labels(net: LabelAdapter, module: str, folder: Path) -> None:
+    from safetensors.torch import save_file
+
+    folder.mkdir(parents=True, exist_ok=True)
+    vectors = (GAIN * net.table.vectors).cpu()
+    tensors = {name: vector.clone() for name, vector in zip(net.labels.names, vectors, strict=True)}
+    save_file(tensors, folder / LABEL_FILE, metadata={"format": "pt", "module": module})
 
 
 def merged(core: nn.Module) -> nn.Module:

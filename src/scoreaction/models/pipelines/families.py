@@ -31,7 +31,7 @@ class Family:
 
     component: the name of its network; needs: components it cannot do without; encoders: those of its text; patch: pixels of
     latents that become one token; targets: modules that LoRA changes unless said otherwise; added: the kinds of embedding
-    beside the text's states that its call has inputs for.
+    beside the text's states that its call has inputs for; time: the network's module that embeds the time.
     """
 
     component: str
@@ -41,6 +41,7 @@ class Family:
     patch: int = 1
     targets: tuple[str, ...] = ATTENTION
     added: tuple[str | None, ...] = (None, "text")
+    time: str = "time_embedding"
 
 
 def _encode_sd(pipeline: Any, prompts: list[str], device: torch.device) -> Conditions:
@@ -88,6 +89,7 @@ FAMILIES: dict[str, Family] = {
         _encode_sd3,
         2,
         (*ATTENTION, *JOINT),
+        time="time_text_embed",
     ),
     "FluxPipeline": Family(
         "transformer",
@@ -96,6 +98,7 @@ FAMILIES: dict[str, Family] = {
         _encode_flux,
         2,
         (*ATTENTION, *JOINT),
+        time="time_text_embed",
     ),
     "DDPMPipeline": _PIXELS,
     "DDIMPipeline": _PIXELS,

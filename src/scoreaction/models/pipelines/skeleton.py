@@ -17,6 +17,7 @@ from scoreaction.models.pipelines.families import geometry, text_shapes
 from scoreaction.models.pipelines.folders import check_named, quiet, read_index
 from scoreaction.models.pipelines.quantise import Bits, check_quantise, frozen_bytes
 from scoreaction.models.pipelines.tiny import BY_PIPELINE, empty_tiny
+from scoreaction.networks.labels import LabelAdapter
 from scoreaction.types import Conditions
 
 SHIPPED = {
@@ -72,13 +73,14 @@ def pipeline_skeleton(
         counts["tiny_decoder"] = sum(p.numel() for p in tiny.parameters())
     with mode:
         conditions = {name: torch.zeros(1, *shape, dtype=dtype) for name, shape in text_shapes(kind, core.config).items()}
-    model.null = conditions or None
+        told = model.net.null(conditions or None) if isinstance(model.net, LabelAdapter) else conditions or None
+    model.null = told
     encoders = [parts[name] for name in family.encoders if name in parts]
     encoder_bytes = sum(size_of(encoder) for encoder in encoders)
     frozen = None if quantize is None else frozen_bytes(model.net, quantize)
     stays, moves = size_of(tiny) + (0 if offload_vae else size_of(vae)), size_of(vae) if offload_vae else 0
     suits = BY_PIPELINE.get(kind)
-    return Skeleton(model, conditions or None, counts, mode, stays, encoder_bytes, moves, frozen, suits)
+    return Skeleton(model, told, counts, mode, stays, encoder_bytes, moves, frozen, suits)
 
 
 def _no_texts(prompts: list[Any]) -> Conditions:
