@@ -16,7 +16,7 @@ from scoreaction.diffusion.mixtures import Mixture
 from scoreaction.networks.labels import GAIN, LabelAdapter, Labels
 from scoreaction.rewards import label as label_reward
 from scoreaction.rewards import mixture_label
-from scoreaction.tasks.labelled import LabelledData, fitted, log_loss, temperature
+from scoreaction.tasks.labelled import LabelClassifier, LabelledData, averaged_down, fitted, log_loss, temperature
 from scoreaction.training.confusion import Confusion, f1_scores
 from scoreaction.training.label_task import LabelTask, optimum
 
@@ -276,6 +276,15 @@ def test_pictures_in_bytes_are_those_in_one(tmp_path):
     np.savez(tmp_path / "b.npz", samples=pictures.astype(np.float32), labels=np.arange(60) % 2)
     with pytest.raises(ValueError, match=r"^data: images must have values in \[0, 1\]"):
         label_reward.build(label_reward.Config(data=tmp_path / "b.npz"))
+
+
+def test_large_pictures_are_averaged_down():
+    """The classifier of 64 pixels a side is that of the means of 2 x 2. Twin: every other pixel; small ones are as they are."""
+    x = torch.rand(4, 3, 64, 64, generator=torch.Generator().manual_seed(0))
+    means = torch.stack([x[:, :, i::2, j::2] for i in (0, 1) for j in (0, 1)]).mean(0)
+    net = LabelClassifier(x, 2)
+    close(net(x).detach(), net(means).detach(), atol=1e-5, subsampled=net(x[:, :, ::2, ::2]).detach())
+    same(averaged_down(means), means, doubled=2 * means)
 
 
 def test_a_table_of_labels_that_cannot_be_read_is_refused(tmp_path):

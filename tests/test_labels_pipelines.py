@@ -21,7 +21,7 @@ from test_pipelines import ALL, PROMPTS, build, equal_to, noise_for  # noqa: E40
 from test_pipelines_export import plain_call, streams, train  # noqa: E402
 
 from scoreaction.cli import main  # noqa: E402
-from scoreaction.models import diffusers  # noqa: E402
+from scoreaction.models import diffusers, shapes  # noqa: E402
 from scoreaction.models.pipelines.assemble import pipeline_net  # noqa: E402
 from scoreaction.networks.adapters import without_adapters  # noqa: E402
 from scoreaction.networks.labels import GAIN  # noqa: E402
@@ -152,3 +152,22 @@ def test_a_control_is_saved_resumed_loaded_and_drawn_by_plain_diffusers(rank, tm
     longer = json.loads((run / "summary.json").read_text())
     same(longer["iterations"], 3, not_resumed=summary["iterations"])
     same(torch.equal(sa.load(run).parameters["table.vectors"], before["table.vectors"]), False)
+
+
+def test_shapes_take_labels():
+    """The shipped pipeline to the bit at first, guided and for each label. Twin: once the labels are learned."""
+    model, plain = (shapes.build(shapes.Config(labels=labels)) for labels in (LABELS, None))
+    x, text = noise_for(model, 2)[0], "two green triangles"
+    told, unlabelled = model.conditions([of(text, "large"), of(text, "small")]), plain.conditions([text] * 2)
+
+    @torch.no_grad()
+    def eps(model, conditions):
+        return model.predict(x, T, conditions, guidance=3.0).eps
+
+    first = eps(model, told)
+    learned(model, lora=False)
+    close(first, eps(plain, unlabelled), atol=1e-5, learned=eps(model, told))
+    with pytest.raises(ValueError, match="'medium' is no label"):
+        model.conditions([of(text, "medium")])
+    with pytest.raises(ValueError, match="labels: must be two or more different names"):
+        shapes.build(shapes.Config(labels=["large"]))
