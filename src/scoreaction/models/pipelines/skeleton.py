@@ -72,15 +72,15 @@ def pipeline_skeleton(
     if tiny is not None:
         counts["tiny_decoder"] = sum(p.numel() for p in tiny.parameters())
     with mode:
-        conditions = {name: torch.zeros(1, *shape, dtype=dtype) for name, shape in text_shapes(kind, core.config).items()}
-        told = model.net.null(conditions or None) if isinstance(model.net, LabelAdapter) else conditions or None
-    model.null = told
+        texts = {name: torch.zeros(1, *shape, dtype=dtype) for name, shape in text_shapes(kind, core.config).items()} or None
+        conditions = model.net.null(texts) if isinstance(model.net, LabelAdapter) else texts
+    model.null = conditions
     encoders = [parts[name] for name in family.encoders if name in parts]
     encoder_bytes = sum(size_of(encoder) for encoder in encoders)
     frozen = None if quantize is None else frozen_bytes(model.net, quantize)
     stays, moves = size_of(tiny) + (0 if offload_vae else size_of(vae)), size_of(vae) if offload_vae else 0
     suits = BY_PIPELINE.get(kind)
-    return Skeleton(model, told, counts, mode, stays, encoder_bytes, moves, frozen, suits)
+    return Skeleton(model, conditions, counts, mode, stays, encoder_bytes, moves, frozen, suits)
 
 
 def _no_texts(prompts: list[Any]) -> Conditions:
