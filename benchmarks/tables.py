@@ -27,7 +27,7 @@ from _exact_tables import (
     steering,
     tokens,
 )
-from _label_tables import modes, sizes
+from _label_tables import sizes
 from _picture_tables import (
     ABLATIONS,
     DIGITS,
@@ -136,8 +136,7 @@ TABLES: dict[str, tuple[str, Callable[[Results], Table]]] = {
     "tokens_pixels": ("tokens_pixels", partial(tokens_judged, held_out={"legibility": "legibility"})),
     "tokens_peptides": ("tokens_peptides", partial(tokens_judged, held_out=_peptides)),
     "causal": ("causal", causal),
-    "ctrl_size": ("ctrl", sizes),
-    "ctrl_mixture": ("ctrl", modes),
+    "ctrl": ("ctrl", sizes),
     "clusters": ("clusters", clusters),
     "work": ("work", partial(plain, columns=_work)),
     "work_counts": ("work_counts", partial(plain, columns=_counts)),
