@@ -120,7 +120,7 @@ def kls(tuner: Any, n: int) -> Figures:
 
 def run(task: str, **settings: Any) -> Figures:
     """The figures of one task."""
-    return {"pretrained": pretrained, "size": size}[task](**settings)
+    return pretrained(**settings) if task == "pretrained" else size(**settings)
 
 
 if __name__ == "__main__":
