@@ -1,6 +1,7 @@
-"""A new control from labels (CTRL): the size of coloured shapes, which no prompt of theirs names, by the exact program.
+"""A new control from labels (CTRL): modes of a mixture, and the size of coloured shapes, which no prompt of theirs names.
 
-    python -m benchmarks.ctrl                  # results/ctrl.csv and its table: three seeds of some four CPU minutes; resumes
+    python -m benchmarks.ctrl                  # results/ctrl.csv and its tables: three seeds of some six CPU minutes; resumes
+    python -m benchmarks.ctrl --only mixture   # the recipe ctrl alone, whose optimum is known for each label
 
 2,000 pictures of single things by the drawing program, small or large by whether the area is below that of radius 7, fit the
 reward `label`; training draws 1,920 pictures for `THING | small` and `THING | large`. The program reads the size, on pictures
@@ -17,7 +18,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from _harness import Figures, arguments, built, run_jobs
+from _harness import Figures, arguments, built, run_jobs, summary
 from torch import Tensor
 
 PICTURES, LABELS, BOUNDARY = 2000, ("small", "large"), math.pi * 7.0**2
@@ -118,13 +119,22 @@ def kls(tuner: Any, n: int) -> Figures:
     return {key: measure_kl(tuner.model, sampler, n, prompts, seed)["kl_nats"] for key, prompts in kinds.items()}
 
 
+def mixture(seed: int) -> Figures:
+    """The recipe ctrl: distance, floor, oracle and KL of each label."""
+    tuner = built("ctrl", f"train.seed={seed}", "train.iterations=150", f"evaluation.seed={1234 + 100 * seed}")
+    for _ in tuner:
+        pass
+    return {key: value for key, value in summary(tuner).items() if key.startswith(("by_label", "kl_nats", "distance"))}
+
+
 def run(task: str, **settings: Any) -> Figures:
     """The figures of one task."""
-    return pretrained(**settings) if task == "pretrained" else size(**settings)
+    return {"pretrained": pretrained, "size": size, "mixture": mixture}[task](**settings)
 
 
 if __name__ == "__main__":
     jobs: dict[str, Figures] = {"pretrained": {"task": "pretrained", "n": N}}
     for seed in range(SEEDS):
         jobs[f"size/{seed}"] = {"task": "size", "seed": seed, "iterations": ITERATIONS, "n": N}
+        jobs[f"mixture/{seed}"] = {"task": "mixture", "seed": seed}
     run_jobs(run, jobs, arguments(__doc__ or "", "ctrl").parse_args())
