@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import math
 import tempfile
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -129,7 +130,8 @@ def mixture(seed: int) -> Figures:
 
 def run(task: str, **settings: Any) -> Figures:
     """The figures of one task."""
-    return {"pretrained": pretrained, "size": size, "mixture": mixture}[task](**settings)
+    tasks: dict[str, Callable[..., Figures]] = {"pretrained": pretrained, "size": size, "mixture": mixture}
+    return tasks[task](**settings)
 
 
 if __name__ == "__main__":

@@ -27,7 +27,7 @@ from _exact_tables import (
     steering,
     tokens,
 )
-from _label_tables import sizes
+from _label_tables import mixture, sizes
 from _picture_tables import (
     ABLATIONS,
     DIGITS,
@@ -137,6 +137,7 @@ TABLES: dict[str, tuple[str, Callable[[Results], Table]]] = {
     "tokens_peptides": ("tokens_peptides", partial(tokens_judged, held_out=_peptides)),
     "causal": ("causal", causal),
     "ctrl": ("ctrl", sizes),
+    "ctrl_mixture": ("ctrl", mixture),
     "clusters": ("clusters", clusters),
     "work": ("work", partial(plain, columns=_work)),
     "work_counts": ("work_counts", partial(plain, columns=_counts)),

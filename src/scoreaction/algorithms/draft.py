@@ -174,7 +174,7 @@ class DRaFTLearner(Learner):
         cost, states, predictions = x.new_zeros(len(x)), [], []
         for i, (t, s) in enumerate(zip(times[:-1], times[1:], strict=True)):
             prediction = self._checkpointed(self.policy, x, t, prompt)
-            if self.beta and t >= self.sampler.off_below:
+            if self.beta and t >= self.sampler.acts_from:
                 with torch.set_grad_enabled(x.requires_grad):  # at the first of the steps it needs none
                     pretrained = self._checkpointed(self.pretrained, x, t, prompt)
                 weight = StepWeights.of_step(self.process, t, s, self.sampler.eta).cost.to(x) / 2

@@ -91,7 +91,8 @@ def check_signal(model: Model) -> None:
     if ratio > NO_SIGNAL:
         raise ValueError(
             f"model.process: an error of {model.predicts} counts {ratio:.3g} times in x0 at t = 1, and policies follow it away;"
-            " end it earlier (TableVP.cut, or a smaller sigma_max), or give Model(project=...) for data in a box"
+            " end it earlier (TableVP.cut, or a smaller sigma_max), or bound x0: Model(project=...), or clip_sample and"
+            " clip_sample_range in a folder's scheduler_config.json"
         )
 
 
