@@ -155,6 +155,7 @@ def test_a_window_is_made_of_numbers_arrays_or_tensors():
         [np.array([1.0, 2.0]), np.array([3.0, 4.0])],
         [f64([1, 2]), f64([3, 4])],
         f64([[1, 2], [3, 4]]),
+        torch.tensor([[1, 2], [3, 4]], dtype=torch.bfloat16),
     )
     for actions in forms:
         for state in ([5.0], np.array([5.0], dtype=np.float32), f64([5])):
@@ -170,7 +171,7 @@ def test_numbers_that_do_not_fit_are_refused():
             DelayedController(model, critic, **{"delay": 1, "state": 1} | change)
     with pytest.raises(ValueError, match="particles: must be 2"):
         controller(1, particles=1)
-    for bounds in ((1.0, -1.0), (f64([0.0, 0.0]), 1.0), (0.0, math.nan)):
+    for bounds in ((1.0, -1.0), (f64([0.0, 0.0]), 1.0), (0.0, math.nan), (0.0, 1.0, 2.0), 5.0):
         with pytest.raises(ValueError, match="bounds: must be a least and a largest action, numbers or 1 of them"):
             controller(1, bounds=bounds)
     with pytest.raises(ValueError, match="act: needs a state of 1 numbers and the 1 actions since"):

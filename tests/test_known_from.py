@@ -16,8 +16,12 @@ from twins import accepts, close, f64, same
 import scoreaction as sa
 from scoreaction.algorithms._forward import sureness
 from scoreaction.cli import main
+from scoreaction.commands._plan_watch import watch_iteration
 from scoreaction.diffusion.predictions import known_from, to_prediction
+from scoreaction.errors import UserError
+from scoreaction.recipes.recipe import load_recipe
 from scoreaction.sampling.sampler import Sampler
+from scoreaction.training.examples import Unread
 
 VE = sa.VE()
 
@@ -188,3 +192,66 @@ def test_train_plan_and_the_card_say_it(
         assert text.count(words) == 3
 
     accepts(says, texts("x0"), of_v=texts("v"), set_to_0=texts("x0", "sampler.off_below=0"))
+
+
+def test_what_trains_no_steps_is_not_refused_for_its_signal() -> None:
+    """Truth: the run is made. Twin: one that trains steps, on the same table."""
+
+    def made(algorithm: Any, **more: Any) -> None:
+        net = sa.Model(Bare(), process=sa.TableVP((1.0, 0.5, 1e-8)), predicts="eps", shape=(2,))
+        reward = sa.Reward(lambda x, _: x[:, 0], differentiable=True)
+        sampler = sa.Sampler(steps=3, eta=0.0 if algorithm.moves_noise else 1.0)
+        evaluation = sa.Evaluation(eta=sampler.eta)
+        sa.Finetuner(
+            net, reward=reward, algorithm=algorithm, sampler=sampler, evaluation=evaluation,
+            train=sa.Train(batch=4, device="cpu"), **more,
+        )  # fmt: skip
+
+    made(sa.Hypernoise())
+    made(sa.DDPO(), data=Unread())
+    with pytest.raises(ValueError, match="model.process"):
+        made(sa.DDPO())
+
+
+def test_a_plan_knows_that_x0_is_bounded() -> None:
+    """Truth: what train takes. Twin: without bounds it is refused, as train does."""
+    recipe = load_recipe("mixture", SMALL)
+
+    def planned(project: Any) -> float:
+        table = sa.TableVP((0.999, 0.5, 0.1, 1e-8))
+        return watch_iteration(
+            recipe, sa.Model(Bare(), process=table, predicts="eps", shape=(2,), project=project), gradient=False
+        ).off_below
+
+    assert planned(lambda x0: x0.clamp(-1, 1)) == 0
+    with pytest.raises(UserError, match="model.process"):
+        planned(None)
+
+
+def test_a_student_has_the_teacher_that_acts_where_the_policy_did() -> None:
+    """Truth: the model's own time. Twin: a sampler that says 0."""
+    made = tuned("x0").model
+    settings = sa.Student(steps=2, iterations=1, teacher_steps=4)
+    below = made.off_below
+
+    def limit(sampler: sa.Sampler) -> float:
+        made.off_below = below
+        return sa.StudentDistiller(made, settings, sampler).sampler.acts_from
+
+    same(limit(sa.Sampler()), known_from(VE, "x0", 20.0), of_one_that_says_0=limit(sa.Sampler(off_below=0.0)))
+
+
+def test_a_process_of_small_data_wants_the_time_itself() -> None:
+    """Truth: alpha/sigma at t = 1, 25. Twin: a time that is set."""
+    small = sa.VE(sigma_min=0.0002, sigma_max=0.04)
+
+    def run(**sampler: Any) -> None:
+        made = sa.Model(Bare(), process=small, predicts="x0", shape=(2,))
+        sa.Finetuner(
+            made, reward=lambda x, _: x[:, 0], algorithm=sa.DDPO(), sampler=sa.Sampler(steps=3, **sampler),
+            train=sa.Train(batch=4, device="cpu"),
+        )  # fmt: skip
+
+    with pytest.raises(ValueError, match=r"^sampler.off_below: alpha/sigma is above 20 at all times"):
+        run()
+    run(off_below=0.0)

@@ -136,6 +136,17 @@ def test_the_reference_and_samples_without_a_label_stay_the_base(rank):
     told = model.predict(x, t, cond).x0.detach()
     same(model.reference(x, t, cond).x0, base, of_the_policy=told)
     same(model.predict(x, t, without).x0.detach(), base, with_a_label=told)
+    model.predict(x, t, cond)  # after which the module may be called by others
+    inner = model.net.net if rank is None else model.net.net.base_model
+    same(inner(x[:2], t[:2].float(), None).shape, base[:2].shape)
+
+
+def test_guidance_cannot_lead_away_from_a_label():
+    """What it leads away from is the pretrained model's. Twin: a negative prompt without one."""
+    model = labelled_model()
+    model.lead_away_from("", guidance=2.0)
+    with pytest.raises(ValueError, match="sampler.negative_prompt: names a label"):
+        model.lead_away_from("small", guidance=2.0)
 
 
 def test_every_kind_of_layer_gets_the_vector_in_its_channels():

@@ -110,6 +110,7 @@ def watch_iteration(recipe: Recipe, model: Model, *, gradient: bool) -> Watch:
         decode=lambda x0: watch("decoder", x0, len(x0)).sigmoid(),  # in [0, 1], as images are
         invert=torch.logit,
         true_cfg=model.true_cfg,
+        project=None if model.project is None else lambda x0: x0.clamp(-1, 1),
     )
     if stub.true_cfg is not None:
         stub.encode, stub.null = (lambda prompts: {"text": torch.zeros(len(prompts), 1)}), {"text": torch.zeros(1, 1)}

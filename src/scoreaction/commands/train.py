@@ -53,7 +53,9 @@ def claim(folder: Path, recipe: Recipe, *, resume: bool) -> None:
     key, before, after = changed
     if key == "train.iterations":
         raise UserError(f"{key}: this run has {before}; it can be raised, not lowered (got {after})")
-    raise UserError(f"{key}: this run has {before!r}, not {after!r}; resume it unchanged, or name another --output")
+    raise UserError(
+        f"{key}: this run has {before!r}, not {after!r}; resume it unchanged, by its recipe {saved}, or name another --output"
+    )
 
 
 @contextmanager

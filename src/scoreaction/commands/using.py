@@ -88,7 +88,7 @@ def steer_(
 
     if base:
         chosen = alone_or_whole(load_recipe(recipe, overrides or [], trust=trust or None))
-        tuner = build(chosen.model_copy(update={"steer": None}))
+        tuner = build(chosen.model_copy(update={"steer": None}), learns=False)
     else:
         check_overrides(overrides or [])
         opened = open_run(Path(recipe), tuned=True, trust=trust, overrides=overrides or [])

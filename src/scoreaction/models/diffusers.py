@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any, Literal
 
@@ -101,7 +102,7 @@ def card(config: Config, folder: Path, off_below: float) -> Card | None:
         _, header = read_tensors(folder / LABEL_FILE)
         code += [
             "from safetensors.torch import load_file",
-            f'vector = load_file("this folder/{LABEL_FILE}")["{config.labels[0]}"]  # a label\'s',
+            f'vector = load_file("this folder/{LABEL_FILE}")[{json.dumps(config.labels[0])}]  # a label\'s',
             f"pipeline.{header['module']}.register_forward_hook(lambda module, inputs, output: output + vector.to(output))",
             "# guidance_scale=1: other guidance would lead away from the tuned model, in training it led away from the base",
         ]

@@ -68,9 +68,12 @@ class Conditioning:
                 f"sampler.negative_prompt: without guidance nothing leads away from it; set {key} above 1, or null"
             )
         try:
-            self.null = self._encoded([negative_prompt])
+            encoded = self._encoded([negative_prompt])
         except ValueError as error:
             raise ValueError(f"sampler.negative_prompt: {str(error).removeprefix('prompts: ')}") from error
+        if self.labelled and not torch.equal(encoded["label"], self.null["label"]):
+            raise ValueError("sampler.negative_prompt: names a label, which the pretrained model is not told; leave it out")
+        self.null = encoded
 
     def choose_prompts(self, chooser: PromptChooser) -> None:
         """Makes the policy one of the prompts that the pretrained model is told: the chooser's weights are what is trained.

@@ -54,7 +54,15 @@ class GaussianStates:
 
     def known_from(self, ratio: float) -> float:
         """The time below which the pretrained model acts where `sampler.off_below` is not set: `predictions.known_from`."""
-        return known_from(self.process, self.predicts, ratio) if self.steps_alone else 0.0
+        if not self.steps_alone:
+            return 0.0
+        time = known_from(self.process, self.predicts, ratio)
+        if time >= 1:
+            raise ValueError(
+                f"sampler.off_below: alpha/sigma is above {ratio:g} at all times of this process, whose data must be small;"
+                " set the time below which the pretrained model acts, 0 for none"
+            )
+        return time
 
     def _check_kind(self, process: Process, predicts: Predicts) -> None:
         """ValueError unless process and output are of this kind of model, and go together."""

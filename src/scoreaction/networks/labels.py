@@ -100,8 +100,8 @@ class LabelAdapter(nn.Module):
     """A network that is told a label beside its condition: `E[y]` is added to what its module `at` gives (CTRL, 2406.12120).
 
     Called with conditions as `encode` makes them; None is no label. As E begins at 0 it is the network itself at first, to the
-    bit, and stays that for samples without a label. width: the channels of the module's output, by default those of its last
-    layer. ValueError for a module that is not there, and for a width that is not known.
+    bit. width: the channels of the module's output, by default those of its last layer. ValueError for a module that is not
+    there, and for a width that is not known.
 
     >>> net = LabelAdapter(nn.Sequential(nn.Linear(2, 8), nn.SiLU(), nn.Linear(8, 2)), at="0", labels=["small", "large"])
     >>> net.table.vectors.shape
@@ -128,6 +128,7 @@ class LabelAdapter(nn.Module):
         numbers = None if cond is None else cond.get("label")
         self.table.numbers = numbers
         y = self.net(x, t, None if cond is None else without_label(cond))
+        self.table.numbers = None  # the module may be called by others too
         if y.requires_grad:  # checkpointing runs parts of the network again, after other calls
             y.register_hook(lambda _: self._tell(numbers))
         return y

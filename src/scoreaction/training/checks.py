@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 
-from scoreaction.algorithms._learner import Learner
+from scoreaction.algorithms._learner import Algorithm, Learner
 from scoreaction.errors import UserError
 from scoreaction.networks.model import Model
 from scoreaction.sampling.sampler import Sampler
@@ -83,9 +83,10 @@ def check_siblings(train: Train, learner: Learner) -> None:
         )
 
 
-def check_signal(model: Model) -> None:
-    """ValueError where x0 has no bounds and an error of eps counts in it over `NO_SIGNAL` times at pure noise."""
-    if model.predicts not in ("eps", "score") or model.project is not None:
+def check_signal(model: Model, algorithm: Algorithm) -> None:
+    """ValueError where steps are to be trained whose error of eps counts over `NO_SIGNAL` times in an x0 without bounds."""
+    of_steps = not (algorithm.moves_noise or algorithm.chooses_prompts)
+    if model.predicts not in ("eps", "score") or model.project is not None or not of_steps:
         return
     ratio = float(torch.exp(-model.process.log_snr(torch.ones((), dtype=torch.float64)) / 2))
     if ratio > NO_SIGNAL:
@@ -97,8 +98,7 @@ def check_signal(model: Model) -> None:
 
 
 def check_parts(model: Model, sampler: Sampler, train: Train, prompts: list[Any] | None, world: World) -> None:
-    """ValueError where batch and processes, guidance and the consistency model's teacher, or eps and process do not fit."""
-    check_signal(model)
+    """ValueError where batch and processes, or guidance and the consistency model's teacher, do not go together."""
     if train.batch % world.size:
         share = train.batch // world.size * world.size or world.size
         raise ValueError(f"train.batch: {train.batch} is not shared evenly by {world.size} processes; use {share}")

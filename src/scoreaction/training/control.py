@@ -73,7 +73,7 @@ class DelayedController:
 
     def window(self, observation: Sequence[float] | Tensor, actions: Sequence[Any] | Tensor) -> list[float | None]:
         """The known part of a window, with None for what is not known."""
-        seen, taken = (torch.as_tensor(np.asarray(part, dtype=np.float64)).reshape(-1) for part in (observation, actions))
+        seen, taken = _flat(observation), _flat(actions)
         if len(seen) != self.state or len(taken) != self.delay * self.action:
             raise ValueError(
                 f"act: needs a state of {self.state} numbers and the {self.delay} actions since, of {self.action} each (got"
@@ -98,23 +98,34 @@ class DelayedController:
         )  # fmt: skip
         present = self.model.decode(drawn.x0).double()[:, -(self.state + self.action) :]
         if self.delay == 0:  # the state is known itself
-            present[:, : self.state] = torch.as_tensor(observation, dtype=torch.float64).reshape(1, -1)
+            present[:, : self.state] = _flat(observation).to(present)
         return Belief(present[:, : self.state], present[:, self.state :])
 
     @torch.no_grad()
     def act(self, observation: Sequence[float] | Tensor, actions: Sequence[Any] | Tensor, *, seed: int = 0) -> Tensor:
         """The action now (A,): of those that the windows have, the one with the best mean over the believed states."""
         states, every = self.believe(observation, actions, seed=seed)
-        choices = every[: self.choices] if self.bounds is None else every[: self.choices].clamp(*self.bounds)
+        choices = every[: self.choices]
+        if self.bounds is not None:
+            choices = choices.clamp(*(bound.to(choices) for bound in self.bounds))
         every_state, every_action = states.repeat(len(choices), 1), choices.repeat_interleave(len(states), 0)
         values = self.critic(every_state, every_action).view(len(choices), len(states)).mean(1)
         return choices[int(values.argmax())]
 
 
-def _checked(bounds: tuple[Any, Any], action: int) -> tuple[Tensor, Tensor]:
+def _flat(part: Any) -> Tensor:
+    """The numbers of a tensor, an array, or a list of either, (n,) float64 on the host."""
+    if isinstance(part, Tensor):
+        return part.detach().cpu().double().reshape(-1)
+    if isinstance(part, list | tuple):
+        return torch.cat([torch.zeros(0, dtype=torch.float64), *map(_flat, part)])
+    return torch.as_tensor(np.asarray(part, dtype=np.float64)).reshape(-1)
+
+
+def _checked(bounds: Any, action: int) -> tuple[Tensor, Tensor]:
     """Both bounds as (A,); ValueError where they are of no action of so many numbers, or in the wrong order."""
-    low, high = (torch.as_tensor(bound, dtype=torch.float64) for bound in bounds)
-    if any(bound.shape not in ((), (action,)) for bound in (low, high)) or not bool((low < high).all()):
+    low, high = map(_flat, bounds) if isinstance(bounds, list | tuple) and len(bounds) == 2 else (torch.zeros(0),) * 2
+    if any(len(bound) not in (1, action) for bound in (low, high)) or not bool((low < high).all()):
         raise ValueError(
             f"bounds: must be a least and a largest action, numbers or {action} of them each, the least first (got {bounds})"
         )

@@ -25,7 +25,15 @@ from scoreaction.sampling.steer import check_steered
 from scoreaction.sampling.steering import Steering
 from scoreaction.training.best_weights import Selection, check_metric
 from scoreaction.training.budget import Budget
-from scoreaction.training.checks import check_parts, check_precision, check_shard, check_siblings, check_whole, listed
+from scoreaction.training.checks import (
+    check_parts,
+    check_precision,
+    check_shard,
+    check_siblings,
+    check_signal,
+    check_whole,
+    listed,
+)
 from scoreaction.training.clusters import clusters_of, settle_kept
 from scoreaction.training.collector import Collector
 from scoreaction.training.evaluation import Evaluation, check_certificate
@@ -78,6 +86,8 @@ class Run(RunState):
         self.held_out = {name: CountedReward(judge, name=f"held_out.{name}") for name, judge in (held_out or {}).items()}
         self.prompts = listed(prompts)
         check_parts(model, self.sampler, self.train, self.prompts, self.world)
+        if not isinstance(data, Unread):  # of a run that only measures and draws
+            check_signal(model, algorithm)
         self.clusters = None if self.evaluation.clusters is None else clusters_of(self.evaluation.clusters, model)
         self.kept = output is not None
         """True if the run has a folder: the first process of the world writes it, and it alone has `folder`."""

@@ -104,7 +104,8 @@ class StudentDistiller:
             raise ValueError(f"student.paths: {settings.paths} are not shared evenly by {world.size} processes")
         if settings.optimizer != "adam" and world.size > 1:
             raise ValueError(f"student.optimizer: {settings.optimizer} is for one process; take adam")
-        self.model, self.settings, self.sampler, self.world = model, settings, sampler, world
+        self.model, self.settings, self.world = model, settings, world
+        self.sampler = sampler if sampler.off_below is not None else sampler.model_copy(update={"off_below": model.off_below})
         self.prompts = None if prompts is None else list(prompts)
         self.conditions = model.conditions(self.prompts)
         self.generator = torch.Generator().manual_seed(settings.seed)
