@@ -199,7 +199,10 @@ class Backwards(deque[Any]):
 
 
 def test_questions_are_scored_in_turn() -> None:
-    """Truth: the order in which they came, give or take those that are read at a time. Twin: who comes last is next."""
+    """Truth: the order in which they came, on average within those that are read at a time: a thread may be slow.
+
+    Twin: who comes last is next.
+    """
 
     def order(*, backwards: bool) -> list[float]:
         gate = Gate()
@@ -213,7 +216,7 @@ def test_questions_are_scored_in_turn() -> None:
 
     def check(scored: list[float]) -> None:
         assert sorted(scored) == list(range(24))
-        assert max(abs(place - number) for place, number in enumerate(scored)) <= 3 * SEATS
+        assert sum(abs(place - number) for place, number in enumerate(scored)) / len(scored) <= SEATS
 
     accepts(check, order(backwards=False), backwards=order(backwards=True))
 

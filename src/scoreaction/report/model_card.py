@@ -36,7 +36,9 @@ def write_card(folder: Path, recipe: Recipe, figures: dict[str, Any]) -> Path:
         if is_pictures(samples) and importlib.util.find_spec("matplotlib"):
             save_samples(place.model / "samples.png", samples, prompts)
             picture = "\n![samples of the tuned model](samples.png)\n"
-    off_below = json.loads((place.model / MODEL_DESCRIPTION).read_text(encoding="utf-8"))["sampler"]["off_below"]
+    off_below, described = recipe.sampler.acts_from, place.model / MODEL_DESCRIPTION
+    if described.is_file():  # with the time that its model settled
+        off_below = json.loads(described.read_text(encoding="utf-8"))["sampler"]["off_below"]
     card = Card({}, [], ["import scoreaction as sa", 'model = sa.load("this folder")'])
     config = recipe.algorithm.config
     # other libraries know no such weights
