@@ -81,6 +81,7 @@ SEEDS = {
     ("vard", "cosine, cut 0.02"): 3,
     ("score_action", "ve"): 3,
     ("sqdf, corrected", "ve"): 3,
+    ("sqdf, corrected", "ddpm"): 3,
     ("score_action, forward", "vp"): 3,
 }
 """Seeds where one says too little: a ratio came close to 2."""
