@@ -107,6 +107,8 @@ def _prompts(tuner: Finetuner, places: Places, policy: Prediction) -> Finding:
         return Finding(check, "note", seen, "look at how they are read; one line is enough for one prompt")
     others = places.states._replace(prompt=(places.states.prompt + 1) % len(prompts))
     difference = apart(policy, _predict(tuner, others))
+    if difference == 0 and tuner.model.labelled:
+        return Finding(check, "ok", "the network says the same for every label: training is to tell them apart")
     return judged(
         check,
         difference > 0,
