@@ -108,7 +108,9 @@ def steering_shapes(results: Results) -> Any:
     axes.set(xscale="log", xlabel="network evaluations a picture", ylabel="prompts followed (%)")
     axes.set_xticks([12, 24, 48, 96, 192], ["12", "24", "48", "96", "192"], minor=False)
     axes.set_xticks([], minor=True)
-    axes.set_title("Steered and tuned: prompts followed, three seeds", loc="left")
+    axes.set_title(
+        f"Steered and tuned: prompts followed, bars of one standard error over {len(results.runs)} seeds", loc="left"
+    )
     axes.grid(alpha=0.3)
     axes.legend(frameon=False)
     return figure
