@@ -139,7 +139,7 @@ def written(folder):
         report["summaries"][kind] = {name: v for name, v in tuner.summary().items() if name not in ("seconds", "prompts")}
         saved(tuner, folder / kind)
         report["outputs"][kind] = outputs(tuner)
-    with patch("scoreaction.networks.model.replaced", swapped):
+    with patch("scoreaction.networks.weights.replaced", swapped):
         report["outputs"]["swapped"] = outputs(tuner)
     with patch.object(sharding, "whole", local):
         saved(tuner, folder / "parts")
