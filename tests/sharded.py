@@ -183,3 +183,4 @@ if __name__ == "__main__":
     if World.current().leads:
         (folder / f"{what}.json").write_text(json.dumps(report), encoding="utf-8")
     torch.distributed.destroy_process_group()
+    os._exit(0)  # torch's threads may abort while an interpreter is taken down, once in hundreds of runs
