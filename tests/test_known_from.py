@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import torch
 from affine import model, setting
-from test_shelf import own
+from test_own_files import own
 from torch import nn
 from twins import accepts, close, f64, same
 
