@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gc
 import inspect
+from collections.abc import Sequence
 from typing import Any
 from weakref import WeakSet
 
@@ -37,3 +38,11 @@ def check_net(net: nn.Module) -> None:
 def _trained(net: nn.Module) -> bool:
     trained = {id(p) for model in _MODELS for p in model.parameters.values()}
     return any(id(p) in trained for p in net.parameters())
+
+
+def check_lora(rank: int | None, targets: Sequence[str] | None) -> None:
+    """ValueError for a rank below 1, and for targets that are one text."""
+    if rank is not None and rank < 1:
+        raise ValueError(f"lora_rank: must be at least 1 (got {rank}); leave it out to train all parameters")
+    if isinstance(targets, str):
+        raise ValueError(f"lora_targets: must be a list of names (got {targets!r}); one name is [{targets!r}]")

@@ -12,12 +12,13 @@ import torch
 from torch import Tensor, nn
 
 from scoreaction.diffusion.noise import kept
-from scoreaction.diffusion.predictions import PredictionBuffer, Predicts, expand
+from scoreaction.diffusion.predictions import PredictionBuffer, Predicts
 from scoreaction.diffusion.processes import Process
-from scoreaction.networks.adapters import Adapters, LoraShape, Role, base_modules, frozen, without_adapters
-from scoreaction.networks.checks import check_net, register
+from scoreaction.networks.adapters import Adapters, LoraShape, Role, base_modules, frozen
+from scoreaction.networks.checks import check_lora, check_net, register
 from scoreaction.networks.conditioning import Conditioning
 from scoreaction.networks.conditions import concatenate, map_conditions, null_of, take
+from scoreaction.networks.consistent import Consistent
 from scoreaction.networks.gaussian import GaussianStates
 from scoreaction.networks.labels import LabelTable
 from scoreaction.networks.layers import CriticNetwork
@@ -31,15 +32,7 @@ if TYPE_CHECKING:
     from scoreaction.diffusion.mixtures import Mixture
 
 
-def _check_lora(rank: int | None, targets: Sequence[str] | None) -> None:
-    """ValueError for a rank below 1, and for targets that are one text."""
-    if rank is not None and rank < 1:
-        raise ValueError(f"lora_rank: must be at least 1 (got {rank}); leave it out to train all parameters")
-    if isinstance(targets, str):
-        raise ValueError(f"lora_targets: must be a list of names (got {targets!r}); one name is [{targets!r}]")
-
-
-class Model(Weights, Conditioning, GaussianStates):
+class Model(Weights, Consistent, Conditioning, GaussianStates):
     """A pretrained network with its process, as a policy and its frozen reference.
 
     `net(x, t, cond) -> tensor`: x (batch, *shape), t (batch,) in [0, 1] with 0 data and 1 noise, cond None or what
@@ -92,7 +85,7 @@ class Model(Weights, Conditioning, GaussianStates):
         export: Callable[[Path], None] | None = None,
     ) -> None:
         self._check_kind(process, predicts)
-        _check_lora(lora_rank, lora_targets)
+        check_lora(lora_rank, lora_targets)
         self.net, self.process, self.predicts, self.shape = net.eval(), process, predicts, tuple(shape)
         self.encode, self.null, self.law, self.true_cfg = encode, null, law, true_cfg
         self.project, self.export, self.critic, self.mask = project, export, critic, mask
@@ -134,7 +127,6 @@ class Model(Weights, Conditioning, GaussianStates):
         self.consistency_net: nn.Module | None = None
         self.consistency_parameters: dict[str, nn.Parameter] = {}
         self.consistency_guidance: float | None = None
-        """The guidance of the teacher that the consistency model was distilled from; None where it is not known."""
         self.average: dict[str, Tensor] | None = None
         self.selected: dict[str, Tensor] | None = None
         """The weights that were best by `train.select`, None without one: `averaged` then means them."""
@@ -222,45 +214,6 @@ class Model(Weights, Conditioning, GaussianStates):
             return x
         std = self.process.prior_std
         return x + std * self.noise_move(x / std, conditions, prompt=prompt)
-
-    @property
-    def has_consistency(self) -> bool:
-        """True if the model has a consistency model."""
-        return self.consistency_net is not None
-
-    def consistency(self, x: Tensor, t: Tensor, conditions: Conditions = None, *, prompt: Tensor | None = None) -> Tensor:
-        """The consistency model's clean sample (batch, *shape): where the reference's ODE from (x, t) ends.
-
-        `f(x, t)` is x0 of the network's own prediction (Song et al. 2023, arXiv 2303.01469), one evaluation; `f(x, 0) = x`.
-        The teacher's guidance is in it. Gradients reach x, never a parameter. ValueError where the model has none.
-        """
-        if self.consistency_net is None:
-            raise ValueError(
-                "model.consistency: this model has no consistency model; make one with scoreaction distill and name its folder"
-            )
-        t = torch.as_tensor(t, dtype=torch.float64, device=x.device).expand(x.shape[0])
-        clean = t == 0  # there some predictions say nothing of x0
-        guidance = self.consistency_guidance or 1.0
-        x0 = self._predict("consistency", x, torch.where(clean, 1.0, t), conditions, prompt, guidance).x0
-        return torch.where(expand(clean, x).bool(), x, x0)
-
-    def add_consistency(self, lora: LoraShape | None = None) -> dict[str, nn.Parameter]:
-        """Gives the model a consistency model that begins as its reference, frozen; its parameters by name.
-
-        With `lora` a second adapter on the network that serves the reference; without, a copy of that network with weights
-        of its own. `load_consistency` and `Distiller` fill it. ValueError where the model has one already.
-        """
-        if self.has_consistency:
-            raise ValueError("model.consistency: this model already has a consistency model; build it again for another")
-        if lora is not None:
-            self.consistency_parameters = self.adapters.add("consistency", lora)
-            self.consistency_net = self.reference_net
-        else:
-            self.consistency_net = without_adapters(self.reference_net)
-            self.consistency_parameters = dict(self.consistency_net.named_parameters())
-        for p in self.consistency_parameters.values():
-            p.requires_grad_(False)
-        return self.consistency_parameters
 
     def _predict(
         self,
