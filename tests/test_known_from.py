@@ -255,3 +255,18 @@ def test_a_process_of_small_data_wants_the_time_itself() -> None:
     with pytest.raises(ValueError, match=r"^sampler.off_below: alpha/sigma is above 20 at all times"):
         run()
     run(off_below=0.0)
+
+
+@pytest.mark.slow
+def test_a_model_that_cannot_be_trained_is_steered(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Truth: its samples are drawn. Twin: training on the same table, which is refused."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.syspath_prepend(tmp_path)
+    ends = "    made.process = sa.TableVP((0.999, 0.5, 0.1, 1e-8))\n    return made"
+    name = own(tmp_path, MODEL.replace("PREDICTS", "'eps'").replace("    return made", ends), name="without_signal")
+    recipe = ["mixture", f"model={{name: {name}}}", *SMALL]
+    steered = main(["steer", *recipe, "--method", "best_of", "--particles", "2", "--n", "4", "--output", "steered"])
+    same(steered, 0, trained=main(["train", *recipe, "--output", "trained"]))
+    assert "model.process: an error of eps" in capsys.readouterr().err
