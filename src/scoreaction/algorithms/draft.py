@@ -99,7 +99,7 @@ class DRaFTLearner(Learner):
             terms.append(visited_kl(self, rollout, rows, first / n))
         source = self.noise(RowNoise.drawn(generator, self.world.stripe(batch * self.world.size)), rollout.prompt)
         if self.slope is None:
-            terms.append(Term(batch, partial(self._again, rollout, first), calls=self._calls(rollout.times[first:])))
+            terms.append(Term(batch, partial(self._again, rollout, first), calls=self._held(rollout.times[first:])))
         else:
             terms.append(Term(batch, partial(_known, self.slope), calls=0))
             self.slope = None
@@ -114,23 +114,26 @@ class DRaFTLearner(Learner):
     def _acted(self, times: Tensor) -> int:
         return int((times[:-1] >= self.sampler.acts_from).sum())
 
-    def _calls(self, times: Tensor) -> int:
-        """Evaluations with a graph on these times: with a KL the reference's are in it too, but for the first of the steps."""
-        return len(times) - 1 + (self._acted(times) - 1 if self.beta else 0)
+    def _held(self, times: Tensor) -> int:
+        """Evaluations whose activations are there at a time: one with gradient checkpointing, else all on these times.
+
+        With a KL the reference's are among them, but for the first of the steps.
+        """
+        return 1 if self.config.gradient_checkpointing else len(times) - 1 + (self._acted(times) - 1 if self.beta else 0)
 
     def _explored_end(self, x: Tensor, prompt: Tensor, times: Tensor, generator: Source) -> Rollout:
         """The last steps from x with their rewards, in parts that memory holds."""
         noise = [normal(x.shape, generator, x.dtype).to(x) for _ in times[1:]]
-        calls = self._calls(times) + 1  # decoder and reward: their graph is there beside that of the steps
-        work = partial(self._differentiated, x, prompt, times, noise, calls)
-        return fitting(self.model, len(x) * calls, work)
+        held = self._held(times) + (not self.config.gradient_checkpointing)  # decoder and reward, beside the graph of the steps
+        work = partial(self._differentiated, x, prompt, times, noise, held)
+        return fitting(self.model, len(x) * held, work)
 
-    def _differentiated(self, x: Tensor, prompt: Tensor, times: Tensor, noise: list[Tensor], calls: int, limit: int) -> Rollout:
-        """The last steps from x, with at most `limit` rows in graphs, `calls` a row; the gradient of their mean is `slope`."""
+    def _differentiated(self, x: Tensor, prompt: Tensor, times: Tensor, noise: list[Tensor], held: int, limit: int) -> Rollout:
+        """The last steps from x, with at most `limit` rows in graphs, `held` a row; the gradient of their mean is `slope`."""
         parameters, ends, rewards = [*self.model.parameters.values()], [], []
         for p in parameters:
             p.grad = None
-        for rows in torch.arange(len(x)).split(max(1, limit // calls)):
+        for rows in torch.arange(len(x)).split(max(1, limit // held)):
             follow = partial(_drawn, [take(z, rows) for z in noise])
             with torch.enable_grad():
                 end = self._end(take(x, rows), times, take(prompt, rows), follow)
