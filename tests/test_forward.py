@@ -15,6 +15,7 @@ from twins import F64, accepts, close, f64, same
 import scoreaction as sa
 from scoreaction.algorithms._forward import LaggedPolicy, advantages, drawn_times, flow_time, renoised
 from scoreaction.algorithms._learner import Objective, Setting
+from scoreaction.algorithms._likelihood_ratio import clipped_surrogate
 from scoreaction.algorithms.awm import matching_score
 from scoreaction.algorithms.nft import nft_loss
 from scoreaction.algorithms.ram import ram_loss
@@ -174,6 +175,44 @@ def test_the_gradient_of_awm_by_hand():
     found = slope_of(lambda v: matching_score(v, noised=Y, tau=tau, power=p))
     close(found, by_hand(p), atol=1e-8, plain=by_hand(1.0), flipped=-by_hand(p))
     close(slope_of(lambda v: matching_score(v, noised=Y, tau=tau, power=1.0)), by_hand(1.0), atol=1e-12, huber=by_hand(p))
+
+
+T, EPS = f64([0.05, 0.3, 0.5, 0.7, 0.95])[:, None], torch.randn(5, 3, generator=torch.Generator().manual_seed(2), dtype=F64)
+
+
+def test_nft_is_what_flow_factory_minimises():
+    """Truth: its formula, in velocities at `x_t = (1 - t) x0 + t eps`, errors over their mean size, the sum over beta."""
+    v, v_old, clean, r, beta = X, Y, Z, f64([0.0, 0.2, 0.5, 0.9, 1.0]), 0.7
+    x_t = (1 - T) * clean + T * EPS
+
+    def published(plus, minus):
+        parts = []
+        for velocity in (plus, minus):
+            off = x_t - T * velocity - clean
+            parts.append((off.square() / off.abs().mean(1, keepdim=True).clip(min=1e-5)).mean(1))
+        return (r * parts[0] + (1 - r) * parts[1]) / beta
+
+    plus, minus = beta * v + (1 - beta) * v_old, (1 + beta) * v_old - beta * v
+    found = nft_loss(x_t - T * v, old=x_t - T * v_old, clean=clean, r=r, strength=beta)
+    close(found, published(plus, minus), atol=1e-12, swapped=published(minus, plus), lagged=published(v, 2 * v_old - v))
+
+
+def test_awm_is_what_flow_factory_maximises():
+    """Truth: its `ghuber` score and clipped ratio, from the same random velocities, noise and advantages."""
+    target, advantage, clip = EPS - Z, A - 1, 0.05
+
+    def score(v, power=0.25):
+        error = (v - target).square().mean(1)
+        return -((error + 1e-10) ** power - 1e-10**power) * T[:, 0] / power
+
+    def published(new, old):
+        ratio = (new - old).exp()
+        return torch.maximum(-advantage * ratio, -advantage * ratio.clamp(1 - clip, 1 + clip))
+
+    new, old = (matching_score(v, noised=target, tau=T[:, 0], power=0.25) for v in (X, Y))
+    found = clipped_surrogate(new - old, advantage, clip)
+    close(found, published(score(X), score(Y)), atol=1e-12, swapped=published(score(Y), score(X)),
+          huber=published(score(X, 0.5), score(Y, 0.5)))  # fmt: skip
 
 
 def test_awms_first_gradient_is_the_advantage_weighted_matching():

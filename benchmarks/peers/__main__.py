@@ -33,11 +33,12 @@ FIXED = [
     "evaluation.held_out=[{name: shapes, correct: true}, {name: shapes_scorer}]",
 ]  # fmt: skip
 METHODS: dict[str, dict[str, Any]] = {
-    "ddpo": {"reward": "program", "rows": 16, "clip": 0.2, "min_count": 4},
-    "ddpo, masked": {"reward": "program", "rows": 16, "clip": 0.2, "min_count": 4},
+    "ddpo": {"reward": "program", "rows": 16, "clip": 1e-4, "min_count": 4},
+    "ddpo, masked": {"reward": "program", "rows": 16, "clip": 1e-4, "min_count": 4},
     "alignprop": {"reward": "scorer", "last": STEPS},
 }
 RATES, CHOSEN = (3e-4, 1e-3, 3e-3), {"ddpo": 1e-3, "ddpo, masked": 3e-3, "alignprop": 1e-3}
+OTHERWISE: dict[str, dict[str, Any]] = {", batch": {"min_count": 0}, ", clip 1e-3": {"clip": 1e-3}}
 TIMED = 4
 OURS = ["sampler.off_below=0", "sampler.grid=scheduler", "sampler.steps=12"]
 PPO, BACK = [*OURS, "algorithm={name: ddpo, minibatches: 4}"], [*OURS, "reward.name=shapes_scorer"]
@@ -152,14 +153,13 @@ def jobs_of(stage: str, n: int) -> dict[str, Figures]:
             for method, library in WORK
         }
     if stage == "tune":
+        plain: dict[str, dict[str, Any]] = {"": {}}
         return {
-            f"{method}/{lr}{' batch' if more else ''}": {
-                "method": method, "lr": lr, "epochs": 20, "kept": [20], "seed": 7, "n": 240, **more,
-            }
+            f"{method}/{lr}{name}": {"method": method, "lr": lr, "epochs": 20, "kept": [20], "seed": 7, "n": 240, **more}
             for method in METHODS
             for lr in RATES
-            for more in ([{}, {"min_count": 0}] if method == "ddpo, masked" else [{}])
-        }  # fmt: skip
+            for name, more in (plain | OTHERWISE if method == "ddpo, masked" else plain).items()
+        }
     return {
         f"{method}/seed{seed}": {
             "method": method, "lr": CHOSEN[method], "epochs": 40, "kept": [10, 20, 30, 40], "seed": seed, "n": n,
