@@ -10,7 +10,7 @@ from twins import F64, accepts, close, f64
 import scoreaction as sa
 from scoreaction.diffusion.mixtures import Quadratic
 from scoreaction.networks.critic import Critic
-from scoreaction.networks.layers import PromptEmbedding, RewardScale
+from scoreaction.networks.layers import PromptEmbedding, RewardScale, unit_scaled
 from scoreaction.networks.surrogate import Surrogate, zeroth_order
 
 GENERATOR = torch.Generator().manual_seed(0)
@@ -72,6 +72,20 @@ def test_skip_coefficients(skip, truth):
     if skip == "none":
         wrong.pop("reward_not_centred")
     close(made(X, T, NONE, LOOK).detach(), whole.detach(), atol=1e-5, **{k: v.detach() for k, v in wrong.items()})
+
+
+@pytest.mark.parametrize("process", [sa.VP(), sa.Flow(), sa.VE(sigma_max=10.0)], ids=lambda p: type(p).__name__)
+def test_a_value_of_signal_has_the_slope_of_the_exact_one(process):
+    """Standard normal data, `r = sum x0`: `V = alpha sum x/(alpha^2 + sigma^2)`, of an F that sums its scaled input."""
+
+    class Sum(torch.nn.Module):
+        def forward(self, x, t, condition):
+            return unit_scaled(process, x, t).sum(1)
+
+    values = {skip: Critic(process, (2,), skip=skip, network=lambda width: Sum()) for skip in ("signal", "none")}
+    found, as_it_is = (made.gradient(X, T, NONE) for made in values.values())
+    share = process.alpha(T) / (process.alpha(T) ** 2 + process.sigma2(T))
+    close(found, share[:, None].expand(6, 2).float(), atol=1e-6, as_it_is=as_it_is)
 
 
 def test_an_unknown_skip_is_refused():

@@ -9,11 +9,14 @@ import pytest
 import torch
 from twins import accepts
 
+import scoreaction as sa
 from scoreaction.algorithms import nft
+from scoreaction.networks.critic import Critic
+from scoreaction.rewards._closed_form import QuadraticReward
 from scoreaction.sampling.sampler import Sampler
 
 sys.path.append(str(Path(__file__).parents[1] / "benchmarks"))
-from parametrisations import run_of  # noqa: E402
+from parametrisations import BETA, LAW, REWARD, model_of, run_of  # noqa: E402
 
 
 def distance(trainer: str, schedule: str, kind: str) -> float:
@@ -34,6 +37,31 @@ def test_nft_learns_from_eps_and_x0_networks_as_from_v_networks(
         assert other < 2 * truth, (other, truth)
 
     accepts(within, weighted, as_they_are=distance("nft", schedule, kind))
+
+
+def test_the_value_of_vard_is_flat_at_pure_noise(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The cut cosine table, alpha 0.006 at its end: after an iteration its slope there is the exact value's, 0.006, in size.
+
+    Twin: a critic that sees x as it is.
+    """
+
+    def slope() -> float:
+        model = model_of("cosine, cut", "eps", 0.0, 0)
+        train, sampler = sa.Train(iterations=1, batch=128, lr=4e-3, seed=0, device="cpu"), sa.Sampler(steps=12)
+        tuner = sa.Finetuner(model, reward=QuadraticReward(REWARD), algorithm=sa.VARD(beta=BETA), sampler=sampler, train=train)
+        next(iter(tuner))
+        x, t = torch.randn(256, 2, generator=torch.Generator().manual_seed(0)), torch.ones((), dtype=torch.float64)
+        old, best = (law.prediction(model.process, x, t).eps for law in (LAW, LAW.optimum(REWARD, BETA).law))
+        exact = BETA * (old - best) / model.process.sigma(t).to(x)
+        found = tuner.learner.networks["critic"].gradient(x, t.expand(256), torch.zeros(256, dtype=torch.long))
+        return float((found - exact).norm() / exact.norm())
+
+    def near(error: float) -> None:
+        assert error < 1, error
+
+    truth = slope()
+    monkeypatch.setattr(Critic, "inputs", lambda self, x, t: x)
+    accepts(near, truth, as_it_is=slope())
 
 
 @pytest.mark.long

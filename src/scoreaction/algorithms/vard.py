@@ -58,7 +58,8 @@ class VARDLearner(Learner):
         super().__init__(setting, kl_target=config.kl_target)
         self.config, self.state = config, TrustState(config.beta, trust=config.trust)
         self.trust_region = config.trust_region
-        self.critic = Critic(self.process, self.model.shape, skip="none", conditions=self.conditions, network=self.model.critic)
+        shape, network = self.model.shape, self.model.critic
+        self.critic = Critic(self.process, shape, skip="signal", conditions=self.conditions, network=network)
         self.networks["critic"], self.lr["critic"] = self.critic, config.critic_lr
 
     def updates(self, rollout: Rollout, generator: torch.Generator) -> Updates:
