@@ -138,14 +138,16 @@ def steering(results: Results) -> Table:
     return table
 
 
-SCHEDULES = ("ddpm", "ddpm, crooked", "sd", "sd, crooked", "vp", "cosine", "cosine, cut", "cosine, cut 0.02", "ve", "flow")
+SCHEDULES = ("ddpm", "ddpm, crooked", "sd", "sd, crooked", "vp", "cosine", "cosine, cut", "ve", "flow")
 KINDS = ("eps", "velocity", "x0", "edm")
+OWN = "own optimum"
 
 
 def parametrisations(results: Results) -> Table:
     """Mean distances on networks of each kind over that on the v network, and that after `of`."""
     table = Table("trainer", *SCHEDULES)
-    for trainer, every in results.groups("trainer").items():
+    trainers = [name for name in results.groups("trainer") if name != OWN]
+    for trainer, every in results.groups("trainer", trainers).items():
         cells = []
         for schedule in SCHEDULES:
             name, crooked = schedule.removesuffix(", crooked"), schedule.endswith("crooked")
@@ -157,6 +159,17 @@ def parametrisations(results: Results) -> Table:
             v = statistics.fmean(distances.pop("v"))
             cells.append(f"{' / '.join(_over_v(own, v) for own in distances.values() if own)} of {number(v, 2)}")
         table.add(every, trainer, *cells)
+    return table
+
+
+def own_optima(results: Results) -> Table:
+    """How far the optimum of a crooked network's own law is, if it errs to some alpha/sigma only, and sampled in fewer steps."""
+    keys = {"errs to 4": "to_4", "to 20": "to_20", "at all times": "distance", "at all times, 12 steps": "steps_12"}
+    table = Table("network", "schedule", *keys)
+    for schedule in ("ddpm", "sd"):
+        for kind in ("v", "eps", "x0"):
+            runs = results.where(trainer=OWN, schedule=schedule, kind=kind)
+            table.add(runs, kind, schedule, *(of(runs, key, 2) for key in keys.values()))
     return table
 
 

@@ -34,7 +34,7 @@ from scoreaction.training.optimizer import TrainingError
 LAW = Mixture.isotropic([[2.0, 0.0], [-2.0, 0.0], [0.0, 2.0], [0.0, -2.0]], std=0.3)
 REWARD, BETA = Quadratic.linear([1.0, 0.5]), 0.5
 ITERATIONS, DRAWN = 20, 4096
-OWN, PRETRAINED = "own optimum", 16 * DRAWN
+OWN, PRETRAINED = "own optimum", 8 * DRAWN
 TRAINERS: dict[str, Any] = {
     "score_action": sa.ScoreAction(beta=BETA),
     "score_action, ratio": sa.ScoreAction(beta=BETA, estimator="likelihood_ratio"),
@@ -89,7 +89,7 @@ SEEDS = {
     ("score_action, forward", "vp"): 3,
 }
 """Seeds where one says too little: a ratio came close to 2."""
-ONLY = {"sqdf, corrected, 60": ["ddpm, crooked"], OWN: ["ddpm", "ddpm, crooked", "sd, crooked"]}
+ONLY = {"sqdf, corrected, 60": ["ddpm, crooked"], OWN: ["ddpm, crooked", "sd, crooked"]}
 """Schedules that a row is run under, where it is not all of them."""
 SCHEDULES = ("ddpm", "sd", "vp", "cosine", "cosine, cut", "ve", "flow")
 CROOKED = ("ddpm", "sd")
@@ -98,6 +98,9 @@ SIGMA_DATA = 0.5
 
 class Exact(nn.Module):
     """`y + c (F(x, t) + error sin(2 x))`, y the exact prediction of the mixture, c the size of what a network adds."""
+
+    errs_to = math.inf
+    """The alpha/sigma up to which it errs."""
 
     def __init__(self, process: Process, kind: str, error: float) -> None:
         super().__init__()
@@ -109,7 +112,8 @@ class Exact(nn.Module):
     def forward(self, x: torch.Tensor, t: torch.Tensor, cond: None) -> torch.Tensor:
         t = t.double()
         exact = from_prediction(self.process, predicts(self.kind), t, LAW.prediction(self.process, x, t))
-        return exact + expand(self.size(t), x) * (self.change(x, t) + self.error * torch.sin(2 * x.flip(1)))
+        error = torch.where(self.process.alpha(t) < self.errs_to * self.process.sigma(t), self.error, 0.0)
+        return exact + expand(self.size(t), x) * (self.change(x, t) + expand(error, x) * torch.sin(2 * x.flip(1)))
 
     def size(self, t: torch.Tensor) -> torch.Tensor:
         """`sqrt(p^2 + q^2)` of y, the std of its target for data of std 1; EDM's c_out."""
@@ -140,7 +144,12 @@ def model_of(schedule: str, kind: str, error: float, seed: int) -> sa.Model:
 def run_of(trainer: str, schedule: str, kind: str, error: float, seed: int, iterations: int) -> Figures:
     """Distance to the optimum, KL of the end and the largest on the way; of the v network the distance of the exact policy."""
     if trainer == OWN:
-        return {"distance": own_optimum(schedule, kind, error)}
+        nearer = {f"to_{ratio}": own_optimum(schedule, kind, error, errs_to=ratio) for ratio in (4, 20)}
+        return {
+            "distance": own_optimum(schedule, kind, error),
+            "steps_12": own_optimum(schedule, kind, error, steps=12),
+            **nearer,
+        }
     model, reward, nats = model_of(schedule, kind, error, seed), QuadraticReward(REWARD), []
     settings, sampler = sa.Train(iterations=iterations, batch=128, lr=4e-3, seed=seed, device="cpu"), sa.Sampler(steps=12)
     tuner = sa.Finetuner(model, reward=reward, algorithm=TRAINERS[trainer], sampler=sampler, train=settings)
@@ -156,14 +165,15 @@ def run_of(trainer: str, schedule: str, kind: str, error: float, seed: int, iter
     return {"distance": distance, "kl_nats": nats[-1], "kl_most": max(nats), "seconds": tuner.seconds, **oracle}
 
 
-def own_optimum(schedule: str, kind: str, error: float) -> float:
+def own_optimum(schedule: str, kind: str, error: float, *, steps: int = 50, errs_to: float = math.inf) -> float:
     """The distance from the optimum of what a network's own samples are when they are weighed by `exp(r/beta)`.
 
-    That is the law which a trainer's objective has its maximum at. `PRETRAINED` samples, of which as many as are measured are
-    drawn by their weights.
+    That is the law at which a trainer's objective has its maximum. There are `PRETRAINED` samples, of which as many as are
+    measured are drawn by their weights. errs_to: the alpha/sigma up to which the network errs.
     """
     model, generator = model_of(schedule, kind, error, 0), torch.Generator().manual_seed(5)
-    x = torch.cat([sa.sample(model, n=DRAWN, seed=seed) for seed in range(PRETRAINED // DRAWN)])
+    cast(Exact, model.net).errs_to = errs_to
+    x = torch.cat([sa.sample(model, n=DRAWN, seed=seed, steps=steps) for seed in range(PRETRAINED // DRAWN)])
     weights = torch.softmax(REWARD(x).double() / BETA, 0)
     drawn = x[torch.multinomial(weights, DRAWN, replacement=True, generator=generator)]
     return ExactTask(LAW, LAW.optimum(REWARD, BETA)).distance(lambda _: drawn, DRAWN, 80, repeats=1)
