@@ -163,7 +163,7 @@ def parametrisations(results: Results) -> Table:
 
 
 def own_optima(results: Results) -> Table:
-    """How far the optimum of a crooked network's own law is, if it errs to some alpha/sigma only, and sampled in fewer steps."""
+    """Distance of the optimum of a crooked network's own law: where it errs to some alpha/sigma only, and in fewer steps."""
     keys = {"errs to 4": "to_4", "to 20": "to_20", "at all times": "distance", "at all times, 12 steps": "steps_12"}
     table = Table("network", "schedule", *keys)
     for schedule in ("ddpm", "sd"):
