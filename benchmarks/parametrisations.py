@@ -81,6 +81,7 @@ def process_of(name: str) -> Process:
 SEEDS = {
     ("nft", "flow"): 3,
     ("vard", "cosine, cut"): 6,
+    ("vard", "ddpm, crooked"): 3,
     ("score_action", "ve"): 3,
     ("sqdf, corrected", "ve"): 3,
     ("sqdf, corrected", "ddpm"): 3,

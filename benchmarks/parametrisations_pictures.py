@@ -27,12 +27,9 @@ SIZES: dict[str, Any] = {"rows": 80, "updates": 8}
 CRITIC: dict[str, Any] = {**SIZES, "critic_updates": 16}
 TRAINERS: dict[str, Any] = {
     "score_action": sa.ScoreAction(beta=BETA, **CRITIC),
-    "score_action, gradient": sa.ScoreAction(beta=BETA, **CRITIC),
     "sqdf": sa.SQDF(beta=BETA, **SIZES),
     "dpok": sa.DPOK(beta=BETA),
 }
-GRADIENT = ("score_action, gradient", "sqdf")
-"""Trainers that the reward shows its gradient."""
 KINDS: tuple[Predicts, ...] = ("v", "eps", "x0")
 
 
@@ -64,7 +61,7 @@ def train(trainer: str, kind: Predicts, seed: int, iterations: int) -> Figures:
     """The summary of one run."""
     tuner = sa.Finetuner(
         model_of(kind),
-        reward=ink.build(ink.Config(differentiable=trainer in GRADIENT)),
+        reward=ink.build(ink.Config(differentiable=trainer == "sqdf")),
         algorithm=TRAINERS[trainer],
         sampler=sa.Sampler(steps=10, eta=1.0, guidance=2.0),
         train=sa.Train(iterations=iterations, batch=32, lr=1e-4, max_rows=512, seed=seed, device="cpu"),
