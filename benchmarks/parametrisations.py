@@ -28,7 +28,7 @@ from scoreaction.diffusion.processes import Process
 from scoreaction.networks.layers import VectorNet
 from scoreaction.rewards import RewardError
 from scoreaction.rewards._closed_form import QuadraticReward
-from scoreaction.training.exact_task import ExactTask
+from scoreaction.training.exact_task import ExactTask, sliced_w2
 from scoreaction.training.optimizer import TrainingError
 
 LAW = Mixture.isotropic([[2.0, 0.0], [-2.0, 0.0], [0.0, 2.0], [0.0, -2.0]], std=0.3)
@@ -143,14 +143,12 @@ def model_of(schedule: str, kind: str, error: float, seed: int) -> sa.Model:
 
 
 def run_of(trainer: str, schedule: str, kind: str, error: float, seed: int, iterations: int) -> Figures:
-    """Distance to the optimum, KL of the end and the largest on the way; of the v network the distance of the exact policy."""
+    """Distance to the optimum, KL of the end and the largest on the way.
+
+    Of the v network also the distance of the exact policy; of a crooked network that to the optimum of its own law.
+    """
     if trainer == OWN:
-        nearer = {f"to_{ratio}": own_optimum(schedule, kind, error, errs_to=ratio) for ratio in (4, 20)}
-        return {
-            "distance": own_optimum(schedule, kind, error),
-            "steps_12": own_optimum(schedule, kind, error, steps=12),
-            **nearer,
-        }
+        return own_optima(schedule, kind, error)
     model, reward, nats = model_of(schedule, kind, error, seed), QuadraticReward(REWARD), []
     settings, sampler = sa.Train(iterations=iterations, batch=128, lr=4e-3, seed=seed, device="cpu"), sa.Sampler(steps=12)
     tuner = sa.Finetuner(model, reward=reward, algorithm=TRAINERS[trainer], sampler=sampler, train=settings)
@@ -163,21 +161,37 @@ def run_of(trainer: str, schedule: str, kind: str, error: float, seed: int, iter
     finite = bool(torch.isfinite(x).all())
     distance = task.distance(lambda _: x, DRAWN, 80, repeats=1) if finite else math.inf
     oracle = {"oracle": task.oracle(model, sa.Sampler(steps=50), DRAWN, 78)} if kind == "v" else {}
+    if error and finite:  # distances to the optimum of the network's own law, sampled in as many steps as the policy
+        for steps in (12, 50):
+            x = sa.sample(model, n=DRAWN, seed=77, steps=steps)
+            oracle[f"own_{steps}"] = sliced_w2(x, own_optimum(schedule, kind, error, steps=steps))
     return {"distance": distance, "kl_nats": nats[-1], "kl_most": max(nats), "seconds": tuner.seconds, **oracle}
 
 
-def own_optimum(schedule: str, kind: str, error: float, *, steps: int = 50, errs_to: float = math.inf) -> float:
-    """The distance from the optimum of what a network's own samples are when they are weighed by `exp(r/beta)`.
+def own_optimum(schedule: str, kind: str, error: float, *, steps: int = 50, errs_to: float = math.inf) -> torch.Tensor:
+    """Samples of the law at which a trainer's objective has its maximum on a network: its own, weighed by `exp(r/beta)`.
 
-    That is the law at which a trainer's objective has its maximum. There are `PRETRAINED` samples, of which as many as are
-    measured are drawn by their weights. errs_to: the alpha/sigma up to which the network errs.
+    There are `PRETRAINED` of them, in so many steps, of which as many as are measured are drawn by their weights. errs_to: the
+    alpha/sigma up to which the network errs.
     """
     model, generator = model_of(schedule, kind, error, 0), torch.Generator().manual_seed(5)
     cast(Exact, model.net).errs_to = errs_to
     x = torch.cat([sa.sample(model, n=DRAWN, seed=seed, steps=steps) for seed in range(PRETRAINED // DRAWN)])
     weights = torch.softmax(REWARD(x).double() / BETA, 0)
-    drawn = x[torch.multinomial(weights, DRAWN, replacement=True, generator=generator)]
-    return ExactTask(LAW, LAW.optimum(REWARD, BETA)).distance(lambda _: drawn, DRAWN, 80, repeats=1)
+    return x[torch.multinomial(weights, DRAWN, replacement=True, generator=generator)]
+
+
+def own_optima(schedule: str, kind: str, error: float) -> Figures:
+    """How far the optimum of a network's own law is from that of the data's, and where it errs up to an alpha/sigma only."""
+    task, fixed = ExactTask(LAW, LAW.optimum(REWARD, BETA)), (schedule, kind, error)
+    cases: dict[str, dict[str, Any]] = {
+        "distance": {},
+        "steps_12": {"steps": 12},
+        "to_4": {"errs_to": 4},
+        "to_20": {"errs_to": 20},
+    }
+    drawn = {name: own_optimum(*fixed, **case) for name, case in cases.items()}
+    return {name: task.distance(lambda _, x=x: x, DRAWN, 80, repeats=1) for name, x in drawn.items()}
 
 
 def jobs() -> dict[str, Figures]:
