@@ -173,6 +173,19 @@ def own_optima(results: Results) -> Table:
     return table
 
 
+def to_own(results: Results) -> Table:
+    """Distances of trained policies to the optimum of a crooked network's own law, in the steps of training and in 50."""
+    table = Table(
+        "trainer", "network", "seeds", "to its own, 12 steps", "to its own, 50 steps", "to that of the data, 50 steps"
+    )
+    for trainer, every in results.groups("trainer").items():
+        for kind in ("v", "x0"):
+            runs = [run for run in every if run["kind"] == kind and run.get("own_12") is not None]
+            if runs:
+                table.add(runs, trainer, kind, str(len(runs)), *(of(runs, key, 2) for key in ("own_12", "own_50", "distance")))
+    return table
+
+
 def _over_v(distances: Sequence[float], v: float) -> str:
     """The mean of distances over that on the v network, in bold beyond twice."""
     ratio = statistics.fmean(distances) / v

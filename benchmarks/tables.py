@@ -26,6 +26,7 @@ from _exact_tables import (
     stability,
     stability_worst,
     steering,
+    to_own,
     tokens,
 )
 from _label_tables import mixture, sizes
@@ -90,6 +91,7 @@ TABLES: dict[str, tuple[str, Callable[[Results], Table]]] = {
     "soft_q_linear_quadratic": ("soft_q", partial(soft_q, task="linear_quadratic")),
     "parametrisations": ("parametrisations", parametrisations),
     "own_optima": ("parametrisations", own_optima),
+    "to_own": ("parametrisations", to_own),
     "parametrisations_pictures": ("parametrisations_pictures", kinds),
     "off_below": ("off_below", off_below),
     "adjoints": ("adjoints", adjoints),
