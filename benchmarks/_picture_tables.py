@@ -35,13 +35,13 @@ def kinds(results: Results) -> Table:
     """The end of each trainer's run on networks of each kind, and the largest KL on the way; the pretrained model first."""
     table = Table("trainer", "network", "seeds", *END, "largest KL", "queries", "evaluations")
     figures = [of(results.runs[:1], key.replace("_tuned", "_base"), 2) for key in END.values() if key.endswith("_tuned")]
-    table.add(results.runs[:1], "*pretrained*", "", "", figures[0], "0", *figures[1:], "0", "", "0")
+    table.add(results.runs[:1], "*pretrained*", "", "", figures[0], "0", *figures[1:], "0", "0", "0")
     for trainer, every in results.groups("trainer").items():
-        for kind in ("v", "eps", "x0"):
-            runs = [run for run in every if run["kind"] == kind]
+        for network in ("v", "eps", "x0", "x0, off below 0.06"):
+            runs = [run for run in every if run["network"] == network]
             cells = [of(runs, key, 2) for key in (*END.values(), "kl_most")]
             spent = [of(runs, key, 0) for key in ("reward_queries", "model_evaluations")]
-            table.add(runs, trainer, kind, str(len(runs)), *cells, *spent)
+            table.add(runs, trainer, network, str(len(runs)), *cells, *spent)
     return table
 
 

@@ -30,7 +30,13 @@ TRAINERS: dict[str, Any] = {
     "sqdf": sa.SQDF(beta=BETA, **SIZES),
     "dpok": sa.DPOK(beta=BETA),
 }
-KINDS: tuple[Predicts, ...] = ("v", "eps", "x0")
+NETWORKS: dict[str, tuple[Predicts, float | None]] = {
+    "v": ("v", None),
+    "eps": ("eps", None),
+    "x0": ("x0", None),
+    "x0, off below 0.06": ("x0", 0.06),
+}
+"""Networks by name: what they predict, and `sampler.off_below`, by default None."""
 
 
 class InKind(nn.Module):
@@ -57,13 +63,14 @@ def model_of(kind: Predicts) -> sa.Model:
     return sa.Model(InKind(load_net(), kind), predicts=kind, **parts)
 
 
-def train(trainer: str, kind: Predicts, seed: int, iterations: int) -> Figures:
+def train(trainer: str, network: str, seed: int, iterations: int) -> Figures:
     """The summary of one run."""
+    kind, off_below = NETWORKS[network]
     tuner = sa.Finetuner(
         model_of(kind),
         reward=ink.build(ink.Config(differentiable=trainer == "sqdf")),
         algorithm=TRAINERS[trainer],
-        sampler=sa.Sampler(steps=10, eta=1.0, guidance=2.0),
+        sampler=sa.Sampler(steps=10, eta=1.0, guidance=2.0, off_below=off_below),
         train=sa.Train(iterations=iterations, batch=32, lr=1e-4, max_rows=512, seed=seed, device="cpu"),
         prompts=PROMPTS,
         held_out={"legibility": legibility.build(legibility.Config())},
@@ -76,10 +83,10 @@ def train(trainer: str, kind: Predicts, seed: int, iterations: int) -> Figures:
 def jobs() -> dict[str, Figures]:
     """All runs by name."""
     return {
-        f"{trainer}/{kind}/seed{seed}": {"trainer": trainer, "kind": kind, "seed": seed, "iterations": ITERATIONS}
+        f"{trainer}/{network}/seed{seed}": {"trainer": trainer, "network": network, "seed": seed, "iterations": ITERATIONS}
         for seed in range(SEEDS)
         for trainer in TRAINERS
-        for kind in KINDS
+        for network in NETWORKS
     }
 
 
