@@ -39,6 +39,8 @@ def kinds(results: Results) -> Table:
     for trainer, every in results.groups("trainer").items():
         for network in ("v", "eps", "x0", "x0, off below 0.06"):
             runs = [run for run in every if run["network"] == network]
+            if not runs:
+                continue
             cells = [of(runs, key, 2) for key in (*END.values(), "kl_most")]
             spent = [of(runs, key, 0) for key in ("reward_queries", "model_evaluations")]
             table.add(runs, trainer, network, str(len(runs)), *cells, *spent)

@@ -183,15 +183,18 @@ def own_optimum(schedule: str, kind: str, error: float, *, steps: int = 50, errs
 
 def own_optima(schedule: str, kind: str, error: float) -> Figures:
     """How far the optimum of a network's own law is from that of the data's, and where it errs up to an alpha/sigma only."""
-    task, fixed = ExactTask(LAW, LAW.optimum(REWARD, BETA)), (schedule, kind, error)
+
+    def distance(**case: Any) -> float:
+        x = own_optimum(schedule, kind, error, **case)
+        return ExactTask(LAW, LAW.optimum(REWARD, BETA)).distance(lambda _: x, DRAWN, 80, repeats=1)
+
     cases: dict[str, dict[str, Any]] = {
         "distance": {},
         "steps_12": {"steps": 12},
         "to_4": {"errs_to": 4},
         "to_20": {"errs_to": 20},
     }
-    drawn = {name: own_optimum(*fixed, **case) for name, case in cases.items()}
-    return {name: task.distance(lambda _, x=x: x, DRAWN, 80, repeats=1) for name, x in drawn.items()}
+    return {name: distance(**case) for name, case in cases.items()}
 
 
 def jobs() -> dict[str, Figures]:
