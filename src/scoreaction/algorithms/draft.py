@@ -99,7 +99,7 @@ class DRaFTLearner(Learner):
             terms.append(visited_kl(self, rollout, rows, first / n))
         source = self.noise(RowNoise.drawn(generator, self.world.stripe(batch * self.world.size)), rollout.prompt)
         if self.slope is None:
-            terms.append(Term(batch, partial(self._again, rollout, first), calls=self._held(rollout.times[first:])))
+            terms.append(Term(batch, partial(self._again, rollout, first), calls=self._graphs(rollout.times[first:])))
         else:
             terms.append(Term(batch, partial(_known, self.slope), calls=0))
             self.slope = None
@@ -114,7 +114,7 @@ class DRaFTLearner(Learner):
     def _acted(self, times: Tensor) -> int:
         return int((times[:-1] >= self.sampler.acts_from).sum())
 
-    def _held(self, times: Tensor) -> int:
+    def _graphs(self, times: Tensor) -> int:
         """Evaluations whose activations are there at a time: one with gradient checkpointing, else all on these times.
 
         With a KL the reference's are among them, but for the first of the steps.
@@ -124,16 +124,16 @@ class DRaFTLearner(Learner):
     def _explored_end(self, x: Tensor, prompt: Tensor, times: Tensor, generator: Source) -> Rollout:
         """The last steps from x with their rewards, in parts that memory holds."""
         noise = [normal(x.shape, generator, x.dtype).to(x) for _ in times[1:]]
-        held = self._held(times) + (not self.config.gradient_checkpointing)  # decoder and reward, beside the graph of the steps
-        work = partial(self._differentiated, x, prompt, times, noise, held)
-        return fitting(self.model, len(x) * held, work)
+        graphs = self._graphs(times) + (not self.config.gradient_checkpointing)  # decoder and reward, beside the graph of the steps
+        work = partial(self._differentiated, x, prompt, times, noise, graphs)
+        return fitting(self.model, len(x) * graphs, work)
 
-    def _differentiated(self, x: Tensor, prompt: Tensor, times: Tensor, noise: list[Tensor], held: int, limit: int) -> Rollout:
-        """The last steps from x, with at most `limit` rows in graphs, `held` a row; the gradient of their mean is `slope`."""
+    def _differentiated(self, x: Tensor, prompt: Tensor, times: Tensor, noise: list[Tensor], graphs: int, limit: int) -> Rollout:
+        """The last steps from x, with at most `limit` rows in graphs, `graphs` a row; the gradient of their mean is `slope`."""
         parameters, ends, rewards = [*self.model.parameters.values()], [], []
         for p in parameters:
             p.grad = None
-        for rows in torch.arange(len(x)).split(max(1, limit // held)):
+        for rows in torch.arange(len(x)).split(max(1, limit // graphs)):
             follow = partial(_drawn, [take(z, rows) for z in noise])
             with torch.enable_grad():
                 end = self._end(take(x, rows), times, take(prompt, rows), follow)
