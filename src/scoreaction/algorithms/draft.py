@@ -124,11 +124,14 @@ class DRaFTLearner(Learner):
     def _explored_end(self, x: Tensor, prompt: Tensor, times: Tensor, generator: Source) -> Rollout:
         """The last steps from x with their rewards, in parts that memory holds."""
         noise = [normal(x.shape, generator, x.dtype).to(x) for _ in times[1:]]
-        graphs = self._graphs(times) + (not self.config.gradient_checkpointing)  # decoder and reward, beside the graph of the steps
+        graphs = self._graphs(times)
+        graphs += not self.config.gradient_checkpointing  # decoder and reward, beside the graph of the steps
         work = partial(self._differentiated, x, prompt, times, noise, graphs)
         return fitting(self.model, len(x) * graphs, work)
 
-    def _differentiated(self, x: Tensor, prompt: Tensor, times: Tensor, noise: list[Tensor], graphs: int, limit: int) -> Rollout:
+    def _differentiated(
+        self, x: Tensor, prompt: Tensor, times: Tensor, noise: list[Tensor], graphs: int, limit: int
+    ) -> Rollout:
         """The last steps from x, with at most `limit` rows in graphs, `graphs` a row; the gradient of their mean is `slope`."""
         parameters, ends, rewards = [*self.model.parameters.values()], [], []
         for p in parameters:
