@@ -122,7 +122,7 @@ def value(process: str, eta: float) -> Figures:
     exact = ExactValue(PROCESSES[process][0](), eta, OLD, end=PROCESSES[process][1])
     agent, _ = learner(process, eta, "pathwise", 100, 4000, solver="sde_dpmpp", rows=30_000)
     test = experienced(agent, 4000, torch.Generator().manual_seed(1))
-    states = take(test.steps().states, test.chosen)
+    states = take(test.steps().states, test.chosen.own)
     truth, spread = exact.value(states.x, states.t), float(test.rewards.std())
     before = float((agent.value.critic(*states, test.look).detach() - truth).square().mean().sqrt()) / spread
     one, two = (fitted_value(process, eta, seed, states, test.look) for seed in (2, 3))
