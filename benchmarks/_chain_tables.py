@@ -7,10 +7,12 @@ from _tables import Results, Run, Table, number, of
 FIGURES = {
     "mixture": {"reward_tuned": 3, "kl_nats": 2, "objective": 3, "distance_to_optimum": 2},
     "digits": {"reward_tuned": 2, "kl_nats": 2, "held_out.legibility_tuned": 3, "diversity_tuned": 2},
+    "shapes": {"reward_tuned": 3, "kl_nats": 2, "held_out.shapes_tuned": 3, "held_out.shapes_base": 3},
 }
 HEADS = {
     "mixture": ("reward", "KL", "reward - beta KL", "distance"),
     "digits": ("reward", "KL", "legibility", "diversity"),
+    "shapes": ("reward", "KL", "accuracy", "before training"),
 }
 COSTS = {"reward_queries": 0, "model_evaluations": 0}
 BUDGETS = ("reward_queries", "model_evaluations")

@@ -111,6 +111,7 @@ TABLES: dict[str, tuple[str, Callable[[Results], Table]]] = {
     "delays": ("hrf", partial(delays, task="mixture")),
     "hrf_digits": ("hrf", partial(hrf, task="digits")),
     "delays_digits": ("hrf", partial(delays, task="digits")),
+    "delays_shapes": ("hrf", partial(delays, task="shapes")),
     "q_learning": ("q_learning", q_learning),
     "digits": ("digits", partial(digits_end, trainers=DIGITS)),
     "digits_13": ("digits", partial(digits_reached, level=13)),
