@@ -1,4 +1,4 @@
-"""Reward servers for tests: a real one, one that answers as it is told, a client of either, and the line it fails with."""
+"""Servers for tests: a reward's, a writer's, one that answers as it is told; a client, and the line that it fails with."""
 
 from __future__ import annotations
 
@@ -12,7 +12,8 @@ from typing import Any
 import pytest
 import torch
 
-from scoreaction.commands.serve_reward import Server, open_server, service_of
+from scoreaction.commands.serve_reward import Server, Service, open_server, service_of, serviced
+from scoreaction.commands.served import Texts
 from scoreaction.rewards import CountedReward, RewardError, _wire
 from scoreaction.rewards import http as client
 
@@ -23,8 +24,24 @@ IMAGES = torch.rand(10, 3, 8, 8, generator=torch.Generator().manual_seed(0))
 def serving(
     reward: Any, *, host: str = "127.0.0.1", token: str | None = None, max_images: int = 64, max_bytes: int = 2**20
 ) -> Iterator[Server]:
-    """A server on a port that the system chose."""
-    service = service_of("tested", reward, device="cpu", token=token, max_images=max_images, max_bytes=max_bytes)
+    """A reward's server on a port that the system chose."""
+    with running(
+        service_of("tested", reward, device="cpu", token=token, max_images=max_images, max_bytes=max_bytes), host
+    ) as s:
+        yield s
+
+
+@contextmanager
+def writing(writer: Any, *, token: str | None = None, max_images: int = 64, max_bytes: int = 2**20) -> Iterator[Server]:
+    """A writer's server on a port that the system chose."""
+    served = Texts("tested", writer)
+    with running(serviced(served, device="cpu", token=token, max_images=max_images, max_bytes=max_bytes)) as server:
+        yield server
+
+
+@contextmanager
+def running(service: Service, host: str = "127.0.0.1") -> Iterator[Server]:
+    """A server in a thread."""
     server = open_server(service, host, 0)
     thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01})
     thread.start()

@@ -255,5 +255,5 @@ def test_a_signal_ends_a_server_whose_scorer_hangs(
     began = time.monotonic()
     os.kill(server.pid, number)
     assert server.wait(timeout=60) == 0
-    assert "stopping after what is being scored" in (server.stderr.read() if server.stderr else "")
+    assert "stopping after what is being answered" in (server.stderr.read() if server.stderr else "")
     assert time.monotonic() - began < serve_reward.LAST_ANSWERS + 15

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from scoreaction import models
+    from scoreaction.algorithms._writer import Writer, write_menu
     from scoreaction.algorithms.adjoint_matching import AdjointMatching
     from scoreaction.algorithms.awm import AWM
     from scoreaction.algorithms.ddpo import DDPO
@@ -103,6 +104,7 @@ _HOMES = {
     "VARD": "algorithms.vard",
     "VE": "diffusion.processes",
     "VP": "diffusion.processes",
+    "Writer": "algorithms._writer",
     "examine": "commands.doctor.checkup",
     "gaussian_mixture": "models.gaussian_mixture",
     "load": "recipes.build",
@@ -110,6 +112,7 @@ _HOMES = {
     "models": "models",
     "sample": "sampling.draw",
     "steer": "training.steering",
+    "write_menu": "algorithms._writer",
 }
 """Home of each name: it is imported when it is first used, so that the command line answers before torch does."""
 

@@ -1,4 +1,4 @@
-"""Lookup of models, rewards, algorithms and critics: the name is the file's name, or a dotted path to a file of the user's."""
+"""Lookup of models, rewards, algorithms, critics and writers: the name is the file's, or a dotted path to one of the user's."""
 
 from __future__ import annotations
 
@@ -13,13 +13,13 @@ from typing import Literal
 
 from scoreaction.errors import UserError, missing, nearest
 
-Kind = Literal["model", "reward", "algorithm", "critic"]
+Kind = Literal["model", "reward", "algorithm", "critic", "writer"]
 
 PACKAGE = Path(__file__).parent
 TOKEN_VARIABLE = "SCOREACTION_TOKEN"
 """Environment variable with the token that a reward server shares with its clients."""
 SHELVES: dict[Kind, str] = {"model": "models", "reward": "rewards", "algorithm": "algorithms"}
-"""Folder of each kind; critics are all of users' own."""
+"""Folder of each kind; critics and writers are all of users' own."""
 
 
 def files(kind: Kind) -> dict[str, Path]:

@@ -24,7 +24,7 @@ from scoreaction.networks.prompt_chooser import PromptChooser
 from scoreaction.sampling.rollout import Choose, Rollout, compared, once, roll_out, unflattened
 from scoreaction.sampling.sampler import Sampler, act, follow
 from scoreaction.settings import Settings
-from scoreaction.types import Conditions, Predict, Prediction
+from scoreaction.types import Conditions, Predict, Prediction, Values
 from scoreaction.world import ALONE, Rows, World
 
 
@@ -138,6 +138,14 @@ class Algorithm(Settings):
     @abstractmethod
     def build(self, setting: Setting) -> Learner:
         """The learner; ValueError with a remedy where sampler or reward cannot give what it needs."""
+
+    def settled(self, model: Model, sampler: Sampler, prompts: Sequence[Any] | None, *, seed: int, world: World) -> Algorithm:
+        """The algorithm with what it has to ask others for before a run; ValueError where they do not give it."""
+        return self
+
+    def resumed(self, saved: Values) -> Algorithm:
+        """The algorithm with what others gave its run when it began; saved: the settings that the run's folder has."""
+        return self
 
     def chooser(self, model: Model, prompts: Sequence[Any] | None) -> PromptChooser | None:
         """The network by which its policy chooses prompts; None where that is one of steps."""

@@ -15,13 +15,17 @@ from torch import Tensor
 
 from scoreaction.algorithms._learner import LOGGED, Algorithm, Largest, Learner, Loss, Setting, Term, Update, Updates
 from scoreaction.algorithms._likelihood_ratio import clipped_surrogate, spread_is_rounding
+from scoreaction.algorithms._writer import Writer, write_menu
 from scoreaction.diffusion.noise import Source
 from scoreaction.networks.conditions import take
 from scoreaction.networks.model import Model
 from scoreaction.networks.prompt_chooser import SLOT, Menu, PromptChooser
+from scoreaction.rewards import RewardError
 from scoreaction.sampling.prompt_path import PromptPath, make_chooser
 from scoreaction.sampling.rollout import Rollout, roll_out
-from scoreaction.sampling.sampler import follow
+from scoreaction.sampling.sampler import Sampler, follow
+from scoreaction.types import Values
+from scoreaction.world import World
 
 TEMPLATES = [
     "{prompt}",
@@ -46,8 +50,8 @@ class PromptLoop(Algorithm):
     belongs to the environment: any solver with one evaluation a step, any eta. One reward query a sample.
 
     menu: templates with {prompt}, a mapping from each prompt to as many texts, or a JSON file with either; null for eight
-    templates that ship. at: the times of the decisions, each within a step of its own. weights: pi_0 up to a factor, null for
-    equal ones.
+    templates that ship. writer: a server that writes the menu once, before training, where none is given. at: the times of the
+    decisions, each within a step of its own. weights: pi_0 up to a factor, null for equal ones.
 
     >>> PromptLoop(menu=["{prompt}", "{prompt}, at night"], at=[1.0, 0.4]).beta
     0.1
@@ -58,6 +62,7 @@ class PromptLoop(Algorithm):
     menu: list[str] | dict[str, list[str]] | None = Field(
         None, description="templates with {prompt}, texts by prompt, or a file of either; null for eight templates that ship"
     )
+    writer: Writer | None = Field(None, description="a server that writes the menu before training, where there is none")
     at: list[float] = Field([1.0, 0.6, 0.35, 0.2, 0.1], min_length=1, description="times at which a text is chosen")
     weights: list[float] | None = Field(None, description="of the menu's entries before training; null for equal ones")
     beta: float = Field(0.1, gt=0, description="reward units per nat of the choices")
@@ -106,10 +111,32 @@ class PromptLoop(Algorithm):
 
     @model_validator(mode="after")
     def _weighed(self) -> PromptLoop:
-        size = Menu(self.menu or TEMPLATES).size
+        waits = self.writer if self.menu is None else None
+        size = Menu(self.menu or TEMPLATES).size if waits is None else 1 + waits.texts
         if self.weights is not None and (len(self.weights) != size or min(self.weights) <= 0):
             raise ValueError(f"weights: give a number above 0 for each of the menu's {size} entries (got {self.weights})")
         return self
+
+    def settled(self, model: Model, sampler: Sampler, prompts: Sequence[Any] | None, *, seed: int, world: World) -> PromptLoop:
+        """With the menu that its writer gives, where it has one, no menu yet, and a model that takes prompts."""
+        writer = self.writer
+        if writer is None or self.menu is not None or not prompts or model.encode is None:
+            return self
+
+        def ask() -> dict[str, list[str]]:
+            try:
+                return write_menu(model, writer, prompts, sampler=sampler, seed=seed)
+            except (ValueError, RewardError) as error:
+                setting = str(error).partition(":")[0] in Writer.model_fields
+                raise ValueError(f"algorithm.writer{'.' if setting else ': '}{error}") from error
+
+        return self.model_copy(update={"menu": world.broadcast(world.together(lambda: ask() if world.leads else None))})
+
+    def resumed(self, saved: Values) -> PromptLoop:
+        """With the menu that a writer gave its run when it began."""
+        if self.writer is None or self.menu is not None or saved.get("menu") is None:
+            return self
+        return self.model_copy(update={"menu": saved["menu"]})
 
     def chooser(self, model: Model, prompts: Sequence[Any] | None) -> PromptChooser:
         """The network that chooses, for a model that takes prompts."""

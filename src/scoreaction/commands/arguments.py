@@ -10,6 +10,7 @@ from typing import Annotated, Any
 import typer
 
 from scoreaction import catalog
+from scoreaction.catalog import TOKEN_VARIABLE
 from scoreaction.errors import UserError, nearest
 
 
@@ -77,6 +78,16 @@ BetaOption = Annotated[float | None, typer.Option(help="Beta of steering; defaul
 TargetOption = Annotated[
     str | None, typer.Option(metavar="LAW", help="Law to steer: model, or reference with smc, which corrects a tuned model.")
 ]
+
+Settings = Annotated[list[str] | None, typer.Argument(metavar="KEY=VALUE", help="Its settings, for example path=FOLDER")]
+Host = Annotated[str, typer.Option(help="Address to listen at; other machines reach any but a loopback one.")]
+Port = Annotated[int, typer.Option(min=0, max=65535, help="0 takes a free one.")]
+Token = Annotated[
+    str | None, typer.Option(envvar=TOKEN_VARIABLE, help="Secret that clients must send; better set in the environment.")
+]
+Device = Annotated[str, typer.Option(help="cpu, cuda, or auto.")]
+MaxImages = Annotated[int, typer.Option(min=1, help="Samples of one question.")]
+MaxMegabytes = Annotated[int, typer.Option(min=1, help="Size of one question.")]
 
 
 def default_folder(recipe: str, what: str) -> Path:

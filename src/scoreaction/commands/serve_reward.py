@@ -1,4 +1,4 @@
-"""`scoreaction serve-reward`: a reward behind HTTP, so that it can live in an environment of its own.
+"""`scoreaction serve-reward` and `serve-writer`: either behind HTTP, so that it can live in an environment of its own.
 
 The standard library's server: two addresses need no framework, and one more package would be one more pin to quarrel
 with in the environment of a scorer.
@@ -22,30 +22,30 @@ from typing import Any
 import torch
 
 from scoreaction.catalog import TOKEN_VARIABLE
+from scoreaction.commands.served import Scores, Served
 from scoreaction.commands.signals import answer as say
 from scoreaction.commands.signals import heard
 from scoreaction.errors import UserError
 from scoreaction.recipes.build import check_device
-from scoreaction.rewards import CountedReward, RewardError
-from scoreaction.rewards._wire import WireError, answer, read_question, sendable
+from scoreaction.rewards import RewardError
+from scoreaction.rewards._wire import WireError, sendable
 from scoreaction.types import RewardFunction
 
 SEATS = 4
-"""Questions that are read or scored at a time; the next wait unread, so that they cost a connection and not their bytes."""
+"""Questions that are read or answered at a time; the next wait unread, so that they cost a connection and not their bytes."""
 PATIENCE = 30.0
 """Seconds that a silent client is waited for, and that a question waits for its turn unless its client prefers less."""
 GRACE, SLOWEST = 5.0, 2**16
 """Seconds that a body may take to begin, and the bytes a second that it must then keep up: a seat is not for dawdlers."""
 LAST_ANSWERS = 5.0
-"""Seconds for which what is being scored is waited for when the server ends."""
+"""Seconds for which what is being answered is waited for when the server ends."""
 
 
 @dataclass
 class Service:
-    """A reward with its limits and its token; it is asked by one thread at a time."""
+    """What is served, with its limits and its token; it is asked by one thread at a time."""
 
-    name: str
-    reward: CountedReward
+    served: Served
     device: torch.device
     token: str | None
     max_images: int
@@ -56,7 +56,7 @@ class Service:
     def health(self) -> dict[str, Any]:
         """The answer to GET /health."""
         limits = {"max_images": self.max_images, "max_bytes": self.max_bytes}
-        return {"status": "ok", "reward": self.name, **limits, "scored": self.reward.queries}
+        return {"status": "ok", self.served.kind: self.served.name, **limits, "scored": self.served.rows}
 
     def allows(self, authorization: str | None) -> bool:
         """True where the header holds the token; takes the same time for every wrong one."""
@@ -64,14 +64,19 @@ class Service:
             return True
         return hmac.compare_digest((authorization or "").encode("utf-8", "replace"), f"Bearer {self.token}".encode())
 
-    def score(self, body: bytes, *, wait: float) -> bytes:
+    @property
+    def addresses(self) -> str:
+        """The line that says what may be asked where."""
+        return f"GET /health, or POST {self.served.path}"
+
+    def answer(self, body: bytes, *, wait: float) -> bytes:
         """The answer, empty where the turn does not come in time. WireError where the question cannot be read, RewardError."""
-        samples, prompts = read_question(body, most=self.max_images)
+        work = self.served.read(body, most=self.max_images)
         if not self.one.acquire(timeout=wait):
             return b""
         try:
             with torch.no_grad():
-                return answer(self.reward(samples.to(self.device), prompts).cpu())
+                return work(self.device)
         finally:
             self.one.release()
 
@@ -87,15 +92,15 @@ class Handler(BaseHTTPRequestHandler):
         if not self._comes_from_a_program():
             return None
         if self.path != "/health":
-            return self._respond(404, {"error": "GET /health, or POST /score"})
+            return self._respond(404, {"error": self.server.service.addresses})
         return self._respond(200, self.server.service.health())
 
     def do_POST(self) -> None:
         service = self.server.service
         if not self._comes_from_a_program():
             return None
-        if self.path != "/score":
-            return self._respond(404, {"error": "GET /health, or POST /score"})
+        if self.path != service.served.path:
+            return self._respond(404, {"error": service.addresses})
         if not service.allows(self.headers.get("Authorization")):
             return self._refuse(401, "the token is missing or wrong")
         if self.headers.get_content_type() != "application/json":  # a web page cannot send this to us unasked
@@ -112,7 +117,7 @@ class Handler(BaseHTTPRequestHandler):
         if not service.seats.acquire(timeout=wait):
             return self._refuse(503, "busy")
         try:
-            return self._score(int(length), wait)
+            return self._answer(int(length), wait)
         finally:
             service.seats.release()
 
@@ -143,17 +148,17 @@ class Handler(BaseHTTPRequestHandler):
         self.connection.settimeout(PATIENCE)
         return bytes(body)
 
-    def _score(self, length: int, wait: float) -> None:
+    def _answer(self, length: int, wait: float) -> None:
         body = self._read(length)
         if len(body) < length:
             return None  # the client went away
         try:
-            scores = self.server.service.score(body, wait=wait)
+            answer = self.server.service.answer(body, wait=wait)
         except WireError as error:
             return self._respond(400, {"error": str(error)})
         except RewardError as error:
             return self._respond(422, {"error": str(error)})
-        return self._respond(200, scores) if scores else self._refuse(503, "busy")
+        return self._respond(200, answer) if answer else self._refuse(503, "busy")
 
     def _refuse(self, status: int, why: str) -> None:
         """Answers before the question was read; reads on a little, so that the client sees the answer and not a cut line."""
@@ -196,7 +201,7 @@ class Server(ThreadingHTTPServer):
         return f"http://[{host!s}]:{port}" if ":" in str(host) else f"http://{host!s}:{port}"
 
     def drain(self, seconds: float) -> None:
-        """Waits until nothing is being read or scored any more, this long at most."""
+        """Waits until nothing is being read or answered any more, this long at most."""
         end = time.monotonic() + seconds
         for _ in range(SEATS):
             if not self.service.seats.acquire(timeout=max(end - time.monotonic(), 0)):
@@ -209,10 +214,15 @@ class Server(ThreadingHTTPServer):
 def service_of(
     name: str, reward: RewardFunction, *, device: str, token: str | None, max_images: int, max_bytes: int
 ) -> Service:
-    """The service; UserError for a device that is not there."""
+    """The service of a reward; UserError for a device that is not there."""
+    return serviced(Scores(name, reward), device=device, token=token, max_images=max_images, max_bytes=max_bytes)
+
+
+def serviced(served: Served, *, device: str, token: str | None, max_images: int, max_bytes: int) -> Service:
+    """The service of a reward or a writer; UserError for a device that is not there."""
     chosen = ("cuda" if torch.cuda.is_available() else "cpu") if device == "auto" else device
     check_device(chosen, key="--device")
-    return Service(name, CountedReward(reward, name=name), torch.device(chosen), token or None, max_images, max_bytes)
+    return Service(served, torch.device(chosen), token or None, max_images, max_bytes)
 
 
 def open_server(service: Service, host: str, port: int) -> Server:
@@ -247,16 +257,24 @@ def _host_of(header: str) -> str:
     return name[1:].partition("]")[0] if name.startswith("[") else name.partition(":")[0].rstrip(".").lower()
 
 
+def serve_at(host: str, port: int, service: Service) -> None:
+    """Opens a server, says where it is, and serves until it is ended."""
+    server, served = open_server(service, host, port), service.served
+    print(f"serving {served.name} at {server.url} (POST {served.path}, GET /health)", flush=True)
+    serve(server)
+    print("stopped")
+
+
 def serve(server: Server) -> None:
     """Serves until Ctrl-C, SIGTERM or a closed terminal, the first two even if the shell had them ignored.
 
-    What is being scored is still answered, for a few seconds; a second signal, or a scorer that hangs, ends without it.
+    What was begun is still answered, for a few seconds; a second signal, or work that hangs, ends without it.
     """
     for number in heard():
         signal.signal(number, signal.default_int_handler)
     with suppress(KeyboardInterrupt):
         server.serve_forever(poll_interval=0.2)
     server.server_close()
-    say(f"stopping after what is being scored, {LAST_ANSWERS:g} seconds at most; Ctrl-C stops at once")
+    say(f"stopping after what is being answered, {LAST_ANSWERS:g} seconds at most; Ctrl-C stops at once")
     with suppress(KeyboardInterrupt):
         server.drain(LAST_ANSWERS)

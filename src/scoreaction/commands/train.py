@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from scoreaction.commands.launch import described
@@ -13,7 +13,7 @@ from scoreaction.commands.signals import Signals
 from scoreaction.disk import check_writable, refuse_closed
 from scoreaction.errors import Failed, Interrupted, UserError, one_line
 from scoreaction.networks.memory import OUT_OF_MEMORY, is_out_of_memory
-from scoreaction.recipes.build import build
+from scoreaction.recipes.build import algorithm_of, build
 from scoreaction.recipes.prompts import prompt_list
 from scoreaction.recipes.recipe import EarlyStop, Recipe, load_recipe
 from scoreaction.recipes.trust import named_modules
@@ -58,6 +58,16 @@ def claim(folder: Path, recipe: Recipe, *, resume: bool) -> None:
     )
 
 
+def _resumed(recipe: Recipe, folder: Path, world: World) -> Recipe:
+    """The recipe with what others gave the algorithm of the folder's run when it began."""
+    there = world.leads and RunFolder(folder).recipe_path.exists()
+    saved = world.broadcast(world.together(lambda: read_description(folder)[0]["algorithm"] if there else None))
+    if not isinstance(saved, dict):
+        return recipe
+    block = replace(recipe.algorithm, config=algorithm_of(recipe).resumed(saved))
+    return recipe.model_copy(update={"algorithm": block})
+
+
 @contextmanager
 def locked(place: RunFolder) -> Iterator[None]:
     """The folder's lock; UserError where another run has it or the folder cannot be written."""
@@ -95,6 +105,7 @@ def run(recipe: Recipe, folder: Path, *, resume: bool, title: str | None = None)
     state saved.
     """
     world = World.joined(recipe.train.device)
+    recipe = _resumed(recipe, folder, world) if resume else recipe
     world.together(lambda: claim(folder, recipe, resume=resume) if world.leads else None)
     title = one_line(title or folder.name)
     prompts = 0 if recipe.prompts is None else len(prompt_list(recipe.prompts) or [])

@@ -7,17 +7,23 @@ from typing import Annotated, Any
 
 import typer
 
-from scoreaction.catalog import TOKEN_VARIABLE
 from scoreaction.commands.arguments import (
     BetaOption,
+    Device,
+    Host,
+    MaxImages,
+    MaxMegabytes,
     Overrides,
     ParticlesOption,
+    Port,
     RecipeName,
     RecipeOrRun,
     RunPath,
+    Settings,
     SteerMethod,
     SteerOption,
     TargetOption,
+    Token,
     Trust,
     default_folder,
     folder_named,
@@ -172,28 +178,40 @@ def compare(
 @using.command("serve-reward")
 def serve_reward(
     name: Annotated[str, typer.Argument(metavar="NAME", help="A reward (see: list rewards) or your module's dotted path.")],
-    overrides: Annotated[
-        list[str] | None, typer.Argument(metavar="KEY=VALUE", help="Its settings, for example path=FOLDER")
-    ] = None,
-    host: Annotated[str, typer.Option(help="Address to listen at; other machines reach any but a loopback one.")] = "127.0.0.1",
-    port: Annotated[int, typer.Option(min=0, max=65535, help="0 takes a free one.")] = 8765,
-    token: Annotated[
-        str | None, typer.Option(envvar=TOKEN_VARIABLE, help="Secret that clients must send; better set in the environment.")
-    ] = None,
-    device: Annotated[str, typer.Option(help="cpu, cuda, or auto.")] = "auto",
-    max_images: Annotated[int, typer.Option(min=1, help="Samples of one question.")] = 256,
-    max_megabytes: Annotated[int, typer.Option(min=1, help="Size of one question.")] = 256,
+    overrides: Settings = None,
+    host: Host = "127.0.0.1",
+    port: Port = 8765,
+    token: Token = None,
+    device: Device = "auto",
+    max_images: MaxImages = 256,
+    max_megabytes: MaxMegabytes = 256,
 ) -> None:
     """Serve a reward over HTTP, for the reward `http` of a run elsewhere. Ctrl-C ends it."""
-    from scoreaction.commands.serve_reward import open_server, serve, service_of
+    from scoreaction.commands.serve_reward import serve_at, service_of
     from scoreaction.recipes.build import build_reward
 
-    reward = build_reward(name, overrides or [])
-    service = service_of(name, reward, device=device, token=token, max_images=max_images, max_bytes=max_megabytes * 2**20)
-    server = open_server(service, host, port)
-    print(f"serving {name} at {server.url} (POST /score, GET /health)", flush=True)
-    serve(server)
-    print("stopped")
+    reward, limits = build_reward(name, overrides or []), {"max_images": max_images, "max_bytes": max_megabytes * 2**20}
+    serve_at(host, port, service_of(name, reward, device=device, token=token, **limits))
+
+
+@using.command("serve-writer")
+def serve_writer(
+    name: Annotated[str, typer.Argument(metavar="NAME", help="Your module's dotted path: its build gives the writer.")],
+    overrides: Settings = None,
+    host: Host = "127.0.0.1",
+    port: Port = 8765,
+    token: Token = None,
+    device: Device = "auto",
+    max_images: MaxImages = 256,
+    max_megabytes: MaxMegabytes = 256,
+) -> None:
+    """Serve a writer of prompts over HTTP, for `algorithm.writer` of prompt_loop elsewhere. Ctrl-C ends it."""
+    from scoreaction.commands.serve_reward import serve_at, serviced
+    from scoreaction.commands.served import Texts
+    from scoreaction.recipes.build import build_writer
+
+    written, limits = build_writer(name, overrides or []), {"max_images": max_images, "max_bytes": max_megabytes * 2**20}
+    serve_at(host, port, serviced(Texts(name, written), device=device, token=token, **limits))
 
 
 @using.command()

@@ -6,7 +6,7 @@ Parts that do not fit are a `UserError` of one line.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from scoreaction.algorithms._learner import Algorithm
+from scoreaction.algorithms._writer import PromptWriter
 from scoreaction.errors import UserError, missing
 from scoreaction.models.pretrained import is_pretrained
 from scoreaction.networks.critic import Critic
@@ -76,6 +77,15 @@ def build_reward(name: str, overrides: Sequence[str]) -> RewardFunction:
         key, value = parse_override(text)
         assign(values, ["reward", *key], value)
     return build_block(block_of("reward", values["reward"], ("reward",)), "reward")
+
+
+def build_writer(name: str, overrides: Sequence[str]) -> PromptWriter:
+    """A writer of prompts of the user's, with `key=value` settings. UserError for whatever is wrong."""
+    values: Values = {"name": name}
+    for text in overrides:
+        key, value = parse_override(text)
+        assign(values, key, value)
+    return build_block(block_of("writer", values, ("writer",)), "writer")
 
 
 def named(message: str, key: str) -> str:
@@ -154,6 +164,9 @@ def build(recipe: Recipe, output: str | Path | None = None, *, rewards: bool = T
         )
     except ValueError as error:
         raise UserError(named(str(error), "recipe")) from error
+    if tuner.algorithm != recipe.algorithm.config:  # which was settled with others, and is saved as it was
+        settled = replace(recipe.algorithm, config=tuner.algorithm)
+        tuner.recipe = dump(recipe.model_copy(update={"algorithm": settled}))
     if recipe.student is not None and recipe.student.of is not None:
         model.student = recipe.student.sampling
     if recipe.critic is not None and not any(isinstance(net, Critic) for net in tuner.learner.networks.values()):

@@ -1,4 +1,4 @@
-"""Messages between the `http` reward and `serve-reward`: JSON, with samples as npy or PNG in base64.
+"""Messages between a run and `serve-reward` or `serve-writer`: JSON, with samples as npy or PNG in base64.
 
 Never pickle: npy is read by its header, whose type and size must be what follows it. docs/rewards.md has the protocol.
 """
@@ -19,6 +19,7 @@ import torch
 from numpy.lib import format as npy
 from torch import Tensor
 
+from scoreaction.errors import one_line
 from scoreaction.rewards._images import picture_files
 from scoreaction.types import Prompt
 
@@ -26,13 +27,16 @@ Format = Literal["npy", "png"]
 LARGEST_PICTURE, LARGEST_QUESTION = 2**24, 2**28
 """Pixels of a picture and numbers of all of them: a small PNG file may unfold to far more than it weighs."""
 
+MOST_TEXTS, LONGEST_TEXT = 64, 2000
+"""Texts that a writer may be asked for, for each prompt, and the characters of one."""
+
 
 class WireError(ValueError):
     """A message that cannot be read; one line says why."""
 
 
-def question(samples: Tensor, prompts: Sequence[Any] | None, *, form: Format) -> bytes:
-    """The body of a question: samples (batch, ...) and their prompts."""
+def question(samples: Tensor, prompts: Sequence[Any] | None, *, form: Format, texts: int | None = None) -> bytes:
+    """The body of a question: samples (batch, ...) and their prompts; to a writer, for so many texts of each prompt."""
     data = [_text(picture) for picture in _png(samples)] if form == "png" else _text(_npy(samples))
     values: dict[str, Any] = {
         "format": form,
@@ -41,12 +45,29 @@ def question(samples: Tensor, prompts: Sequence[Any] | None, *, form: Format) ->
     }
     if prompts is not None and any(isinstance(p, Prompt) and p.metadata for p in prompts):
         values["metadata"] = [p.metadata if isinstance(p, Prompt) else {} for p in prompts]
+    if texts is not None:
+        values["texts"] = texts
     return json.dumps(values).encode()
 
 
 def read_question(body: bytes, *, most: int) -> tuple[Tensor, list[str] | None]:
     """Samples float32 and prompts of a question; WireError where it is not one, or has more than `most` samples."""
+    return _asked(_mapping(body), most)
+
+
+def read_wish(body: bytes, *, most: int) -> tuple[Tensor, list[str], int]:
+    """Samples, prompts and the number of texts of a question to a writer; WireError as `read_question`."""
     values = _mapping(body)
+    texts = values.pop("texts", None)
+    if type(texts) is not int or not 1 <= texts <= MOST_TEXTS:
+        raise WireError(f"texts must be a number from 1 to {MOST_TEXTS}, of texts for each prompt")
+    samples, prompts = _asked(values, most)
+    if prompts is None:
+        raise WireError("prompts must be texts, one a sample: there is nothing to write about")
+    return samples, prompts, texts
+
+
+def _asked(values: dict[str, Any], most: int) -> tuple[Tensor, list[str] | None]:
     unknown = sorted(set(values) - {"format", "samples", "prompts", "metadata"})
     if unknown or values.get("format") not in ("npy", "png") or "samples" not in values:
         more = f", got also {', '.join(unknown)}" if unknown else ""
@@ -60,14 +81,57 @@ def answer(scores: Tensor) -> bytes:
     return json.dumps({"scores": scores.tolist()}).encode()
 
 
-def read_answer(body: bytes, n: int) -> Tensor:
-    """The n scores of an answer, float32; WireError where it has others."""
+def read_answer(body: bytes, n: int) -> list[float]:
+    """The n scores of an answer; WireError where it has others."""
     scores = _mapping(body).get("scores")
     if not isinstance(scores, list) or not all(isinstance(s, int | float) and not isinstance(s, bool) for s in scores):
         raise WireError("the answer must be {scores: a list of numbers}")
     if len(scores) != n:
         raise WireError(f"the answer has {len(scores)} scores for {n} samples")
-    return torch.tensor(scores, dtype=torch.float32)
+    return scores
+
+
+def texts_answer(texts: Sequence[Sequence[str]]) -> bytes:
+    """The body of a writer's answer: the texts of each prompt."""
+    return json.dumps({"texts": [list(own) for own in texts]}).encode()
+
+
+def read_texts(body: bytes, prompts: Sequence[Any], n: int) -> list[list[str]]:
+    """The n texts of each prompt of a writer's answer; WireError where it has others."""
+    return checked_texts(_mapping(body).get("texts"), prompts, n)
+
+
+def checked_texts(answer: Any, prompts: Sequence[Any], n: int) -> list[list[str]]:
+    """What a writer gave, if it is n texts for each prompt that differ from it and from one another; else WireError."""
+    if not isinstance(answer, list | tuple) or len(answer) != len(prompts):
+        got = f"{len(answer)}" if isinstance(answer, list | tuple) else type(answer).__name__
+        raise WireError(f"texts must be {len(prompts)} lists, one a prompt (got {got})")
+    for prompt, own in zip(prompts, answer, strict=True):
+        where = f"for {one_line(repr(str(prompt)), most=60)}"
+        if not isinstance(own, list | tuple) or len(own) != n:
+            got = f"{len(own)}" if isinstance(own, list | tuple) else type(own).__name__
+            raise WireError(f"texts must be {n} {where} (got {got})")
+        fault = next((fault for fault in map(_fault, own) if fault), None)
+        if fault is not None:
+            raise WireError(f"a text {where} {fault}")
+        if str(prompt) in own:
+            raise WireError(f"a text {where} is the prompt itself, which a menu has in any case; write another")
+        twice = next((text for i, text in enumerate(own) if text in own[:i]), None)
+        if twice is not None:
+            raise WireError(f"the text {one_line(repr(twice), most=60)} {where} comes twice; write another")
+    return [list(own) for own in answer]
+
+
+def _fault(text: Any) -> str | None:
+    """What is wrong with a text by itself."""
+    if not isinstance(text, str):
+        return f"is of type {type(text).__name__}"
+    if not text.strip():
+        return "is empty"
+    if len(text) > LONGEST_TEXT:
+        return f"has {len(text):,} characters, {LONGEST_TEXT:,} at most"
+    halves = any("\ud800" <= letter <= "\udfff" for letter in text)  # which JSON may hold and no file
+    return "holds half a character" if halves else None
 
 
 def read_report(body: bytes) -> dict[str, Any]:

@@ -14,7 +14,7 @@ from collections.abc import Callable
 from concurrent.futures import CancelledError, Future, ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass, field
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal, NamedTuple
 from urllib.parse import SplitResult, urlsplit
 
 import torch
@@ -62,6 +62,22 @@ class Config(Settings, frozen=True, extra="forbid"):
     )
 
 
+class Exchange(NamedTuple):
+    """What servers are asked: the path, the body of a question, and what its answer holds, one a sample.
+
+    kind: what it is that they serve; question: of samples and prompts, with `form`; read: of an answer's bytes and the prompts,
+    or the samples without any.
+    """
+
+    kind: str
+    path: str
+    question: Callable[..., bytes]
+    read: Callable[[bytes, Any], list[Any]]
+
+
+SCORES = Exchange("reward", "/score", question, lambda data, rows: read_answer(data, len(rows)))
+
+
 class NoAnswer(Exception):
     """The server could not be reached, or did not answer in time: worth asking again."""
 
@@ -84,11 +100,12 @@ class Server:
 
 @dataclass(eq=False)
 class Http:
-    """The scores of servers; `retried` counts the questions that were asked again."""
+    """The scores of servers, or what else an exchange asks; `retried` counts the questions that were asked again."""
 
     config: Config
     servers: list[Server]
     token: str | None
+    exchange: Exchange = SCORES
     differentiable: bool = False
     retried: int = 0
     _pool: ThreadPoolExecutor | None = field(default=None, repr=False)
@@ -104,26 +121,35 @@ class Http:
 
     def begin(self, samples: Tensor, prompts: Prompts) -> Callable[[], Tensor]:
         """Queries in the background; calling the result waits for the answers. RewardError where there are none."""
+        answers = self.begin_answers(samples, prompts)
+        return lambda: torch.tensor(answers(), dtype=torch.float32, device=samples.device)
+
+    def answers(self, samples: Tensor, prompts: Prompts) -> list[Any]:
+        """What servers answer, one a sample. RewardError where they do not."""
+        return self.begin_answers(samples, prompts)()
+
+    def begin_answers(self, samples: Tensor, prompts: Prompts) -> Callable[[], list[Any]]:
+        """As `begin`, with what answers hold, one a sample."""
         if self._pool is None:
             self._pool = ThreadPoolExecutor(self.config.in_flight * len(self.servers), thread_name_prefix="reward")
-        step, stop, device = self.config.batch, threading.Event(), samples.device
-        futures: list[Future[Tensor]] = [
+        step, stop = self.config.batch, threading.Event()
+        futures: list[Future[list[Any]]] = [
             self._pool.submit(self._query, part, prompts and prompts[i * step : (i + 1) * step], stop)
             for i, part in enumerate(samples.detach().cpu().split(step))
         ]
 
-        def scores() -> Tensor:
+        def answers() -> list[Any]:
             try:
-                return torch.cat([future.result() for future in futures]).to(device)
+                return [answer for future in futures for answer in future.result()]
             finally:
                 stop.set()
                 for future in futures:
                     future.cancel()
 
-        return scores
+        return answers
 
-    def _query(self, samples: Tensor, prompts: Prompts, stop: threading.Event) -> Tensor:
-        """Scores of samples by the server with the fewest open questions, in halves where it takes fewer at once."""
+    def _query(self, samples: Tensor, prompts: Prompts, stop: threading.Event) -> list[Any]:
+        """What is answered of samples by the server with the fewest open questions, in halves where it takes fewer at once."""
         body, failures, form, half = b"", 0, self.config.format, len(samples) // 2
         least = samples.numel() * 16 // 3 if form == "npy" else 0
         while True:
@@ -136,15 +162,17 @@ class Http:
                 images, size = (report.get(key) or math.inf for key in ("max_images", "max_bytes"))
                 if half and (len(samples) > images or least > size or samples.numel() > LARGEST_QUESTION):
                     break
-                body = body or question(samples, prompts, form=form)
+                body = body or self.exchange.question(samples, prompts, form=form)
                 if len(body) > size:
                     break
-                return self._score(server, body, len(samples))
+                return self._ask(server, body, samples if prompts is None else prompts)
             except NoAnswer as error:
                 failures += self._counts(server, error)
                 if failures > self.config.retries:
                     times = f" after {failures} tries" * (failures > 1)
-                    hint = "is its reward stuck" if isinstance(error, Busy) else "is it running, and is url right"
+                    hint = (
+                        f"is its {self.exchange.kind} stuck" if isinstance(error, Busy) else "is it running, and is url right"
+                    )
                     raise RewardError(f"{server.url}: {error}{times}; {hint}?") from error
             finally:
                 with self._lock:
@@ -155,11 +183,12 @@ class Http:
         if not half:
             sizes = f"one sample is {len(body):,} bytes, {server.url} takes {size:,} at most"
             raise RewardError(f"format: as {form} {sizes}; png is smaller, or raise its --max-megabytes")
-        return torch.cat([self._query(samples[i], prompts and prompts[i], stop) for i in (slice(half), slice(half, None))])
+        halves = (slice(half), slice(half, None))
+        return [answer for i in halves for answer in self._query(samples[i], prompts and prompts[i], stop)]
 
     def _look(self, server: Server) -> dict[str, int]:
         """The whole numbers of a server's report of its health: its limits, and how many samples it has scored."""
-        values = read_report(self._exchange(server, "GET", "/health")[1])
+        values = read_report(self._send(server, "GET", "/health")[1])
         report = {key: value for key, value in values.items() if type(value) is int}
         if report.get("scored") != (server.report or {}).get("scored"):
             server.progress = time.monotonic()
@@ -176,13 +205,13 @@ class Http:
             return not (busy and now - server.progress < self.config.timeout)
         with self._lock:
             new, server.out_until, server.report = server.out_until <= now, now + REST, None
-            others = any(other.out_until <= now for other in self.servers)
+            others, kind = any(other.out_until <= now for other in self.servers), self.exchange.kind
         if new and others:
-            logging.getLogger(__name__).warning("reward http: %s: %s; left out for %g seconds", server.url, error, REST)
+            logging.getLogger(__name__).warning("%s http: %s: %s; left out for %g seconds", kind, server.url, error, REST)
         return not others
 
-    def _score(self, server: Server, body: bytes, n: int) -> Tensor:
-        status, data = self._exchange(server, "POST", "/score", body)
+    def _ask(self, server: Server, body: bytes, rows: Any) -> list[Any]:
+        status, data = self._send(server, "POST", self.exchange.path, body)
         server.out_until = 0.0
         if status in (401, 403):
             variable = self.config.token_variable
@@ -192,11 +221,11 @@ class Http:
             why = one_line(read_report(data).get("error") or "refused", most=300)
             raise RewardError(f"{server.url}: {why} (HTTP {status})")
         try:
-            return read_answer(data, n)
+            return self.exchange.read(data, rows)
         except WireError as error:
             raise RewardError(f"{server.url}: {error}") from error
 
-    def _exchange(self, server: Server, method: str, path: str, body: bytes | None = None) -> tuple[int, bytes]:
+    def _send(self, server: Server, method: str, path: str, body: bytes | None = None) -> tuple[int, bytes]:
         """The status and body of an answer; a server may let it wait for a third of `timeout`, and score for another.
 
         All of it has `timeout` seconds: one that sends a letter now and then is cut off.
@@ -249,8 +278,8 @@ def _reason(error: Exception) -> str:
     return one_line(text.lower(), most=100)
 
 
-def build(config: Config) -> Http:
-    """The reward; ValueError for an address that is none."""
+def build(config: Config, exchange: Exchange = SCORES) -> Http:
+    """The reward, or who asks servers something else; ValueError for an address that is none."""
     servers = []
     for url in [config.url] if isinstance(config.url, str) else config.url:
         try:
@@ -266,4 +295,4 @@ def build(config: Config) -> Http:
     token = os.environ.get(config.token_variable) or None
     if token is not None and not sendable(token):
         raise ValueError(f"token_variable: {config.token_variable} must hold letters, digits and signs without spaces")
-    return Http(config, servers, token)
+    return Http(config, servers, token, exchange)

@@ -41,7 +41,8 @@ def is_free(key: str) -> bool:
     >>> is_free("train.device"), is_free("reward.url.1"), is_free("train.lr")
     (True, True, False)
     """
-    return key in FREE or key.startswith("train.trackers.") or (key.startswith("reward.") and ".url" in key)
+    server = (key.startswith("reward.") and ".url" in key) or key.startswith("algorithm.writer.url")
+    return key in FREE or key.startswith("train.trackers.") or server
 
 
 def identity(settings: Values, shapes: dict[str, list[int]]) -> Values:

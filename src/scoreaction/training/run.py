@@ -104,7 +104,7 @@ class Run(RunState):
         self.iteration, self.seconds = 0, 0.0
         self.generator = torch.Generator().manual_seed(self.train.seed)
         self._choose_prompts()
-        self.sampler = self.sampler.settled(model, algorithm.largest_ratio)
+        self.sampler = self.sampler.settled(model, self.algorithm.largest_ratio)
         self.sampler.check(model)
         try:
             self.evaluation.sampler(self.sampler).check(model)  # refused now, and not after training
@@ -114,7 +114,7 @@ class Run(RunState):
             torch.manual_seed(self.train.seed)
             self.conditions = self._conditions()
             self.collector = Collector(model, self.sampler, self.train, self.reward, self.rounds, self.prompts, self.world)
-            self.learner: Learner = model.learner(algorithm, self._setting(data))
+            self.learner: Learner = model.learner(self.algorithm, self._setting(data))
             self._check_learner()
             self.late = Late(self.train, self.collector, self.world)
         if self.evaluation.certificate:
@@ -131,12 +131,15 @@ class Run(RunState):
         model.guidance, model.grid, model.prompts = self.sampler.guidance, self.sampler.grid, self.prompts
         model.off_below = self.sampler.acts_from
 
-    def _conditions(self) -> Conditions:
-        """The conditions of the prompts, with which the network has been tried."""
+    def _lead_away(self) -> None:
+        """Makes guidance lead away from the sampler's negative prompt, where it has one."""
         if self.sampler.negative_prompt is not None:
             if self.prompts is None:
                 raise ValueError("sampler.negative_prompt: there are no prompts to set it against; give prompts, or null")
             self.model.lead_away_from(self.sampler.negative_prompt, guidance=self.sampler.guidance)
+
+    def _conditions(self) -> Conditions:
+        """The conditions of the prompts, with which the network has been tried."""
         conditions = self.model.conditions(self.prompts)
         if self.model.encode is not None:  # one without was tried when it was built
             self.model.try_net(conditions)
@@ -166,6 +169,11 @@ class Run(RunState):
             raise ValueError("algorithm.name: this model's policy chooses prompts and is trained already; build it again")
         with torch.no_grad(), torch.random.fork_rng(devices=[]):
             torch.manual_seed(self.train.seed)
+            self._lead_away()
+            self.algorithm = self.algorithm.settled(
+                self.model, self.sampler, self.prompts, seed=self.train.seed, world=self.world
+            )
+            torch.manual_seed(self.train.seed)  # whatever a writer of one's own drew
             chooser = self.algorithm.chooser(self.model, self.prompts)
         if chooser is not None:
             self.model.choose_prompts(chooser)
