@@ -67,7 +67,7 @@ def write_menu(
             writer, Exchange("writer", "/write", partial(question, texts=texts), partial(read_texts, n=texts))
         ).answers
     else:
-        ask = partial(_asked, writer, texts)
+        ask = partial(_texts_of, writer, texts)
     known = {str(prompt): prompt for prompt in reversed(prompts)}
     distinct, menu = [known[text] for text in dict.fromkeys(map(str, prompts))], dict[str, list[str]]()
     every = torch.arange(len(distinct))
@@ -80,5 +80,5 @@ def write_menu(
     return menu
 
 
-def _asked(writer: PromptWriter, texts: int, samples: Tensor, prompts: list[Any]) -> list[list[str]]:
+def _texts_of(writer: PromptWriter, texts: int, samples: Tensor, prompts: list[Any]) -> list[list[str]]:
     return checked_texts(writer(samples, prompts, texts), prompts, texts)

@@ -43,7 +43,7 @@ LAST_ANSWERS = 5.0
 
 @dataclass
 class Service:
-    """What is served, with its limits and its token; it is asked by one thread at a time."""
+    """Work that is served, with its limits and its token; it is asked by one thread at a time."""
 
     served: Served
     device: torch.device

@@ -1,4 +1,4 @@
-"""What is served over HTTP: the scores of a reward, or the texts of a writer."""
+"""Work that is served over HTTP: the scores of a reward, or the texts of a writer."""
 
 from __future__ import annotations
 
@@ -17,9 +17,7 @@ from scoreaction.types import RewardFunction
 class Served(Protocol):
     """Work that questions are posted to; it is asked by one thread at a time.
 
-    kind and name: what a report of its health calls it; path: where it is asked; rows: the samples that it was asked about.
-    `read` gives the work of a question of at most `most` samples (WireError), which then gives the answer's body on a device
-    (RewardError).
+    kind and name: what a report of its health calls it; path: where it is asked.
     """
 
     kind: ClassVar[str]
@@ -27,9 +25,11 @@ class Served(Protocol):
     name: str
 
     @property
-    def rows(self) -> int: ...
+    def rows(self) -> int:
+        """Samples that it was asked about."""
 
-    def read(self, body: bytes, *, most: int) -> Callable[[torch.device], bytes]: ...
+    def read(self, body: bytes, *, most: int) -> Callable[[torch.device], bytes]:
+        """The work of a question of at most so many samples (WireError): the body of its answer, on a device (RewardError)."""
 
 
 class Scores:
@@ -43,9 +43,11 @@ class Scores:
 
     @property
     def rows(self) -> int:
+        """Samples that it has scored."""
         return self.reward.queries
 
     def read(self, body: bytes, *, most: int) -> Callable[[torch.device], bytes]:
+        """As `Served.read`."""
         samples, prompts = read_question(body, most=most)
         return lambda device: answer(self.reward(samples.to(device), prompts).cpu())
 
@@ -60,6 +62,7 @@ class Texts:
         self.name, self.writer, self.rows = name, writer, 0
 
     def read(self, body: bytes, *, most: int) -> Callable[[torch.device], bytes]:
+        """As `Served.read`."""
         samples, prompts, n = read_wish(body, most=most)
         return lambda device: texts_answer(self._written(samples.to(device), prompts, n))
 

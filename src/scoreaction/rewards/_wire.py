@@ -52,7 +52,7 @@ def question(samples: Tensor, prompts: Sequence[Any] | None, *, form: Format, te
 
 def read_question(body: bytes, *, most: int) -> tuple[Tensor, list[str] | None]:
     """Samples float32 and prompts of a question; WireError where it is not one, or has more than `most` samples."""
-    return _asked(_mapping(body), most)
+    return _parts(_mapping(body), most)
 
 
 def read_wish(body: bytes, *, most: int) -> tuple[Tensor, list[str], int]:
@@ -61,13 +61,13 @@ def read_wish(body: bytes, *, most: int) -> tuple[Tensor, list[str], int]:
     texts = values.pop("texts", None)
     if type(texts) is not int or not 1 <= texts <= MOST_TEXTS:
         raise WireError(f"texts must be a number from 1 to {MOST_TEXTS}, of texts for each prompt")
-    samples, prompts = _asked(values, most)
+    samples, prompts = _parts(values, most)
     if prompts is None:
         raise WireError("prompts must be texts, one a sample: there is nothing to write about")
     return samples, prompts, texts
 
 
-def _asked(values: dict[str, Any], most: int) -> tuple[Tensor, list[str] | None]:
+def _parts(values: dict[str, Any], most: int) -> tuple[Tensor, list[str] | None]:
     unknown = sorted(set(values) - {"format", "samples", "prompts", "metadata"})
     if unknown or values.get("format") not in ("npy", "png") or "samples" not in values:
         more = f", got also {', '.join(unknown)}" if unknown else ""
@@ -102,7 +102,7 @@ def read_texts(body: bytes, prompts: Sequence[Any], n: int) -> list[list[str]]:
 
 
 def checked_texts(answer: Any, prompts: Sequence[Any], n: int) -> list[list[str]]:
-    """What a writer gave, if it is n texts for each prompt that differ from it and from one another; else WireError."""
+    """Texts of a writer as lists; WireError where they are not n for each prompt, which differ from it and from one another."""
     if not isinstance(answer, list | tuple) or len(answer) != len(prompts):
         got = f"{len(answer)}" if isinstance(answer, list | tuple) else type(answer).__name__
         raise WireError(f"texts must be {len(prompts)} lists, one a prompt (got {got})")
@@ -123,7 +123,7 @@ def checked_texts(answer: Any, prompts: Sequence[Any], n: int) -> list[list[str]
 
 
 def _fault(text: Any) -> str | None:
-    """What is wrong with a text by itself."""
+    """The fault of one text by itself, None where it has none."""
     if not isinstance(text, str):
         return f"is of type {type(text).__name__}"
     if not text.strip():

@@ -63,7 +63,7 @@ class Config(Settings, frozen=True, extra="forbid"):
 
 
 class Exchange(NamedTuple):
-    """What servers are asked: the path, the body of a question, and what its answer holds, one a sample.
+    """Questions and answers of one kind: the path, the body of a question, and what its answer holds, one a sample.
 
     kind: what it is that they serve; question: of samples and prompts, with `form`; read: of an answer's bytes and the prompts,
     or the samples without any.
@@ -125,7 +125,7 @@ class Http:
         return lambda: torch.tensor(answers(), dtype=torch.float32, device=samples.device)
 
     def answers(self, samples: Tensor, prompts: Prompts) -> list[Any]:
-        """What servers answer, one a sample. RewardError where they do not."""
+        """Queries, and waits for what is answered, one a sample. RewardError where nothing is."""
         return self.begin_answers(samples, prompts)()
 
     def begin_answers(self, samples: Tensor, prompts: Prompts) -> Callable[[], list[Any]]:
@@ -149,7 +149,7 @@ class Http:
         return answers
 
     def _query(self, samples: Tensor, prompts: Prompts, stop: threading.Event) -> list[Any]:
-        """What is answered of samples by the server with the fewest open questions, in halves where it takes fewer at once."""
+        """Answers about samples by the server with the fewest open questions, in halves where it takes fewer at once."""
         body, failures, form, half = b"", 0, self.config.format, len(samples) // 2
         least = samples.numel() * 16 // 3 if form == "npy" else 0
         while True:
