@@ -25,13 +25,15 @@ CONTROLLERS = {"present": "policy, present state", "predictor": "policy, predict
 
 
 def pendulum(results: Results) -> Table:
-    """Mean returns of controllers whose state is seen late, and the CPU time of an action by windows."""
-    table = Table("delay", "episodes", *CONTROLLERS.values(), "CPU ms, predictor", "windows")
+    """Mean returns of controllers whose state is seen late, how good candidates and windows are, and CPU times of an action."""
+    table = Table("delay", "episodes", *CONTROLLERS.values(), "distinct of 32 actions", "error of drawn windows",
+                  "CPU ms, predictor", "windows")  # fmt: skip
     points = [point for curve in results.curves.values() for point in curve]
     for late in dict.fromkeys(point["delay"] for point in points):
         own = [point for point in points if point["delay"] == late]
+        more = (of(own, "distinct", 0), of(results.where(delay=late), "drawn_miss", 2))
         spent = (of(own, "predictor_critic_ms", 1), of(own, "windows_ms", 0))
-        table.add(results.runs, str(late), str(len(own)), *(of(own, name, 0) for name in CONTROLLERS), *spent)
+        table.add(results.runs, str(late), str(len(own)), *(of(own, name, 0) for name in CONTROLLERS), *more, *spent)
     return table
 
 

@@ -34,9 +34,9 @@ RECORDED, LENGTH, NOISE, PERSISTS = 2500, 40, 1.5, 0.8
 """Episodes of the recording, from any angle and speed, and the deviation and correlation of the torque's noise."""
 WINDOWS: dict[str, Any] = {"process": "cosine", "width": 128, "batches": 2000, "check_every": 500}
 STEERING: dict[str, Any] = {"std": 0.05, "choices": 32, "bounds": (-LIMIT, LIMIT)}
-COSTS = {0: (64, 5), 1: (128, 20), 2: (256, 20), 4: (512, 20), 8: (512, 20)}
-"""Particles and steps by delay; without one there is no state to draw, and the windows only give actions."""
-DISCOUNT, SWEEPS, TORQUES = 0.97, 120, 9
+COSTS = {0: (256, 20), 1: (128, 20), 2: (256, 20), 4: (512, 20), 8: (512, 20)}
+"""Particles and steps by delay."""
+DISCOUNT, SWEEPS, TORQUES, DRAWN = 0.97, 120, 9, 500
 
 
 def swing_up(state: Tensor) -> float:
@@ -174,8 +174,14 @@ def episode(act: Act, delay: int, start: int, *, late: bool = True) -> tuple[flo
     return total, seconds / (STEPS - delay)
 
 
+def miss(rows: Tensor, present: Callable[[Tensor, list[float]], Tensor], spread: Tensor) -> float:
+    """The root mean square, in deviations, from the last states of windows to what a predictor makes of their first ones."""
+    ends = torch.stack([present(row[0, :3].float(), row[:-1, 3].tolist()) for row in rows])
+    return float(((rows[:, -1, :3] - ends) / spread).square().sum(1).mean().sqrt())
+
+
 def controlled(delay: int, seed: int) -> Figures:
-    """Returns of every controller in each episode, and the CPU time of an action."""
+    """Returns of every controller in each episode, the CPU time of an action, and how good windows and candidates are."""
     import scoreaction as sa
 
     torch.manual_seed(seed)
@@ -183,7 +189,10 @@ def controlled(delay: int, seed: int) -> Figures:
     x, after, r = transitions(pairs, rewards)
     critic, change = fitted_q(x, after, r), predictor(x, after)
 
+    distinct: list[int] = []
+
     def judge(states: Tensor, actions: Tensor) -> Tensor:
+        distinct.append(len(actions[:: len(actions) // STEERING["choices"]].unique()))
         return critic(torch.cat([states, actions], 1).float())[:, 0].double()
 
     def present(state: Tensor, torques: list[float]) -> Tensor:
@@ -201,15 +210,19 @@ def controlled(delay: int, seed: int) -> Figures:
     particles, steps = COSTS[delay]
     controller = sa.DelayedController(model, judge, delay=delay, state=3, particles=particles, steps=steps, **STEERING)
     forms["windows"] = lambda state, torques, step: float(controller.act(state, torques, seed=step))
+    drawn = sa.sample(model, n=DRAWN, steps=50, seed=seed).view(DRAWN, delay + 1, 4)
+    recorded = pairs[:: RECORDED // DRAWN, LATEST : LATEST + delay + 1]
+    figures = {name: miss(rows, present, x[:, :3].std(0)) for name, rows in (("drawn", drawn), ("recorded", recorded))}
     curve = []
     for start in range(1000 * seed, 1000 * seed + EPISODES):
         seen, _ = episode(lambda state, torques, step: swing_up(state), delay, start, late=False)
         point: Figures = {"delay": delay, "start": start, "present": seen}
+        distinct.clear()
         for name, act in forms.items():
             point[name], seconds = episode(act, delay, start)
             point[f"{name}_ms"] = 1000 * seconds
-        curve.append(point)
-    return {"curve": curve}
+        curve.append(point | {"distinct": sum(distinct) / len(distinct)})
+    return {f"{name}_miss": value for name, value in figures.items()} | {"curve": curve}
 
 
 if __name__ == "__main__":
