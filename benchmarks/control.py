@@ -32,10 +32,12 @@ DELAYS, LATEST, LIMIT = (0, 1, 2, 4, 8), 8, 2.0
 EPISODES, STEPS, SEEDS = 5, 200, 2
 RECORDED, LENGTH, NOISE, PERSISTS = 2500, 40, 1.5, 0.8
 """Episodes of the recording, from any angle and speed, and the deviation and correlation of the torque's noise."""
-WINDOWS: dict[str, Any] = {"process": "cosine", "width": 128, "batches": 2000, "check_every": 500}
+WINDOWS: dict[str, Any] = {"process": "cosine", "width": 128, "check_every": 500}
 STEERING: dict[str, Any] = {"std": 0.05, "choices": 32, "bounds": (-LIMIT, LIMIT)}
-COSTS = {0: (256, 20), 1: (128, 20), 2: (256, 20), 4: (512, 20), 8: (512, 20)}
+COSTS = {0: (256, 20), 1: (128, 20), 2: (256, 20), 4: (512, 20), 8: (512, 50)}
 """Particles and steps by delay."""
+BATCHES = {0: 2000, 1: 2000, 2: 2000, 4: 2000, 8: 8000}
+"""Of training by delay: the longer a window, the longer until its states follow from its torques."""
 DISCOUNT, SWEEPS, TORQUES, DRAWN = 0.97, 120, 9, 500
 
 
@@ -91,7 +93,7 @@ def windows(pairs: Tensor, delay: int, seed: int) -> Any:
     with TemporaryDirectory() as folder:
         data = Path(folder) / "windows.npz"
         np.savez(data, rows=rows.numpy())
-        pretrainer = Pretrainer(Pretrain(data=data, seed=seed, **WINDOWS))
+        pretrainer = Pretrainer(Pretrain(data=data, seed=seed, batches=BATCHES[delay], **WINDOWS))
     for _ in pretrainer:
         pass
     return pretrainer.model()
