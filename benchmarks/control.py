@@ -34,9 +34,9 @@ RECORDED, LENGTH, NOISE, PERSISTS = 2500, 40, 1.5, 0.8
 """Episodes of the recording, from any angle and speed, and the deviation and correlation of the torque's noise."""
 WINDOWS: dict[str, Any] = {"process": "cosine", "width": 128, "check_every": 500}
 STEERING: dict[str, Any] = {"std": 0.05, "choices": 32, "bounds": (-LIMIT, LIMIT)}
-COSTS = {0: (256, 20), 1: (128, 20), 2: (256, 20), 4: (512, 20), 8: (512, 50)}
+COSTS = {0: (256, 20), 1: (128, 20), 2: (256, 20), 4: (512, 50), 8: (512, 50)}
 """Particles and steps by delay."""
-BATCHES = {0: 2000, 1: 2000, 2: 2000, 4: 2000, 8: 8000}
+BATCHES = {0: 2000, 1: 2000, 2: 2000, 4: 4000, 8: 8000}
 """Of training by delay: the longer a window, the longer until its states follow from its torques."""
 DISCOUNT, SWEEPS, TORQUES, DRAWN = 0.97, 120, 9, 500
 
