@@ -28,12 +28,23 @@ def pendulum(results: Results) -> Table:
     """Mean returns of controllers whose state is seen late, how good candidates and windows are, and CPU times of an action."""
     table = Table("delay", "episodes", *CONTROLLERS.values(), "distinct of 32 actions", "error of drawn windows",
                   "CPU ms, predictor", "windows")  # fmt: skip
-    points = [point for curve in results.curves.values() for point in curve]
-    for late in dict.fromkeys(point["delay"] for point in points):
-        own = [point for point in points if point["delay"] == late]
-        more = (of(own, "distinct", 0), of(results.where(delay=late), "drawn_miss", 2))
+    runs = [run for run in results.runs if not run.get("particles")]
+    for late in dict.fromkeys(run["delay"] for run in runs):
+        these = [run for run in runs if run["delay"] == late]
+        own = [point for run in these for point in results.curves[run["name"]]]
+        more = (of(own, "distinct", 0), of(these, "drawn_miss", 2))
         spent = (of(own, "predictor_critic_ms", 1), of(own, "windows_ms", 0))
-        table.add(results.runs, str(late), str(len(own)), *(of(own, name, 0) for name in CONTROLLERS), *more, *spent)
+        table.add(these, str(late), str(len(own)), *(of(own, name, 0) for name in CONTROLLERS), *more, *spent)
+    return table
+
+
+def candidates(results: Results) -> Table:
+    """Mean returns without delay by windows of fewer particles or steps, and how many actions these choose among."""
+    table = Table("particles", "steps", "episodes", "distinct of 32 actions", "critic, windows")
+    for run in sorted((run for run in results.runs if run.get("particles")), key=lambda run: (run["steps"], run["particles"])):
+        own = results.curves[run["name"]]
+        cells = (of(own, "distinct", 0), of(own, "windows", 0))
+        table.add([run], str(run["particles"]), str(run["steps"]), str(len(own)), *cells)
     return table
 
 

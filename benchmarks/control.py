@@ -36,6 +36,8 @@ WINDOWS: dict[str, Any] = {"process": "cosine", "width": 128, "check_every": 500
 STEERING: dict[str, Any] = {"std": 0.05, "choices": 32, "bounds": (-LIMIT, LIMIT)}
 COSTS = {0: (256, 20), 1: (128, 20), 2: (256, 20), 4: (512, 50), 8: (512, 50)}
 """Particles and steps by delay."""
+FEWER = ((64, 5), (512, 5), (64, 20))
+"""Particles and steps that leave fewer actions to choose from, tried at a delay of 0."""
 BATCHES = {0: 2000, 1: 2000, 2: 2000, 4: 4000, 8: 8000}
 """Of training by delay: the longer a window, the longer until its states follow from its torques."""
 DISCOUNT, SWEEPS, TORQUES, DRAWN = 0.97, 120, 9, 500
@@ -182,7 +184,7 @@ def miss(rows: Tensor, present: Callable[[Tensor, list[float]], Tensor], spread:
     return float(((rows[:, -1, :3] - ends) / spread).square().sum(1).mean().sqrt())
 
 
-def controlled(delay: int, seed: int) -> Figures:
+def controlled(delay: int, seed: int, particles: int | None = None, steps: int | None = None) -> Figures:
     """Returns of every controller in each episode, the CPU time of an action, and how good windows and candidates are."""
     import scoreaction as sa
 
@@ -209,8 +211,8 @@ def controlled(delay: int, seed: int) -> Figures:
         "predictor_critic": lambda state, torques, step: float(best(critic, present(state, torques)[None])[1]),
     }
     model = windows(pairs, delay, seed)
-    particles, steps = COSTS[delay]
-    controller = sa.DelayedController(model, judge, delay=delay, state=3, particles=particles, steps=steps, **STEERING)
+    many, often = (particles, steps) if particles and steps else COSTS[delay]
+    controller = sa.DelayedController(model, judge, delay=delay, state=3, particles=many, steps=often, **STEERING)
     forms["windows"] = lambda state, torques, step: float(controller.act(state, torques, seed=step))
     drawn = sa.sample(model, n=DRAWN, steps=50, seed=seed).view(DRAWN, delay + 1, 4)
     recorded = pairs[:: RECORDED // DRAWN, LATEST : LATEST + delay + 1]
@@ -229,4 +231,5 @@ def controlled(delay: int, seed: int) -> Figures:
 
 if __name__ == "__main__":
     jobs = {f"d{delay}-seed{seed}": {"delay": delay, "seed": seed} for seed in range(SEEDS) for delay in DELAYS}
+    jobs |= {f"d0-{many}x{often}": {"delay": 0, "seed": 0, "particles": many, "steps": often} for many, often in FEWER}
     run_jobs(controlled, jobs, arguments(__doc__ or "", "control").parse_args())

@@ -120,7 +120,8 @@ def control_returns(results: Results) -> Any:
     """Return on Pendulum-v1 against the delay, a line a controller."""
     import matplotlib.pyplot as plt
 
-    points = [point for curve in results.curves.values() for point in curve]
+    names = [run["name"] for run in results.runs if not run.get("particles")]
+    points = [point for name in names for point in results.curves[name]]
     delays = sorted({point["delay"] for point in points})
     figure, axes = plt.subplots(figsize=(7.5, 4.2), layout="constrained")
     for i, (name, label) in enumerate(CONTROLLERS.items()):

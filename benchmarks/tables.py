@@ -42,7 +42,7 @@ from _picture_tables import (
     shapes,
     shapes_kl,
 )
-from _prompt_tables import control, pendulum, prompt_loop
+from _prompt_tables import candidates, control, pendulum, prompt_loop
 from _records import RESULTS, ROOT
 from _tables import Results, Table, of
 from _token_tables import tokens_judged, tokens_long
@@ -107,6 +107,7 @@ TABLES: dict[str, tuple[str, Callable[[Results], Table]]] = {
     "prompt_loop": ("prompt_loop", prompt_loop),
     "control": ("delay", control),
     "pendulum": ("control", pendulum),
+    "pendulum_candidates": ("control", candidates),
     "hrf": ("hrf", partial(hrf, task="mixture")),
     "delays": ("hrf", partial(delays, task="mixture")),
     "hrf_digits": ("hrf", partial(hrf, task="digits")),
