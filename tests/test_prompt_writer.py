@@ -16,8 +16,10 @@ from test_serve_reward import GOOD, post, question
 from twins import accepts, same
 
 import scoreaction as sa
+from scoreaction.algorithms.prompt_loop import TEMPLATES
 from scoreaction.cli import main
 from scoreaction.errors import UserError
+from scoreaction.recipes.build import build
 from scoreaction.recipes.recipe import load_recipe
 from scoreaction.rewards import RewardError, _wire
 from scoreaction.yaml_text import parse_yaml
@@ -85,6 +87,7 @@ BAD = {
     '[["8", "3"], ["1", "2"]]': "a text for '3' is the prompt itself, which a menu has in any case; write another",
     f'[["8", "{"9" * 2001}"], ["1", "2"]]': "a text for '3' has 2,001 characters, 2,000 at most",
     r'[["8", "\ud800"], ["1", "2"]]': "a text for '3' holds half a character",
+    r'[["8", "1\u0085"], ["1", "2"]]': "a text for '3' holds a line break or another control character",
 }
 
 
@@ -112,10 +115,16 @@ def test_what_does_not_fit_or_answer_is_one_line(refused: Any, tmp_path: Path) -
     assert "algorithm.writer.url: must be like http://127.0.0.1:8765" in said("algorithm.writer={url: 'nowhere'}")
     assert "algorithm.writer.texts: must be greater than or equal to 1" in said("algorithm.writer={texts: 0}")
     assert "algorithm.writer.text: unknown key; did you mean texts?" in said("algorithm.writer={text: 3}")
+    both = said("algorithm={name: prompt_loop, menu: ['{prompt}', 'a {prompt}'], writer: {texts: 2}}")
+    assert "algorithm.writer: there is a menu, so that nobody would be asked; set algorithm.menu=null" in both
     few = "algorithm={name: prompt_loop, weights: [1, 1], writer: {texts: 2}}"
     assert "algorithm.weights: give a number above 0 for each of the menu's 3 entries" in said(few)
     with writing(lambda samples, prompts, n: [["9"]] * len(prompts)) as server:
         assert "tested: texts must be 2 for '3' (got 1) (HTTP 422)" in said(
+            f"algorithm.writer={{url: '{server.url}', texts: 2}}"
+        )
+    with writing(lambda samples, prompts, n: [["a dog", "8"]] * len(prompts)) as server:
+        assert "algorithm.writer: prompts: prompt 'a dog' names no digit" in said(
             f"algorithm.writer={{url: '{server.url}', texts: 2}}"
         )
     with pretending(lambda i, body: (200, b'{"scores": [1, 2]}')) as url:
@@ -175,7 +184,7 @@ def test_a_run_keeps_its_menu_and_asks_no_more(tmp_path: Path) -> None:
     truth = {"3": ["3", "4", "5"], "7": ["7", "8", "9"]}
     saved = parse_yaml((folder / "recipe.yaml").read_text(), where="here")["algorithm"]
     same(saved["menu"], truth, template=["{prompt}"])
-    assert saved["writer"]["url"] == server.url
+    assert saved["writer"] is None
     again = ["train", "digits", *SMALL, asks, "train.iterations=2", "--output"]
     assert main([*again, str(folder), "--resume"]) == 0
     assert main(["evaluate", str(folder), "--steps", "3", "--n", "4"]) == 0
@@ -187,6 +196,20 @@ def test_a_run_keeps_its_menu_and_asks_no_more(tmp_path: Path) -> None:
     other = asks.replace("texts: 2", "texts: 3")
     assert main(["train", "digits", *SMALL, other, "train.iterations=3", "--output", str(folder), "--resume"]) == 2
     assert len((folder / "metrics.jsonl").read_text().splitlines()) == 2
+
+
+def test_a_menu_is_kept_before_anything_can_fail(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A run that fails in its first iteration goes on without the server. Twin: another folder, which needs it."""
+
+    def failing(self: sa.Finetuner) -> None:
+        raise RuntimeError("no room")
+
+    with writing(digits) as server, monkeypatch.context() as patched:
+        command = ["train", "digits", *SMALL, f"algorithm.writer={{url: '{server.url}', texts: 2, retries: 0}}", "--output"]
+        patched.setattr(sa.Finetuner, "_iterate", failing)
+        assert main([*command, str(tmp_path / "run")]) == 1
+    ends = [main([*command, str(tmp_path / name), *more]) for name, more in (("run", ["--resume"]), ("other", []))]
+    same(ends, [0, 2], asked_again=[2, 2])
 
 
 def test_a_writer_in_python_is_settled_with_the_run() -> None:
@@ -205,7 +228,7 @@ def test_a_writer_in_python_is_settled_with_the_run() -> None:
 
 
 def test_a_token_goes_to_no_writer_that_a_stranger_names(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Twins: no token, a writer of this machine, one that the user allows, and one whose menu is there already."""
+    """A file of a menu that holds none hides nothing. Twins: no token, a writer of this machine, one that the user allows."""
     monkeypatch.setenv("SCOREACTION_TOKEN", "secret")
 
     def read(writer: str, *, trust: bool = False) -> str:
@@ -216,10 +239,22 @@ def test_a_token_goes_to_no_writer_that_a_stranger_names(tmp_path: Path, monkeyp
     far = "writer: {url: 'http://evil.example'}"
     with pytest.raises(UserError, match=r"^algorithm.writer.url: .* sent to http://evil.example; --trust"):
         read(far)
-    menu = 'menu: {"3": ["3", "8"]}'
-    allowed = [read(far, trust=True), read("writer: {url: 'http://127.0.0.1:1'}"), read(f"{far}, {menu}")]
+    (tmp_path / "menu.json").write_text("null")
+    with pytest.raises(UserError, match=r"^algorithm.writer.url: .* sent to"):
+        read(f"{far}, menu: {tmp_path / 'menu.json'}")
+    allowed = [read(far, trust=True), read("writer: {url: 'http://127.0.0.1:1'}")]
     monkeypatch.delenv("SCOREACTION_TOKEN")
-    same([*allowed, read(far)], ["prompt_loop"] * 4, refused=[])
+    same([*allowed, read(far)], ["prompt_loop"] * 3, refused=[])
+
+
+def test_what_is_only_tried_asks_nobody(refused: Any) -> None:
+    """Plans, the doctor and tries of a comparison have stand-ins of as many texts. Twin: a run with a folder, above."""
+    settings = [*SMALL, "algorithm.writer={url: 'http://127.0.0.1:9', texts: 2, retries: 0}"]
+    assert main(["plan", "digits", *settings]) == 0
+    found = build(load_recipe("digits", settings))
+    assert found.model.chooser is not None
+    same(found.model.chooser.menu.entries, ["{prompt}"] * 3, shipped=TEMPLATES)
+    next(iter(found))
 
 
 WRITER = """
@@ -245,6 +280,10 @@ def test_a_module_of_ones_own_is_served(tmp_path: Path, monkeypatch: pytest.Monk
     same(texts[0], [["ax", "axx"]], without=texts[1])
     assert "writer.name: unknown writer 'marks'" in refused("serve-writer", "marks")
     assert "writer.mrk: unknown key; did you mean mark?" in refused("serve-writer", "writing_of_mine.marks", "mrk=1")
+    (tmp_path / "writing_of_mine" / "three.py").write_text(WRITER.partition("    return")[0] + "    return 3\n")
+    assert "writer: build(config) of writing_of_mine.three must return a function (got int)" in refused(
+        "serve-writer", "writing_of_mine.three"
+    )
     assert "--host: 0.0.0.0 is reachable" in refused("serve-writer", "writing_of_mine.marks", "--host", "0.0.0.0")
 
 

@@ -1,6 +1,6 @@
 """TRL's DDPO and AlignProp on the shapes, beside what of ours has the same settings, and beside what leads there.
 
-    python -m benchmarks.peers                 # results/peers.csv and its table: three seeds, two hours on one core; resumes
+    python -m benchmarks.peers                 # results/peers.csv: three seeds, two hours on one core; resumes
     python -m benchmarks.peers --stage tune    # results/peers_tune.csv: TRL's learning rates and baselines, one seed each
     python -m benchmarks.peers --stage work    # results/peers_work.csv: CPU seconds an iteration at equal settings
 
@@ -62,10 +62,11 @@ for name, last, held in (("DRaFT-1", 1, 64), ("DRaFT-12", STEPS, 1024)):
 
 def environment(folder: Path) -> Path:
     """TRL's Python, made where it is not there yet."""
-    python = folder / "bin" / "python"
-    if not python.exists():
+    python, whole = folder / "bin" / "python", folder / "installed"
+    if not whole.exists():
         subprocess.run([sys.executable, "-m", "venv", str(folder)], check=True)
         subprocess.run([str(python), "-m", "pip", "install", "-q", "-r", str(HERE / "requirements.txt")], check=True)
+        whole.touch()
     return python
 
 

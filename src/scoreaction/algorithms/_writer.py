@@ -39,6 +39,7 @@ class Writer(http.Config, frozen=True, extra="forbid"):
 
     texts: int = Field(4, ge=1, le=MOST_TEXTS, description="texts for each prompt; the menu has the prompt itself too")
     timeout: float = Field(300.0, gt=0, description="seconds to wait for an answer")
+    batch: int = Field(4, ge=1, description="prompts of one question")
 
 
 def write_menu(

@@ -17,6 +17,7 @@ from scoreaction.algorithms._learner import LOGGED, Algorithm, Largest, Learner,
 from scoreaction.algorithms._likelihood_ratio import clipped_surrogate, spread_is_rounding
 from scoreaction.algorithms._writer import Writer, write_menu
 from scoreaction.diffusion.noise import Source
+from scoreaction.errors import UserError
 from scoreaction.networks.conditions import take
 from scoreaction.networks.model import Model
 from scoreaction.networks.prompt_chooser import SLOT, Menu, PromptChooser
@@ -111,37 +112,51 @@ class PromptLoop(Algorithm):
 
     @model_validator(mode="after")
     def _weighed(self) -> PromptLoop:
-        waits = self.writer if self.menu is None else None
-        size = Menu(self.menu or TEMPLATES).size if waits is None else 1 + waits.texts
+        if self.writer is not None and self.menu is not None:
+            raise ValueError(
+                "writer: there is a menu, so that nobody would be asked; set algorithm.menu=null, or give no writer"
+            )
+        size = Menu(self._menu).size
         if self.weights is not None and (len(self.weights) != size or min(self.weights) <= 0):
             raise ValueError(f"weights: give a number above 0 for each of the menu's {size} entries (got {self.weights})")
         return self
 
+    @property
+    def _menu(self) -> list[str] | dict[str, list[str]]:
+        """The menu; while a writer has not been asked, as many entries, all the prompt itself."""
+        return (self.menu or TEMPLATES) if self.writer is None else [SLOT] * (1 + self.writer.texts)
+
     def settled(self, model: Model, sampler: Sampler, prompts: Sequence[Any] | None, *, seed: int, world: World) -> PromptLoop:
-        """With the menu that its writer gives, where it has one, no menu yet, and a model that takes prompts."""
+        """With the menu that its writer gives, where it has one and the model takes prompts, in the place of the writer."""
         writer = self.writer
-        if writer is None or self.menu is not None or not prompts or model.encode is None:
+        if writer is None or not prompts or model.encode is None:
             return self
 
         def ask() -> dict[str, list[str]]:
             try:
-                return write_menu(model, writer, prompts, sampler=sampler, seed=seed)
+                menu = write_menu(model, writer, prompts, sampler=sampler, seed=seed)
+                model.conditions([text for own in menu.values() for text in own])  # refused where it is known whose they are
+                return menu
             except (ValueError, RewardError) as error:
                 setting = str(error).partition(":")[0] in Writer.model_fields
                 raise ValueError(f"algorithm.writer{'.' if setting else ': '}{error}") from error
 
-        return self.model_copy(update={"menu": world.broadcast(world.together(lambda: ask() if world.leads else None))})
+        menu = world.broadcast(world.together(lambda: ask() if world.leads else None))
+        return self.model_copy(update={"menu": menu, "writer": None})
 
     def resumed(self, saved: Values) -> PromptLoop:
         """With the menu that a writer gave its run when it began."""
-        if self.writer is None or self.menu is not None or saved.get("menu") is None:
+        menu = saved.get("menu")
+        if self.writer is None or not isinstance(menu, dict):
             return self
-        return self.model_copy(update={"menu": saved["menu"]})
+        size = Menu(menu).size - 1
+        if size != self.writer.texts:
+            raise UserError(f"algorithm.writer.texts: the run began with {size} texts for each prompt, and goes on with them")
+        return self.model_copy(update={"menu": menu, "writer": None})
 
     def chooser(self, model: Model, prompts: Sequence[Any] | None) -> PromptChooser:
         """The network that chooses, for a model that takes prompts."""
-        menu = self.menu or TEMPLATES
-        return make_chooser(model, prompts, menu=menu, at=self.at, hidden=self.hidden, weights=self.weights)
+        return make_chooser(model, prompts, menu=self._menu, at=self.at, hidden=self.hidden, weights=self.weights)
 
     def build(self, setting: Setting) -> PromptLoopLearner:
         sampler, process = setting.sampler, setting.model.process

@@ -125,6 +125,7 @@ def watch_iteration(recipe: Recipe, model: Model, *, gradient: bool) -> Watch:
             train=recipe.train.model_copy(update=changes),
             prompts=prompt_list(recipe.prompts),
             evaluation=recipe.evaluation,
+            recipe="",  # a run that is only tried
             data=_examples(recipe, small),
         )
     except ValueError as error:

@@ -85,7 +85,10 @@ def build_writer(name: str, overrides: Sequence[str]) -> PromptWriter:
     for text in overrides:
         key, value = parse_override(text)
         assign(values, key, value)
-    return build_block(block_of("writer", values, ("writer",)), "writer")
+    writer = build_block(block_of("writer", values, ("writer",)), "writer")
+    if not callable(writer):
+        raise UserError(f"writer: build(config) of {name} must return a function (got {type(writer).__name__})")
+    return writer
 
 
 def named(message: str, key: str) -> str:
@@ -136,7 +139,8 @@ def build(recipe: Recipe, output: str | Path | None = None, *, rewards: bool = T
     """The run that a recipe describes. UserError where its parts do not fit one another, with the remedy.
 
     rewards False: a run to draw from, which needs none of its rewards' weights, and is whole in every process. learns False:
-    one to measure, which needs none of its data.
+    one to measure, which needs none of its data. Without an output folder it is only to be tried or drawn from: nobody is
+    asked for what an algorithm has others write before training.
     """
     reward: RewardFunction = Reward(_no_reward, differentiable=True)
     names = list(numbered(block.name for block in recipe.held_out))

@@ -38,7 +38,7 @@ def blocks_of(values: Values) -> list[tuple[str, Values]]:
         if isinstance(block, dict):
             named.append((key, block))
             blocks += [(f"{key}.reward", block["reward"])] if "reward" in block else []  # of a reward around another
-            blocks += [(f"{key}.writer", block["writer"])] if "writer" in block and block.get("menu") is None else []
+            blocks += [(f"{key}.writer", block["writer"])] if "writer" in block else []
     return named
 
 

@@ -10,6 +10,7 @@ import binascii
 import io
 import json
 import math
+import unicodedata
 from collections.abc import Sequence
 from contextlib import suppress
 from typing import Any, Literal
@@ -130,8 +131,10 @@ def _fault(text: Any) -> str | None:
         return "is empty"
     if len(text) > LONGEST_TEXT:
         return f"has {len(text):,} characters, {LONGEST_TEXT:,} at most"
-    halves = any("\ud800" <= letter <= "\udfff" for letter in text)  # which JSON may hold and no file
-    return "holds half a character" if halves else None
+    if any("\ud800" <= letter <= "\udfff" for letter in text):  # which JSON may hold and no file
+        return "holds half a character"
+    lines = any(unicodedata.category(letter) in ("Cc", "Zl", "Zp") for letter in text)
+    return "holds a line break or another control character" if lines else None
 
 
 def read_report(body: bytes) -> dict[str, Any]:

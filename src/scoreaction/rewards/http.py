@@ -170,10 +170,12 @@ class Http:
                 failures += self._counts(server, error)
                 if failures > self.config.retries:
                     times = f" after {failures} tries" * (failures > 1)
-                    hint = (
-                        f"is its {self.exchange.kind} stuck" if isinstance(error, Busy) else "is it running, and is url right"
-                    )
-                    raise RewardError(f"{server.url}: {error}{times}; {hint}?") from error
+                    hint = "is it running, and is url right?"
+                    if isinstance(error, Busy):
+                        hint = f"is its {self.exchange.kind} stuck?"
+                    elif isinstance(error.__cause__, TimeoutError):
+                        hint = "is it running? If it is slow, raise timeout, or lower batch"
+                    raise RewardError(f"{server.url}: {error}{times}; {hint}") from error
             finally:
                 with self._lock:
                     server.questions -= 1

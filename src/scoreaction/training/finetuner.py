@@ -71,6 +71,8 @@ class Finetuner(Run):
                 f"output: {self.folder.path} already holds a run; go on with it by resume(), or name another folder"
             )
         self.owns_folder = True
+        if self.asked:
+            self.write_recipe()
 
     def _iterations(self) -> Iterator[dict[str, Any]]:
         while self.iteration < self.train.iterations:

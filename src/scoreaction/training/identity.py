@@ -41,8 +41,7 @@ def is_free(key: str) -> bool:
     >>> is_free("train.device"), is_free("reward.url.1"), is_free("train.lr")
     (True, True, False)
     """
-    server = (key.startswith("reward.") and ".url" in key) or key.startswith("algorithm.writer.url")
-    return key in FREE or key.startswith("train.trackers.") or server
+    return key in FREE or key.startswith("train.trackers.") or (key.startswith("reward.") and ".url" in key)
 
 
 def identity(settings: Values, shapes: dict[str, list[int]]) -> Values:

@@ -103,13 +103,10 @@ class Run(RunState):
         self.selection = None if self.train.select is None else Selection(self.train.select)
         self.iteration, self.seconds = 0, 0.0
         self.generator = torch.Generator().manual_seed(self.train.seed)
-        self._choose_prompts()
         self.sampler = self.sampler.settled(model, self.algorithm.largest_ratio)
-        self.sampler.check(model)
-        try:
-            self.evaluation.sampler(self.sampler).check(model)  # refused now, and not after training
-        except ValueError as error:
-            raise ValueError(f"evaluation.{str(error).removeprefix('sampler.')}") from error
+        self._check_samplers()
+        self._choose_prompts()
+        self._check_samplers()  # a policy that chooses prompts takes fewer of them
         with torch.no_grad(), torch.random.fork_rng(devices=[]):
             torch.manual_seed(self.train.seed)
             self.conditions = self._conditions()
@@ -130,6 +127,14 @@ class Run(RunState):
         self.settings = settings_text(self) if recipe is None and self.kept else ""
         model.guidance, model.grid, model.prompts = self.sampler.guidance, self.sampler.grid, self.prompts
         model.off_below = self.sampler.acts_from
+
+    def _check_samplers(self) -> None:
+        """ValueError where the model takes the sampler of training or that of the measurement not."""
+        self.sampler.check(self.model)
+        try:
+            self.evaluation.sampler(self.sampler).check(self.model)  # refused now, and not after training
+        except ValueError as error:
+            raise ValueError(f"evaluation.{str(error).removeprefix('sampler.')}") from error
 
     def _lead_away(self) -> None:
         """Makes guidance lead away from the sampler's negative prompt, where it has one."""
@@ -170,9 +175,11 @@ class Run(RunState):
         with torch.no_grad(), torch.random.fork_rng(devices=[]):
             torch.manual_seed(self.train.seed)
             self._lead_away()
-            self.algorithm = self.algorithm.settled(
-                self.model, self.sampler, self.prompts, seed=self.train.seed, world=self.world
-            )
+            given = self.algorithm
+            if self.kept or self.recipe is None:  # else it is only tried: planned, examined or drawn from
+                self.algorithm = given.settled(self.model, self.sampler, self.prompts, seed=self.train.seed, world=self.world)
+            self.asked = self.algorithm is not given
+            """True if others were asked, whose answer is kept before anything can fail."""
             torch.manual_seed(self.train.seed)  # whatever a writer of one's own drew
             chooser = self.algorithm.chooser(self.model, self.prompts)
         if chooser is not None:
