@@ -125,6 +125,7 @@ def test_image_critics_and_prompts():
     "conditions",
     [
         torch.tensor([0, 3, 1]),
+        torch.tensor([[0, 3], [3, 0], [0, 0]]),
         torch.tensor([0.1, 0.5, 0.3]),
         torch.randn(3, 5),
         torch.randn(3, 7, 5),

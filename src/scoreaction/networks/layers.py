@@ -154,9 +154,10 @@ def default_network(process: Process, shape: Sequence[int], condition: int) -> n
 class PromptEmbedding(nn.Module):
     """The run's prompts as vectors of `width`: numbers of prompts (batch,) -> (batch, 16), or None without prompts.
 
-    conditions: those of all prompts, (prompts, ...): class ids or features, one tensor or a dict of them. Features
-    (prompts, ..., d) are averaged over tokens and standardised over the prompts, once: next to what all texts' states have in
-    common, the differences between two of them are small.
+    conditions: those of all prompts, (prompts, ...): ids or features, one tensor or a dict of them. Of several ids a prompt,
+    (prompts, places), the vectors are added, and each place has its own. Features (prompts, ..., d) are averaged over tokens
+    and standardised over the prompts, once: next to what all texts' states have in common, the differences between two of
+    them are small.
 
     >>> PromptEmbedding(torch.tensor([3, 7]))(torch.tensor([0, 1, 1])).shape
     torch.Size([3, 16])
@@ -171,7 +172,7 @@ class PromptEmbedding(nn.Module):
             value = named[name].detach()
             value = value.float() if value.dtype == torch.bool else value  # a mask: where two prompts differ
             features = value.is_floating_point()
-            value = standardised_features(value) if features else value
+            value = standardised_features(value) if features else by_place(value)
             # it follows from the prompts and is no weight: checkpoints do not hold it
             self.register_buffer(f"prompts_{i}", value, persistent=False)
             inputs = value.shape[-1] if features else int(value.max()) + 1
@@ -180,8 +181,19 @@ class PromptEmbedding(nn.Module):
     def forward(self, prompt: Tensor) -> Tensor | None:
         if self.width == 0:
             return None
-        vectors = [part(take(self.get_buffer(f"prompts_{i}"), prompt)) for i, part in enumerate(self.parts)]
-        return torch.stack(vectors).sum(0)
+        rows = (take(self.get_buffer(f"prompts_{i}"), prompt) for i in range(len(self.parts)))
+        pairs = zip(self.parts, rows, strict=True)
+        return torch.stack([part(row) if row.is_floating_point() else part(row).sum(1) for part, row in pairs]).sum(0)
+
+
+def by_place(ids: Tensor) -> Tensor:
+    """Ids (prompts, places), each place with numbers of its own; (prompts,) is one place.
+
+    >>> by_place(torch.tensor([[0, 2], [1, 0]])).tolist(), by_place(torch.tensor([3, 7])).tolist()
+    ([[0, 5], [1, 3]], [[3], [7]])
+    """
+    ids = ids.reshape(len(ids), -1)
+    return ids + (int(ids.max()) + 1) * torch.arange(ids.shape[1], device=ids.device)
 
 
 def standardised_features(features: Tensor) -> Tensor:
