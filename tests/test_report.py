@@ -280,6 +280,21 @@ def test_pairs_of_pictures_stand_over_their_prompts() -> None:
     accepts(check, right, swapped=pairs_figure(light, dark, prompts), shuffled=pairs_figure(dark, light, prompts[::-1]))
 
 
+@pytest.mark.parametrize("size", [(16, 64), (32, 32), (48, 24)], ids=str)
+def test_prompts_stand_beneath_pictures_of_any_form(size: tuple[int, int]) -> None:
+    """Truth: the boxes of picture and prompt as they are drawn. Twin: prompts that are higher."""
+    pictures = np.zeros((3, 1, *size))
+
+    def check(up: float) -> None:
+        figure = pairs_figure(pictures, pictures, ["a text"] * 3)
+        for axis in figure.axes[:3]:
+            axis.title.set_y(axis.title.get_position()[1] + up)
+        figure.canvas.draw()
+        assert all(axis.title.get_window_extent().y1 < axis.images[0].get_window_extent().y0 for axis in figure.axes[:3])
+
+    accepts(check, 0.0, higher=0.2 * size[1] / size[0])
+
+
 def test_numbers_are_readable() -> None:
     values = (0.123456, 12345.6, 7, None, -0.00012)
     truth = ["0.1235", "12,346", "7", "", "-0.00012"]

@@ -137,12 +137,13 @@ def samples_figure(
 
 def pairs_figure(before: Array, after: Array, prompts: Sequence[str], *, columns: int = 6) -> Figure:
     """Pictures before and after side by side, the prompt under each pair: (n, C, h, w) each, n prompts."""
-    figure, axes = new_figure(len(prompts), columns, width=1.9, height=1.3)
+    ratio = before.shape[2] / before.shape[3]
+    figure, axes = new_figure(len(prompts), columns, width=1.9, height=0.35 + 0.95 * ratio)
     for axis, pair, prompt in zip(axes, zip(before, after, strict=True), prompts, strict=True):
         axis.set_axis_off()
         framed = np.pad(np.stack(pair).astype(np.float32), ((0, 0), (0, 0), (1, 1), (1, 1)), constant_values=0.8)
         axis.imshow(tiled(framed, 2, gap=3), interpolation="nearest")
-        entitle(axis, fill(prompt, 28), y=-0.1, verticalalignment="top", fontsize=7)
+        entitle(axis, fill(prompt, 28), y=-0.1 / ratio, verticalalignment="top", fontsize=7)
     return figure
 
 
