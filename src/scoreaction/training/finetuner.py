@@ -71,7 +71,7 @@ class Finetuner(Run):
                 f"output: {self.folder.path} already holds a run; go on with it by resume(), or name another folder"
             )
         self.owns_folder = True
-        if self.asked:
+        if self.has_answers:
             self.write_recipe()
 
     def _iterations(self) -> Iterator[dict[str, Any]]:

@@ -175,10 +175,10 @@ class Run(RunState):
         with torch.no_grad(), torch.random.fork_rng(devices=[]):
             torch.manual_seed(self.train.seed)
             self._lead_away()
-            given = self.algorithm
+            config = self.algorithm
             if self.kept or self.recipe is None:  # else it is only tried: planned, examined or drawn from
-                self.algorithm = given.settled(self.model, self.sampler, self.prompts, seed=self.train.seed, world=self.world)
-            self.asked = self.algorithm is not given
+                self.algorithm = config.settled(self.model, self.sampler, self.prompts, seed=self.train.seed, world=self.world)
+            self.has_answers = self.algorithm is not config
             """True if others were asked, whose answer is kept before anything can fail."""
             torch.manual_seed(self.train.seed)  # whatever a writer of one's own drew
             chooser = self.algorithm.chooser(self.model, self.prompts)
