@@ -1,4 +1,4 @@
-"""Tables of what is done beside training: steering on shapes, students, pairs, and certificates."""
+"""Tables of what is done beside training: steering on shapes, students, pairs, certificates; and of another library."""
 
 from __future__ import annotations
 
@@ -69,3 +69,16 @@ def _mean(runs: list[Run], key: str) -> tuple[float, float]:
 
 TASKS = ("mixture", "mixture16", "linear_quadratic")
 POLICIES = ("optimum", "score_action", "sqdf", "dpok")
+
+
+def beside_trl(results: Results) -> Table:
+    """CPU seconds of an iteration of TRL's trainers and of ours at the same settings, and the memory that it takes."""
+    table = Table("method", "library", "repeats", "evaluations", "CPU s", "over TRL's", "MiB")
+    for method, runs in results.groups("method").items():
+        trl = [run["cpu_seconds"] for run in runs if run["library"] == "TRL"]
+        for library in dict.fromkeys(run["library"] for run in runs):
+            own = [run for run in runs if run["library"] == library]
+            ratio = sum(run["cpu_seconds"] for run in own) / len(own) / (sum(trl) / len(trl))
+            cells = of(own, "evaluations", 0), of(own, "cpu_seconds", 2), f"{ratio:.2f}", of(own, "memory_mib", 0)
+            table.add(own, method, library, str(len(own)), *cells)
+    return table
