@@ -138,6 +138,7 @@ def test_a_writers_server_refuses_what_a_rewards_does() -> None:
     fails: dict[str, Any] = {"raises": None}
 
     def writer(samples: torch.Tensor, prompts: list[str], n: int) -> Any:
+        torch.set_default_dtype(fails.get("dtype", torch.float32))
         if fails["raises"]:
             raise fails["raises"]
         return [[f"{prompt}!"] for prompt in prompts]
@@ -157,10 +158,13 @@ def test_a_writers_server_refuses_what_a_rewards_does() -> None:
         assert ask(question(GOOD, prompts=["a", "a!"], texts=1, other=1))[0] == 400
         fails["raises"] = SystemExit("no more\nwords")
         assert ask() == (422, "tested: raised SystemExit: no more words")
+        fails |= {"raises": None, "dtype": torch.float64}
+        assert ask()[1].startswith("tested: changes torch's default dtype from torch.float32 to torch.float64")
+        assert torch.get_default_dtype() == torch.float32
         health = server.service.health()
     same(
         health,
-        {"status": "ok", "writer": "tested", "max_images": 2, "max_bytes": 2**20, "scored": 4},
+        {"status": "ok", "writer": "tested", "max_images": 2, "max_bytes": 2**20, "scored": 6},
         idle={**health, "scored": 0},
     )
     fails["raises"] = None

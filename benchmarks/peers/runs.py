@@ -4,8 +4,8 @@
     python -m benchmarks.peers --stage tune    # results/peers_tune.csv: TRL's learning rates and baselines, one seed each
     python -m benchmarks.peers --stage work    # results/peers_work.csv: CPU seconds an iteration at equal settings
 
-TRL 0.12.2, the last with these trainers' full form, runs in an environment of its own, which the first run makes from
-requirements.txt in `--environment`. Its network is the shipped one to the bit: an adapter of the same rank on the same layers,
+TRL 0.12.2 runs in an environment of its own, which the first run makes from
+requirements.txt in `--environment`. It loads the shipped weights, with an adapter of the same rank on the same layers,
 12 steps, nothing guided, the text encoder's names turned back into those of its time. What it trained is then measured here, as
 benchmarks/shapes.py measures ours. `ddpo, masked` leaves out the loss of the last step.
 """
@@ -37,7 +37,7 @@ METHODS: dict[str, dict[str, Any]] = {
     "ddpo, masked": {"reward": "program", "rows": 16, "clip": 1e-4, "min_count": 4},
     "alignprop": {"reward": "scorer", "last": STEPS},
 }
-RATES, CHOSEN = (3e-4, 1e-3, 3e-3), {"ddpo": 1e-3, "ddpo, masked": 3e-3, "alignprop": 1e-3}
+RATES, CHOSEN = (3e-4, 1e-3, 3e-3), {"ddpo": 1e-3, "ddpo, masked": 3e-3, "alignprop": 1e-3}  # not by `tune` yet
 OTHERWISE: dict[str, dict[str, Any]] = {", batch": {"min_count": 0}, ", clip 1e-3": {"clip": 1e-3}}
 TIMED = 4
 OURS = ["sampler.off_below=0", "sampler.grid=scheduler", "sampler.steps=12"]

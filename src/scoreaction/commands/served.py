@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any, ClassVar, Protocol
 
 import torch
 from torch import Tensor
 
-from scoreaction.errors import one_line
 from scoreaction.rewards import CountedReward, RewardError
+from scoreaction.rewards._reward import guarded
 from scoreaction.rewards._wire import WireError, answer, checked_texts, read_question, read_wish, texts_answer
 from scoreaction.types import RewardFunction
 
@@ -68,11 +69,8 @@ class Texts:
 
     def _written(self, samples: Tensor, prompts: list[str], n: int) -> list[list[str]]:
         self.rows += len(prompts)
+        answer = guarded(self.name, partial(self.writer, samples, prompts, n))
         try:
-            return checked_texts(self.writer(samples, prompts, n), prompts, n)
+            return checked_texts(answer, prompts, n)
         except WireError as error:
             raise RewardError(f"{self.name}: {error}") from error
-        except KeyboardInterrupt:
-            raise
-        except BaseException as error:
-            raise RewardError(f"{self.name}: raised {type(error).__name__}: {one_line(error, most=1000)}") from error

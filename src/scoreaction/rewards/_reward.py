@@ -84,6 +84,19 @@ def _as_it_was() -> Iterator[None]:
             )
 
 
+def guarded(name: str, step: Callable[[], Any]) -> Any:
+    """The step's result; RewardError with the cause whatever it raises, a call of sys.exit too, but for an interrupt."""
+    try:
+        with _as_it_was():
+            return step()
+    except RewardError as error:
+        raise RewardError(f"{name}: {one_line(error, most=LONGEST)}") from error
+    except KeyboardInterrupt:
+        raise
+    except BaseException as error:
+        raise RewardError(f"{name}: raised {type(error).__name__}: {one_line(error, most=LONGEST)}") from error
+
+
 def check_graph(name: str, scores: Tensor) -> Tensor:
     """The scores; RewardError where a reward that says it is differentiable gave none that gradients flow through."""
     if torch.is_grad_enabled() and not scores.requires_grad:
@@ -111,12 +124,12 @@ class CountedReward:
         """Begins to score; calling the result waits for the checked scores. Only a `Background` reward works meanwhile."""
         self.queries += len(samples)
         scores, count, device = self._begin(samples, prompts), len(samples), samples.device  # not the samples: scores may wait
-        return lambda: self._finite(self._one_each(self._guarded(scores), count, device))
+        return lambda: self._finite(self._one_each(guarded(self.name, scores), count, device))
 
     def probe(self, samples: Tensor, prompts: Prompts) -> None:
         """Scores without counting; RewardError where the reward does not fit such samples. Any numbers will do."""
         with torch.no_grad():
-            self._one_each(self._guarded(self._begin(samples, prompts)), len(samples), samples.device)
+            self._one_each(guarded(self.name, self._begin(samples, prompts)), len(samples), samples.device)
 
     def _begin(self, samples: Tensor, prompts: Prompts) -> Callable[[], Any]:
         if is_images(samples):
@@ -127,7 +140,7 @@ class CountedReward:
         if self.spend is not None:
             self.spend(len(samples))
         before = _fingerprint(samples)
-        scores = self._guarded(partial(begin_scores, self.reward, samples, prompts))
+        scores = guarded(self.name, partial(begin_scores, self.reward, samples, prompts))
         if _fingerprint(samples) != before:
             raise RewardError(
                 f"{self.name}: changes its samples in place, which are measured after it; begin with samples.clone()"
@@ -145,18 +158,6 @@ class CountedReward:
         parts = range(0, len(x0), rows)
         begun = [self.begin(decode(x0[i : i + rows]), None if prompts is None else prompts[i : i + rows]) for i in parts]
         return lambda: torch.cat([scores() for scores in begun])
-
-    def _guarded(self, step: Callable[[], Any]) -> Any:
-        """Its result; RewardError with the cause whatever it raises, a call of sys.exit too, but for an interrupt."""
-        try:
-            with _as_it_was():
-                return step()
-        except RewardError as error:
-            raise RewardError(f"{self.name}: {one_line(error, most=LONGEST)}") from error
-        except KeyboardInterrupt:
-            raise
-        except BaseException as error:
-            raise RewardError(f"{self.name}: raised {type(error).__name__}: {one_line(error, most=LONGEST)}") from error
 
     def _one_each(self, scores: Any, count: int, device: torch.device) -> Tensor:
         if isinstance(scores, np.ndarray) and scores.dtype == object:
