@@ -138,7 +138,8 @@ def test_a_writers_server_refuses_what_a_rewards_does() -> None:
     fails: dict[str, Any] = {"raises": None}
 
     def writer(samples: torch.Tensor, prompts: list[str], n: int) -> Any:
-        torch.set_default_dtype(fails.get("dtype", torch.float32))
+        if "dtype" in fails:
+            torch.set_default_dtype(fails["dtype"])
         if fails["raises"]:
             raise fails["raises"]
         return [[f"{prompt}!"] for prompt in prompts]
@@ -158,9 +159,11 @@ def test_a_writers_server_refuses_what_a_rewards_does() -> None:
         assert ask(question(GOOD, prompts=["a", "a!"], texts=1, other=1))[0] == 400
         fails["raises"] = SystemExit("no more\nwords")
         assert ask() == (422, "tested: raised SystemExit: no more words")
-        fails |= {"raises": None, "dtype": torch.float64}
-        assert ask()[1].startswith("tested: changes torch's default dtype from torch.float32 to torch.float64")
-        assert torch.get_default_dtype() == torch.float32
+        before = torch.get_default_dtype()
+        fails |= {"raises": None, "dtype": torch.float16}
+        assert ask()[1].startswith(f"tested: changes torch's default dtype from {before} to torch.float16")
+        assert torch.get_default_dtype() == before
+        del fails["dtype"]
         health = server.service.health()
     same(
         health,
