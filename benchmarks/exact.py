@@ -77,7 +77,7 @@ def train(task: str, trainer: str, steps: int, seed: int, iterations: int) -> Fi
     counts = {"iterations": tuner.iteration, **tuner.counts()}
     try:
         figures = {key: value if math.isfinite(value) else math.inf for key, value in summary(tuner).items()}
-    except RewardError:
+    except (TrainingError, RewardError):
         return counts | dict.fromkeys(("reward_tuned", "kl_nats", "distance_to_optimum"), math.inf)
     shown = task == "mixture" and seed == 0 and trainer in ("score_action", "dpok", "ddpo")
     return figures | {"curve": over_samplers(tuner, beta) if shown else []}
