@@ -83,6 +83,14 @@ def test_policy_and_reference_do_not_see_the_consistency_model(rank, lora):
     accepts(same(Net()(X, torch.full((5,), 0.4), None)), bare, policy=model.net(X, torch.full((5,), 0.4), None))
 
 
+def test_an_adapter_on_other_layers_is_off_before_its_first_call():
+    model = Model(Net(), process=sa.VP(), predicts="v", shape=(2,), lora_rank=2, lora_targets=["first"])
+    move(model.parameters, 1)
+    policy = model.predict(X, T).x0.detach()
+    move(model.add_consistency(LoraShape(2, 4.0, ["last"])), 2)
+    accepts(same(policy), model.predict(X, T).x0.detach(), consistency=model.consistency(X, T).detach())
+
+
 @pytest.mark.parametrize("rank", [None, 2])
 def test_one_backward_through_all_three_with_gradient_checkpointing(rank):
     """Truth: the same network without checkpointing. Twin: the adapters switched without hooks on the ends of a call."""

@@ -77,7 +77,7 @@ class Adapters:
             p.requires_grad_(trains.get(id(p), True))
         for p in self.parameters(role).values():
             p.data = p.data.float()  # also if the frozen weights are in half precision
-        self._switch("policy")
+        self._set("policy")
         return self.parameters(role)
 
     def parameters(self, role: Role) -> dict[str, nn.Parameter]:
@@ -111,9 +111,18 @@ class Adapters:
             self._switch("policy")
 
     def _switch(self, role: Role) -> None:
+        first = self.layers[0]  # all of them are switched together
+        if (first._disable_adapters, first._active_adapter) != _state(role):
+            self._set(role)
+
+    def _set(self, role: Role) -> None:
         for layer in self.layers:
-            layer._disable_adapters = role == "reference"
-            layer._active_adapter = [NAMES.get(role, NAMES["policy"])]
+            layer._disable_adapters, layer._active_adapter = _state(role)
+
+
+def _state(role: Role) -> tuple[bool, list[str]]:
+    """Whether peft's layers are off in this role, and the adapter that is on in them."""
+    return role == "reference", [NAMES.get(role, NAMES["policy"])]
 
 
 @cache
