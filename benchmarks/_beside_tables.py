@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 
-from _tables import Results, Run, Table, of
+from _tables import Results, Run, Table, cell, of
 
 
 def steering_shapes(results: Results) -> Table:
@@ -81,4 +81,18 @@ def beside_trl(results: Results) -> Table:
             ratio = sum(run["cpu_seconds"] for run in own) / len(own) / (sum(trl) / len(trl))
             cells = of(own, "evaluations", 0), of(own, "cpu_seconds", 2), f"{ratio:.2f}", of(own, "memory_mib", 0)
             table.add(own, method, library, str(len(own)), *cells)
+    return table
+
+
+def trl_trained(results: Results) -> Table:
+    """TRL's trainers on the shapes by pictures drawn: prompts followed, KL and costs; unseen prompts at the end."""
+    table = Table("TRL's", "seeds", "pictures", "accuracy %", "unseen %", "KL", "evaluations", "CPU s")
+    for method, runs in results.groups("method").items():
+        last = max(point["pictures"] for run in runs for point in results.curves[run["name"]])
+        for pictures in dict.fromkeys(point["pictures"] for run in runs for point in results.curves[run["name"]]):
+            points = [p for run in runs for p in results.curves[run["name"]] if p["pictures"] == pictures]
+            unseen = cell([100 * run["unseen.held_out.shapes"] for run in runs], 1) if pictures == last else ""
+            accuracy = cell([100 * point["accuracy"] for point in points], 1)
+            costs = of(points, "kl_nats", 1), of(points, "evaluations", 0), of(points, "cpu_seconds", 0)
+            table.add(runs, method, str(len(runs)), str(pictures), accuracy, unseen, *costs)
     return table
