@@ -67,6 +67,20 @@ def dead(rewards: Tensor, groups: Tensor) -> Tensor:
     return high - low <= 1e-6 * size
 
 
+def bessel(groups: Tensor) -> Tensor:
+    """`B/(B-1)` for each sample of a group of B, 1 for one that is alone, (batch,) float64.
+
+    A mean that holds the sample's own reward takes `1/B` of its gradient away. Times this all of it is there, as beside a KL it
+    has to be.
+
+    >>> bessel(torch.tensor([7, 7, 3])).tolist()
+    [2.0, 2.0, 1.0]
+    """
+    _, number, counts = groups.unique(return_inverse=True, return_counts=True)
+    size = counts[number].double()
+    return size / (size - 1 + (size == 1))
+
+
 def group_advantages(rewards: Tensor, groups: Tensor, weight: Tensor) -> Tensor:
     """`(1 - 1/B) (r_i - b_i)`, `b_i = sum_{j != i} w_j r_j / sum_{j != i} w_j`, of each group of B samples, (batch,).
 
