@@ -20,6 +20,11 @@ def check_baseline(setting: Setting, baseline: Baseline, branches: int) -> None:
         raise ValueError("algorithm.branches: baseline branch compares siblings and 1 has none; set it to 2 or more")
     if baseline != "branch" and branches > 1:
         raise ValueError(f"algorithm.baseline: with branches the siblings are the baseline; set it to branch (got {baseline})")
+    refuse_groups_of_one(setting, baseline)
+
+
+def refuse_groups_of_one(setting: Setting, baseline: Baseline) -> None:
+    """ValueError, with the remedy, where samples are compared with those of their prompt, of which there are no others."""
     if baseline == "group" and setting.group < 2:
         why = f"algorithm.baseline group compares samples of one prompt, of which a batch has {setting.group:g}"
         raise ValueError(f"train.samples_per_prompt: {why}; set it to 2 or more, or algorithm.baseline to prompt")

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from contextlib import AbstractContextManager
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
-from scoreaction.algorithms._baselines import Baseline, prompt_advantages
+from scoreaction.algorithms._baselines import prompt_advantages
 from scoreaction.algorithms._learner import Learner
 from scoreaction.algorithms._likelihood_ratio import standardised
 from scoreaction.diffusion.noise import RowNoise, normal
@@ -20,6 +20,9 @@ from scoreaction.networks.model import Model
 from scoreaction.sampling.rollout import Rollout, States
 from scoreaction.types import Prediction
 from scoreaction.world import World
+
+Baseline = Literal["batch", "prompt", "group"]
+"""What rewards are compared with, without siblings: here no trajectory is branched."""
 
 
 class Noised(NamedTuple):

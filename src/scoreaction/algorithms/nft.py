@@ -10,8 +10,17 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
-from scoreaction.algorithms._baselines import Baseline, PromptState
-from scoreaction.algorithms._forward import LaggedPolicy, Noised, advantages, mean_square, renoised, sureness, velocity
+from scoreaction.algorithms._baselines import PromptState, refuse_groups_of_one
+from scoreaction.algorithms._forward import (
+    Baseline,
+    LaggedPolicy,
+    Noised,
+    advantages,
+    mean_square,
+    renoised,
+    sureness,
+    velocity,
+)
 from scoreaction.algorithms._learner import LOGGED, Algorithm, Learner, Loss, Setting, Term, Update, Updates
 from scoreaction.algorithms._likelihood_ratio import minibatches, spread_is_rounding
 from scoreaction.diffusion.noise import Source
@@ -47,6 +56,7 @@ class NFT(Algorithm):
     minibatches: int = Field(4, ge=1)
 
     def build(self, setting: Setting) -> NFTLearner:
+        refuse_groups_of_one(setting, self.baseline)
         return NFTLearner(self, setting)
 
 
