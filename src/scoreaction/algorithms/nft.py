@@ -37,9 +37,9 @@ class NFT(Algorithm):
     maximum of the reward, with it that of RAM at a beta that grows with the noise. Zheng et al. 2025, eq. 5. One reward query a
     sample, no density: any solver, 6 to 10 steps of `dpmpp_2m` at eta 0 will do.
 
-    Of a network that predicts eps or the score a row counts `min(1, alpha/sigma)`: near pure noise a small error of eps is a
-    large one of x0. Of one that predicts x0 it counts `min(1, sigma/alpha)`, and the pretrained model acts from an alpha/sigma
-    of 5 on: nothing brings a drift close to the data back, and it grows where rewards are below their baseline.
+    Of a network that predicts eps, the score or VE's velocity a row counts `min(1, alpha/sigma)`: near pure noise a small error
+    of eps is a large one of x0. Of one that predicts x0 it counts `min(1, sigma/alpha)`, and the pretrained model acts from an
+    alpha/sigma of 5 on: nothing brings a drift close to the data back, and it grows where rewards are below their baseline.
 
     >>> NFT().strength
     1.0
