@@ -195,7 +195,7 @@ def test_a_term_has_as_many_calls_as_its_loss_evaluates_with_a_graph(options, ri
     )
 
 
-@pytest.mark.parametrize("options", [{"last": 1}, {"last": None}, {"last": 2, "beta": BETA}, {"low_variance": 2}])
+@pytest.mark.parametrize("options", [{"last": 1}, {"last": None}, {"last": 2, "beta": BETA}, {"low_variance": 2, "beta": BETA}])
 @pytest.mark.parametrize("off_below", [0.0, 0.3])
 @pytest.mark.slow
 def test_the_last_steps_are_evaluated_once(options, off_below):
@@ -274,6 +274,21 @@ def test_low_variance_adds_the_mean_gradient_of_the_last_step():
     assert float((truth - other).abs().max()) > 0.1 * float(truth.abs().max())
     close(grad / n, truth, rtol=0.06, atol=0, not_summed=grad / n**2, sign=-grad / n)
     close(without, by_hand(learner, rollout, 1), rtol=1e-6, extra_alone=grad / 5, both=with_noise)
+
+
+def test_beta_is_worth_the_same_beside_more_rewards():
+    """Of 1 + n rewards the KL is paid as often, in the last step and in those before. Twin: once, a third of beta."""
+
+    def kl(n):
+        """The KL's gradient: what one more beta adds, all else drawn alike."""
+        slopes = []
+        for beta in (BETA, 2 * BETA):
+            learner = built(sa.DRaFT(low_variance=n, beta=beta, rows=10**4))
+            updates = learner.updates(exactly(learner, 40), torch.Generator().manual_seed(0))
+            slopes.append(gradient(learner.model, updates))
+        return slopes[1] - slopes[0]
+
+    close(kl(2), 3 * kl(0), rtol=1e-5, atol=1e-9, once=kl(0))
 
 
 def drawn_through(learner, rollout, low_variance):

@@ -111,6 +111,13 @@ def test_rows_weigh_by_what_is_predicted() -> None:
         close(sureness(made, t), weights, atol=1e-12, **twins)
 
 
+def test_under_ve_a_velocity_weighs_as_the_eps_that_it_is() -> None:
+    """Truth: `dsigma/dt eps`, whose error is sigma times larger in x0, sigma = .0841 and 5.946. Twin: that of a flow."""
+    made, t = model(VE), f64([0.25, 0.75])
+    made.predicts = "velocity"
+    close(sureness(made, t), [1.0, 0.1682], atol=1e-4, of_a_flow=[1.0, 1.0])
+
+
 def test_under_ve_v_is_edms_form_of_x0() -> None:
     """Truth: `c_skip x + c_out F` of Karras et al. 2022 with data of std 1, `F = -v/sqrt(1 + sigma^2)`. Twin: of std 0.5."""
     t, x = f64([0.1, 0.5, 0.9]), torch.randn(3, 2, generator=torch.Generator().manual_seed(0), dtype=torch.float64)

@@ -13,7 +13,7 @@ from twins import F64, accepts, close, f64
 
 import scoreaction as sa
 from scoreaction.algorithms import Update
-from scoreaction.algorithms._baselines import prompt_advantages
+from scoreaction.algorithms._baselines import group_advantages, prompt_advantages
 from scoreaction.algorithms._likelihood_ratio import (
     clipped_surrogate,
     minibatches,
@@ -276,6 +276,28 @@ def test_dpok_pays_beta_per_nat_in_reward_units():
     paid, std = float((with_kl - without).detach()), float(experience.rewards.std(correction=0))
     close(paid * std, BETA * float(kl.detach()), rtol=1e-3, atol=0, not_scaled=paid, mean_over_steps=paid * std / 5)
     assert found.reference_rows is None
+
+
+@pytest.mark.parametrize("size", [2, 5])
+def test_beta_is_worth_the_same_in_groups_of_any_size(size):
+    """Truth: r = x of x ~ N(theta, 1), whose gradient is 1, the weight of the KL's. Twin: centring alone, `1 - 1/B` of it."""
+    found = sa.DPOK(beta=BETA, baseline="group").build(setting(model(VP), steps=3, batch=20_000 * size)._replace(group=size))
+    x = torch.randn(20_000 * size, generator=torch.Generator().manual_seed(size), dtype=F64)
+    prompt = torch.arange(20_000).repeat_interleave(size)
+
+    def slope(advantage):
+        return float((advantage * x).mean() * x.std(correction=0))
+
+    centred = group_advantages(x, prompt, torch.ones_like(x)) / x.std(correction=0)
+    close(slope(found.advantages(x, prompt)), 1.0, atol=0.03, centred=slope(centred))
+
+
+def test_dpok_compares_a_reward_with_the_others_of_its_group():
+    """By hand; one that is alone has nothing to be compared with. Twin: a mean with the own one among them."""
+    rewards, prompt = torch.tensor([1.0, 3.0, 10.0, 14.0, 2.0]), torch.tensor([0, 0, 1, 1, 2])
+    found = sa.DPOK(beta=BETA, baseline="group").build(setting(model(VP), steps=3, batch=5)._replace(group=2))
+    truth = (rewards - torch.tensor([3.0, 1.0, 14.0, 10.0, 2.0])) / rewards.std(correction=0)
+    close(found.advantages(rewards, prompt), truth, atol=1e-6, with_own=truth / 2)
 
 
 def test_step_kl_is_that_of_two_gaussians():

@@ -97,6 +97,18 @@ def test_singular_ends_are_not_hidden():
     accepts(not_finite, to_prediction(Flow(), "eps", x, t, truth.eps), velocity=to_prediction(Flow(), "velocity", x, t, x))
 
 
+@pytest.mark.parametrize("process", [CosineVP(), TableVP((1.0, 0.8, 0.5, 0.2, 0.0)), Flow()], ids=lambda p: type(p).__name__)
+def test_a_velocity_says_what_the_sample_is_at_pure_noise(process):
+    """There all sampling begins; x is eps alone. Twin: a velocity without its part of x0, by which x0 is 0/0."""
+    t = f64(1.0)
+    x, truth = draw(process, t, (3, 2))
+    y = from_prediction(process, "velocity", t, truth)
+    back = to_prediction(process, "velocity", x, t, y)
+    without = process.sigma_rate(t) * truth.eps
+    close(back.x0, truth.x0, atol=1e-9, without=to_prediction(process, "velocity", x, t, without).x0)
+    close(back.eps, truth.eps, atol=1e-9, clean=truth.x0)
+
+
 def test_dtype_follows_the_sample_and_names_are_checked():
     t = f64([0.3, 0.4])
     x, truth = draw(VP(), t, (2, 3))

@@ -167,6 +167,20 @@ def test_a_table_that_ends_with_zero_has_its_nodes_and_finite_rates():
     close(ZERO.alpha(inside), slope * 0.0005, rtol=2e-3, straight_in_the_log=(ZERO.alpha(f64(0.999)) * 1e-6).sqrt())
 
 
+@pytest.mark.parametrize("process", [CosineVP(), ZERO, Flow()], ids=lambda p: type(p).__name__)
+def test_at_pure_noise_the_signal_falls_at_a_finite_rate_and_the_drift_is_infinite(process):
+    """Truth: alpha itself, just before the end. Twins: `f alpha`, which is no number there, or 0; tan(a) rounded."""
+    end, step = f64(1.0), 1e-6
+    slope = (process.alpha(end) - process.alpha(end - step)) / step
+    close(process.alpha_rate(end), slope, rtol=1e-5, atol=0, general=process.f(end) * process.alpha(end), none=0.0)
+
+    def infinite(values):
+        assert [float(value) for value in values] == [-math.inf, math.inf]
+
+    rounded = -math.pi / 2 * torch.tan(f64(math.pi / 2))
+    accepts(infinite, (process.f(end), process.g2(end)), rounded=(rounded, -2 * rounded))
+
+
 @pytest.mark.parametrize("steps", [5, 8, 20])
 @pytest.mark.parametrize("spacing", ["leading", "trailing", "linspace"])
 def test_own_grid_is_the_schedulers(spacing, steps):

@@ -390,6 +390,7 @@ def test_refusals_name_the_key_and_the_remedy():
         with pytest.raises(ValueError, match=message):
             call()
     prediction = Prediction(f64([[0.0]]), f64([[1.0]]))
-    with pytest.raises(ValueError, match="infinite at t = 1"):
-        SOLVERS["euler_maruyama"].step(Flow(), None, prediction, f64([[1.0]]), f64(1.0), f64(0.9), 1.0, None)
+    for process in (Flow(), CosineVP()):
+        with pytest.raises(ValueError, match="infinite at t = 1"):
+            SOLVERS["euler_maruyama"].step(process, None, prediction, f64([[1.0]]), f64(1.0), f64(0.9), 1.0, None)
     assert find_solver("ddim", 0.3) is SOLVERS["ddim"]

@@ -247,8 +247,20 @@ def test_the_correction_is_a_residual_on_the_whole_soft_q():
     close(grad[0], 1.2 - x[0], atol=1e-7, other=grad[1])
 
 
-def test_the_corrections_target_is_reward_minus_the_kl_to_go():
-    agent = learner(correction=True, steps=6, batch=50, critic_rows=200, critic_updates=1, updates=1, rows=8)
+def chain_kl_to_go(rollout):
+    """By the law of each step, (n, batch); the last has no noise."""
+    costs = []
+    for i, (t, s) in enumerate(zip(rollout.times[:-2], rollout.times[1:-1], strict=True)):
+        here, there = (ddim_step(VP, Prediction(p.x0[i], p.eps[i]), t, s, 1.0) for p in (rollout.old, rollout.pretrained))
+        costs.append(here.kl(there))
+    costs.append(torch.zeros_like(costs[0]))
+    return torch.stack([sum(costs[i:]) for i in range(len(costs))])
+
+
+@pytest.mark.parametrize("weights", ["path", "chain"])
+def test_the_corrections_target_is_reward_minus_the_kl_to_go(weights):
+    """The KL that the policy's steps pay. Twins: none, without beta, that of the other form, the soft Q."""
+    agent = learner(correction=True, steps=6, batch=50, critic_rows=200, critic_updates=1, updates=1, rows=8, weights=weights)
     rollout = exactly(agent, 50)
     agent.critic.scale.calibrate(rollout.rewards)
     agent.critic.double()
@@ -256,7 +268,9 @@ def test_the_corrections_target_is_reward_minus_the_kl_to_go():
     generator = torch.Generator().manual_seed(5)
     order = ALONE.dealt(6, 50, 200, generator).own
     rows = order[torch.randint(200, (25,), generator=generator)]
-    states, cost = take(rollout.steps().states, rows), kl_to_go(VP, 1.0, rollout).flatten()[rows]
+    costs = {"path": kl_to_go(VP, 1.0, rollout), "chain": chain_kl_to_go(rollout)}
+    cost, other = (costs[form].flatten()[rows] for form in (weights, {"path": "chain", "chain": "path"}[weights]))
+    states = take(rollout.steps().states, rows)
     look = REWARD(LAW.prediction(VP, states.x, states.t).x0)
     reward = rollout.rewards.repeat(6)[rows]
     critic = agent.critic(*states, look).detach()
@@ -265,6 +279,7 @@ def test_the_corrections_target_is_reward_minus_the_kl_to_go():
         return float((((critic - target) / agent.critic.scale.spread) ** 2).mean())
 
     wrong = {"no_kl": loss(reward), "beta_dropped": loss(reward - cost), "soft_q_itself": loss(look)}
+    wrong["the_other_form"] = loss(reward - BETA * other)
     close(value.detach(), loss(reward - BETA * cost), rtol=1e-5, atol=0, **wrong)
 
 

@@ -20,6 +20,11 @@ def check_baseline(setting: Setting, baseline: Baseline, branches: int) -> None:
         raise ValueError("algorithm.branches: baseline branch compares siblings and 1 has none; set it to 2 or more")
     if baseline != "branch" and branches > 1:
         raise ValueError(f"algorithm.baseline: with branches the siblings are the baseline; set it to branch (got {baseline})")
+    refuse_groups_of_one(setting, baseline)
+
+
+def refuse_groups_of_one(setting: Setting, baseline: Baseline) -> None:
+    """ValueError, with the remedy, where samples are compared with those of their prompt, of which there are no others."""
     if baseline == "group" and setting.group < 2:
         why = f"algorithm.baseline group compares samples of one prompt, of which a batch has {setting.group:g}"
         raise ValueError(f"train.samples_per_prompt: {why}; set it to 2 or more, or algorithm.baseline to prompt")
@@ -65,6 +70,20 @@ def dead(rewards: Tensor, groups: Tensor) -> Tensor:
         for values, how in ((rewards, "amax"), (rewards, "amin"), (rewards.abs(), "amax"))
     )
     return high - low <= 1e-6 * size
+
+
+def bessel(groups: Tensor) -> Tensor:
+    """`B/(B-1)` for each sample of a group of B, 1 for one that is alone, (batch,) float64.
+
+    A mean that holds the sample's own reward takes `1/B` of its gradient away. Times this all of it is there, as beside a KL it
+    has to be.
+
+    >>> bessel(torch.tensor([7, 7, 3])).tolist()
+    [2.0, 2.0, 1.0]
+    """
+    _, number, counts = groups.unique(return_inverse=True, return_counts=True)
+    size = counts[number].double()
+    return size / (size - 1 + (size == 1))
 
 
 def group_advantages(rewards: Tensor, groups: Tensor, weight: Tensor) -> Tensor:

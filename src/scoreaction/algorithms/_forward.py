@@ -3,16 +3,16 @@
 from __future__ import annotations
 
 from contextlib import AbstractContextManager
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
-from scoreaction.algorithms._baselines import Baseline, prompt_advantages
+from scoreaction.algorithms._baselines import prompt_advantages
 from scoreaction.algorithms._learner import Learner
 from scoreaction.algorithms._likelihood_ratio import standardised
 from scoreaction.diffusion.noise import RowNoise, normal
-from scoreaction.diffusion.predictions import expand
+from scoreaction.diffusion.predictions import expand, row
 from scoreaction.diffusion.processes import Process
 from scoreaction.networks.adapters import replaced
 from scoreaction.networks.conditions import take
@@ -20,6 +20,9 @@ from scoreaction.networks.model import Model
 from scoreaction.sampling.rollout import Rollout, States
 from scoreaction.types import Prediction
 from scoreaction.world import World
+
+Baseline = Literal["batch", "prompt", "group"]
+"""What rewards are compared with, without siblings: here no trajectory is branched."""
 
 
 class Noised(NamedTuple):
@@ -121,17 +124,14 @@ def advantages(
 def sureness(model: Model, t: Tensor) -> Tensor:
     """Weight of rows in a loss on x0, by what the network predicts, (rows,).
 
-    `min(1, alpha/sigma)` of eps or the score, an error of which is `sigma/alpha` times larger in x0: rows near pure noise would
-    be most of the loss. `min(1, sigma/alpha)` of x0: v and velocities weigh so by themselves, their x0 moves by sigma times
-    what they do. 1 of others.
+    `min(1, alpha/sigma)` of eps, the score and a velocity under VE, which is eps too: an error of these is `sigma/alpha` times
+    larger in x0, and rows near pure noise would be most of the loss. `min(1, sigma/alpha)` of x0: v and other velocities weigh
+    so by themselves, their x0 moves by sigma times what they do. 1 of these.
     """
-    ratio = torch.exp(model.process.log_snr(t) / 2)
-    match model.predicts:
-        case "eps" | "score":
-            return ratio.clamp(max=1)
-        case "x0":
-            return (1 / ratio).clamp(max=1)
-    return torch.ones_like(t)
+    ratio, (of_x0, _) = torch.exp(model.process.log_snr(t) / 2), row(model.process, model.predicts, t)
+    if model.predicts == "x0":
+        return (1 / ratio).clamp(max=1)
+    return ratio.clamp(max=1) if bool((of_x0 == 0).all()) else torch.ones_like(t)
 
 
 class LaggedPolicy(nn.Module):

@@ -9,8 +9,9 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
-from scoreaction.algorithms._baselines import Baseline, PromptState
+from scoreaction.algorithms._baselines import PromptState, refuse_groups_of_one
 from scoreaction.algorithms._forward import (
+    Baseline,
     LaggedPolicy,
     Noised,
     advantages,
@@ -50,6 +51,7 @@ class AWM(Algorithm):
     minibatches: int = Field(4, ge=1)
 
     def build(self, setting: Setting) -> AWMLearner:
+        refuse_groups_of_one(setting, self.baseline)
         return AWMLearner(self, setting)
 
 

@@ -13,6 +13,7 @@ from torch import Tensor
 from scoreaction.algorithms._baselines import (
     Baseline,
     PromptState,
+    bessel,
     check_baseline,
     group_advantages,
     prompt_advantages,
@@ -170,6 +171,7 @@ class DDPOLearner(Learner):
                 advantage = standardised(rewards)
             case "group" if self.beta > 0:  # with a KL all share one std, so that beta is worth the same everywhere
                 advantage = group_advantages(rewards, prompt, torch.ones_like(rewards) if weight is None else weight)
+                advantage = advantage * bessel(prompt).to(rewards)
                 flat = spread_is_rounding(rewards)
                 advantage = torch.zeros_like(rewards) if flat else advantage / rewards.std(correction=0)
             case "group" if weight is not None:

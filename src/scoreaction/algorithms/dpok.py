@@ -17,7 +17,8 @@ class DPOK(ClippedGradient, Regularised):
     """DDPO's clipped policy gradient plus `beta E sum_steps KL(p_theta(x_s|x_t) || p_pre(x_s|x_t))` (its eq. 8).
 
     The KL's gradient is taken at the visited states only, as published; beta is in reward units per nat. Of the baseline
-    `group` all groups share one std, that of the batch, so that beta is worth the same for each. ineffective as in `DDPO`.
+    `group` all groups share one std, that of the batch, so that beta is worth the same for each, and a reward is compared with
+    the others of its group, so that it is worth the same in groups of any size. ineffective as in `DDPO`.
 
     >>> DPOK(beta=0.5).beta
     0.5

@@ -28,10 +28,11 @@ class DRaFT(Algorithm):
     """`max E r(x0) - beta KL`, differentiated through the policy's last `last` steps (all with null), noise held fixed.
 
     One update an iteration, one reward query a sample. low_variance n > 0 is DRaFT-LV: x0 is noised to the last step's time n
-    times and denoised in one step, n queries more (its algorithm 1). beta = 0, as published and whatever model or recipe have
-    for others, has no KL: `kl_nats` in the log is then an estimate from a few states of each step. With beta the path KL is
-    charged at all steps, its gradient exact within the differentiated ones and local before (`rows` points). With
-    gradient_checkpointing a step's activations are computed again in its backward: memory of one step, a third more work.
+    times and denoised in one step, n queries more (its algorithm 1): a sum of 1 + n rewards, and of as many KLs. beta = 0, as
+    published and whatever model or recipe have for others, has no KL: `kl_nats` in the log is then an estimate from a few
+    states of each step. With beta the path KL is charged at all steps, its gradient exact within the differentiated ones and
+    local before (`rows` points). With gradient_checkpointing a step's activations are computed again in its backward: memory
+    of one step, a third more work.
 
     >>> DRaFT(last=2).beta
     0.0
@@ -77,6 +78,7 @@ class DRaFTLearner(Learner):
         super().__init__(setting, beta=config.beta)
         self.config = config
         self.last = config.last or setting.sampler.steps
+        self.price = config.beta * (1 + config.low_variance)  # of the KL beside the sum of rewards
         self.reference_rows = None if config.beta else LOGGED  # without a KL it is only logged
 
     def explore(self, prompt: Tensor, times: Tensor, generator: Source) -> Rollout:
@@ -96,7 +98,7 @@ class DRaFTLearner(Learner):
         first, terms = self._first(rollout.times), []
         if self.beta and first:
             rows = self.world.dealt(first, batch, self.config.rows, generator)
-            terms.append(visited_kl(self, rollout, rows, first / n))
+            terms.append(visited_kl(self, rollout, rows, (1 + self.config.low_variance) * first / n))
         source = self.noise(RowNoise.drawn(generator, self.world.stripe(batch * self.world.size)), rollout.prompt)
         if self.slope is None:
             terms.append(Term(batch, partial(self._again, rollout, first), calls=self._graphs(rollout.times[first:])))
@@ -141,7 +143,7 @@ class DRaFTLearner(Learner):
             with torch.enable_grad():
                 end = self._end(take(x, rows), times, take(prompt, rows), follow)
                 scores, gradient = self._scored(end.x0, take(prompt, rows))
-                loss = (self.beta * end.cost - sum_event(gradient * end.x0)).sum() / len(x)
+                loss = (self.price * end.cost - sum_event(gradient * end.x0)).sum() / len(x)
                 if loss.requires_grad:
                     loss.backward()
             ends.append((end.states, end.predictions))
@@ -173,7 +175,7 @@ class DRaFTLearner(Learner):
             return stored[i + 1]
 
         end = self._end(stored[0], rollout.times[first:], take(rollout.prompt, rows), follow)
-        return self.beta * end.cost - sum_event(take(rollout.reward_gradient, rows) * end.x0), {}
+        return self.price * end.cost - sum_event(take(rollout.reward_gradient, rows) * end.x0), {}
 
     def _end(self, x: Tensor, times: Tensor, prompt: Tensor, follow: Callable[[int, Transition], Tensor]) -> _End:
         """The steps on these times from x, with their graph, noise held fixed; `follow` has the states that they lead to."""

@@ -10,8 +10,17 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
-from scoreaction.algorithms._baselines import Baseline, PromptState
-from scoreaction.algorithms._forward import LaggedPolicy, Noised, advantages, mean_square, renoised, sureness, velocity
+from scoreaction.algorithms._baselines import PromptState, refuse_groups_of_one
+from scoreaction.algorithms._forward import (
+    Baseline,
+    LaggedPolicy,
+    Noised,
+    advantages,
+    mean_square,
+    renoised,
+    sureness,
+    velocity,
+)
 from scoreaction.algorithms._learner import LOGGED, Algorithm, Learner, Loss, Setting, Term, Update, Updates
 from scoreaction.algorithms._likelihood_ratio import minibatches, spread_is_rounding
 from scoreaction.diffusion.noise import Source
@@ -28,9 +37,9 @@ class NFT(Algorithm):
     maximum of the reward, with it that of RAM at a beta that grows with the noise. Zheng et al. 2025, eq. 5. One reward query a
     sample, no density: any solver, 6 to 10 steps of `dpmpp_2m` at eta 0 will do.
 
-    Of a network that predicts eps or the score a row counts `min(1, alpha/sigma)`: near pure noise a small error of eps is a
-    large one of x0. Of one that predicts x0 it counts `min(1, sigma/alpha)`, and the pretrained model acts from an alpha/sigma
-    of 5 on: nothing brings a drift close to the data back, and it grows where rewards are below their baseline.
+    Of a network that predicts eps, the score or VE's velocity a row counts `min(1, alpha/sigma)`: near pure noise a small error
+    of eps is a large one of x0. Of one that predicts x0 it counts `min(1, sigma/alpha)`, and the pretrained model acts from an
+    alpha/sigma of 5 on: nothing brings a drift close to the data back, and it grows where rewards are below their baseline.
 
     >>> NFT().strength
     1.0
@@ -47,6 +56,7 @@ class NFT(Algorithm):
     minibatches: int = Field(4, ge=1)
 
     def build(self, setting: Setting) -> NFTLearner:
+        refuse_groups_of_one(setting, self.baseline)
         return NFTLearner(self, setting)
 
 

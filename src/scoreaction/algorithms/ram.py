@@ -9,8 +9,9 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
-from scoreaction.algorithms._baselines import Baseline, PromptState
+from scoreaction.algorithms._baselines import PromptState, bessel, refuse_groups_of_one
 from scoreaction.algorithms._forward import (
+    Baseline,
     Noised,
     advantages,
     drawn_times,
@@ -27,11 +28,11 @@ from scoreaction.sampling.rollout import Rollout
 class RAM(Regularised):
     """`E ||v_theta - sg(v_pre + A/beta ((eps - x0) - v_theta))||^2` at clean samples of the policy, noised again `each` times.
 
-    A is the reward minus its baseline (arXiv 2605.10759, eq. 17). One reward query a sample, no density and no gradient of the
-    reward: any solver draws the samples, 6 to 10 steps of `dpmpp_2m` at eta 0 will do. The fixed point leaves out the KL still
-    to be paid, `s_pre + grad E[r | x_t]/beta`, and is the tilted law only where the KL from p_theta(x0|x_t) to p_pre(x0|x_t) is
-    the same at all x_t. `standardise` divides A by the std of its group or prompt, as published: beta 0.01 is then its
-    multiplier 100.
+    A is the reward minus its baseline (arXiv 2605.10759, eq. 17), of the baseline `group` that of the others. One reward query
+    a sample, no density and no gradient of the reward: any solver draws the samples, 6 to 10 steps of `dpmpp_2m` at eta 0 will
+    do. The fixed point leaves out the KL still to be paid, `s_pre + grad E[r | x_t]/beta`, and is the tilted law only where the
+    KL from p_theta(x0|x_t) to p_pre(x0|x_t) is the same at all x_t. `standardise` divides A by the std of its group or prompt,
+    the own reward in the baseline, as published: beta 0.01 is then its multiplier 100.
 
     >>> RAM(beta=0.5).each
     8
@@ -44,6 +45,7 @@ class RAM(Regularised):
     minibatches: int = Field(4, ge=1)
 
     def build(self, setting: Setting) -> RAMLearner:
+        refuse_groups_of_one(setting, self.baseline)
         return RAMLearner(self, setting)
 
 
@@ -82,7 +84,10 @@ class RAMLearner(Learner):
         std = 1.0 if spread_is_rounding(rewards) else float(rewards.std(correction=0))
         spread = None if self.config.standardise else std
         advantage = advantages(self.config.baseline, history, rewards, prompt, spread=spread)
-        return advantage if self.config.standardise else std * advantage
+        if self.config.standardise:
+            return advantage
+        whole = bessel(prompt).to(advantage) if self.config.baseline == "group" else 1.0  # else beta would grow by B/(B-1)
+        return std * whole * advantage
 
     def _loss(self, points: Noised, advantage: Tensor, numbers: Tensor) -> Loss:
         part = take(points, numbers)

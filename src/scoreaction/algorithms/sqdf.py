@@ -24,6 +24,7 @@ from scoreaction.algorithms._soft_q import Belief, SoftQ, soft_q
 from scoreaction.algorithms._step import GradValue, StepWeights, known, learnable, next_states, noise_of, step_gap, step_term
 from scoreaction.algorithms._trust import TrustState, adapt_trust
 from scoreaction.algorithms._value import critic_updates, kl_to_go
+from scoreaction.diffusion.kl import chain_kl_steps
 from scoreaction.diffusion.noise import Source, drawn_seed
 from scoreaction.diffusion.predictions import expand, to_prediction
 from scoreaction.networks.conditions import take
@@ -189,11 +190,18 @@ class SQDFLearner(Learner):
         if self.critic is None:
             return
         self.critic.scale.calibrate(self.world.gather(rollout.rewards))
-        target = (rollout.rewards[None] - self.beta * kl_to_go(self.process, self.sampler.eta, rollout)).flatten()
+        target = (rollout.rewards[None] - self.beta * self._to_go(rollout)).flatten()
         rows = self.world.dealt(*rollout.size, self.config.critic_rows, generator)
         states, updates = take(rollout.steps().states, rows.own), self.config.critic_updates
         look, target = self.soft_q(states, gradient=False).value, take(target, rows.own)
         yield from critic_updates(self.critic, states, rows, look, target, updates=updates, generator=generator)
+
+    def _to_go(self, rollout: Rollout) -> Tensor:
+        """The KL in nats from each state of the policy to the end, of path or chain as its steps pay it, (n, batch)."""
+        if not self.chain:
+            return kl_to_go(self.process, self.sampler.eta, rollout)
+        steps = chain_kl_steps(self.process, rollout.acted, rollout.difference(), self.sampler.eta)
+        return steps.flip(0).cumsum(0).flip(0)
 
 
 Config = SQDF

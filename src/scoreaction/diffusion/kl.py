@@ -93,11 +93,11 @@ def path_kl(process: Process, times: Tensor, difference: Prediction, eta: float,
     return path_kl_steps(process, times, difference, eta, t_min).sum(0)
 
 
-def chain_kl(process: Process, times: Tensor, difference: Prediction, eta: float) -> Tensor:
-    """KL of the chain of DDIM steps with noise eta, (batch,): `kl_chain_nats` in the log. It depends on the time grid.
+def chain_kl_steps(process: Process, times: Tensor, difference: Prediction, eta: float) -> Tensor:
+    """KL of each DDIM step with noise eta, (N, batch).
 
-    A step costs `(alpha_s - sqrt(sigma_s^2 - k^2) alpha_t/sigma_t)^2/(2 k^2) ||x0_a - x0_b||^2`, k the std of the step;
-    steps with k = 0 have no density and are left out.
+    `(alpha_s - sqrt(sigma_s^2 - k^2) alpha_t/sigma_t)^2/(2 k^2) ||x0_a - x0_b||^2`, k the std of the step; 0 of steps with
+    k = 0, which have no density.
     """
     t, s = times[:-1], times[1:]
     k = noise_std(process, t, s, eta)
@@ -105,4 +105,9 @@ def chain_kl(process: Process, times: Tensor, difference: Prediction, eta: float
     gain = (process.alpha(s) - direction * process.alpha(t) / process.sigma(t)) ** 2
     weight = torch.where(k > 0, gain / (2 * k**2), 0.0)
     squares = _squares(difference.x0)
-    return (weight.to(squares)[:, None] * squares).sum(0)
+    return weight.to(squares)[:, None] * squares
+
+
+def chain_kl(process: Process, times: Tensor, difference: Prediction, eta: float) -> Tensor:
+    """KL of the whole chain, the sum of `chain_kl_steps`, (batch,): `kl_chain_nats` in the log. It depends on the time grid."""
+    return chain_kl_steps(process, times, difference, eta).sum(0)

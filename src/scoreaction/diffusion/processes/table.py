@@ -157,3 +157,7 @@ class TableVP(Process):
         if self._ends_at_zero:  # -2 alpha dalpha/dt, finite at t = 1 where f is not
             return -2 * (1 - t) * torch.exp(2 * value) * ((1 - t) * slope - 1)
         return -2 * slope * torch.exp(2 * value)
+
+    def alpha_rate(self, t: Tensor) -> Tensor:
+        value, slope = self._cubic(t)
+        return torch.exp(value) * ((1 - t) * slope - 1 if self._ends_at_zero else slope)

@@ -58,7 +58,12 @@ class CosineVP(Process):
         return torch.log(cosine) - math.log(math.cos(math.pi / 2 * self.offset / (1 + self.offset)))
 
     def f(self, t: Tensor) -> Tensor:
-        return -math.pi / 2 / (1 + self.offset) * torch.tan(self._angle(t))
+        # 1/tan of what is left to the end: infinite at t = 1, where tan(a) is 1.6e16 by rounding
+        return -math.pi / 2 / (1 + self.offset) / torch.tan(math.pi / 2 * (1 - t) / (1 + self.offset))
+
+    def alpha_rate(self, t: Tensor) -> Tensor:
+        scale = math.cos(math.pi / 2 * self.offset / (1 + self.offset))
+        return -math.pi / 2 / (1 + self.offset) * torch.sin(self._angle(t)) / scale
 
     def sigma2(self, t: Tensor) -> Tensor:
         # sin(a - a0) sin(a + a0)/cos^2 a0: exactly 0 at t = 0
