@@ -100,6 +100,17 @@ def test_where_the_reward_fails_in_one_process_all_end_and_keep_what_was_learned
 
 
 @pytest.mark.long
+def test_four_processes_measure_two_samples_as_one_does(tmp_path):
+    """Two of them hold none: of the samples, of the held-out ones, and of the certificate's groups."""
+    name, runs = "ddpo, few samples", (tmp_path / "one", tmp_path / "four")
+    ended(name, runs[0], 2, None, True, 2)
+    assert [seen["errors"] for seen in together(4, tmp_path, (name, runs[1], 2, None, True, 2))] == [[None]] * 4
+    one, four = (numbers(json.loads((folder / "summary.json").read_text(encoding="utf-8"))) for folder in runs)
+    accepts(like(one), four, moved={key: value + 1 for key, value in four.items()})
+    accepts(like(numbers(lines(runs[0]))), numbers(lines(runs[1])), a_line_less=numbers(lines(runs[1])[:-1]))
+
+
+@pytest.mark.long
 def test_the_folder_of_two_processes_is_that_of_one_and_one_of_them_writes_it(tmp_path):
     name = "ddpo, prompts"
     (tmp_path / "one").mkdir()
