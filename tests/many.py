@@ -64,6 +64,11 @@ def prompted(x, prompts):
     return scale * x[:, 0] - 0.1 * (x**2).sum(1)
 
 
+def one_by_one(x, prompts):
+    """The linear reward of code that cannot score no sample at all."""
+    return torch.stack([linear(row[None], None)[0] for row in x])
+
+
 def rare(x, prompts):
     return (x[:, 0] > 1.2).float()
 
@@ -86,7 +91,7 @@ def clusters_file():
 
 def case(
     algorithm, *, reward=linear, steps=10, prompts=None, lora=None, held_out=None, online=None, train=None, data=None,
-    clustered=False, **sampler
+    clustered=False, evaluation=None, **sampler
 ):  # fmt: skip
     """A run as a function of its folder, of settings of its training and, for those that must fail, of its reward."""
     settings = {"iterations": ITERATIONS, "batch": 64, "lr": 2e-3, "device": "cpu", **(train or {})}
@@ -96,7 +101,9 @@ def case(
         reward=other or reward, algorithm=algorithm, sampler=sa.Sampler(steps=steps, **sampler),
         train=sa.Train(**settings | more), prompts=prompts, held_out=held_out, online=online,
         output=output, data=data,
-        evaluation=sa.Evaluation(n=33, steps=5, eta=0.0 if algorithm.moves_noise else 1.0, clusters=path()),
+        evaluation=sa.Evaluation(
+            **{"n": 33, "steps": 5, "eta": 0.0 if algorithm.moves_noise else 1.0, "clusters": path()} | (evaluation or {})
+        ),
     )  # fmt: skip
 
 
@@ -169,6 +176,13 @@ CASES = {
     "score_action, taken back": case(sa.ScoreAction(beta=0.5), reward=SMOOTH, train={"lr": 0.3}),
     "score_action, forward": case(sa.ScoreAction(beta=0.5, estimator="forward")),
     "ddpo": case(sa.DDPO(epochs=2)),
+    "ddpo, few samples": case(
+        sa.DDPO(),
+        reward=one_by_one,
+        train={"held_out_rows": 2, "batch": 16},
+        held_out={"one_by_one": one_by_one},
+        evaluation={"n": 2, "certificate": True, "beta": 0.5},
+    ),
     "ddpo, prompts": case(sa.DDPO(baseline="prompt"), **asked(held_out={"linear": linear})),
     "ddpo, groups and lora": case(sa.DDPO(baseline="group"), **asked(lora=2, train={"samples_per_prompt": 8})),
     "dpok": case(sa.DPOK(beta=0.1), **asked()),

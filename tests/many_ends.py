@@ -5,10 +5,12 @@ from __future__ import annotations
 import json
 import os
 import sys
+from datetime import timedelta
 from functools import wraps
+from unittest.mock import patch
 
 import torch
-from many import CASES, linear
+from many import CASES, linear, prompted
 
 import scoreaction as sa
 from scoreaction.world import World
@@ -16,18 +18,33 @@ from scoreaction.world import World
 WRITES = {"os.mkdir", "os.rename", "os.remove", "os.rmdir", "shutil.rmtree"}
 
 
-def failing(left, rank=1):
-    """The linear reward, which fails in one process once `left` has neither iterations nor calls left."""
+def failing(left, own, rank=1):
+    """A reward, which fails in one process once `left` has neither iterations nor calls left."""
 
-    @wraps(linear)
+    @wraps(own)
     def reward(samples, prompts):
         if World.current().rank == rank and left["iterations"] == 0:
             left["calls"] -= 1
             if left["calls"] < 0:
                 raise OSError("no answer")
-        return linear(samples, prompts)
+        return own(samples, prompts)
 
     return reward
+
+
+class Awaited:
+    """A reward that works in the background: it begins at once, and fails where it does when it is waited for."""
+
+    differentiable, rows = False, 8
+
+    def __init__(self, reward):
+        self.reward, self.__name__ = reward, reward.__name__
+
+    def __call__(self, samples, prompts):
+        return self.reward(samples, prompts)
+
+    def begin(self, samples, prompts):
+        return lambda: self.reward(samples, prompts)
 
 
 def ended(name, folder, until, fails=None, measured=False, iterations=6):
@@ -38,7 +55,9 @@ def ended(name, folder, until, fails=None, measured=False, iterations=6):
     left, other, every = {}, None, 2
     if fails is not None:
         left, every = dict(zip(("iterations", "calls"), fails, strict=True)), 100
-        other = sa.Reward(failing(left), differentiable=not name.startswith("ddpo"))
+        late = name.endswith("late rewards")
+        reward = failing(left, prompted if late else linear)
+        other = Awaited(reward) if late else sa.Reward(reward, differentiable=not name.startswith("ddpo"))
     tuner = CASES[name](folder, other, iterations=iterations, checkpoint_every=every)
     tuner.resume()
     try:
@@ -66,7 +85,8 @@ def watched(folder, written):
 
 if __name__ == "__main__":
     torch.set_num_threads(1)
-    world = World.joined("cpu")
+    with patch("scoreaction.world.PATIENCE", timedelta(minutes=2)):  # where one waits for ever the test fails soon
+        world = World.joined("cpu")
     file, plan = sys.argv[1], json.loads(sys.argv[2])
     written = []
     watched(os.path.dirname(file), written)

@@ -37,6 +37,9 @@ class Case:
     batch: int = 16
     max_rows: int | None = None
     labels: tuple[str, ...] | None = None
+    again: int = 0
+    """Rows of an iteration that are evaluated once more where the network is shared: its steps cannot be differentiated as they
+    are drawn."""
 
     @property
     def prompts(self):
@@ -69,7 +72,8 @@ CASES = {
     "nft": Case(sa.NFT()),
     "ddpo, labels": Case(sa.DDPO(), labels=("small", "large")),
     "ddpo, lora and labels": Case(sa.DDPO(), lora=2, labels=("small", "large")),
-    "draft, checkpointed": Case(sa.DRaFT(beta=0.5, last=2, gradient_checkpointing=True)),
+    # the last two steps of 16 trajectories, with guidance
+    "draft, checkpointed": Case(sa.DRaFT(beta=0.5, last=2, gradient_checkpointing=True), again=2 * 16 * 2),
 }
 QUICK = [*CASES][:4]
 

@@ -1,6 +1,7 @@
 """Truth: the tilted law, moments of the exact score, and diversity computed again from its definition."""
 
 import math
+from dataclasses import dataclass, field, replace
 
 import pytest
 import torch
@@ -20,7 +21,7 @@ from scoreaction.sampling.rollout import Rollout
 from scoreaction.training.evaluation import diversity, measure, measure_kl, rounding_floor, standard_error
 from scoreaction.training.exact_task import ExactTask, sliced_w2
 from scoreaction.types import Prediction
-from scoreaction.world import ALONE
+from scoreaction.world import ALONE, World
 
 LINEAR = QuadraticReward(Quadratic.linear([1.0, 0.5]))
 
@@ -248,6 +249,48 @@ def test_rounding_alone_is_a_kl_in_half_precision():
     fine, coarse, wide = floors.values()
     close(fine / coarse, 0.0, atol=1e-2, measured=1.0)
     close(wide / coarse, 4.0, atol=2.0, flat=1.0)
+
+
+@dataclass(frozen=True)
+class Share(World):
+    """A process whose messages are kept: what it would have told the others."""
+
+    told: list = field(default_factory=list)
+
+    def gather(self, own, total=None):
+        self.told.append(own)
+        return torch.zeros(2)
+
+
+def shares(size, measured):
+    """What so many processes tell, in the order of the rows."""
+    told = [Share(rank, size) for rank in range(size)]
+    for world in told:
+        measured(world)
+    return torch.cat([world.told[0] for world in told])
+
+
+def test_more_processes_than_rows_measure_what_one_does():
+    """Four trajectories in eight processes, of which four hold none."""
+    made, sampler = recipe_model(), sa.Sampler(steps=3)
+    with torch.no_grad():
+        for p in made.parameters.values():
+            p.add_(0.05)
+    x = torch.randn(4, 4, 2)
+    said = Prediction(x[:-1], x[:-1])
+    rollout = Rollout(sampler.times(made.process), x, said, said, torch.zeros(4).long())
+
+    def of_rounding(world):
+        rows = world.stripe(4)
+        own = [part[:, rows] for part in (x, said.x0, said.eps)]
+        here = replace(
+            rollout, x=own[0], old=Prediction(*own[1:]), action=Prediction(*own[1:]), prompt=torch.zeros(len(rows)).long()
+        )
+        return rounding_floor(made, sampler, None, here, 0, rows=4, world=world)
+
+    for measured in (of_rounding, lambda world: measure_kl(made, sampler, 4, None, 0, world)):
+        truth = shares(1, measured)
+        close(shares(8, measured) / truth, torch.ones(4), atol=0.02, in_other_order=truth.flip(0) / truth)
 
 
 class Wide(nn.Module):

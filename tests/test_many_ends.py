@@ -99,6 +99,30 @@ def test_where_the_reward_fails_in_one_process_all_end_and_keep_what_was_learned
         accepts(like(state(whole, 4)), state(broken, 4), not_resumed=state(whole, 2))
 
 
+@pytest.mark.slow
+def test_where_an_awaited_reward_fails_in_one_process_the_batches_that_wait_are_kept(tmp_path):
+    """The other process has its answers and the saved state none: resumed, the run asks again and is the uninterrupted one."""
+    name, broken, whole = "dpok, late rewards", tmp_path / "broken", tmp_path / "whole"
+    first, second = (seen["errors"] for seen in together(2, tmp_path, (name, broken, 6, [2, 0])))
+    same([first[0][0], second[0][0]], ["OtherProcess", "RewardError"], waiting_for_ever=["RuntimeError", "RuntimeError"])
+    assert "OSError: no answer" in second[0][1]
+    same([path.name for path in (broken / "checkpoints").iterdir()], ["000002"], none=[])
+    for folder in (whole, broken):
+        ended(name, folder, 4)
+    accepts(like(state(whole, 4)), state(broken, 4), not_resumed=state(whole, 2))
+
+
+@pytest.mark.long
+def test_four_processes_measure_two_samples_as_one_does(tmp_path):
+    """Two of them hold none: of the samples, of the held-out ones, and of the certificate's groups."""
+    name, runs = "ddpo, few samples", (tmp_path / "one", tmp_path / "four")
+    ended(name, runs[0], 2, None, True, 2)
+    assert [seen["errors"] for seen in together(4, tmp_path, (name, runs[1], 2, None, True, 2))] == [[None]] * 4
+    one, four = (numbers(json.loads((folder / "summary.json").read_text(encoding="utf-8"))) for folder in runs)
+    accepts(like(one), four, moved={key: value + 1 for key, value in four.items()})
+    accepts(like(numbers(lines(runs[0]))), numbers(lines(runs[1])), a_line_less=numbers(lines(runs[1])[:-1]))
+
+
 @pytest.mark.long
 def test_the_folder_of_two_processes_is_that_of_one_and_one_of_them_writes_it(tmp_path):
     name = "ddpo, prompts"

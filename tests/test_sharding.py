@@ -47,6 +47,12 @@ def alike(right):
     return check
 
 
+def counted(run, again):
+    """The run with so many evaluations more in each iteration."""
+    metrics = [{**row, "model_evaluations": row["model_evaluations"] + row["iteration"] * again} for row in run["metrics"]]
+    return {**run, "metrics": metrics}
+
+
 def rest(run, begin):
     return {**run, "metrics": run["metrics"][begin:]}
 
@@ -136,8 +142,11 @@ def test_a_run_goes_on_with_shared_networks_or_alone(written):
 @pytest.mark.long
 def test_processes_with_other_numbers_of_rows_call_shared_networks_alike(tmp_path):
     names = [name for name in sharded.CASES if name not in sharded.QUICK]
-    for run in launched(tmp_path, "compare", *names).values():
-        accepts(alike(run["whole"]), run["sharded"], untrained={**run["sharded"], "weights": [0.0]})
+    for name, run in launched(tmp_path, "compare", *names).items():
+        again = sharded.CASES[name].again
+        uncounted = {"uncounted": run["whole"]} if again else {}
+        twins = {"untrained": {**run["sharded"], "weights": [0.0]}, **uncounted}
+        accepts(alike(counted(run["whole"], again)), run["sharded"], **twins)
 
 
 @pytest.mark.long

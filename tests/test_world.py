@@ -153,6 +153,13 @@ def test_a_stripe_is_every_sizeth_row():
         assert (torch.equal(rows.own, torch.arange(len(rows))), rows.total) == (True, 11)
 
 
+def test_of_fewer_rows_than_processes_the_last_ones_hold_none():
+    """Four rows of eight processes: of each of the first four one, as a batch in half precision is measured on."""
+    same([World(rank, 8).stripe(4).tolist() for rank in range(8)], [[0], [1], [2], [3], [], [], [], []], of_four=[[0]] * 8)
+    rows = World(7, 8).rows(4)
+    same((len(rows), rows.total), (0, 4), all_of_them=(4, 4))
+
+
 def test_of_one_process_messages_are_what_it_says():
     x, place = torch.randn(4, 2, generator=seeded()), torch.tensor([3, 0, 5, 1])
     same(ALONE.gather(x), x, other=x.flip(0))

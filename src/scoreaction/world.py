@@ -136,8 +136,12 @@ class World:
     # rows
 
     def stripe(self, total: int) -> Tensor:
-        """The numbers, of `total` rows, that this process holds."""
-        return torch.arange(self.rank, total, self.size)
+        """The numbers, of `total` rows, that this process holds; none where there are fewer rows than processes.
+
+        >>> World(5, 8).stripe(4).tolist(), World(1, 8).stripe(10).tolist()
+        ([], [1, 9])
+        """
+        return torch.arange(min(self.rank, total), total, self.size)
 
     def own(self, every: Tensor) -> Tensor:
         """The own of all rows."""

@@ -60,7 +60,17 @@ def draw_x0(
     Each sample has noise of its own, so that the first are the same for any n. The processes of a world share the work.
     """
     parts = x0_in_parts(model, sampler, prompts, seed, world.stripe(n), reference=reference)
-    return world.gather(torch.cat([x0 for _, x0 in parts]), n)
+    return world.gather(torch.cat([x0 for _, x0 in parts] or [no_x0(model)]), n)
+
+
+def no_x0(model: Model) -> Tensor:
+    """The samples before decoding of a process that has none, (0, *shape)."""
+    return model.example(1, torch.Generator().manual_seed(0))[:0]
+
+
+def no_samples(model: Model) -> Tensor:
+    """The decoded samples of a process that has none: no rows, of the shape that the others' have."""
+    return model.decode(model.example(1, torch.Generator().manual_seed(0)))[:0]
 
 
 def x0_in_parts(
@@ -109,7 +119,7 @@ def draw(
 ) -> Tensor:
     """n samples as rewards see them (decoded), as `draw_x0` draws them."""
     parts = x0_in_parts(model, sampler, prompts, seed, world.stripe(n), reference=reference)
-    return world.gather(torch.cat([model.decode(x0) for _, x0 in parts]), n)
+    return world.gather(torch.cat([model.decode(x0) for _, x0 in parts] or [no_samples(model)]), n)
 
 
 def check_asked(n: int, prompts: Any) -> None:

@@ -86,7 +86,7 @@ def steer_x0(
                 end = ended(walk)
                 ends.append(end if everything else _one_each(end, RowNoise(seed + 1, part)))
                 counts[2] += walk.queries
-                progress(int(part[-1]) + 1)
+                progress(int(part.max()) + 1 if len(part) else 0)  # none where there are fewer groups than processes
             counts[:2] = [model.evaluations.forward, model.evaluations.backward]
         return ends
 

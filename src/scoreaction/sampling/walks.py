@@ -137,7 +137,7 @@ class Walk:
                 return self.score(x, prompt), None
             every = guesses(part, x, prediction)
             scores = self.score(every.flatten(0, 1), prompt.repeat_interleave(every.shape[1]))
-            return lambda: soft_mean(scores().unflatten(0, (len(x), -1)), self.beta), prediction
+            return lambda: soft_mean(scores().unflatten(0, every.shape[:2]), self.beta), prediction
 
         def now(part: Tensor, x: Tensor) -> tuple[Tensor, Prediction | None]:
             scores, prediction = value(part, x)

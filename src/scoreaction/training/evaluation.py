@@ -21,7 +21,7 @@ from scoreaction.networks.noise_map import noise_kl
 from scoreaction.networks.sharding import distributed_as, whole
 from scoreaction.rewards import CountedReward
 from scoreaction.rewards._weighted import settle
-from scoreaction.sampling.draw import distinct_prompts, spread_prompts, x0_in_parts
+from scoreaction.sampling.draw import distinct_prompts, no_samples, spread_prompts, x0_in_parts
 from scoreaction.sampling.prompt_path import PromptPath
 from scoreaction.sampling.rollout import Rollout, roll_out, unflattened
 from scoreaction.sampling.sampler import Sampler, follow
@@ -260,6 +260,10 @@ def measure(
                 begun[name].append(judge.begin(parts[-1], texts))
             if confusion is not None:
                 confusion.add(parts[-1], texts)
+        if not parts:  # fewer samples than processes
+            parts.append(no_samples(model))
+            for waiting in begun.values():
+                waiting.append(lambda: torch.empty(0, device=model.device))
 
     with torch.no_grad():
         world.together(begin)

@@ -15,6 +15,7 @@ from torch import Tensor
 
 from scoreaction.algorithms._likelihood_ratio import spread_is_rounding
 from scoreaction.networks.weights import Evaluations
+from scoreaction.sampling.draw import no_samples
 from scoreaction.sampling.rollout import Rollout
 from scoreaction.training.checkpoints import load_newest, load_tree, prune, save_tree
 from scoreaction.training.clusters import cluster_figures
@@ -185,6 +186,8 @@ class Finetuner(Run):
         own = len(world.stripe(n))
 
         def judged() -> tuple[Tensor, list[Tensor]]:
+            if not own:  # fewer samples than processes
+                return no_samples(self.model), [torch.empty(0, device=self.model.device) for _ in self.held_out]
             samples, prompts = self.model.decode(rollout.x0[:own]), self.collector.texts(rollout.prompt[:own])
             if self.clusters is not None:
                 counts.add_(self.clusters.assign(samples, self.model, rollout.x0[:own]).bincount(minlength=len(counts)).cpu())

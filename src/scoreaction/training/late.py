@@ -125,6 +125,8 @@ class Late:
 
     def _state(self, waiting: Waiting) -> dict[str, Any]:
         rollout, gather, rewards = waiting.rollout, self.world.gather, torch.empty(0)
+        if self.world.any(waiting.scores is None):  # a failure is known to the process that it happened in, and to no other
+            waiting.scores = None
         if waiting.scores is not None:
             try:
                 rewards = gather(self.world.together(lambda: self._rewards(waiting)).cpu())
