@@ -233,6 +233,11 @@ def test_list_names_the_shelves(capsys: pytest.CaptureFixture[str]) -> None:
     same(set(listed("recipes")), set(catalog.recipes()), solvers=set(listed("solvers")))
     assert not [name for name in listed("algorithms") if name.startswith("_")]
 
+    def whole(lines: list[str]) -> None:
+        assert all(line.endswith(".") for line in lines)
+
+    accepts(whole, list(listed("recipes").values()), cut_off=["A network of your own data: `scoreaction pretrain` makes it,"])
+
 
 def test_list_shows_the_keys_of_everything(capsys: pytest.CaptureFixture[str], refused: Callable[..., str]) -> None:
     """Truth: the fields of each class, and that a value which is said to be taken is."""

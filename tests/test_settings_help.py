@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Annotated, Literal
+
 import torch
 from pydantic import BaseModel, ConfigDict, Field
 from twins import same
@@ -38,3 +40,22 @@ def test_odd_fields_have_their_line() -> None:
     assert settings_table(Odd).splitlines()[2].split(maxsplit=3)[1:] == ["[1,", "2]", "list of whole numbers"]
     assert found["whatever"] == ["null", "anything"]
     assert list(lines(Foreign)) == ["dtype"]
+
+
+class Lists(BaseModel):
+    shown: list[Literal["wandb", "trackio"]] | None = None
+    means: list[list[float]] = [[0.0]]
+    rounds: list[Annotated[int, Field(ge=8)]] = [8]
+    seed: int = Field(0, ge=0, lt=2**32)
+
+
+def test_what_a_list_takes_can_be_typed_as_it_is_said() -> None:
+    """A name has no plural, a kind has one, and a bound all of its digits. Twin: an s behind whatever comes last."""
+    takes = {line.split()[0]: line for line in settings_table(Lists).splitlines()[1:]}
+    for key, said, wrong in (
+        ("shown", "list of wandb or trackio or null", "list of wandb or trackios or null"),
+        ("means", "list of lists of numbers", "list of list of numberss"),
+        ("rounds", "list of whole numbers from 8", "list of whole number from 8s"),
+        ("seed", "whole number from 0 below 4294967296", "whole number from 0 below 4.29497e+09"),
+    ):
+        same(takes[key].endswith("  " + said), True, as_it_was=takes[key].endswith("  " + wrong))

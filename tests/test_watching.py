@@ -108,6 +108,25 @@ def test_runs_are_listed_and_nothing_that_they_name_is_imported(run: Path, tmp_p
         runs_below(tmp_path / "nowhere")
 
 
+def test_runs_without_a_folder_are_those_below_runs(
+    run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """As the guide prints the command: no argument. Twin: what it says where there is no folder `runs`."""
+
+    def said(exit_code: int) -> str:
+        assert main(["runs"]) == exit_code
+        captured = capsys.readouterr()
+        return captured.out + captured.err
+
+    def lists(text: str) -> None:
+        assert "gaussian_mixture" in text
+
+    monkeypatch.chdir(tmp_path)
+    missing = said(2)
+    shutil.copytree(run, tmp_path / "runs" / "mine")
+    accepts(lists, said(0), missing=missing)
+
+
 def test_a_run_is_followed_to_its_end(run: Path, tmp_path: Path) -> None:
     """Lines that come while it is followed, each once; twin: the log as it was at the beginning."""
     folder = tmp_path / "run"

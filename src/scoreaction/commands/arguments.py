@@ -14,11 +14,11 @@ from scoreaction.catalog import TOKEN_VARIABLE
 from scoreaction.errors import UserError, nearest
 
 
-def folder_named(text: str) -> Path:
-    """A folder that may not be there yet."""
+def folder_named(text: str | Path) -> Path:
+    """A folder that may not be there yet; a default comes as a path."""
     if not text:
         raise typer.BadParameter("is empty; name a folder.")
-    return Path(whole_name(text))
+    return Path(whole_name(str(text)))
 
 
 def whole_name(text: str) -> str:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 import json
+import re
 from typing import Any
 
 from pydantic import BaseModel
@@ -62,11 +63,17 @@ def _takes(field: dict[str, Any], schema: dict[str, Any]) -> str:
     if "const" in field:
         return str(field["const"])
     if field.get("type") == "array":
-        return f"list of {_takes(field['items'], schema)}s" if "type" in field.get("items", {}) else "list"
+        return f"list of {_several(field['items'], schema)}" if "type" in field.get("items", {}) else "list"
     kinds = {"number": "number", "integer": "whole number", "boolean": "true or false", "string": "text", "null": "null"}
     bounds = {"minimum": "from", "exclusiveMinimum": "above", "maximum": "to", "exclusiveMaximum": "below"}
-    limits = [f"{word} {field[key]:g}" for key, word in bounds.items() if key in field and abs(field[key]) < 2**53]
+    limits = [f"{word} {field[key]:.10g}" for key, word in bounds.items() if key in field and abs(field[key]) < 2**53]
     return " ".join([kinds.get(field.get("type", ""), "mapping" if "type" in field else "anything"), *limits])
+
+
+def _several(items: dict[str, Any], schema: dict[str, Any]) -> str:
+    """The values of a list's items: kinds in the plural, and names as they are to be written."""
+    one = _takes(items, schema)
+    return one if "enum" in items else re.sub(r"^(list|whole number|number|text|mapping)\b", r"\1s", one)
 
 
 def _text(default: Any) -> str:
