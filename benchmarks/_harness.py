@@ -69,11 +69,13 @@ def to_run(jobs: dict[str, Figures], rows: list[Row], options: argparse.Namespac
     return todo
 
 
-def run_jobs(function: Callable[..., Figures], jobs: dict[str, Figures], options: argparse.Namespace) -> None:
+def run_jobs(
+    function: Callable[..., Figures], jobs: dict[str, Figures], options: argparse.Namespace, *, alone: bool = True
+) -> None:
     """Runs `function(**job)` for each job that the file lacks, and saves after each; prints the tables of the file.
 
-    Each has a process of its own, so that its peak memory is its own too. A job that fails is named and left out; the
-    others go on.
+    alone: each has a process of its own, so that its peak memory is its own too; short ones can share those that there are. A
+    job that fails is named and left out; the others go on.
     """
     path, stamp = options.output, code_stamp()
     if options.table is not None:
@@ -83,8 +85,8 @@ def run_jobs(function: Callable[..., Figures], jobs: dict[str, Figures], options
     todo = to_run(jobs, read(path), options, stamp["commit"])
     path.parent.mkdir(parents=True, exist_ok=True)
     began = time.time()
-    spawn = get_context("spawn")
-    with ProcessPoolExecutor(options.processes, mp_context=spawn, initializer=_one_thread, max_tasks_per_child=1) as pool:
+    spawn, each = get_context("spawn"), 1 if alone else None
+    with ProcessPoolExecutor(options.processes, mp_context=spawn, initializer=_one_thread, max_tasks_per_child=each) as pool:
         futures = {pool.submit(_run, function, job, stamp["commit"]): name for name, job in todo.items()}
         for count, future in enumerate(as_completed(futures), 1):
             name, error = futures[future], future.exception()

@@ -133,4 +133,4 @@ def jobs() -> dict[str, Figures]:
 
 
 if __name__ == "__main__":
-    run_jobs(train, jobs(), arguments(__doc__ or "", "stability").parse_args())
+    run_jobs(train, jobs(), arguments(__doc__ or "", "stability").parse_args(), alone=False)
