@@ -1,6 +1,6 @@
 """TRL's DDPO and AlignProp on the shapes, beside what of ours has the same settings, and beside what leads there.
 
-    python -m benchmarks.peers                 # results/peers.csv: three seeds, two hours on one core; resumes
+    python -m benchmarks.peers                 # results/peers.csv: three seeds of TRL's and of ours, hours on one core; resumes
     python -m benchmarks.peers --stage tune    # results/peers_tune.csv: TRL's learning rates and baselines, one seed each
     python -m benchmarks.peers --stage work    # results/peers_work.csv: CPU seconds an iteration at equal settings
 
@@ -25,6 +25,7 @@ from typing import Any
 from _harness import Figures, arguments, built, in_stage, run_jobs
 from peers.watch import Watch
 from shapes import BATCH, accuracy_and_kl, measured
+from shapes import TRAINERS as SHAPES
 
 HERE, SOURCE = Path(__file__).parent, Path(__file__).parents[2] / "src"
 RANK, STEPS = 16, 12
@@ -108,9 +109,11 @@ def taken_over(model: Any, file: Path) -> None:
 
 
 def run(
-    method: str, lr: float, epochs: int, kept: list[int], seed: int, n: int, *, environment_of: Path, **more: Any
+    method: str, lr: float | None, epochs: int, kept: list[int], seed: int, n: int, *, environment_of: Path, **more: Any
 ) -> Figures:
     """A run of TRL, measured here at its end; its curve is accuracy and KL at the epochs that are kept."""
+    if method.startswith("ours, "):
+        return run_of_ours(method, kept, seed, n)
     told = METHODS[method] | more | {"method": method, "lr": lr, "epochs": epochs, "kept": kept, "seed": seed}
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
@@ -120,6 +123,22 @@ def run(
             taken_over(tuner.model, folder / f"epoch{figures['epochs']}.safetensors")
             curve.append(figures | {"pictures": figures["epochs"] * BATCH} | accuracy_and_kl(tuner, n // 2))
         return counted[-1] | measured(tuner, n, 1.0) | {"kl_nats": curve[-1]["kl_nats"], "curve": curve}
+
+
+def run_of_ours(method: str, kept: list[int], seed: int, n: int, **_: Any) -> Figures:
+    """A run of benchmarks/shapes.py, counted and measured as TRL's are: its seconds are those of training alone."""
+    settings = [*FIXED, *SHAPES[method.removeprefix("ours, ")][1], f"train.seed={seed}", f"evaluation.n={n}"]
+    tuner, curve = built("shapes", *settings, f"train.iterations={kept[-1]}"), []
+    spent, runs = {"cpu_seconds": 0.0, "seconds": 0.0}, iter(tuner)
+    for iteration in range(1, kept[-1] + 1):
+        watch = Watch()
+        metrics = next(runs)
+        watch.end()
+        spent = {key: value + watch.figures()[key] for key, value in spent.items()}
+        if iteration in kept:
+            done = {"epochs": iteration, "pictures": iteration * BATCH, "evaluations": tuner.counts()["model_evaluations"]}
+            curve.append({**done, "reward": metrics["reward_mean"], **spent, **accuracy_and_kl(tuner, n // 2)})
+    return {**curve[-1], **measured(tuner, n, 1.0), "kl_nats": curve[-1]["kl_nats"], "curve": curve}
 
 
 def timed(method: str, library: str, repeat: int, *, environment_of: Path) -> Figures:
@@ -167,6 +186,12 @@ def jobs_of(stage: str, n: int) -> dict[str, Figures]:
         }
         for seed in range(3)
         for method in METHODS
+    } | {
+        f"ours, {method}/seed{seed}": {
+            "method": f"ours, {method}", "lr": None, "epochs": 20, "kept": [10, 20], "seed": seed, "n": n,
+        }
+        for seed in range(3)
+        for method in ("score_action", "nft", "ddpo")
     }  # fmt: skip
 
 
