@@ -300,6 +300,22 @@ def test_dpok_compares_a_reward_with_the_others_of_its_group():
     close(found.advantages(rewards, prompt), truth, atol=1e-6, with_own=truth / 2)
 
 
+def test_dpok_pays_its_kl_where_no_group_says_anything():
+    """One prompt is always right and one never. Truth: the KL's own gradient. Twin: nothing at all; DDPO has nothing to do."""
+    made, prompt = model(VP), torch.tensor([0, 0, 1, 1])
+    config = sa.DPOK(beta=BETA, baseline="group", minibatches=1)
+    found = config.build(setting(made, steps=6, batch=4)._replace(group=2))
+    rollout = replace(collected(found, 4, reward=lambda x0: torch.tensor([1.0, 1.0, 0.0, 0.0])), prompt=prompt)
+    ((_, loss, _),) = list(each(found.updates(rollout, torch.Generator())))
+    (slope,) = torch.autograd.grad(loss, made.parameters["th"])
+    steps = steps_with_density(found, rollout)
+    kl = step_kl(found, made.predict(steps.x, steps.t), steps).sum() / 4
+    (truth,) = torch.autograd.grad(BETA * kl / 0.5, made.parameters["th"])  # 0.5 is the std of the rewards
+    close(slope, truth, rtol=1e-4, atol=1e-7, nothing=0 * slope)
+    alone = sa.DDPO(baseline="group").build(setting(made, steps=6, batch=4)._replace(group=2))
+    assert list(each(alone.updates(rollout, torch.Generator()))) == []
+
+
 def test_step_kl_is_that_of_two_gaussians():
     made = model(VP)
     found = sa.DPOK().build(setting(made, steps=4, batch=5, eta=0.5))

@@ -131,12 +131,15 @@ class DDPOLearner(Learner):
         return self.redrawn(rollout, draw) if self.config.baseline == "group" else (rollout, {})
 
     def updates(self, rollout: Rollout, generator: torch.Generator) -> Updates:
-        """Passes over the steps of the window in shuffled minibatches; nothing where all advantages are 0."""
+        """Passes over the steps of the window in shuffled minibatches; nothing where all advantages are 0 and no KL is owed.
+
+        Of equal rewards none is: their std, in which beta is paid, is 0.
+        """
         config, rewards = self.config, self.world.gather(rollout.rewards)
         self.windows.record(rollout, rewards)
         paths = None if rollout.weight is None else self.world.gather(rollout.weight[-1])
         advantage = self.advantages(rewards, self.world.gather(rollout.prompt), paths)
-        if bool((advantage == 0).all()):
+        if bool((advantage == 0).all()) and (self.beta == 0 or spread_is_rounding(rewards)):
             return
         advantage = self.world.own(advantage)
         steps, once = steps_with_density(self, rollout), config.estimator == "reinforce"
