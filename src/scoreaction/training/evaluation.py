@@ -78,7 +78,12 @@ def kl_samples(n: int, steps: int, size: int) -> int:
 
 
 def check_certificate(model: Model) -> None:
-    """ValueError where a model's policy has no stochastic chain that the optimal one's can be compared with."""
+    """ValueError where a model's policy has no stochastic chain that the optimal one's can be compared with, or is shared."""
+    if model.sharded:
+        raise ValueError(
+            "evaluation.certificate: steers the pretrained model, and steering does not share a network; set it or train.shard"
+            " to false"
+        )
     if model.moves_noise:
         raise ValueError("evaluation.certificate: is of a stochastic chain, which forgets moved noise; set it to false")
     if model.chooser is not None:
