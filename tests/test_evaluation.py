@@ -21,7 +21,7 @@ from scoreaction.sampling.rollout import Rollout
 from scoreaction.training.evaluation import diversity, measure, measure_kl, rounding_floor, standard_error
 from scoreaction.training.exact_task import ExactTask, sliced_w2
 from scoreaction.types import Prediction
-from scoreaction.world import ALONE, World
+from scoreaction.world import ALONE, OtherProcess, World
 
 LINEAR = QuadraticReward(Quadratic.linear([1.0, 0.5]))
 
@@ -291,6 +291,25 @@ def test_more_processes_than_rows_measure_what_one_does():
     for measured in (of_rounding, lambda world: measure_kl(made, sampler, 4, None, 0, world)):
         truth = shares(1, measured)
         close(shares(8, measured) / truth, torch.ones(4), atol=0.02, in_other_order=truth.flip(0) / truth)
+
+
+@dataclass(frozen=True)
+class Warned(World):
+    """A process that says its failures to the others."""
+
+    def together(self, work, *, sends=False):
+        try:
+            return work()
+        except Exception as error:
+            raise OtherProcess(f"all know of {error}", ()) from error
+
+
+def test_features_that_fail_in_one_process_are_told_to_all():
+    made, samples, groups = recipe_model(), torch.randn(4, 2), torch.zeros(4)
+    close(diversity(made, samples, groups, world=Warned())["diversity"], fingers(samples)[0], doubled=2 * fingers(samples)[0])
+    made.features = lambda samples: samples.reshape(-1, 7)
+    with pytest.raises(OtherProcess, match="all know of shape"):
+        diversity(made, samples, groups, world=Warned())
 
 
 class Wide(nn.Module):

@@ -203,7 +203,9 @@ def diversity(model: Model, samples: Tensor, groups: Tensor, *, world: World = A
         return {}
     rows = torch.cat(chosen)
     own = rows[rows % world.size == world.rank]
-    seen = torch.cat([model.features(samples[part // world.size]).double() for part in own.split(at_most)])
+    seen = world.together(
+        lambda: torch.cat([model.features(samples[part // world.size]).double() for part in own.split(at_most)])
+    )
     every, distances, scores = world.merged(seen, own, len(groups)), [], []
     for rows in chosen:
         distance, similarity = model.likeness.of(every[rows])
