@@ -273,7 +273,7 @@ def measure(
                 waiting.append(lambda: torch.empty(0, device=model.device))
 
     with torch.no_grad():
-        world.together(begin)
+        world.together(begin, sends=model.sharded)
         for judge in judges.values():
             settle(judge.reward, world, n)
         own = world.together(lambda: {name: torch.cat([wait() for wait in waiting]) for name, waiting in begun.items()})
