@@ -120,6 +120,31 @@ def table(algorithm):
     return tuner
 
 
+class Experts(nn.Module):
+    """A network for early times and one for late ones: of few rows all may be of one, and the other has no gradient."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.late, self.early = (nn.Sequential(nn.Linear(3, 16), nn.SiLU(), nn.Linear(16, 2)) for _ in range(2))
+
+    def forward(self, x, t, cond):
+        y, states = x.new_zeros(len(x), 2), torch.cat([x, t[:, None]], 1)
+        for expert, here in ((self.late, t > 0.5), (self.early, t <= 0.5)):
+            if here.any():
+                y = y.index_put((here.nonzero().flatten(),), expert(states[here]))
+        return y
+
+
+def experts(output=None, other=None, **more):
+    torch.manual_seed(5 + World.current().rank)
+    settings = {"iterations": 3, "batch": 16, "lr": 1e-2, "device": "cpu"}
+    return sa.Finetuner(
+        sa.Model(Experts(), process=sa.VP(), predicts="v", shape=(2,)), reward=other or SMOOTH,
+        algorithm=sa.ScoreAction(beta=0.5, rows=3, updates=6, critic_updates=2), sampler=sa.Sampler(steps=8),
+        train=sa.Train(**settings | more), output=output,
+    )  # fmt: skip
+
+
 def asked(**more):
     return {"reward": prompted, "prompts": PROMPTS, "steps": 6, **more}
 
@@ -174,6 +199,7 @@ CASES = {
         sa.ScoreAction(beta=0.5, kl_target=0.3), **asked(guidance=2.0, train={"max_rows": 7, "samples_per_prompt": 4})
     ),
     "score_action, taken back": case(sa.ScoreAction(beta=0.5), reward=SMOOTH, train={"lr": 0.3}),
+    "score_action, experts": experts,
     "score_action, forward": case(sa.ScoreAction(beta=0.5, estimator="forward")),
     "ddpo": case(sa.DDPO(epochs=2)),
     "ddpo, few samples": case(
@@ -255,7 +281,8 @@ def summed(world, parameters, figures, right=World.average_gradients):
     parameters = list(parameters)
     figures = right(world, parameters, figures)
     for p in parameters:
-        p.grad *= world.size
+        if p.grad is not None:
+            p.grad *= world.size
     return figures
 
 

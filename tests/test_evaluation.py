@@ -21,7 +21,7 @@ from scoreaction.sampling.rollout import Rollout
 from scoreaction.training.evaluation import diversity, measure, measure_kl, rounding_floor, standard_error
 from scoreaction.training.exact_task import ExactTask, sliced_w2
 from scoreaction.types import Prediction
-from scoreaction.world import ALONE, World
+from scoreaction.world import ALONE, OtherProcess, Stranded, World
 
 LINEAR = QuadraticReward(Quadratic.linear([1.0, 0.5]))
 
@@ -291,6 +291,39 @@ def test_more_processes_than_rows_measure_what_one_does():
     for measured in (of_rounding, lambda world: measure_kl(made, sampler, 4, None, 0, world)):
         truth = shares(1, measured)
         close(shares(8, measured) / truth, torch.ones(4), atol=0.02, in_other_order=truth.flip(0) / truth)
+
+
+@dataclass(frozen=True)
+class Warned(World):
+    """A process that says its failures to the others, but for those in work that sends messages of its own."""
+
+    def together(self, work, *, sends=False):
+        try:
+            return work()
+        except Exception as error:
+            if sends:
+                raise Stranded from error
+            raise OtherProcess(f"all know of {error}", ()) from error
+
+
+def test_features_that_fail_in_one_process_are_told_to_all():
+    made, samples, groups = recipe_model(), torch.randn(4, 2), torch.zeros(4)
+    close(diversity(made, samples, groups, world=Warned())["diversity"], fingers(samples)[0], doubled=2 * fingers(samples)[0])
+    made.features = lambda samples: samples.reshape(-1, 7)
+    with pytest.raises(OtherProcess, match="all know of shape"):
+        diversity(made, samples, groups, world=Warned())
+
+
+@pytest.mark.parametrize(("is_shared", "kind"), [(False, OtherProcess), (True, Stranded)])
+def test_a_reward_that_fails_while_others_call_a_shared_network_sends_nothing(is_shared, kind):
+    """They wait for its part of the network, and would take a message for that."""
+    made, reward = recipe_model(), CountedReward(lambda samples, prompts: samples[:, 9])
+    made.sharded = is_shared
+    with pytest.raises(kind):
+        measure(made, sa.Sampler(steps=2), reward, {}, n=4, prompts=None, seed=0, chunk=2, world=Warned())
+    right, _ = measure(made, sa.Sampler(steps=2), CountedReward(LINEAR), {}, n=4, prompts=None, seed=0, world=Warned())
+    truth, _ = measure(recipe_model(), sa.Sampler(steps=2), CountedReward(LINEAR), {}, n=4, prompts=None, seed=0)
+    close(right["reward"], truth["reward"], other=truth["reward"] + 1)
 
 
 class Wide(nn.Module):

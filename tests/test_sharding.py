@@ -16,9 +16,11 @@ from twins import accepts, same
 import scoreaction as sa
 from scoreaction.cli import main
 from scoreaction.networks.sharding import blocks, mesh_of
+from scoreaction.sampling.steer import check_steered
 from scoreaction.training.checkpoints import load_tree
 from scoreaction.training.checks import check_shard
 from scoreaction.training.collector import _begun
+from scoreaction.training.evaluation import check_certificate
 from scoreaction.world import Stranded, World
 
 
@@ -211,6 +213,16 @@ def test_what_cannot_be_shared_is_refused(size, settings, message):
     check_shard(sa.Train(shard=True), World(0, 2))
     with pytest.raises(ValueError, match=message):
         check_shard(sa.Train(shard=True, **settings), World(0, size))
+
+
+@pytest.mark.parametrize("check", [check_steered, check_certificate])
+def test_steering_of_a_shared_network_is_refused_before_training(check):
+    """A run asks both when it is made."""
+    model = sharded.CASES["ddpo"].tuner(shard=False).model
+    check(model)
+    model.sharded = True
+    with pytest.raises(ValueError, match=r"steering does not share a network; set .* to false"):
+        check(model)
 
 
 def test_a_run_of_one_process_says_how_to_start_more():

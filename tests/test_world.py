@@ -5,6 +5,7 @@ import threading
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from typing import Any
+from unittest.mock import patch
 
 import pytest
 import torch
@@ -175,6 +176,17 @@ def test_of_one_process_messages_are_what_it_says():
     same(p.grad, torch.tensor([1.0, 2.0]), doubled=2 * p.grad)
     assert (ALONE.any(True), ALONE.any(False), ALONE.broadcast("a"), ALONE.every("a")) == (True, False, "a", ["a"])
     assert (ALONE.leads, World(1, 2).leads, World.current()) == (True, False, ALONE)
+
+
+def test_a_gradient_that_no_process_has_stays_none():
+    """So that Adam, which moves by its momentum where a gradient is 0, makes no step of it, as in one process."""
+    two = World(0, 2)
+    learned, unused = (torch.ones(2, requires_grad=True) for _ in range(2))
+    learned.grad = torch.tensor([1.0, 2.0])
+    with patch("torch.distributed.all_reduce", lambda message: message.mul_(2)):  # the other has the same
+        close(two.average_gradients([learned, unused], [3.0]), [3.0], summed=[6.0])
+    same(learned.grad, torch.tensor([1.0, 2.0]), summed=torch.tensor([2.0, 4.0]))
+    same(unused.grad, None, zero=torch.zeros(2))
 
 
 def test_of_one_process_an_error_is_its_own():

@@ -203,9 +203,10 @@ class World:
         return self.reduced([float(flag)], "max")[0] > 0
 
     def average_gradients(self, parameters: Iterable[Tensor], figures: list[float]) -> list[float]:
-        """Each gradient becomes its mean over processes, a missing one counts as 0; returns the mean of each figure.
+        """Each gradient becomes its mean over processes; returns the mean of each figure.
 
-        All in one message, in float32 or better. Sharded parameters (FSDP) were averaged in their backward pass.
+        A missing one counts as 0; one that no process has stays missing, so that Adam makes no step of it. All in one message,
+        in float32 or better. Sharded parameters (FSDP) were averaged in their backward pass.
         """
         chosen = [p for p in parameters if not isinstance(p, DTensor)]
         if self.size == 1:
@@ -214,12 +215,15 @@ class World:
             return self.reduced(figures)
         kind = torch.float64 if chosen[0].dtype == torch.float64 else torch.float32
         parts = [(torch.zeros_like(p) if p.grad is None else p.grad).flatten().to(kind) for p in chosen]
-        flat = torch.cat([*parts, torch.tensor(figures, dtype=kind, device=parts[0].device)])
+        more = [*(float(p.grad is not None) for p in chosen), *figures]
+        flat = torch.cat([*parts, torch.tensor(more, dtype=kind, device=parts[0].device)])
         dist.all_reduce(flat)
         flat /= self.size
-        for p, part in zip(chosen, flat.split([p.numel() for p in chosen] + [len(figures)])[:-1], strict=True):
-            p.grad = part.view_as(p).to(p.dtype)
-        return flat[len(flat) - len(figures) :].tolist()
+        *gradients, last = flat.split([*(p.numel() for p in chosen), len(more)])
+        means = last.tolist()
+        for p, part, there in zip(chosen, gradients, means, strict=False):
+            p.grad = part.view_as(p).to(p.dtype) if there else None
+        return means[len(chosen) :]
 
     def share(self, tensors: Iterable[Tensor]) -> None:
         """Every process's become the first one's."""

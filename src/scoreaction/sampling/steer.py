@@ -36,8 +36,15 @@ class Steered:
     figures: dict[str, Any]
 
 
+def refuse_shared(model: Model) -> None:
+    """ValueError for a network that processes share: they walk groups of their own, by calls of their own."""
+    if model.sharded:
+        raise ValueError("train.shard: steering does not share a network; set it to false, and the processes share the groups")
+
+
 def check_steered(model: Model) -> None:
-    """ValueError for a policy that particles cannot follow."""
+    """ValueError for a policy that particles cannot follow, or a network that they cannot share."""
+    refuse_shared(model)
     if model.chooser is not None:
         raise ValueError(
             "steer: this policy chooses prompts along whole paths, which particles leave; steer the pretrained model,"
@@ -65,10 +72,10 @@ def steer_x0(
     Same seed, same samples, whatever the number of processes: groups have noise of their own, and are dealt whole. `returns:
     all` rounds n up to whole groups. progress: called with the number of groups done.
     """
-    if not reference:
+    if reference:
+        refuse_shared(model)
+    else:
         check_steered(model)
-    if model.sharded:
-        raise ValueError("train.shard: steering does not share a network; set it to false, and the processes share the groups")
     m, everything = steering.particles or 1, steering.returns == "all"
     groups = steering.group_count(n, len(prompts or [None]))
     texts, prompt = distinct_prompts(spread_prompts(prompts, groups), groups)

@@ -25,8 +25,8 @@ def check_metric(metric: str | None, held_out: Iterable[str], *, key: str) -> No
 class Selection:
     """Selection by a metric (higher is better): the iteration after which the weights were best.
 
-    One iteration's metric is that of few samples: it is averaged over iterations by the same decay as the weights that are
-    kept, so that it is theirs and not one batch's luck.
+    Weights are judged by the samples that they draw, in the iteration after the one that made them. These are few: the metric
+    is averaged over iterations by the same decay as the weights that are kept, so that it is theirs and not one batch's luck.
     """
 
     def __init__(self, metric: str) -> None:
@@ -35,7 +35,7 @@ class Selection:
         self.best, self.iteration = float("-inf"), 0
 
     def __call__(self, value: float, iteration: int, decay: float) -> bool:
-        """Takes the value of one iteration; True if the weights after it are the best so far."""
+        """Takes the value of the weights after so many iterations, which have this decay; True if they are the best so far."""
         self.average = value if self.average is None else decay * self.average + (1 - decay) * value
         if self.average <= self.best:
             return False

@@ -78,7 +78,12 @@ def kl_samples(n: int, steps: int, size: int) -> int:
 
 
 def check_certificate(model: Model) -> None:
-    """ValueError where a model's policy has no stochastic chain that the optimal one's can be compared with."""
+    """ValueError where a model's policy has no stochastic chain that the optimal one's can be compared with, or is shared."""
+    if model.sharded:
+        raise ValueError(
+            "evaluation.certificate: steers the pretrained model, and steering does not share a network; set it or train.shard"
+            " to false"
+        )
     if model.moves_noise:
         raise ValueError("evaluation.certificate: is of a stochastic chain, which forgets moved noise; set it to false")
     if model.chooser is not None:
@@ -198,7 +203,9 @@ def diversity(model: Model, samples: Tensor, groups: Tensor, *, world: World = A
         return {}
     rows = torch.cat(chosen)
     own = rows[rows % world.size == world.rank]
-    seen = torch.cat([model.features(samples[part // world.size]).double() for part in own.split(at_most)])
+    seen = world.together(
+        lambda: torch.cat([model.features(samples[part // world.size]).double() for part in own.split(at_most)])
+    )
     every, distances, scores = world.merged(seen, own, len(groups)), [], []
     for rows in chosen:
         distance, similarity = model.likeness.of(every[rows])
@@ -266,7 +273,7 @@ def measure(
                 waiting.append(lambda: torch.empty(0, device=model.device))
 
     with torch.no_grad():
-        world.together(begin)
+        world.together(begin, sends=model.sharded)
         for judge in judges.values():
             settle(judge.reward, world, n)
         own = world.together(lambda: {name: torch.cat([wait() for wait in waiting]) for name, waiting in begun.items()})

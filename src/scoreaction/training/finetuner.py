@@ -108,23 +108,34 @@ class Finetuner(Run):
                 rows=min(4, self.train.batch),
                 world=self.world,
             )
+        self._select(measured)
         metrics = {name: measured[name] for name in ("reward_mean", "reward_std")} | self._kl(rollout)
         # without a spread there is nothing to learn; of data there is not once every pair is told apart
         equal = self.learner.data is not None or spread_is_rounding(self.world.gather(rollout.rewards))
         updates, floor = self.learner.updates(rollout, self.generator), self.learner.kl_floor
         metrics |= self.optimisation.learn(updates, self.iteration, equal=equal, kl_floor=floor, learner=self.learner)
         self.learner.adapt_beta(metrics["kl_nats"])
-        decay = min(self.train.ema_decay, (1 + self.iteration) / (10 + self.iteration)) if self.train.ema else 0.0
         if self.train.ema:
-            self.model.average_weights(decay)
+            self.model.average_weights(self._decay(self.iteration))
         metrics |= {name: value for name, value in vars(self.learner.state).items() if isinstance(value, float)}
         metrics |= {} if self.rounds is None else self.rounds.figures
-        metrics |= measured
-        chosen = self.selection
-        # diversity is not among them where no prompt came twice
-        if chosen and chosen.metric in metrics and chosen(metrics[chosen.metric], self.iteration + 1, decay):
+        return metrics | measured
+
+    def _decay(self, iteration: int) -> float:
+        """The decay of the averages after this iteration (from 0)."""
+        return min(self.train.ema_decay, (1 + iteration) / (10 + iteration)) if self.train.ema else 0.0
+
+    def _select(self, measured: dict[str, float]) -> None:
+        """Keeps the weights where the samples that they have drawn are the best so far, but not the pretrained ones.
+
+        Before the update, whose weights no sample has shown yet.
+        """
+        chosen, learned = self.selection, self.iteration - self.train.reward_delay
+        # diversity is not among the metrics where no prompt came twice
+        if chosen is None or learned < 1 or chosen.metric not in measured:
+            return
+        if chosen(measured[chosen.metric], self.iteration, self._decay(self.iteration - 1)):
             self.model.select_weights()
-        return metrics
 
     def _collect(self) -> tuple[Rollout | None, dict[str, float]]:
         """Trajectories complete for learning, None while no rewards are due, and the metrics of the new samples.
