@@ -26,6 +26,7 @@ from scoreaction.recipes.text import KEYS, assign, parse_override
 from scoreaction.rewards import CountedReward, Reward, RewardError
 from scoreaction.rewards._images import check_range, is_images
 from scoreaction.rewards._weighted import Part, WeightedSum
+from scoreaction.training.checks import check_device
 from scoreaction.training.examples import Unread
 from scoreaction.training.export import load_described, load_weights
 from scoreaction.training.finetuner import Finetuner
@@ -181,14 +182,6 @@ def build(recipe: Recipe, output: str | Path | None = None, *, rewards: bool = T
         free = [s for s in trained if _free(s.block, oracle=oracle)] + free
     _probe(tuner, recipe, free)
     return tuner
-
-
-def check_device(name: str, *, key: str) -> None:
-    """Raises UserError unless tensors with numbers can be made on the device."""
-    try:
-        float(torch.zeros((), device=name))  # meta makes tensors, and holds no numbers
-    except (RuntimeError, AssertionError, NotImplementedError) as error:
-        raise UserError(f"{key}: {name!r} cannot be used here; take auto, cpu or, with a GPU, cuda") from error
 
 
 def _free(block: Block, *, oracle: bool) -> bool:
