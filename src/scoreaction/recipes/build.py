@@ -225,7 +225,7 @@ def load(path: str | Path, *, net: nn.Module | Model | None = None, trust: bool 
     one of its kind as `net`, else one with its pretrained weights. Where the model encodes or decodes by functions of yours,
     pass the whole `Model` as it was before training: it is filled.
     trust: whether modules that the run's recipe names are imported: their code runs, so only of folders from people you trust.
-    ValueError says what is missing.
+    Those of rewards are not asked for: none is built. ValueError says what is missing.
     """
     folder = Path(path)
     if is_pretrained(folder):
@@ -235,6 +235,6 @@ def load(path: str | Path, *, net: nn.Module | Model | None = None, trust: bool 
     recipe = folder / "recipe.yaml"
     if not recipe.is_file():
         return load_described(folder, net)
-    model = build(load_recipe(str(recipe), trust=trust), rewards=False).model
+    model = build(load_recipe(str(recipe), trust=trust, rewards=False), rewards=False).model
     load_weights(model, folder)
     return model
