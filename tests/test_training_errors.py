@@ -5,7 +5,7 @@ from contextlib import nullcontext
 import pytest
 import torch
 from torch import nn
-from tuning import SCORE_ACTION, Net, own_model, tune
+from tuning import SCORE_ACTION, Net, black_box, own_model, tune
 from twins import accepts, same
 
 import scoreaction as sa
@@ -146,6 +146,53 @@ def test_frozen_networks_and_wrong_samplers_are_refused():
         tune(sa.DDPO(), model=sa.Model(net, process=sa.VP(), predicts="eps", shape=(2,)))
     with pytest.raises(ValueError, match=r"sampler\.solver"):
         tune(sa.ScoreAction(), sampler=sa.Sampler(solver="heun", eta=1.0))
+
+
+GIVEN = {
+    "algorithm: must be an object such as sa.DDPO() (got 'ddpo')": {"algorithm": "ddpo"},
+    "algorithm: must be an object such as sa.DDPO() (got <class": {"algorithm": sa.DDPO},
+    "sampler: must be an object such as sa.Sampler(steps=20) (got 5)": {"sampler": 5},
+    "train: must be an object such as sa.Train(iterations=100) (got {'lr': 0.1})": {"train": {"lr": 0.1}},
+    "train.device: 'gpu' cannot be used here; take auto, cpu or": {"train": sa.Train(device="gpu")},
+    "evaluation: must be an object such as sa.Evaluation(n=64) (got 64)": {"evaluation": 64},
+    "held_out: must be an object such as {'clip': reward} (got [": {"held_out": [black_box]},
+    "reward: must be a function of (samples, prompts), or a Reward (got 'clip')": {"reward": "clip"},
+    "held_out.clip: must be a function of (samples, prompts), or a Reward (got 1)": {"held_out": {"clip": 1}},
+    "model: must be an object such as sa.Model(...) (got Net(": {"model": Net()},
+}
+
+
+@pytest.mark.parametrize("said", GIVEN)
+def test_a_part_of_another_kind_is_one_line_with_such_a_part(said):
+    """Names, classes and mappings in the place of objects. Twin: the objects, which are taken."""
+    right = {"model": own_model(), "reward": black_box, "algorithm": sa.DDPO(), "sampler": sa.Sampler(steps=3)}
+
+    def refused(given):
+        try:
+            sa.Finetuner(**right | given)
+        except UserError as error:
+            return str(error)
+        return ""
+
+    def tells(given):
+        assert refused(given).startswith(said)
+        assert "\n" not in refused(given)
+
+    accepts(tells, GIVEN[said], objects={"train": sa.Train(device="cpu"), "held_out": {"clip": black_box}})
+
+
+def test_a_model_is_made_of_a_module_and_drawn_from_itself():
+    """Twin: the module, its dimensions and the model."""
+    kind = {"process": sa.VP(), "predicts": "eps"}
+    with pytest.raises(UserError, match=r"^net: must be an object such as a torch\.nn\.Module whose forward takes"):
+        sa.Model(lambda x, t, cond: x, shape=(2,), **kind)
+    with pytest.raises(UserError, match=r"^shape: must be an object such as \(2,\), or \(3, 32, 32\) of pictures \(got 2\)"):
+        sa.Model(Net(), shape=2, **kind)
+    tuner = tune(sa.DDPO(), iterations=1)
+    for draw in (sa.sample, lambda model, n: sa.steer(model, black_box, n=n, beta=1.0, particles=2, steps=2)):
+        with pytest.raises(UserError, match=r"^model: must be .* or the `model` of a Finetuner \(got <scoreaction"):
+            draw(tuner, n=2)
+    same(tuple(sa.sample(tuner.model, n=2, steps=2).shape), (2, 2), of_three=(3, 2))
 
 
 def test_a_prompt_alone_is_no_list_of_prompts():

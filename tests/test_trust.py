@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import itertools
 import shutil
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 from parameters import with_slow
 from servers import pretending
-from twins import same
+from twins import accepts, same
 
 import scoreaction as sa
 from scoreaction.cli import main
@@ -76,6 +77,34 @@ def test_a_strangers_code_runs_only_where_it_is_allowed(
     assert "--trust, or trust=True in Python, allows it" in said
     COMMANDS[command](run, ["--trust"])
     same(mark.exists(), True, without=False)
+
+
+def test_a_model_is_loaded_where_the_rewards_that_tuned_it_are_not(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As its card says, sa.load(folder) alone. Twin: all of the recipe, whose rewards cannot be imported."""
+    (tmp_path / "mine").mkdir()
+    monkeypatch.chdir(tmp_path / "mine")
+    monkeypatch.syspath_prepend(tmp_path / "mine")
+    reward = (
+        "from pydantic import BaseModel\n\nclass Config(BaseModel): pass\n\ndef build(config): return lambda x, c: x[:, 0]\n"
+    )
+    Path("lab").mkdir()
+    Path("lab/score.py").write_text(reward)
+    own = ["reward=[{name: lab.score}]", "evaluation.held_out=[{name: lab.score}]", "train.select=held_out.lab.score"]
+    assert main(["train", "mixture", *TINY, *own, "model.hidden=8", "--output", "run"]) == 0
+    shutil.rmtree("lab")
+    for name in ("lab", "lab.score"):
+        monkeypatch.delitem(sys.modules, name, raising=False)
+    monkeypatch.chdir(tmp_path)
+    folder = tmp_path / "mine" / "run"
+
+    def opens(load: Callable[[], object]) -> None:
+        try:
+            load()
+        except UserError as error:
+            raise AssertionError from error
+
+    accepts(opens, lambda: sa.load(folder), all_of_it=lambda: load_recipe(str(folder / "recipe.yaml"), trust=True))
+    accepts(opens, lambda: sa.load(folder / "model"), untrusted=lambda: load_recipe(str(folder / "model" / "recipe.yaml")))
 
 
 def test_a_report_imports_nothing(good: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

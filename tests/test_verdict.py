@@ -35,6 +35,9 @@ def test_a_rise_is_one_beyond_its_errors() -> None:
     same("rose from 0.1 to 2 at a KL of 1.2 nats" in run(), True, fell=" rose " in run(reward_tuned=-2.0))
     chance = "can be told from chance"
     same(chance in run(reward_tuned=0.3), True, beyond=chance in run(reward_tuned=0.5))
+    silent = run(reward_base=0.0, reward_tuned=0.0, reward_base_se=0.0, reward_tuned_se=0.0)
+    same(chance in silent, False, of_chance=chance in run(reward_base=0.0, reward_tuned=0.0))
+    assert silent.startswith("every sample has the reward 0, before and after, which says nothing of the run; at a KL of")
     same(run(reward_tuned=None), "the tuned model has no finite figures: it diverged", of_numbers=run())
 
 

@@ -28,6 +28,17 @@ def one_line(text: object, *, most: int | None = None) -> str:
     return line if most is None or len(line) <= most else f"{line[:most]}..."
 
 
+def check_kind(key: str, value: object, kind: type, such: str) -> None:
+    """UserError, with one such, where a value is of another kind: a name, a class or a mapping in the place of an object.
+
+    >>> check_kind("train", {"lr": 1e-3}, int, "sa.Train(lr=1e-3)")
+    Traceback (most recent call last):
+    scoreaction.errors.UserError: train: must be an object such as sa.Train(lr=1e-3) (got {'lr': 0.001})
+    """
+    if not isinstance(value, kind):
+        raise UserError(f"{key}: must be an object such as {such} (got {one_line(repr(value), most=60)})")
+
+
 DISTRIBUTIONS = {"PIL": "pillow", "sklearn": "scikit-learn", "open_clip": "open_clip_torch"}
 """Packages whose name to install is not the one to import."""
 

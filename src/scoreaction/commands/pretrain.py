@@ -17,10 +17,10 @@ from scoreaction.disk import check_writable, whole, write_whole
 from scoreaction.errors import Failed, Interrupted, UserError, missing
 from scoreaction.models.pretrained import is_pretrained
 from scoreaction.networks.model import Model
-from scoreaction.recipes.build import check_device
 from scoreaction.sampling.draw import draw
 from scoreaction.sampling.sampler import Sampler
 from scoreaction.training.checkpoints import load_newest, prune, save_tree
+from scoreaction.training.checks import check_device
 from scoreaction.training.pretraining import Pretrain, Pretrainer
 from scoreaction.training.run_folder import RunFolder
 from scoreaction.types import Values

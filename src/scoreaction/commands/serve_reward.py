@@ -26,9 +26,9 @@ from scoreaction.commands.served import Scores, Served
 from scoreaction.commands.signals import answer as say
 from scoreaction.commands.signals import heard
 from scoreaction.errors import UserError
-from scoreaction.recipes.build import check_device
 from scoreaction.rewards import RewardError
 from scoreaction.rewards._wire import WireError, sendable
+from scoreaction.training.checks import check_device
 from scoreaction.types import RewardFunction
 
 SEATS = 4

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import gc
 import inspect
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 from weakref import WeakSet
 
 from torch import nn
+
+from scoreaction.errors import check_kind
 
 _MODELS: WeakSet[Any] = WeakSet()
 """The models that are in use."""
@@ -20,7 +22,8 @@ def register(model: Any) -> None:
 
 
 def check_net(net: nn.Module) -> None:
-    """Raises ValueError for a network that is not called as `net(x, t, cond)`, or that another model trains."""
+    """ValueError for what is no module, is not called as `net(x, t, cond)`, or is trained by another model."""
+    check_kind("net", net, nn.Module, "a torch.nn.Module whose forward takes (x, t, cond)")
     try:
         signature = inspect.signature(net.forward)
         signature.bind(None, None, None)
@@ -33,6 +36,12 @@ def check_net(net: nn.Module) -> None:
         raise ValueError(
             "net: another model trains it already, and would move this policy too; load it anew, or give a copy.deepcopy of it"
         )
+
+
+def dimensions(shape: Sequence[int]) -> tuple[int, ...]:
+    """The shape of a sample as a tuple; UserError for a number in its place."""
+    check_kind("shape", shape, Iterable, "(2,), or (3, 32, 32) of pictures")
+    return tuple(shape)
 
 
 def _trained(net: nn.Module) -> bool:

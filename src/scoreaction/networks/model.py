@@ -15,7 +15,7 @@ from scoreaction.diffusion.noise import kept
 from scoreaction.diffusion.predictions import PredictionBuffer, Predicts
 from scoreaction.diffusion.processes import Process
 from scoreaction.networks.adapters import Adapters, LoraShape, Role, base_modules, frozen
-from scoreaction.networks.checks import check_lora, check_net, register
+from scoreaction.networks.checks import check_lora, check_net, dimensions, register
 from scoreaction.networks.conditioning import Conditioning
 from scoreaction.networks.conditions import concatenate, map_conditions, null_of, take
 from scoreaction.networks.consistent import Consistent
@@ -86,7 +86,8 @@ class Model(Weights, Consistent, Conditioning, GaussianStates):
     ) -> None:
         self._check_kind(process, predicts)
         check_lora(lora_rank, lora_targets)
-        self.net, self.process, self.predicts, self.shape = net.eval(), process, predicts, tuple(shape)
+        check_net(net)
+        self.net, self.process, self.predicts, self.shape = net.eval(), process, predicts, dimensions(shape)
         self.encode, self.null, self.law, self.true_cfg = encode, null, law, true_cfg
         self.project, self.export, self.critic, self.mask = project, export, critic, mask
         self.decode = decode or (lambda x0: x0)
@@ -97,7 +98,6 @@ class Model(Weights, Consistent, Conditioning, GaussianStates):
         self.double = {p.dtype for p in net.parameters()} == {torch.float64}
         self.adapters = Adapters(self.reference_net)
         self.labelled = any(isinstance(module, LabelTable) for module in net.modules())
-        check_net(net)
         self.autocast: Callable[[], AbstractContextManager[None]] = nullcontext
         if encode is None and mask is None and {p.dtype for p in net.parameters()} <= {torch.float32, torch.float64}:
             self.try_net(null)  # others need prompts, or the precision of a run

@@ -26,6 +26,7 @@ from scoreaction.recipes.text import KEYS, assign, parse_override
 from scoreaction.rewards import CountedReward, Reward, RewardError
 from scoreaction.rewards._images import check_range, is_images
 from scoreaction.rewards._weighted import Part, WeightedSum
+from scoreaction.training.checks import check_device
 from scoreaction.training.examples import Unread
 from scoreaction.training.export import load_described, load_weights
 from scoreaction.training.finetuner import Finetuner
@@ -183,14 +184,6 @@ def build(recipe: Recipe, output: str | Path | None = None, *, rewards: bool = T
     return tuner
 
 
-def check_device(name: str, *, key: str) -> None:
-    """Raises UserError unless tensors with numbers can be made on the device."""
-    try:
-        float(torch.zeros((), device=name))  # meta makes tensors, and holds no numbers
-    except (RuntimeError, AssertionError, NotImplementedError) as error:
-        raise UserError(f"{key}: {name!r} cannot be used here; take auto, cpu or, with a GPU, cuda") from error
-
-
 def _free(block: Block, *, oracle: bool) -> bool:
     """True where a reward may be probed: by the PROBE of its file, else wherever it is not an oracle."""
     return not oracle if block.traits.probe is None else block.traits.probe
@@ -232,7 +225,7 @@ def load(path: str | Path, *, net: nn.Module | Model | None = None, trust: bool 
     one of its kind as `net`, else one with its pretrained weights. Where the model encodes or decodes by functions of yours,
     pass the whole `Model` as it was before training: it is filled.
     trust: whether modules that the run's recipe names are imported: their code runs, so only of folders from people you trust.
-    ValueError says what is missing.
+    Those of rewards are not asked for: none is built. ValueError says what is missing.
     """
     folder = Path(path)
     if is_pretrained(folder):
@@ -242,6 +235,6 @@ def load(path: str | Path, *, net: nn.Module | Model | None = None, trust: bool 
     recipe = folder / "recipe.yaml"
     if not recipe.is_file():
         return load_described(folder, net)
-    model = build(load_recipe(str(recipe), trust=trust), rewards=False).model
+    model = build(load_recipe(str(recipe), trust=trust, rewards=False), rewards=False).model
     load_weights(model, folder)
     return model

@@ -21,7 +21,7 @@ from scoreaction.catalog import Kind
 from scoreaction.errors import UserError
 from scoreaction.recipes.data_files import DataFile
 from scoreaction.recipes.prompts import PromptValue, read_prompts
-from scoreaction.recipes.text import KEYS, assign, parse_override, read_recipe, suits
+from scoreaction.recipes.text import KEYS, assign, parse_override, read_recipe, suits, without_rewards
 from scoreaction.recipes.traits import Traits, traits_of
 from scoreaction.recipes.trust import is_own, refuse_far_prompts, refuse_untrusted
 from scoreaction.recipes.validation import C, check, check_finite, refuse_unknown
@@ -132,17 +132,19 @@ SECTIONS: dict[str, type[BaseModel]] = {
 """The sections of a recipe beside the blocks with a name."""
 
 
-def load_recipe(name_or_path: str, overrides: Sequence[str] = (), *, trust: bool | None = None) -> Recipe:
+def load_recipe(name_or_path: str, overrides: Sequence[str] = (), *, trust: bool | None = None, rewards: bool = True) -> Recipe:
     """The recipe of that shipped name or YAML file with `key=value` overrides, checked and resolved.
 
     trust: whether the file may name modules, whose code then runs, and any file of prompts; None trusts the modules of a
     shipped recipe and of one in the working folder. Overrides are the user's own word, and always trusted. UserError, one
-    line that names the key or the file, for whatever is wrong.
+    line that names the key or the file, for whatever is wrong. rewards False: without them, so that no module of theirs is
+    imported, for what is only drawn from.
 
     >>> load_recipe("mixture", ["algorithm.beta=0.2"]).algorithm.config.beta
     0.2
     """
     values, path = read_recipe(name_or_path)
+    values = values if rewards else without_rewards(values)
     if not (is_own(path) if trust is None else trust):
         refuse_untrusted(values, path)
     if not trust and path not in catalog.recipes().values():

@@ -37,6 +37,21 @@ def read_recipe(name_or_path: str) -> tuple[Values, Path]:
     return values, path
 
 
+def without_rewards(values: Values) -> Values:
+    """A recipe's values without what only scores and measures, whose modules and files need not be there.
+
+    >>> values = {"model": {"name": "digits"}, "reward": {"name": "mine.reward"}, "train": {"select": "held_out.mine"}}
+    >>> without_rewards(values)["reward"], without_rewards(values)["train"]
+    ({'name': 'none'}, {})
+    """
+    kept = {key: value for key, value in values.items() if key not in ("early_stop", "online", "steer")}
+    for section, less in (("train", {"select": None}), ("evaluation", {"held_out": [], "clusters": None})):
+        own = values.get(section, {})
+        if isinstance(own, dict):
+            kept[section] = {key: value for key, value in (own | less).items() if value is not None}
+    return kept | {"reward": {"name": "none"}}
+
+
 def parse_override(text: str) -> tuple[list[str], Any]:
     """`algorithm.beta=0.2` to its key and value, which is YAML.
 

@@ -27,6 +27,8 @@ def run_verdict(summary: Values) -> str:
         return "the tuned model has no finite figures: it diverged"
     error = math.hypot(summary.get("reward_base_se") or 0.0, summary.get("reward_tuned_se") or 0.0)
     price = f"at a KL of {number(summary['kl_nats'], 3)} nats"
+    if tuned == base and not error:  # as of the reward `none`
+        return f"every sample has the reward {number(base, 3)}, before and after, which says nothing of the run; {price}"
     if abs(tuned - base) <= SURE * error:
         both = f"{number(base, 3)} before, {number(tuned, 3)} after, give or take {number(SURE * error, 2)}"
         return f"no change of the reward that can be told from chance ({both}), {price}"

@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from scoreaction.errors import Failed, one_line
+from scoreaction.errors import Failed, UserError, one_line
 from scoreaction.rewards._images import check_range, is_images
 from scoreaction.types import EVERY, Background, Prompts, RewardFunction
 
@@ -111,6 +111,10 @@ class CountedReward:
     """A reward as a run uses it: every row is counted in `queries`, images in and scores out are checked (RewardError)."""
 
     def __init__(self, reward: RewardFunction | Callable[[Tensor, Any], Tensor], *, name: str = "reward") -> None:
+        if not callable(reward):
+            raise UserError(
+                f"{name}: must be a function of (samples, prompts), or a Reward (got {one_line(repr(reward), most=60)})"
+            )
         self.reward = as_reward(reward)
         self.name, self.queries = name, 0
         self.spend: Callable[[int], None] | None = None

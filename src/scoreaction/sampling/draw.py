@@ -12,6 +12,7 @@ from torch import Tensor
 from scoreaction.diffusion.noise import RowNoise, Source, normal
 from scoreaction.diffusion.reveals import product_draws
 from scoreaction.diffusion.solvers import GridName, SolverName
+from scoreaction.errors import check_kind
 from scoreaction.networks.lockstep import equal_parts
 from scoreaction.networks.model import Model
 from scoreaction.sampling.rollout import trajectory
@@ -122,8 +123,9 @@ def draw(
     return world.gather(torch.cat([model.decode(x0) for _, x0 in parts] or [no_samples(model)]), n)
 
 
-def check_asked(n: int, prompts: Any) -> None:
-    """ValueError for a number of samples, or prompts, that none can be drawn of."""
+def check_asked(model: Model, n: int, prompts: Any) -> None:
+    """ValueError for what is no model, and for a number of samples, or prompts, that none can be drawn of."""
+    check_kind("model", model, Model, "sa.Model(...), or the `model` of a Finetuner")
     if n < 1:
         raise ValueError(f"n: must be at least 1 (got {n})")
     if prompts is not None and (isinstance(prompts, str) or not prompts):
@@ -157,7 +159,7 @@ def sample(
     >>> sample(model, n=3, steps=5).shape
     torch.Size([3, 2])
     """
-    check_asked(n, prompts)
+    check_asked(model, n, prompts)
     sampler = sampler_of(model, steps=steps, eta=eta, solver=solver, guidance=guidance, grid=grid)
     prompts = spread_prompts(prompts or model.prompts, n)
     if threshold is not None:

@@ -8,15 +8,46 @@ from typing import Any
 import torch
 
 from scoreaction.algorithms._learner import Algorithm, Learner
-from scoreaction.errors import UserError
+from scoreaction.errors import UserError, check_kind
 from scoreaction.networks.model import Model
 from scoreaction.sampling.sampler import Sampler
+from scoreaction.sampling.steering import Steering
 from scoreaction.training.budget import Budget
+from scoreaction.training.evaluation import Evaluation
+from scoreaction.training.online import Online
 from scoreaction.training.optimizer import Train
 from scoreaction.world import World
 
 NO_SIGNAL = 1000.0
 """The sigma/alpha at pure noise up to which an eps network is trained: DDPM's table ends at 157."""
+
+
+def check_device(name: str, *, key: str) -> None:
+    """Raises UserError unless tensors with numbers can be made on the device."""
+    try:
+        float(torch.zeros((), device=name))  # meta makes tensors, and holds no numbers
+    except (RuntimeError, AssertionError, NotImplementedError) as error:
+        raise UserError(f"{key}: {name!r} cannot be used here; take auto, cpu or, with a GPU, cuda") from error
+
+
+OBJECTS = {
+    "model": (Model, "sa.Model(...)"),
+    "algorithm": (Algorithm, "sa.DDPO()"),
+    "sampler": (Sampler, "sa.Sampler(steps=20)"),
+    "train": (Train, "sa.Train(iterations=100)"),
+    "evaluation": (Evaluation, "sa.Evaluation(n=64)"),
+    "online": (Online, "sa.Online(rounds=[64, 64])"),
+    "steer": (Steering, "sa.Steering(particles=16)"),
+    "held_out": (dict, "{'clip': reward}"),
+}
+"""What the parts of a run are, with one such."""
+
+
+def check_objects(**parts: Any) -> None:
+    """UserError where a part of a run that is given, not None, is no object of its kind."""
+    for name, value in parts.items():
+        if value is not None or name in ("model", "algorithm"):
+            check_kind(name, value, *OBJECTS[name])
 
 
 def check_precision(model: Model, precision: str) -> None:

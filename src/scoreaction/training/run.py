@@ -26,6 +26,8 @@ from scoreaction.sampling.steering import Steering
 from scoreaction.training.best_weights import Selection, check_metric
 from scoreaction.training.budget import Budget
 from scoreaction.training.checks import (
+    check_device,
+    check_objects,
     check_parts,
     check_precision,
     check_shard,
@@ -72,6 +74,8 @@ class Run(RunState):
         steer: Steering | None = None,
         data: Pairs | Samples | Unread | None = None,
     ) -> None:
+        check_objects(model=model, algorithm=algorithm, sampler=sampler, train=train, evaluation=evaluation)
+        check_objects(held_out=held_out, online=online, steer=steer)
         if model.moves_noise and not algorithm.moves_noise:
             raise ValueError("algorithm.name: this model's policy moves noise, which only hypernoise trains; build it again")
         model.moves_noise = algorithm.moves_noise
@@ -80,6 +84,8 @@ class Run(RunState):
         if self.evaluation.held_out:
             raise ValueError("evaluation.held_out: names rewards in a recipe; here give them as held_out={name: reward}")
         self.algorithm, self.recipe, self.online = algorithm, recipe, online
+        if self.train.device != "auto":
+            check_device(self.train.device, key="train.device")
         self.model, self.world = model, World.joined(self.train.device)
         self._place()
         self.reward = CountedReward(reward)

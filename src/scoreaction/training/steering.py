@@ -97,7 +97,7 @@ def steer(
     >>> steered.x0.shape, steered.figures["queries_per_sample"]
     (torch.Size([3, 2]), 24.0)
     """
-    check_asked(n, prompts)
+    check_asked(model, n, prompts)
     sampler = sampler_of(model, steps=steps, eta=eta, solver=solver, guidance=guidance, grid=grid)
     chosen: dict[str, Any] = {"method": method, "particles": particles, "beta": beta, "select": select, "target": target}
     if reward is None and known is None:
