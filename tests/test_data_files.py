@@ -135,6 +135,9 @@ MISFITS = [
     (sa.Samples(ONES, ["a", "c"]), sa.SPIN(), ["a", "b"], "its prompt 'c' is none of the run's"),
     (sa.Samples(ONES, ["a", "a"]), sa.SPIN(), ["a", "b"], "no sample for the prompt 'b'"),
     (sa.Samples(ONES, ["a"]), sa.SPIN(), ["a"], "1 prompts for 2 examples"),
+    ([(ONES[0], ZEROS[0])], sa.DPO(), None, r"learns from sa.Pairs\(winner, loser\), of tensors \(got list\)"),
+    (ONES, sa.SPIN(), None, r"learns from sa.Samples\(samples\), of tensors \(got Tensor\)"),
+    (sa.Samples(ONES.numpy()), sa.SPIN(), None, r"must be tensors \(got ndarray\); torch.tensor"),  # type: ignore[arg-type]
 ]
 
 

@@ -3,11 +3,12 @@
 import fcntl
 import json
 import math
+import re
 import threading
 
 import pytest
 from tuning import black_box, tune
-from twins import same
+from twins import accepts, same
 
 import scoreaction as sa
 from scoreaction.rewards import RewardError
@@ -32,6 +33,21 @@ def test_a_second_run_is_kept_out_of_the_folder_of_the_first(tmp_path):
     longer = tune(sa.DDPO(), output=tmp_path, iterations=3)
     assert longer.resume()
     assert [metrics["iteration"] for metrics in longer] == [3]
+
+
+def test_a_folder_that_cannot_be_is_one_line(tmp_path):
+    """A file in its place, and a way through a file. Twin: a folder that is not there yet."""
+    (tmp_path / "file").touch()
+
+    def begins(output):
+        try:
+            list(tune(sa.DDPO(), output=output, iterations=1))
+        except ValueError as error:
+            if re.fullmatch(r"output: .* cannot be written to \(.*\); name another folder", str(error)) is None:
+                raise
+            raise AssertionError from error
+
+    accepts(begins, tmp_path / "new", file=tmp_path / "file", below=tmp_path / "file" / "below")
 
 
 def test_nothing_of_another_run_is_touched(tmp_path):

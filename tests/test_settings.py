@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
+import torch
 from pydantic import BaseModel, ValidationError
 from twins import accepts, same
 
@@ -49,6 +50,24 @@ def test_a_mistake_in_python_is_the_line_of_a_recipe(said: str) -> None:
         with pytest.raises(UserError) as caught:
             load_recipe("mixture", [override])
         assert str(caught.value).partition(".")[2] == said.partition(".")[2]
+
+
+def test_a_loop_takes_its_settings_and_a_fault_has_one_line() -> None:
+    """Twins: the settings' own class, and what has several lines as a text."""
+    model = gaussian_mixture.build(gaussian_mixture.Config(hidden=8))
+
+    def said(make: Any) -> str:
+        with pytest.raises(UserError) as caught:
+            make()
+        return str(caught.value)
+
+    for make, key in (
+        (lambda: sa.Pretrainer("table.csv"), "settings: must be an object such as sa.Pretrain("),  # type: ignore[arg-type]
+        (lambda: sa.Distiller(model, {"rank": 8}), "settings: must be an object such as sa.Distill("),  # type: ignore[arg-type]
+    ):
+        same(said(make).startswith(key), True, another=said(lambda: sa.Train(lr=-1)).startswith(key))
+    table = torch.zeros(3, 2)
+    same("\n" in said(lambda: sa.Pretrain(data=table)), False, as_a_text="\n" in repr(table))  # type: ignore[arg-type]
 
 
 def test_right_settings_are_taken_and_copied() -> None:

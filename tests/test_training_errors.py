@@ -200,6 +200,20 @@ def test_a_prompt_alone_is_no_list_of_prompts():
         tune(sa.DDPO(), prompts="01", model=own_model(True))
 
 
+def test_a_mapping_of_a_recipe_is_no_prompt_in_python():
+    """It would be encoded as the text of a mapping. Twin: the same as a `Prompt`."""
+
+    def taken(prompts):
+        try:
+            tune(sa.DDPO(), prompts=prompts, model=own_model(True), reward=lambda x, c: x[:, 0])
+        except ValueError as error:
+            raise AssertionError(str(error)) from error
+
+    accepts(taken, [sa.Prompt("0", weight=2.0), "1"], mapping=[{"prompt": "0", "weight": 2.0}, "1"])
+    with pytest.raises(ValueError, match=r"^prompts: .* in Python it is sa\.Prompt\('0', weight="):
+        tune(sa.DDPO(), prompts=[{"prompt": "0"}], model=own_model(True))
+
+
 def test_processes_that_do_not_meet_are_refused(monkeypatch):
     """Each would train the same run: on a CPU accelerate does not see that there are two."""
     monkeypatch.setenv("WORLD_SIZE", "1")

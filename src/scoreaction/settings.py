@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, get_args
 
 from pydantic import BaseModel, ValidationError
 
-from scoreaction.errors import UserError, nearest
+from scoreaction.errors import UserError, nearest, one_line
 from scoreaction.types import Values
 
 if TYPE_CHECKING:
@@ -114,5 +114,4 @@ def plain(message: str) -> str:
 
 
 def _short(value: Any) -> str:
-    text = repr(value)
-    return text if len(text) <= 60 else text[:57] + "..."
+    return one_line(repr(value), most=57)

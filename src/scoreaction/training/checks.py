@@ -94,12 +94,18 @@ def refuse_uncounted(budget: Budget | None, command: str) -> None:
 
 
 def listed(prompts: Sequence[Any] | None) -> list[Any] | None:
-    """Prompts as a list, None for none; ValueError for one text, and for none in a list."""
+    """Prompts as a list, None for none; ValueError for one text, for none in a list, and for a recipe's mapping of one."""
     if isinstance(prompts, str):
         raise ValueError(f"prompts: must be a list of prompts (got {prompts!r}); one prompt is [{prompts!r}]")
     texts = None if prompts is None else list(prompts)
     if texts == []:
         raise ValueError("prompts: the list is empty; give at least one prompt, or null for none")
+    for text in texts or []:
+        if isinstance(text, dict) and "prompt" in text:  # a model of one's own may encode other mappings
+            raise ValueError(
+                f"prompts: a mapping is a prompt in files and recipes; in Python it is sa.Prompt({text['prompt']!r},"
+                " weight=..., metadata={...})"
+            )
     return texts
 
 

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from scoreaction.diffusion.noise import RowNoise
 from scoreaction.diffusion.processes import Process
 from scoreaction.diffusion.solvers import SOLVERS, jittered, time_grid
+from scoreaction.errors import check_kind
 from scoreaction.networks.adapters import LoraShape, base_modules, replaced
 from scoreaction.networks.conditions import take
 from scoreaction.networks.consistency import belongs, save_consistency
@@ -74,6 +75,7 @@ class Distiller:
         world: World = ALONE,
     ) -> None:
         self.model, self.settings, self.guidance, self.world = model, settings or Distill(), guidance, world
+        check_kind("settings", self.settings, Distill, "sa.Distill(rank=8)")
         if self.settings.paths % world.size:
             raise ValueError(f"distill.paths: {self.settings.paths} are not shared evenly by {world.size} processes")
         self.prompts = None if prompts is None else list(prompts)

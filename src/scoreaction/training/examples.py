@@ -39,6 +39,9 @@ def settled(
         return None
     if data is None:
         raise ValueError(f"data: {name} learns from {wanted}; {MAKE[wanted]}")
+    if type(data) not in KINDS:
+        such = "sa.Pairs(winner, loser)" if wanted == "pairs" else "sa.Samples(samples)"
+        raise ValueError(f"data: {name} learns from {such}, of tensors (got {type(data).__name__})")
     if KINDS[type(data)] != wanted:
         other = "spin" if wanted == "pairs" else "dpo"
         raise ValueError(
@@ -46,6 +49,11 @@ def settled(
             f" {MAKE[wanted]}"
         )
     tensors = data[:-1]
+    for part in tensors:
+        if not isinstance(part, Tensor):
+            raise ValueError(
+                f"data: samples must be tensors (got {type(part).__name__}); torch.tensor(...) makes one of an array"
+            )
     if len(tensors[0]) == 0 or any(len(part) != len(tensors[0]) for part in tensors):
         raise ValueError(
             f"data: its parts must be of one length, 1 or more (got {', '.join(str(len(part)) for part in tensors)})"

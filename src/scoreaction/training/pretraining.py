@@ -19,6 +19,7 @@ from scoreaction.diffusion.predictions import from_prediction
 from scoreaction.diffusion.processes import PROCESSES
 from scoreaction.diffusion.rescaling import Rescale
 from scoreaction.disk import staged
+from scoreaction.errors import check_kind
 from scoreaction.models.pretrained import DESCRIPTION, WEIGHTS, Description
 from scoreaction.networks.model import Model
 from scoreaction.sampling.draw import draw_x0
@@ -80,6 +81,7 @@ class Pretrainer:
     """
 
     def __init__(self, settings: Pretrain, *, device: torch.device | str = "cpu") -> None:
+        check_kind("settings", settings, Pretrain, "sa.Pretrain(data='table.csv')")
         self.settings, self.device = settings, torch.device(device)
         data = read_data(settings.data, settings.array, settings.size)
         self.digest = hashlib.sha256(data.numpy().tobytes()).hexdigest()

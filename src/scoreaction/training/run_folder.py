@@ -15,7 +15,7 @@ import numpy as np
 from filelock import FileLock, Timeout
 from numpy.typing import NDArray
 
-from scoreaction.disk import PART, flush, remove, write_whole
+from scoreaction.disk import PART, check_writable, flush, remove, write_whole
 from scoreaction.errors import UserError
 from scoreaction.training.checkpoints import clear_parts, is_checkpoint
 from scoreaction.training.trackers import Names, Tracker, open_trackers
@@ -100,9 +100,10 @@ class RunFolder:
     def locked(self) -> Iterator[None]:
         """Locks the folder for this process; that of a process that died is free.
 
-        ValueError where another process has it, and for a link in it: what lies elsewhere is not written to.
+        ValueError where nothing can be written there, where another process has it, and for a link in it: what lies elsewhere
+        is not written to.
         """
-        self.path.mkdir(parents=True, exist_ok=True)
+        check_writable(self.path, "output")
         for path in (*self._written(), self.path / ".lock"):
             if path.is_symlink():
                 raise ValueError(
