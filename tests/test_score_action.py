@@ -224,6 +224,17 @@ def test_running_cost_is_the_path_kl():
         close(cost.mean(), truth, rtol=0.05, atol=3 * float(cost.std()) / math.sqrt(2000), **wrong)
 
 
+def test_a_step_costs_the_mean_of_its_ends():
+    """By hand, on the path's own squares; the last step, at whose end there is no score, takes its beginning. Twin: all do."""
+    found, _ = learner(VP, 1.0, "pathwise", steps=4, batch=3, parameters=NEW)
+    experience = experienced(found, 3, torch.Generator().manual_seed(0))
+    difference, times = experience.difference().eps[..., 0].double(), experience.times
+    squares = difference**2 / VP.sigma2(times[:-1])[:, None]
+    weight = (VP.g2((times[:-1] + times[1:]) / 2) * (times[:-1] - times[1:]) / 2)[:, None]
+    truth = weight * torch.cat([(squares[1:] + squares[:-1]) / 2, squares[-1:]])
+    close(running_cost(VP, 1.0, experience), truth, rtol=1e-4, at_the_beginning=weight * squares)
+
+
 def test_the_skip_terms_gradient_is_not_forgotten():
     """grad V as updates use it is the gradient of the whole critic, reward at x0_hat included."""
     found, made = learner(VP, 1.0, "pathwise", steps=10, batch=32, updates=1, rows=320)

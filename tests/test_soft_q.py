@@ -133,6 +133,21 @@ def test_of_gaussian_samples_the_belief_is_the_posterior_mean_itself(process):
     close(belief(own, x, t), own, atol=1e-5, centred=mean(0.0, 0.25), wide=mean(2.0, 1.0))
 
 
+def test_a_belief_ends_three_deviations_from_the_line():
+    """By hand, at alpha = sigma of Flow with samples N(0, 1/4): D = 3, so `3 sqrt(3/4 * 4/5)`, weighed by `1/(1 + .05 * 4)`.
+
+    Twins: x0_hat believed as it is, and one that is not weighed.
+    """
+    process, t = sa.Flow(), torch.full((2,), 0.5, dtype=F64)
+    belief = Belief(process, (3,)).double()
+    belief.variance.fill_(0.25)
+    x = torch.zeros(2, 3, dtype=F64)  # where the line is 0 too
+    far, near = torch.tensor([[100.0, 0.0, 0.0], [1.0, 0.0, 0.0]], dtype=F64)
+    reach, weight = 3 * (3 / 4 * 4 / 5) ** 0.5, 1 / (1 + 0.05 * 4)
+    found = belief(torch.stack([far, near]), x, t)[:, 0]
+    close(found, [weight * reach, weight], atol=1e-9, whole=[weight * 100, weight], not_weighed=[reach, 1.0])
+
+
 def test_an_error_of_eps_does_not_grow_near_pure_noise():
     """Truth: the exact posterior mean of the mixture, at SD's and DDPM's last times. Twin: x0_hat as the network has it."""
     law, generator = gaussian_mixture.Config().law(), torch.Generator().manual_seed(0)

@@ -10,6 +10,7 @@ from token_laws import Exact, enumerated, even_chance, first, model_of, potts, r
 from twins import close, f64
 
 import scoreaction as sa
+from scoreaction.algorithms._learner import Objective, Setting
 from scoreaction.algorithms._tokens import token_advantage
 from scoreaction.algorithms.ddpp import residual
 from scoreaction.diffusion.noise import RowNoise
@@ -18,6 +19,7 @@ from scoreaction.diffusion.sequences import PolicyLaw, total_variation
 from scoreaction.diffusion.solvers import SOLVERS
 from scoreaction.sampling.look_ahead import soft_mean
 from scoreaction.types import Tokens
+from scoreaction.world import ALONE
 
 BETA = 0.5
 
@@ -214,3 +216,33 @@ def test_the_spread_of_one_trajectorys_gradient():
         close(estimate.mean(), truth, atol=4 * float(estimate.std()) / n**0.5, sign=-truth)
     close([spread["tokens"], spread["both"]], [5.6, 3.7], atol=0.15, reinforce=[spread["reinforce"]] * 2)
     close(spread["reinforce"], 17.1, atol=1.0, tokens=spread["tokens"])
+
+
+def test_a_step_that_shows_several_gains_the_sum_over_its_positions():
+    """`sum_i chance_i (trust beta KL_old - A_i)` of each row. Twin: the mean over positions, as if one were shown."""
+    law, reward = first()
+    exact = enumerated(law, 4)
+    made, space = model_of(exact), exact.space
+    with torch.no_grad():
+        made.net.change.copy_(0.5 * torch.randn(made.net.change.shape, generator=torch.Generator().manual_seed(0)))
+    sampler = sa.Sampler(solver="ancestral", steps=3, grid="uniform")
+    objective = Objective(reward_of(reward, 3), False)
+    found = sa.ScoreAction(beta=BETA).build_on_tokens(Setting(made, sampler, objective, 8, None))
+    value = torch.randn(len(space.states), generator=torch.Generator().manual_seed(1), dtype=torch.float64)
+    found.critic.forward = lambda x, t, prompt: value[space.numbers(x)]
+    times, prompt = sampler.times(made.process), torch.zeros(8, dtype=torch.long)
+    rollout = found.prepare(found.explore(prompt, times, RowNoise(2, torch.arange(8))), torch.Generator())
+    steps = rollout.steps()
+    old = steps.old._replace(log_prob=steps.pretrained.log_prob)  # another policy took them
+    steps = steps._replace(old=old)
+    rows, fine = ALONE.rows(len(steps.t)), (torch.arange(5000, dtype=torch.float64) + 0.5) / 5000
+    (term,) = found._improvement(steps, rows, fine.expand(len(steps.t), -1)).terms
+    loss = term.loss(torch.arange(len(steps.t)))[0].detach()
+
+    here, base = made.predict(steps.x, steps.t).log_prob.double(), steps.pretrained.log_prob.double()
+    gain = value[space.filled(space.numbers(steps.x))] - value[space.numbers(steps.x)][:, None, None]
+    masked = (steps.x == 3).double()
+    each = masked * (1 + found.state.trust) * BETA * position_kl(here, base) - masked * (here.exp() * gain).sum(2)
+    chance = (1 - steps.s / steps.t)[:, None]  # of the linear schedule
+    truth = 3 * (chance * each).sum(1)
+    close(loss, truth, atol=0.02, rtol=1e-3, as_if_one=3 * each.sum(1) / masked.sum(1).clamp(min=1))

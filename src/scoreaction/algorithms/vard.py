@@ -22,7 +22,7 @@ class VARD(Regularised):
 
     Only rewards are needed, so a black box will do. V is of reward minus the KL still to be paid, which makes the
     tilted law the optimum; `kl_to_go: false` leaves that out, as published. Both terms are the path's, the limit of short
-    steps, in which x_s becomes x_t: `c g^2 <grad V, s>` against `beta/2 g^2 ||s - s_pre||^2`, which is the loss of Score as
+    steps, in which x_s becomes x_t: `c g^2 <grad V, s>` against `beta/2 (c/eta)^2 g^2 ||s - s_pre||^2`, the loss of Score as
     Action with this V. V sees a state as far as it is signal, so that its gradient vanishes at pure noise as the true one
     does. trust and trust_region as there.
 
