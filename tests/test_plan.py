@@ -373,6 +373,17 @@ def test_a_small_model_and_the_command(tmp_path, capsys):
     assert capsys.readouterr().err.startswith("model.path: ")
 
 
+def test_a_small_network_has_no_hours(capsys):
+    """A run of minutes on a CPU is not told as 7e-06 hours. Twin: one of ten hours."""
+    figures = plan(load_recipe("mixture", ["train.batch=32", "sampler.steps=4", "train.iterations=2"]))
+    said = []
+    for hours in (figures["hours"], 10.0):
+        show_plan({**figures, "hours": hours, "way_out": None})
+        said.append(capsys.readouterr().out)
+    same("scoreaction doctor times" in said[0], True, of_hours="scoreaction doctor times" in said[1])
+    same(" 10 hours in all at 50 TFLOP/s" in said[1], True, of_a_small_one=" hours in all" in said[0])
+
+
 def test_processes_share_trajectories_and_time_and_each_has_its_own_weights():
     """Truth: the figures of one process, by hand. Uneven shares are refused."""
     recipe = load_recipe("mixture", ["train.batch=32", "sampler.steps=4", "train.iterations=2"])

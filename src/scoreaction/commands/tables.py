@@ -204,9 +204,18 @@ def _show_evaluations(figures: Values) -> None:
         )
 
 
+NO_TIME = 0.01
+"""Hours of a fast GPU, below which a run's time is that of everything but its operations."""
+
+
 def _show_time(figures: Values) -> None:
-    """Operations and hours, and of several processes what they draw and send."""
+    """Operations and hours, and of several processes what they draw and send; none where operations are not what takes time."""
     processes = figures["processes"]
+    if figures["hours"] < NO_TIME:
+        print(
+            "time: not estimated, for the networks are so small that all else takes longer; scoreaction doctor times iterations"
+        )
+        return
     print(
         f"time: {figures['flops'] / 1e15:.3g} PFLOP an iteration, {figures['measuring_flops'] / 1e15:.3g} for measuring;"
         f" {figures['hours']:.2g} hours in all at 50 TFLOP/s{' a process' if processes > 1 else ''}, without the scorers' own"
