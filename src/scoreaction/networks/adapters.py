@@ -121,7 +121,7 @@ class Adapters:
 
 
 def _state(role: Role) -> tuple[bool, list[str]]:
-    """Whether peft's layers are off in this role, and the adapter that is on in them."""
+    """True where peft's layers are off in this role, and the adapter that is on in them."""
     return role == "reference", [NAMES.get(role, NAMES["policy"])]
 
 
