@@ -22,7 +22,7 @@ from scoreaction.types import Prediction
 from scoreaction.world import World
 
 Baseline = Literal["batch", "prompt", "group"]
-"""What rewards are compared with, without siblings: here no trajectory is branched."""
+"""The baselines of rewards where no trajectory is branched."""
 
 
 class Noised(NamedTuple):
