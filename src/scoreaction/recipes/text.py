@@ -45,7 +45,8 @@ def without_rewards(values: Values) -> Values:
     ({'name': 'none'}, {})
     """
     kept = {key: value for key, value in values.items() if key not in ("early_stop", "online", "steer")}
-    for section, less in (("train", {"select": None}), ("evaluation", {"held_out": [], "clusters": None})):
+    without: dict[str, Values] = {"train": {"select": None}, "evaluation": {"held_out": [], "clusters": None}}
+    for section, less in without.items():
         own = values.get(section, {})
         if isinstance(own, dict):
             kept[section] = {key: value for key, value in (own | less).items() if value is not None}

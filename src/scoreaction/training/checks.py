@@ -40,7 +40,7 @@ OBJECTS = {
     "steer": (Steering, "sa.Steering(particles=16)"),
     "held_out": (dict, "{'clip': reward}"),
 }
-"""The kinds of objects that the parts of a run are, with one such."""
+"""Kinds of the parts of a run, each with one such."""
 
 
 def check_objects(**parts: Any) -> None:
