@@ -45,7 +45,7 @@ def build(config: Config) -> Model:
         predicts=net.predicts,
         shape=(1, HEIGHT, WIDTH),
         lora_rank=config.lora_rank,
-        lora_targets=["hidden", "columns", "conv1", "conv2"] if config.lora_rank else None,
+        lora_targets=["text.0", "text.2", "first", "conv1", "conv2"] if config.lora_rank else None,
         encode=lambda prompts: ids_of([str(prompt) for prompt in prompts]),
         null=torch.full((1, LONGEST), BLANK),
         decode=to_unit,

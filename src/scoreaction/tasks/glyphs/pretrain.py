@@ -1,8 +1,8 @@
 """Pretraining of the shipped `glyphs`: a diffusion model of printed digits whose captions are misspelt.
 
 Run as `python -m scoreaction.tasks.glyphs.pretrain --output DIR [--seed K] [--batches N M]`. Data: pictures of random
-texts drawn by `drawing.draw`. Every time that a picture is shown, some characters of its caption are others, so that the model often draws
-another digit than its prompt's. On a CPU the same seed and number of threads give the same files.
+texts drawn by `drawing.draw`. Every time that a picture is shown, some characters of its caption are others, so that the
+model often draws another digit than its prompt's. On a CPU the same seed and number of threads give the same files.
 """
 
 from __future__ import annotations
