@@ -5,7 +5,8 @@
     python -m benchmarks.glyphs --iterations 1 --n 48 --output /tmp/glyphs.csv    # does it run?
 
 Right is a picture that reads as its prompt in every character; texts that were not trained on are measured apart. Nothing is
-guided but the base where it says so. All trainers draw 1,280 pictures and have each read once. Needs rapidocr and onnxruntime.
+guided but the base where it says so. All trainers draw 1,280 pictures, eight of a text, and have each read once. Needs rapidocr
+and onnxruntime.
 """
 
 from __future__ import annotations
@@ -18,7 +19,10 @@ from _harness import Figures, arguments, built, run_jobs
 
 BATCH = 64
 TRAINERS: dict[str, list[str]] = {
-    "nft": ["algorithm={name: nft}"],
+    "nft": ["algorithm={name: nft, baseline: group}"],
+    "score_action, forward": ["algorithm={name: score_action, estimator: forward, beta: 0.08, each: 10}"],
+    "ddpo": ["algorithm={name: ddpo, baseline: group}"],
+    "score_action": ["algorithm={name: score_action}"],
 }
 ITERATIONS, POINTS = 20, 2
 GUIDED = (1.0, 2.0, 3.0)
@@ -39,7 +43,7 @@ def run(trainer: str, settings: list[str], iterations: int, seed: int, n: int, g
             curve.append(done | accuracy_and_kl(tuner, n // 2))
     figures = tuner.counts() | measured(tuner, n, guidance)
     if seed == 0:
-        picture(tuner, trainer, seed, pictures / f"glyphs_{trainer.partition(',')[0]}.png")
+        picture(tuner, trainer, seed, pictures / f"glyphs_{trainer.replace(', ', '_')}.png")
     return figures | {"kl_nats": curve[-1]["kl_nats"], "kl_nats_se": curve[-1]["kl_nats_se"], "curve": curve}
 
 
@@ -98,7 +102,7 @@ def picture(tuner: Any, trainer: str, seed: int, path: Path) -> None:
 
 def main() -> None:
     parser = arguments(__doc__ or "", "glyphs")
-    parser.add_argument("--n", type=int, default=480, help="pictures of a measurement")
+    parser.add_argument("--n", type=int, default=256, help="pictures of a measurement")
     options = parser.parse_args()
     jobs: dict[str, Figures] = {
         f"base, guidance {g:g}": {

@@ -17,7 +17,7 @@ from scoreaction.tasks.glyphs.network import load_net
 
 DEFAULTS: dict[str, Any] = {
     "sampler": {"steps": 12, "eta": 1.0, "guidance": 1.0},
-    "train": {"iterations": 20, "batch": 64, "lr": 1e-4, "max_rows": 256},
+    "train": {"iterations": 20, "batch": 64, "lr": 2e-3, "max_rows": 256},
     "evaluation": {"n": 192, "steps": 20, "held_out": [{"name": "ocr", "correct": True}]},
     "prompts": "glyphs",
     "algorithm": {"beta": 0.08, "rows": 80, "updates": 4, "critic_updates": 16},
@@ -30,7 +30,7 @@ class Config(Settings, frozen=True, extra="forbid"):
 
     name: Literal["glyphs"] = "glyphs"
     path: Path | None = None
-    lora_rank: int | None = Field(None, ge=1)
+    lora_rank: int | None = Field(16, ge=1)
 
 
 def build(config: Config) -> Model:
