@@ -88,7 +88,7 @@ def picture(tuner: Any, trainer: str, seed: int, path: Path) -> None:
         "seed": seed,
         "prompts": prompts,
     }
-    rows = {"pretrained": True, f"after {trainer}": False}
+    rows = {"pretrained": True, f"after {trainer.partition(',')[0]}": False}
     figure, axes = plt.subplots(len(rows), SHOWN, figsize=(11, 2.6), layout="constrained")
     for line, (label, reference) in zip(axes, rows.items(), strict=True):
         samples = sa.sample(tuner.model, **chosen, reference=reference)

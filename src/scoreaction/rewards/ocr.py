@@ -90,7 +90,7 @@ def _reader(threads: int) -> Callable[[bytes], str]:
     @lru_cache(512)
     def read(line: bytes) -> str:
         picture = np.frombuffer(line, np.uint8).reshape(HEIGHT, -1, 3)
-        found = network(picture, use_det=False, use_cls=False, use_rec=True).txts
-        return "".join("".join(found or ()).split())
+        texts = network(picture, use_det=False, use_cls=False, use_rec=True).txts
+        return "".join("".join(texts or ()).split())
 
     return read
