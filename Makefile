@@ -39,7 +39,7 @@ test: $(STAMP)
 
 # beside make test: four processes, faults between processes, networks that processes share, whatever else takes long, rewards
 # whose packages the environment cannot hold, and the lines that tests reach
-long: $(STAMP) $(APART)/open_clip $(APART)/image_reward $(APART)/bitsandbytes
+long: $(STAMP) $(APART)/open_clip $(APART)/image_reward $(APART)/bitsandbytes $(APART)/rapidocr
 	$(PY) -m pytest -n 2 --dist worksteal --cov --cov-report=term:skip-covered
 
 check: $(STAMP)

@@ -1,4 +1,4 @@
-"""Tables of trainers on pictures: digits and shapes."""
+"""Tables of trainers on pictures: digits, shapes and glyphs."""
 
 from __future__ import annotations
 
@@ -127,3 +127,30 @@ def shapes_kl(results: Results) -> Table:
         ]
         table.add(runs, name, *("-" if None in values else cell(values, 1) for values in reached))
     return table
+
+
+GLYPHS = ("base, guidance 1", "base, guidance 2", "base, guidance 3", "nft", "score_action, forward", "score_action", "ddpo")
+
+
+def glyphs(results: Results) -> Table:
+    """Texts and characters that are read right, of the base and of each trainer, on training and on unseen texts."""
+    table = Table("trainer", "seeds", "texts right %", "unseen, texts right %", "characters %", "unseen, characters %",
+                  "diversity", "KL", "queries", "evaluations")  # fmt: skip
+    for name, runs in results.groups("trainer", GLYPHS).items():
+        shares = [
+            within([100 * run[f"{kind}.{key}"] for run in runs], [100 * run[f"{kind}.{key}_se"] for run in runs])
+            for key in ("held_out.ocr", "reward")
+            for kind in ("seen", "unseen")
+        ]
+        figures = {"seen.diversity": 2, "kl_nats": 1, "reward_queries": 0, "model_evaluations": 0}
+        table.add(runs, name, str(len(runs)), *shares, *(of(runs, key, digits) for key, digits in figures.items()))
+    return table
+
+
+def within(values: Sequence[float], errors: Sequence[float]) -> str:
+    """Mean and standard error over runs; of one run the standard error of its pictures.
+
+    >>> within([40.0], [2.0]), within([1.0, 3.0], [9.0, 9.0])
+    ('40.0 ± 2.0', '2.0 ± 1.0')
+    """
+    return cell(values, 1) if len(values) > 1 else f"{values[0]:.1f} ± {errors[0]:.1f}"

@@ -20,6 +20,7 @@ HERE = Path(__file__).parent
         ("imagereward", "image_reward"),
         ("adam8bit", "bitsandbytes"),
         ("quantised", "bitsandbytes"),
+        ("ocr", "rapidocr"),
     ],
 )
 def test_with_packages_of_its_own(file: str, packages: str) -> None:

@@ -32,8 +32,8 @@ SHORTER = {
     "shapes": ["train.batch=32"],
     "sqdf_published": ["sampler.steps=20", "train.batch=32"],
 }
-ELSEWHERE = {"sd15", "sdxl", "sd3", "flux"}
-"""Recipes whose weights are not shipped."""
+ELSEWHERE = {"sd15", "sdxl", "sd3", "flux", "glyphs"}
+"""Recipes whose weights, or those of their reward, are not shipped."""
 OF_TOKENS = {"markov_chain", "peptides", "pixels"}
 
 
