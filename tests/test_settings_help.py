@@ -54,7 +54,7 @@ def test_what_a_list_takes_can_be_typed_as_it_is_said() -> None:
     takes = {line.split()[0]: line for line in settings_table(Lists).splitlines()[1:]}
     for key, said, wrong in (
         ("shown", "list of wandb or trackio or null", "list of wandb or trackios or null"),
-        ("means", "list of lists of numbers", "list of list of numberss"),
+        ("means", "list of lists of numbers", "list of list of numbers" + "s"),
         ("rounds", "list of whole numbers from 8", "list of whole number from 8s"),
         ("seed", "whole number from 0 below 4294967296", "whole number from 0 below 4.29497e+09"),
     ):
