@@ -23,16 +23,14 @@ from pathlib import Path
 from typing import Any
 
 from _harness import Figures, arguments, built, in_stage, run_jobs
+from _prompted import BATCH
 from peers.watch import Watch
-from shapes import BATCH, accuracy_and_kl, measured
+from shapes import TASK
 from shapes import TRAINERS as SHAPES
 
 HERE, SOURCE = Path(__file__).parent, Path(__file__).parents[2] / "src"
 RANK, STEPS = 16, 12
-FIXED = [
-    f"train.batch={BATCH}", "sampler.guidance=1", "train.held_out_rows=64", "reward.name=shapes",
-    "evaluation.held_out=[{name: shapes, correct: true}, {name: shapes_scorer}]",
-]  # fmt: skip
+FIXED = [f"train.batch={BATCH}", "sampler.guidance=1", "train.held_out_rows=64", "reward.name=shapes", *TASK.fixed]
 METHODS: dict[str, dict[str, Any]] = {
     "ddpo": {"reward": "program", "rows": 16, "clip": 1e-4, "min_count": 4},
     "ddpo, masked": {"reward": "program", "rows": 16, "clip": 1e-4, "min_count": 4},
@@ -121,8 +119,8 @@ def run(
         tuner, curve = built("shapes", *FIXED, f"evaluation.n={n}"), []
         for figures in counted:
             taken_over(tuner.model, folder / f"epoch{figures['epochs']}.safetensors")
-            curve.append(figures | {"pictures": figures["epochs"] * BATCH} | accuracy_and_kl(tuner, n // 2))
-        return counted[-1] | measured(tuner, n, 1.0) | {"kl_nats": curve[-1]["kl_nats"], "curve": curve}
+            curve.append(figures | {"pictures": figures["epochs"] * BATCH} | TASK.accuracy_and_kl(tuner, n // 2))
+        return counted[-1] | TASK.measured(tuner, n) | {"kl_nats": curve[-1]["kl_nats"], "curve": curve}
 
 
 def run_of_ours(method: str, kept: list[int], seed: int, n: int, **_: Any) -> Figures:
@@ -137,8 +135,8 @@ def run_of_ours(method: str, kept: list[int], seed: int, n: int, **_: Any) -> Fi
         spent = {key: value + watch.figures()[key] for key, value in spent.items()}
         if iteration in kept:
             done = {"epochs": iteration, "pictures": iteration * BATCH, "evaluations": tuner.counts()["model_evaluations"]}
-            curve.append({**done, "reward": metrics["reward_mean"], **spent, **accuracy_and_kl(tuner, n // 2)})
-    return {**curve[-1], **measured(tuner, n, 1.0), "kl_nats": curve[-1]["kl_nats"], "curve": curve}
+            curve.append({**done, "reward": metrics["reward_mean"], **spent, **TASK.accuracy_and_kl(tuner, n // 2)})
+    return {**curve[-1], **TASK.measured(tuner, n), "kl_nats": curve[-1]["kl_nats"], "curve": curve}
 
 
 def timed(method: str, library: str, repeat: int, *, environment_of: Path) -> Figures:
