@@ -83,12 +83,16 @@ def test_policy_and_reference_do_not_see_the_consistency_model(rank, lora):
     accepts(same(Net()(X, torch.full((5,), 0.4), None)), bare, policy=model.net(X, torch.full((5,), 0.4), None))
 
 
-def test_an_adapter_on_other_layers_is_off_before_its_first_call():
+def test_between_calls_the_policys_adapter_is_on():
+    """As plain calls of the network show, which switch nothing: after another adapter is added, and after its calls."""
     model = Model(Net(), process=sa.VP(), predicts="v", shape=(2,), lora_rank=2, lora_targets=["first"])
     move(model.parameters, 1)
-    policy = model.predict(X, T).x0.detach()
+    plainly = lambda: model.net(X, torch.full((5,), 0.4), None).detach()  # noqa: E731
+    policy = plainly()
     move(model.add_consistency(LoraShape(2, 4.0, ["last"])), 2)
-    accepts(same(policy), model.predict(X, T).x0.detach(), consistency=model.consistency(X, T).detach())
+    accepts(same(policy), plainly(), off=Net()(X, torch.full((5,), 0.4), None).detach())
+    f = model.consistency(X, T).detach()
+    accepts(same(policy), plainly(), consistency=f)
 
 
 @pytest.mark.parametrize("rank", [None, 2])

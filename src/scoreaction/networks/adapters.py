@@ -77,7 +77,7 @@ class Adapters:
             p.requires_grad_(trains.get(id(p), True))
         for p in self.parameters(role).values():
             p.data = p.data.float()  # also if the frozen weights are in half precision
-        self._set("policy")
+        self._switch("policy")
         return self.parameters(role)
 
     def parameters(self, role: Role) -> dict[str, nn.Parameter]:
@@ -111,18 +111,12 @@ class Adapters:
             self._switch("policy")
 
     def _switch(self, role: Role) -> None:
-        first = self.layers[0]  # all of them are switched together
-        if (first._disable_adapters, first._active_adapter) != _state(role):
-            self._set(role)
-
-    def _set(self, role: Role) -> None:
+        state = role == "reference", [NAMES.get(role, NAMES["policy"])]
+        first = self.layers[0]  # all are switched together, by peft too
+        if (first._disable_adapters, first._active_adapter) == state:
+            return
         for layer in self.layers:
-            layer._disable_adapters, layer._active_adapter = _state(role)
-
-
-def _state(role: Role) -> tuple[bool, list[str]]:
-    """True where peft's layers are off in this role, and the adapter that is on in them."""
-    return role == "reference", [NAMES.get(role, NAMES["policy"])]
+            layer._disable_adapters, layer._active_adapter = state
 
 
 @cache
