@@ -200,5 +200,5 @@ def test_without_its_packages_it_says_what_to_install(name: str, package: None, 
     same(isinstance(build_reward("ocr", []), sa.Reward), True, none=isinstance(None, sa.Reward))
     ocr._reader.cache_clear()
     monkeypatch.setitem(sys.modules, name, None)
-    with pytest.raises(UserError, match=rf"reward: ocr needs the package {name}: pip install {name}"):
+    with pytest.raises(UserError, match=rf"reward: ocr needs the package {name}: pip install rapidocr onnxruntime"):
         build_reward("ocr", [])

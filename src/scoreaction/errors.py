@@ -39,8 +39,14 @@ def check_kind(key: str, value: object, kind: type, such: str) -> None:
         raise UserError(f"{key}: must be an object such as {such} (got {one_line(repr(value), most=60)})")
 
 
-DISTRIBUTIONS = {"PIL": "pillow", "sklearn": "scikit-learn", "open_clip": "open_clip_torch"}
-"""Packages whose name to install is not the one to import."""
+DISTRIBUTIONS = {
+    "PIL": "pillow",
+    "sklearn": "scikit-learn",
+    "open_clip": "open_clip_torch",
+    "rapidocr": "rapidocr onnxruntime",
+    "onnxruntime": "rapidocr onnxruntime",
+}
+"""Packages whose name to install is not the one to import, or not all that has to be installed."""
 
 
 def missing(package: str) -> str:
