@@ -1,6 +1,7 @@
 """Truth: the linear-quadratic case, where value, advantage, performance difference and policy gradient are closed forms."""
 
 import math
+import types
 
 import pytest
 import torch
@@ -224,15 +225,47 @@ def test_running_cost_is_the_path_kl():
         close(cost.mean(), truth, rtol=0.05, atol=3 * float(cost.std()) / math.sqrt(2000), **wrong)
 
 
-def test_a_step_costs_the_mean_of_its_ends():
-    """By hand, on the path's own squares; the last step, at whose end there is no score, takes its beginning. Twin: all do."""
+def test_a_step_costs_the_logarithmic_mean_of_its_ends():
+    """By hand, on the path's own squares; the last step, at whose end there is no score, takes its beginning."""
     found, _ = learner(VP, 1.0, "pathwise", steps=4, batch=3, parameters=NEW)
     experience = experienced(found, 3, torch.Generator().manual_seed(0))
     difference, times = experience.difference().eps[..., 0].double(), experience.times
-    squares = difference**2 / VP.sigma2(times[:-1])[:, None]
-    weight = (VP.g2((times[:-1] + times[1:]) / 2) * (times[:-1] - times[1:]) / 2)[:, None]
-    truth = weight * torch.cat([(squares[1:] + squares[:-1]) / 2, squares[-1:]])
-    close(running_cost(VP, 1.0, experience), truth, rtol=1e-4, at_the_beginning=weight * squares)
+    a, b = difference[:-1] ** 2, difference[1:] ** 2
+    apart = (VP.log_snr(times[1:-1]) - VP.log_snr(times[:-2]))[:, None]
+    t, s = times[-2], times[-1]
+    last = (VP.g2((t + s) / 2) * (t - s) / VP.sigma2(t) * difference[-1] ** 2)[None]
+    truth = torch.cat([apart * (a - b) / torch.log(a / b), last]) / 2
+    arithmetic = torch.cat([apart * (a + b) / 2, last]) / 2
+    close(
+        running_cost(VP, 1.0, experience),
+        truth,
+        rtol=1e-4,
+        arithmetic=arithmetic,
+        last_left_out=truth * f64([[1], [1], [1], [0]]),
+    )
+
+
+@pytest.mark.parametrize("process", [VP, FLOW, sa.VE()], ids=["VP", "flow", "VE"])
+@pytest.mark.parametrize("eta", [1.0, 0.5])
+def test_a_running_cost_depends_on_no_grid_where_x0_or_score_differ_alike(process, eta):
+    """Closed forms: `D (SNR_s - SNR_t)/2` where x0 differs alike, `D (1/SNR_t - 1/SNR_s)/2` where alpha times the score does."""
+    times = f64([1.0, 0.6, 0.3, 0.05, 0.0])
+    signal, noise = process.alpha(times[:-1]), process.sigma2(times[:-1])
+    path, rate = types.SimpleNamespace(acted=times), ((1 + eta**2) / (2 * eta)) ** 2
+
+    def cost(squares):
+        return running_cost(process, eta, path, squares[:, None])[:-1, 0]
+
+    snr, squares = signal**2 / noise, 3.0 * (signal / noise) ** 2
+    trapezoid = (
+        rate / 2 * process.g2((times[1:-1] + times[:-2]) / 2) * (times[:-2] - times[1:-1]) * (squares[1:] + squares[:-1]) / 2
+    )
+    close(cost(squares), rate * 3.0 / 2 * (snr[1:] - snr[:-1]), rtol=1e-9, trapezoid=trapezoid)
+    inside = f64([0.9, 0.6, 0.3, 0.05, 0.0])
+    path.acted, snr = inside, torch.exp(process.log_snr(inside[:-1]))
+    squares = 3.0 / process.alpha(inside[:-1]) ** 2
+    truth = rate * 3.0 / 2 * (1 / snr[:-1] - 1 / snr[1:])
+    close(cost(squares), truth, rtol=1e-9, eta_1=truth / rate if eta < 1 else 2 * truth)
 
 
 def test_the_skip_terms_gradient_is_not_forgotten():

@@ -30,19 +30,32 @@ LookAhead = Literal["auto", "reward", "surrogate", "zeroth_order", "none"]
 def running_cost(process: Process, eta: float, rollout: Rollout, squares: Tensor | None = None) -> Tensor:
     """`(c/eta)^2/2 integral of g^2 ||s - s_pre||^2` over each step of the policy, in nats at eta > 0: (n, batch).
 
-    squares (n, batch): the squared score difference at each state, by default that of the rollout's predictions.
+    With d the difference of eps, lambda the log SNR and M the logarithmic mean `M(a, b) = (a - b)/log(a/b)`, a step costs
+    `(c/eta)^2/2 (lambda_s - lambda_t) M(||d_t||^2, ||d_s||^2)`. That is exact where ||d||^2 is a power of the SNR, as it nearly
+    is at both ends of time: in much noise it is policies' x0 that differ alike from step to step, close to the data their
+    scores. From pure noise it has the limit for such x0, `||d_s||^2`; the last step, at whose end no score is evaluated, keeps
+    the score of its beginning.
 
-    Trapezoid in the squared score difference, with the integral of g^2 over the step; the last step, at whose end no score
-    is evaluated, takes its beginning. On coarse grids it is above the path KL, by most on VE; with the path KL itself in
-    its place a policy that was trained on a coarse grid overshoots further.
+    squares (n, batch): ||s - s_pre||^2 at each state, by default that of the rollout's predictions.
     """
-    t, s = rollout.acted[:-1], rollout.acted[1:]
+    times = rollout.acted
+    t, s, log_snr = times[:-1], times[1:], process.log_snr(times)
     if squares is None:
-        squares = torch.stack([sum_event(step**2) for step in rollout.difference().eps])
-        squares = squares / process.sigma2(t).to(squares)[:, None]
-    ends = torch.cat([squares[1:], squares[-1:]])
-    weight = kl_rate(eta) / 2 * g2_integral(process, t, s)
-    return weight.to(squares)[:, None] * (squares + ends) / 2
+        eps = torch.stack([sum_event(step**2) for step in rollout.difference().eps])
+    else:
+        eps = squares * process.sigma2(t).to(squares)[:, None]
+    noisy = (process.alpha(t) == 0)[:-1, None]
+    apart = torch.where(noisy[:, 0], 1.0, (log_snr[1:] - log_snr[:-1])[:-1])
+    mean = torch.where(noisy.to(eps.device), eps[1:], _logarithmic_mean(eps[:-1], eps[1:]))
+    last = (g2_integral(process, t, s) / process.sigma2(t))[-1:]
+    return kl_rate(eta) / 2 * torch.cat([apart.to(eps)[:, None] * mean, last.to(eps)[:, None] * eps[-1:]])
+
+
+def _logarithmic_mean(a: Tensor, b: Tensor) -> Tensor:
+    """`(a - b)/log(a/b)` of numbers that are not negative, as `sqrt(a b) sinh(h)/h` with `h = log(a/b)/2`: a where a = b."""
+    a, b = (part.clamp(min=torch.finfo(part.dtype).tiny).sqrt() for part in (a, b))
+    h = torch.log(a / b)
+    return a * b * torch.where(h == 0, 1.0, torch.sinh(h) / h)
 
 
 def kl_to_go(process: Process, eta: float, rollout: Rollout, squares: Tensor | None = None) -> Tensor:
