@@ -248,7 +248,7 @@ def test_a_step_costs_the_logarithmic_mean_of_its_ends():
 @pytest.mark.parametrize("process", [VP, FLOW, sa.VE()], ids=["VP", "flow", "VE"])
 @pytest.mark.parametrize("eta", [1.0, 0.5])
 def test_a_running_cost_depends_on_no_grid_where_x0_or_score_differ_alike(process, eta):
-    """Closed forms: `D (SNR_s - SNR_t)/2` where x0 differs alike, `D (1/SNR_t - 1/SNR_s)/2` where alpha times the score does."""
+    """`D (SNR_s - SNR_t)/2` where x0 differs alike, `D (1/SNR_t - 1/SNR_s)/2` where alpha times the score does."""
     times = f64([1.0, 0.6, 0.3, 0.05, 0.0])
     signal, noise = process.alpha(times[:-1]), process.sigma2(times[:-1])
     path, rate = types.SimpleNamespace(acted=times), ((1 + eta**2) / (2 * eta)) ** 2
