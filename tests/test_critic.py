@@ -342,6 +342,29 @@ def test_the_surrogate_begins_as_ridge_regression():
     assert float(made.slope.abs().max()) > 0
 
 
+def test_what_a_surrogate_has_foreseen_is_the_r2_of_samples_that_it_has_not_seen():
+    """scikit-learn's r2_score, over more samples than one call takes; 0 where all rewards are equal."""
+    from sklearn.metrics import r2_score
+
+    generator = torch.Generator().manual_seed(0)
+    x0, prompt = torch.randn(150, 2, generator=generator), torch.zeros(150).long()
+    rewards = 5 + 3 * x0[:, 0] - x0[:, 1] + torch.randn(150, generator=generator)
+    made = Surrogate(sa.VP(), (2,), memory=64)
+    made.remember(x0[:20], prompt[:20], rewards[:20])
+    made.fit_line()
+    new = x0[20:], prompt[20:], rewards[20:]
+    values = made(*new[:2]).detach()
+    variance = float(((values - rewards[20:]) ** 2).mean() / rewards[:20].var())
+    close(
+        made.foreseen(*new),
+        r2_score(rewards[20:], values),
+        atol=1e-6,
+        of_the_seen=1 - variance,
+        one_call=r2_score(rewards[20:84], values[:64]),
+    )
+    assert made.foreseen(*new[:2], torch.ones(130)) == 0.0
+
+
 @pytest.mark.slow
 def test_the_surrogate_learns_the_reward_of_each_prompt():
     """Two prompts with opposite linear rewards: value and gradient, on samples it has not seen."""

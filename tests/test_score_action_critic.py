@@ -2,6 +2,7 @@
 
 import copy
 import math
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -219,3 +220,21 @@ def test_a_surrogate_that_is_a_baseline_has_not_seen_the_batch(estimator):
     unseen, seen = (surrogate(chosen.pretrained.x0, chosen.prompt) for surrogate in (before, found.value.surrogate))
     truth, twin = (unseen, seen) if estimator == "likelihood_ratio" else (seen, unseen)
     close(experience.look, truth.detach(), atol=1e-5, twin=twin.detach())
+
+
+def test_a_surrogate_that_foresees_nothing_is_told_of_once(caplog):
+    """After five batches on end of rewards that are noise; twin: rewards that a line explains."""
+    told = {}
+    for kind in ("noise", "line"):
+        caplog.clear()
+        found, _ = learner(VP, 1.0, "pathwise", steps=4, batch=64, look="surrogate", updates=1, rows=16)
+        generator = torch.Generator().manual_seed(0)
+        for batch in range(7):
+            rollout = found.explore(none(64), found.times(generator), generator)
+            rewards = torch.randn(64, generator=generator) if kind == "noise" else rollout.x0[:, 0]
+            found.prepare(replace(rollout, rewards=rewards), generator)
+            assert found.state.surrogate_r2 is None if batch == 0 else isinstance(found.state.surrogate_r2, float)
+            told[kind, batch] = len([line for line in caplog.messages if "algorithm.estimator=forward" in line])
+        assert (found.state.surrogate_r2 > 0.9) == (kind == "line")
+    assert [told["noise", batch] for batch in range(7)] == [0, 0, 0, 0, 0, 1, 1]
+    assert not any(told["line", batch] for batch in range(7))

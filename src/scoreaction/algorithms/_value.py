@@ -152,12 +152,16 @@ class StateValue:
         if self.surrogate is not None:
             learner.networks["surrogate"], learner.lr["surrogate"] = self.surrogate, lr
 
-    def remember(self, rollout: Rollout) -> None:
-        """Shows the rewards of a batch to the surrogate, if there is one."""
-        if self.surrogate is not None:
-            gather = self.learner.world.gather
-            self.surrogate.remember(gather(rollout.x0), gather(rollout.prompt), gather(rollout.rewards))
-            self.surrogate.fit_line()
+    def remember(self, rollout: Rollout) -> float | None:
+        """Shows the rewards of a batch to the surrogate, if there is one: the share of their variance that it had foreseen."""
+        if self.surrogate is None:
+            return None
+        gather = self.learner.world.gather
+        batch = gather(rollout.x0), gather(rollout.prompt), gather(rollout.rewards)
+        foreseen = self.surrogate.foreseen(*batch) if int(self.surrogate.seen) else None
+        self.surrogate.remember(*batch)
+        self.surrogate.fit_line()
+        return foreseen
 
     def prepare(self, rollout: Rollout, chosen: Rows, generator: torch.Generator) -> ValuedRollout:
         """The pretrained predictions at the policy's states, and the look-ahead with its gradient at the chosen ones."""

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable
+from dataclasses import dataclass
 from functools import partial
 from typing import Literal
 
@@ -113,23 +115,39 @@ class ScoreAction(Regularised):
         return TokenLearner(settings, setting)
 
 
+FORESEEN, BLIND = 0.05, 5
+"""A surrogate that has foreseen less than this share of the rewards' variance, in so many batches on end, is told of."""
+
+
+@dataclass
+class PathwiseState(TrustState):
+    """The trust region, and the surrogate.
+
+    surrogate_r2: the share of the last batch's variance of rewards that it had foreseen; blind: how many batches on end that
+    was less than `FORESEEN`.
+    """
+
+    surrogate_r2: float | None = None
+    blind: int = 0
+
+
 class ScoreActionLearner(Learner):
     """The pathwise estimator: the policy follows the gradient of the critic within a trust region."""
 
     late_rewards = True
-    state: TrustState
+    state: PathwiseState
 
     def __init__(self, config: ScoreAction, setting: Setting) -> None:
         super().__init__(setting, kl_target=config.kl_target)
         self.config, self.exploration, self.trust_region = config, config.exploration, config.trust_region
-        self.state = TrustState(config.beta, trust=config.trust)
+        self.state = PathwiseState(config.beta, trust=config.trust)
         self.value = StateValue(
             self, look_ahead=config.look_ahead, skip=config.skip, lr=config.critic_lr, std=config.zeroth_order_std
         )
 
     def prepare(self, rollout: Rollout, generator: torch.Generator) -> ValuedRollout:
         """The pretrained model at every state; the look-ahead with its gradient at those that updates will use."""
-        self.value.remember(rollout)
+        self._foresee(self.value.remember(rollout))
         chosen = self.world.dealt(*rollout.size, self.config.updates * self.config.rows, generator)
         valued = self.value.prepare(rollout, chosen, generator)
         self.value.critic.scale.calibrate(self.world.gather(rollout.rewards))
@@ -147,6 +165,17 @@ class ScoreActionLearner(Learner):
             first += len(rows)
             figures = yield score_action_update(self, steps, rows, grad_value, trust=self.state.trust)
         adapt_trust(self.state, figures["kl_to_old"], least=config.trust, region=config.trust_region)
+
+    def _foresee(self, share: float | None) -> None:
+        """Keeps what the surrogate had foreseen of a batch, and says once that it foresees nothing."""
+        state = self.state
+        state.surrogate_r2, state.blind = share, state.blind + 1 if share is not None and share < FORESEEN else 0
+        if state.blind == BLIND and self.world.leads:
+            logging.getLogger(__name__).warning(
+                "the surrogate of the reward has foreseen less than %.0f %% of the rewards' variance in each of %d batches: its"
+                " slope, which the pathwise estimator follows, says little; try algorithm.estimator=forward",
+                100 * FORESEEN, BLIND,
+            )  # fmt: skip
 
     def _grad_value(self, grad_look: Tensor, steps: Steps, numbers: Tensor) -> Tensor:
         return self.value.gradient(steps.states, take(grad_look, numbers))

@@ -15,6 +15,9 @@ from scoreaction.networks.conditions import take
 from scoreaction.networks.layers import CriticNetwork, PromptEmbedding, RewardScale, value_network
 from scoreaction.types import Conditions
 
+PART = 64
+"""Samples that it looks at in one call."""
+
 
 class Surrogate(nn.Module):
     """A ridge regression plus a network fitted to the rewards seen so far: it stands in for a black-box reward's gradient.
@@ -67,6 +70,15 @@ class Surrogate(nn.Module):
         self.seen += len(x0)
         slots, x0, prompt, rewards = (part[-len(self.samples) :] for part in (slots, x0, prompt, rewards))
         self.samples[slots], self.prompts[slots], self.rewards[slots] = x0, prompt.to(self.prompts), rewards.to(self.rewards)
+
+    @torch.no_grad()
+    def foreseen(self, x0: Tensor, prompt: Tensor, rewards: Tensor) -> float:
+        """`1 - sum (r - V)^2/sum (r - mean r)^2` of samples that it has not seen: 1 where it knows all, 0 where no more than
+        their mean, and below where less; 0 where the rewards are all equal."""
+        values = torch.cat([self(*part) for part in zip(x0.split(PART), prompt.split(PART), strict=True)]).double()
+        rewards = rewards.to(values)
+        spread = float((rewards - rewards.mean()).square().sum())
+        return 1 - float((rewards - values).square().sum()) / spread if spread > 0 else 0.0
 
     @torch.no_grad()
     def fit_line(self, rows: int = 512) -> None:
