@@ -9,7 +9,7 @@ import pytest
 import torch
 from affine import BETA, NEW, OLD, REWARD, ExactValue, experienced, learner, none, without_critic
 from driving import each, evaluated, run
-from twins import close, f64
+from twins import close, f64, same
 
 import scoreaction as sa
 from scoreaction.algorithms._likelihood_ratio import steps_with_density
@@ -236,5 +236,6 @@ def test_a_surrogate_that_foresees_nothing_is_told_of_once(caplog):
             assert found.state.surrogate_r2 is None if batch == 0 else isinstance(found.state.surrogate_r2, float)
             told[kind, batch] = len([line for line in caplog.messages if "algorithm.estimator=forward" in line])
         assert (found.state.surrogate_r2 > 0.9) == (kind == "line")
-    assert [told["noise", batch] for batch in range(7)] == [0, 0, 0, 0, 0, 1, 1]
-    assert not any(told["line", batch] for batch in range(7))
+    noise, line = ([told[kind, batch] for batch in range(7)] for kind in ("noise", "line"))
+    same(noise, [0, 0, 0, 0, 0, 1, 1], line=line)
+    assert not any(line)
