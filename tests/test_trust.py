@@ -105,6 +105,12 @@ def test_a_model_is_loaded_where_the_rewards_that_tuned_it_are_not(tmp_path: Pat
 
     accepts(opens, lambda: sa.load(folder), all_of_it=lambda: load_recipe(str(folder / "recipe.yaml"), trust=True))
     accepts(opens, lambda: sa.load(folder / "model"), untrusted=lambda: load_recipe(str(folder / "model" / "recipe.yaml")))
+    assert main(["sample", str(folder), "--n", "4"]) == 0
+    same(
+        main(["sample", str(folder), "--n", "4", "--output", str(tmp_path / "drawn")]),
+        0,
+        scored=main(["evaluate", str(folder)]),
+    )
 
 
 def test_a_report_imports_nothing(good: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

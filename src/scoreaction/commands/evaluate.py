@@ -20,6 +20,7 @@ from scoreaction.models.pretrained import is_pretrained
 from scoreaction.recipes.build import build
 from scoreaction.recipes.prompts import prompt_list, read_prompts
 from scoreaction.recipes.recipe import Recipe, load_recipe, resolve
+from scoreaction.recipes.text import SCORING
 from scoreaction.sampling.draw import draw, spread_prompts
 from scoreaction.sampling.sampler import Sampler
 from scoreaction.sampling.steering import Steering
@@ -67,12 +68,12 @@ def open_run(folder: Path, *, tuned: bool, rewards: bool = True, trust: bool = F
         raise UserError(f"{folder}: holds a pretrained model; name it in a recipe, model: {{name: pretrained, path: {folder}}}")
     if not place.recipe_path.is_file():
         raise UserError(f"{folder}: not a run folder (no recipe.yaml in it); {PRINTED}")
-    recipe = load_recipe(str(place.recipe_path), overrides, trust=trust)
+    recipe = load_recipe(str(place.recipe_path), overrides, trust=trust, rewards=rewards)
     if World.joined(recipe.train.device).size == 1:  # which reads what several trained
         recipe = recipe.model_copy(update={"train": recipe.train.model_copy(update={"shard": False})})
     tuner = build(recipe, rewards=rewards, learns=False)
     tuner.count_questions(place)
-    newest = load_newest(place.saved_checkpoints(), tuner.identity())
+    newest = load_newest(place.saved_checkpoints(), tuner.identity(), besides=() if rewards else SCORING)
     if newest is not None:
         path, state = newest
         try:

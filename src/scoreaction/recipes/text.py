@@ -37,6 +37,10 @@ def read_recipe(name_or_path: str) -> tuple[Values, Path]:
     return values, path
 
 
+SCORING = ("reward", "online", "train.select")
+"""How the settings of a run begin that only score: weights are read without them."""
+
+
 def without_rewards(values: Values) -> Values:
     """A recipe's values without what only scores and measures, whose modules and files need not be there.
 

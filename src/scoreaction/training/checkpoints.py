@@ -71,11 +71,11 @@ def load_tree(path: Path) -> dict[str, Any]:
         raise DamagedError(f"{path}: {DAMAGED}") from error
 
 
-def load_newest(paths: Sequence[Path], run: Values) -> tuple[Path, dict[str, Any]] | None:
+def load_newest(paths: Sequence[Path], run: Values, *, besides: tuple[str, ...] = ()) -> tuple[Path, dict[str, Any]] | None:
     """The newest undamaged checkpoint of these, oldest first, with its tree; None where there are none.
 
-    A damaged one is named, and the one before it is taken. UserError where all are damaged, or that one is of another run
-    than `run`.
+    A damaged one is named, and the one before it is taken. besides: how settings begin that do not matter here. UserError
+    where all are damaged, or that one is of another run than `run`.
     """
     damaged: list[DamagedError] = []
     for path in reversed(paths):
@@ -84,12 +84,11 @@ def load_newest(paths: Sequence[Path], run: Values) -> tuple[Path, dict[str, Any
         except DamagedError as error:
             damaged.append(error)
             continue
-        changed = difference(run_of(path) or {}, run)
+        before, now = ({k: v for k, v in one.items() if not k.startswith(besides)} for one in (run_of(path) or {}, run))
+        changed = difference(before, now)
         if changed is not None:
-            key, before, now = changed
-            raise UserError(
-                f"{key}: {path} is of a run with {before!r}, not {now!r}; set it as it was, or name another --output"
-            )
+            key, old, new = changed
+            raise UserError(f"{key}: {path} is of a run with {old!r}, not {new!r}; set it as it was, or name another --output")
         for other in paths[len(paths) - len(damaged) :]:
             logging.getLogger(__name__).warning("%s: damaged; going on from %s", other, path)
         return path, tree
