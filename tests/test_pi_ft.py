@@ -10,8 +10,8 @@ from twins import F64, accepts, close, f64
 
 import scoreaction as sa
 from scoreaction.algorithms import pi_ft
-from scoreaction.algorithms._learner import Update
 from scoreaction.algorithms._step import StepWeights, minimiser, next_states, noise_of, step_loss
+from scoreaction.algorithms._updates import Update
 from scoreaction.algorithms.pi_ft import curvature
 from scoreaction.diffusion.noise import RowNoise, drawn_seed
 from scoreaction.diffusion.solvers import time_grid

@@ -11,8 +11,8 @@ from tuning import SMOOTH, lines, tune
 from twins import accepts, close, same
 
 import scoreaction as sa
-from scoreaction.algorithms._learner import Term, Update
 from scoreaction.algorithms._trust import TrustState, leaps
+from scoreaction.algorithms._updates import Term, Update
 from scoreaction.training.optimizer import Optimisation, Train, TrainingError
 from scoreaction.training.take_back import TakeBack
 

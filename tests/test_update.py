@@ -12,7 +12,7 @@ from tuning import ALGORITHMS, reward_of, tune
 from twins import accepts, close
 
 import scoreaction as sa
-from scoreaction.algorithms._learner import Largest, Term, Update
+from scoreaction.algorithms._updates import Largest, Term, Update
 from scoreaction.training.optimizer import Optimisation, Train, TrainingError, check_first_ratio
 
 

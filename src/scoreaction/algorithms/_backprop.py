@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import torch
 
-from scoreaction.algorithms._learner import Learner, Setting, Term, refuse_black_box
+from scoreaction.algorithms._learner import Learner, Setting, refuse_black_box
 from scoreaction.algorithms._step import StepWeights, known, step_term
+from scoreaction.algorithms._updates import Term
 from scoreaction.networks.conditions import take
 from scoreaction.sampling.rollout import Rollout
 from scoreaction.world import Rows

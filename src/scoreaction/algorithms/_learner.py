@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from abc import abstractmethod
-from collections.abc import Callable, Generator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any, ClassVar, Literal, NamedTuple, TypeAlias
@@ -13,6 +13,7 @@ import torch
 from pydantic import ConfigDict, Field
 from torch import Tensor, nn
 
+from scoreaction.algorithms._updates import Updates
 from scoreaction.diffusion.noise import Source
 from scoreaction.diffusion.predictions import perturbed
 from scoreaction.diffusion.solvers import jittered
@@ -25,45 +26,10 @@ from scoreaction.sampling.rollout import Choose, Rollout, compared, once, roll_o
 from scoreaction.sampling.sampler import Sampler, act, follow
 from scoreaction.settings import Settings
 from scoreaction.types import Conditions, Predict, Prediction, Values
-from scoreaction.world import ALONE, Rows, World
-
-
-class Largest(NamedTuple):
-    """A figure of which the log has the largest of all rows, and not the mean."""
-
-    values: Tensor
-
+from scoreaction.world import ALONE, World
 
 LOGGED = 8
 """States of each step, of all processes together, at which the pretrained model is evaluated where the KL is only logged."""
-
-Loss: TypeAlias = tuple[Tensor, dict[str, Tensor | Largest]]
-"""The loss of each row (rows,), and figures for the log by name, each (rows,)."""
-
-
-class Term(NamedTuple):
-    """One term of an update: the mean of `loss(numbers)` over rows, numbers those of the own rows from 0 on.
-
-    The loop calls `loss` with parts of them, as many as memory holds: `calls` is how often the loss of one row evaluates the
-    model with a graph, 0 where it does not (a critic's). rows are this process's of a list that all drew alike; an int is as
-    many of every process.
-    """
-
-    rows: Rows | int
-    loss: Callable[[Tensor], Loss]
-    calls: int = 1
-
-
-class Update(NamedTuple):
-    """One optimiser step of a network: "policy", or a name of the learner's `networks`; its loss is the sum of the terms."""
-
-    network: str
-    terms: list[Term]
-
-
-Updates: TypeAlias = Generator[Update, dict[str, float], None]
-"""Updates, one after another: `figures = yield Update(...)` steps the optimiser and gives the update's averaged figures."""
-
 
 Draw: TypeAlias = Callable[[Callable[[Tensor, Source], Rollout], Tensor], "Rollout | None"]
 """Draws trajectories of an iteration again: `draw(explore, rows)`, rows the numbers of those of all processes.

@@ -16,8 +16,9 @@ from torch import Tensor
 from torch.nn.functional import softplus
 
 from scoreaction.algorithms._forward import stratified
-from scoreaction.algorithms._learner import Learner, Loss, Setting, Term, Update
+from scoreaction.algorithms._learner import Learner, Setting
 from scoreaction.algorithms._tokens import log_prob_of
+from scoreaction.algorithms._updates import Loss, Term, Update
 from scoreaction.diffusion.noise import RowNoise, normal
 from scoreaction.diffusion.predictions import expand
 from scoreaction.diffusion.processes import Process

@@ -8,7 +8,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from scoreaction.algorithms._learner import Learner, Loss, Term
+from scoreaction.algorithms._learner import Learner
+from scoreaction.algorithms._updates import Loss, Term
 from scoreaction.diffusion.kl import drift_rate, g2_integral, kl_rate
 from scoreaction.diffusion.noise import RowNoise, normal
 from scoreaction.diffusion.predictions import expand

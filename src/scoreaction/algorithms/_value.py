@@ -9,7 +9,8 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from scoreaction.algorithms._learner import Learner, Loss, Term, Update, Updates
+from scoreaction.algorithms._learner import Learner
+from scoreaction.algorithms._updates import Loss, Term, Update, Updates
 from scoreaction.diffusion.kl import g2_integral, kl_rate
 from scoreaction.diffusion.noise import RowNoise, Source, drawn_seed
 from scoreaction.diffusion.predictions import expand

@@ -20,17 +20,7 @@ from scoreaction.algorithms._baselines import (
     standardised_groups,
 )
 from scoreaction.algorithms._ineffective import Ineffective, Redrawn
-from scoreaction.algorithms._learner import (
-    LOGGED,
-    Algorithm,
-    Draw,
-    Learner,
-    Loss,
-    Setting,
-    Update,
-    Updates,
-    roll_out_chain,
-)
+from scoreaction.algorithms._learner import LOGGED, Algorithm, Draw, Learner, Setting, roll_out_chain
 from scoreaction.algorithms._likelihood_ratio import (
     minibatches,
     ratio_term,
@@ -41,6 +31,7 @@ from scoreaction.algorithms._likelihood_ratio import (
     steps_with_density,
     transition,
 )
+from scoreaction.algorithms._updates import Loss, Update, Updates
 from scoreaction.algorithms._windows import (
     Window,
     Windows,

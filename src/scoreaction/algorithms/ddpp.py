@@ -8,9 +8,10 @@ import torch
 from pydantic import Field
 from torch import Tensor, nn
 
-from scoreaction.algorithms._learner import LOGGED, Learner, Loss, Regularised, Setting, Term, Update, Updates
+from scoreaction.algorithms._learner import LOGGED, Learner, Regularised, Setting
 from scoreaction.algorithms._likelihood_ratio import transition
 from scoreaction.algorithms._tokens import log_prob_of
+from scoreaction.algorithms._updates import Loss, Term, Update, Updates
 from scoreaction.diffusion.noise import RowNoise, Source, drawn_seed, normal
 from scoreaction.diffusion.processes import Masking
 from scoreaction.diffusion.reveals import chosen, position_kl, product_draws, token_log_prob

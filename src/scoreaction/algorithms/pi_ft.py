@@ -10,9 +10,10 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
-from scoreaction.algorithms._learner import LOGGED, Learner, Regularised, Setting, State, Update, Updates, refuse_black_box
+from scoreaction.algorithms._learner import LOGGED, Learner, Regularised, Setting, State, refuse_black_box
 from scoreaction.algorithms._soft_q import soft_q
 from scoreaction.algorithms._step import StepWeights, known, next_states, noise_of, step_term
+from scoreaction.algorithms._updates import Update, Updates
 from scoreaction.algorithms._value import critic_updates
 from scoreaction.diffusion.noise import drawn_seed
 from scoreaction.diffusion.predictions import expand

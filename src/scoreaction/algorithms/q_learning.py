@@ -10,9 +10,10 @@ import torch
 from pydantic import Field, field_validator
 from torch import Tensor
 
-from scoreaction.algorithms._learner import Learner, Regularised, Setting, Updates
+from scoreaction.algorithms._learner import Learner, Regularised, Setting
 from scoreaction.algorithms._likelihood_ratio import transition
 from scoreaction.algorithms._trust import TrustState, adapt_trust
+from scoreaction.algorithms._updates import Updates
 from scoreaction.algorithms._value import kl_to_go, visited_updates
 from scoreaction.algorithms.score_action import score_action_update
 from scoreaction.diffusion.kernel_density import KernelDensity

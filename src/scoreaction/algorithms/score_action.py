@@ -12,12 +12,13 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
-from scoreaction.algorithms._learner import Learner, Loss, Regularised, Setting, Term, Update, Updates
+from scoreaction.algorithms._learner import Learner, Regularised, Setting
 from scoreaction.algorithms._likelihood_ratio import refuse_without_density
 from scoreaction.algorithms._score_action_forward import ForwardLearner, ForwardSettings, refuse_memory
 from scoreaction.algorithms._score_action_ratio import RatioLearner, RatioSettings
 from scoreaction.algorithms._tokens import TokenLearner, TokenRatioLearner, TokenSettings, refuse_large_vocabulary
 from scoreaction.algorithms._trust import TrustState, adapt_trust
+from scoreaction.algorithms._updates import Loss, Term, Update, Updates
 from scoreaction.algorithms._value import LookAhead, StateValue, ValuedRollout
 from scoreaction.algorithms._windows import Window, refuse_windows
 from scoreaction.diffusion.kl import drift_rate, g2_integral, kl_rate

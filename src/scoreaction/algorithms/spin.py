@@ -10,8 +10,9 @@ from pydantic import Field
 from torch import Tensor
 
 from scoreaction.algorithms._forward import LaggedPolicy
-from scoreaction.algorithms._learner import LOGGED, Algorithm, Learner, Setting, State, Updates
+from scoreaction.algorithms._learner import LOGGED, Algorithm, Learner, Setting, State
 from scoreaction.algorithms._pairs import LogRatio, NoisedRatio, pair_update, path_ratio
+from scoreaction.algorithms._updates import Updates
 from scoreaction.diffusion.noise import Source
 from scoreaction.networks.conditions import take
 from scoreaction.sampling.rollout import Rollout

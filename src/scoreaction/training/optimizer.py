@@ -12,7 +12,8 @@ import torch
 from pydantic import Field
 from torch import Tensor, nn
 
-from scoreaction.algorithms._learner import Largest, Learner, Term, Update, Updates
+from scoreaction.algorithms._learner import Learner
+from scoreaction.algorithms._updates import Largest, Term, Update, Updates
 from scoreaction.errors import Failed, missing
 from scoreaction.networks.lockstep import equal_parts
 from scoreaction.networks.memory import fitting
