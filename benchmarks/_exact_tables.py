@@ -10,9 +10,11 @@ from typing import Any
 from _tables import Cells, Results, Run, Table, cell, mean_and_error, number, of
 
 EXACT = ("score_action", "sqdf", "sqdf, corrected", "sqdf, chain", "vard", "pi_ft", "adjoint_matching", "dpok",
-         "draft, K = N, KL", "draft, K = N", "draft-1", "refl, KL", "ddpo", "score_action, surrogate", "score_action, ratio",
-         "score_action, forward", "ram", "nft", "awm")  # fmt: skip
+         "draft, K = N, KL", "draft, K = N", "draft-1", "refl, KL", "ddpo")  # fmt: skip
+VALUES_ALONE = ("score_action, surrogate", "score_action, forward", "score_action, ratio", "ram", "awm", "nft", "dpok", "ddpo")
 QUOTED = ("score_action", "sqdf, corrected", "sqdf", "vard", "adjoint_matching", "dpok", "ddpo")
+VARIED = ", varied"
+"""How the names of runs on random tasks end whose settings are not as drawn."""
 TASKS = ("mixture", "mixture16", "linear_quadratic")
 Plan = list[tuple[str, str, int]]
 
@@ -94,12 +96,18 @@ def measurement(results: Results) -> Table:
     return table
 
 
+def _as_drawn(results: Results) -> dict[str, list[Run]]:
+    """The runs on random tasks of each trainer, without those with other settings."""
+    every = results.groups("trainer").items()
+    return {trainer: [run for run in runs if not run["name"].endswith(VARIED)] for trainer, runs in every}
+
+
 def stability(results: Results) -> Table:
     """Runs on random tasks: how many went to their end, how far they are from the optimum, and what they moved at once."""
     table = Table(
         "trainer", "tasks", "diverged", "median ratio", "nine of ten", "worst", "most nats an iteration", "taken back"
     )
-    for trainer, runs in results.groups("trainer").items():
+    for trainer, runs in _as_drawn(results).items():
         ratios = sorted(_over(run) if run["finished"] else math.inf for run in runs)
         nine = ratios[math.ceil(0.9 * len(ratios)) - 1]
         figures = [
@@ -115,11 +123,26 @@ def stability_worst(results: Results, count: int = 6) -> Table:
     drawn = {"process": "process", "reward": "shape", "dim.": "dimension", "modes": "modes", "least weight": "least_weight",
              "beta": "beta", "steps": "steps", "batch": "batch", "rate": "lr"}  # fmt: skip
     table = Table("run", "ratio", "KL", "its optimum", "reward", "its optimum ", *drawn)
-    for runs in results.groups("trainer").values():
+    for runs in _as_drawn(results).values():
         for run in sorted((run for run in runs if run["finished"]), key=_over, reverse=True)[:count]:
             figures = [number(run[key], 2) for key in ("kl_nats", "optimum_kl_nats", "reward_tuned", "optimum_reward")]
             texts = (f"{run[key]:.2g}" if isinstance(run[key], float) else str(run[key]) for key in drawn.values())
             table.add([run], run["name"], number(_over(run), 2), *figures, *texts)
+    return table
+
+
+def stability_varied(results: Results) -> Table:
+    """Runs on some of the random tasks with other settings, beside those with the settings as drawn."""
+    settings = {"steps": "steps", "batch": "batch", "rate": "lr", "iterations": "iterations"}
+    table = Table("task", "trainer", "ratio", "KL", "its optimum", *settings, "ratio as drawn")
+    before = {run["name"]: run for run in results.runs}
+    for run in results.runs:
+        drawn = before.get(run["name"].removesuffix(VARIED))
+        if run["name"].endswith(VARIED) and drawn is not None:
+            figures = [number(value, 2) for value in (_over(run), run["kl_nats"], run["optimum_kl_nats"])]
+            texts = [f"{run[key]:.2g}" if isinstance(run[key], float) else str(run[key]) for key in settings.values()]
+            trainer = {"sqdf": "sqdf, corrected"}.get(run["trainer"], run["trainer"])
+            table.add([run], str(run["task"]), trainer, *figures, *texts, number(_over(drawn), 2))
     return table
 
 

@@ -2,6 +2,7 @@
 
 python -m benchmarks.stability                          # results/stability.csv and its tables; resumes
 python -m benchmarks.stability --only 007/ 012/         # runs whose name contains one of these
+python -m benchmarks.stability --only varied            # the tasks that ended farthest away, with other settings
 
 A task is drawn from its number: a Gaussian mixture of 1 to 32 dimensions and 1 to 8 modes, of unequal weights and standard
 deviations from 0.05 to 1; a linear, concave or convex quadratic reward of standard deviation 1 on it, beta from 0.1 to 5; VP,
@@ -25,6 +26,17 @@ TRAINERS = ("score_action", "sqdf")
 LEAST_NATS, MOST_NATS = 0.02, 6.0
 MOST_STATES = 8192
 SHAPES = ("linear", "concave", "convex")
+LONGER = {"train.lr": 2e-3, "train.iterations": 240}
+VARIED: dict[str, tuple[int, str, Figures]] = {  # task, trainer and what is not as it was drawn
+    "011/score_action, varied": (11, "score_action", LONGER),
+    "022/score_action, varied": (22, "score_action", LONGER),
+    "025/score_action, varied": (25, "score_action", {**LONGER, "sampler.steps": 25, "train.batch": 128}),
+    **{
+        f"{task:03d}/sqdf, varied": (task, "sqdf", {"algorithm.correction": True, **LONGER})
+        for task in (11, 30, 90, 97, 108, 164)
+    },
+}
+"""Runs that say why a task ended far away: with more updates, or with what its trainer leaves out."""
 
 
 class Draw:
@@ -90,15 +102,18 @@ def settings(task: int) -> dict[str, Any]:
             return {**setting, "beta": beta, "shape": shape}
 
 
-def train(task: int, trainer: str, iterations: int) -> Figures:
-    """One run: what was drawn, whether it went to its end, its summary, and the largest path KL of an iteration."""
+def train(task: int, trainer: str, iterations: int, changes: Figures | None = None) -> Figures:
+    """One run: what was drawn, whether it went to its end, its summary, and the largest path KL of an iteration.
+
+    changes: settings that are not as they were drawn.
+    """
     from scoreaction.rewards import RewardError
     from scoreaction.training.optimizer import TrainingError
 
     drawn = settings(task)
     shape, beta, model = drawn.pop("shape"), drawn.pop("beta"), drawn["model"]
     keys = {**drawn, "algorithm": {"name": trainer, "beta": beta}, "train.iterations": iterations, "train.seed": task}
-    keys |= {"evaluation.n": 2048, "evaluation.steps": 50}
+    keys |= {"evaluation.n": 2048, "evaluation.steps": 50, **(changes or {})}
     tuner = built("mixture", *(f"{key}={json.dumps(value)}" for key, value in keys.items()))
     moved, taken, finished = 0.0, 0.0, True
     try:
@@ -117,7 +132,7 @@ def train(task: int, trainer: str, iterations: int) -> Figures:
     figures = {
         "task": task, "trainer": trainer, "dimension": len(model["means"][0]), "modes": len(model["means"]),
         "least_weight": min(model["weights"]), "least_std": min(model["std"]), "shape": shape, "process": model["process"],
-        "beta": beta, "steps": drawn["sampler.steps"], "batch": drawn["train.batch"], "lr": drawn["train.lr"],
+        "beta": beta, "steps": keys["sampler.steps"], "batch": keys["train.batch"], "lr": keys["train.lr"],
         "finished": int(finished), "most_moved": moved, "taken_back": taken, "iterations": tuner.iteration,
     }  # fmt: skip
     return measured | figures
@@ -125,11 +140,16 @@ def train(task: int, trainer: str, iterations: int) -> Figures:
 
 def jobs() -> dict[str, Figures]:
     """All runs by name."""
-    return {
+    drawn: dict[str, Figures] = {
         f"{task:03d}/{trainer}": {"task": task, "trainer": trainer, "iterations": ITERATIONS}
         for task in range(TASKS)
         for trainer in TRAINERS
     }
+    varied = {
+        name: {"task": task, "trainer": trainer, "iterations": changes["train.iterations"], "changes": changes}
+        for name, (task, trainer, changes) in VARIED.items()
+    }
+    return drawn | varied
 
 
 if __name__ == "__main__":
