@@ -40,7 +40,7 @@ TRAINERS: dict[str, list[str]] = {  # what a trainer's name in the tables means
     "score_action, surrogate": ["algorithm={name: score_action, look_ahead: surrogate, beta: BETA}"],
     "score_action, ratio": ["algorithm={name: score_action, estimator: likelihood_ratio, look_ahead: surrogate, beta: BETA}"],
     "score_action, forward": ["algorithm={name: score_action, estimator: forward, errors: eps, beta: BETA}", "train.lr=3e-3"],
-    "ram": ["algorithm={name: ram, beta: BETA}"],
+    "ram": ["algorithm={name: ram, beta: BETA}", "train.lr=3e-4"],  # at 1e-3 its gradient ends on the mixture
     "nft": ["algorithm={name: nft}"],
     "awm": ["algorithm={name: awm}"],
 }

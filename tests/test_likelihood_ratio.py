@@ -266,13 +266,15 @@ def test_equal_rewards_are_a_logged_skip(algorithm):
 def test_dpok_pays_beta_per_nat_in_reward_units():
     """Advantages are divided by the rewards' std, and so is beta; the penalty is the KL of the steps that were taken."""
     made = model(VP)
-    found = sa.DPOK(beta=BETA, baseline="batch", minibatches=1, clip=10.0).build(setting(made, steps=6, batch=500))
-    plain = sa.DDPO(baseline="batch", minibatches=1, clip=10.0).build(setting(made, steps=6, batch=500))
+    options = {"baseline": "batch", "minibatches": 1, "clip": 10.0, "advantage_clip": 1e6}
+    found = sa.DPOK(beta=BETA, **options).build(setting(made, steps=6, batch=500))
+    plain = sa.DDPO(**options).build(setting(made, steps=6, batch=500))
     experience = collected(found, 500)
     with_kl, without = (next(each(f.updates(experience, torch.Generator())))[1] for f in (found, plain))
     steps = steps_with_density(found, experience)
     said = made.predict(steps.x, steps.t)
     kl = step_kl(found, said, steps).sum() / 500
+    without = without * 500 / 499  # beside a KL, of which the mean of the batch takes no part away
     paid, std = float((with_kl - without).detach()), float(experience.rewards.std(correction=0))
     close(paid * std, BETA * float(kl.detach()), rtol=1e-3, atol=0, not_scaled=paid, mean_over_steps=paid * std / 5)
     assert found.reference_rows is None
@@ -290,6 +292,20 @@ def test_beta_is_worth_the_same_in_groups_of_any_size(size):
 
     centred = group_advantages(x, prompt, torch.ones_like(x)) / x.std(correction=0)
     close(slope(found.advantages(x, prompt)), 1.0, atol=0.03, centred=slope(centred))
+
+
+@pytest.mark.parametrize(("baseline", "known"), [("batch", 4), ("prompt", 16)])
+def test_beta_is_worth_the_same_with_the_mean_of_a_batch_or_of_a_prompts_last_rewards(baseline, known):
+    """As in groups: r = x of N(0, 1), batches of 4, twelve rewards known before. Twin: a mean with the own one."""
+    found = sa.DPOK(beta=BETA, baseline=baseline, advantage_clip=1e6).build(setting(model(VP), steps=3, batch=4))
+    x = torch.randn(6000, 4, generator=torch.Generator().manual_seed(0), dtype=F64)
+    past = torch.randn(6000, 12, generator=torch.Generator().manual_seed(1), dtype=F64)
+    slopes = []
+    for rewards, before in zip(x, past, strict=True):
+        found.state.prompt_rewards = {"0": before.tolist()}
+        slopes.append(float((found.advantages(rewards, none(4)) * rewards).mean() * rewards.std(correction=0)))
+    slope = sum(slopes) / 6000
+    close(slope, 1.0, atol=0.03, with_own=slope * (1 - 1 / known))
 
 
 def test_dpok_compares_a_reward_with_the_others_of_its_group():

@@ -12,6 +12,8 @@ from scoreaction.algorithms._learner import Setting, State
 from scoreaction.algorithms._likelihood_ratio import spread_is_rounding, standardised
 
 Baseline = Literal["batch", "prompt", "group", "branch"]
+ENOUGH = 16
+"""Rewards of a prompt from which on it has statistics of its own."""
 
 
 def check_baseline(setting: Setting, baseline: Baseline, branches: int) -> None:
@@ -35,13 +37,13 @@ def prompt_advantages(
 ) -> Tensor:
     """Rewards minus the mean of the last `keep` of their prompt, over their std (or `spread`), (batch,); adds to `history`.
 
-    A prompt with fewer than 16 takes the statistics of the batch. Black et al. 2023, appendix D.2.
+    A prompt with fewer than `ENOUGH` takes the statistics of the batch. Black et al. 2023, appendix D.2.
     """
     advantage = standardised(rewards)
     for number in prompt.unique().tolist():
         rows = (prompt == number).to(rewards.device)
         last = history[str(number)] = (history.get(str(number), []) + rewards[rows].tolist())[-keep:]
-        if len(last) >= 16:
+        if len(last) >= ENOUGH:
             past = torch.tensor(last, dtype=torch.float64)
             centred = rewards[rows] - past.mean()
             flat = spread_is_rounding(past)
@@ -84,6 +86,25 @@ def bessel(groups: Tensor) -> Tensor:
     _, number, counts = groups.unique(return_inverse=True, return_counts=True)
     size = counts[number].double()
     return size / (size - 1 + (size == 1))
+
+
+def whole(baseline: Baseline, prompt: Tensor, history: dict[str, list[float]]) -> Tensor:
+    """What gives each sample's gradient back to it where the mean it is compared with holds its own reward, (batch,) float64.
+
+    `bessel` of its group, of the batch, or of the last rewards of its prompt in `history`, this batch's among them.
+
+    >>> whole("batch", torch.tensor([7, 3]), {}).tolist()
+    [2.0, 2.0]
+    >>> whole("prompt", torch.tensor([7, 3]), {"7": [0.0], "3": [0.0] * 21}).tolist()
+    [2.0, 1.05]
+    """
+    if baseline == "group":
+        return bessel(prompt)
+    every = bessel(torch.zeros_like(prompt))
+    if baseline == "prompt":
+        size = torch.tensor([float(len(history[str(number)])) for number in prompt.tolist()], dtype=torch.float64)
+        every = torch.where(size >= ENOUGH, size / (size - 1), every)
+    return every
 
 
 def group_advantages(rewards: Tensor, groups: Tensor, weight: Tensor) -> Tensor:

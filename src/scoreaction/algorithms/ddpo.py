@@ -13,11 +13,11 @@ from torch import Tensor
 from scoreaction.algorithms._baselines import (
     Baseline,
     PromptState,
-    bessel,
     check_baseline,
     group_advantages,
     prompt_advantages,
     standardised_groups,
+    whole,
 )
 from scoreaction.algorithms._ineffective import Ineffective, Redrawn
 from scoreaction.algorithms._learner import LOGGED, Algorithm, Draw, Learner, Setting, roll_out_chain
@@ -159,13 +159,15 @@ class DDPOLearner(Learner):
         return weight * step_kl(self, prediction, steps), {}
 
     def advantages(self, rewards: Tensor, prompt: Tensor, weight: Tensor | None = None) -> Tensor:
-        """Standardised rewards of the whole batch by the chosen baseline, clipped, (batch,); weight: that of each path."""
+        """Standardised rewards of the whole batch by the chosen baseline, clipped, (batch,); weight: that of each path.
+
+        Beside a KL a sample keeps all of its gradient, whatever it is compared with: else beta would be worth more.
+        """
         match self.config.baseline:
             case "batch":
                 advantage = standardised(rewards)
             case "group" if self.beta > 0:  # with a KL all share one std, so that beta is worth the same everywhere
                 advantage = group_advantages(rewards, prompt, torch.ones_like(rewards) if weight is None else weight)
-                advantage = advantage * bessel(prompt).to(rewards)
                 flat = spread_is_rounding(rewards)
                 advantage = torch.zeros_like(rewards) if flat else advantage / rewards.std(correction=0)
             case "group" if weight is not None:
@@ -180,6 +182,8 @@ class DDPOLearner(Learner):
                 advantage = prompt_advantages(self.state.prompt_rewards, rewards, prompt, spread=spread)
                 if spread is not None and spread_is_rounding(rewards):  # a distance to the past over nothing
                     advantage = torch.zeros_like(advantage)
+        if self.beta > 0 and self.config.baseline != "branch":
+            advantage = advantage * whole(self.config.baseline, prompt, self.state.prompt_rewards).to(advantage)
         return advantage.clamp(-self.config.advantage_clip, self.config.advantage_clip)
 
 

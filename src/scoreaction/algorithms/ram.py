@@ -9,7 +9,7 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
-from scoreaction.algorithms._baselines import PromptState, bessel, refuse_groups_of_one
+from scoreaction.algorithms._baselines import PromptState, refuse_groups_of_one, whole
 from scoreaction.algorithms._forward import (
     Baseline,
     Noised,
@@ -87,8 +87,7 @@ class RAMLearner(Learner):
         advantage = advantages(self.config.baseline, history, rewards, prompt, spread=spread)
         if self.config.standardise:
             return advantage
-        whole = bessel(prompt).to(advantage) if self.config.baseline == "group" else 1.0  # else beta would grow by B/(B-1)
-        return std * whole * advantage
+        return std * whole(self.config.baseline, prompt, history).to(advantage) * advantage  # else beta would be worth more
 
     def _loss(self, points: Noised, advantage: Tensor, numbers: Tensor) -> Loss:
         part = take(points, numbers)
