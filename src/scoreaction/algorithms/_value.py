@@ -11,7 +11,7 @@ from torch import Tensor
 
 from scoreaction.algorithms._learner import Learner
 from scoreaction.algorithms._updates import Loss, Term, Update, Updates
-from scoreaction.diffusion.kl import g2_integral, kl_rate
+from scoreaction.diffusion.kl import kl_rate, path_cost_steps
 from scoreaction.diffusion.noise import RowNoise, Source, drawn_seed
 from scoreaction.diffusion.predictions import expand
 from scoreaction.diffusion.processes import Process
@@ -28,40 +28,24 @@ from scoreaction.world import Rows
 LookAhead = Literal["auto", "reward", "surrogate", "zeroth_order", "none"]
 
 
-def running_cost(process: Process, eta: float, rollout: Rollout, squares: Tensor | None = None) -> Tensor:
+def running_cost(process: Process, eta: float, rollout: Rollout) -> Tensor:
     """`(c/eta)^2/2 integral of g^2 ||s - s_pre||^2` over each step of the policy, in nats at eta > 0: (n, batch).
 
-    With d the difference of eps, lambda the log SNR and M the logarithmic mean `M(a, b) = (a - b)/log(a/b)`, a step costs
-    `(c/eta)^2/2 (lambda_s - lambda_t) M(||d_t||^2, ||d_s||^2)`. That is exact where ||d||^2 is a power of the SNR, as it nearly
-    is at both ends of time: in much noise it is policies' x0 that differ alike from step to step, close to the data their
-    scores. From pure noise it has the limit for such x0, `||d_s||^2`; the last step, at whose end no score is evaluated, keeps
-    the score of its beginning.
-
-    squares (n, batch): ||s - s_pre||^2 at each state, by default that of the rollout's predictions.
+    That is the path KL of the log, down to where the policy acts, and at eta = 0 the quadratic cost in its place.
     """
-    times = rollout.acted
-    t, s, log_snr = times[:-1], times[1:], process.log_snr(times)
-    if squares is None:
-        eps = torch.stack([sum_event(step**2) for step in rollout.difference().eps])
-    else:
-        eps = squares * process.sigma2(t).to(squares)[:, None]
-    noisy = (process.alpha(t) == 0)[:-1, None]
-    apart = torch.where(noisy[:, 0], 1.0, (log_snr[1:] - log_snr[:-1])[:-1])
-    mean = torch.where(noisy.to(eps.device), eps[1:], _logarithmic_mean(eps[:-1], eps[1:]))
-    last = (g2_integral(process, t, s) / process.sigma2(t))[-1:]
-    return kl_rate(eta) / 2 * torch.cat([apart.to(eps)[:, None] * mean, last.to(eps)[:, None] * eps[-1:]])
+    apart = rollout.difference()
+    eps, x0 = (torch.stack([sum_event(step**2) for step in part]) for part in (apart.eps, apart.x0))
+    return kl_rate(eta) * path_cost_steps(process, rollout.acted, eps, x0)
 
 
-def _logarithmic_mean(a: Tensor, b: Tensor) -> Tensor:
-    """`(a - b)/log(a/b)` of numbers that are not negative, as `sqrt(a b) sinh(h)/h` with `h = log(a/b)/2`: a where a = b."""
-    a, b = (part.clamp(min=torch.finfo(part.dtype).tiny).sqrt() for part in (a, b))
-    h = torch.log(a / b)
-    return a * b * torch.where(h == 0, 1.0, torch.sinh(h) / h)
-
-
-def kl_to_go(process: Process, eta: float, rollout: Rollout, squares: Tensor | None = None) -> Tensor:
+def kl_to_go(process: Process, eta: float, rollout: Rollout) -> Tensor:
     """The running cost from each state that the policy acted in to the end: (n, batch)."""
-    return running_cost(process, eta, rollout, squares).flip(0).cumsum(0).flip(0)
+    return to_go(running_cost(process, eta, rollout))
+
+
+def to_go(costs: Tensor) -> Tensor:
+    """The sum of the costs of a step and of all after it, (n, batch)."""
+    return costs.flip(0).cumsum(0).flip(0)
 
 
 def critic_updates(
