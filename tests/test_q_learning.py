@@ -7,7 +7,8 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
-from affine import BETA, LAW, OLD, REWARD, ExactValue, experienced, gradient, learner, model, setting
+from affine import BETA, LAW, OLD, REWARD, ExactValue, experienced, gradient, model, setting
+from affine import learner as affine_learner
 from test_vard import GRADIENTS
 from twins import F64, accepts, close, f64
 
@@ -233,7 +234,7 @@ def test_the_variance_of_an_estimate_is_a_cost_that_two_estimates_do_not_have():
 
 def test_the_running_cost_of_estimated_squares_is_linear_in_them():
     """That of the squares themselves is the path's; twin: estimates below zero taken for zero."""
-    rollout = experienced(learner(VP, 1.0, "pathwise", steps=6, batch=8)[0], 8, torch.Generator().manual_seed(0))
+    rollout = experienced(affine_learner(VP, 1.0, "pathwise", steps=6, batch=8)[0], 8, torch.Generator().manual_seed(0))
     squares = torch.stack([sum_event(step**2) for step in rollout.difference().eps]) / VP.sigma2(rollout.acted[:-1])[:, None]
     found = partial(QLearningLearner._cost, SimpleNamespace(process=VP), rollout)
     truth = running_cost(VP, 1.0, rollout)
