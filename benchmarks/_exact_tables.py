@@ -138,7 +138,7 @@ def stability_varied(results: Results) -> Table:
     before = {run["name"]: run for run in results.runs}
     for run in results.runs:
         drawn = before.get(run["name"].removesuffix(VARIED))
-        if run["name"].endswith(VARIED) and drawn is not None:
+        if run["name"].endswith(VARIED) and drawn is not None and run["finished"] and drawn["finished"]:
             figures = [number(value, 2) for value in (_over(run), run["kl_nats"], run["optimum_kl_nats"])]
             texts = [f"{run[key]:.2g}" if isinstance(run[key], float) else str(run[key]) for key in settings.values()]
             trainer = {"sqdf": "sqdf, corrected"}.get(run["trainer"], run["trainer"])

@@ -342,27 +342,34 @@ def test_the_surrogate_begins_as_ridge_regression():
     assert float(made.slope.abs().max()) > 0
 
 
-def test_what_a_surrogate_has_foreseen_is_the_r2_of_samples_that_it_has_not_seen():
-    """scikit-learn's r2_score, over more samples than one call takes; 0 where all rewards are equal."""
-    from sklearn.metrics import r2_score
+def test_what_a_surrogate_has_foreseen_is_the_variance_that_it_explains_in_samples_that_it_has_not_seen():
+    """scikit-learn's explained variance, within prompts, over more samples than one call takes; nothing of equal rewards."""
+    from sklearn.metrics import explained_variance_score
 
     generator = torch.Generator().manual_seed(0)
-    x0, prompt = torch.randn(150, 2, generator=generator), torch.zeros(150).long()
-    rewards = 5 + 3 * x0[:, 0] - x0[:, 1] + torch.randn(150, generator=generator)
+    x0, prompt = torch.randn(150, 2, generator=generator), torch.arange(150) % 2
+    rewards = 5 + 3 * x0[:, 0] - x0[:, 1] + 4 * prompt + torch.randn(150, generator=generator)
     made = Surrogate(sa.VP(), (2,), memory=64)
     made.remember(x0[:20], prompt[:20], rewards[:20])
     made.fit_line()
-    new = x0[20:], prompt[20:], rewards[20:]
-    values = made(*new[:2]).detach()
-    variance = float(((values - rewards[20:]) ** 2).mean() / rewards[:20].var())
+    values = made(x0[20:], prompt[20:]).detach()
+
+    def within(values, prompt):
+        return torch.cat([values[prompt == number] - values[prompt == number].mean() for number in (0, 1)])
+
+    def explained(rewards, values, prompt):
+        return explained_variance_score(within(rewards, prompt), within(values, prompt))
+
+    truth = explained(rewards[20:], values, prompt[20:])
+    one_call = explained(rewards[20:84], values[:64], prompt[20:84])
     close(
-        made.foreseen(*new),
-        r2_score(rewards[20:], values),
-        atol=1e-6,
-        of_the_seen=1 - variance,
-        one_call=r2_score(rewards[20:84], values[:64]),
+        made.foreseen(x0[20:], prompt[20:], rewards[20:]),
+        truth,
+        atol=1e-5,
+        over_prompts=explained_variance_score(rewards[20:], values),
+        one_call=one_call,
     )
-    assert made.foreseen(*new[:2], torch.ones(130)) == 0.0
+    assert made.foreseen(x0[20:], prompt[20:], 0.1 + 4.0 * prompt[20:]) is None
 
 
 @pytest.mark.slow

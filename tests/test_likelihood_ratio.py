@@ -308,6 +308,15 @@ def test_beta_is_worth_the_same_with_the_mean_of_a_batch_or_of_a_prompts_last_re
     close(slope, 1.0, atol=0.03, with_own=slope * (1 - 1 / known))
 
 
+def test_a_reward_that_its_mean_has_forgotten_keeps_its_gradient():
+    """Of 100 samples of a prompt the mean has the last 64. Twin: all of them given 64/63."""
+    found = sa.DPOK(beta=BETA, advantage_clip=1e6).build(setting(model(VP), steps=3, batch=100))
+    rewards = torch.randn(100, generator=torch.Generator().manual_seed(0), dtype=F64)
+    apart = (rewards - rewards[36:].mean()) / rewards.std(correction=0)
+    factor = torch.cat([torch.ones(36), torch.full((64,), 64 / 63)]).double()
+    close(found.advantages(rewards, none(100)), factor * apart, atol=1e-6, all_alike=64 / 63 * apart)
+
+
 def test_dpok_compares_a_reward_with_the_others_of_its_group():
     """By hand; one that is alone has nothing to be compared with. Twin: a mean with the own one among them."""
     rewards, prompt = torch.tensor([1.0, 3.0, 10.0, 14.0, 2.0]), torch.tensor([0, 0, 1, 1, 2])

@@ -14,7 +14,7 @@ from twins import F64, accepts, close, f64
 
 import scoreaction as sa
 from scoreaction.algorithms._value import running_cost
-from scoreaction.algorithms.q_learning import QLearningLearner, td_residual
+from scoreaction.algorithms.q_learning import QLearner, td_residual
 from scoreaction.diffusion.kernel_density import KernelDensity
 from scoreaction.diffusion.kl import g2_integral
 from scoreaction.diffusion.solvers import ddim_step, noise_std, time_grid
@@ -236,7 +236,7 @@ def test_the_running_cost_of_estimated_squares_is_linear_in_them():
     """That of the squares themselves is the path's; twin: estimates below zero taken for zero."""
     rollout = experienced(affine_learner(VP, 1.0, "pathwise", steps=6, batch=8)[0], 8, torch.Generator().manual_seed(0))
     squares = torch.stack([sum_event(step**2) for step in rollout.difference().eps]) / VP.sigma2(rollout.acted[:-1])[:, None]
-    found = partial(QLearningLearner._cost, SimpleNamespace(process=VP), rollout)
+    found = partial(QLearner._cost, SimpleNamespace(process=VP), rollout)
     truth = running_cost(VP, 1.0, rollout)
     close(found(squares), truth, rtol=1e-4, doubled=2 * truth)
     noise = torch.randn(squares.shape, generator=torch.Generator().manual_seed(1)).to(squares) * squares.max()

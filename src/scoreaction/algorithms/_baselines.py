@@ -12,8 +12,8 @@ from scoreaction.algorithms._learner import Setting, State
 from scoreaction.algorithms._likelihood_ratio import spread_is_rounding, standardised
 
 Baseline = Literal["batch", "prompt", "group", "branch"]
-ENOUGH = 16
-"""Rewards of a prompt from which on it has statistics of its own."""
+ENOUGH, KEPT = 16, 64
+"""Rewards of a prompt from which on it has statistics of its own, and how many of them count."""
 
 
 def check_baseline(setting: Setting, baseline: Baseline, branches: int) -> None:
@@ -33,7 +33,7 @@ def refuse_groups_of_one(setting: Setting, baseline: Baseline) -> None:
 
 
 def prompt_advantages(
-    history: dict[str, list[float]], rewards: Tensor, prompt: Tensor, *, spread: float | None = None, keep: int = 64
+    history: dict[str, list[float]], rewards: Tensor, prompt: Tensor, *, spread: float | None = None, keep: int = KEPT
 ) -> Tensor:
     """Rewards minus the mean of the last `keep` of their prompt, over their std (or `spread`), (batch,); adds to `history`.
 
@@ -91,7 +91,8 @@ def bessel(groups: Tensor) -> Tensor:
 def whole(baseline: Baseline, prompt: Tensor, history: dict[str, list[float]]) -> Tensor:
     """What gives each sample's gradient back to it where the mean it is compared with holds its own reward, (batch,) float64.
 
-    `bessel` of its group, of the batch, or of the last rewards of its prompt in `history`, this batch's among them.
+    `bessel` of its group, of the batch, or of the last rewards of its prompt in `history`, this batch's among them; 1 where
+    those are so many others that its own is no longer among them.
 
     >>> whole("batch", torch.tensor([7, 3]), {}).tolist()
     [2.0, 2.0]
@@ -100,11 +101,13 @@ def whole(baseline: Baseline, prompt: Tensor, history: dict[str, list[float]]) -
     """
     if baseline == "group":
         return bessel(prompt)
-    every = bessel(torch.zeros_like(prompt))
+    out = bessel(torch.zeros_like(prompt))
     if baseline == "prompt":
-        size = torch.tensor([float(len(history[str(number)])) for number in prompt.tolist()], dtype=torch.float64)
-        every = torch.where(size >= ENOUGH, size / (size - 1), every)
-    return every
+        for number in prompt.unique().tolist():
+            rows, size = (prompt == number).nonzero().flatten(), len(history[str(number)])
+            if size >= ENOUGH:
+                out[rows], out[rows[-size:]] = 1.0, size / (size - 1)
+    return out
 
 
 def group_advantages(rewards: Tensor, groups: Tensor, weight: Tensor) -> Tensor:

@@ -116,8 +116,8 @@ class ScoreAction(Regularised):
         return TokenLearner(settings, setting)
 
 
-FORESEEN, BLIND = 0.05, 5
-"""A surrogate that has foreseen less than this share of the rewards' variance, in so many batches on end, is told of."""
+FORESEEN, BLIND, KNOWN = 0.05, 5, 256
+"""A surrogate that has seen so many samples, and foresees less than this share of a batch's variance, is told of after five."""
 
 
 @dataclass
@@ -125,11 +125,12 @@ class PathwiseState(TrustState):
     """The trust region, and the surrogate.
 
     surrogate_r2: the share of the last batch's variance of rewards that it had foreseen; blind: how many batches on end that
-    was less than `FORESEEN`.
+    was less than `FORESEEN`; told: True once a line has said so.
     """
 
     surrogate_r2: float | None = None
     blind: int = 0
+    told: bool = False
 
 
 class ScoreActionLearner(Learner):
@@ -169,14 +170,19 @@ class ScoreActionLearner(Learner):
 
     def _foresee(self, share: float | None) -> None:
         """Keeps what the surrogate had foreseen of a batch, and says once that it foresees nothing."""
-        state = self.state
-        state.surrogate_r2, state.blind = share, state.blind + 1 if share is not None and share < FORESEEN else 0
-        if state.blind == BLIND and self.world.leads:
-            logging.getLogger(__name__).warning(
-                "the surrogate of the reward has foreseen less than %.0f %% of the rewards' variance in each of %d batches: its"
-                " slope, which the pathwise estimator follows, says little; try algorithm.estimator=forward",
-                100 * FORESEEN, BLIND,
-            )  # fmt: skip
+        state, surrogate = self.state, self.value.surrogate
+        state.surrogate_r2 = share
+        if share is None or surrogate is None or int(surrogate.seen) < KNOWN:
+            return
+        state.blind = state.blind + 1 if share < FORESEEN else 0
+        if state.blind == BLIND and not state.told:
+            state.told = True
+            if self.world.leads:
+                logging.getLogger(__name__).warning(
+                    "the surrogate of the reward has foreseen less than %.0f %% of the rewards' variance in each of %d batches:"
+                    " its slope, which the pathwise estimator follows, says little; try algorithm.estimator=forward",
+                    100 * FORESEEN, BLIND,
+                )  # fmt: skip
 
     def _grad_value(self, grad_look: Tensor, steps: Steps, numbers: Tensor) -> Tensor:
         return self.value.gradient(steps.states, take(grad_look, numbers))

@@ -72,13 +72,23 @@ class Surrogate(nn.Module):
         self.samples[slots], self.prompts[slots], self.rewards[slots] = x0, prompt.to(self.prompts), rewards.to(self.rewards)
 
     @torch.no_grad()
-    def foreseen(self, x0: Tensor, prompt: Tensor, rewards: Tensor) -> float:
-        """`1 - sum (r - V)^2/sum (r - mean r)^2` of samples that it has not seen: 1 where it knows all, 0 where no more than
-        their mean, and below where less; 0 where the rewards are all equal."""
-        values = torch.cat([self(*part) for part in zip(x0.split(PART), prompt.split(PART), strict=True)]).double()
-        rewards = rewards.to(values)
-        spread = float((rewards - rewards.mean()).square().sum())
-        return 1 - float((rewards - values).square().sum()) / spread if spread > 0 else 0.0
+    def foreseen(self, x0: Tensor, prompt: Tensor, rewards: Tensor) -> float | None:
+        """`1 - sum (r - V)^2/sum (r - mean r)^2` of samples that it has not seen, each prompt's compared among themselves.
+
+        Both errors are taken from the mean of the prompt, since what a prompt is worth is no slope in x0: 1 where it knows all
+        else, 0 where nothing, and below where less than nothing. None where no two samples of a prompt differ in their reward.
+        """
+        values = torch.cat([self(*part) for part in zip(x0.split(PART), prompt.split(PART), strict=True)]).double().cpu()
+        rewards, groups = rewards.double().cpu(), prompt.cpu().unique(return_inverse=True)[1]
+
+        def centred(values: Tensor) -> Tensor:
+            mean = torch.zeros(len(values), dtype=values.dtype).scatter_reduce(0, groups, values, "mean", include_self=False)
+            return values - mean[groups]
+
+        spread = centred(rewards)
+        if spread.abs().max() <= 1e-6 * rewards.abs().max():
+            return None
+        return 1 - float((spread - centred(values)).square().sum() / spread.square().sum())
 
     @torch.no_grad()
     def fit_line(self, rows: int = 512) -> None:
