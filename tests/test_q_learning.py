@@ -1,24 +1,19 @@
 """Truth: the linear-quadratic case in closed form, its chain by recursion, and quadrature over the sampler's noise."""
 
 import math
-from functools import partial
-from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
 from affine import BETA, LAW, OLD, REWARD, ExactValue, experienced, gradient, model, setting
-from affine import learner as affine_learner
 from test_vard import GRADIENTS
 from twins import F64, accepts, close, f64
 
 import scoreaction as sa
-from scoreaction.algorithms._value import running_cost
-from scoreaction.algorithms.q_learning import QLearner, td_residual
+from scoreaction.algorithms.q_learning import td_residual
 from scoreaction.diffusion.kernel_density import KernelDensity
 from scoreaction.diffusion.kl import g2_integral
 from scoreaction.diffusion.solvers import ddim_step, noise_std, time_grid
-from scoreaction.diffusion.transitions import sum_event
 from scoreaction.models import from_data
 from scoreaction.types import Prediction
 
@@ -230,23 +225,6 @@ def test_the_variance_of_an_estimate_is_a_cost_that_two_estimates_do_not_have():
     close(price * first.var(1), [0.21, 0.07, 0.05, 0.07, 0.22], atol=0.0, rtol=0.25, flat=[0.12] * 5)
     square = first.mean(1) ** 2
     close(price * (first * second).mean(1), price * square, atol=0.06, of_one=price * (first**2).mean(1))
-
-
-def test_the_running_cost_of_estimated_squares_is_linear_in_them():
-    """That of the squares themselves is the path's; twin: estimates below zero taken for zero."""
-    rollout = experienced(affine_learner(VP, 1.0, "pathwise", steps=6, batch=8)[0], 8, torch.Generator().manual_seed(0))
-    squares = torch.stack([sum_event(step**2) for step in rollout.difference().eps]) / VP.sigma2(rollout.acted[:-1])[:, None]
-    found = partial(QLearner._cost, SimpleNamespace(process=VP), rollout)
-    truth = running_cost(VP, 1.0, rollout)
-    close(found(squares), truth, rtol=1e-4, doubled=2 * truth)
-    noise = torch.randn(squares.shape, generator=torch.Generator().manual_seed(1)).to(squares) * squares.max()
-    close(
-        found(squares + noise) + found(squares - noise),
-        2 * truth,
-        rtol=1e-3,
-        atol=1e-4,
-        clamped=2 * found((squares + noise).clamp(min=0)),
-    )
 
 
 def test_v_is_fitted_to_what_comes_and_not_to_its_own_next_value():

@@ -14,10 +14,10 @@ from scoreaction.algorithms._learner import Learner, Regularised, Setting
 from scoreaction.algorithms._likelihood_ratio import transition
 from scoreaction.algorithms._trust import TrustState, adapt_trust
 from scoreaction.algorithms._updates import Updates
-from scoreaction.algorithms._value import running_cost, to_go, visited_updates
+from scoreaction.algorithms._value import kl_to_go, visited_updates
 from scoreaction.algorithms.score_action import score_action_update
 from scoreaction.diffusion.kernel_density import KernelDensity
-from scoreaction.diffusion.kl import g2_integral, path_cost_steps
+from scoreaction.diffusion.kl import g2_integral
 from scoreaction.diffusion.noise import RowNoise
 from scoreaction.diffusion.predictions import expand, score
 from scoreaction.diffusion.transitions import sum_event
@@ -105,10 +105,8 @@ class QLearner(Learner):
         config, steps, figures = self.config, rollout.steps(), {}
         self.critic.scale.calibrate(self.world.gather(rollout.rewards))
         scores, squares = self._scores(rollout, steps, generator)
-        cost = running_cost(self.process, 1.0, rollout) if squares is None else self._cost(rollout, squares)
-        yield from visited_updates(
-            self, self.critic, rollout, self.beta * to_go(cost), updates=config.critic_updates, generator=generator
-        )
+        to_go = self.beta * kl_to_go(self.process, 1.0, rollout, squares)
+        yield from visited_updates(self, self.critic, rollout, to_go, updates=config.critic_updates, generator=generator)
         chosen = self.world.dealt(*rollout.size, config.updates * config.rows, generator)
         gradient = self._gradient(rollout, steps, scores, chosen)
         first, own = 0, steps._replace(pretrained=steps.old)
@@ -143,14 +141,6 @@ class QLearner(Learner):
         )
         old = score(self.process, steps.t, steps.old)
         return (first, second), sum_event((first - old) * (second - old)).view(n, batch)
-
-    def _cost(self, rollout: Rollout, squares: Tensor) -> Tensor:
-        """The running cost from estimates of `||s - s_pre||^2`, which may be negative and are right on average, (n, batch)."""
-        t = rollout.acted[:-1]
-        alpha, sigma2 = (part.to(squares)[:, None] for part in (self.process.alpha(t), self.process.sigma2(t)))
-        eps, x0 = sigma2 * squares, (sigma2 / alpha) ** 2 * squares
-        x0 = torch.where(alpha > 0, x0, x0.roll(-1, 0))  # pure noise says nothing of x0
-        return path_cost_steps(self.process, rollout.acted, eps, x0)
 
     @torch.no_grad()
     def _gradient(self, rollout: Rollout, steps: Steps, scores: tuple[Tensor, Tensor], chosen: Rows) -> Tensor:

@@ -53,25 +53,17 @@ def _squares(difference: Tensor) -> Tensor:
 def path_kl_steps(process: Process, times: Tensor, difference: Prediction, eta: float, t_min: float = 1e-3) -> Tensor:
     """Path KL (Girsanov) of each interval [s, t]: `1/2 (c/eta)^2 integral g^2 ||a - b||^2`, a - b the difference of scores.
 
-    `(c/eta)^2`, c = (1 + eta^2)/2, times `path_cost_steps`. Result (N, batch); ValueError at eta = 0. Oksendal, Stochastic
-    Differential Equations, section 8.6.
-    """
-    if eta == 0:
-        raise ValueError("the path KL of a deterministic sampler is infinite or zero: measure it at eta > 0")
-    return kl_rate(eta) * path_cost_steps(process, times, _squares(difference.eps), _squares(difference.x0), t_min)
-
-
-def path_cost_steps(process: Process, times: Tensor, eps: Tensor, x0: Tensor, t_min: float = 1e-3) -> Tensor:
-    """`1/2 integral g^2 ||d s||^2` over each interval [s, t], from the squares of the differences at t.
-
-    eps, x0 (N, batch): `||d eps||^2` and `||d x0||^2`. With lambda the log SNR an interval costs
+    Times `(c/eta)^2`, c = (1 + eta^2)/2, an interval costs, with lambda the log SNR and d the difference of the predictions,
     - `1/4 (lambda_s - lambda_t)(||d eps_t||^2 + ||d eps_s||^2)`, the trapezoid in lambda;
     - `1/4 SNR_s (||d x0_t||^2 + ||d x0_s||^2)`, the same in x0, if alpha_t = 0;
     - `1/2 ||d eps_t||^2/sigma_t^2 integral g^2` down to t_min, with a constant score difference, if the interval is the last
       or contains t_min.
-    Times below t_min do not count, so the result does not depend on the number of steps. It is linear in the squares, so
-    unbiased estimates of them, which may be negative, give an unbiased cost. Result (N, batch).
+    Times below t_min do not count, so the result does not depend on the number of steps. Result (N, batch); ValueError at
+    eta = 0. Oksendal, Stochastic Differential Equations, section 8.6.
     """
+    if eta == 0:
+        raise ValueError("the path KL of a deterministic sampler is infinite or zero: measure it at eta > 0")
+    eps, x0 = _squares(difference.eps), _squares(difference.x0)
     t, s = times[:-1], times[1:]
     log_snr = process.log_snr(times)
     snr_s = torch.exp(log_snr[1:])
@@ -86,7 +78,7 @@ def path_cost_steps(process: Process, times: Tensor, eps: Tensor, x0: Tensor, t_
             steps.append(0.25 * float(snr_s[i]) * (x0[i] + x0[i + 1]))
         else:
             steps.append(0.25 * float(log_snr[i + 1] - log_snr[i]) * (eps[i] + eps[i + 1]))
-    return torch.stack(steps)
+    return kl_rate(eta) * torch.stack(steps)
 
 
 def path_kl(process: Process, times: Tensor, difference: Prediction, eta: float, t_min: float = 1e-3) -> Tensor:
