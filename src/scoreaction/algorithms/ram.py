@@ -29,7 +29,7 @@ from scoreaction.sampling.rollout import Rollout
 class RAM(Regularised):
     """`E ||v_theta - sg(v_pre + A/beta ((eps - x0) - v_theta))||^2` at clean samples of the policy, noised again `each` times.
 
-    A is the reward minus its baseline (arXiv 2605.10759, eq. 17), that of others. One reward query
+    A is the reward minus its baseline (arXiv 2605.10759, eq. 17), a mean of other rewards. One reward query
     a sample, no density and no gradient of the reward: any solver draws the samples, 6 to 10 steps of `dpmpp_2m` at eta 0 will
     do. The fixed point leaves out the KL still to be paid, `s_pre + grad E[r | x_t]/beta`, and is the tilted law only where the
     KL from p_theta(x0|x_t) to p_pre(x0|x_t) is the same at all x_t. `standardise` divides A by the std of its group or prompt,
