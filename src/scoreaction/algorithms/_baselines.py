@@ -89,7 +89,7 @@ def bessel(groups: Tensor) -> Tensor:
 
 
 def whole(baseline: Baseline, prompt: Tensor, history: dict[str, list[float]]) -> Tensor:
-    """What gives each sample's gradient back to it where the mean it is compared with holds its own reward, (batch,) float64.
+    """Factor that gives a sample its whole gradient where the mean it is compared with holds its own reward, (batch,) float64.
 
     `bessel` of its group, of the batch, or of the last rewards of its prompt in `history`, this batch's among them; 1 where
     those are so many others that its own is no longer among them.

@@ -125,12 +125,12 @@ class PathwiseState(TrustState):
     """The trust region, and the surrogate.
 
     surrogate_r2: the share of the last batch's variance of rewards that it had foreseen; blind: how many batches on end that
-    was less than `FORESEEN`; told: True once a line has said so.
+    was less than `FORESEEN`; warned: True once a line has said so.
     """
 
     surrogate_r2: float | None = None
     blind: int = 0
-    told: bool = False
+    warned: bool = False
 
 
 class ScoreActionLearner(Learner):
@@ -175,8 +175,8 @@ class ScoreActionLearner(Learner):
         if share is None or surrogate is None or int(surrogate.seen) < KNOWN:
             return
         state.blind = state.blind + 1 if share < FORESEEN else 0
-        if state.blind == BLIND and not state.told:
-            state.told = True
+        if state.blind == BLIND and not state.warned:
+            state.warned = True
             if self.world.leads:
                 logging.getLogger(__name__).warning(
                     "the surrogate of the reward has foreseen less than %.0f %% of the rewards' variance in each of %d batches:"

@@ -38,7 +38,7 @@ def read_recipe(name_or_path: str) -> tuple[Values, Path]:
 
 
 SCORING = ("reward", "online", "train.select")
-"""How the settings of a run begin that only score: weights are read without them."""
+"""Beginnings of the settings of a run that only score: weights are read without them."""
 
 
 def without_rewards(values: Values) -> Values:
