@@ -141,8 +141,7 @@ def stability_varied(results: Results) -> Table:
         if run["name"].endswith(VARIED) and drawn is not None and run["finished"] and drawn["finished"]:
             figures = [number(value, 2) for value in (_over(run), run["kl_nats"], run["optimum_kl_nats"])]
             texts = [f"{run[key]:.2g}" if isinstance(run[key], float) else str(run[key]) for key in settings.values()]
-            trainer = {"sqdf": "sqdf, corrected"}.get(run["trainer"], run["trainer"])
-            table.add([run], str(run["task"]), trainer, *figures, *texts, number(_over(drawn), 2))
+            table.add([run], str(run["task"]), run["trainer"], *figures, *texts, number(_over(drawn), 2))
     return table
 
 

@@ -12,7 +12,7 @@ from torch import nn
 from twins import F64, f64
 
 import scoreaction as sa
-from scoreaction.algorithms._learner import Objective, Setting
+from scoreaction.algorithms._setting import Objective, Setting
 from scoreaction.diffusion.mixtures import Mixture, Quadratic
 from scoreaction.diffusion.predictions import expand
 from scoreaction.diffusion.solvers import jittered

@@ -10,7 +10,7 @@ from driving import count, each, total
 from twins import accepts, close, f64, same
 
 import scoreaction as sa
-from scoreaction.algorithms._learner import Objective
+from scoreaction.algorithms._setting import Objective
 from scoreaction.diffusion.noise import RowNoise
 from scoreaction.networks.conditions import take
 from scoreaction.training.optimizer import Optimisation, Train

@@ -12,8 +12,8 @@ from torch import nn
 from twins import accepts, close, same
 
 import scoreaction as sa
-from scoreaction.algorithms._learner import Objective, Setting
 from scoreaction.algorithms._pairs import CausalRatio, PathRatio, pair_update, path_ratio
+from scoreaction.algorithms._setting import Objective, Setting
 from scoreaction.diffusion.noise import RowNoise
 from scoreaction.diffusion.sequences import total_variation
 from scoreaction.diffusion.tails import causal_loss, context_weights, soft_tail_masking

@@ -14,8 +14,8 @@ from twins import F64, accepts, close, f64, same
 
 import scoreaction as sa
 from scoreaction.algorithms._forward import LaggedPolicy, drawn_times, flow_time, renoised
-from scoreaction.algorithms._learner import Objective, Setting
 from scoreaction.algorithms._likelihood_ratio import clipped_surrogate
+from scoreaction.algorithms._setting import Objective, Setting
 from scoreaction.algorithms.awm import matching_score
 from scoreaction.algorithms.nft import nft_loss
 from scoreaction.algorithms.ram import ram_loss

@@ -10,7 +10,7 @@ from twins import F64, close, f64, same
 
 import scoreaction as sa
 from scoreaction.algorithms._forward import advantages
-from scoreaction.algorithms._learner import Objective, Setting
+from scoreaction.algorithms._setting import Objective, Setting
 
 
 def test_advantages_by_hand():

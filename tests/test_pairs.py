@@ -20,8 +20,8 @@ from torch.nn.functional import softplus
 from twins import F64, accepts, close, f64
 
 import scoreaction as sa
-from scoreaction.algorithms._learner import Examples, Objective, Setting
 from scoreaction.algorithms._pairs import NoisedRatio, pair_update
+from scoreaction.algorithms._setting import Examples, Objective, Setting
 from scoreaction.diffusion.mixtures import Mixture
 from scoreaction.diffusion.predictions import expand
 

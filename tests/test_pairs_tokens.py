@@ -15,8 +15,8 @@ from token_laws import enumerated, model_of, potts
 from twins import F64, accepts, close, f64
 
 import scoreaction as sa
-from scoreaction.algorithms._learner import Setting
 from scoreaction.algorithms._pairs import PathRatio
+from scoreaction.algorithms._setting import Setting
 from scoreaction.diffusion.sequences import total_variation
 from scoreaction.networks.conditions import take
 

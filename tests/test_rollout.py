@@ -8,7 +8,7 @@ from torch import nn
 from twins import accepts, close, f64
 
 import scoreaction as sa
-from scoreaction.algorithms._learner import Objective, Setting
+from scoreaction.algorithms._setting import Objective, Setting
 from scoreaction.diffusion.mixtures import Mixture
 from scoreaction.diffusion.predictions import perturbed
 from scoreaction.diffusion.solvers import SOLVERS, jittered, time_grid

@@ -8,7 +8,7 @@ from torch import nn
 from twins import F64, accepts, close, f64
 
 import scoreaction as sa
-from scoreaction.algorithms._learner import Objective
+from scoreaction.algorithms._setting import Objective
 from scoreaction.algorithms._soft_q import Belief, clean_sample, soft_q
 from scoreaction.diffusion.mixtures import Quadratic
 from scoreaction.diffusion.predictions import from_prediction

@@ -10,7 +10,7 @@ from torch import nn
 from twins import F64, close, f64
 
 import scoreaction as sa
-from scoreaction.algorithms._learner import Objective
+from scoreaction.algorithms._setting import Objective
 from scoreaction.algorithms._step import StepWeights, minimiser
 from scoreaction.algorithms._value import kl_to_go
 from scoreaction.diffusion.mixtures import Quadratic

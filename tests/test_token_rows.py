@@ -10,7 +10,7 @@ from token_laws import Exact, enumerated, even_chance, first, model_of, potts, r
 from twins import close, f64
 
 import scoreaction as sa
-from scoreaction.algorithms._learner import Objective, Setting
+from scoreaction.algorithms._setting import Objective, Setting
 from scoreaction.algorithms._tokens import token_advantage
 from scoreaction.algorithms.ddpp import residual
 from scoreaction.diffusion.noise import RowNoise

@@ -8,7 +8,9 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 
+import numpy as np
 import pytest
+import torch
 from parameters import with_slow
 from servers import pretending
 from twins import accepts, same
@@ -91,6 +93,8 @@ def test_a_model_is_loaded_where_the_rewards_that_tuned_it_are_not(tmp_path: Pat
     Path("lab/score.py").write_text(reward)
     own = ["reward=[{name: lab.score}]", "evaluation.held_out=[{name: lab.score}]", "train.select=held_out.lab.score"]
     assert main(["train", "mixture", *TINY, *own, "model.hidden=8", "--output", "run"]) == 0
+    drawn = ["--n", "4", "--output"]
+    assert main(["sample", "run", *drawn, str(tmp_path / "before")]) == 0
     shutil.rmtree("lab")
     for name in ("lab", "lab.score"):
         monkeypatch.delitem(sys.modules, name, raising=False)
@@ -105,12 +109,11 @@ def test_a_model_is_loaded_where_the_rewards_that_tuned_it_are_not(tmp_path: Pat
 
     accepts(opens, lambda: sa.load(folder), all_of_it=lambda: load_recipe(str(folder / "recipe.yaml"), trust=True))
     accepts(opens, lambda: sa.load(folder / "model"), untrusted=lambda: load_recipe(str(folder / "model" / "recipe.yaml")))
-    assert main(["sample", str(folder), "--n", "4"]) == 0
-    same(
-        main(["sample", str(folder), "--n", "4", "--output", str(tmp_path / "drawn")]),
-        0,
-        scored=main(["evaluate", str(folder)]),
-    )
+    assert main(["sample", str(folder), *drawn, str(tmp_path / "after")]) == 0
+    assert main(["sample", str(folder), "--base", *drawn, str(tmp_path / "base")]) == 0
+    before, after, base = (np.load(tmp_path / name / "samples.npz")["samples"] for name in ("before", "after", "base"))
+    same(torch.from_numpy(after), torch.from_numpy(before), pretrained=torch.from_numpy(base))
+    assert main(["evaluate", str(folder), "--n", "4"]) == 2, "which scores"
 
 
 def test_a_report_imports_nothing(good: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

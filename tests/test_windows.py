@@ -13,7 +13,8 @@ from driving import each, total
 from twins import accepts, close, f64, same
 
 import scoreaction as sa
-from scoreaction.algorithms._learner import Objective, roll_out_chain
+from scoreaction.algorithms._learner import roll_out_chain
+from scoreaction.algorithms._setting import Objective
 from scoreaction.algorithms._windows import Window, Windows, sibling_advantages, signal, stretches
 from scoreaction.diffusion.noise import RowNoise
 from scoreaction.sampling.branches import branched

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import torch
 
-from scoreaction.algorithms._learner import Learner, Setting, refuse_black_box
+from scoreaction.algorithms._learner import Learner, refuse_black_box
+from scoreaction.algorithms._setting import Setting
 from scoreaction.algorithms._step import StepWeights, known, step_term
 from scoreaction.algorithms._updates import Term
 from scoreaction.networks.conditions import take

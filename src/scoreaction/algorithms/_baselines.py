@@ -8,8 +8,9 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from scoreaction.algorithms._learner import Setting, State
+from scoreaction.algorithms._learner import State
 from scoreaction.algorithms._likelihood_ratio import spread_is_rounding, standardised
+from scoreaction.algorithms._setting import Setting
 
 Baseline = Literal["batch", "prompt", "group", "branch"]
 ENOUGH, KEPT = 16, 64

@@ -12,7 +12,8 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from scoreaction.algorithms._baselines import dead
-from scoreaction.algorithms._learner import Draw, Learner, Setting, roll_out_chain
+from scoreaction.algorithms._learner import Draw, Learner, roll_out_chain
+from scoreaction.algorithms._setting import Setting
 from scoreaction.diffusion.noise import Source
 from scoreaction.networks.conditions import take
 from scoreaction.sampling.hints import Hint, Hinted, predicted, steered

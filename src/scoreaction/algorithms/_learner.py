@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
-import math
 from abc import abstractmethod
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
-from typing import Any, ClassVar, Literal, NamedTuple, TypeAlias
+from typing import Any, ClassVar, Literal, TypeAlias
 
 import torch
 from pydantic import ConfigDict, Field
 from torch import Tensor, nn
 
+from scoreaction.algorithms._setting import Setting
 from scoreaction.algorithms._updates import Updates
 from scoreaction.diffusion.noise import Source
 from scoreaction.diffusion.predictions import perturbed
@@ -25,8 +25,8 @@ from scoreaction.networks.prompt_chooser import PromptChooser
 from scoreaction.sampling.rollout import Choose, Rollout, compared, once, roll_out, unflattened
 from scoreaction.sampling.sampler import Sampler, act, follow
 from scoreaction.settings import Settings
-from scoreaction.types import Conditions, Predict, Prediction, Values
-from scoreaction.world import ALONE, World
+from scoreaction.types import Predict, Prediction, Values
+from scoreaction.world import World
 
 LOGGED = 8
 """States of each step, of all processes together, at which the pretrained model is evaluated where the KL is only logged."""
@@ -36,54 +36,6 @@ Draw: TypeAlias = Callable[[Callable[[Tensor, Source], Rollout], Tensor], "Rollo
 
 `explore(prompt, noise)` draws some of them. It gives this process's, scored, None where it has none.
 """
-
-
-class Objective(NamedTuple):
-    """The run's reward: `reward(x0, prompt) -> (batch,)`, every row is counted as a query.
-
-    x0 (batch, *shape) before decoding, prompt (batch,) the numbers of the prompts. Gradients flow to x0 where
-    `differentiable`. at_once: True while a learner may differentiate, and score, a part of the batch as soon as it is drawn.
-    """
-
-    score: Callable[[Tensor, Tensor], Tensor]
-    differentiable: bool
-    at_once: Callable[[], bool] = lambda: True
-
-    def __call__(self, x0: Tensor, prompt: Tensor) -> Tensor:
-        return self.score(x0, prompt)
-
-
-class Examples(NamedTuple):
-    """The run's data, one a row, whole in every process: x0 (n, *shape) before decoding, prompt (n,) the numbers of prompts.
-
-    worse (n, *shape): of pairs, the samples that x0 is preferred to, else None. Of prompts with one text the first's number
-    stands; `first` (prompts,) has it for each of the run's.
-    """
-
-    x0: Tensor
-    worse: Tensor | None
-    prompt: Tensor
-    first: Tensor
-
-
-class Setting(NamedTuple):
-    """The parts that a run gives its learner; `conditions` are those of all prompts, `batch` is trajectories an iteration.
-
-    batch counts those of all processes; what a learner sees of them is this process's.
-    """
-
-    model: Model
-    sampler: Sampler
-    reward: Objective
-    batch: int
-    conditions: Conditions
-    group: float = math.inf
-    """Trajectories an iteration with one prompt, on average."""
-    world: World = ALONE
-    delay: int = 0
-    """Iterations that rewards come late."""
-    prompts: list[Any] | None = None
-    data: Examples | None = None
 
 
 class Algorithm(Settings):

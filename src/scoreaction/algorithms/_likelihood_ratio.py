@@ -9,7 +9,8 @@ from typing import Any, cast
 import torch
 from torch import Tensor
 
-from scoreaction.algorithms._learner import Learner, Setting
+from scoreaction.algorithms._learner import Learner
+from scoreaction.algorithms._setting import Setting
 from scoreaction.algorithms._updates import Largest, Loss, Term
 from scoreaction.diffusion.transitions import Kernel
 from scoreaction.networks.conditions import take

@@ -16,7 +16,8 @@ from torch import Tensor
 from torch.nn.functional import softplus
 
 from scoreaction.algorithms._forward import stratified
-from scoreaction.algorithms._learner import Learner, Setting
+from scoreaction.algorithms._learner import Learner
+from scoreaction.algorithms._setting import Setting
 from scoreaction.algorithms._tokens import log_prob_of
 from scoreaction.algorithms._updates import Loss, Term, Update
 from scoreaction.diffusion.noise import RowNoise, normal

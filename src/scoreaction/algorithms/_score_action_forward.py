@@ -11,9 +11,10 @@ from torch import Tensor
 
 from scoreaction.algorithms._baselines import PromptState
 from scoreaction.algorithms._forward import Noised, drawn_times, flow_time, mean_square, renoised
-from scoreaction.algorithms._learner import Learner, Setting
+from scoreaction.algorithms._learner import Learner
 from scoreaction.algorithms._likelihood_ratio import minibatches
 from scoreaction.algorithms._score_action_ratio import calibrated
+from scoreaction.algorithms._setting import Setting
 from scoreaction.algorithms._trust import TrustState, adapt_trust
 from scoreaction.algorithms._updates import Loss, Term, Update, Updates
 from scoreaction.algorithms._value import critic_updates, kl_to_go

@@ -9,8 +9,9 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from scoreaction.algorithms._learner import Learner, Setting, roll_out_policy
+from scoreaction.algorithms._learner import Learner, roll_out_policy
 from scoreaction.algorithms._likelihood_ratio import Law, minibatches, ratio_term, steps_with_density, transition, with_density
+from scoreaction.algorithms._setting import Setting
 from scoreaction.algorithms._trust import TrustState, adapt_trust
 from scoreaction.algorithms._updates import Loss, Term, Update, Updates
 from scoreaction.algorithms._value import LookAhead, StateValue, ValuedRollout, running_cost

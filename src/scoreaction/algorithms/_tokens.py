@@ -8,8 +8,9 @@ from typing import Any, NamedTuple, cast
 import torch
 from torch import Tensor
 
-from scoreaction.algorithms._learner import Learner, Setting
+from scoreaction.algorithms._learner import Learner
 from scoreaction.algorithms._likelihood_ratio import minibatches, ratio_term, transition
+from scoreaction.algorithms._setting import Setting
 from scoreaction.algorithms._trust import TrustState, adapt_trust
 from scoreaction.algorithms._updates import Loss, Term, Update, Updates
 from scoreaction.algorithms._value import critic_updates

@@ -10,8 +10,9 @@ import torch
 from pydantic import BaseModel, Field
 from torch import Tensor
 
-from scoreaction.algorithms._learner import Learner, Setting, State
+from scoreaction.algorithms._learner import Learner, State
 from scoreaction.algorithms._likelihood_ratio import spread_is_rounding, transition, with_density
+from scoreaction.algorithms._setting import Setting
 from scoreaction.diffusion.noise import Source
 from scoreaction.diffusion.predictions import expand
 from scoreaction.diffusion.transitions import Transition

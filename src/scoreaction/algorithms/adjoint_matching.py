@@ -10,7 +10,8 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
-from scoreaction.algorithms._learner import Learner, Regularised, Setting, refuse_black_box
+from scoreaction.algorithms._learner import Learner, Regularised, refuse_black_box
+from scoreaction.algorithms._setting import Setting
 from scoreaction.algorithms._updates import Updates
 from scoreaction.algorithms._value import put
 from scoreaction.algorithms.score_action import score_action_update

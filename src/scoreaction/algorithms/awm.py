@@ -21,8 +21,9 @@ from scoreaction.algorithms._forward import (
     renoised,
     velocity,
 )
-from scoreaction.algorithms._learner import LOGGED, Algorithm, Learner, Setting
+from scoreaction.algorithms._learner import LOGGED, Algorithm, Learner
 from scoreaction.algorithms._likelihood_ratio import clipped_surrogate, minibatches
+from scoreaction.algorithms._setting import Setting
 from scoreaction.algorithms._updates import Largest, Loss, Term, Update, Updates
 from scoreaction.networks.conditions import take
 from scoreaction.sampling.rollout import Rollout

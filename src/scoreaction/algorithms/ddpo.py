@@ -20,7 +20,7 @@ from scoreaction.algorithms._baselines import (
     whole,
 )
 from scoreaction.algorithms._ineffective import Ineffective, Redrawn
-from scoreaction.algorithms._learner import LOGGED, Algorithm, Draw, Learner, Setting, roll_out_chain
+from scoreaction.algorithms._learner import LOGGED, Algorithm, Draw, Learner, roll_out_chain
 from scoreaction.algorithms._likelihood_ratio import (
     minibatches,
     ratio_term,
@@ -31,6 +31,7 @@ from scoreaction.algorithms._likelihood_ratio import (
     steps_with_density,
     transition,
 )
+from scoreaction.algorithms._setting import Setting
 from scoreaction.algorithms._updates import Loss, Update, Updates
 from scoreaction.algorithms._windows import (
     Window,

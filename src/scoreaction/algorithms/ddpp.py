@@ -8,8 +8,9 @@ import torch
 from pydantic import Field
 from torch import Tensor, nn
 
-from scoreaction.algorithms._learner import LOGGED, Learner, Regularised, Setting
+from scoreaction.algorithms._learner import LOGGED, Learner, Regularised
 from scoreaction.algorithms._likelihood_ratio import transition
+from scoreaction.algorithms._setting import Setting
 from scoreaction.algorithms._tokens import log_prob_of
 from scoreaction.algorithms._updates import Loss, Term, Update, Updates
 from scoreaction.diffusion.noise import RowNoise, Source, drawn_seed, normal

@@ -7,8 +7,9 @@ from typing import ClassVar, Literal
 import torch
 from pydantic import Field
 
-from scoreaction.algorithms._learner import LOGGED, Learner, Regularised, Setting
+from scoreaction.algorithms._learner import LOGGED, Learner, Regularised
 from scoreaction.algorithms._pairs import LogRatio, NoisedRatio, Weighting, pair_update, path_ratio
+from scoreaction.algorithms._setting import Setting
 from scoreaction.algorithms._updates import Update, Updates
 from scoreaction.networks.conditions import take
 from scoreaction.sampling.rollout import Rollout

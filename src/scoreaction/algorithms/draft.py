@@ -12,7 +12,8 @@ from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
 from scoreaction.algorithms._backprop import refuse_unfit, visited_kl
-from scoreaction.algorithms._learner import LOGGED, Algorithm, Learner, Setting, roll_out_policy
+from scoreaction.algorithms._learner import LOGGED, Algorithm, Learner, roll_out_policy
+from scoreaction.algorithms._setting import Setting
 from scoreaction.algorithms._step import StepWeights
 from scoreaction.algorithms._updates import Loss, Term, Update, Updates
 from scoreaction.diffusion.noise import RowNoise, Source, normal

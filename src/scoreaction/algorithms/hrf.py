@@ -6,8 +6,8 @@ from typing import Literal
 
 from pydantic import Field
 
-from scoreaction.algorithms._learner import Setting
 from scoreaction.algorithms._likelihood_ratio import refuse_without_density
+from scoreaction.algorithms._setting import Setting
 from scoreaction.algorithms._windows import Window
 from scoreaction.algorithms.ddpo import DDPO, ClippedGradient, DDPOLearner
 

@@ -9,7 +9,8 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
-from scoreaction.algorithms._learner import Learner, Regularised, Setting, refuse_black_box
+from scoreaction.algorithms._learner import Learner, Regularised, refuse_black_box
+from scoreaction.algorithms._setting import Setting
 from scoreaction.algorithms._updates import Loss, Term, Update, Updates
 from scoreaction.diffusion.noise import RowNoise, Source
 from scoreaction.diffusion.solvers import ddim_step

@@ -21,8 +21,9 @@ from scoreaction.algorithms._forward import (
     sureness,
     velocity,
 )
-from scoreaction.algorithms._learner import LOGGED, Algorithm, Learner, Setting
+from scoreaction.algorithms._learner import LOGGED, Algorithm, Learner
 from scoreaction.algorithms._likelihood_ratio import minibatches, spread_is_rounding
+from scoreaction.algorithms._setting import Setting
 from scoreaction.algorithms._updates import Loss, Term, Update, Updates
 from scoreaction.diffusion.noise import Source
 from scoreaction.networks.conditions import take

@@ -10,7 +10,8 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
-from scoreaction.algorithms._learner import LOGGED, Learner, Regularised, Setting, State, refuse_black_box
+from scoreaction.algorithms._learner import LOGGED, Learner, Regularised, State, refuse_black_box
+from scoreaction.algorithms._setting import Setting
 from scoreaction.algorithms._soft_q import soft_q
 from scoreaction.algorithms._step import StepWeights, known, next_states, noise_of, step_term
 from scoreaction.algorithms._updates import Update, Updates

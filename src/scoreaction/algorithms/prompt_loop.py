@@ -13,8 +13,9 @@ import torch
 from pydantic import Field, field_validator, model_validator
 from torch import Tensor
 
-from scoreaction.algorithms._learner import LOGGED, Algorithm, Learner, Setting
+from scoreaction.algorithms._learner import LOGGED, Algorithm, Learner
 from scoreaction.algorithms._likelihood_ratio import clipped_surrogate, spread_is_rounding
+from scoreaction.algorithms._setting import Setting
 from scoreaction.algorithms._updates import Largest, Loss, Term, Update, Updates
 from scoreaction.algorithms._writer import Writer, write_menu
 from scoreaction.diffusion.noise import Source

@@ -10,8 +10,9 @@ import torch
 from pydantic import Field, field_validator
 from torch import Tensor
 
-from scoreaction.algorithms._learner import Learner, Regularised, Setting
+from scoreaction.algorithms._learner import Learner, Regularised
 from scoreaction.algorithms._likelihood_ratio import transition
+from scoreaction.algorithms._setting import Setting
 from scoreaction.algorithms._trust import TrustState, adapt_trust
 from scoreaction.algorithms._updates import Updates
 from scoreaction.algorithms._value import kl_to_go, visited_updates

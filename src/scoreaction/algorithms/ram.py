@@ -19,8 +19,9 @@ from scoreaction.algorithms._forward import (
     renoised,
     velocity,
 )
-from scoreaction.algorithms._learner import LOGGED, Learner, Regularised, Setting
+from scoreaction.algorithms._learner import LOGGED, Learner, Regularised
 from scoreaction.algorithms._likelihood_ratio import minibatches, spread_is_rounding
+from scoreaction.algorithms._setting import Setting
 from scoreaction.algorithms._updates import Loss, Term, Update, Updates
 from scoreaction.networks.conditions import take
 from scoreaction.sampling.rollout import Rollout

@@ -9,7 +9,8 @@ from pydantic import Field
 from torch import Tensor
 
 from scoreaction.algorithms._backprop import refuse_unfit, visited_kl
-from scoreaction.algorithms._learner import LOGGED, Algorithm, Learner, Setting
+from scoreaction.algorithms._learner import LOGGED, Algorithm, Learner
+from scoreaction.algorithms._setting import Setting
 from scoreaction.algorithms._updates import Loss, Term, Update, Updates
 from scoreaction.networks.conditions import take
 from scoreaction.sampling.rollout import Rollout

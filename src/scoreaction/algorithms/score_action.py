@@ -12,10 +12,11 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
-from scoreaction.algorithms._learner import Learner, Regularised, Setting
+from scoreaction.algorithms._learner import Learner, Regularised
 from scoreaction.algorithms._likelihood_ratio import refuse_without_density
 from scoreaction.algorithms._score_action_forward import ForwardLearner, ForwardSettings, refuse_memory
 from scoreaction.algorithms._score_action_ratio import RatioLearner, RatioSettings
+from scoreaction.algorithms._setting import Setting
 from scoreaction.algorithms._tokens import TokenLearner, TokenRatioLearner, TokenSettings, refuse_large_vocabulary
 from scoreaction.algorithms._trust import TrustState, adapt_trust
 from scoreaction.algorithms._updates import Loss, Term, Update, Updates

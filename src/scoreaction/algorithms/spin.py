@@ -10,8 +10,9 @@ from pydantic import Field
 from torch import Tensor
 
 from scoreaction.algorithms._forward import LaggedPolicy
-from scoreaction.algorithms._learner import LOGGED, Algorithm, Learner, Setting, State
+from scoreaction.algorithms._learner import LOGGED, Algorithm, Learner, State
 from scoreaction.algorithms._pairs import LogRatio, NoisedRatio, pair_update, path_ratio
+from scoreaction.algorithms._setting import Setting
 from scoreaction.algorithms._updates import Updates
 from scoreaction.diffusion.noise import Source
 from scoreaction.networks.conditions import take

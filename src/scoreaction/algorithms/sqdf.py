@@ -10,7 +10,8 @@ import torch
 from pydantic import Field, model_validator
 from torch import Tensor
 
-from scoreaction.algorithms._learner import LOGGED, Learner, Regularised, Setting, refuse_black_box, roll_out_chain
+from scoreaction.algorithms._learner import LOGGED, Learner, Regularised, refuse_black_box, roll_out_chain
+from scoreaction.algorithms._setting import Setting
 from scoreaction.algorithms._soft_q import Belief, SoftQ, soft_q
 from scoreaction.algorithms._step import GradValue, StepWeights, known, learnable, next_states, noise_of, step_gap, step_term
 from scoreaction.algorithms._trust import TrustState, adapt_trust

@@ -8,7 +8,8 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
-from scoreaction.algorithms._learner import Learner, Regularised, Setting
+from scoreaction.algorithms._learner import Learner, Regularised
+from scoreaction.algorithms._setting import Setting
 from scoreaction.algorithms._tokens import TokenLearner, TokenSettings, refuse_large_vocabulary
 from scoreaction.algorithms._trust import TrustState, adapt_trust
 from scoreaction.algorithms._updates import Updates

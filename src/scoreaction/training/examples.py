@@ -8,7 +8,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from scoreaction.algorithms._learner import Algorithm, Examples
+from scoreaction.algorithms._learner import Algorithm
+from scoreaction.algorithms._setting import Examples
 from scoreaction.networks.model import Model
 from scoreaction.rewards._images import check_range, is_images
 from scoreaction.types import Pairs, Samples

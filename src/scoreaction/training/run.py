@@ -14,7 +14,8 @@ import torch
 from accelerate import Accelerator
 from torch import Tensor, nn
 
-from scoreaction.algorithms._learner import Algorithm, Learner, Objective, Setting
+from scoreaction.algorithms._learner import Algorithm, Learner
+from scoreaction.algorithms._setting import Objective, Setting
 from scoreaction.networks.model import Model
 from scoreaction.networks.sharding import class_of, networks, shard
 from scoreaction.rewards import CountedReward, Reward
