@@ -77,8 +77,8 @@ def test_a_run_goes_on_with_two_processes_with_four_and_with_one(name, tmp_path)
 
 @pytest.mark.slow
 def test_where_the_reward_fails_in_one_process_all_end_and_keep_what_was_learned(tmp_path):
-    """The third iteration is taken back: scoring a batch, and looking ahead after it; resumed by one process it is whole."""
-    cases = {"ddpo": [2, 0], "score_action": [2, 1]}
+    """The third iteration is taken back: scoring a batch, looking ahead after it, within an update; one process goes on."""
+    cases = {"ddpo": [2, 0], "score_action": [2, 1], "refl": [2, 1], "draft, low variance": [2, 1]}
     plan = [(name, tmp_path / name, 6, fails) for name, fails in cases.items()]
     first, second = (seen["errors"] for seen in together(2, tmp_path, *plan))
     for name, (others, own) in zip(cases, zip(first, second, strict=True), strict=True):

@@ -49,6 +49,10 @@ class Finetuner(Run):
     """True once the folder is known to hold this run and no other."""
     saved: Path | None = None
     """The checkpoint that holds the state as it is, where there is one."""
+    collected = False
+    """True once all processes have the iteration's samples and rewards."""
+    before: tuple[Tensor, list[Any], Evaluations, int]
+    """What an iteration is taken back to: the generator's state, batches that wait, evaluations and queries."""
     spread = 1.0
     """The standard deviation of the first rewards, those of the pretrained model, where this process has seen them."""
 
@@ -95,6 +99,10 @@ class Finetuner(Run):
             yield metrics
 
     def _iterate(self) -> dict[str, Any]:
+        with self._taken_back():
+            return self._iteration()
+
+    def _iteration(self) -> dict[str, Any]:
         rollout, measured = self._collect()
         if rollout is None:
             return {"skipped": 1.0, **measured}
@@ -137,52 +145,64 @@ class Finetuner(Run):
         if chosen(measured[chosen.metric], self.iteration, self._decay(self.iteration - 1)):
             self.model.select_weights()
 
-    def _collect(self) -> tuple[Rollout | None, dict[str, float]]:
-        """Trajectories complete for learning, None while no rewards are due, and the metrics of the new samples.
+    @contextmanager
+    def _taken_back(self) -> Iterator[None]:
+        """Takes an iteration back that fails before any network moved, and saves what was learned before it.
 
-        Where it fails nothing is learned yet: the iteration is taken back, and what was learned before is saved, but that of a
-        policy that diverged.
+        But not that of a policy that diverged, nor where the other processes cannot know of the failure.
         """
-        evaluations = self.model.evaluations
-
-        def now() -> tuple[Tensor, Evaluations, int]:
-            return self.generator.get_state(), replace(evaluations), self.reward.queries
-
-        (before, counted, queries), collected, waiting = now(), False, [*self.late.waiting]
+        self._mark()
+        self.collected = self.optimisation.moved = False
         try:
-            if self.rounds is not None and self.rounds.due(self.iteration):
-                self.world.together(self.before_asking)
-                self.rounds.query(partial(self.collector.samples, self.learner), self.train.batch, self.generator)
-                before, counted, queries = now()  # a round is not taken back
-            rollout: Rollout | None
-            if self.late.delay:
-                fresh = self.late.add(self.learner, self.generator, self.iteration)
-                rollout = self.late.due()
-            else:
-                fresh = rollout = self.collector.rollout(self.learner, self.generator, self.iteration)
-            measured = self._measure(fresh)
-            if rollout is not None:
-                every = self.world.gather(rollout.rewards)
-                if self.iteration == 0:  # later it is also the policy's doing
-                    self.spread = float(every.double().std())
-                measured = {"reward_mean": float(every.mean()), "reward_std": float(every.std()), **measured}
-                again = partial(self.collector.again, rollout, self.generator, self.iteration)
-                rollout, figures = self.learner.redraw(rollout, again)
-                measured |= figures
-            collected = True
-            return None if rollout is None else self.learner.prepare(rollout, self.generator), measured
+            yield
         except Exception as error:
             kinds = error.kinds if isinstance(error, OtherProcess) else [kind.__name__ for kind in type(error).__mro__]
             # until all is collected a failure is that of every process; later that of a reward is
-            if isinstance(error, Stranded) or "TrainingError" in kinds or (collected and "RewardError" not in kinds):
+            if (
+                isinstance(error, Stranded)
+                or "TrainingError" in kinds
+                or self.optimisation.moved
+                or (self.collected and "RewardError" not in kinds)
+            ):
                 raise
-            self.generator.set_state(before)
+            state, waiting, evaluations, queries = self.before
+            self.generator.set_state(state)
             self.late.waiting = waiting
-            evaluations.forward, evaluations.backward, self.reward.queries = counted.forward, counted.backward, queries
+            counted = self.model.evaluations
+            counted.forward, counted.backward, self.reward.queries = evaluations.forward, evaluations.backward, queries
             self.between = True
             if self.iteration > 0:
                 self.checkpoint()
             raise
+
+    def _mark(self) -> None:
+        """Notes what an iteration is taken back to."""
+        state, counted = self.generator.get_state(), replace(self.model.evaluations)
+        self.before = state, [*self.late.waiting], counted, self.reward.queries
+
+    def _collect(self) -> tuple[Rollout | None, dict[str, float]]:
+        """Trajectories complete for learning, None while no rewards are due, and the metrics of the new samples."""
+        if self.rounds is not None and self.rounds.due(self.iteration):
+            self.world.together(self.before_asking)
+            self.rounds.query(partial(self.collector.samples, self.learner), self.train.batch, self.generator)
+            self._mark()  # a round is not taken back
+        rollout: Rollout | None
+        if self.late.delay:
+            fresh = self.late.add(self.learner, self.generator, self.iteration)
+            rollout = self.late.due()
+        else:
+            fresh = rollout = self.collector.rollout(self.learner, self.generator, self.iteration)
+        measured = self._measure(fresh)
+        if rollout is not None:
+            every = self.world.gather(rollout.rewards)
+            if self.iteration == 0:  # later it is also the policy's doing
+                self.spread = float(every.double().std())
+            measured = {"reward_mean": float(every.mean()), "reward_std": float(every.std()), **measured}
+            again = partial(self.collector.again, rollout, self.generator, self.iteration)
+            rollout, figures = self.learner.redraw(rollout, again)
+            measured |= figures
+        self.collected = True
+        return None if rollout is None else self.learner.prepare(rollout, self.generator), measured
 
     def _kl(self, rollout: Rollout) -> dict[str, float]:
         both = zip(("kl_nats", "kl_chain_nats"), self.learner.kls(rollout), strict=True)

@@ -126,6 +126,9 @@ def adam(parameters: Any, lr: float) -> torch.optim.Adam:
 class Optimisation:
     """The optimisers of a run, one for the policy and one for each network with a rate, and the scaler of fp16 gradients."""
 
+    moved = False
+    """True once a network took a step, until the loop sets it back."""
+
     def __init__(
         self,
         train: Train,
@@ -223,7 +226,8 @@ class Optimisation:
             raise ValueError(f"updates: {update.network!r} is not trained; choose from {', '.join(self.optimisers)}")
         own = [len(rows) if isinstance(rows, Rows) else rows for rows, _, _ in update.terms]
         most = max(rows * term.calls for rows, term in zip(own, update.terms, strict=True)) or 1
-        return self._averaged(update, *fitting(self.model, most, partial(self._accumulate, update, iteration)))
+        work = partial(fitting, self.model, most, partial(self._accumulate, update, iteration))
+        return self._averaged(update, *self.world.together(work, sends=self.model.sharded))  # a loss may ask a reward
 
     def _accumulate(self, update: Update, iteration: int, limit: int) -> tuple[dict[str, float], dict[str, float]]:
         """The gradient of the own rows, and their part of the figures' means and largest, in calls of at most `limit` rows."""
@@ -279,7 +283,7 @@ class Optimisation:
         return float(whole(nn.utils.clip_grad_norm_(self._parameters(name), most)))
 
     def _step(self, name: str, norm: float, iteration: int) -> None:
-        optimiser = self.optimisers[name]
+        optimiser, self.moved = self.optimisers[name], True
         if not math.isfinite(norm) and not self.scaler.is_enabled():
             raise GradientError(f"iteration {iteration + 1}: the gradient of the {name} is not finite")
         self.scaler.step(optimiser)  # with fp16 a step whose gradient overflowed is left out, and the scale lowered
