@@ -62,7 +62,7 @@ def train(task: str, trainer: str, steps: int, seed: int, iterations: int) -> Fi
     """
     from scoreaction.recipes.recipe import load_recipe
     from scoreaction.rewards import RewardError
-    from scoreaction.training.optimizer import TrainingError
+    from scoreaction.training.errors import TrainingError
 
     beta = load_recipe(task).values()["algorithm"]["beta"]  # of the optimum that all are measured to
     settings = [setting.replace("BETA", str(beta)) for setting in TRAINERS[trainer]]

@@ -28,8 +28,8 @@ from scoreaction.diffusion.processes import Process
 from scoreaction.networks.layers import VectorNet
 from scoreaction.rewards import RewardError
 from scoreaction.rewards._closed_form import QuadraticReward
+from scoreaction.training.errors import TrainingError
 from scoreaction.training.exact_task import ExactTask, sliced_w2
-from scoreaction.training.optimizer import TrainingError
 
 LAW = Mixture.isotropic([[2.0, 0.0], [-2.0, 0.0], [0.0, 2.0], [0.0, -2.0]], std=0.3)
 REWARD, BETA = Quadratic.linear([1.0, 0.5]), 0.5

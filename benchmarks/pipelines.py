@@ -1,13 +1,14 @@
 """One full iteration of each algorithm on a network of Stable Diffusion 1.5's size with random weights.
 
     python -m benchmarks.pipelines             # results/pipelines.csv and a table; each job in a process of its own
-    python -m benchmarks.pipelines --only cpu  # CPU: 512 x 512, batch 2 asked one row at a time, 4 steps, half an hour
+    python -m benchmarks.pipelines --only cpu  # CPU: 256 x 256, batch 2 asked one row at a time, 4 steps, a quarter of an hour
 
 An algorithm that updates at random points of the paths does one update at 2 of them (on a GPU, as many as a network call has),
-one that takes likelihood ratios goes over all steps. On the CPU: all cores, fp32, gradient checkpointing, no guidance. Seconds
-of the iteration, the same over the time inside forwards and backwards of networks, decoder and reward, and the process's peak
-resident memory. On a GPU, where there is one: pictures a second of sampling, seconds of an iteration and peak memory at LoRA
-rank 4, bf16, for 1 to 16 points of one network call. Reward: redness of the picture, with its gradient, through the decoder.
+one that takes likelihood ratios goes over all steps. On the CPU: the cores it may use, fp32, gradient checkpointing, no
+guidance. Seconds of the iteration, the same over the time inside forwards and backwards of networks, decoder and reward, and
+the process's peak resident memory. On a GPU, where there is one: pictures a second of sampling, seconds of an iteration and
+peak memory at LoRA rank 4, bf16, 512 x 512, for 1 to 16 points of one network call. Reward: redness of the picture, with its
+gradient, through the decoder.
 """
 
 from __future__ import annotations
@@ -68,10 +69,10 @@ def tuner_for(algorithm: str, *, device: str, rows: int, steps: int, batch: int)
 
     config = catalog.find("algorithm", algorithm, key="algorithm.name").Config
     small = {"updates": 1, "critic_updates": 2, "stages": 1, "inner": 1, "rows": max(2, rows), "critic_rows": 8}
-    width = torch.float32 if device == "cpu" else torch.bfloat16
+    dtype, side = (torch.float32, 256) if device == "cpu" else (torch.bfloat16, 512)
     with torch.random.fork_rng():
         torch.manual_seed(0)
-        model = build_from_pipeline(random_pipeline(width), lora_rank=4, gradient_checkpointing=True)
+        model = build_from_pipeline(random_pipeline(dtype), lora_rank=4, gradient_checkpointing=True, height=side, width=side)
     return sa.Finetuner(
         model,
         reward=sa.Reward(redness, differentiable=True),
@@ -87,7 +88,7 @@ def tuner_for(algorithm: str, *, device: str, rows: int, steps: int, batch: int)
 
 def on_cpu(algorithm: str) -> Figures:
     """Seconds and peak memory of one iteration: the smallest batch is 2, asked one row at a time."""
-    torch.set_num_threads(os.cpu_count() or 1)
+    torch.set_num_threads(len(os.sched_getaffinity(0)))
     tuner = tuner_for(algorithm, device="cpu", rows=1, steps=4, batch=2)
     with watched(tuner) as watch:
         began = time.perf_counter()

@@ -104,7 +104,7 @@ def train(task: int, trainer: str, iterations: int, changes: Figures | None = No
     changes: settings that are not as they were drawn.
     """
     from scoreaction.rewards import RewardError
-    from scoreaction.training.optimizer import TrainingError
+    from scoreaction.training.errors import TrainingError
 
     drawn = settings(task)
     shape, beta, model = drawn.pop("shape"), drawn.pop("beta"), drawn["model"]

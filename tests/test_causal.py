@@ -21,7 +21,7 @@ from scoreaction.networks.causal import CausalTransformer
 from scoreaction.sampling.draw import run
 from scoreaction.sampling.rollout import once
 from scoreaction.sampling.sampler import act, follow
-from scoreaction.training.optimizer import TrainingError
+from scoreaction.training.errors import TrainingError
 from scoreaction.training.token_task import exact_task
 
 LAW, REWARDS = first()

@@ -22,7 +22,7 @@ from scoreaction.networks.memory import fitting, is_out_of_memory
 from scoreaction.recipes.recipe import load_recipe
 from scoreaction.report.figures import new_figure, pairs_figure, plain_legend, samples_figure, save_samples
 from scoreaction.report.model_card import write_card
-from scoreaction.training.optimizer import TrainingError
+from scoreaction.training.errors import TrainingError
 from scoreaction.yaml_text import parse_yaml
 
 

@@ -13,7 +13,8 @@ from twins import accepts, close, same
 import scoreaction as sa
 from scoreaction.algorithms._trust import TrustState, leaps
 from scoreaction.algorithms._updates import Term, Update
-from scoreaction.training.optimizer import Optimisation, Train, TrainingError
+from scoreaction.training.errors import TrainingError
+from scoreaction.training.optimizer import Optimisation, Train
 from scoreaction.training.take_back import TakeBack
 
 LR, START = 1e-2, (0.5, -1.0)

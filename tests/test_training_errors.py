@@ -12,7 +12,7 @@ import scoreaction as sa
 from scoreaction.errors import UserError
 from scoreaction.rewards import RewardError
 from scoreaction.training.checks import check_precision, check_whole
-from scoreaction.training.optimizer import GradientError, TrainingError
+from scoreaction.training.errors import GradientError, TrainingError
 from scoreaction.types import DTYPES
 
 

@@ -13,7 +13,8 @@ from twins import accepts, close
 
 import scoreaction as sa
 from scoreaction.algorithms._updates import Largest, Term, Update
-from scoreaction.training.optimizer import Optimisation, Train, TrainingError, check_first_ratio
+from scoreaction.training.errors import TrainingError, check_first_ratio
+from scoreaction.training.optimizer import Optimisation, Train
 
 
 class Weights(nn.Module):

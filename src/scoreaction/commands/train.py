@@ -20,9 +20,9 @@ from scoreaction.recipes.trust import named_modules
 from scoreaction.report.numbers import limit_of_policy
 from scoreaction.sampling.draw import draw, spread_prompts
 from scoreaction.training.checkpoints import DAMAGED
+from scoreaction.training.errors import TrainingError
 from scoreaction.training.finetuner import Finetuner
 from scoreaction.training.identity import difference, flattened
-from scoreaction.training.optimizer import TrainingError
 from scoreaction.training.run_folder import RunFolder, read_description, read_json_lines, read_summary
 from scoreaction.types import Values
 from scoreaction.world import OtherProcess, World

@@ -21,8 +21,9 @@ from scoreaction.rewards._reward import check_graph
 from scoreaction.rewards._weighted import WeightedSum, settle
 from scoreaction.sampling.rollout import ALL, Rollout, joined, roll_out
 from scoreaction.sampling.sampler import Sampler, follow
+from scoreaction.training.errors import GradientError
 from scoreaction.training.online import Rounds
-from scoreaction.training.optimizer import GradientError, Train
+from scoreaction.training.optimizer import Train
 from scoreaction.types import Prompt
 from scoreaction.world import ALONE, World
 

@@ -29,7 +29,7 @@ from scoreaction.settings import Settings
 from scoreaction.tasks.clusters import Clusters
 from scoreaction.training.clusters import cluster_figures
 from scoreaction.training.confusion import Confusion
-from scoreaction.training.optimizer import TrainingError
+from scoreaction.training.errors import TrainingError
 from scoreaction.types import Conditions
 from scoreaction.world import ALONE, World
 

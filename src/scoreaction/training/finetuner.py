@@ -20,8 +20,8 @@ from scoreaction.sampling.rollout import Rollout
 from scoreaction.training.checkpoints import load_newest, load_tree, prune, save_tree
 from scoreaction.training.clusters import cluster_figures
 from scoreaction.training.collector import check_finite
+from scoreaction.training.errors import GradientError
 from scoreaction.training.evaluation import diversity, rounding_floor
-from scoreaction.training.optimizer import GradientError
 from scoreaction.training.run import Run
 from scoreaction.training.summary import summarise
 from scoreaction.world import OtherProcess, Stranded
@@ -52,7 +52,7 @@ class Finetuner(Run):
     collected = False
     """True once all processes have the iteration's samples and rewards."""
     before: tuple[Tensor, list[Any], Evaluations, int]
-    """What an iteration is taken back to: the generator's state, batches that wait, evaluations and queries."""
+    """The state an iteration is taken back to: of the generator, batches that wait, evaluations and queries."""
     spread = 1.0
     """The standard deviation of the first rewards, those of the pretrained model, where this process has seen them."""
 

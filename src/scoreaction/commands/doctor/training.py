@@ -15,8 +15,8 @@ from scoreaction.commands.doctor.finding import Finding, apart, judged
 from scoreaction.commands.doctor.model import Places, reference_at
 from scoreaction.report.numbers import number
 from scoreaction.rewards import RewardError
+from scoreaction.training.errors import TrainingError
 from scoreaction.training.finetuner import Finetuner
-from scoreaction.training.optimizer import TrainingError
 from scoreaction.types import Prediction, Values
 
 
