@@ -18,7 +18,7 @@ from scoreaction.recipes.build import build
 from scoreaction.recipes.prompts import prompt_list, read_prompts
 from scoreaction.recipes.recipe import dump, load_recipe, resolve
 from scoreaction.report.run import prompts_table
-from scoreaction.rewards import CountedReward, Reward
+from scoreaction.rewards import CountedReward, Reward, RewardError
 from scoreaction.rewards._weighted import Part, WeightedSum
 
 FIRST = torch.randn(50, 2, generator=torch.Generator().manual_seed(0)) * torch.tensor([3.0, 0.1]) + torch.tensor([5.0, -1.0])
@@ -64,6 +64,39 @@ def test_the_first_batch_is_whole_though_it_is_begun_in_parts() -> None:
 
     m, s = FIRST[:5, 0].mean(), FIRST[:5, 0].std()
     close(decoded(Slowly()), decoded(left), atol=1e-5, by_the_first_part=(FIRST[:, 0] - m) / s + FIRST[:, 1])
+
+
+class Answering:
+    """A reward in the background whose first answer does not come."""
+
+    differentiable, rows = False, 50
+
+    def __init__(self) -> None:
+        self.asked = 0
+
+    def begin(self, samples: torch.Tensor, prompts: Any) -> Any:
+        self.asked += 1
+
+        def answer(first: bool = self.asked == 1) -> torch.Tensor:
+            if first:
+                raise OSError("no answer")
+            return samples[:, 0]
+
+        return answer
+
+    def __call__(self, samples: torch.Tensor, prompts: Any) -> torch.Tensor:
+        return self.begin(samples, prompts)()
+
+
+def test_a_first_batch_that_fails_gives_no_moments_and_the_next_one_does() -> None:
+    """Truth: mean and standard deviation of the batch that was answered, written out."""
+    reward = WeightedSum([Part(Answering(), 1.0, normalise=True)])
+    with pytest.raises(RewardError, match="no answer"):
+        reward(FIRST, None)
+    m, s = LATER[:, 0].double().mean(), LATER[:, 0].double().std()
+    close(reward(LATER, None), (LATER[:, 0] - m) / s, atol=1e-5, raw=LATER[:, 0])
+    both = torch.cat([FIRST, LATER])[:, 0].double()
+    close(reward.moments, [[m, s]], atol=1e-5, of_both=[[both.mean(), both.std()]])
 
 
 def test_a_constant_part_and_gradients() -> None:

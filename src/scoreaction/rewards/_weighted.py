@@ -71,22 +71,27 @@ class WeightedSum:
         raw = cache(lambda: torch.stack([torch.as_tensor(scores(), device=device) for scores in begun]))
         if self.moments is None:
             self._first.append(raw)
-        return lambda: self._sum(raw())
+        return lambda: self._sum(raw)
 
-    def _sum(self, raw: Tensor) -> Tensor:
-        """raw (parts, batch) to (batch,)."""
+    def _sum(self, scores: Callable[[], Tensor]) -> Tensor:
+        """The sum (batch,) of the parts' own scores (parts, batch)."""
         if self.moments is None:
             self.settle(self.first_scores())
         assert self.moments is not None
+        raw = scores()
         mean, std = self.moments.to(raw).unbind(1)
         weights = raw.new_tensor([part.weight for part in self.parts])
         return (weights[:, None] * (raw - mean[:, None]) / std[:, None]).sum(0)
 
     def first_scores(self) -> Tensor:
-        """The parts' own scores of all that was begun before the moments were known, (rows, parts) float64."""
+        """The parts' own scores of all that was begun before the moments were known, (rows, parts) float64.
+
+        Where a part fails all of it is forgotten, and the moments are those of the batch that is begun next.
+        """
+        begun, self._first = self._first, []
         try:
             nothing = torch.empty(len(self.parts), 0, dtype=torch.float64)  # of a process without rows
-            return torch.cat([nothing, *(first().detach().double().cpu() for first in self._first)], dim=1).T
+            return torch.cat([nothing, *(first().detach().double().cpu() for first in begun)], dim=1).T
         except Exception as error:
             raise RewardError(f"a part of the sum raised {type(error).__name__}: {error}") from error
 
@@ -99,4 +104,4 @@ class WeightedSum:
                 std = float(scores.std()) if len(scores) > 1 else 0.0
                 flat = std <= 1e-6 * max(1.0, float(scores.abs().max()))
                 moments[i] = torch.tensor([float(scores.mean()), 1.0 if flat else std])
-        self.moments, self._first = moments, []
+        self.moments = moments
