@@ -45,7 +45,7 @@ def test_the_first_sign_of_life_comes_before_torch(tmp_path: Path) -> None:
         times.setdefault(line.strip(), time.monotonic() - began)
     assert process.wait() == 0
     signs = list(times)[:4]
-    assert signs == ["mixture  loading", "run  building model and rewards", "run  1 process on cpu", "run  iteration 1 of 4"]
+    assert signs == ["mixture  loading", "run  1 process on cpu", "run  building model and rewards", "run  iteration 1 of 4"]
     accepts(lambda seconds: _less(seconds, times[signs[1]]), times[signs[0]], the_second=times[signs[1]])
 
 

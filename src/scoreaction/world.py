@@ -40,6 +40,16 @@ class Stranded(RuntimeError):
     """This process failed while the others wait for its part of a sharded network: it can only end, and be ended with them."""
 
 
+def is_lost_peer(error: BaseException) -> bool:
+    """True for the errors by which torch.distributed says that another process is gone.
+
+    >>> is_lost_peer(RuntimeError("Connection closed by peer [127.0.0.1]:4022"))
+    True
+    """
+    lost = any(text in str(error) for text in ("onnection closed by peer", "onnection reset by peer", "Broken pipe"))
+    return isinstance(error, dist.DistBackendError | dist.DistNetworkError) or (isinstance(error, RuntimeError) and lost)
+
+
 def _leave() -> None:
     if dist.is_initialized():
         dist.destroy_process_group()

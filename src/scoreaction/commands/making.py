@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shlex
 from pathlib import Path
 from typing import Annotated
@@ -34,7 +35,8 @@ def train(
     trust: Trust = False,
 ) -> int:
     """Fine-tune a model by a recipe."""
-    print(f"{Path(recipe).stem}  loading", flush=True)  # torch alone takes seconds
+    step = "loading" if processes == 1 else f"starting {processes} processes"
+    print(f"{Path(recipe).stem}  {step}", flush=True)  # torch alone takes seconds
     from scoreaction.commands.launch import launch
     from scoreaction.commands.tables import show_summary
     from scoreaction.commands.train import NOTHING, learned_nothing, run
@@ -55,6 +57,8 @@ def train(
         figures = run(chosen, folder, resume=resume)
     except Interrupted as stop:
         more = ["--trust"] if named_modules(chosen.values()) else []
+        size = World.current().size
+        more += ["--processes", str(size)] if size > 1 and os.environ.get("LOCAL_WORLD_SIZE") == str(size) else []
         again = shlex.join(["scoreaction", "train", str(folder / "recipe.yaml"), "--output", str(folder), "--resume", *more])
         raise Interrupted(f"{stop}; go on with: {again}") from stop
     if not World.current().leads:

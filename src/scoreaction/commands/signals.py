@@ -32,8 +32,8 @@ def answer(text: str) -> None:
 class Signals(AbstractContextManager["Signals"]):
     """Signals that ask the loop to stop after this iteration; a second Ctrl-C or SIGTERM stops at once.
 
-    The first is answered at once, with what it waits for. In a world of several none forces: the launcher passes each on, often
-    twice, and has a limit of its own.
+    The first is answered at once, with what it waits for. `at_once` it stops what goes on. In a world of several a second one
+    does not force: the launcher passes each on, often twice, and has a limit of its own.
     """
 
     requested: bool = False
@@ -53,7 +53,8 @@ class Signals(AbstractContextManager["Signals"]):
 
     def _receive(self, number: int, frame: FrameType | None) -> None:
         alone = self.world.size == 1
-        if alone and (self.at_once or (self.requested and number in FORCING)):
+        if self.at_once and (alone or not self.requested) or (alone and self.requested and number in FORCING):
+            self.requested = True
             raise KeyboardInterrupt
         if not self.requested and self.world.leads:
             forced = "; Ctrl-C stops at once" if alone else ""

@@ -20,12 +20,13 @@ from scoreaction.recipes.trust import named_modules
 from scoreaction.report.numbers import limit_of_policy
 from scoreaction.sampling.draw import draw, spread_prompts
 from scoreaction.training.checkpoints import DAMAGED
+from scoreaction.training.checks import device_of
 from scoreaction.training.errors import TrainingError
 from scoreaction.training.finetuner import Finetuner
 from scoreaction.training.identity import difference, flattened
 from scoreaction.training.run_folder import RunFolder, read_description, read_json_lines, read_summary
 from scoreaction.types import Values
-from scoreaction.world import OtherProcess, World
+from scoreaction.world import OtherProcess, World, is_lost_peer
 
 
 def claim(folder: Path, recipe: Recipe, *, resume: bool) -> None:
@@ -109,10 +110,9 @@ def run(recipe: Recipe, folder: Path, *, resume: bool, title: str | None = None)
     world.together(lambda: claim(folder, recipe, resume=resume) if world.leads else None)
     title = one_line(title or folder.name)
     prompts = 0 if recipe.prompts is None else len(prompt_list(recipe.prompts) or [])
+    say(title, described(world, str(device_of(recipe.train))))
     say(title, "building model and rewards" + (f", encoding {prompts} prompts" if prompts else ""))
-    tuner = build(recipe, output=folder)
-    place, where = RunFolder(folder), described(world, tuner.model.device)
-    say(title, where)
+    tuner, place = build(recipe, output=folder), RunFolder(folder)
     if recipe.sampler.off_below is None and tuner.sampler.off_below:
         say(title, f"{limit_of_policy(tuner.sampler.off_below)} (sampler.off_below, by default of a network that predicts x0)")
     with ExitStack() as stack:
@@ -136,9 +136,10 @@ def run(recipe: Recipe, folder: Path, *, resume: bool, title: str | None = None)
             place.summary_path.unlink(missing_ok=True)
         if not finished:
             say(title, f"iteration {tuner.iteration + 1} of {recipe.train.iterations}")
-            _iterate(tuner, stopper, signals, Reporter(title, total=recipe.train.iterations, done=tuner.iteration))
+            reporter = Reporter(title, total=recipe.train.iterations, done=tuner.iteration)
+            _iterate(tuner, place, stopper, signals, reporter)
         signals.at_once = True
-        return _measured(tuner, title)
+        return _measured(tuner, title, signals)
 
 
 NOTHING = "in each all rewards were equal, or fp16 overflowed; scoreaction doctor says more"
@@ -150,7 +151,7 @@ def learned_nothing(folder: Path) -> bool:
     return bool(logged) and all("skipped" in metrics for metrics in logged)
 
 
-def _iterate(tuner: Finetuner, stopper: Stopper, signals: Signals, reporter: Reporter) -> None:
+def _iterate(tuner: Finetuner, place: RunFolder, stopper: Stopper, signals: Signals, reporter: Reporter) -> None:
     if tuner.rounds is not None:
         tuner.rounds.progress = reporter.note
     with reporter.progress:
@@ -162,11 +163,11 @@ def _iterate(tuner: Finetuner, stopper: Stopper, signals: Signals, reporter: Rep
             except StopIteration:
                 return
             except KeyboardInterrupt:
-                raise Interrupted(f"stopped within iteration {tuner.iteration + 1}; {_saved_state(tuner)}") from None
+                raise Interrupted(f"stopped within iteration {tuner.iteration + 1}; {_saved_state(place)}") from None
             except TrainingError as error:
-                raise Failed(f"{error}; {_saved_state(tuner)}") from error
+                raise Failed(f"{error}; {_saved_state(place)}") from error
             except (Exception, SystemExit) as error:
-                raise Failed(f"iteration {tuner.iteration + 1}: {_cause(error)}; {_saved_state(tuner)}") from error
+                raise Failed(f"iteration {tuner.iteration + 1}: {_cause(error)}; {_saved_state(place)}") from error
             reporter(metrics)
             if tuner.train.show_every is not None and tuner.iteration % tuner.train.show_every == 0:
                 show(tuner)
@@ -182,14 +183,17 @@ def _cause(error: BaseException) -> str:
     """The line of an error, with the remedy where memory ran out."""
     if isinstance(error, Failed | OtherProcess):
         return str(error)
+    if is_lost_peer(error):
+        vars(error)["shared"] = True
+        return "another process ended"
     if is_out_of_memory(error) and OUT_OF_MEMORY not in str(error):
         return f"{error}; lower train.max_rows or train.batch, or set train.precision to bf16 (scoreaction plan says what fits)"
     return f"{type(error).__name__}: {error}"
 
 
-def _saved_state(tuner: Finetuner) -> str:
+def _saved_state(place: RunFolder) -> str:
     """The state that is saved when an iteration was cut off: not its own, which is of no use."""
-    newest = None if tuner.folder is None else tuner.folder.newest_checkpoint()
+    newest = place.newest_checkpoint()
     return "nothing was saved yet" if newest is None else f"the state after iteration {int(newest.name)} is saved"
 
 
@@ -212,11 +216,16 @@ SHOWN = 16
 """Pictures that are drawn while a run goes on."""
 
 
-def _measured(tuner: Finetuner, title: str) -> Values:
+STOPPED = "stopped while measuring; training is done and saved"
+
+
+def _measured(tuner: Finetuner, title: str, signals: Signals) -> Values:
     try:
         with Measuring(title) as progress:
             return tuner.summary(progress)
     except KeyboardInterrupt:
-        raise Interrupted("stopped while measuring; training is done and saved") from None
+        raise Interrupted(STOPPED) from None
     except (Exception, SystemExit) as error:
+        if signals.requested and is_lost_peer(error):  # of which one process hears first
+            raise Interrupted(STOPPED) from None
         raise Failed(f"measuring: {_cause(error)}") from error

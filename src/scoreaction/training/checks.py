@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from typing import Any
 
 import torch
+from accelerate import Accelerator
 
 from scoreaction.algorithms._learner import Algorithm, Learner
 from scoreaction.errors import UserError, check_kind
@@ -28,6 +29,14 @@ def check_device(name: str, *, key: str) -> None:
         float(torch.zeros((), device=name))  # meta makes tensors, and holds no numbers
     except (RuntimeError, AssertionError, NotImplementedError) as error:
         raise UserError(f"{key}: {name!r} cannot be used here; take auto, cpu or, with a GPU, cuda") from error
+
+
+def device_of(train: Train) -> torch.device:
+    """The device of this process, for `auto` an accelerator where there is one; UserError where it cannot be used."""
+    if train.device == "auto":
+        return Accelerator().device
+    check_device(train.device, key="train.device")
+    return torch.device(train.device)
 
 
 OBJECTS = {

@@ -11,7 +11,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from accelerate import Accelerator
 from torch import Tensor, nn
 
 from scoreaction.algorithms._learner import Algorithm, Learner
@@ -27,7 +26,6 @@ from scoreaction.sampling.steering import Steering
 from scoreaction.training.best_weights import Selection, check_metric
 from scoreaction.training.budget import Budget
 from scoreaction.training.checks import (
-    check_device,
     check_objects,
     check_parts,
     check_precision,
@@ -35,6 +33,7 @@ from scoreaction.training.checks import (
     check_siblings,
     check_signal,
     check_whole,
+    device_of,
     listed,
 )
 from scoreaction.training.clusters import clusters_of, settle_kept
@@ -85,8 +84,6 @@ class Run(RunState):
         if self.evaluation.held_out:
             raise ValueError("evaluation.held_out: names rewards in a recipe; here give them as held_out={name: reward}")
         self.algorithm, self.recipe, self.online = algorithm, recipe, online
-        if self.train.device != "auto":
-            check_device(self.train.device, key="train.device")
         self.model, self.world = model, World.joined(self.train.device)
         self._place()
         self.reward = CountedReward(reward)
@@ -231,7 +228,7 @@ class Run(RunState):
     def _place(self) -> None:
         """Puts the model on its device, in its precision, with the rows of its calls."""
         model = self.model
-        device = Accelerator().device if self.train.device == "auto" else torch.device(self.train.device)
+        device = device_of(self.train)
         if self.train.shard:  # from the host, block by block: no device ever holds a whole network
             check_shard(self.train, self.world)
             check_whole(model)
