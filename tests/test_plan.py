@@ -16,7 +16,7 @@ import scoreaction as sa
 from scoreaction.cli import main
 from scoreaction.commands._live_memory import LiveMemory
 from scoreaction.commands._way_out import CARD
-from scoreaction.commands.plan import RESERVE, plan, scorer_bytes
+from scoreaction.commands.plan import RESERVE, plan, resident_bytes, scorer_bytes, skeleton_of
 from scoreaction.commands.tables import show_plan
 from scoreaction.errors import UserError
 from scoreaction.recipes.build import build
@@ -146,6 +146,21 @@ def test_the_planned_memory_and_operations_are_those_of_an_iteration(tmp_path, a
 
 
 @pytest.mark.slow
+def _resident(settings: list[str], processes: int) -> dict[str, int]:
+    recipe = load_recipe("mixture", settings)
+    return resident_bytes(recipe, skeleton_of(recipe), processes)
+
+
+def test_of_shared_networks_each_process_holds_its_part():
+    """Truth: the bytes of one process, divided; twin: those of all."""
+    whole, shared = (_resident(["train.shard=true"] * shared, 4) for shared in (False, True))
+    for name in ("frozen weights", "trained weights, gradient, Adam, average"):
+        close(shared[name], whole[name] / 4, atol=1.0, of_all=whole[name])
+    assert shared["encoded prompts of a call"] == whole["encoded prompts of a call"]
+    with pytest.raises(UserError, match=r"^train\.shard: there is one process"):
+        plan(load_recipe("mixture", ["train.shard=true"]))
+
+
 def test_measuring_is_planned(tmp_path):
     """Operations within 4 %: the reference has no LoRA to compute."""
     settings = {"train": {"batch": 2, "iterations": 1}, "sampler": {"guidance": 3.0, "steps": 2}}

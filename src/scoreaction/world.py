@@ -114,7 +114,8 @@ class World:
     def joined(cls, device: str) -> World:
         """The world that the launcher's environment asks for (RANK, WORLD_SIZE, MASTER_ADDR), or a group that exists already.
 
-        ValueError where the environment asks for one and it cannot be joined, or one was joined that it does not ask for.
+        ValueError where the environment asks for one and it cannot be joined, or one was joined that it does not ask for, or
+        whose messages cannot hold numbers of the host.
         """
         wanted = int(os.environ.get("WORLD_SIZE", "1"))
         if not (dist.is_available() and dist.is_initialized()):
@@ -133,6 +134,11 @@ class World:
                     f"WORLD_SIZE: the environment asks for {wanted} processes and they do not meet ({error}); start them with"
                     " torchrun, or unset WORLD_SIZE for one process"
                 ) from error
+        if "cpu:" not in dist.get_backend_config():
+            raise ValueError(
+                f"the process group that exists has the backend {dist.get_backend_config()}, and a run sends numbers of the"
+                " host too: make it with backend cpu:gloo,cuda:nccl"
+            )
         world = cls.current()
         if "WORLD_SIZE" in os.environ and world.size != wanted:
             raise ValueError(f"WORLD_SIZE: the environment asks for {wanted} processes, and {world.size} are in the group")

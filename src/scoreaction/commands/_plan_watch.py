@@ -115,7 +115,7 @@ def watch_iteration(recipe: Recipe, model: Model, *, gradient: bool) -> Watch:
     if stub.true_cfg is not None:
         stub.encode, stub.null = (lambda prompts: {"text": torch.zeros(len(prompts), 1)}), {"text": torch.zeros(1, 1)}
     online = recipe.online is not None
-    changes = {"iterations": 1, "reward_delay": 0, "device": "cpu", "precision": "fp32", "optimizer": "adam"}
+    changes = {"iterations": 1, "reward_delay": 0, "device": "cpu", "precision": "fp32", "optimizer": "adam", "shard": False}
     try:
         tuner = Finetuner(
             stub,

@@ -59,6 +59,7 @@ def find_clusters(recipe: Recipe, path: Path, source: Source, *, k: int, method:
     if method not in METHODS:
         raise UserError(f"--method: unknown method {method!r}; {nearest(method, METHODS)}")
     check_writable(path.parent, "--output")
+    world = World.joined(recipe.train.device)
     try:
         features = source.chosen()
         run = build(recipe, rewards=False) if source.data is None or features.kind != "samples" else None
@@ -72,7 +73,6 @@ def find_clusters(recipe: Recipe, path: Path, source: Source, *, k: int, method:
         )  # fmt: skip
     except ValueError as error:
         raise UserError(_as_option(str(error))) from error
-    world = World.current()
     if world.leads:
         clusters.write(path)
     return figures_of(clusters, source) | {"method": method}

@@ -18,10 +18,11 @@ from scoreaction.recipes.build import build_block, keyed
 from scoreaction.recipes.prompts import prompt_list
 from scoreaction.recipes.recipe import Recipe, numbered, optimum_beta
 from scoreaction.rewards import as_reward
-from scoreaction.training.checks import check_precision
+from scoreaction.training.checks import check_precision, check_shard
 from scoreaction.training.optimizer import ROWS
 from scoreaction.training.rehearsal import Demand, measuring_demand
 from scoreaction.types import DTYPES, Conditions, Values
+from scoreaction.world import World
 
 RESERVE = 2 * 2**30
 """Bytes for CUDA itself and what its allocator cannot use."""
@@ -37,6 +38,11 @@ def plan(recipe: Recipe, processes: int = 1, *, card: int = CARD) -> Values:
     """
     if recipe.train.batch % processes:
         raise UserError(f"--processes: {processes} do not share train.batch, which is {recipe.train.batch}, evenly")
+    if recipe.train.shard:
+        try:
+            check_shard(recipe.train, World(0, processes))
+        except ValueError as error:
+            raise UserError(str(error)) from error
     skeleton = skeleton_of(recipe)
     skeleton.model.refuse_tokens("plan")
     check_precision(skeleton.model, recipe.train.precision)
@@ -216,7 +222,7 @@ def prompt_bytes(skeleton: Skeleton) -> int:
 
 
 def resident_bytes(recipe: Recipe, skeleton: Skeleton, processes: int = 1) -> dict[str, int]:
-    """Bytes that stay on the device of one process throughout."""
+    """Bytes that stay on the device of one process throughout; with `train.shard` its part of the networks."""
     model = skeleton.model
     trained = sum(p.numel() * p.element_size() for p in model.parameters.values())
     frozen = skeleton.frozen_bytes
@@ -228,9 +234,10 @@ def resident_bytes(recipe: Recipe, skeleton: Skeleton, processes: int = 1) -> di
     prompts = prompt_list(recipe.prompts) or []
     states = recipe.train.batch // processes * (7 * recipe.sampler.steps + 1) * math.prod(model.shape) * 4
     scorers = scorer_bytes(recipe)
+    parts = processes if recipe.train.shard else 1
     return {
-        "frozen weights": frozen + skeleton.vae_bytes,
-        "trained weights, gradient, Adam, average": round(trained * (2 + moments + recipe.train.ema)),
+        "frozen weights": frozen // parts + skeleton.vae_bytes,
+        "trained weights, gradient, Adam, average": round(trained * (2 + moments + recipe.train.ema) / parts),
         "encoded prompts of a call": prompt_bytes(skeleton) * (recipe.train.max_rows or ROWS) if prompts else 0,
         TRAJECTORIES: states,
     } | ({f"{SCORERS}{', '.join(scorers)}": sum(scorers.values())} if scorers else {})

@@ -88,7 +88,8 @@ class Late:
         """Draws a batch, which then waits, and begins what scores are not on their way; returns it without them."""
         score = self._wanted(iteration)
         rollout, scores = self.collector.begin(learner, generator, iteration, score=score)
-        self.waiting.append(Waiting(_moved(rollout, _on_host), iteration, scores if score else None, score))
+        kept = self.world.together(lambda: _moved(rollout, _on_host))  # memory may run out of one process
+        self.waiting.append(Waiting(kept, iteration, scores if score else None, score))
         self.world.together(self._begin)
         return rollout
 
@@ -106,10 +107,14 @@ class Late:
         """The batch that is learned from now, with its rewards, which then waits no more; None while none is due."""
         if len(self.waiting) <= self.delay:
             return None
-        rewards = self.world.together(lambda: self._rewards(self.waiting[0]))
-        device = self.collector.model.device
-        rollout = _moved(self.waiting.pop(0).rollout, lambda part: part.to(device))
-        return replace(rollout, rewards=rewards.to(device))
+        due = self.world.together(self._due)
+        self.waiting.pop(0)
+        return due
+
+    def _due(self) -> Rollout:
+        waiting, device = self.waiting[0], self.collector.model.device
+        rewards = self._rewards(waiting).to(device)
+        return replace(_moved(waiting.rollout, lambda part: part.to(device)), rewards=rewards)
 
     def _rewards(self, waiting: Waiting) -> Tensor:
         """The scores of a batch that are on their way. Where they fail they are to be begun again."""

@@ -12,6 +12,7 @@ from torch.distributed.tensor import DTensor
 
 from scoreaction.algorithms._learner import Learner
 from scoreaction.algorithms._trust import LEAP, RECOVERY, TrustState, leaps
+from scoreaction.world import World
 
 
 class TakeBack:
@@ -88,10 +89,11 @@ class TakeBack:
             group["lr"] /= 2
         state, self.steps = self.state, 0
         state.step_share, state.taken_back = state.step_share / 2, state.taken_back + 1
-        logging.getLogger(__name__).warning(
-            "iteration %d: the policy left its trust region of %g nats by far: taken back, steps are now %.3g of train.lr",
-            self.iteration + 1, self.region, state.step_share,
-        )  # fmt: skip
+        if World.current().leads:
+            logging.getLogger(__name__).warning(
+                "iteration %d: the policy left its trust region of %g nats by far: taken back, steps are now %.3g of train.lr",
+                self.iteration + 1, self.region, state.step_share,
+            )  # fmt: skip
 
 
 def _own(value: Tensor) -> Tensor:
