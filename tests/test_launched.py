@@ -185,7 +185,7 @@ def files(folder: Path) -> dict[str, Any]:
 
 @pytest.mark.long
 def test_every_command_shares_its_work_and_says_what_one_process_says(tmp_path: Path) -> None:
-    """Files and exit codes of evaluate, sample, compare, steer, distill and doctor, with numbers that two do not divide."""
+    """Files and exit codes of evaluate, sample, compare, steer, distill and doctor, with numbers that three do not divide."""
 
     small = [*TINY, "train.batch=12", "train.iterations=2"]
 
@@ -198,16 +198,16 @@ def test_every_command_shares_its_work_and_says_what_one_process_says(tmp_path: 
             ["steer", run, "--method", "best_of", "--particles", "4", "--n", "6", "--output", str(folder / "steered")],
             ["steer", run, "--method", "smc", "--particles", "4", "--n", "6", "--output", str(folder / "smc")],
             ["compare", "mixture", *small[1:], "--algorithms", "ddpo,dpok", "--output", str(folder / "compared")],
-            ["distill", "mixture", *TINY, "distill.iterations=2", "--output", str(folder / "student")],
+            ["distill", "mixture", *TINY, "distill.iterations=2", "distill.paths=66", "--output", str(folder / "student")],
             ["doctor", "mixture", *TINY, "train.batch=12", "--iterations", "1"],
         ]  # fmt: skip
 
-    one, two = tmp_path / "one", tmp_path / "two"
+    one, three = tmp_path / "one", tmp_path / "three"
     for command in commands(one):
         assert main(command) == 0, command
-    launched(2, COMMANDS, json.dumps(commands(two)))
+    launched(3, COMMANDS, json.dumps(commands(three)))
     truth = files(one)
     assert len(truth) > 40, truth.keys()
-    accepts(like(truth), files(two), elsewhere={name: value + 1 for name, value in truth.items()})
-    drawn = [{path.relative_to(folder) for path in folder.rglob("*.npz")} for folder in (one, two)]
+    accepts(like(truth), files(three), elsewhere={name: value + 1 for name, value in truth.items()})
+    drawn = [{path.relative_to(folder) for path in folder.rglob("*.npz")} for folder in (one, three)]
     same(drawn[1], drawn[0], none=set())

@@ -13,8 +13,9 @@ from scoreaction.diffusion.mixtures import Mixture
 from scoreaction.diffusion.predictions import perturbed
 from scoreaction.diffusion.solvers import SOLVERS, jittered, time_grid
 from scoreaction.networks.conditions import take
-from scoreaction.sampling.rollout import joined, roll_out, trajectory
+from scoreaction.sampling.rollout import compared, joined, roll_out, trajectory
 from scoreaction.types import Prediction
+from scoreaction.world import World
 
 
 class Line(nn.Module):
@@ -189,11 +190,36 @@ def test_the_pretrained_model_is_evaluated_at_as_many_trajectories_a_step(rows):
     assert (complete.steps().pretrained is None) == (n < 4)  # steps are whole, or without it
 
 
+@pytest.mark.parametrize("size", [2, 3, 4, 6, 12])
+def test_processes_compare_the_trajectories_that_one_would(size):
+    """Eight of twelve at each step, whatever the number of processes; twins: without what does not count, or of one alone."""
+
+    def chosen(worlds, counted=True):
+        found = []
+        for world in worlds:
+            trajectories, counts = compared(5, 12 // world.size, 8, world)
+            assert trajectories.shape == (5, -(-8 // world.size))
+            assert int(trajectories.max()) < 12 // world.size
+            everyone = trajectories * world.size + world.rank
+            found += [(i, int(row)) for i in range(5) for row in (everyone[i][counts[i]] if counted else everyone[i])]
+        return sorted(found)
+
+    truth = sorted((i, (8 * i + j) % 12) for i in range(5) for j in range(8))
+
+    def right(found):
+        assert found == truth
+
+    every = [World(rank, size) for rank in range(size)]
+    accepts(right, chosen([World()]), whole_trajectories=[(i, j) for i in range(5) for j in range(8)])
+    accepts(right, chosen(every), of_one_process=chosen(every[:1]))
+    assert (chosen(every, counted=False) == truth) == (8 % size == 0)
+
+
 def test_difference_is_of_the_trajectories_that_were_compared():
     rollout = rolled(build(), sa.Sampler(steps=3), n=4)
     path = torch.tensor([[0, 1], [2, 3], [0, 1]])
     half = Prediction(*(part[torch.arange(3)[:, None], path] - i for i, part in enumerate(rollout.old, 1)))
-    difference = replace(rollout, pretrained=half).difference()
+    difference = replace(rollout, pretrained=half, compared_at=path).difference()
     assert difference.eps.shape == (3, 2, 2)
     first = Prediction(*(part[:, :2] - other for part, other in zip(rollout.old, half, strict=True)))
     close(difference.x0, 1.0, atol=1e-5, sign=-difference.x0, first_two=first.x0)

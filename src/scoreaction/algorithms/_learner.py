@@ -15,14 +15,14 @@ from torch import Tensor, nn
 from scoreaction.algorithms._setting import Setting
 from scoreaction.algorithms._updates import Updates
 from scoreaction.diffusion.noise import Source
-from scoreaction.diffusion.predictions import perturbed
+from scoreaction.diffusion.predictions import mapped, perturbed
 from scoreaction.diffusion.solvers import jittered
 from scoreaction.networks.conditions import take
 from scoreaction.networks.lockstep import equal_parts
 from scoreaction.networks.memory import fitting
 from scoreaction.networks.model import Model
 from scoreaction.networks.prompt_chooser import PromptChooser
-from scoreaction.sampling.rollout import Choose, Rollout, compared, once, roll_out, unflattened
+from scoreaction.sampling.rollout import Choose, Rollout, compared, once, roll_out, rows_at, unflattened
 from scoreaction.sampling.sampler import Sampler, act, follow
 from scoreaction.settings import Settings
 from scoreaction.types import Predict, Prediction, Values
@@ -205,18 +205,34 @@ class Learner:
 
     def prepare(self, rollout: Rollout, generator: torch.Generator) -> Rollout:
         """The rollout with the pretrained predictions where the policy acted, `reference_rows` a step, without a graph."""
-        n, batch = rollout.size
-        rows = compared(n, batch, min(-(-(self.reference_rows or self.batch) // self.world.size), batch))
+        (n, batch), count = rollout.size, self._compared_rows(rollout)
+        if count == batch * self.world.size:
+            with torch.no_grad():
+                return replace(rollout, pretrained=unflattened(once(self.model, self.pretrained, rollout.steps()), n))
+        trajectories, counts = compared(n, batch, count, self.world)
+        steps, (own,) = take(rollout.steps(), rows_at(trajectories, batch)), counts.flatten().nonzero(as_tuple=True)
+        asked = slice(None) if self.model.sharded else own  # of a sharded network all processes make the same calls
         with torch.no_grad():
-            flat = once(self.model, self.pretrained, take(rollout.steps(), rows))
-        return replace(rollout, pretrained=unflattened(flat, n))
+            flat = once(self.model, self.pretrained, take(steps, asked))
+        flat = take(flat, own) if self.model.sharded else flat
+        # a row that does not count is as far from the policy as the policy itself
+        pretrained = mapped(lambda old, part: old.index_copy(0, own.to(old.device), part.to(old.dtype)), steps.old, flat)
+        return replace(rollout, pretrained=unflattened(pretrained, n), compared_at=trajectories)
+
+    def _compared_rows(self, rollout: Rollout) -> int:
+        """The number of states, of all processes, that are compared at a step."""
+        everyone = rollout.size[1] * self.world.size
+        return min(self.reference_rows or everyone, everyone)
 
     def kls(self, rollout: Rollout) -> tuple[Tensor, Tensor]:
         """Path and chain KL of the policy that sampled to the pretrained model, in nats, (batch,) each, on average.
 
         A deterministic sampler has no path KL: that of the same scores at eta 1.
         """
-        return self.model.kls(self.sampler.find(), rollout.acted, *rollout.compared(), self.sampler.eta or 1.0)
+        x, old, pretrained = rollout.compared()
+        share = self._compared_rows(rollout) / (x.shape[1] * self.world.size)  # of the rows that count
+        path, chain = self.model.kls(self.sampler.find(), rollout.acted, x, old, pretrained, self.sampler.eta or 1.0)
+        return path / share, chain / share
 
     @abstractmethod
     def updates(self, rollout: Rollout, generator: torch.Generator) -> Updates:

@@ -19,6 +19,7 @@ from scoreaction.networks.model import Model
 from scoreaction.networks.prompt_chooser import Decisions
 from scoreaction.sampling.sampler import Sampler
 from scoreaction.types import Predict, Prediction
+from scoreaction.world import ALONE, World
 
 ALL = slice(None)
 
@@ -135,7 +136,8 @@ class Rollout:
     times (N+1,) float64; x (N+1, batch, *shape); old (N, batch, *shape) the predictions of the policy that sampled; action
     the predictions that were followed, the same but for exploration; prompt (batch,) the numbers of the prompts; rewards
     (batch,), empty before they are known; pretrained (n, rows, *shape), the predictions of the pretrained model in the first n
-    steps, those that the policy acted in, at the states that are `compared`, None before it was evaluated; reward_gradient
+    steps, those that the policy acted in, of the trajectories `compared_at` (n, rows), by default of all, None before it was
+    evaluated; reward_gradient
     (batch, *shape), by x0 before decoding, None where the algorithm does not need it. off_below is the sampler's: at times
     before it `old` is the pretrained model. noise (batch, *shape): what the policy moved to x[0], where it moves the noise.
     weight (N, batch): what each step of each path counts for, None where all count alike. step_weight (N,) float64: what each
@@ -150,6 +152,7 @@ class Rollout:
     prompt: Tensor
     rewards: Tensor = field(default_factory=lambda: torch.empty(0))
     pretrained: Prediction | None = None
+    compared_at: Tensor | None = None
     reward_gradient: Tensor | None = None
     off_below: float = 0.0
     noise: Tensor | None = None
@@ -178,7 +181,7 @@ class Rollout:
         Views of the rollout, no copies.
         """
         n, batch = self.size
-        complete = self.pretrained is not None and self.pretrained[0].shape[1] == batch
+        complete = self.pretrained is not None and self.compared_at is None
         return Steps(
             x=self.x[:n].flatten(0, 1),
             t=self.times[:n].repeat_interleave(batch),
@@ -193,32 +196,38 @@ class Rollout:
         )
 
     def compared(self) -> tuple[Tensor, Prediction, Prediction]:
-        """The states at which policy and pretrained model are `compared`, and both predictions there, (n, rows, *shape)."""
+        """The states at which policy and pretrained model are compared, and both predictions there, (n, rows, *shape)."""
         if self.pretrained is None:
             raise ValueError("the pretrained model has not been evaluated yet")
-        batch, (n, rows) = self.size[1], self.pretrained[0].shape[:2]
-        chosen = compared(n, batch, rows)
+        n, batch = self.size
+        chosen = slice(None) if self.compared_at is None else rows_at(self.compared_at, batch)
         x = take(self.x[:n].flatten(0, 1), chosen).unflatten(0, (n, -1))
         return x, unflattened(take(flattened(take(self.old, slice(n))), chosen), n), self.pretrained
 
     def difference(self) -> Prediction:
-        """Policy minus pretrained model at the states that are `compared`, (n, rows, *shape)."""
+        """Policy minus pretrained model at the states that are compared, (n, rows, *shape)."""
         _, old, pretrained = self.compared()
         return mapped(torch.sub, old, pretrained)
 
 
-def compared(steps: int, batch: int, rows: int) -> Tensor | slice:
-    """Row numbers of a rollout's steps, `rows` at each step: of other trajectories at the next, so that few see many.
+def compared(steps: int, batch: int, count: int, world: World = ALONE) -> tuple[Tensor, Tensor]:
+    """The trajectories, of a process's own, that are compared at each step, (steps, rows), and whether each counts.
 
-    A mean over all trajectories is estimated without bias and more closely than by whole trajectories, whose steps are alike.
+    At each step `count` of all processes' count, other ones at the next, so that few states see many trajectories: a mean over
+    all is estimated without bias and more closely than by whole trajectories, whose steps are alike. Processes whose part is
+    smaller at a step have one row there that does not count.
 
-    >>> compared(3, 4, 2)
-    tensor([0, 1, 6, 7, 8, 9])
+    >>> compared(3, 4, 2)[0].tolist()
+    [[0, 1], [2, 3], [0, 1]]
     """
-    if rows == batch:
-        return slice(None)
-    path = (torch.arange(steps)[:, None] * rows + torch.arange(rows)) % batch
-    return (torch.arange(steps)[:, None] * batch + path).flatten()
+    first = torch.arange(steps)[:, None] * count
+    place = -((world.rank - first) // world.size) + torch.arange(-(-count // world.size))
+    return place % batch, world.rank + place * world.size < first + count
+
+
+def rows_at(trajectories: Tensor, batch: int) -> Tensor:
+    """The row numbers, `step * batch + trajectory`, of these trajectories at each step, (steps, rows)."""
+    return (torch.arange(len(trajectories))[:, None] * batch + trajectories).flatten()
 
 
 def flattened(prediction: Prediction) -> Prediction:
