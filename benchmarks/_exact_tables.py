@@ -145,6 +145,19 @@ def stability_varied(results: Results) -> Table:
     return table
 
 
+def stability_unseen(results: Results) -> Table:
+    """Runs on one task that nothing was tuned on, mean over seeds."""
+    table = Table("steps", "iterations", "seeds", "diverged", "ratio", "farthest", "reward", "KL", "most nats", "taken back")
+    for steps, runs in results.groups("steps").items():
+        ended, back = [run for run in runs if run["finished"]], sum(run["taken_back"] > 0 for run in runs)
+        ratios = [_over(run) for run in ended]
+        figures = [cell(ratios, 2), number(max(ratios), 2), of(ended, "reward_tuned"), of(ended, "kl_nats")]
+        most = number(max(run["most_moved"] for run in runs), 2)
+        counts = [str(runs[0]["iterations"]), str(len(runs)), str(len(runs) - len(ended))]
+        table.add(runs, str(steps), *counts, *figures, most, f"{back} runs")
+    return table
+
+
 def steering(results: Results) -> Table:
     """Reward, distance and costs of each method of steering, and of trained policies, mean over seeds."""
     table = Table("method", "seeds", "reward", "distance", "evaluations", "backward", "queries", "training", "log Z")

@@ -2,7 +2,8 @@
 
 python -m benchmarks.stability                          # results/stability.csv and its tables; resumes
 python -m benchmarks.stability --only 007/ 012/         # runs whose name contains one of these
-python -m benchmarks.stability --only varied            # three that ended far away, with a larger budget
+python -m benchmarks.stability --only varied            # six that ended far away, with a larger budget
+python -m benchmarks.stability --stage unseen           # results/stability_unseen.csv: the task that once ended in no number
 
 A task is drawn from its number: a Gaussian mixture of 1 to 32 dimensions and 1 to 8 modes, of unequal weights and standard
 deviations from 0.05 to 1; a linear, concave or convex quadratic reward of standard deviation 1 on it, beta from 0.1 to 5; VP,
@@ -18,7 +19,7 @@ import math
 from typing import Any
 
 import torch
-from _harness import Figures, arguments, built, run_jobs, summary
+from _harness import Figures, arguments, built, in_stage, run_jobs, summary
 from torch import Tensor
 
 TASKS, ITERATIONS = 200, 60
@@ -31,8 +32,23 @@ VARIED: dict[str, tuple[int, str, Figures]] = {  # task, trainer and what is not
     "011/score_action, varied": (11, "score_action", LONGER),
     "022/score_action, varied": (22, "score_action", LONGER),
     "025/score_action, varied": (25, "score_action", {**LONGER, "sampler.steps": 25, "train.batch": 128}),
+    "090/score_action, varied": (90, "score_action", {**LONGER, "sampler.steps": 25}),
+    "103/score_action, varied": (103, "score_action", LONGER),
+    "114/score_action, varied": (114, "score_action", {**LONGER, "sampler.steps": 25}),
 }
 """Tasks that ended far away, with a larger budget: more iterations at a higher rate, and finer steps where there were five."""
+
+UNSEEN: Figures = {
+    "model": {
+        "name": "gaussian_mixture", "std": [0.35] * 5, "weights": [0.35, 0.05, 0.3, 0.1, 0.2], "process": "vp",
+        "means": [[1.5, 0.5, -1.0], [-1.0, 1.8, 0.2], [0.3, -1.6, 1.4], [-1.7, -0.9, -0.8], [0.9, 1.2, 1.7]],
+    },
+    "reward": {"name": "linear", "direction": [0.6, -0.5, 0.8]},
+    "sampler.steps": 50, "train.batch": 256, "train.lr": 2e-3, "beta": 0.6, "shape": "linear",
+}  # fmt: skip
+"""A task in three dimensions on which, at 50 steps and seed 77, an earlier Score as Action ended in no number."""
+LENGTHS = {10: 400, 50: 800}
+"""Iterations on it, by training steps."""
 
 
 class Draw:
@@ -63,7 +79,12 @@ class Draw:
 
 
 def settings(task: int) -> dict[str, Any]:
-    """The settings of a task over the recipe mixture, by key; the first draw whose optimum costs a fitting number of nats."""
+    """The settings of a task over the recipe mixture, by key; the first draw whose optimum costs a fitting number of nats.
+
+    Task -1 is `UNSEEN`.
+    """
+    if task < 0:
+        return dict(UNSEEN)
     from scoreaction.diffusion.mixtures import Mixture, Quadratic
 
     draw = Draw(task)
@@ -134,8 +155,17 @@ def train(task: int, trainer: str, iterations: int, changes: Figures | None = No
     return measured | figures
 
 
-def jobs() -> dict[str, Figures]:
+def jobs(stage: str) -> dict[str, Figures]:
     """All runs by name."""
+    if stage == "unseen":
+        return {
+            f"{steps} steps/seed{seed}": {
+                "task": -1, "trainer": "score_action", "iterations": iterations,
+                "changes": {"sampler.steps": steps, "train.seed": seed},
+            }
+            for steps, iterations in LENGTHS.items()
+            for seed in (77, 78, 79)
+        }  # fmt: skip
     drawn: dict[str, Figures] = {
         f"{task:03d}/{trainer}": {"task": task, "trainer": trainer, "iterations": ITERATIONS}
         for task in range(TASKS)
@@ -149,4 +179,9 @@ def jobs() -> dict[str, Figures]:
 
 
 if __name__ == "__main__":
-    run_jobs(train, jobs(), arguments(__doc__ or "", "stability").parse_args(), alone=False)
+    parser = arguments(__doc__ or "", "stability")
+    parser.add_argument("--stage", choices=["unseen", "main"], default="main")
+    options = parser.parse_args()
+    if options.stage != "main":
+        in_stage(options)
+    run_jobs(train, jobs(options.stage), options, alone=False)
