@@ -93,12 +93,15 @@ def test_a_signal_to_the_launcher_ends_all_after_the_iteration_with_one_word(num
 
     def one_word(text: str) -> None:
         first, second = text.splitlines()[-2:]
-        assert re.fullmatch(rf"{number.name}: stopping after iteration {last} of 2000, which is then saved", first)
+        stopping = re.fullmatch(rf"{number.name}: stopping after iteration (\d+) of 2000, which is then saved", first)
+        assert stopping is not None
+        assert int(stopping[1]) in (last, last - 1)  # one process may hear of it an iteration before another
         assert second.startswith(f"stopped after iteration {last}, state saved; go on with: scoreaction train")
         assert second.endswith("--resume --processes 2")
         assert text.count("stopp") == 2
 
-    accepts(one_word, text, one_said_twice=f"{text}{text.splitlines()[-1]}\n", another_iteration=text.replace(str(last), "0"))
+    another = text.replace(f"iteration {last},", f"iteration {last + 3},")
+    accepts(one_word, text, one_said_twice=f"{text}{text.splitlines()[-1]}\n", another_iteration=another)
     assert len(lines(folder)) == last
 
 

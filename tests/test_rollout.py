@@ -157,6 +157,9 @@ def test_steps_are_in_step_order_and_have_all_of_their_row():
     assert steps.x.data_ptr() == rollout.x.data_ptr()  # views
 
 
+CONDITIONS = torch.tensor([0.0, 0.3, -0.4])
+
+
 def learner(conditions, rows=None):
     """A learner of the line with these conditions of all prompts."""
     built = sa.DDPO().build(Setting(build(), sa.Sampler(steps=3), Objective(lambda x, prompt: x[:, 0], True), 4, conditions))
@@ -213,6 +216,33 @@ def test_processes_compare_the_trajectories_that_one_would(size):
     accepts(right, chosen([World()]), whole_trajectories=[(i, j) for i in range(5) for j in range(8)])
     accepts(right, chosen(every), of_one_process=chosen(every[:1]))
     assert (chosen(every, counted=False) == truth) == (8 % size == 0)
+
+
+@pytest.mark.parametrize("size", [2, 3, 12])
+def test_the_logged_kl_is_the_same_for_every_number_of_processes(size):
+    """At the states that one process compares, evaluated once each; twins: all rows counted, and the first process alone."""
+
+    def seen(world):
+        setting = Setting(model, sa.Sampler(steps=3), Objective(lambda x, prompt: x[:, 0], True), 12, CONDITIONS, 1, world)
+        agent = sa.DDPO().build(setting)
+        own = Prediction(*(world.own(part.transpose(0, 1)).transpose(0, 1) for part in rollout.old))
+        part = replace(
+            rollout, x=world.own(rollout.x.transpose(0, 1)).transpose(0, 1), old=own, action=own, prompt=world.own(prompt)
+        )
+        before = model.evaluations.forward
+        complete = agent.prepare(part, torch.Generator())
+        return agent.kls(complete)[0].mean(), model.evaluations.forward - before
+
+    model, prompt = build(), torch.tensor([2, 0, 1, 0] * 3)
+    rollout = rolled(model, sa.Sampler(steps=3), prompt=prompt)
+    with torch.no_grad():
+        model.net.w.add_(0.2)
+    rollout = replace(rollout, old=Prediction(*(part + 0.1 * torch.arange(12)[:, None] for part in rollout.old)))
+    truth, evaluations = seen(World())
+    each = [seen(World(rank, size)) for rank in range(size)]
+    mean = torch.stack([kl for kl, _ in each]).mean()
+    close(mean, truth, atol=1e-4 * float(truth), of_the_first=each[0][0], a_tenth_more=1.1 * mean)
+    assert sum(count for _, count in each) == evaluations == 3 * 8
 
 
 def test_difference_is_of_the_trajectories_that_were_compared():

@@ -46,8 +46,8 @@ def is_lost_peer(error: BaseException) -> bool:
     >>> is_lost_peer(RuntimeError("Connection closed by peer [127.0.0.1]:4022"))
     True
     """
-    lost = any(text in str(error) for text in ("onnection closed by peer", "onnection reset by peer", "Broken pipe"))
-    return isinstance(error, dist.DistBackendError | dist.DistNetworkError) or (isinstance(error, RuntimeError) and lost)
+    texts = ("onnection closed by peer", "onnection reset by peer", "Broken pipe", "ncclRemoteError")
+    return isinstance(error, RuntimeError) and any(text in str(error) for text in texts)
 
 
 def _leave() -> None:
@@ -134,7 +134,7 @@ class World:
                     f"WORLD_SIZE: the environment asks for {wanted} processes and they do not meet ({error}); start them with"
                     " torchrun, or unset WORLD_SIZE for one process"
                 ) from error
-        if "cpu:" not in dist.get_backend_config():
+        if dist.get_world_size() > 1 and "cpu:" not in dist.get_backend_config():
             raise ValueError(
                 f"the process group that exists has the backend {dist.get_backend_config()}, and a run sends numbers of the"
                 " host too: make it with backend cpu:gloo,cuda:nccl"
@@ -277,6 +277,8 @@ class World:
             try:
                 return work()
             except Exception as error:
+                if getattr(error, "shared", False):  # it is raised in every process alike
+                    raise
                 raise Stranded(f"process {self.rank} of {self.size}: {type(error).__name__}: {error}") from error
         failure: Exception | None = None
         try:

@@ -6,7 +6,7 @@ from abc import abstractmethod
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
-from typing import Any, ClassVar, Literal, TypeAlias
+from typing import Any, ClassVar, Literal, TypeAlias, TypeVar
 
 import torch
 from pydantic import ConfigDict, Field
@@ -28,6 +28,7 @@ from scoreaction.settings import Settings
 from scoreaction.types import Predict, Prediction, Values
 from scoreaction.world import World
 
+T = TypeVar("T")
 LOGGED = 8
 """States of each step, of all processes together, at which the pretrained model is evaluated where the KL is only logged."""
 
@@ -111,10 +112,13 @@ class Learner:
     batch/branches, and they have one prompt. late_rewards: it learns from trajectories of an older policy too, whose rewards
     come `delay` iterations late. trust_region: path KL in nats that an iteration may move, where the policy's
     updates measure it as `kl_to_old` and the state is a `TrustState`: an iteration that moves a multiple of it is taken back.
+    asks_in_its_update: its one update asks the reward, and it keeps nothing of an iteration before: where the reward fails
+    there, the iteration is taken back too.
     """
 
     reward_gradient = False
     reference_rows: int | None = None
+    asks_in_its_update = False
     trust_region: float | None = None
     exploration = 0.0
     branches = 1
@@ -164,6 +168,10 @@ class Learner:
         if self.model.sharded:
             return equal_parts(rows, size)
         return rows.split(size) if len(rows) else ()
+
+    def together(self, work: Callable[[], T]) -> T:
+        """What `work` does, which may ask the reward; where it fails in one process it fails in all."""
+        return self.world.together(work, sends=self.model.sharded)
 
     def inside(self, prompt: Tensor) -> Tensor | None:
         """True at the numbers of samples of these prompts and False in padding, (rows, ...); None without a mask."""

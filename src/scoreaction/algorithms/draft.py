@@ -73,6 +73,7 @@ class DRaFTLearner(Learner):
     """
 
     reward_gradient = True
+    asks_in_its_update = True
     slope: list[tuple[Tensor, Tensor]] | None = None
     """Each parameter and its gradient, of the trajectories that were explored; None where the update is to find it."""
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Literal
 
 import torch
@@ -82,7 +83,8 @@ class PIFTLearner(Learner):
         (n, batch), steps = rollout.size, rollout.steps()
         if n < len(rollout.times) - 1:  # after the policy's steps the pretrained model acts: V there is its mean reward
             end = States(rollout.x[n], rollout.acted[-1:].repeat(batch), rollout.prompt)
-            look, count = soft_q(self, end, gradient=False).value, self.config.critic_updates
+            look = self.together(partial(soft_q, self, end, gradient=False)).value
+            count = self.config.critic_updates
             every = self.world.rows(batch * self.world.size)
             yield from critic_updates(self.critic, end, every, look, rollout.rewards, updates=count, generator=generator)
         for stage, numbers in enumerate(torch.arange(n).flip(0).chunk(self.config.stages)):
@@ -102,7 +104,7 @@ class PIFTLearner(Learner):
         before: tuple[Tensor, Tensor] | None = None
         for _ in range(self.config.inner):
             prediction, ahead = self._ahead(steps, noise_of(self, steps, rows, seed))  # the same noise, to compare
-            gradient = self.gradient(ahead)
+            gradient = self.together(partial(self.gradient, ahead))
             if before is not None:
                 weights, moved, turned = self._weights(steps), prediction.x0 - before[0], gradient - before[1]
                 self.state.curvature[stage] = curvature(weights, moved, turned, self.beta, self.world)
@@ -138,10 +140,10 @@ class PIFTLearner(Learner):
         prediction, ahead = self._ahead(steps, noise_of(self, steps, rows, drawn_seed(generator)))
         assert steps.pretrained is not None
         cost = self._weights(steps).cost.to(prediction.x0) / 2 * sum_event((prediction.x0 - steps.pretrained.x0) ** 2)
-        target = self.value(ahead) - self.beta * cost
+        target = self.together(partial(self.value, ahead)) - self.beta * cost
         x0, prompt, parts = steps.pretrained.x0, steps.prompt, self.parts(torch.arange(len(target)))
         with torch.no_grad():
-            look = torch.cat([self.reward(take(x0, rows), take(prompt, rows)) for rows in parts])
+            look = self.together(lambda: torch.cat([self.reward(take(x0, rows), take(prompt, rows)) for rows in parts]))
         updates = self.config.critic_updates
         yield from critic_updates(self.critic, steps.states, rows, look, target, updates=updates, generator=generator)
 

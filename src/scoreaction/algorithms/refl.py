@@ -40,6 +40,8 @@ class ReFL(Algorithm):
 class ReFLLearner(Learner):
     """ReFL at work."""
 
+    asks_in_its_update = True
+
     def __init__(self, config: ReFL, setting: Setting) -> None:
         super().__init__(setting, beta=config.beta)
         self.config = config

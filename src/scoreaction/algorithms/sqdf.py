@@ -143,7 +143,7 @@ class SQDFLearner(Learner):
         if self.chain:
             grad_value: GradValue = partial(self._gradient_ahead, noise_of(self, steps, rows, drawn_seed(generator)))
         else:
-            gradient, x0 = self.gradient(steps.states, self.sampler.steps - steps.step)
+            gradient, x0 = self.together(partial(self.gradient, steps.states, self.sampler.steps - steps.step))
             grad_value = known(gradient)
         if not self.chain and self.config.x0_hat == "reference" and self.config.x0_steps == 1:
             pretrained = to_prediction(self.process, "x0", steps.x, steps.t, x0)  # its x0_hat is what was evaluated
@@ -186,7 +186,7 @@ class SQDFLearner(Learner):
         target = (rollout.rewards[None] - self.beta * self._to_go(rollout)).flatten()
         rows = self.world.dealt(*rollout.size, self.config.critic_rows, generator)
         states, updates = take(rollout.steps().states, rows.own), self.config.critic_updates
-        look, target = self.soft_q(states, gradient=False).value, take(target, rows.own)
+        look, target = self.together(partial(self.soft_q, states, gradient=False)).value, take(target, rows.own)
         yield from critic_updates(self.critic, states, rows, look, target, updates=updates, generator=generator)
 
     def _to_go(self, rollout: Rollout) -> Tensor:

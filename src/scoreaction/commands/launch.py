@@ -29,7 +29,7 @@ def launch(processes: int, arguments: Sequence[str]) -> int:
     """
     from torch.distributed.elastic.multiprocessing.api import SignalException
     from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
-    from torch.distributed.run import parse_args, run
+    from torch.distributed.run import get_args_parser, parse_args, run
 
     if int(os.environ.get("WORLD_SIZE", "1")) > 1:
         raise UserError("--processes: a launcher started this process already; leave --processes out, or the launcher")
@@ -44,14 +44,16 @@ def launch(processes: int, arguments: Sequence[str]) -> int:
         if name.startswith("torch.distributed"):
             logging.getLogger(name).setLevel(logging.CRITICAL)
     try:
-        passed = ["--signals-to-handle", ",".join(signal.Signals(number).name for number in heard())]
-        grace = ["--shutdown-timeout", str(GRACE)]
-        run(parse_args(["--standalone", "--nproc_per_node", str(processes), *passed, *grace, "-m", "scoreaction", *arguments]))
+        names = [signal.Signals(number).name for number in [*heard(), signal.SIGQUIT]]
+        options = {"--signals-to-handle": ",".join(names), "--shutdown-timeout": str(GRACE)}
+        known = get_args_parser()._option_string_actions  # an older torchrun has neither
+        told = [part for option, value in options.items() if option in known for part in (option, value)]
+        run(parse_args(["--standalone", "--nproc_per_node", str(processes), *told, "-m", "scoreaction", *arguments]))
     except ChildFailedError as error:
         for rank, failure in error.failures.items():
             if failure.exitcode < 0 and -failure.exitcode != signal.SIGTERM:  # by which the launcher ends the others
                 name = signal.Signals(-failure.exitcode).name
-                print(f"process {rank} of {processes} was ended by {name}; its last checkpoint stands", file=sys.stderr)
+                print(f"process {rank} of {processes} was ended by {name}; what it had saved stands", file=sys.stderr)
         return max(1, error.get_first_failure()[1].exitcode)
     except SignalException:
         return 130

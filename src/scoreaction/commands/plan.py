@@ -222,7 +222,10 @@ def prompt_bytes(skeleton: Skeleton) -> int:
 
 
 def resident_bytes(recipe: Recipe, skeleton: Skeleton, processes: int = 1) -> dict[str, int]:
-    """Bytes that stay on the device of one process throughout; with `train.shard` its part of the networks."""
+    """Bytes that stay on the device of one process throughout; with `train.shard` its part of the networks, on one machine.
+
+    A LoRA is whole in every process.
+    """
     model = skeleton.model
     trained = sum(p.numel() * p.element_size() for p in model.parameters.values())
     frozen = skeleton.frozen_bytes
@@ -235,9 +238,10 @@ def resident_bytes(recipe: Recipe, skeleton: Skeleton, processes: int = 1) -> di
     states = recipe.train.batch // processes * (7 * recipe.sampler.steps + 1) * math.prod(model.shape) * 4
     scorers = scorer_bytes(recipe)
     parts = processes if recipe.train.shard else 1
+    own = 1 if model.lora is not None else parts
     return {
         "frozen weights": frozen // parts + skeleton.vae_bytes,
-        "trained weights, gradient, Adam, average": round(trained * (2 + moments + recipe.train.ema) / parts),
+        "trained weights, gradient, Adam, average": round(trained * (2 + moments + recipe.train.ema) / own),
         "encoded prompts of a call": prompt_bytes(skeleton) * (recipe.train.max_rows or ROWS) if prompts else 0,
         TRAJECTORIES: states,
     } | ({f"{SCORERS}{', '.join(scorers)}": sum(scorers.values())} if scorers else {})

@@ -139,6 +139,8 @@ def run(recipe: Recipe, folder: Path, *, resume: bool, title: str | None = None)
             reporter = Reporter(title, total=recipe.train.iterations, done=tuner.iteration)
             _iterate(tuner, place, stopper, signals, reporter)
         signals.at_once = True
+        if world.any(signals.requested):
+            raise Interrupted(STOPPED)
         return _measured(tuner, title, signals)
 
 
@@ -159,24 +161,33 @@ def _iterate(tuner: Finetuner, place: RunFolder, stopper: Stopper, signals: Sign
         while True:
             signals.waiting = f"iteration {tuner.iteration + 1} of {tuner.train.iterations}"
             try:
-                metrics = next(iterations)
-            except StopIteration:
-                return
+                if not _step(tuner, iterations, stopper, signals, reporter):
+                    return
+            except Interrupted:
+                raise
             except KeyboardInterrupt:
                 raise Interrupted(f"stopped within iteration {tuner.iteration + 1}; {_saved_state(place)}") from None
             except TrainingError as error:
                 raise Failed(f"{error}; {_saved_state(place)}") from error
             except (Exception, SystemExit) as error:
                 raise Failed(f"iteration {tuner.iteration + 1}: {_cause(error)}; {_saved_state(place)}") from error
-            reporter(metrics)
-            if tuner.train.show_every is not None and tuner.iteration % tuner.train.show_every == 0:
-                show(tuner)
-            if stopper(metrics):
-                tuner.checkpoint()
-                return
-            if tuner.world.any(signals.requested):  # one process may hear of it an iteration before another
-                tuner.checkpoint()
-                raise Interrupted(f"stopped after iteration {tuner.iteration}, state saved")
+
+
+def _step(tuner: Finetuner, iterations: Iterator[Values], stopper: Stopper, signals: Signals, reporter: Reporter) -> bool:
+    """One iteration, with what is shown of it; False where it was the last one. Interrupted where the run is asked to stop."""
+    metrics = next(iterations, None)
+    if metrics is None:
+        return False
+    reporter(metrics)
+    if tuner.train.show_every is not None and tuner.iteration % tuner.train.show_every == 0:
+        show(tuner)
+    if tuner.world.any(signals.requested):  # one process may hear of it an iteration before another
+        tuner.checkpoint()
+        raise Interrupted(f"stopped after iteration {tuner.iteration}, state saved")
+    if stopper(metrics):
+        tuner.checkpoint()
+        return False
+    return True
 
 
 def _cause(error: BaseException) -> str:

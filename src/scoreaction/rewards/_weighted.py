@@ -76,12 +76,18 @@ class WeightedSum:
     def _sum(self, scores: Callable[[], Tensor]) -> Tensor:
         """The sum (batch,) of the parts' own scores (parts, batch)."""
         if self.moments is None:
+            if not self._first:
+                raise RewardError("the first batch of the sum failed, which gives it its scale; score again")
             self.settle(self.first_scores())
         assert self.moments is not None
         raw = scores()
         mean, std = self.moments.to(raw).unbind(1)
         weights = raw.new_tensor([part.weight for part in self.parts])
         return (weights[:, None] * (raw - mean[:, None]) / std[:, None]).sum(0)
+
+    def forget(self) -> None:
+        """Forgets what was begun and gave no moments."""
+        self._first = []
 
     def first_scores(self) -> Tensor:
         """The parts' own scores of all that was begun before the moments were known, (rows, parts) float64.

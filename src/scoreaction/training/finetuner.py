@@ -15,6 +15,7 @@ from torch import Tensor
 
 from scoreaction.algorithms._likelihood_ratio import spread_is_rounding
 from scoreaction.networks.weights import Evaluations
+from scoreaction.rewards._weighted import WeightedSum
 from scoreaction.sampling.draw import no_samples
 from scoreaction.sampling.rollout import Rollout
 from scoreaction.training.checkpoints import load_newest, load_tree, prune, save_tree
@@ -51,8 +52,10 @@ class Finetuner(Run):
     """The checkpoint that holds the state as it is, where there is one."""
     collected = False
     """True once all processes have the iteration's samples and rewards."""
-    before: tuple[Tensor, list[Any], Evaluations, int]
-    """The state an iteration is taken back to: of the generator, batches that wait, evaluations and queries."""
+    updating = False
+    """True once the iteration's updates have begun."""
+    before: tuple[Tensor, list[Any], Evaluations, int, dict[str, Any]]
+    """The state an iteration is taken back to: of the generator, batches that wait, evaluations, queries, the selection."""
     spread = 1.0
     """The standard deviation of the first rewards, those of the pretrained model, where this process has seen them."""
 
@@ -120,6 +123,7 @@ class Finetuner(Run):
         metrics = {name: measured[name] for name in ("reward_mean", "reward_std")} | self._kl(rollout)
         # without a spread there is nothing to learn; of data there is not once every pair is told apart
         equal = self.learner.data is not None or spread_is_rounding(self.world.gather(rollout.rewards))
+        self.updating = True
         updates, floor = self.learner.updates(rollout, self.generator), self.learner.kl_floor
         metrics |= self.optimisation.learn(updates, self.iteration, equal=equal, kl_floor=floor, learner=self.learner)
         self.learner.adapt_beta(metrics["kl_nats"])
@@ -152,7 +156,7 @@ class Finetuner(Run):
         But not that of a policy that diverged, nor where the other processes cannot know of the failure.
         """
         self._mark()
-        self.collected = self.optimisation.moved = False
+        self.collected = self.updating = self.optimisation.moved = False
         try:
             yield
         except Exception as error:
@@ -162,10 +166,15 @@ class Finetuner(Run):
                 isinstance(error, Stranded)
                 or "TrainingError" in kinds
                 or self.optimisation.moved
+                or (self.updating and not self.learner.asks_in_its_update)
                 or (self.collected and "RewardError" not in kinds)
             ):
                 raise
-            state, waiting, evaluations, queries = self.before
+            state, waiting, evaluations, queries, chosen = self.before
+            if self.selection is not None:
+                self.selection.load_state(chosen)
+            if isinstance(self.reward.reward, WeightedSum):
+                self.reward.reward.forget()
             self.generator.set_state(state)
             self.late.waiting = waiting
             counted = self.model.evaluations
@@ -178,7 +187,8 @@ class Finetuner(Run):
     def _mark(self) -> None:
         """Notes what an iteration is taken back to."""
         state, counted = self.generator.get_state(), replace(self.model.evaluations)
-        self.before = state, [*self.late.waiting], counted, self.reward.queries
+        chosen = {} if self.selection is None else self.selection.state(None)
+        self.before = state, [*self.late.waiting], counted, self.reward.queries, chosen
 
     def _collect(self) -> tuple[Rollout | None, dict[str, float]]:
         """Trajectories complete for learning, None while no rewards are due, and the metrics of the new samples."""
