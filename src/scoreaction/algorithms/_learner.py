@@ -237,9 +237,10 @@ class Learner:
 
         A deterministic sampler has no path KL: that of the same scores at eta 1.
         """
-        x, old, pretrained = rollout.compared()
-        share = self._compared_rows(rollout) / (x.shape[1] * self.world.size)  # of the rows that count
-        path, chain = self.model.kls(self.sampler.find(), rollout.acted, x, old, pretrained, self.sampler.eta or 1.0)
+        path, chain = self.model.kls(self.sampler.find(), rollout.acted, *rollout.compared(), self.sampler.eta or 1.0)
+        if rollout.compared_at is None:
+            return path, chain
+        share = self._compared_rows(rollout) / (rollout.compared_at.shape[1] * self.world.size)  # of the rows that count
         return path / share, chain / share
 
     @abstractmethod
