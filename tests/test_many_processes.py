@@ -71,7 +71,8 @@ def test_every_algorithm_on_the_shelf_is_among_the_cases():
 
 FIRST = list({name.partition(",")[0]: name for name in reversed(CASES)}.values())
 """A case of every algorithm, of a weighted sum, and of an oracle that is asked in rounds."""
-QUICK = [*FIRST, "ddpo, groups and lora", "sqdf, replay"]
+FAULTY = "ddpo, prompts"
+QUICK = [*FIRST, "ddpo, groups and lora", "sqdf, replay", FAULTY]
 
 
 @pytest.mark.parametrize(
@@ -82,9 +83,15 @@ QUICK = [*FIRST, "ddpo, groups and lora", "sqdf, replay"]
     ],
 )
 def test_two_processes_train_as_one(names, tmp_path):
-    for name, run in together(2, tmp_path, names).items():
+    """Of one case each twin is a run in whose world a message is left out."""
+    faults = [f"{twin}: {FAULTY}" for twin in TWINS] if FAULTY in names else []
+    runs = together(2, tmp_path, [*names, *faults])
+    for name in names:
         truth = trained(name)
-        accepts(alike(name, truth), run, one_metric=moved(truth, metric=3e-5), of_weights=moved(truth, share=0.01))
+        wrong = {fault: runs[fault] for fault in faults if fault.endswith(f": {name}")}
+        accepts(
+            alike(name, truth), runs[name], one_metric=moved(truth, metric=3e-5), of_weights=moved(truth, share=0.01), **wrong
+        )
 
 
 @pytest.mark.long
