@@ -85,13 +85,16 @@ def beside_trl(results: Results) -> Table:
 
 
 def trl_trained(results: Results) -> Table:
-    """Trainers of ours and of TRL on the shapes by pictures drawn: prompts followed, KL, costs; at the end unseen prompts."""
-    table = Table("trainer", "seeds", "pictures", "accuracy %", "unseen %", "KL", "evaluations", "CPU s")
+    """Trainers of ours and of TRL on the shapes by pictures drawn: prompts followed, KL, costs; the rest at the end alone."""
+    table = Table("trainer", "seeds", "pictures", "accuracy %", "unseen %", "reward", "diversity", "KL", "evaluations", "CPU s")
     for method, runs in sorted(results.groups("method").items(), key=lambda group: not group[0].startswith("ours")):
         last = max(point["pictures"] for run in runs for point in results.curves[run["name"]])
         for pictures in dict.fromkeys(point["pictures"] for run in runs for point in results.curves[run["name"]]):
             points = [p for run in runs for p in results.curves[run["name"]] if p["pictures"] == pictures]
-            unseen = cell([100 * run["unseen.held_out.shapes"] for run in runs], 1) if pictures == last else ""
+            end = ["", "", ""]
+            if pictures == last:
+                unseen = cell([100 * run["unseen.held_out.shapes"] for run in runs], 1)
+                end = [unseen, of(runs, "seen.reward", 2), of(runs, "seen.diversity", 1)]
             accuracy = cell([100 * point["accuracy"] for point in points], 1)
             costs = of(points, "kl_nats", 1), of(points, "evaluations", 0), of(points, "cpu_seconds", 0)
             table.add(
@@ -100,7 +103,7 @@ def trl_trained(results: Results) -> Table:
                 str(len(runs)),
                 str(pictures),
                 accuracy,
-                unseen,
+                *end,
                 *costs,
             )
     return table

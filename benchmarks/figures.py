@@ -37,23 +37,31 @@ def gradients_frontier(results: Results) -> Any:
 
 
 def shapes_frontier(results: Results) -> Any:
-    """Accuracy against KL along training, a line a run."""
+    """Accuracy against KL, pictures drawn and network evaluations along training, a line a run; iterations cost alike."""
     import matplotlib.pyplot as plt
 
     from scoreaction.report.figures import COLOURS
 
     (base,) = results.where(trainer="base, guidance 1")
-    figure, axes = plt.subplots(figsize=(7.5, 4.6), layout="constrained")
+    figure, axes = plt.subplots(1, 3, figsize=(13, 4.4), sharey=True, layout="constrained")
     trained = [(name, runs) for name, runs in results.groups("trainer", SHAPES).items() if runs[0]["name"] in results.curves]
     for colour, (name, runs) in zip(COLOURS, trained, strict=False):
         for i, run in enumerate(runs):
-            line = [(0.0, 100 * base["seen.held_out.shapes"])]
-            line += [(point["kl_nats"], 100 * point["accuracy"]) for point in results.curves[run["name"]]]
-            axes.plot(*zip(*line, strict=True), "o-", color=colour, ms=3.5, lw=1.3, label=None if i else name)
-    axes.set(xlabel="KL to the base model (nats)", ylabel="prompts followed (%)", xlim=(0, None))
-    axes.set_title("Prompts followed against KL while training, one line a seed", loc="left")
-    axes.grid(alpha=0.3)
-    axes.legend(frameon=False)
+            line = [(0.0, 0.0, 0.0, 100 * base["seen.held_out.shapes"])]
+            for point in results.curves[run["name"]]:
+                cost = run["model_evaluations"] * point["iteration"] / run["iterations"] / 1000
+                line.append((point["kl_nats"], point["pictures"], cost, 100 * point["accuracy"]))
+            *costs, accuracy = zip(*line, strict=True)
+            for axis, cost in zip(axes, costs, strict=True):
+                axis.plot(cost, accuracy, "o-", color=colour, ms=3.5, lw=1.3, label=None if i else name)
+    for axis, label in zip(
+        axes, ("KL to the base model (nats)", "pictures drawn", "network evaluations (thousands)"), strict=True
+    ):
+        axis.set(xlabel=label, xlim=(0, None))
+        axis.grid(alpha=0.3)
+    axes[0].set_ylabel("prompts followed (%)")
+    axes[0].legend(frameon=False, loc="lower right")
+    figure.suptitle("Prompts followed while training, a line a seed: what a percent costs", x=0.01, ha="left")
     return figure
 
 
