@@ -45,7 +45,7 @@ def errors(task: str, leap: int | None) -> Figures:
 
     from scoreaction.diffusion.solvers import SOLVERS, time_grid
     from scoreaction.sampling.draw import spread_prompts
-    from scoreaction.sampling.rollout import trajectory
+    from scoreaction.sampling.trajectory import trajectory
     from scoreaction.training.distillation import follow
 
     model, guidance, prompts, seconds = _prepared(task, leap)

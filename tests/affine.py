@@ -18,7 +18,8 @@ from scoreaction.diffusion.predictions import expand
 from scoreaction.diffusion.solvers import jittered
 from scoreaction.networks.model import Model
 from scoreaction.rewards._closed_form import QuadraticReward
-from scoreaction.sampling.rollout import Rollout, States, trajectory
+from scoreaction.sampling.rollout import Rollout, States
+from scoreaction.sampling.trajectory import trajectory
 from scoreaction.types import Prediction
 
 OLD, NEW = (-0.2, 0.3), (-0.6, 0.9)

@@ -12,7 +12,7 @@ from scoreaction.diffusion.kl import chain_kl, g2_integral, path_kl, path_kl_ste
 from scoreaction.diffusion.mixtures import Mixture, Quadratic
 from scoreaction.diffusion.processes import VE, VP, Flow
 from scoreaction.diffusion.solvers import SOLVERS, time_grid
-from scoreaction.sampling.rollout import trajectory
+from scoreaction.sampling.trajectory import trajectory
 from scoreaction.types import Prediction
 
 

@@ -12,8 +12,8 @@ from twins import accepts, close
 
 import scoreaction as sa
 from scoreaction.networks.model import Model
-from scoreaction.sampling.rollout import trajectory
 from scoreaction.sampling.sampler import Sampler
+from scoreaction.sampling.trajectory import trajectory
 
 pytest.importorskip("diffusers")
 pytest.importorskip("transformers")

@@ -13,7 +13,8 @@ from scoreaction.diffusion.mixtures import Mixture
 from scoreaction.diffusion.predictions import perturbed
 from scoreaction.diffusion.solvers import SOLVERS, jittered, time_grid
 from scoreaction.networks.conditions import take
-from scoreaction.sampling.rollout import compared, joined, roll_out, trajectory
+from scoreaction.sampling.rollout import compared, joined, roll_out
+from scoreaction.sampling.trajectory import trajectory
 from scoreaction.types import Prediction
 from scoreaction.world import World
 

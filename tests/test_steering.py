@@ -16,9 +16,9 @@ from scoreaction.diffusion.transitions import Transition
 from scoreaction.errors import Failed
 from scoreaction.sampling import steering_methods, walks
 from scoreaction.sampling.particles import Particles, categorical, effective_share, systematic
-from scoreaction.sampling.rollout import Chosen, trajectory
 from scoreaction.sampling.steer import steer_x0
 from scoreaction.sampling.steering import Steering
+from scoreaction.sampling.trajectory import Chosen, trajectory
 from scoreaction.types import Prediction
 
 

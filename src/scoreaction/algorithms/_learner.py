@@ -22,8 +22,9 @@ from scoreaction.networks.lockstep import equal_parts
 from scoreaction.networks.memory import fitting
 from scoreaction.networks.model import Model
 from scoreaction.networks.prompt_chooser import PromptChooser
-from scoreaction.sampling.rollout import Choose, Rollout, compared, once, roll_out, rows_at, unflattened
+from scoreaction.sampling.rollout import Rollout, compared, once, roll_out, rows_at, unflattened
 from scoreaction.sampling.sampler import Sampler, act, follow
+from scoreaction.sampling.trajectory import Choose
 from scoreaction.settings import Settings
 from scoreaction.types import Predict, Prediction, Values
 from scoreaction.world import World
@@ -170,7 +171,7 @@ class Learner:
         return rows.split(size) if len(rows) else ()
 
     def together(self, work: Callable[[], T]) -> T:
-        """What `work` does, which may ask the reward; where it fails in one process it fails in all."""
+        """Does `work`, which may ask the reward; where it fails in one process it fails in all."""
         return self.world.together(work, sends=self.model.sharded)
 
     def inside(self, prompt: Tensor) -> Tensor | None:
@@ -219,9 +220,9 @@ class Learner:
                 return replace(rollout, pretrained=unflattened(once(self.model, self.pretrained, rollout.steps()), n))
         trajectories, counts = compared(n, batch, count, self.world)
         steps, (own,) = take(rollout.steps(), rows_at(trajectories, batch)), counts.flatten().nonzero(as_tuple=True)
-        asked = slice(None) if self.model.sharded else own  # of a sharded network all processes make the same calls
+        evaluated = slice(None) if self.model.sharded else own  # of a sharded network all processes make the same calls
         with torch.no_grad():
-            flat = once(self.model, self.pretrained, take(steps, asked))
+            flat = once(self.model, self.pretrained, take(steps, evaluated))
         flat = take(flat, own) if self.model.sharded else flat
         # a row that does not count is as far from the policy as the policy itself
         pretrained = mapped(lambda old, part: old.index_copy(0, own.to(old.device), part.to(old.dtype)), steps.old, flat)

@@ -47,8 +47,8 @@ def launch(processes: int, arguments: Sequence[str]) -> int:
         names = [signal.Signals(number).name for number in [*heard(), signal.SIGQUIT]]
         options = {"--signals-to-handle": ",".join(names), "--shutdown-timeout": str(GRACE)}
         known = get_args_parser()._option_string_actions  # an older torchrun has neither
-        told = [part for option, value in options.items() if option in known for part in (option, value)]
-        run(parse_args(["--standalone", "--nproc_per_node", str(processes), *told, "-m", "scoreaction", *arguments]))
+        passed = [part for option, value in options.items() if option in known for part in (option, value)]
+        run(parse_args(["--standalone", "--nproc_per_node", str(processes), *passed, "-m", "scoreaction", *arguments]))
     except ChildFailedError as error:
         for rank, failure in error.failures.items():
             if failure.exitcode < 0 and -failure.exitcode != signal.SIGTERM:  # by which the launcher ends the others

@@ -15,8 +15,8 @@ from scoreaction.diffusion.solvers import GridName, SolverName
 from scoreaction.errors import check_kind
 from scoreaction.networks.lockstep import equal_parts
 from scoreaction.networks.model import Model
-from scoreaction.sampling.rollout import trajectory
 from scoreaction.sampling.sampler import Sampler, act, follow
+from scoreaction.sampling.trajectory import trajectory
 from scoreaction.types import Predict
 from scoreaction.world import ALONE, World
 

@@ -14,8 +14,8 @@ from scoreaction.diffusion.predictions import expand
 from scoreaction.diffusion.transitions import Transition
 from scoreaction.networks.model import Model
 from scoreaction.sampling.look_ahead import look_ahead, twisted
-from scoreaction.sampling.rollout import Chosen
 from scoreaction.sampling.sampler import Sampler, act
+from scoreaction.sampling.trajectory import Chosen
 from scoreaction.types import Conditions, Prediction
 
 Hint = Callable[[Tensor, Tensor, Tensor, Transition], Tensor]

@@ -16,8 +16,8 @@ from scoreaction.errors import Failed
 from scoreaction.networks.conditions import take
 from scoreaction.sampling.look_ahead import twisted
 from scoreaction.sampling.particles import Particles, categorical, uniform
-from scoreaction.sampling.rollout import Chosen
 from scoreaction.sampling.steering import BY_SVDD, BY_WEIGHTS
+from scoreaction.sampling.trajectory import Chosen
 from scoreaction.sampling.walks import Walk, Walked
 from scoreaction.types import Prediction
 

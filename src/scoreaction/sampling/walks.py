@@ -19,9 +19,9 @@ from scoreaction.networks.memory import fitting
 from scoreaction.networks.model import Model
 from scoreaction.sampling.known import Likelihood
 from scoreaction.sampling.look_ahead import look_ahead, soft_mean
-from scoreaction.sampling.rollout import Chosen, trajectory
 from scoreaction.sampling.sampler import Sampler, act
 from scoreaction.sampling.steering import Steering
+from scoreaction.sampling.trajectory import Chosen, trajectory
 from scoreaction.types import Conditions, Prediction
 
 Score = Callable[[Tensor, list[Any] | None], Callable[[], Tensor]]

@@ -20,7 +20,8 @@ from scoreaction.networks.adapters import LoraShape, base_modules, replaced
 from scoreaction.networks.conditions import take
 from scoreaction.networks.consistency import belongs, save_consistency
 from scoreaction.networks.model import Model
-from scoreaction.sampling.rollout import States, trajectory
+from scoreaction.sampling.rollout import States
+from scoreaction.sampling.trajectory import trajectory
 from scoreaction.settings import Settings
 from scoreaction.types import Predict
 from scoreaction.world import ALONE, World

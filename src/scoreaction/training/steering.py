@@ -21,10 +21,10 @@ from scoreaction.rewards._reward import check_graph
 from scoreaction.rewards._weighted import WeightedSum
 from scoreaction.sampling.draw import check_asked, distinct_prompts, sampler_of, spread_prompts
 from scoreaction.sampling.known import Known, Likelihood, check_known
-from scoreaction.sampling.rollout import trajectory
 from scoreaction.sampling.sampler import Sampler, act
 from scoreaction.sampling.steer import Steered, steer_x0
 from scoreaction.sampling.steering import Method, Returns, Steering
+from scoreaction.sampling.trajectory import trajectory
 from scoreaction.sampling.walks import Score
 from scoreaction.training.evaluation import NESTED, check_certificate, measure, refuse_diverged, standard_error
 from scoreaction.training.exact_task import ExactTask

@@ -67,7 +67,8 @@ def _pace(tuner: Finetuner, records: list[Values]) -> Iterator[Finding]:
     seconds = (last - first) / later if later else first
     whole = seconds * tuner.train.iterations
     duration = f"{number(whole / 60, 2)} minutes" if whole > 120 else f"{number(whole, 2)} s"
-    seen = f"{len(records)} iterations, {number(seconds, 2)} s each: all {tuner.train.iterations} take {duration}"
+    tried = f"{len(records)} iteration{'s' * (len(records) > 1)}"
+    seen = f"{tried}, {number(seconds, 2)} s each: all {tuner.train.iterations} take {duration}"
     yield Finding("training runs", "ok", seen)
     skipped = sum("skipped" in record for record in records)
     if skipped:
