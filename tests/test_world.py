@@ -215,6 +215,7 @@ def test_a_group_of_gpus_alone_is_refused(monkeypatch):
     """As Ray makes one by default; twin: a group with a backend for both."""
     monkeypatch.setattr(dist, "is_initialized", lambda: True)
     monkeypatch.setattr(World, "current", classmethod(lambda cls: ALONE))
+    monkeypatch.setattr(dist, "get_world_size", lambda: 2)
     monkeypatch.delenv("WORLD_SIZE", raising=False)
     monkeypatch.setattr(dist, "get_backend_config", lambda: "cpu:gloo,cuda:nccl")
     assert World.joined("cpu") == ALONE
