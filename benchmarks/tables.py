@@ -135,8 +135,6 @@ TABLES: dict[str, tuple[str, Callable[[Results], Table]]] = {
     "gradients_tune": ("gradients_tune", partial(_plain_digits, by="name")),
     "online": ("online", _plain_digits),
     "online_rounds": ("online", online_rounds),
-    "online_published": ("online_published", _plain_digits),
-    "online_published_rounds": ("online_published", online_rounds),
     "estimators_gradient": ("estimators", estimators_gradient),
     "estimators_spread": ("estimators", estimators_spread),
     "estimators_value": ("estimators", estimators_value),
