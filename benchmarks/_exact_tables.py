@@ -151,7 +151,7 @@ def stability_unseen(results: Results) -> Table:
     for steps, runs in results.groups("steps").items():
         ended, back = [run for run in runs if run["finished"]], sum(run["taken_back"] > 0 for run in runs)
         ratios = [_over(run) for run in ended]
-        figures = [cell(ratios, 2), number(max(ratios), 2), of(ended, "reward_tuned"), of(ended, "kl_nats")]
+        figures = [cell(ratios, 2), number(max(ratios, default=math.inf), 2), of(ended, "reward_tuned"), of(ended, "kl_nats")]
         most = number(max(run["most_moved"] for run in runs), 2)
         counts = [str(runs[0]["iterations"]), str(len(runs)), str(len(runs) - len(ended))]
         table.add(runs, str(steps), *counts, *figures, most, f"{back} runs")

@@ -16,12 +16,15 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+import torch.distributed as dist
 from commanding import TINY
 from test_many_ends import like, lines, numbers, state
 from test_many_processes import launched
 from twins import accepts, same
 
 from scoreaction.cli import main
+from scoreaction.commands.launch import TASKS, described
+from scoreaction.world import ALONE, World
 
 COMMANDS = Path(__file__).with_name("many_commands.py")
 RUN = ["train", "mixture", *TINY, "train.checkpoint_every=1", "train.schedule=constant", "train.iterations=2000"]
@@ -76,6 +79,29 @@ def went_on_as_one(folder: Path, at: int, tmp_path: Path) -> None:
     assert main(["train", *RUN[1:-1], f"train.iterations={last}", "--output", str(folder), "--resume"]) == 0
     accepts(like(state(whole, last)), state(folder, last), not_resumed=before)
     accepts(like(numbers(lines(whole))), numbers(lines(folder)), a_line_less=numbers(lines(folder)[:-1]))
+
+
+def test_a_group_of_gpus_alone_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As Ray makes one by default; twin: a group with a backend for both."""
+    monkeypatch.setattr(dist, "is_initialized", lambda: True)
+    monkeypatch.setattr(World, "current", classmethod(lambda cls: ALONE))
+    monkeypatch.setattr(dist, "get_world_size", lambda: 2)
+    monkeypatch.delenv("WORLD_SIZE", raising=False)
+    monkeypatch.setattr(dist, "get_backend_config", lambda: "cpu:gloo,cuda:nccl")
+    assert World.joined("cpu") == ALONE
+    monkeypatch.setattr(dist, "get_backend_config", lambda: "cuda:nccl")
+    with pytest.raises(ValueError, match=r"has the backend cuda:nccl.* make it with backend cpu:gloo,cuda:nccl"):
+        World.joined("cpu")
+
+
+@pytest.mark.parametrize("name", TASKS)
+def test_processes_that_were_started_and_do_not_meet_are_said(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    for other in (*TASKS, "WORLD_SIZE"):
+        monkeypatch.delenv(other, raising=False)
+    alone = described(ALONE, "cpu")
+    monkeypatch.setenv(name, "8")
+    word = "1 process on cpu; 8 were started, each a run of its own: for one run on all start torchrun in one task a machine"
+    same(described(ALONE, "cpu"), word, silent=alone)
 
 
 @pytest.mark.slow

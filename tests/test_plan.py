@@ -16,7 +16,7 @@ import scoreaction as sa
 from scoreaction.cli import main
 from scoreaction.commands._live_memory import LiveMemory
 from scoreaction.commands._way_out import CARD
-from scoreaction.commands.plan import RESERVE, plan, resident_bytes, scorer_bytes, skeleton_of
+from scoreaction.commands.plan import RESERVE, plan, scorer_bytes
 from scoreaction.commands.tables import show_plan
 from scoreaction.errors import UserError
 from scoreaction.recipes.build import build
@@ -143,24 +143,6 @@ def test_the_planned_memory_and_operations_are_those_of_an_iteration(tmp_path, a
     accepts(within(memory.peak, 0.15), planned, **wrong)
     decoding = found["flops"] - found["pictures"] * found["picture_flops"]
     accepts(within(memory.flops, 0.05), found["flops"], without_pictures=decoding)
-
-
-def resident(name: str, settings: list[str], processes: int) -> dict[str, int]:
-    recipe = load_recipe(name, settings)
-    return resident_bytes(recipe, skeleton_of(recipe), processes)
-
-
-def test_of_shared_networks_each_process_holds_its_part():
-    """Truth: the bytes of one process, divided; twin: those of all. A LoRA is whole in each."""
-    trained = "trained weights, gradient, Adam, average"
-    for name, settings, own in (("mixture", [], 4), ("digits", ["model.lora_rank=4"], 1)):
-        whole, shared = (resident(name, [*settings, *more], 4) for more in ([], ["train.shard=true"]))
-        close(shared["frozen weights"], whole["frozen weights"] / 4, atol=1.0, of_all=whole["frozen weights"])
-        wrong = {"of_all": whole[trained]} if own > 1 else {"divided": whole[trained] / 4}
-        close(shared[trained], whole[trained] / own, atol=1.0, **wrong)
-        assert shared["encoded prompts of a call"] == whole["encoded prompts of a call"]
-    with pytest.raises(UserError, match=r"^train\.shard: there is one process"):
-        plan(load_recipe("mixture", ["train.shard=true"]))
 
 
 @pytest.mark.slow

@@ -9,12 +9,10 @@ from unittest.mock import patch
 
 import pytest
 import torch
-import torch.distributed as dist
 from scipy.stats import kstest
 from test_replay import MODEL, STEPS, brought
 from twins import F64, accepts, close, same
 
-from scoreaction.commands.launch import TASKS, described
 from scoreaction.diffusion.noise import AHEAD, RowNoise, drawn_seed, normal
 from scoreaction.sampling.replay import Replay
 from scoreaction.types import Prediction
@@ -209,29 +207,6 @@ def test_without_a_launcher_one_process_is_the_world(monkeypatch):
     monkeypatch.setenv("WORLD_SIZE", "3")
     with pytest.raises(ValueError, match=r"^WORLD_SIZE: .* asks for 3 processes"):
         World.joined("cpu")
-
-
-def test_a_group_of_gpus_alone_is_refused(monkeypatch):
-    """As Ray makes one by default; twin: a group with a backend for both."""
-    monkeypatch.setattr(dist, "is_initialized", lambda: True)
-    monkeypatch.setattr(World, "current", classmethod(lambda cls: ALONE))
-    monkeypatch.setattr(dist, "get_world_size", lambda: 2)
-    monkeypatch.delenv("WORLD_SIZE", raising=False)
-    monkeypatch.setattr(dist, "get_backend_config", lambda: "cpu:gloo,cuda:nccl")
-    assert World.joined("cpu") == ALONE
-    monkeypatch.setattr(dist, "get_backend_config", lambda: "cuda:nccl")
-    with pytest.raises(ValueError, match=r"has the backend cuda:nccl.* make it with backend cpu:gloo,cuda:nccl"):
-        World.joined("cpu")
-
-
-@pytest.mark.parametrize("name", TASKS)
-def test_processes_that_were_started_and_do_not_meet_are_said(name, monkeypatch):
-    for other in (*TASKS, "WORLD_SIZE"):
-        monkeypatch.delenv(other, raising=False)
-    alone = described(ALONE, "cpu")
-    monkeypatch.setenv(name, "8")
-    word = "1 process on cpu; 8 were started, each a run of its own: for one run on all start torchrun in one task a machine"
-    same(described(ALONE, "cpu"), word, silent=alone)
 
 
 def streams(rows, shape=(3,), draws=1, seed=7):

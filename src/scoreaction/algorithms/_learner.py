@@ -224,7 +224,7 @@ class Learner:
         with torch.no_grad():
             flat = once(self.model, self.pretrained, take(steps, evaluated))
         flat = take(flat, own) if self.model.sharded else flat
-        # a row that does not count is as far from the policy as the policy itself
+        # a row that does not count has the policy's own prediction, at no KL
         pretrained = mapped(lambda old, part: old.index_copy(0, own.to(old.device), part.to(old.dtype)), steps.old, flat)
         return replace(rollout, pretrained=unflattened(pretrained, n), compared_at=trajectories)
 

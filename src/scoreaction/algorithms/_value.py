@@ -165,7 +165,7 @@ class StateValue:
 
         learner = self.learner
         own = torch.arange(len(chosen))
-        learner.world.together(lambda: learner.in_parts(own, look_ahead), sends=learner.model.sharded)
+        learner.together(lambda: learner.in_parts(own, look_ahead))
         others = torch.ones(len(states.t), dtype=torch.bool).index_fill(0, chosen.own, False).nonzero().flatten()
         with torch.no_grad():
             for rows in self.learner.parts(others):

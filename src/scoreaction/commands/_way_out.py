@@ -127,13 +127,9 @@ def _four(recipe: Recipe, skeleton: Skeleton, needs: Needs, costs: dict[str, Cos
 def _quantised(recipe: Recipe, skeleton: Skeleton, needs: Needs, bits: Any) -> Iterator[Step]:
     """The frozen network's linear layers in fewer bits, under a LoRA."""
     config, net = recipe.model.config.model_dump(), skeleton.model.net
-    if (
-        recipe.train.shard
-        or "quantize" not in config
-        or config["quantize"] is not None
-        or config["lora_rank"] is None
-        or not skeleton.conditions
-    ):
+    if recipe.train.shard:  # quantised weights are not divided
+        return
+    if "quantize" not in config or config["quantize"] is not None or config["lora_rank"] is None or not skeleton.conditions:
         return
     offloaded = needs.resident[FROZEN] - frozen_bytes(net, None) < skeleton.vae_bytes
     vae = 0 if offloaded else skeleton.vae_bytes

@@ -79,10 +79,11 @@ def make_pairs(recipe: Recipe, path: Path, *, n: int, temperature: float, seed: 
 
 
 def _scores(reward: CountedReward, samples: Tensor, prompts: Prompts) -> Tensor:
-    parts = torch.arange(len(samples)).split(ROWS) if len(samples) else ()
+    if not len(samples):  # of a process without rows: nobody is asked
+        return samples.flatten(1).sum(1).float()
+    parts = torch.arange(len(samples)).split(ROWS)
     with torch.no_grad():
-        none = samples.flatten(1).sum(1).float()[:0]
-        return torch.cat([none, *(reward(samples[rows], prompts and [prompts[i] for i in rows.tolist()]) for rows in parts)])
+        return torch.cat([reward(samples[rows], prompts and [prompts[i] for i in rows.tolist()]) for rows in parts])
 
 
 def lines_of(figures: Values, temperature: float) -> str:
