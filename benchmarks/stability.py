@@ -1,4 +1,4 @@
-"""Score as Action and SQDF on random exact tasks: no run diverges, and how far the worst are from the optimum.
+"""Score as Action and SQDF, plain and corrected, on random exact tasks: none diverges, and how far away the worst end.
 
 python -m benchmarks.stability                          # results/stability.csv and its tables; resumes
 python -m benchmarks.stability --only 007/ 012/         # runs whose name contains one of these
@@ -23,7 +23,11 @@ from _harness import Figures, arguments, built, in_stage, run_jobs, summary
 from torch import Tensor
 
 TASKS, ITERATIONS = 200, 60
-TRAINERS = ("score_action", "sqdf")
+TRAINERS: dict[str, Figures] = {
+    "score_action": {"name": "score_action"},
+    "sqdf": {"name": "sqdf"},
+    "sqdf, corrected": {"name": "sqdf", "correction": True},
+}
 LEAST_NATS, MOST_NATS = 0.02, 6.0
 MOST_STATES = 8192
 SHAPES = ("linear", "concave", "convex")
@@ -129,7 +133,7 @@ def train(task: int, trainer: str, iterations: int, changes: Figures | None = No
 
     drawn = settings(task)
     shape, beta, model = drawn.pop("shape"), drawn.pop("beta"), drawn["model"]
-    keys = {**drawn, "algorithm": {"name": trainer, "beta": beta}, "train.iterations": iterations, "train.seed": task}
+    keys = {**drawn, "algorithm": {**TRAINERS[trainer], "beta": beta}, "train.iterations": iterations, "train.seed": task}
     keys |= {"evaluation.n": 2048, "evaluation.steps": 50, **(changes or {})}
     tuner = built("mixture", *(f"{key}={json.dumps(value)}" for key, value in keys.items()))
     moved, taken, finished = 0.0, 0.0, True
