@@ -173,6 +173,21 @@ def test_trajectories_begin_at_0_in_padding(name: str) -> None:
     accepts(right, True, unmasked=False)
 
 
+def test_the_value_of_pi_ft_has_no_slope_in_padding() -> None:
+    """So that its damping, a norm of what the slope changes by, is that of the points. Twin: a model without a mask."""
+
+    def right(mask: bool) -> None:
+        made = tuner("pi_ft", 0.0, mask=mask)
+        next(iter(made))  # its critic has learned by then
+        rollout = made.collector.rollout(made.learner, torch.Generator().manual_seed(0), 0)
+        states = rollout.steps().states
+        slope, here = made.learner.gradient(states), encode([PROMPTS[number] for number in states.prompt.tolist()])["here"]
+        assert bool((slope[~here] == 0).all())
+        assert bool((slope[here] != 0).all())
+
+    accepts(right, True, unmasked=False)
+
+
 def test_noise_that_is_put_on_samples_again_is_0_in_padding() -> None:
     """Twin: a model without a mask."""
 

@@ -17,7 +17,7 @@ from scoreaction.algorithms._soft_q import soft_q
 from scoreaction.algorithms._step import StepWeights, known, next_states, noise_of, step_term
 from scoreaction.algorithms._updates import Update, Updates
 from scoreaction.algorithms._value import critic_updates
-from scoreaction.diffusion.noise import drawn_seed
+from scoreaction.diffusion.noise import drawn_seed, kept
 from scoreaction.diffusion.predictions import expand
 from scoreaction.diffusion.transitions import sum_event
 from scoreaction.networks.conditions import take
@@ -123,10 +123,13 @@ class PIFTLearner(Learner):
         return StepWeights.of_step(self.process, steps.t, steps.s, self.sampler.eta)
 
     def gradient(self, states: States) -> Tensor:
-        """grad V at states: `c_skip grad r(x0_hat) + c_out grad F`, at t = 0 that of the reward itself; (rows, *shape)."""
+        """grad V at states: `c_skip grad r(x0_hat) + c_out grad F`, at t = 0 that of the reward itself; (rows, *shape).
+
+        It is 0 in padding, where a critic may have a slope and nothing moves.
+        """
         slope = soft_q(self, states, gradient=True).grad
         gradient = self.critic.gradient(*states) + expand(self.critic.coefficients(states.t)[0], slope) * slope
-        return torch.where(expand(states.t == 0, slope).bool(), slope, gradient)
+        return kept(torch.where(expand(states.t == 0, slope).bool(), slope, gradient), self.inside(states.prompt))
 
     @torch.no_grad()
     def value(self, states: States) -> Tensor:
