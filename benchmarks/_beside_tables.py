@@ -71,16 +71,21 @@ TASKS = ("mixture", "mixture16", "linear_quadratic")
 POLICIES = ("optimum", "score_action", "sqdf", "dpok")
 
 
+PATHS, STEPS = 64, 12
+NEEDED = {"DDPO": PATHS * (2 * STEPS - 1), "DRaFT-1": PATHS * STEPS, "DRaFT-12": PATHS * STEPS}
+"""Evaluations that an iteration cannot do without: a path's steps, and of DDPO again those that have a density."""
+
+
 def beside_trl(results: Results) -> Table:
-    """CPU seconds of an iteration of TRL's trainers and of ours at the same settings, and the memory that it takes."""
-    table = Table("method", "library", "repeats", "evaluations", "CPU s", "over TRL's", "MiB")
+    """Evaluations of an iteration of TRL's trainers and of ours at the same settings, needed and done, CPU time and memory."""
+    table = Table("method", "needed", "library", "repeats", "done", "CPU s", "over TRL's", "MiB")
     for method, runs in results.groups("method").items():
         trl = [run["cpu_seconds"] for run in runs if run["library"] == "TRL"]
         for library in dict.fromkeys(run["library"] for run in runs):
             own = [run for run in runs if run["library"] == library]
             ratio = sum(run["cpu_seconds"] for run in own) / len(own) / (sum(trl) / len(trl))
             cells = of(own, "evaluations", 0), of(own, "cpu_seconds", 2), f"{ratio:.2f}", of(own, "memory_mib", 0)
-            table.add(own, method, library, str(len(own)), *cells)
+            table.add(own, method, str(NEEDED[method]), library, str(len(own)), *cells)
     return table
 
 
