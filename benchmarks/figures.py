@@ -40,7 +40,7 @@ def shapes_frontier(results: Results) -> Any:
     """Accuracy against KL, pictures drawn and network evaluations along training, a line a run; iterations cost alike."""
     import matplotlib.pyplot as plt
 
-    from scoreaction.report.figures import COLOURS
+    from scoreaction.report.axes import COLOURS
 
     (base,) = results.where(trainer="base, guidance 1")
     figure, axes = plt.subplots(1, 3, figsize=(13, 4.4), sharey=True, layout="constrained")
@@ -96,7 +96,7 @@ def steering_shapes(results: Results) -> Any:
     """Prompts followed against evaluations a sample: methods on the pretrained model and on the tuned one."""
     import matplotlib.pyplot as plt
 
-    from scoreaction.report.figures import COLOURS
+    from scoreaction.report.axes import COLOURS
 
     points = results.points
     figure, axes = plt.subplots(figsize=(7.5, 4.6), layout="constrained")

@@ -59,7 +59,7 @@ def run(trainer: str, settings: list[str], iterations: int, seed: int, n: int, g
 
 def picture(tuner: Any, seed: int, path: Path) -> None:
     """Base and tuned model from the same noise."""
-    from scoreaction.report.figures import pairs_figure
+    from scoreaction.report.sample_figures import pairs_figure
 
     prompts, before, after = shown(tuner, SHOWN, seed)
     pairs_figure(before.numpy(), after.numpy(), prompts).savefig(path, dpi=110)

@@ -12,7 +12,8 @@ from PIL import Image
 from twins import close, same
 
 from scoreaction.report.axes import few_ticks, new_figure, panels_of
-from scoreaction.report.figures import samples_figure, squeeze
+from scoreaction.report.curve_figures import squeeze
+from scoreaction.report.sample_figures import samples_figure
 
 
 def corners(shift=0.0):

@@ -20,8 +20,9 @@ from scoreaction.cli import main
 from scoreaction.errors import UserError
 from scoreaction.networks.memory import fitting, is_out_of_memory
 from scoreaction.recipes.recipe import load_recipe
-from scoreaction.report.figures import new_figure, pairs_figure, plain_legend, samples_figure, save_samples
+from scoreaction.report.axes import new_figure, plain_legend
 from scoreaction.report.model_card import write_card
+from scoreaction.report.sample_figures import pairs_figure, samples_figure, save_samples
 from scoreaction.training.errors import TrainingError
 from scoreaction.yaml_text import parse_yaml
 

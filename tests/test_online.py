@@ -18,7 +18,7 @@ from scoreaction.commands.evaluate import open_run
 from scoreaction.networks.proxy import Proxy
 from scoreaction.recipes.build import build
 from scoreaction.recipes.recipe import load_recipe
-from scoreaction.report.figures import run_figure
+from scoreaction.report.curve_figures import run_figure
 from scoreaction.report.page import write_report
 from scoreaction.rewards import RewardError
 from scoreaction.rewards._weighted import Part, WeightedSum

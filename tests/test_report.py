@@ -25,10 +25,11 @@ from scoreaction.errors import UserError
 from scoreaction.recipes.recipe import load_recipe
 from scoreaction.report.cluster_parts import clusters_figure, clusters_table
 from scoreaction.report.comparison import comparison_headline
-from scoreaction.report.figures import band, pairs_figure, samples_figure, tiled
+from scoreaction.report.curve_figures import band
 from scoreaction.report.numbers import number, objectives, with_error
 from scoreaction.report.page import write_report
 from scoreaction.report.run import run_headline
+from scoreaction.report.sample_figures import pairs_figure, samples_figure, tiled
 
 SUMMARY = {
     "reward_base": 0.1, "reward_tuned": 2.0, "kl_nats": 1.2, "diversity_base": 2.0, "diversity_tuned": 1.0, "beta": 0.5,

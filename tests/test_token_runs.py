@@ -10,7 +10,7 @@ from twins import accepts, close, same
 
 import scoreaction as sa
 from scoreaction.cli import main
-from scoreaction.report.figures import samples_figure
+from scoreaction.report.sample_figures import samples_figure
 from scoreaction.report.token_figures import changed, is_tokens, shares
 
 ALGORITHMS = {

@@ -22,7 +22,7 @@ from scoreaction.commands import progress
 from scoreaction.commands.progress import Measuring, Reporter
 from scoreaction.commands.runs import follow, runs_below
 from scoreaction.errors import UserError
-from scoreaction.report.figures import save_pictures, save_samples
+from scoreaction.report.sample_figures import save_pictures, save_samples
 
 COMMAND = ["train", "mixture", *TINY, "train.iterations=4"]
 

@@ -16,7 +16,7 @@ from scoreaction.errors import Interrupted, UserError, nearest
 from scoreaction.recipes.build import build
 from scoreaction.recipes.recipe import Recipe, load_recipe, optimum_beta
 from scoreaction.recipes.text import parse_override
-from scoreaction.report.figures import comparison_figures
+from scoreaction.report.curve_figures import comparison_figures
 from scoreaction.report.frontiers import frontier_figures
 from scoreaction.report.model_card import write_card
 from scoreaction.training.run_folder import RunFolder

@@ -138,7 +138,7 @@ def draw_samples(
 
     Pictures are also written each for itself, at full size, into pictures/. With steering also what it took, by name.
     """
-    from scoreaction.report.figures import is_pictures, save_pictures, save_samples
+    from scoreaction.report.sample_figures import is_pictures, save_pictures, save_samples
 
     tuner = opened.tuner
     sampler = sampler_with(opened, steps=steps, solver=solver, eta=eta)

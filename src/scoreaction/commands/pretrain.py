@@ -115,7 +115,7 @@ def _checkpoint(pretrainer: Pretrainer, place: RunFolder) -> None:
 
 
 def _save_samples(model: Model, place: RunFolder, seed: int) -> None:
-    from scoreaction.report.figures import save_samples
+    from scoreaction.report.sample_figures import save_samples
 
     n = 1000 if len(model.shape) == 1 else 64
     samples: Any = draw(model, Sampler(steps=50), n, None, seed, reference=True).cpu().numpy()

@@ -149,7 +149,7 @@ def _kept(world: World, own: Tensor, n: int) -> Tensor:
 
 
 def _write(place: RunFolder, recipe: Recipe, figures: Values, kept: dict[str, Tensor], run: Finetuner) -> None:
-    from scoreaction.report.figures import save_samples
+    from scoreaction.report.sample_figures import save_samples
 
     for kind, tensors in kept.items():
         samples = tensors.cpu().numpy()

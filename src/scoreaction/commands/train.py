@@ -210,7 +210,7 @@ def _saved_state(place: RunFolder) -> str:
 
 def show(tuner: Finetuner) -> None:
     """Draws a few samples of the policy as it is, of the same noise each time: samples/ITERATION.png."""
-    from scoreaction.report.figures import is_pictures, save_samples
+    from scoreaction.report.sample_figures import is_pictures, save_samples
 
     n = SHOWN if len(tuner.model.shape) > 1 else 512
     prompts = spread_prompts(tuner.prompts, n)

@@ -31,7 +31,7 @@ from scoreaction.types import Values
 
 def comparison_part(folder: Path) -> Part:
     """The section about a comparison."""
-    from scoreaction.report.figures import comparison_figures
+    from scoreaction.report.curve_figures import comparison_figures
 
     comparison = json.loads((folder / "comparison.json").read_text(encoding="utf-8"))
     first = folder / comparison["runs"][0]["folder"]
@@ -131,7 +131,7 @@ def _comparison_table(comparison: Values) -> Grid:
 
 def _show_samples(part: Part, folder: Path, comparison: Values) -> None:
     """Adds the base model's samples and those of each tuned model, first seed."""
-    from scoreaction.report.figures import is_pictures, samples_figure
+    from scoreaction.report.sample_figures import is_pictures, samples_figure
 
     first = {
         group["label"]: next(r for r in comparison["runs"] if r["label"] == group["label"]) for group in comparison["groups"]

@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from scoreaction.report.figures import COLOURS, new_figure, plain_legend, squeeze, title_of
+from scoreaction.report.axes import COLOURS, new_figure, plain_legend
+from scoreaction.report.curve_figures import squeeze, title_of
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

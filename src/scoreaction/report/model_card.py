@@ -15,7 +15,7 @@ from scoreaction.algorithms._learner import Algorithm
 from scoreaction.disk import write_whole
 from scoreaction.models import Card
 from scoreaction.recipes.recipe import Recipe, dump
-from scoreaction.report.figures import title_of
+from scoreaction.report.curve_figures import title_of
 from scoreaction.report.numbers import before_and_after, limit_of_policy, number, with_error
 from scoreaction.training.run_folder import MODEL_DESCRIPTION, RunFolder
 
@@ -25,7 +25,7 @@ SHOWN = 16
 
 def write_card(folder: Path, recipe: Recipe, figures: dict[str, Any]) -> Path:
     """Writes README.md, and samples.png where pictures can be drawn, into model/ of a finished run."""
-    from scoreaction.report.figures import is_pictures, save_samples
+    from scoreaction.report.sample_figures import is_pictures, save_samples
 
     place = RunFolder(folder)
     tuned = place.samples / "tuned.npz"

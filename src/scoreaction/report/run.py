@@ -11,7 +11,6 @@ from scoreaction import catalog
 from scoreaction.errors import UserError
 from scoreaction.recipes.prompts import prompt_list
 from scoreaction.report.cluster_parts import clusters_figure, clusters_sentence, clusters_table
-from scoreaction.report.figures import SHEET
 from scoreaction.report.numbers import (
     before_and_after,
     change,
@@ -34,6 +33,7 @@ from scoreaction.report.parts import (
     reward_name,
     samples_of,
 )  # fmt: skip
+from scoreaction.report.sample_figures import SHEET
 from scoreaction.report.tiles import tiles_of
 from scoreaction.report.verdict import run_verdict
 from scoreaction.training.run_folder import RunFolder, read_description, read_json_lines, read_summary
@@ -45,7 +45,7 @@ SHOWN = 20
 
 def run_part(folder: Path) -> Part:
     """The section about one run, finished or not."""
-    from scoreaction.report.figures import run_figure
+    from scoreaction.report.curve_figures import run_figure
 
     values, text = read_description(folder)
     records, summary = read_json_lines(RunFolder(folder).metrics_path), read_summary(folder)
@@ -233,7 +233,7 @@ def prompts_table(prompts: list[Values]) -> Grid:
 
 def show_samples(part: Part, folder: Path, values: Values, summary: Values, panels: dict[str, NDArray[Any]]) -> None:
     """Adds the samples of a run to its section: pictures large, with their prompts, and whatever else as a figure."""
-    from scoreaction.report.figures import is_pictures, samples_figure
+    from scoreaction.report.sample_figures import is_pictures, samples_figure
 
     first = next(iter(panels.values()))
     if not is_pictures(first):
@@ -248,7 +248,7 @@ def show_samples(part: Part, folder: Path, values: Values, summary: Values, pane
 
 
 def _samples_picture(values: Values, summary: Values, panels: dict[str, NDArray[Any]], letters: str | None) -> Picture:
-    from scoreaction.report.figures import samples_figure
+    from scoreaction.report.sample_figures import samples_figure
     from scoreaction.report.token_figures import is_tokens
 
     data, optimum = exact_laws(values, summary)

@@ -21,7 +21,7 @@ def is_steered(folder: Path) -> bool:
 
 def steered_part(folder: Path) -> Part:
     """The section about the samples of a model, as it is and steered."""
-    from scoreaction.report.figures import is_pictures, samples_figure
+    from scoreaction.report.sample_figures import is_pictures, samples_figure
 
     (values, text), summary = read_description(folder), read_summary(folder)
     if summary is None:

@@ -19,7 +19,7 @@ def is_student(folder: Path) -> bool:
 
 def student_part(folder: Path) -> Part:
     """The section about a student: beside its teacher, and beside plain solvers of as many steps."""
-    from scoreaction.report.figures import samples_figure
+    from scoreaction.report.sample_figures import samples_figure
 
     values, text = read_description(folder)
     try:
