@@ -72,12 +72,12 @@ class Prompted:
         return {"accuracy": figures[f"held_out.{self.judge}"], **measure_kl(tuner.model, sampler, n // 2, tuner.prompts, seed)}
 
 
-def base_and_trainers(trainers: dict[str, tuple[int, list[str]]], n: int) -> dict[str, Figures]:
+def base_and_trainers(trainers: dict[str, tuple[int, list[str]]], n: int, *, seeds: int = SEEDS) -> dict[str, Figures]:
     """The base under each guidance, and each trainer with its iterations and settings from each seed, by name."""
     base: dict[str, tuple[Any, ...]] = {f"base, guidance {g:g}": (f"base, guidance {g:g}", [], 0, 0, g) for g in GUIDED}
     runs = {
         f"{trainer}/seed{seed}": (trainer, settings, iterations, seed, 1.0)
-        for seed in range(SEEDS)
+        for seed in range(seeds)
         for trainer, (iterations, settings) in trainers.items()
     }
     keys = ("trainer", "settings", "iterations", "seed", "guidance")

@@ -1,6 +1,6 @@
 """Text-to-image alignment of the shipped shapes: share of prompts followed, by the exact program, at equal budget.
 
-    python -m benchmarks.shapes                                # results/shapes.csv: three seeds; resumes
+    python -m benchmarks.shapes                                # results/shapes.csv: five seeds; resumes
     python -m benchmarks.shapes --only base                    # the pretrained model alone, with and without guidance
     python -m benchmarks.shapes --iterations 1 --n 48 --output /tmp/shapes.csv    # does it run?
     python -m benchmarks figures                               # results/shapes_frontier.png from the CSV
@@ -27,6 +27,7 @@ TRAINERS: dict[str, tuple[int, list[str]]] = {
     "ram": (20, [*BLACK_BOX, "algorithm={name: ram, beta: 0.05, each: 4}"]),
     "nft": (20, [*BLACK_BOX, "algorithm={name: nft}"]),
     "ddpo": (20, [*BLACK_BOX, "algorithm={name: ddpo, minibatches: 4}", "sampler.grid=scheduler"]),
+    "ddpo, clip 0.03": (20, [*BLACK_BOX, "algorithm={name: ddpo, minibatches: 4, clip: 0.03}", "sampler.grid=scheduler"]),
     "dpok": (20, [*BLACK_BOX, "algorithm={name: dpok, beta: 0.01, minibatches: 4}", "sampler.grid=scheduler"]),
     "sqdf, scorer": (
         40,
@@ -69,7 +70,7 @@ def main() -> None:
     parser = arguments(__doc__ or "", "shapes")
     parser.add_argument("--n", type=int, default=480, help="pictures of a measurement")
     options = parser.parse_args()
-    run_jobs(partial(run, pictures=options.output.parent), base_and_trainers(TRAINERS, options.n), options)
+    run_jobs(partial(run, pictures=options.output.parent), base_and_trainers(TRAINERS, options.n, seeds=5), options)
 
 
 if __name__ == "__main__":
