@@ -36,8 +36,9 @@ METHODS: dict[str, dict[str, Any]] = {
     "ddpo, masked": {"reward": "program", "rows": 16, "clip": 1e-4, "min_count": 4},
     "alignprop": {"reward": "scorer", "last": STEPS},
 }
-RATES, CHOSEN = (3e-4, 1e-3, 3e-3), {"ddpo": 1e-3, "ddpo, masked": 3e-3, "alignprop": 1e-3}  # not by `tune` yet
+RATES, CHOSEN = (3e-4, 1e-3, 3e-3), {"ddpo": 1e-3, "ddpo, masked": 3e-3, "ddpo, masked, clip 1e-3": 3e-3, "alignprop": 1e-3}
 OTHERWISE: dict[str, dict[str, Any]] = {", batch": {"min_count": 0}, ", clip 1e-3": {"clip": 1e-3}}
+TRAINED = METHODS | {"ddpo, masked, clip 1e-3": METHODS["ddpo, masked"] | OTHERWISE[", clip 1e-3"]}
 TIMED = 4
 OURS = ["sampler.off_below=0", "sampler.grid=scheduler", "sampler.steps=12"]
 PPO, BACK = [*OURS, "algorithm={name: ddpo, minibatches: 4}"], [*OURS, "reward.name=shapes_scorer"]
@@ -112,7 +113,7 @@ def run(
     """A run of TRL, measured here at its end; its curve is accuracy and KL at the epochs that are kept."""
     if method.startswith("ours, "):
         return run_of_ours(method, kept, seed, n)
-    told = METHODS[method] | more | {"method": method, "lr": lr, "epochs": epochs, "kept": kept, "seed": seed}
+    told = TRAINED[method] | more | {"method": method, "lr": lr, "epochs": epochs, "kept": kept, "seed": seed}
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         counted = trained(told, folder, environment(environment_of))
@@ -183,7 +184,7 @@ def jobs_of(stage: str, n: int) -> dict[str, Figures]:
             "method": method, "lr": CHOSEN[method], "epochs": 40, "kept": [10, 20, 30, 40], "seed": seed, "n": n,
         }
         for seed in range(3)
-        for method in METHODS
+        for method in TRAINED
     } | {
         f"ours, {method}/seed{seed}": {
             "method": f"ours, {method}", "lr": None, "epochs": 20, "kept": [10, 20], "seed": seed, "n": n,

@@ -83,7 +83,7 @@ def trainer_of(run: dict[str, Any], pipeline: Pipeline, prompt: Any, reward: Any
         train_clip_range=run["clip"], per_prompt_stat_tracking=run["min_count"] > 0,
         per_prompt_stat_tracking_buffer_size=32, per_prompt_stat_tracking_min_count=run["min_count"], **common,
     )  # fmt: skip
-    return (WithoutLastStep if run["method"] == "ddpo, masked" else DDPOTrainer)(config, reward, prompt, pipeline)
+    return (WithoutLastStep if run["method"].startswith("ddpo, masked") else DDPOTrainer)(config, reward, prompt, pipeline)
 
 
 def main() -> None:
