@@ -112,3 +112,17 @@ def trl_trained(results: Results) -> Table:
                 *costs,
             )
     return table
+
+
+def trl_tuned(results: Results) -> Table:
+    """Single runs of TRL's trainers by rate and setting: prompts followed in %, and the KL in nats."""
+    rates = sorted({run["lr"] for run in results.runs})
+    table = Table("TRL's trainer", *(f"rate {rate:g}" for rate in rates))
+    runs: dict[str, dict[float, Run]] = {}
+    for run in results.runs:
+        _, _, setting = run["name"].rpartition("/")[2].partition(", ")
+        runs.setdefault(f"{run['method']}, {setting}".rstrip(", "), {})[run["lr"]] = run
+    for trainer, own in sorted(runs.items()):
+        cells = (f"{100 * run['seen.held_out.shapes']:.1f} at {run['kl_nats']:.1f}" for _, run in sorted(own.items()))
+        table.add(list(own.values()), trainer, *cells)
+    return table

@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
 
-from _beside_tables import beside_trl, certificates, pairs, steering_shapes, students, trl_trained
+from _beside_tables import beside_trl, certificates, pairs, steering_shapes, students, trl_trained, trl_tuned
 from _chain_tables import delays, hint, hrf, hypernoise
 from _exact_tables import (
     EXACT,
@@ -156,6 +156,7 @@ TABLES: dict[str, tuple[str, Callable[[Results], Table]]] = {
     "work": ("work", partial(plain, columns=_work)),
     "peers_work": ("peers_work", beside_trl),
     "peers": ("peers", trl_trained),
+    "peers_tune": ("peers_tune", trl_tuned),
     "work_counts": ("work_counts", partial(plain, columns=_counts)),
     "pipelines": ("pipelines", partial(plain, columns=_pipelines)),
 }
