@@ -73,7 +73,7 @@ POLICIES = ("optimum", "score_action", "sqdf", "dpok")
 
 PATHS, STEPS = 64, 12
 NEEDED = {"DDPO": PATHS * (2 * STEPS - 1), "DRaFT-1": PATHS * STEPS, "DRaFT-12": PATHS * STEPS}
-"""Evaluations that an iteration cannot do without: a path's steps, and of DDPO again those that have a density."""
+"""Evaluations that an iteration cannot do without: a path's steps, and of DDPO all but the noiseless last once more."""
 
 
 def beside_trl(results: Results) -> Table:
@@ -123,6 +123,6 @@ def trl_tuned(results: Results) -> Table:
         _, _, setting = run["name"].rpartition("/")[2].partition(", ")
         runs.setdefault(f"{run['method']}, {setting}".rstrip(", "), {})[run["lr"]] = run
     for trainer, own in sorted(runs.items()):
-        cells = (f"{100 * run['seen.held_out.shapes']:.1f} at {run['kl_nats']:.1f}" for _, run in sorted(own.items()))
+        cells = (f"{100 * own[r]['seen.held_out.shapes']:.1f} at {own[r]['kl_nats']:.1f}" if r in own else "-" for r in rates)
         table.add(list(own.values()), trainer, *cells)
     return table

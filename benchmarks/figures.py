@@ -45,7 +45,7 @@ def shapes_frontier(results: Results) -> Any:
     (base,) = results.where(trainer="base, guidance 1")
     figure, axes = plt.subplots(1, 3, figsize=(13, 4.4), sharey=True, layout="constrained")
     trained = [(name, runs) for name, runs in results.groups("trainer", SHAPES).items() if runs[0]["name"] in results.curves]
-    for colour, (name, runs) in zip(COLOURS, trained, strict=False):
+    for colour, (name, runs) in zip(COLOURS * 2, trained, strict=False):
         for i, run in enumerate(runs):
             line = [(0.0, 0.0, 0.0, 100 * base["seen.held_out.shapes"])]
             for point in results.curves[run["name"]]:

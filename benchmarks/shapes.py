@@ -1,6 +1,6 @@
 """Text-to-image alignment of the shipped shapes: share of prompts followed, by the exact program, at equal budget.
 
-    python -m benchmarks.shapes                                # results/shapes.csv: five seeds; resumes
+    python -m benchmarks.shapes                                # results/shapes.csv: up to five seeds; resumes
     python -m benchmarks.shapes --only base                    # the pretrained model alone, with and without guidance
     python -m benchmarks.shapes --iterations 1 --n 48 --output /tmp/shapes.csv    # does it run?
     python -m benchmarks figures                               # results/shapes_frontier.png from the CSV
@@ -53,7 +53,7 @@ def run(trainer: str, settings: list[str], iterations: int, seed: int, n: int, g
         return TASK.measured(TASK.built(settings, iterations, seed, n), n, guidance, reference=True)
     tuner, figures = TASK.trained(settings, iterations, seed, n)
     if seed == 0:
-        picture(tuner, seed, pictures / f"shapes_{trainer.partition(',')[0]}.png")
+        picture(tuner, seed, pictures / f"shapes_{trainer.replace(', ', '_')}.png")
         figures["guided"] = TASK.measured(tuner, n, 2.0)
     return figures
 

@@ -10,9 +10,10 @@ from scoreaction.diffusion.solvers import find_solver
 
 
 def test_grpo_is_what_flow_factory_minimises():
-    """Truth: its step of the SDE with noise level a, which is eta = a/sqrt(2) here, its log ratio, advantages and clip.
+    """Truth: its step of the SDE with noise level a, which is eta = a/sqrt(2) here, log ratio, clip, advantages by group.
 
-    Its densities are means over dimensions, so that a clip of e there is one of D e here.
+    Its densities are means over dimensions and ours sums: its loss is ours with the log ratio over D, and small clips are D
+    times as large here. Not compared: pure noise, where it takes another sigma, and its last step, which has noise.
     """
     generator = torch.Generator().manual_seed(0)
     x, v, v_old, z = (torch.randn(6, 5, generator=generator, dtype=F64) for _ in range(4))

@@ -1,7 +1,7 @@
 """TRL's DDPO and AlignProp on the shapes, beside what of ours has the same settings, and beside what leads there.
 
     python -m benchmarks.peers                 # results/peers.csv: three seeds of TRL's and of ours, hours on one core; resumes
-    python -m benchmarks.peers --stage tune    # results/peers_tune.csv: TRL's learning rates and baselines, one seed each
+    python -m benchmarks.peers --stage tune    # results/peers_tune.csv: TRL's rates, baselines and clips, one seed each
     python -m benchmarks.peers --stage work    # results/peers_work.csv: CPU seconds an iteration at equal settings
 
 TRL 0.12.2 runs in an environment of its own, which the first run makes from
