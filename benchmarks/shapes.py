@@ -26,6 +26,12 @@ TRAINERS: dict[str, tuple[int, list[str]]] = {
     "score_action": (20, BLACK_BOX),
     "ram": (20, [*BLACK_BOX, "algorithm={name: ram, beta: 0.05, each: 4}"]),
     "nft": (20, [*BLACK_BOX, "algorithm={name: nft}"]),
+    "awm": (20, [*BLACK_BOX, "algorithm={name: awm}"]),
+    "grpo": (
+        20,
+        [*BLACK_BOX, "algorithm={name: ddpo, minibatches: 4, baseline: group}", "train.samples_per_prompt=8",
+         "sampler.grid=scheduler"],
+    ),
     "ddpo": (20, [*BLACK_BOX, "algorithm={name: ddpo, minibatches: 4}", "sampler.grid=scheduler"]),
     "ddpo, clip 0.03": (20, [*BLACK_BOX, "algorithm={name: ddpo, minibatches: 4, clip: 0.03}", "sampler.grid=scheduler"]),
     "dpok": (20, [*BLACK_BOX, "algorithm={name: dpok, beta: 0.01, minibatches: 4}", "sampler.grid=scheduler"]),
