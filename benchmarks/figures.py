@@ -45,7 +45,8 @@ def shapes_frontier(results: Results) -> Any:
     (base,) = results.where(trainer="base, guidance 1")
     figure, axes = plt.subplots(1, 3, figsize=(13, 4.4), sharey=True, layout="constrained")
     trained = [(name, runs) for name, runs in results.groups("trainer", SHAPES).items() if runs[0]["name"] in results.curves]
-    for colour, (name, runs) in zip(COLOURS * 2, trained, strict=False):
+    looks = [(colour, style) for style in ("o-", "s--") for colour in COLOURS]
+    for (colour, style), (name, runs) in zip(looks, trained, strict=False):
         for i, run in enumerate(runs):
             line = [(0.0, 0.0, 0.0, 100 * base["seen.held_out.shapes"])]
             for point in results.curves[run["name"]]:
@@ -53,7 +54,7 @@ def shapes_frontier(results: Results) -> Any:
                 line.append((point["kl_nats"], point["pictures"], cost, 100 * point["accuracy"]))
             *costs, accuracy = zip(*line, strict=True)
             for axis, cost in zip(axes, costs, strict=True):
-                axis.plot(cost, accuracy, "o-", color=colour, ms=3.5, lw=1.3, label=None if i else name)
+                axis.plot(cost, accuracy, style, color=colour, ms=3.5, lw=1.3, label=None if i else name)
     for axis, label in zip(
         axes, ("KL to the base model (nats)", "pictures drawn", "network evaluations (thousands)"), strict=True
     ):
