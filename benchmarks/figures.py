@@ -43,7 +43,7 @@ def shapes_frontier(results: Results) -> Any:
     from scoreaction.report.axes import COLOURS
 
     (base,) = results.where(trainer="base, guidance 1")
-    figure, axes = plt.subplots(1, 3, figsize=(13, 4.4), sharey=True, layout="constrained")
+    figure, axes = plt.subplots(1, 3, figsize=(13, 4.8), sharey=True, layout="constrained")
     trained = [(name, runs) for name, runs in results.groups("trainer", SHAPES).items() if runs[0]["name"] in results.curves]
     looks = [(colour, style) for style in ("o-", "s--") for colour in COLOURS]
     for (colour, style), (name, runs) in zip(looks, trained, strict=False):
@@ -61,7 +61,7 @@ def shapes_frontier(results: Results) -> Any:
         axis.set(xlabel=label, xlim=(0, None))
         axis.grid(alpha=0.3)
     axes[0].set_ylabel("prompts followed (%)")
-    axes[0].legend(frameon=False, loc="lower right")
+    figure.legend(*axes[0].get_legend_handles_labels(), frameon=False, loc="outside lower center", ncols=5)
     figure.suptitle("Prompts followed while training, a line a seed: what a percent costs", x=0.01, ha="left")
     return figure
 
