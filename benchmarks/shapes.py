@@ -22,18 +22,16 @@ from _prompted import Prompted, base_and_trainers, shown
 
 SHOWN = 12
 BLACK_BOX, LEARNED = ["reward.name=shapes", "train.lr=3e-3"], ["reward.name=shapes_scorer"]
+PPO = [*BLACK_BOX, "algorithm={name: ddpo, minibatches: 4}", "sampler.grid=scheduler"]
 TRAINERS: dict[str, tuple[int, list[str]]] = {
     "score_action": (20, BLACK_BOX),
     "ram": (20, [*BLACK_BOX, "algorithm={name: ram, beta: 0.05, each: 4}"]),
     "nft": (20, [*BLACK_BOX, "algorithm={name: nft}"]),
     "awm": (20, [*BLACK_BOX, "algorithm={name: awm}"]),
-    "grpo": (
-        20,
-        [*BLACK_BOX, "algorithm={name: ddpo, minibatches: 4, baseline: group}", "train.samples_per_prompt=8",
-         "sampler.grid=scheduler"],
-    ),
-    "ddpo": (20, [*BLACK_BOX, "algorithm={name: ddpo, minibatches: 4}", "sampler.grid=scheduler"]),
-    "ddpo, clip 0.03": (20, [*BLACK_BOX, "algorithm={name: ddpo, minibatches: 4, clip: 0.03}", "sampler.grid=scheduler"]),
+    "grpo": (20, [*PPO, "algorithm.baseline=group", "train.samples_per_prompt=8"]),
+    "ddpo": (20, PPO),
+    "ddpo, clip 0.03": (20, [*PPO, "algorithm.clip=0.03"]),
+    "ddpo, ungated": (20, [*PPO, "sampler.off_below=0"]),
     "dpok": (20, [*BLACK_BOX, "algorithm={name: dpok, beta: 0.01, minibatches: 4}", "sampler.grid=scheduler"]),
     "sqdf, scorer": (
         40,
@@ -59,7 +57,7 @@ def run(trainer: str, settings: list[str], iterations: int, seed: int, n: int, g
         return TASK.measured(TASK.built(settings, iterations, seed, n), n, guidance, reference=True)
     tuner, figures = TASK.trained(settings, iterations, seed, n)
     if seed == 0:
-        picture(tuner, seed, pictures / f"shapes_{trainer.replace(', ', '_')}.png")
+        picture(tuner, seed, pictures / f"shapes_{trainer.replace(', ', '_').replace(' ', '_')}.png")
         figures["guided"] = TASK.measured(tuner, n, 2.0)
     return figures
 
