@@ -103,11 +103,18 @@ def _as_drawn(results: Results) -> dict[str, list[Run]]:
 
 
 def stability(results: Results) -> Table:
-    """Runs on random tasks: how many went to their end, how far they are from the optimum, and what they moved at once."""
+    """Runs on random tasks: how many went to their end, how far they are from the optimum, and what they moved at once.
+
+    Trainers that ran on more tasks than another are shown on those that all have, too.
+    """
     table = Table(
         "trainer", "tasks", "diverged", "median ratio", "nine of ten", "worst", "most nats an iteration", "taken back"
     )
-    for trainer, runs in _as_drawn(results).items():
+    drawn = _as_drawn(results)
+    shared = set.intersection(*({run["task"] for run in runs} for runs in drawn.values()))
+    on_shared = {trainer: [run for run in runs if run["task"] in shared] for trainer, runs in drawn.items()}
+    fewer = {f"{trainer}, shared tasks": runs for trainer, runs in on_shared.items() if len(runs) < len(drawn[trainer])}
+    for trainer, runs in (drawn | fewer).items():
         ratios = sorted(_over(run) if run["finished"] else math.inf for run in runs)
         nine = ratios[math.ceil(0.9 * len(ratios)) - 1]
         figures = [
