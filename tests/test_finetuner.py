@@ -70,13 +70,13 @@ def test_what_is_counted_is_what_was_asked():
             (2 * B * N + 64, B + 3 * 64, 2 * 64),
         ),
         "none": (SCORE_ACTION.model_copy(update={"look_ahead": "none"}), {}, (2 * B * N + 64, B, 64)),
-        # rollout, reference at 8 states of each step for the log, every step with a density
-        "ddpo": (sa.DDPO(minibatches=2), {}, (B * N + 8 * N + B * (N - 1), B, B * (N - 1))),
-        "two_epochs": (sa.DDPO(epochs=2), {}, (B * N + 8 * N + 2 * B * (N - 1), B, 2 * B * (N - 1))),
+        # rollout, reference at 2 states of each step for the log, every step with a density
+        "ddpo": (sa.DDPO(minibatches=2), {}, (B * N + 2 * N + B * (N - 1), B, B * (N - 1))),
+        "two_epochs": (sa.DDPO(epochs=2), {}, (B * N + 2 * N + 2 * B * (N - 1), B, 2 * B * (N - 1))),
         "dpok": (sa.DPOK(), {}, (2 * B * N + B * (N - 1), B, B * (N - 1))),
         # guidance doubles every network row
-        "guided": (sa.DDPO(), {"prompts": ["0", "1"], "sampler": sa.Sampler(steps=4, guidance=2.0)}, (288, B, 96)),
-        "many": (sa.DDPO(), {"batch": 48}, (48 * N + 8 * N + 48 * (N - 1), 48, 48 * (N - 1))),
+        "guided": (sa.DDPO(), {"prompts": ["0", "1"], "sampler": sa.Sampler(steps=4, guidance=2.0)}, (240, B, 96)),
+        "many": (sa.DDPO(), {"batch": 48}, (48 * N + 2 * N + 48 * (N - 1), 48, 48 * (N - 1))),
     }
     for algorithm, options, truth in cases.values():
         close(counted(algorithm, **options), truth, atol=0, twice=[2 * n for n in truth], none=[0, 0, 0])

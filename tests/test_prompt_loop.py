@@ -214,11 +214,11 @@ def test_each_prompt_has_its_own_texts():
 
 
 def test_each_step_costs_one_evaluation_and_those_that_change_another():
-    """64 paths of 24 steps, all of which change once, and 8 states a step of the reference. Twin: none again."""
+    """64 paths of 24 steps, all of which change once, and 2 states a step of the reference. Twin: none again."""
     found = tuner()
     biased(found.model, [0.0, 0.0, 0.0, CERTAIN])
     metrics = next(iter(found))
-    rows = 64 * 24 + 8 * 24
+    rows = 64 * 24 + 2 * 24
     same(metrics["model_evaluations"], rows + 64, none=rows)
     same(metrics["reward_queries"], 64, every_decision=128)
     close(metrics["switches"], 1.0, never=0.0)

@@ -235,12 +235,12 @@ def test_the_signal_has_no_bias_at_any_number_of_siblings(B):
 
 
 def test_evaluations_are_those_of_stems_and_branches():
-    """P i0 + n (N - i0) to sample, n L to learn, 8 N for the log. Twin: a trajectory each from noise."""
+    """P i0 + n (N - i0) to sample, n L to learn, 2 N for the log. Twin: a trajectory each from noise."""
     found = next(iter(mixture(sa.HRF(window=Window(kind="fixed", start=0.36, size=3 / 7), branches=8), batch=64)))
     n, N, at, length = 64, 8, 4, 3
     drawn = n // 8 * at + n * (N - at)
     same(found["window_from"], float(sa.Sampler(steps=8).times(VP)[at]), the_next=0.230)
-    same(found["model_evaluations"], drawn + n * length + 8 * N, plain=n * N + n * length + 8 * N)
+    same(found["model_evaluations"], drawn + n * length + 2 * N, plain=n * N + n * length + 2 * N)
     same(found["reward_queries"], n, of_stems=8)
 
 

@@ -30,7 +30,7 @@ from scoreaction.types import Predict, Prediction, Values
 from scoreaction.world import World
 
 T = TypeVar("T")
-LOGGED = 8
+LOGGED = 2
 """States of each step, of all processes together, at which the pretrained model is evaluated where the KL is only logged."""
 
 Draw: TypeAlias = Callable[[Callable[[Tensor, Source], Rollout], Tensor], "Rollout | None"]
