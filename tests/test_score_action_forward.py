@@ -151,8 +151,8 @@ def test_it_refuses_noise_that_remembers(options):
     at_rest(sa.ScoreAction(estimator="forward"), "ram", law=(0.0, 1.0), solver="sde_dpmpp")
 
 
-def test_errors_count_as_those_of_the_clean_sample_over_their_mean_size():
-    """Truth: x0 from eps by hand. Twins: errors of eps, and of x0 as large as they are, and at any noise."""
+def test_errors_count_as_those_of_the_clean_sample_over_their_own_size():
+    """Truth: x0 from eps by hand. Twins: errors of eps, and of x0 as large as they are, over their mean, and at any noise."""
     config = sa.ScoreAction(estimator="forward", errors="x0", beta=TASK.beta)
     learner, rollout, generator = at_rest(config, "ram", batch=500)
     times = f64([0.2, 0.6, 1.0])[:, None].expand(3, 500)
@@ -160,17 +160,15 @@ def test_errors_count_as_those_of_the_clean_sample_over_their_mean_size():
     old = learner.policy(*points.states)
     found = learner.weights(points, old.eps, 500)
     ratio = (VP.sigma(points.t) / VP.alpha(points.t)).clamp(max=4.7e-3**-0.5)
-    error = ratio * (points.eps - old.eps)[:, 0].abs()
-    close(error[:1000], (old.x0 - points.x0)[:1000, 0].abs(), atol=1e-9, of_eps=(points.eps - old.eps)[:1000, 0].abs())
-    by_hand = (ratio**2).reshape(3, 500) / error.reshape(3, 500).mean(1, keepdim=True)
-    unbounded = found * (VP.sigma(points.t) / VP.alpha(points.t) / ratio) ** 2
-    close(
-        found, by_hand.flatten(), atol=0, rtol=1e-9, of_eps=torch.ones_like(found), not_over_size=ratio**2, unbounded=unbounded
-    )
+    error, size = ratio * (points.eps - old.eps)[:, 0].abs(), (points.eps - old.eps)[:, 0].abs()
+    close(error[:1000], (old.x0 - points.x0)[:1000, 0].abs(), atol=1e-9, of_eps=size[:1000])
+    mean = (ratio**2).reshape(3, 500) / error.reshape(3, 500).mean(1, keepdim=True)
+    unbounded = found * VP.sigma(points.t) / VP.alpha(points.t) / ratio
+    wrong = {"of_eps": 1 / size, "not_over_size": ratio**2, "over_mean": mean.flatten(), "unbounded": unbounded}
+    close(found, ratio**2 / error, atol=0, rtol=1e-9, **wrong)
     learner.config = learner.config._replace(errors="eps")
-    size = (points.eps - old.eps).abs().reshape(3, 500).mean(1, keepdim=True)
-    truth = (torch.ones(3, 500, dtype=F64) / size).flatten()
-    close(learner.weights(points, old.eps, 500), truth, atol=0, rtol=1e-9, of_x0=found, not_over_size=torch.ones_like(found))
+    truth = (torch.ones(3, 500, dtype=F64) / size.reshape(3, 500).mean(1, keepdim=True)).flatten()
+    close(learner.weights(points, old.eps, 500), truth, atol=0, rtol=1e-9, of_x0=found, over_its_own=1 / size)
 
 
 def test_a_prompts_own_mean_is_the_baseline():
@@ -191,3 +189,42 @@ def test_a_black_box_is_learned_from():
     settings = {"estimator": "forward"}
     right, flipped = (tuner_of("score_action", s, differentiable=False, settings=settings) for s in (1, -1))
     accepts(improves, gains(right, 1), flipped=gains(flipped, -1))
+
+
+def sampled_and_old(lag, weights):
+    """Samples of a policy, and what its loss has as the old prediction, at each of these weights: all of one rollout's noise.
+
+    After None in the place of weights the updates of an iteration have been made.
+    """
+    learner, rollout, generator = at_rest(sa.ScoreAction(estimator="forward", beta=TASK.beta, lag=lag), "ram", batch=6)
+    points = renoised(learner, rollout, f64([0.2, 0.6])[:, None].expand(2, 6), generator)
+    rollout, found = learner.prepare(rollout, generator), []
+    for weight in weights:
+        if weight is None:
+            learner.updated()
+            continue
+        with torch.no_grad():
+            learner.model.parameters["th"].fill_(weight)
+        drawn = learner.explore(rollout.prompt, learner.sampler.times(VP), torch.Generator().manual_seed(0)).x0
+        found.append(torch.cat([drawn.flatten(), learner._fixed(points, rollout.rewards).old.eps.flatten()]))
+    return found
+
+
+def test_with_a_lag_the_policy_that_samples_follows_the_trained_one():
+    """Truth: without a lag, at the weights by hand, .25 * 0 + .75 * .4. Twins: the trained policy, and others."""
+    before, trained, followed, wrong = sampled_and_old(0.0, [0.0, 0.4, 0.3, 0.1])
+    found = sampled_and_old(0.25, [0.0, 0.4, None, 0.4])
+    for value, truth in zip(found, (before, before, followed), strict=True):
+        close(value, truth, atol=1e-9, trained=trained, turned=wrong)
+    close(found[2], followed, atol=1e-9, not_moved=before)
+
+
+def test_a_run_lets_it_follow_once_an_iteration():
+    tuner = tuner_of("score_action", 1, differentiable=False, settings={"estimator": "forward", "lag": 0.5})
+    (first, *_), (lagged, *_) = tuner.model.parameters.values(), tuner.learner.lagged.buffers()
+    begun, halfway = first.detach().clone(), []
+    for _, _ in zip(range(2), iter(tuner), strict=False):
+        halfway.append((lagged.clone(), first.detach().clone()))
+    (one, trained), (two, later) = halfway
+    close(one, (begun + trained) / 2, atol=1e-6, not_at_all=begun, twice=(begun + 3 * trained) / 4)
+    close(two, (one + later) / 2, atol=1e-6, not_at_all=one)

@@ -248,6 +248,9 @@ class Learner:
     def updates(self, rollout: Rollout, generator: torch.Generator) -> Updates:
         """The updates of one iteration; the loop has stepped before it takes the next."""
 
+    def updated(self) -> None:
+        """Called when the updates of an iteration have been made, and those that left the trust region by far taken back."""
+
 
 def roll_out_policy(learner: Learner, prompt: Tensor, times: Tensor, generator: Source, *, x: Tensor | None = None) -> Rollout:
     """Trajectories, from noise or from x (batch, *shape) at times[0], of the policy with its exploration."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from functools import partial
 from typing import Any, Literal, NamedTuple
@@ -10,7 +11,7 @@ import torch
 from torch import Tensor
 
 from scoreaction.algorithms._baselines import PromptState
-from scoreaction.algorithms._forward import Noised, drawn_times, flow_time, mean_square, renoised
+from scoreaction.algorithms._forward import LaggedPolicy, Noised, drawn_times, flow_time, mean_square, renoised
 from scoreaction.algorithms._learner import Learner
 from scoreaction.algorithms._likelihood_ratio import minibatches
 from scoreaction.algorithms._score_action_ratio import calibrated
@@ -18,6 +19,7 @@ from scoreaction.algorithms._setting import Setting
 from scoreaction.algorithms._trust import TrustState, adapt_trust
 from scoreaction.algorithms._updates import Loss, Term, Update, Updates
 from scoreaction.algorithms._value import critic_updates, kl_to_go
+from scoreaction.diffusion.noise import Source
 from scoreaction.diffusion.predictions import expand
 from scoreaction.diffusion.transitions import sum_event
 from scoreaction.networks.conditions import take
@@ -45,6 +47,7 @@ class ForwardSettings(NamedTuple):
     critic_lr: float
     trust: float
     trust_region: float
+    lag: float
 
 
 def refuse_memory(setting: Setting, exploration: float) -> None:
@@ -76,8 +79,10 @@ class ForwardState(TrustState, PromptState):
 class ForwardLearner(Learner):
     """The forward estimator: clean samples noised again, a value of the reward as baseline, and one of the KL to go.
 
-    Errors count over their mean size at such times: as those of the clean sample x0, so that what is undecided there weighs
-    most, or as those of eps, so that all times are learned alike. The time has the density of RAM.
+    Errors count as those of the clean sample x0, each over its own size, so that what is undecided there weighs most, or as
+    those of eps, over their mean size at such times, so that all times are learned alike. Where dimensions are many an error's
+    own size is that of its state, and of no noise; where they are few it would shift the fixed point. The time has the density
+    of RAM.
     """
 
     state: ForwardState
@@ -88,10 +93,22 @@ class ForwardLearner(Learner):
         self.trust_region = config.trust_region
         parts = self.process, self.model.shape
         own: dict[str, Any] = {"conditions": self.conditions, "network": self.model.critic}
+        self.lagged = LaggedPolicy(self.model) if config.lag else None
+        if self.lagged is not None:
+            self.networks["lagged"] = self.lagged
         self.critic = Critic(*parts, skip="none", **own)
         self.to_go = Critic(*parts, skip="alpha", **own)  # without a look-ahead: sigma F
         for name, network in (("critic", self.critic), ("to_go", self.to_go)):
             self.networks[name], self.lr[name] = network, config.critic_lr
+
+    def sampling(self) -> AbstractContextManager[None]:
+        """Context in which the policy is the one that samples."""
+        return nullcontext() if self.lagged is None else self.lagged.acting()
+
+    def explore(self, prompt: Tensor, times: Tensor, generator: Source) -> Rollout:
+        """Trajectories of the policy that samples."""
+        with self.sampling():
+            return super().explore(prompt, times, generator)
 
     def updates(self, rollout: Rollout, generator: torch.Generator) -> Updates:
         """The KL to go, the policy over the noised samples in shuffled minibatches, and then what its baseline was."""
@@ -107,6 +124,11 @@ class ForwardLearner(Learner):
             figures = yield Update("policy", [Term(rows, loss)])
         yield from self.fit("critic", points.states, take(rewards, points.path), generator)
         adapt_trust(self.state, figures["kl_to_old"], least=config.trust, region=config.trust_region)
+
+    def updated(self) -> None:
+        """The policy that samples follows the trained one."""
+        if self.lagged is not None:
+            self.lagged.follow(self.config.lag)
 
     def fit(self, network: str, states: States, target: Tensor, generator: torch.Generator) -> Updates:
         """The regression of one of the two values on its target."""
@@ -132,7 +154,9 @@ class ForwardLearner(Learner):
         """The parts of the loss that an update does not change, at all points."""
         parts = self.parts(torch.arange(len(points.t)))
         with torch.no_grad():
-            old, pretrained = self.policy(*points.states), self.pretrained(*points.states)
+            with self.sampling():
+                old = self.policy(*points.states)
+            pretrained = self.pretrained(*points.states)
             value = torch.cat([self.critic(*take(points.states, rows)) for rows in parts])
         slope = torch.cat([self.to_go.gradient(*take(points.states, rows)) for rows in parts])
         reward = take(rewards, points.path)
@@ -142,15 +166,17 @@ class ForwardLearner(Learner):
         return _Fixed(old, pretrained, push, advantage, self.weights(points, old.eps, len(rewards)))
 
     def weights(self, points: Noised, old: Tensor, batch: int) -> Tensor:
-        """`c^2` over the mean of `c |eps - eps_old|` at times of the same stratum, (rows,); c = 1 for errors of eps.
+        """What the squared errors of eps count, (rows,).
 
-        With `c = sigma/alpha`, at most that of `LEAST_SNR`, that is the error of x0, squared, over its mean size.
+        For errors of x0, `c |eps - eps_old|` with `c = sigma/alpha`, at most that of `LEAST_SNR`: `c^2` over each one's own
+        mean size. For those of eps: 1 over the mean size at times of the same stratum.
         """
-        c = torch.exp(-self.process.log_snr(points.t) / 2).clamp(max=LEAST_SNR**-0.5).to(old)
-        c = torch.ones_like(c) if self.config.errors == "eps" else c
-        error = c * (points.eps - old).flatten(1).abs().mean(1)
-        mean = self.world.gather(error.reshape(-1, batch).T).mean(0)
-        return c.square() / mean.repeat_interleave(batch).clamp(min=1e-12)
+        size = (points.eps - old).flatten(1).abs().mean(1)
+        if self.config.errors == "x0":
+            c = torch.exp(-self.process.log_snr(points.t) / 2).clamp(max=LEAST_SNR**-0.5).to(old)
+            return c / size.clamp(min=1e-12)
+        mean = self.world.gather(size.reshape(-1, batch).T).mean(0)
+        return 1 / mean.repeat_interleave(batch).clamp(min=1e-12)
 
     def _loss(self, points: Noised, fixed: _Fixed, numbers: Tensor) -> Loss:
         part, (old, pretrained, push, advantage, weight) = take(points, numbers), take(fixed, numbers)

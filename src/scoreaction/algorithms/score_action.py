@@ -40,7 +40,8 @@ class ScoreAction(Regularised):
     - `likelihood_ratio` weighs densities by `V(x_s) - V(x_t) - beta KL_step`, lambda-averaged, with PPO's clip;
     - `forward` noises the clean samples again, `each` times, and takes grad V from the noising kernel:
       `E[(r - V_r) grad log q(x_t|x0)/p(x_t) | x_t] - beta grad K`, V_r the prompt's mean reward and a fitted value of the rest,
-      K a fitted value of the KL to go. It needs rewards alone, and eta 1.
+      K a fitted value of the KL to go. It needs rewards alone, and eta 1. Samples are those of a policy that follows the
+      trained one with the decay `lag`.
 
     `pathwise` takes the integral over time at random visited times with importance weights in continuous time, so it means the
     same at any number of steps; `likelihood_ratio` sums over the steps of the chain, and is off on coarse grids. `trust` (in
@@ -62,6 +63,7 @@ class ScoreAction(Regularised):
     rows: int = Field(160, ge=1, description="random (path, time) points in an update")
     each: int = Field(8, ge=1, description="times that forward noises a sample")
     errors: Literal["auto", "x0", "eps"] = Field("auto", description="what forward's errors count as; eps of vectors, else x0")
+    lag: float = Field(0.0, ge=0, lt=1, description="of forward: decay of the policy that samples")
     critic_updates: int = Field(32, ge=1)
     surrogate_updates: int = Field(48, ge=1)
     critic_lr: float = Field(2e-3, gt=0)

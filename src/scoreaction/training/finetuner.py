@@ -126,6 +126,7 @@ class Finetuner(Run):
         self.updating = True
         updates, floor = self.learner.updates(rollout, self.generator), self.learner.kl_floor
         metrics |= self.optimisation.learn(updates, self.iteration, equal=equal, kl_floor=floor, learner=self.learner)
+        self.learner.updated()
         self.learner.adapt_beta(metrics["kl_nats"])
         if self.train.ema:
             self.model.average_weights(self._decay(self.iteration))
