@@ -21,7 +21,10 @@ from _prompted import Prompted, base_and_trainers, shown
 ITERATIONS, SHOWN = 20, 6
 TRAINERS: dict[str, tuple[int, list[str]]] = {
     "nft": (ITERATIONS, ["algorithm={name: nft, baseline: group}"]),
-    "score_action, forward": (ITERATIONS, ["algorithm={name: score_action, estimator: forward, beta: 0.08, each: 10}"]),
+    "score_action, forward": (
+        ITERATIONS,
+        ["algorithm={name: score_action, estimator: forward, beta: 0.03, each: 10, updates: 8, trust_region: 0.2, lag: 0.5}"],
+    ),
     "ddpo": (ITERATIONS, ["algorithm={name: ddpo, baseline: group}"]),
     "score_action": (ITERATIONS, ["algorithm={name: score_action}"]),
 }

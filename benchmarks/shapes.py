@@ -27,6 +27,7 @@ TRAINERS: dict[str, tuple[int, list[str]]] = {
     "score_action": (20, BLACK_BOX),
     "ram": (20, [*BLACK_BOX, "algorithm={name: ram, beta: 0.05, each: 4}"]),
     "nft": (20, [*BLACK_BOX, "algorithm={name: nft}"]),
+    "nft, lag 0.5": (20, [*BLACK_BOX, "algorithm={name: nft, lag: 0.5}", "train.lr=1e-2"]),
     "awm": (20, [*BLACK_BOX, "algorithm={name: awm}"]),
     "grpo": (20, [*PPO, "algorithm.baseline=group", "train.samples_per_prompt=8"]),
     "ddpo": (20, PPO),

@@ -3,7 +3,8 @@
     python -m benchmarks.shapes_tune                   # results/shapes_tune.csv: hours on one core; resumes
     python -m benchmarks.shapes_tune --only "awm"      # those of one trainer
 
-Each draws 1,280 pictures as in benchmarks/shapes.py. Accuracy is that of 960 pictures of the training prompts, KL that of 480 paths.
+Each draws 1,280 pictures as in benchmarks/shapes.py. Accuracy is that of 960 pictures of the
+training prompts, KL that of 480 paths.
 """
 
 from __future__ import annotations
