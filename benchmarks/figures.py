@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 from _picture_tables import GRADIENTS, SHAPES
 from _prompt_tables import CONTROLLERS
 from _records import RESULTS
-from _tables import Results, mean_and_error
+from _tables import Results, Run, mean_and_error
 
 
 def gradients_frontier(results: Results) -> Any:
@@ -37,8 +37,9 @@ def gradients_frontier(results: Results) -> Any:
 
 
 def shapes_frontier(results: Results) -> Any:
-    """Accuracy against KL, pictures drawn and network evaluations along training, a line a run; iterations cost alike."""
+    """Accuracy against KL, pictures drawn and network evaluations along training: means over seeds, with standard errors."""
     import matplotlib.pyplot as plt
+    import numpy as np
 
     from scoreaction.report.axes import COLOURS
 
@@ -47,14 +48,11 @@ def shapes_frontier(results: Results) -> Any:
     trained = [(name, runs) for name, runs in results.groups("trainer", SHAPES).items() if runs[0]["name"] in results.curves]
     looks = [(colour, style) for style in ("o-", "s--") for colour in COLOURS]
     for (colour, style), (name, runs) in zip(looks, trained, strict=False):
-        for i, run in enumerate(runs):
-            line = [(0.0, 0.0, 0.0, 100 * base["seen.held_out.shapes"])]
-            for point in results.curves[run["name"]]:
-                cost = run["model_evaluations"] * point["iteration"] / run["iterations"] / 1000
-                line.append((point["kl_nats"], point["pictures"], cost, 100 * point["accuracy"]))
-            *costs, accuracy = zip(*line, strict=True)
-            for axis, cost in zip(axes, costs, strict=True):
-                axis.plot(cost, accuracy, style, color=colour, ms=3.5, lw=1.3, label=None if i else name)
+        lines = np.array([_along(run, results.curves[run["name"]], base["seen.held_out.shapes"]) for run in runs])
+        *costs, accuracy = lines.mean(0).T
+        error = lines[..., -1].std(0, ddof=1) / len(runs) ** 0.5 if len(runs) > 1 else None
+        for axis, cost in zip(axes, costs, strict=True):
+            axis.errorbar(cost, accuracy, error, fmt=style, color=colour, ms=4, lw=1.5, elinewidth=1, label=name)
     for axis, label in zip(
         axes, ("KL to the base model (nats)", "pictures drawn", "network evaluations (thousands)"), strict=True
     ):
@@ -62,8 +60,17 @@ def shapes_frontier(results: Results) -> Any:
         axis.grid(alpha=0.3)
     axes[0].set_ylabel("prompts followed (%)")
     figure.legend(*axes[0].get_legend_handles_labels(), frameon=False, loc="outside lower center", ncols=5)
-    figure.suptitle("Prompts followed while training, a line a seed: what a percent costs", x=0.01, ha="left")
+    title = "Prompts followed while training: means over seeds with standard errors, further up and to the left is better"
+    figure.suptitle(title, x=0.01, ha="left")
     return figure
+
+
+def _along(run: Run, curve: Sequence[Run], base: float) -> list[tuple[float, float, float, float]]:
+    """KL, pictures, thousands of evaluations and accuracy in % from the base on; iterations cost alike."""
+    each = run["model_evaluations"] / run["iterations"] / 1000
+    return [(0.0, 0.0, 0.0, 100 * base)] + [
+        (point["kl_nats"], point["pictures"], each * point["iteration"], 100 * point["accuracy"]) for point in curve
+    ]
 
 
 SHOWN = ("base", "guidance", "twisted 4", "svdd 16", "smc 16", "smc 16, weighted", "best of 16, drawn", "score_action, trained",
