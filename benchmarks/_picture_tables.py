@@ -83,7 +83,7 @@ def online_rounds(results: Results) -> Table:
     return table
 
 
-BLACK_BOX = ("score_action", "ram", "nft", "awm", "ddpo", "ddpo, clip 0.03", "grpo", "dpok")
+BLACK_BOX = ("score_action", "ram", "nft", "nft, lag 0.5, rate 1e-2", "awm", "ddpo", "ddpo, clip 0.03", "grpo", "dpok")
 SHAPES = ("base, guidance 1", "base, guidance 2", "base, guidance 3", *BLACK_BOX, "sqdf, scorer", "draft, scorer")
 LEVELS = (0.55, 0.6, 0.65, 0.7, 0.75)
 
@@ -126,6 +126,15 @@ def shapes_kl(results: Results) -> Table:
             [kl_at(results.curves[run["name"]], level, base["seen.held_out.shapes"]) for run in runs] for level in LEVELS
         ]
         table.add(runs, name, *("-" if None in values else cell(values, 1) for values in reached))
+    return table
+
+
+def shapes_tuned(results: Results) -> Table:
+    """Single runs of trainers by their settings: prompts followed in %, and the KL in nats, half way and at the end."""
+    table = Table("trainer", "seed", "640 pictures", "1,280 pictures")
+    for run in results.runs:
+        cells = (f"{100 * run[f'{at}accuracy']:.1f} at {run[f'{at}kl_nats']:.1f}" for at in ("half.", ""))
+        table.add([run], run["trainer"], f"{run['seed']:.0f}", *cells)
     return table
 
 

@@ -27,7 +27,7 @@ TRAINERS: dict[str, tuple[int, list[str]]] = {
     "score_action": (20, BLACK_BOX),
     "ram": (20, [*BLACK_BOX, "algorithm={name: ram, beta: 0.05, each: 4}"]),
     "nft": (20, [*BLACK_BOX, "algorithm={name: nft}"]),
-    "nft, lag 0.5": (20, [*BLACK_BOX, "algorithm={name: nft, lag: 0.5}", "train.lr=1e-2"]),
+    "nft, lag 0.5, rate 1e-2": (20, [*BLACK_BOX, "algorithm={name: nft, lag: 0.5}", "train.lr=1e-2"]),
     "awm": (20, [*BLACK_BOX, "algorithm={name: awm}"]),
     "grpo": (20, [*PPO, "algorithm.baseline=group", "train.samples_per_prompt=8"]),
     "ddpo": (20, PPO),
@@ -36,12 +36,11 @@ TRAINERS: dict[str, tuple[int, list[str]]] = {
     "dpok": (20, [*BLACK_BOX, "algorithm={name: dpok, beta: 0.01, minibatches: 4}", "sampler.grid=scheduler"]),
     "sqdf, scorer": (
         40,
-        [*LEARNED, "algorithm.name=sqdf", "algorithm.beta=3", "algorithm.x0_steps=3", "algorithm.updates=4",
-         "algorithm.rows=80", "train.lr=1e-3"],
+        [*LEARNED, "algorithm={name: sqdf, beta: 3, x0_steps: 3, updates: 4, rows: 80}", "train.lr=1e-3"],
     ),
     "draft, scorer": (
         40,
-        [*LEARNED, "algorithm.name=draft", "algorithm.last=null", "algorithm.beta=0.3", "train.lr=2e-3"],
+        [*LEARNED, "algorithm={name: draft, last: null, beta: 0.3}", "train.lr=2e-3"],
     ),
 }  # fmt: skip
 TASK = Prompted(

@@ -4,26 +4,33 @@
     python -m benchmarks.shapes_tune --only "awm"      # those of one trainer
 
 Each draws 1,280 pictures as in benchmarks/shapes.py. Accuracy is that of 960 pictures of the
-training prompts, KL that of 480 paths.
+training prompts, KL that of 480 paths; half way a quarter of that.
 """
 
 from __future__ import annotations
 
 from _harness import Figures, arguments, run_jobs
-from shapes import TASK, TRAINERS
+from shapes import TASK
 
 SEEDS, ITERATIONS, N = (7, 8), 20, 960
-FORWARD, AWM, NFT = (TRAINERS[name][1] for name in ("score_action", "awm", "nft"))
-TRIALS: dict[str, list[str]] = {
-    "score_action": FORWARD,
-    "score_action, 4 updates": [*FORWARD, "algorithm.updates=4"],
-    "score_action, 4 updates, beta 0.05": [*FORWARD, "algorithm.updates=4", "algorithm.beta=0.05"],
-    "score_action, 8 updates, beta 0.05": [*FORWARD, "algorithm.updates=8", "algorithm.beta=0.05"],
-    "nft": NFT,
-    "awm": AWM,
-    "awm, rate 1e-2": [*AWM, "train.lr=1e-2"],
-    "awm, clip 1e-4": [*AWM, "algorithm.clip=1e-4"],
-    "awm, 16 minibatches": [*AWM, "algorithm.minibatches=16"],
+FORWARD = "name: score_action, estimator: forward, each: 10"
+AVERAGING = f"{FORWARD}, averaging: 0.5, updates: 8, trust_region: 0.2"
+TRIALS: dict[str, str] = {
+    "score_action, beta 0.08": f"{FORWARD}, beta: 0.08",
+    "score_action, beta 0.05": f"{FORWARD}, beta: 0.05",
+    "score_action, beta 0.05, 8 updates": f"{FORWARD}, beta: 0.05, updates: 8",
+    "score_action, averaging, beta 0.05": f"{AVERAGING}, beta: 0.05",
+    "score_action, averaging, beta 0.03": f"{AVERAGING}, beta: 0.03",
+    "score_action, averaging, beta 0.05, own": f"{AVERAGING}, beta: 0.05, errors: own",
+    "score_action, averaging, beta 0.03, own": f"{AVERAGING}, beta: 0.03, errors: own",
+    "nft": "name: nft",
+    "nft, lag 0.5": "name: nft, lag: 0.5",
+    "nft, lag 0.5, rate 1e-2": "name: nft, lag: 0.5",
+    "nft, lag 0.3, rate 1e-2": "name: nft, lag: 0.3",
+    "nft, lag 0.5, rate 2e-2": "name: nft, lag: 0.5",
+    "awm, rate 1e-2": "name: awm",
+    "awm, clip 1e-4": "name: awm, clip: 1e-4",
+    "awm, 16 minibatches": "name: awm, minibatches: 16",
 }
 
 
@@ -39,7 +46,16 @@ def run(trainer: str, settings: list[str], iterations: int, seed: int) -> Figure
 def main() -> None:
     options = arguments(__doc__ or "", "shapes_tune").parse_args()
     jobs = {
-        f"{trainer}/seed{seed}": {"trainer": trainer, "settings": settings, "iterations": ITERATIONS, "seed": seed}
+        f"{trainer}/seed{seed}": {
+            "trainer": trainer,
+            "settings": [
+                "reward.name=shapes",
+                f"algorithm={{{settings}}}",
+                f"train.lr={trainer.partition('rate ')[2] or 3e-3}",
+            ],
+            "iterations": ITERATIONS,
+            "seed": seed,
+        }
         for seed in SEEDS
         for trainer, settings in TRIALS.items()
     }

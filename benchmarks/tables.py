@@ -45,6 +45,7 @@ from _picture_tables import (
     online_rounds,
     shapes,
     shapes_kl,
+    shapes_tuned,
 )
 from _prompt_tables import candidates, control, pendulum, prompt_loop
 from _records import RESULTS, ROOT
@@ -140,6 +141,7 @@ TABLES: dict[str, tuple[str, Callable[[Results], Table]]] = {
     "estimators_value": ("estimators", estimators_value),
     "consistency": ("consistency", consistency),
     "shapes": ("shapes", shapes),
+    "shapes_tune": ("shapes_tune", shapes_tuned),
     "shapes_kl": ("shapes", shapes_kl),
     "glyphs": ("glyphs", glyphs),
     "overhead": ("overhead", partial(plain, by="name", columns={"wall time over network time": ("ratio_median", 3)})),

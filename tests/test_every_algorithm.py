@@ -109,7 +109,7 @@ def test_it_runs_on_digits_with_prompts(name, kind):
         ("sqdf", {"weights": "chain", "gamma": 0.9, "x0_steps": 2, "priority": 1.0, "importance": 1.0, "max_age": 1}),
         ("sqdf", {"correction": True, "critic_updates": 2, "critic_rows": 32, "kl_target": 0.1}),
         ("vard", {"kl_to_go": False, "kl_target": 0.1}),
-        ("score_action", {"estimator": "forward", "each": 2, "kl_target": 0.1}),
+        ("score_action", {"estimator": "forward", "each": 2, "kl_target": 0.1, "averaging": 0.5, "errors": "own"}),
         ("dpo", {"weight": "published", "beta": 5000.0, "kl_target": 0.1}),
         ("draft", {"last": None, "gradient_checkpointing": True}),
         ("draft", {"last": 1, "low_variance": 2, "beta": 0.0}),
@@ -135,7 +135,7 @@ def test_what_is_counted_is_what_was_asked():
     """8 trajectories of 4 steps: forward rows, backward rows and queries of one iteration, by hand."""
     B, N = 8, 4
     rolled = 2 * B * N  # the rollout, and the reference at all of its states
-    logged = B * N + min(8, B) * N  # the reference at eight states a step, for the log
+    logged = B * N + min(2, B) * N  # the reference at two states a step, for the log
     chain = {"weights": "chain", "buffer": 0}
     truths = {
         # an update of 16: reference, policy and soft Q; of the critic's eight: nothing but its own network

@@ -4,6 +4,7 @@ from dataclasses import replace
 
 import pytest
 import torch
+from affine import none
 from driving import run
 from oracles.forward import TASK
 from oracles.linear_quadratic import LinearQuadratic
@@ -12,7 +13,7 @@ from test_forward import REWARD, VP, at_rest, pushed, rests
 from twins import F64, accepts, close, f64, same
 
 import scoreaction as sa
-from scoreaction.algorithms._forward import renoised
+from scoreaction.algorithms._forward import Noised, renoised
 from scoreaction.algorithms._score_action_forward import forward_loss
 from scoreaction.networks.conditions import take
 
@@ -151,24 +152,50 @@ def test_it_refuses_noise_that_remembers(options):
     at_rest(sa.ScoreAction(estimator="forward"), "ram", law=(0.0, 1.0), solver="sde_dpmpp")
 
 
-def test_errors_count_as_those_of_the_clean_sample_over_their_own_size():
-    """Truth: x0 from eps by hand. Twins: errors of eps, and of x0 as large as they are, over their mean, and at any noise."""
+def test_errors_count_as_those_of_the_clean_sample_over_their_size():
+    """Truth: x0 from eps by hand. Twins: errors of eps, of x0 as large as they are, over another size, at any noise."""
     config = sa.ScoreAction(estimator="forward", errors="x0", beta=TASK.beta)
     learner, rollout, generator = at_rest(config, "ram", batch=500)
     times = f64([0.2, 0.6, 1.0])[:, None].expand(3, 500)
     points = renoised(learner, rollout, times, generator)
     old = learner.policy(*points.states)
-    found = learner.weights(points, old.eps, 500)
+
+    def weights(errors):
+        learner.config = learner.config._replace(errors=errors)
+        return learner.weights(points, old.eps, 500)
+
     ratio = (VP.sigma(points.t) / VP.alpha(points.t)).clamp(max=4.7e-3**-0.5)
-    error, size = ratio * (points.eps - old.eps)[:, 0].abs(), (points.eps - old.eps)[:, 0].abs()
-    close(error[:1000], (old.x0 - points.x0)[:1000, 0].abs(), atol=1e-9, of_eps=size[:1000])
-    mean = (ratio**2).reshape(3, 500) / error.reshape(3, 500).mean(1, keepdim=True)
-    unbounded = found * VP.sigma(points.t) / VP.alpha(points.t) / ratio
-    wrong = {"of_eps": 1 / size, "not_over_size": ratio**2, "over_mean": mean.flatten(), "unbounded": unbounded}
-    close(found, ratio**2 / error, atol=0, rtol=1e-9, **wrong)
-    learner.config = learner.config._replace(errors="eps")
-    truth = (torch.ones(3, 500, dtype=F64) / size.reshape(3, 500).mean(1, keepdim=True)).flatten()
-    close(learner.weights(points, old.eps, 500), truth, atol=0, rtol=1e-9, of_x0=found, over_its_own=1 / size)
+    of_eps = (points.eps - old.eps)[:, 0].abs()
+    error = ratio * of_eps
+    close(error[:1000], (old.x0 - points.x0)[:1000, 0].abs(), atol=1e-9, of_eps=of_eps[:1000])
+    mean = lambda size: size.reshape(3, 500).mean(1).repeat_interleave(500)  # noqa: E731
+    wrong = {"of_eps": torch.ones_like(error), "not_over_size": ratio**2}
+    unbounded = (VP.sigma(points.t) / VP.alpha(points.t) / ratio) ** 2
+    truth = {"x0": ratio**2 / mean(error), "own": ratio**2 / error, "eps": 1 / mean(of_eps)}
+    for errors, value in truth.items():
+        others = {name: other for name, other in truth.items() if name != errors}
+        close(weights(errors), value, atol=0, rtol=1e-9, **others, unbounded=value * unbounded, **wrong)
+
+
+def test_over_their_own_size_errors_of_what_is_rare_pull_less():
+    """Truth: `2 p (1 - p)/(p^2 + (1 - p)^2)` by hand, where a state ends at 0 with the odds p, else at 1. Twin: mean size."""
+    p, t = 0.9, f64([0.6, 0.6])
+    learner, _, _ = at_rest(sa.ScoreAction(estimator="forward", errors="own", beta=TASK.beta), "ram", batch=2)
+    x0, x, share = f64([[0.0], [1.0]]), f64([[0.7], [0.7]]), f64([p, 1 - p])
+    alpha, sigma = VP.alpha(t)[:, None], VP.sigma(t)[:, None]
+    eps, old = (x - alpha * x0) / sigma, (x - alpha * (1 - p)) / sigma
+    points, advantage = Noised(x0, eps, x, t, torch.arange(2), none(2)), x0[:, 0] - (1 - p)
+
+    def pull(weight):
+        return (share * weight * advantage * (eps - old)[:, 0]).sum() / (share * weight).sum()
+
+    plain = pull(torch.ones(2, dtype=F64))
+    learner.config = learner.config._replace(errors="x0")
+    mean_size = pull(learner.weights(points, old, 2)) / plain
+    learner.config = learner.config._replace(errors="own")
+    found = pull(learner.weights(points, old, 2)) / plain
+    close(found, 2 * p * (1 - p) / (p**2 + (1 - p) ** 2), atol=1e-6, mean_size=mean_size)
+    close(mean_size, 1.0, atol=1e-6, own=found)
 
 
 def test_a_prompts_own_mean_is_the_baseline():
@@ -191,12 +218,14 @@ def test_a_black_box_is_learned_from():
     accepts(improves, gains(right, 1), flipped=gains(flipped, -1))
 
 
-def sampled_and_old(lag, weights):
+def sampled_and_old(averaging, weights):
     """Samples of a policy, and what its loss has as the old prediction, at each of these weights: all of one rollout's noise.
 
     After None in the place of weights the updates of an iteration have been made.
     """
-    learner, rollout, generator = at_rest(sa.ScoreAction(estimator="forward", beta=TASK.beta, lag=lag), "ram", batch=6)
+    learner, rollout, generator = at_rest(
+        sa.ScoreAction(estimator="forward", beta=TASK.beta, averaging=averaging), "ram", batch=6
+    )
     points = renoised(learner, rollout, f64([0.2, 0.6])[:, None].expand(2, 6), generator)
     rollout, found = learner.prepare(rollout, generator), []
     for weight in weights:
@@ -210,8 +239,8 @@ def sampled_and_old(lag, weights):
     return found
 
 
-def test_with_a_lag_the_policy_that_samples_follows_the_trained_one():
-    """Truth: without a lag, at the weights by hand, .25 * 0 + .75 * .4. Twins: the trained policy, and others."""
+def test_with_averaging_the_policy_that_samples_follows_the_trained_one():
+    """Truth: without it, at the weights by hand, .25 * 0 + .75 * .4. Twins: the trained policy, and others."""
     before, trained, followed, wrong = sampled_and_old(0.0, [0.0, 0.4, 0.3, 0.1])
     found = sampled_and_old(0.25, [0.0, 0.4, None, 0.4])
     for value, truth in zip(found, (before, before, followed), strict=True):
@@ -220,7 +249,7 @@ def test_with_a_lag_the_policy_that_samples_follows_the_trained_one():
 
 
 def test_a_run_lets_it_follow_once_an_iteration():
-    tuner = tuner_of("score_action", 1, differentiable=False, settings={"estimator": "forward", "lag": 0.5})
+    tuner = tuner_of("score_action", 1, differentiable=False, settings={"estimator": "forward", "averaging": 0.5})
     (first, *_), (lagged, *_) = tuner.model.parameters.values(), tuner.learner.lagged.buffers()
     begun, halfway = first.detach().clone(), []
     for _, _ in zip(range(2), iter(tuner), strict=False):

@@ -30,8 +30,9 @@ from scoreaction.types import Predict, Prediction, Values
 from scoreaction.world import World
 
 T = TypeVar("T")
-LOGGED = 2
-"""States of each step, of all processes together, at which the pretrained model is evaluated where the KL is only logged."""
+LOGGED, STEERING = 2, 8
+"""States of each step, of all processes together, at which the pretrained model is evaluated where the KL is only logged, and
+where beta follows it."""
 
 Draw: TypeAlias = Callable[[Callable[[Tensor, Source], Rollout], Tensor], "Rollout | None"]
 """Draws trajectories of an iteration again: `draw(explore, rows)`, rows the numbers of those of all processes.
@@ -231,7 +232,8 @@ class Learner:
     def _compared_rows(self, rollout: Rollout) -> int:
         """The number of states, of all processes, that are compared at a step."""
         everyone = rollout.size[1] * self.world.size
-        return min(self.reference_rows or everyone, everyone)
+        rows = self.reference_rows or everyone
+        return min(rows if self.kl_target is None else max(rows, STEERING), everyone)
 
     def kls(self, rollout: Rollout) -> tuple[Tensor, Tensor]:
         """Path and chain KL of the policy that sampled to the pretrained model, in nats, (batch,) each, on average.

@@ -42,12 +42,12 @@ class ForwardSettings(NamedTuple):
     kl_target: float | None
     updates: int
     each: int
-    errors: Literal["x0", "eps"]
+    errors: Literal["x0", "eps", "own"]
     critic_updates: int
     critic_lr: float
     trust: float
     trust_region: float
-    lag: float
+    averaging: float
 
 
 def refuse_memory(setting: Setting, exploration: float) -> None:
@@ -79,10 +79,10 @@ class ForwardState(TrustState, PromptState):
 class ForwardLearner(Learner):
     """The forward estimator: clean samples noised again, a value of the reward as baseline, and one of the KL to go.
 
-    Errors count as those of the clean sample x0, each over its own size, so that what is undecided there weighs most, or as
-    those of eps, over their mean size at such times, so that all times are learned alike. Where dimensions are many an error's
-    own size is that of its state, and of no noise; where they are few it would shift the fixed point. The time has the density
-    of RAM.
+    Errors count over their mean size at such times: as those of the clean sample x0, so that what is undecided there weighs
+    most, or as those of eps, so that all times are learned alike. `own` is x0 with each error over its own size, as
+    DiffusionNFT has it. That is less noise and another fixed point: where a state ends in one of two places with the odds p,
+    the pull is `2 p (1 - p)/(p^2 + (1 - p)^2)` times as strong, 1 at p = 1/2 and .22 at .9. The time has the density of RAM.
     """
 
     state: ForwardState
@@ -93,7 +93,7 @@ class ForwardLearner(Learner):
         self.trust_region = config.trust_region
         parts = self.process, self.model.shape
         own: dict[str, Any] = {"conditions": self.conditions, "network": self.model.critic}
-        self.lagged = LaggedPolicy(self.model) if config.lag else None
+        self.lagged = LaggedPolicy(self.model) if config.averaging else None
         if self.lagged is not None:
             self.networks["lagged"] = self.lagged
         self.critic = Critic(*parts, skip="none", **own)
@@ -128,7 +128,7 @@ class ForwardLearner(Learner):
     def updated(self) -> None:
         """The policy that samples follows the trained one."""
         if self.lagged is not None:
-            self.lagged.follow(self.config.lag)
+            self.lagged.follow(self.config.averaging)
 
     def fit(self, network: str, states: States, target: Tensor, generator: torch.Generator) -> Updates:
         """The regression of one of the two values on its target."""
@@ -166,17 +166,16 @@ class ForwardLearner(Learner):
         return _Fixed(old, pretrained, push, advantage, self.weights(points, old.eps, len(rewards)))
 
     def weights(self, points: Noised, old: Tensor, batch: int) -> Tensor:
-        """What the squared errors of eps count, (rows,).
+        """`c^2` over the mean of `c |eps - eps_old|` at times of the same stratum, (rows,); c = 1 for errors of eps.
 
-        For errors of x0, `c |eps - eps_old|` with `c = sigma/alpha`, at most that of `LEAST_SNR`: `c^2` over each one's own
-        mean size. For those of eps: 1 over the mean size at times of the same stratum.
+        With `c = sigma/alpha`, at most that of `LEAST_SNR`, that is the error of x0, squared, over its mean size, or its own.
         """
-        size = (points.eps - old).flatten(1).abs().mean(1)
-        if self.config.errors == "x0":
-            c = torch.exp(-self.process.log_snr(points.t) / 2).clamp(max=LEAST_SNR**-0.5).to(old)
-            return c / size.clamp(min=1e-12)
-        mean = self.world.gather(size.reshape(-1, batch).T).mean(0)
-        return 1 / mean.repeat_interleave(batch).clamp(min=1e-12)
+        c = torch.exp(-self.process.log_snr(points.t) / 2).clamp(max=LEAST_SNR**-0.5).to(old)
+        c = torch.ones_like(c) if self.config.errors == "eps" else c
+        error = c * (points.eps - old).flatten(1).abs().mean(1)
+        if self.config.errors != "own":
+            error = self.world.gather(error.reshape(-1, batch).T).mean(0).repeat_interleave(batch)
+        return c.square() / error.clamp(min=1e-12)
 
     def _loss(self, points: Noised, fixed: _Fixed, numbers: Tensor) -> Loss:
         part, (old, pretrained, push, advantage, weight) = take(points, numbers), take(fixed, numbers)

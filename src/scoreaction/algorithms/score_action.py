@@ -41,7 +41,7 @@ class ScoreAction(Regularised):
     - `forward` noises the clean samples again, `each` times, and takes grad V from the noising kernel:
       `E[(r - V_r) grad log q(x_t|x0)/p(x_t) | x_t] - beta grad K`, V_r the prompt's mean reward and a fitted value of the rest,
       K a fitted value of the KL to go. It needs rewards alone, and eta 1. Samples are those of a policy that follows the
-      trained one with the decay `lag`.
+      trained one with the decay `averaging`.
 
     `pathwise` takes the integral over time at random visited times with importance weights in continuous time, so it means the
     same at any number of steps; `likelihood_ratio` sums over the steps of the chain, and is off on coarse grids. `trust` (in
@@ -62,8 +62,10 @@ class ScoreAction(Regularised):
     updates: int = Field(16, ge=1, description="policy updates an iteration")
     rows: int = Field(160, ge=1, description="random (path, time) points in an update")
     each: int = Field(8, ge=1, description="times that forward noises a sample")
-    errors: Literal["auto", "x0", "eps"] = Field("auto", description="what forward's errors count as; eps of vectors, else x0")
-    lag: float = Field(0.0, ge=0, lt=1, description="of forward: decay of the policy that samples")
+    errors: Literal["auto", "x0", "eps", "own"] = Field(
+        "auto", description="what forward's errors count; eps of vectors, else x0"
+    )
+    averaging: float = Field(0.0, ge=0, lt=1, description="of forward: how slowly what samples follows the trained weights")
     critic_updates: int = Field(32, ge=1)
     surrogate_updates: int = Field(48, ge=1)
     critic_lr: float = Field(2e-3, gt=0)
