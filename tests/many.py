@@ -200,7 +200,7 @@ CASES = {
     ),
     "score_action, taken back": case(sa.ScoreAction(beta=0.5), reward=SMOOTH, train={"lr": 0.3}),
     "score_action, experts": experts,
-    "score_action, forward": case(sa.ScoreAction(beta=0.5, estimator="forward")),
+    "score_action, forward": case(sa.ScoreAction(beta=0.5, estimator="forward", averaging=0.5)),
     "ddpo": case(sa.DDPO(epochs=2)),
     "ddpo, few samples": case(
         sa.DDPO(),
