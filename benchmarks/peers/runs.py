@@ -25,12 +25,14 @@ from typing import Any
 from _harness import Figures, arguments, built, in_stage, run_jobs
 from _prompted import BATCH
 from peers.watch import Watch
-from shapes import TASK
-from shapes import TRAINERS as SHAPES
+from shapes import BLACK_BOX, TASK, TRAINERS
 
 HERE, SOURCE = Path(__file__).parent, Path(__file__).parents[2] / "src"
 RANK, STEPS = 16, 12
 FIXED = [f"train.batch={BATCH}", "sampler.guidance=1", "train.held_out_rows=64", "reward.name=shapes", *TASK.fixed]
+SHAPES = {name: settings for name, (_, settings) in TRAINERS.items()} | {
+    "score_action": [*BLACK_BOX, "algorithm={name: score_action, estimator: forward, beta: 0.08, each: 10}"]
+}
 METHODS: dict[str, dict[str, Any]] = {
     "ddpo": {"reward": "program", "rows": 16, "clip": 1e-4, "min_count": 4},
     "ddpo, masked": {"reward": "program", "rows": 16, "clip": 1e-4, "min_count": 4},
@@ -126,7 +128,7 @@ def run(
 
 def run_of_ours(method: str, kept: list[int], seed: int, n: int, **_: Any) -> Figures:
     """A run of benchmarks/shapes.py, counted and measured as TRL's are: its seconds are those of training alone."""
-    settings = [*FIXED, *SHAPES[method.removeprefix("ours, ")][1], f"train.seed={seed}", f"evaluation.n={n}"]
+    settings = [*FIXED, *SHAPES[method.removeprefix("ours, ")], f"train.seed={seed}", f"evaluation.n={n}"]
     tuner, curve = built("shapes", *settings, f"train.iterations={kept[-1]}"), []
     spent, runs = {"cpu_seconds": 0.0, "seconds": 0.0}, iter(tuner)
     for iteration in range(1, kept[-1] + 1):
