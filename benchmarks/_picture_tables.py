@@ -83,7 +83,18 @@ def online_rounds(results: Results) -> Table:
     return table
 
 
-BLACK_BOX = ("score_action", "ram", "nft", "nft, lag 0.5, rate 1e-2", "awm", "ddpo", "ddpo, clip 0.03", "grpo", "dpok")
+BLACK_BOX = (
+    "score_action",
+    "ram",
+    "nft",
+    "nft, lag 0.5, rate 1e-2",
+    "awm",
+    "awm, rate 1e-2",
+    "ddpo",
+    "ddpo, clip 0.03",
+    "grpo",
+    "dpok",
+)
 SHAPES = ("base, guidance 1", "base, guidance 2", "base, guidance 3", *BLACK_BOX, "sqdf, scorer", "draft, scorer")
 LEVELS = (0.55, 0.6, 0.65, 0.7, 0.75)
 

@@ -29,6 +29,7 @@ TRAINERS: dict[str, tuple[int, list[str]]] = {
     "nft": (20, [*BLACK_BOX, "algorithm={name: nft}"]),
     "nft, lag 0.5, rate 1e-2": (20, [*BLACK_BOX, "algorithm={name: nft, lag: 0.5}", "train.lr=1e-2"]),
     "awm": (20, [*BLACK_BOX, "algorithm={name: awm}"]),
+    "awm, rate 1e-2": (20, [*BLACK_BOX, "algorithm={name: awm}", "train.lr=1e-2"]),
     "grpo": (20, [*PPO, "algorithm.baseline=group", "train.samples_per_prompt=8"]),
     "ddpo": (20, PPO),
     "ddpo, clip 0.03": (20, [*PPO, "algorithm.clip=0.03"]),
