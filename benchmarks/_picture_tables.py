@@ -85,6 +85,7 @@ def online_rounds(results: Results) -> Table:
 
 BLACK_BOX = (
     "score_action",
+    "score_action, trust 12, rate 1e-2",
     "ram",
     "nft",
     "nft, lag 0.5, rate 1e-2",

@@ -22,9 +22,14 @@ from _prompted import Prompted, base_and_trainers, shown
 
 SHOWN = 12
 BLACK_BOX, LEARNED = ["reward.name=shapes", "train.lr=3e-3"], ["reward.name=shapes_scorer"]
+TRUSTING = (
+    "algorithm={name: score_action, estimator: forward, beta: 0.05, each: 10, averaging: 0.5, errors: own, trust: 12,"
+    " trust_region: 1}"
+)
 PPO = [*BLACK_BOX, "algorithm={name: ddpo, minibatches: 4}", "sampler.grid=scheduler"]
 TRAINERS: dict[str, tuple[int, list[str]]] = {
     "score_action": (20, BLACK_BOX),
+    "score_action, trust 12, rate 1e-2": (20, [*BLACK_BOX, TRUSTING, "train.lr=1e-2"]),
     "ram": (20, [*BLACK_BOX, "algorithm={name: ram, beta: 0.05, each: 4}"]),
     "nft": (20, [*BLACK_BOX, "algorithm={name: nft}"]),
     "nft, lag 0.5, rate 1e-2": (20, [*BLACK_BOX, "algorithm={name: nft, lag: 0.5}", "train.lr=1e-2"]),
