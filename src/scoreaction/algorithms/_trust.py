@@ -41,8 +41,8 @@ def adapt_trust(state: TrustState, kl_to_old: float, *, least: float, region: fl
 def leaps(state: TrustState, kl_to_old: float, *, first: float, region: float) -> bool:
     """True where an iteration has moved the policy so far that it is taken back, or its KL is not finite.
 
-    first: the KL that the iteration's first update saw, before anything moved; it is above 0 where steps are replayed that an
-    older policy took.
+    first: the KL that the iteration's first update saw, before anything moved; it is above 0 where an older policy took the
+    steps, in a replay or as the average that samples.
 
     >>> [leaps(TrustState(), kl, first=0.0, region=0.1) for kl in (8.0, 12.0, float("nan"))]
     [False, True, True]
