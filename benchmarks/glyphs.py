@@ -19,10 +19,9 @@ from _harness import Figures, arguments, run_jobs
 from _prompted import Prompted, base_and_trainers, shown
 
 ITERATIONS, SHOWN = 20, 6
-FORWARD = "estimator: forward, beta: 0.03, each: 10, updates: 8, trust_region: 0.2, averaging: 0.5, errors: own"  # of shapes
 TRAINERS: dict[str, tuple[int, list[str]]] = {
     "nft": (ITERATIONS, ["algorithm={name: nft, baseline: group}"]),
-    "score_action, forward": (ITERATIONS, [f"algorithm={{name: score_action, {FORWARD}}}"]),
+    "score_action, forward": (ITERATIONS, ["algorithm={name: score_action, estimator: forward, beta: 0.08, each: 10}"]),
     "ddpo": (ITERATIONS, ["algorithm={name: ddpo, baseline: group}"]),
     "score_action": (ITERATIONS, ["algorithm={name: score_action}"]),
 }
