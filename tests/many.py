@@ -6,6 +6,7 @@ A name is that of a case, or `TWIN: CASE`, the case in a world with that fault.
 from __future__ import annotations
 
 import json
+import os
 import sys
 import tempfile
 from contextlib import nullcontext
@@ -321,3 +322,5 @@ if __name__ == "__main__":
     if World.current().leads:
         with open(sys.argv[1], "w", encoding="utf-8") as file:
             json.dump(runs, file)
+    torch.distributed.destroy_process_group()
+    os._exit(0)  # torch's threads may abort while an interpreter is taken down, once in hundreds of runs
