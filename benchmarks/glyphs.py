@@ -16,12 +16,12 @@ from pathlib import Path
 from typing import Any
 
 from _harness import Figures, arguments, run_jobs
-from _prompted import Prompted, base_and_trainers, shown
+from _prompted import MEASURED, Prompted, base_and_trainers, shown
 
 ITERATIONS, SHOWN = 20, 6
 TRAINERS: dict[str, tuple[int, list[str]]] = {
     "nft": (ITERATIONS, ["algorithm={name: nft, baseline: group}"]),
-    "score_action, forward": (ITERATIONS, ["algorithm={name: score_action, estimator: forward, beta: 0.08, each: 10}"]),
+    "score_action, forward": (ITERATIONS, [MEASURED]),
     "ddpo": (ITERATIONS, ["algorithm={name: ddpo, baseline: group}"]),
     "score_action": (ITERATIONS, ["algorithm={name: score_action}"]),
 }

@@ -10,27 +10,27 @@ training prompts, KL that of 480 paths; half way a quarter of that.
 from __future__ import annotations
 
 from _harness import Figures, arguments, run_jobs
+from _prompted import PLAIN
 from shapes import TASK
 
 SEEDS, ITERATIONS, N = (7, 8), 20, 960
-FORWARD = "name: score_action, estimator: forward, each: 10"
-AVERAGING = f"{FORWARD}, averaging: 0.5, updates: 8, trust_region: 0.2"
-TRIALS: dict[str, str] = {
-    "score_action, beta 0.08": f"{FORWARD}, beta: 0.08",
-    "score_action, beta 0.05": f"{FORWARD}, beta: 0.05",
-    "score_action, beta 0.05, 8 updates": f"{FORWARD}, beta: 0.05, updates: 8",
-    "score_action, averaging, beta 0.05": f"{AVERAGING}, beta: 0.05",
-    "score_action, averaging, beta 0.03": f"{AVERAGING}, beta: 0.03",
-    "score_action, averaging, beta 0.05, own": f"{AVERAGING}, beta: 0.05, errors: own",
-    "score_action, averaging, beta 0.03, own": f"{AVERAGING}, beta: 0.03, errors: own",
-    "nft": "name: nft",
-    "nft, lag 0.5": "name: nft, lag: 0.5",
-    "nft, lag 0.5, rate 1e-2": "name: nft, lag: 0.5",
-    "nft, lag 0.3, rate 1e-2": "name: nft, lag: 0.3",
-    "nft, lag 0.5, rate 2e-2": "name: nft, lag: 0.5",
-    "awm, rate 1e-2": "name: awm",
-    "awm, clip 1e-4": "name: awm, clip: 1e-4",
-    "awm, 16 minibatches": "name: awm, minibatches: 16",
+AVERAGING = f"{PLAIN}, averaging: 0.5, updates: 8, trust_region: 0.2"
+TRIALS: dict[str, tuple[str, float]] = {  # the algorithm and the learning rate
+    "score_action, beta 0.08": (f"{PLAIN}, beta: 0.08", 3e-3),
+    "score_action, beta 0.05": (f"{PLAIN}, beta: 0.05", 3e-3),
+    "score_action, beta 0.05, 8 updates": (f"{PLAIN}, beta: 0.05, updates: 8", 3e-3),
+    "score_action, averaging, beta 0.05": (f"{AVERAGING}, beta: 0.05", 3e-3),
+    "score_action, averaging, beta 0.03": (f"{AVERAGING}, beta: 0.03", 3e-3),
+    "score_action, averaging, beta 0.05, own": (f"{AVERAGING}, beta: 0.05, errors: own", 3e-3),
+    "score_action, averaging, beta 0.03, own": (f"{AVERAGING}, beta: 0.03, errors: own", 3e-3),
+    "nft": ("name: nft", 3e-3),
+    "nft, lag 0.5": ("name: nft, lag: 0.5", 3e-3),
+    "nft, lag 0.5, rate 1e-2": ("name: nft, lag: 0.5", 1e-2),
+    "nft, lag 0.3, rate 1e-2": ("name: nft, lag: 0.3", 1e-2),
+    "nft, lag 0.5, rate 2e-2": ("name: nft, lag: 0.5", 2e-2),
+    "awm, rate 1e-2": ("name: awm", 1e-2),
+    "awm, clip 1e-4": ("name: awm, clip: 1e-4", 3e-3),
+    "awm, 16 minibatches": ("name: awm, minibatches: 16", 3e-3),
 }
 
 
@@ -51,13 +51,13 @@ def main() -> None:
             "settings": [
                 "reward.name=shapes",
                 f"algorithm={{{settings}}}",
-                f"train.lr={trainer.partition('rate ')[2] or 3e-3}",
+                f"train.lr={lr}",
             ],
             "iterations": ITERATIONS,
             "seed": seed,
         }
         for seed in SEEDS
-        for trainer, settings in TRIALS.items()
+        for trainer, (settings, lr) in TRIALS.items()
     }
     run_jobs(run, jobs, options)
 

@@ -12,6 +12,7 @@ from __future__ import annotations
 from typing import Any
 
 from _harness import Figures, arguments, built, run_jobs
+from _prompted import MEASURED
 
 STEPS, EACH, PROMPTS = 12, 4, 48
 METHODS: dict[str, dict[str, Any]] = {
@@ -21,13 +22,12 @@ METHODS: dict[str, dict[str, Any]] = {
     **{f"smc {m}": {"method": "smc", "particles": m} for m in (4, 8, 16)},
     "smc 16, every 3": {"method": "smc", "particles": 16, "every": 3},
 }
-TUNED = "algorithm={name: score_action, estimator: forward, beta: 0.08, each: 10}"
 ON_TUNED = ("plain", "best of 4", "svdd 4", "smc 4")
 
 
 def steered(seed: int) -> Figures:
     """Every method on the pretrained model, and some on the tuned one."""
-    tuner = built("shapes", TUNED, f"train.seed={seed}", f"evaluation.steps={STEPS}", f"evaluation.seed={1234 + seed}")
+    tuner = built("shapes", MEASURED, f"train.seed={seed}", f"evaluation.steps={STEPS}", f"evaluation.seed={1234 + seed}")
     points = [_point(tuner, "pretrained", name, seed) for name in METHODS]
     for _ in tuner:
         pass

@@ -13,9 +13,9 @@ import tempfile
 from pathlib import Path
 
 from _harness import Figures, arguments, run_jobs
+from _prompted import MEASURED
 
 STEPS = 4
-TUNED = "algorithm={name: score_action, estimator: forward, beta: 0.08, each: 10}"
 STUDENT = ["student.iterations=400", "student.paths=32", "student.teacher_steps=16"]
 KEPT = ("reward", "held_out.shapes", "diversity", "evaluations", "rms")
 
@@ -29,7 +29,7 @@ def distilled(seed: int) -> Figures:
     with tempfile.TemporaryDirectory() as folder:
         run, student = Path(folder) / "run", Path(folder) / "student"
         tuner = build(
-            load_recipe("shapes", [TUNED, f"train.seed={seed}", "evaluation.n=480", "evaluation.steps=12"]), output=run
+            load_recipe("shapes", [MEASURED, f"train.seed={seed}", "evaluation.n=480", "evaluation.steps=12"]), output=run
         )
         for _ in tuner:
             pass

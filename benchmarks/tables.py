@@ -24,10 +24,6 @@ from _exact_tables import (
     q_learning,
     readme,
     samplers,
-    stability,
-    stability_unseen,
-    stability_varied,
-    stability_worst,
     steering,
     to_own,
     tokens,
@@ -49,6 +45,7 @@ from _picture_tables import (
 )
 from _prompt_tables import candidates, control, pendulum, prompt_loop
 from _records import RESULTS, ROOT
+from _stability_tables import stability, stability_unseen, stability_varied, stability_worst
 from _tables import Results, Table, of
 from _token_tables import tokens_judged, tokens_long
 from _value_tables import adjoints, consistency, estimators_gradient, estimators_spread, estimators_value, soft_q

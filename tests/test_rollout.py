@@ -246,6 +246,20 @@ def test_the_logged_kl_is_the_same_for_every_number_of_processes(size):
     assert sum(count for _, count in each) == evaluations == 3 * 2
 
 
+def test_a_beta_that_follows_the_kl_sees_more_of_it():
+    """Eight states a step where beta moves with the estimate, two where it is logged alone, all where there are no more."""
+
+    def asked(kl_target, batch):
+        model = build()
+        setting = Setting(model, sa.Sampler(steps=3), Objective(lambda x, prompt: x[:, 0], True), batch, CONDITIONS)
+        rollout = rolled(model, sa.Sampler(steps=3), prompt=torch.zeros(batch, dtype=torch.long))
+        before = model.evaluations.forward
+        sa.RAM(kl_target=kl_target).build(setting).prepare(rollout, torch.Generator())
+        return (model.evaluations.forward - before) // 3
+
+    close([asked(None, 12), asked(0.1, 12), asked(0.1, 4)], [2, 8, 4], atol=0, alike=[2, 2, 2], everything=[12, 12, 4])
+
+
 def test_difference_is_of_the_trajectories_that_were_compared():
     rollout = rolled(build(), sa.Sampler(steps=3), n=4)
     path = torch.tensor([[0, 1], [2, 3], [0, 1]])

@@ -257,3 +257,18 @@ def test_a_run_lets_it_follow_once_an_iteration():
     (one, trained), (two, later) = halfway
     close(one, (begun + trained) / 2, atol=1e-6, not_at_all=begun, twice=(begun + 3 * trained) / 4)
     close(two, (one + later) / 2, atol=1e-6, not_at_all=one)
+
+
+def test_what_is_taken_back_is_not_followed():
+    """An iteration whose last step led out of its region by far. Twin: one that may go anywhere, and is followed half way."""
+
+    def moved(region):
+        settings = {"estimator": "forward", "averaging": 0.5, "updates": 1, "trust_region": region}
+        tuner = tuner_of("score_action", 1, differentiable=False, settings=settings, lr=10.0)
+        lagged = list(tuner.learner.lagged.buffers())
+        begun, metrics = [weight.clone() for weight in lagged], next(iter(tuner))
+        far = max(float((weight - first).abs().max()) for weight, first in zip(lagged, begun, strict=True))
+        return far, metrics["taken_back"]
+
+    close(moved(1e9), [5.0, 0.0], atol=1e-4, whole=[10.0, 0.0])  # Adam's first step is the rate
+    same(moved(0.1), (0.0, 1.0), followed=(5.0, 1.0))

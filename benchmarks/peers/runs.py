@@ -23,16 +23,14 @@ from pathlib import Path
 from typing import Any
 
 from _harness import Figures, arguments, built, in_stage, run_jobs
-from _prompted import BATCH
+from _prompted import BATCH, MEASURED
 from peers.watch import Watch
 from shapes import BLACK_BOX, TASK, TRAINERS
 
 HERE, SOURCE = Path(__file__).parent, Path(__file__).parents[2] / "src"
 RANK, STEPS = 16, 12
 FIXED = [f"train.batch={BATCH}", "sampler.guidance=1", "train.held_out_rows=64", "reward.name=shapes", *TASK.fixed]
-SHAPES = {name: settings for name, (_, settings) in TRAINERS.items()} | {
-    "score_action": [*BLACK_BOX, "algorithm={name: score_action, estimator: forward, beta: 0.08, each: 10}"]
-}
+SHAPES = {name: settings for name, (_, settings) in TRAINERS.items()} | {"score_action": [*BLACK_BOX, MEASURED]}
 METHODS: dict[str, dict[str, Any]] = {
     "ddpo": {"reward": "program", "rows": 16, "clip": 1e-4, "min_count": 4},
     "ddpo, masked": {"reward": "program", "rows": 16, "clip": 1e-4, "min_count": 4},
